@@ -1,0 +1,1 @@
+"""Semantic embeddings of products and queries, and the EmbeddingTable artifact that carries them."""

@@ -1,0 +1,1 @@
+"""Command line, simulated marketplace, sweeps, reports and benchmarks."""

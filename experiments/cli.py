@@ -1,0 +1,57 @@
+"""The `dashclip` command. Subcommands live in `experiments/commands/`; heavy imports wait until one runs."""
+
+import importlib
+import importlib.util
+import sys
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="dashclip",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Rank ads and products with semantic embeddings: from raw logs to a five-seed comparison.",
+)
+
+COMMANDS = (
+    "demo",
+    "doctor",
+    "generate",
+    "imports",
+    "validate",
+    "features",
+    "embed",
+    "train",
+    "sweep",
+    "report",
+    "bench",
+)
+for name in COMMANDS:
+    if importlib.util.find_spec(f"experiments.commands.{name}"):
+        importlib.import_module(f"experiments.commands.{name}").register(app)
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error happened, not only what it is.")
+    ] = False,
+) -> None:
+    """Rank ads and products with semantic embeddings: from raw logs to a five-seed comparison."""
+    context.obj = {"traceback": traceback}
+
+
+def main() -> None:
+    """Run the command line; the caller's mistakes end in one sentence and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        if "--traceback" in sys.argv[1:]:
+            raise
+        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        typer.secho("(dashclip --traceback … shows where it happened)", err=True, dim=True)
+        sys.exit(2)

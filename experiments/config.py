@@ -1,0 +1,70 @@
+"""TOML files to frozen configs, with errors that name the key, what came and what would do."""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """A configuration file that cannot be used; the message names the file and every bad key."""
+
+
+def load_config(path: Path, model: type[ConfigT]) -> ConfigT:
+    """Read a TOML file into `model`.
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, or a key is unknown, missing or out of range.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; `dashclip config list` shows the shipped ones") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    return parse_config(content, model, where=str(path))
+
+
+def parse_config(content: dict[str, Any], model: type[ConfigT], *, where: str) -> ConfigT:
+    """Validate a nested dictionary; `where` names its origin in errors."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        lines = [_sentence(problem, model) for problem in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from None
+
+
+def _sentence(problem: Any, model: type[BaseModel]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location) or "the whole file"
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(model, location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys here: {', '.join(known)}"
+        return f"unknown key {key!r}; {hint}"
+    if problem["type"] == "missing":
+        return f"key {key!r} is missing"
+    return f"{key!r}: {problem['msg']} (got {problem['input']!r})"
+
+
+def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
+    """Field names of the model that sits at `location` inside `model`."""
+    for part in location:
+        field = model.model_fields.get(part)
+        if field is None:
+            continue  # a list index or a free dictionary key: its model was found one step before
+        inner = _models_in(field.annotation)
+        if not inner:
+            return []
+        model = inner[0]
+    return sorted(model.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for argument in get_args(annotation) for found in _models_in(argument)]

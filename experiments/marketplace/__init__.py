@@ -1,0 +1,1 @@
+"""A simulated search-ads marketplace whose true click probabilities are known."""

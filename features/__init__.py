@@ -1,0 +1,1 @@
+"""What one impression is: input tables, point-in-time features, batches. The same offline and online."""

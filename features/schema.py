@@ -1,0 +1,135 @@
+"""The feature schema: the contract between logs, features, model and server.
+
+One `FeatureConfig` says what an impression looks like to the ranker. It is written into every feature set
+and every model, so that training, evaluation and serving cannot disagree about it.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SourceTable = Literal["impressions", "products", "timestamp"]
+Granularity = Literal["exact", "hour", "day"]
+CounterKey = Literal["query", "product", "user", "query_product"]
+
+#: Columns of a feature set that are not features; no feature may take one of these names.
+RESERVED_COLUMNS = (
+    "impression_id",
+    "timestamp",
+    "clicked",
+    "product_index",
+    "query_index",
+    "user_index",
+    "history_start",
+    "history_end",
+    "slice_has_purchases",
+    "slice_seen_product",
+    "slice_query_frequency",
+)
+
+#: What `source = "timestamp"` offers: parts of the impression's UTC time.
+TIMESTAMP_PARTS = ("hour_of_day", "day_of_week")
+
+
+class Config(BaseModel):
+    """Frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DenseFeature(Config):
+    """A number read from one input column.
+
+    `log` is sign(x) log(1 + |x|); both transforms end with (x - mean) / sd of the training window.
+    A null becomes the training mean, and if the training window has nulls a second column
+    `<name>_missing` (0 or 1) is added.
+    """
+
+    name: str
+    source: SourceTable = "impressions"
+    column: str
+    transform: Literal["standard", "log"] = "standard"
+
+
+class SparseFeature(Config):
+    """An id with a trainable embedding.
+
+    Rows of its table: 0 for a missing id, then `oov_rows` hashed rows for ids that the vocabulary lacks,
+    then the ids seen at least `min_count` times in the training window.
+    """
+
+    name: str
+    source: SourceTable = "impressions"
+    column: str
+    min_count: Annotated[int, Field(ge=1)] = 5
+    oov_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 8
+    #: The value that a server uses when the request has none; needed for what is unknown before ranking
+    #: (the position: it is a feature in training so that its effect is not credited to the product).
+    serving_value: str | int | None = None
+
+
+class CounterConfig(Config):
+    """Impressions, clicks and smoothed CTR of each key in trailing windows.
+
+    A click counts from the moment of the click, never from its impression. `granularity` floors the
+    moment as of which a counter is read; set it to how often the server refreshes its counters.
+    Smoothed CTR = (clicks + prior_impressions * ctr) / (impressions + prior_impressions), with ctr that of
+    the training window.
+    """
+
+    keys: tuple[CounterKey, ...] = ("query", "product", "user", "query_product")
+    windows_days: tuple[Annotated[int, Field(ge=1, le=365)], ...] = (1, 7, 28)
+    granularity: Granularity = "hour"
+    prior_impressions: Annotated[float, Field(gt=0)] = 20.0
+
+
+class HistoryConfig(Config):
+    """What the user purchased in [t - window_days, t), newest first, at most `cap` of them."""
+
+    window_days: Annotated[int, Field(ge=1, le=3650)] = 84
+    cap: Annotated[int, Field(ge=1, le=10_000)] = 50
+    deduplicate: bool = False
+
+
+class SplitConfig(Config):
+    """Whole UTC days, cut from the end of the log: ... train | validation_days | test_days.
+
+    `per_user` cuts each user's own impressions by time instead, in the shares given (MovieLens-style logs,
+    where users hardly overlap in time).
+    """
+
+    method: Literal["global", "per_user"] = "global"
+    validation_days: Annotated[int, Field(ge=1)] = 7
+    test_days: Annotated[int, Field(ge=1)] = 7
+    #: Impressions before the first `burn_in_days` are dropped from training: their counters and histories
+    #: look back over a log that does not exist yet.
+    burn_in_days: Annotated[int, Field(ge=0)] = 0
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+
+class FeatureConfig(Config):
+    """Every feature of an impression, and how the log is cut in time."""
+
+    dense: tuple[DenseFeature, ...] = ()
+    sparse: tuple[SparseFeature, ...]
+    counters: CounterConfig | None = CounterConfig()
+    history: HistoryConfig | None = HistoryConfig()
+    split: SplitConfig = SplitConfig()
+
+    @model_validator(mode="after")
+    def _names_are_unique_and_free(self) -> Self:
+        names = [feature.name for feature in (*self.dense, *self.sparse)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"feature names must be unique, but {twice} appear more than once; rename one")
+        taken = sorted(set(names) & set(RESERVED_COLUMNS))
+        if taken:
+            raise ValueError(f"feature names {taken} are reserved for the feature set itself; rename them")
+        for feature in (*self.dense, *self.sparse):
+            if feature.source == "timestamp" and feature.column not in TIMESTAMP_PARTS:
+                raise ValueError(
+                    f"feature {feature.name!r} asks for {feature.column!r} of the timestamp; "
+                    f"it has {', '.join(TIMESTAMP_PARTS)}"
+                )
+        return self

@@ -1,0 +1,1 @@
+"""From request to score: the fused model behind a server."""
