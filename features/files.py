@@ -1,0 +1,110 @@
+"""Files that are whole or absent: written under a temporary name beside the target, fsynced, renamed."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+_HASH_BLOCK_BYTES = 1 << 20
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`; a reader sees the old file or the new one, never a part.
+
+    Missing parent folders are created. An error (full disk, no permission) leaves the old file as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _fsync_folder(path.parent)
+
+
+def atomic_write_json(path: Path, content: Any) -> None:
+    """`atomic_write_bytes` of indented JSON.
+
+    Raises:
+        ValueError: `content` holds a NaN or an infinity, which JSON has no word for.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    atomic_write_bytes(path, (text + "\n").encode())
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that becomes `path` when the block ends without an error.
+
+    An existing `path` is replaced only then; it stays as it was if the block raises, and the temporary
+    folder is removed. After a kill or a power cut a hidden folder `.<name>.<random>.writing` may remain; it
+    is safe to delete.
+    """
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file; choose another folder or delete it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                _fsync_file(Path(folder) / name)
+            _fsync_folder(Path(folder))
+        _replace_folder(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _fsync_folder(path.parent)
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of the file's bytes, read in blocks. An empty file gives e3b0c44298fc1c14..."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _beside(path: Path) -> Path:
+    """A free hidden name in the same folder, hence on the same file system: a rename there is atomic."""
+    return path.with_name(f".{path.name}.{uuid4().hex[:12]}.writing")
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Rename `new` to `path`. A folder cannot be renamed onto a full one, so an old one steps aside first."""
+    if not path.exists():
+        new.rename(path)
+        return
+    old = _beside(path)
+    path.rename(old)
+    try:
+        new.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    shutil.rmtree(old)
+
+
+def _fsync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _fsync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

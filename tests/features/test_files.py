@@ -1,0 +1,91 @@
+"""Files and folders appear whole or not at all."""
+
+import hashlib
+import json
+
+import pytest
+
+from features.files import atomic_folder, atomic_write_bytes, atomic_write_json, sha256_of
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_written_file_holds_the_bytes_and_leaves_no_temporary_file(tmp_path):
+    path = tmp_path / "new" / "file.bin"
+    atomic_write_bytes(path, b"one")
+    atomic_write_bytes(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert names_in(path.parent) == ["file.bin"]
+
+
+def test_a_failed_rename_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file.bin"
+    atomic_write_bytes(path, b"old")
+
+    def full_disk(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        atomic_write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert names_in(tmp_path) == ["file.bin"]
+
+
+def test_json_comes_back_and_a_nan_is_refused(tmp_path):
+    path = tmp_path / "a.json"
+    atomic_write_json(path, {"name": "thé", "count": 3})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "thé", "count": 3}
+    with pytest.raises(ValueError, match="JSON"):
+        atomic_write_json(path, {"loss": float("nan")})
+    assert json.loads(path.read_text(encoding="utf-8"))["count"] == 3
+
+
+def test_a_folder_appears_only_when_its_block_succeeds(tmp_path):
+    target = tmp_path / "features"
+    with atomic_folder(target) as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "a").write_text("1")
+        assert not target.exists()
+        assert folder.parent == tmp_path
+    assert (target / "inner" / "a").read_text() == "1"
+    assert names_in(tmp_path) == ["features"]
+
+
+def test_a_failed_block_leaves_the_old_folder_and_nothing_else(tmp_path):
+    target = tmp_path / "features"
+    with atomic_folder(target) as folder:
+        (folder / "a").write_text("old")
+
+    def fail_midway():
+        with atomic_folder(target) as folder:
+            (folder / "a").write_text("new")
+            raise RuntimeError("mid-way")
+
+    with pytest.raises(RuntimeError, match="mid-way"):
+        fail_midway()
+    assert (target / "a").read_text() == "old"
+    assert names_in(tmp_path) == ["features"]
+
+
+def test_a_second_folder_replaces_the_first_whole(tmp_path):
+    target = tmp_path / "features"
+    for name in ("first", "second"):
+        with atomic_folder(target) as folder:
+            (folder / name).write_text(name)
+    assert names_in(target) == ["second"]
+    assert names_in(tmp_path) == ["features"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "features").write_text("a file")
+    with pytest.raises(FileExistsError, match="is a file"), atomic_folder(tmp_path / "features"):
+        pass
+
+
+def test_sha256_is_that_of_the_standard_library(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * (3 << 20))
+    assert sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
