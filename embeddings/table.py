@@ -1,0 +1,327 @@
+"""EmbeddingTable: ids and their vectors on disk, memory-mapped on load (design section "Embeddings").
+
+A folder with `vectors.npy` (row 0 zeros = missing), `ids.parquet` (the id at position i has row i + 1) and
+`manifest.json`. The ranker takes this artifact, never an encoder.
+
+Shapes: N rows with the missing row, D embedding width, M ids asked for.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from embeddings.files import atomic_folder, sha256_of
+
+FORMAT: Literal[1] = 1
+#: Beyond it FBGEMM's CUDA kernels return zeros without a word (pytorch/torchrec issue 3673).
+MAX_DIM = 1024
+#: Rows checked and written at a time, so that memory does not grow with the table.
+CHUNK_ROWS = 65_536
+#: How far from 1 the norm of a normalised vector may be; float16 rounding of 1024 numbers stays well below.
+NORM_TOLERANCE = 2e-3
+
+Kind = Literal["product", "query"]
+VECTORS, IDS, MANIFEST = "vectors.npy", "ids.parquet", "manifest.json"
+
+
+class EmbeddingTableError(ValueError):
+    """An embedding table that cannot be written, read or joined; the message names the file or the id."""
+
+
+class TableManifest(BaseModel):
+    """What `manifest.json` says about a table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1]
+    encoder_id: str
+    kind: Kind
+    dim: Annotated[int, Field(ge=4, le=MAX_DIM, multiple_of=4)]
+    dtype: Literal["float16", "float32"]
+    normalised: bool
+    id_type: Literal["int64", "string"]
+    count: Annotated[int, Field(ge=0)]
+    #: Ids whose vector is all zeros: the encoder had nothing to say, so they act like missing ids.
+    zero_vectors: Annotated[int, Field(ge=0)]
+    created: datetime
+    checksums: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many of some ids a table knows."""
+
+    known: int
+    missing: int
+
+    @property
+    def share(self) -> float:
+        """known / (known + missing); 1.0 when nothing was asked for."""
+        total = self.known + self.missing
+        return self.known / total if total else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingTable:
+    """Vectors of products or queries, found by id.
+
+    `vectors_ND[0]` is zeros and stands for every id that the table does not know; the vector of `ids[i]`
+    is `vectors_ND[i + 1]`.
+    """
+
+    folder: Path
+    manifest: TableManifest
+    ids: pa.Array
+    vectors_ND: npt.NDArray[np.floating]
+
+    @property
+    def dim(self) -> int:
+        """Embedding width D."""
+        return self.manifest.dim
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def load(cls, folder: Path, *, verify: bool = True) -> Self:
+        """Open a table; the vectors are memory-mapped, so several processes share one copy.
+
+        `verify=False` skips the checksums (one read of the whole file), never the shape and type checks.
+
+        Raises:
+            EmbeddingTableError: a file is missing, truncated or changed since the table was written.
+        """
+        folder = Path(folder)
+        manifest = _read_manifest(folder)
+        for name in (VECTORS, IDS):
+            path = folder / name
+            if not path.is_file():
+                raise EmbeddingTableError(f"{path} is missing; write the embedding table again")
+            if verify and sha256_of(path) != manifest.checksums.get(name):
+                raise EmbeddingTableError(
+                    f"{path} does not have the checksum of {folder / MANIFEST}: it was truncated or changed "
+                    "after it was written; write the embedding table again"
+                )
+        vectors_ND = _map_vectors(folder / VECTORS)
+        wanted = ((manifest.count + 1, manifest.dim), manifest.dtype)
+        if (vectors_ND.shape, vectors_ND.dtype.name) != wanted:
+            raise EmbeddingTableError(
+                f"{folder / VECTORS} must be {wanted[1]} of shape {wanted[0]} as its manifest says, "
+                f"got {vectors_ND.dtype.name} of shape {vectors_ND.shape}; write the embedding table again"
+            )
+        ids = _read_ids(folder / IDS)
+        if (len(ids), str(ids.type)) != (manifest.count, manifest.id_type):
+            raise EmbeddingTableError(
+                f"{folder / IDS} must hold {manifest.count:,} {manifest.id_type} ids as its manifest says, "
+                f"got {len(ids):,} of type {ids.type}; write the embedding table again"
+            )
+        return cls(folder=folder, manifest=manifest, ids=ids, vectors_ND=vectors_ND)
+
+    @classmethod
+    def write(
+        cls,
+        folder: Path,
+        *,
+        ids: pa.Array | pa.ChunkedArray,
+        vectors_ND: npt.NDArray[np.floating],
+        encoder_id: str,
+        kind: Kind,
+        normalised: bool,
+        created: datetime | None = None,
+    ) -> Self:
+        """Write a table and open it; the vector of `ids[i]` is `vectors_ND[i]` (no missing row: it is added).
+
+        `normalised=True` is a claim that is checked: every vector has norm 1 or is all zeros. An existing
+        table at `folder` is replaced only once the new one is complete.
+
+        Raises:
+            EmbeddingTableError: ids are null, duplicate or neither int64 nor string; vectors are not float16
+                or float32, not finite, of a width that FBGEMM cannot take, or not as normalised as claimed.
+        """
+        folder = Path(folder)
+        refuse_foreign_folder(folder, ours=lambda found: (found / MANIFEST).is_file())
+        ids = _canonical_ids(ids)
+        _check_shape(ids, vectors_ND)
+        _check_unique(ids)
+        with atomic_folder(folder) as temporary:
+            zero_vectors = _write_vectors(temporary / VECTORS, ids, vectors_ND, normalised=normalised)
+            pq.write_table(pa.table({"id": ids}), temporary / IDS, compression="zstd")
+            manifest = TableManifest(
+                format=FORMAT,
+                encoder_id=encoder_id,
+                kind=kind,
+                dim=vectors_ND.shape[1],
+                dtype=vectors_ND.dtype.name,  # type: ignore[arg-type]  # _check_shape saw to it
+                normalised=normalised,
+                id_type=str(ids.type),  # type: ignore[arg-type]  # _canonical_ids saw to it
+                count=len(ids),
+                zero_vectors=zero_vectors,
+                created=created or datetime.now(UTC),
+                checksums={name: sha256_of(temporary / name) for name in (VECTORS, IDS)},
+            )
+            (temporary / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return cls.load(folder, verify=False)
+
+    def rows_of(self, ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
+        """Row of each of M ids in `vectors_ND`; 0 for ids that are null or unknown.
+
+        Hashes the whole table at every call: ask for many ids at once. Asking for `table.ids` gives 1 ... N.
+
+        Raises:
+            EmbeddingTableError: the ids are strings and the table has integers, or the other way round.
+        """
+        ids = _canonical_ids(ids, allow_null=True)
+        if ids.type != self.ids.type:
+            raise EmbeddingTableError(
+                f"the ids of {self.folder} are {self.ids.type}, but {ids.type} ids were looked up; "
+                "write the table with the id type of the data"
+            )
+        position_M = pc.index_in(ids, value_set=self.ids)
+        return pc.add(pc.fill_null(position_M, -1), 1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+    def coverage(self, ids: pa.Array | pa.ChunkedArray) -> Coverage:
+        """How many of these ids have a vector; null ids are not counted at all."""
+        ids = ids.drop_null()
+        known = int(np.count_nonzero(self.rows_of(ids)))
+        return Coverage(known=known, missing=len(ids) - known)
+
+
+def refuse_foreign_folder(folder: Path, *, ours: Callable[[Path], bool]) -> None:
+    """Refuse to replace a folder that holds something that we did not write.
+
+    Raises:
+        EmbeddingTableError: `folder` is a file, or is not empty and `ours` does not recognise it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise EmbeddingTableError(f"{folder} must be a folder, but is a file; choose another output path")
+    if folder.is_dir() and any(folder.iterdir()) and not ours(folder):
+        raise EmbeddingTableError(
+            f"{folder} holds files that are not an embedding table and is left as it is; choose another path"
+        )
+
+
+def _canonical_ids(ids: pa.Array | pa.ChunkedArray, *, allow_null: bool = False) -> pa.Array:
+    """Ids as one int64 or string array; any integer width and string encoding is accepted."""
+    if isinstance(ids, pa.ChunkedArray):
+        ids = ids.combine_chunks()
+    if pa.types.is_dictionary(ids.type):
+        ids = ids.dictionary_decode()
+    if pa.types.is_integer(ids.type):
+        try:
+            ids = ids.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise EmbeddingTableError(f"ids must fit into 64-bit signed integers: {error}") from None
+    elif pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
+        ids = ids.cast(pa.string())
+    elif pa.types.is_null(ids.type) and not len(ids):
+        ids = ids.cast(pa.int64())
+    else:
+        raise EmbeddingTableError(f"ids must be integers or strings, got {ids.type}; cast the id column")
+    if ids.null_count and not allow_null:
+        position = pc.index(ids.is_null(), True).as_py()
+        raise EmbeddingTableError(
+            f"ids must not be null, but the one at position {position} is; drop that row"
+        )
+    return ids
+
+
+def _check_shape(ids: pa.Array, vectors_ND: npt.NDArray[np.floating]) -> None:
+    if vectors_ND.ndim != 2 or len(vectors_ND) != len(ids):
+        raise EmbeddingTableError(
+            f"vectors must have one row for each of the {len(ids):,} ids, got shape {vectors_ND.shape}"
+        )
+    if vectors_ND.dtype.name not in ("float16", "float32"):
+        raise EmbeddingTableError(
+            f"vectors must be float16 or float32, got {vectors_ND.dtype}; convert them with .astype"
+        )
+    dim = vectors_ND.shape[1]
+    if dim % 4 or not 4 <= dim <= MAX_DIM:
+        raise EmbeddingTableError(
+            f"the embedding width must be a multiple of 4 from 4 to {MAX_DIM}, as FBGEMM's kernels take no "
+            f"other, got {dim}; project or zero-pad the vectors"
+        )
+
+
+def _check_unique(ids: pa.Array) -> None:
+    if pc.count_distinct(ids).as_py() == len(ids):
+        return
+    counts = pc.value_counts(ids)
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    first = repeated[0]
+    raise EmbeddingTableError(
+        f"ids must be unique, but {first['values'].as_py()!r} appears {first['counts'].as_py()} times "
+        f"({len(repeated):,} ids are repeated); keep one vector for each id"
+    )
+
+
+def _write_vectors(
+    path: Path, ids: pa.Array, vectors_ND: npt.NDArray[np.floating], *, normalised: bool
+) -> int:
+    """Write the missing row and all vectors, checking each; return how many vectors are all zeros."""
+    rows, dim = vectors_ND.shape
+    written = np.lib.format.open_memmap(path, mode="w+", dtype=vectors_ND.dtype, shape=(rows + 1, dim))
+    zero_vectors = 0
+    for start in range(0, rows, CHUNK_ROWS):
+        chunk_CD = vectors_ND[start : start + CHUNK_ROWS]
+        norm_C = np.linalg.norm(chunk_CD.astype(np.float64), axis=1)
+        if not np.isfinite(norm_C).all():
+            row = start + int(np.flatnonzero(~np.isfinite(norm_C))[0])
+            raise EmbeddingTableError(
+                f"vectors must be finite, but that of id {ids[row].as_py()!r} (position {row}) holds NaN or "
+                "infinity; encode it again or leave the id out"
+            )
+        wrong = normalised & (norm_C != 0) & (np.abs(norm_C - 1) > NORM_TOLERANCE)
+        if wrong.any():
+            position = int(np.flatnonzero(wrong)[0])
+            raise EmbeddingTableError(
+                f"the vectors are said to be normalised, but that of id {ids[start + position].as_py()!r} "
+                f"has norm {norm_C[position]:.4g}; divide each vector by its norm, or say normalised=False"
+            )
+        zero_vectors += int(np.count_nonzero(norm_C == 0))
+        written[start + 1 : start + 1 + len(chunk_CD)] = chunk_CD
+    written.flush()
+    return zero_vectors
+
+
+def _read_manifest(folder: Path) -> TableManifest:
+    path = folder / MANIFEST
+    try:
+        return TableManifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise EmbeddingTableError(
+            f"{folder} is not an embedding table: it has no {MANIFEST}; `dashclip embed lsa` or "
+            "`dashclip embed import` makes one"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise EmbeddingTableError(f"{path} is not valid JSON: {error}; write the table again") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise EmbeddingTableError(f"{path}: {key!r}: {first['msg']} (got {first['input']!r})") from None
+
+
+def _map_vectors(path: Path) -> npt.NDArray[np.floating]:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise EmbeddingTableError(
+            f"{path} is truncated or no .npy file: {error}; write the table again"
+        ) from None
+
+
+def _read_ids(path: Path) -> pa.Array:
+    try:
+        column = pq.read_table(path, columns=["id"]).column("id")
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise EmbeddingTableError(f"{path} is no Parquet file with a column 'id': {error}") from None
+    return _canonical_ids(column)
