@@ -1,0 +1,159 @@
+"""How sure a comparison is: over training seeds, and over the users of the test week.
+
+Two different noises, two different intervals, and neither covers the other:
+
+- *Training noise* (initialisation, order of batches): the same variant trained with another seed gives
+  another AUC. `paired_difference` covers it: a Student-t interval over seeds, on one fixed test sample.
+- *Test-sample noise*: another week would have brought other users. `bootstrap_aucs` covers it: whole users
+  are drawn again with replacement, because the impressions of one user are not independent. The trained
+  models stay fixed.
+
+Shapes: S seeds, N test rows, P clicked rows, Q rows not clicked, U users, R resamples, M scored runs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+FloatArray = npt.NDArray[np.float64]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class SeedSummary:
+    """Mean over seeds and the sample standard deviation (divisor S - 1); None for a single seed."""
+
+    mean: float
+    sd: float | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate between two limits; the limits are None where the sample is too small for them."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Both limits exist and lie on the same side of zero."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+def summarize_seeds(values_S: Sequence[float]) -> SeedSummary:
+    """Mean and spread of one metric over seeds. [1, 3] has mean 2 and sd sqrt(2).
+
+    Raises:
+        ValueError: there is no seed.
+    """
+    if len(values_S) == 0:
+        raise ValueError("a summary over seeds needs at least one finished seed")
+    sd = float(np.std(values_S, ddof=1)) if len(values_S) > 1 else None
+    return SeedSummary(mean=float(np.mean(values_S)), sd=sd, seeds=len(values_S))
+
+
+def paired_difference(
+    candidate_S: Sequence[float], baseline_S: Sequence[float], *, confidence: float = 0.95
+) -> Interval:
+    """Mean of candidate - baseline with a Student-t interval over seeds: what *training noise* leaves open.
+
+    Entry s of both is the same seed on the same test rows, so what a seed or the test week does to both
+    cancels. The interval says where the mean difference of infinitely many seeds would lie on these test
+    rows; it says nothing about other test weeks. Equal differences give an interval of width zero, a
+    single seed gives no interval.
+
+    Raises:
+        ValueError: the two have different lengths, or no seed.
+    """
+    if len(candidate_S) != len(baseline_S) or len(candidate_S) == 0:
+        raise ValueError(
+            "a paired difference needs the same seeds on both sides, at least one; "
+            f"got {len(candidate_S)} and {len(baseline_S)}"
+        )
+    difference_S = np.asarray(candidate_S, dtype=np.float64) - np.asarray(baseline_S, dtype=np.float64)
+    mean, seeds = float(difference_S.mean()), len(difference_S)
+    if seeds == 1:
+        return Interval(mean=mean, low=None, high=None)
+    half_width = stats.t.ppf(0.5 + confidence / 2, seeds - 1) * difference_S.std(ddof=1) / np.sqrt(seeds)
+    return Interval(mean=mean, low=float(mean - half_width), high=float(mean + half_width))
+
+
+class UserWeightedAuc:
+    """AUC of fixed labels and scores under user weights that change: one sort, then O(N) for each weighting.
+
+    A click wins against the non-clicks below it and half of those equal to it. Their *positions* among the
+    sorted non-clicks never change; only the weight accumulated up to a position does.
+    """
+
+    def __init__(self, labels_N: npt.ArrayLike, scores_N: npt.ArrayLike, users_N: npt.ArrayLike) -> None:
+        clicked_N = np.asarray(labels_N) == 1
+        scores_N, users_N = np.asarray(scores_N), np.asarray(users_N)
+        order_Q = np.argsort(scores_N[~clicked_N], kind="stable")
+        sorted_Q = scores_N[~clicked_N][order_Q]
+        # Sorted clicks read the accumulated weights from low to high addresses, which is kinder to the cache.
+        order_P = np.argsort(scores_N[clicked_N], kind="stable")
+        sorted_P = scores_N[clicked_N][order_P]
+        self._user_Q = users_N[~clicked_N][order_Q]
+        self._user_P = users_N[clicked_N][order_P]
+        self._below_P = np.searchsorted(sorted_Q, sorted_P, side="left")
+        self._through_P = np.searchsorted(sorted_Q, sorted_P, side="right")
+        self._without_ties = bool((self._below_P == self._through_P).all())
+
+    def __call__(self, weights_U: FloatArray) -> float:
+        """AUC when each row weighs what its user does; NaN where a class weighs nothing.
+
+        All weights one gives `ranking.metrics.roc_auc`.
+        """
+        weight_P = weights_U[self._user_P]
+        accumulated_Q = np.concatenate([[0.0], np.cumsum(weights_U[self._user_Q])])
+        won_P = accumulated_Q[self._below_P]
+        if not self._without_ties:
+            won_P = 0.5 * (won_P + accumulated_Q[self._through_P])
+        pairs = weight_P.sum() * accumulated_Q[-1]
+        return float(weight_P @ won_P / pairs) if pairs > 0 else float("nan")
+
+
+def bootstrap_aucs(
+    runs_M: Sequence[UserWeightedAuc],
+    *,
+    num_users: int,
+    resamples: int,
+    rng: np.random.Generator,
+    progress: Progress | None = None,
+) -> FloatArray:
+    """AUCs [R, M] of M scored runs on R samples of users drawn with replacement: *test-sample noise*.
+
+    Every run of a row sees the same drawn users, so differences of columns are paired. Average the columns
+    of a variant's seeds before taking differences: then no training noise is left but that of the average.
+
+    Raises:
+        ValueError: there is no user.
+    """
+    if num_users < 1:
+        raise ValueError("a bootstrap over users needs at least one user")
+    aucs_RM = np.empty((resamples, len(runs_M)))
+    for resample in range(resamples):
+        drawn = rng.integers(0, num_users, size=num_users)
+        weights_U = np.bincount(drawn, minlength=num_users).astype(np.float64)
+        aucs_RM[resample] = [run(weights_U) for run in runs_M]
+        if progress is not None:
+            progress("bootstrap over users", resample + 1, resamples)
+    return aucs_RM
+
+
+def percentile_interval(estimate: float, resampled_R: npt.ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """The central `confidence` of resampled values around an estimate. 1..99 at 0.5 gives 25.5 to 74.5.
+
+    Resamples without a value (NaN) are left out; if fewer than half have one, the limits are None.
+    """
+    resampled_R = np.asarray(resampled_R, dtype=np.float64)
+    valid = resampled_R[~np.isnan(resampled_R)]
+    if len(valid) < 2 or 2 * len(valid) < len(resampled_R):
+        return Interval(mean=estimate, low=None, high=None)
+    low, high = np.quantile(valid, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return Interval(mean=estimate, low=float(low), high=float(high))
