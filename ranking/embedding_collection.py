@@ -1,0 +1,141 @@
+"""Embedding tables inside the model: torchrec collections, trainable (fused optimizer) and frozen.
+
+Two invariants, both learnt from silent failures of torchrec 1.8 (docs/decisions/0002):
+every table is MEAN-pooled with one dtype, and pooled outputs are selected by key, never by position.
+
+Shapes: B impressions, K keys, D embedding width, E = sum of the widths of all keys.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+from torchrec.optim import RowWiseAdagrad
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """One embedding table and the keys that read it (the product table serves candidate and history)."""
+
+    name: str
+    rows: int
+    dim: int
+    keys: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.dim % 4 or not 4 <= self.dim <= 1024:
+            raise ValueError(
+                f"table {self.name!r} is {self.dim} wide; fbgemm takes multiples of 4 from 4 to 1024 "
+                "(wider ones come back as zeros on CUDA)"
+            )
+
+
+def trainable_collection(
+    tables: Sequence[TableSpec],
+    *,
+    learning_rate: float,
+    init_scale: float | None,
+    generator: torch.Generator,
+    device: torch.device,
+) -> FusedEmbeddingBagCollection:
+    """Tables whose row-wise Adagrad runs inside the backward pass: no dense gradients, no second copy.
+
+    Args:
+        init_scale: entries start uniform in +-init_scale; None takes 1/sqrt(dim), so that bags have unit
+            length on average and cosines mean something from the first step.
+    """
+    collection = FusedEmbeddingBagCollection(
+        tables=_configs(tables),
+        optimizer_type=RowWiseAdagrad,
+        optimizer_kwargs={"lr": learning_rate, "eps": 1e-8},
+        device=device,
+    )
+    for table in tables:
+        weight = collection.embedding_bags[table.name].weight
+        scale = init_scale if init_scale is not None else (3.0 / table.dim) ** 0.5
+        values = torch.empty(weight.shape).uniform_(-scale, scale, generator=generator)
+        with torch.no_grad():
+            weight.copy_(values)
+    return collection
+
+
+def frozen_collection(
+    tables: Sequence[TableSpec], vectors: dict[str, NDArray[np.floating]], *, device: torch.device
+) -> EmbeddingBagCollection:
+    """Pretrained tables: no gradient, no optimizer state.
+
+    Args:
+        vectors: for each table name its rows [rows, dim]; row 0 is the missing vector, all zeros.
+    """
+    collection = EmbeddingBagCollection(tables=_configs(tables), device=device)
+    for table in tables:
+        weight = collection.embedding_bags[table.name].weight
+        if tuple(weight.shape) != vectors[table.name].shape:
+            raise ValueError(
+                f"table {table.name!r} is {tuple(weight.shape)} but its vectors are {vectors[table.name].shape}"
+            )
+        with torch.no_grad():
+            weight.copy_(torch.from_numpy(np.asarray(vectors[table.name], dtype=np.float32)))
+        weight.requires_grad_(False)
+    return collection
+
+
+def eager_twin(fused: FusedEmbeddingBagCollection) -> EmbeddingBagCollection:
+    """The same tables as a plain collection, which torchrec can quantise and export.
+
+    `quantize_inference_model` leaves a fused collection untouched, without a warning.
+    """
+    configs = fused.embedding_bag_configs()
+    twin = EmbeddingBagCollection(tables=configs, device=torch.device("cpu"))
+    for config in configs:
+        weight = fused.embedding_bags[config.name].weight
+        with torch.no_grad():
+            twin.embedding_bags[config.name].weight.copy_(weight)
+    twin.requires_grad_(False)
+    return twin
+
+
+class PooledEmbeddings(nn.Module):
+    """A collection and the order in which its keys are wanted."""
+
+    def __init__(
+        self, collection: FusedEmbeddingBagCollection | EmbeddingBagCollection, keys: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.collection = collection
+        self.keys = tuple(keys)
+
+    def forward(self, rows: KeyedJaggedTensor) -> list[Tensor]:
+        """K mean-pooled bags, each [B, D]; an empty bag is zeros."""
+        if rows.stride() == 0:  # fbgemm fails on a batch of none
+            return [torch.zeros(0, width, device=rows.device()) for width in self._widths()]
+        pooled = self.collection(rows)
+        return [pooled[key] for key in self.keys]
+
+    def _widths(self) -> list[int]:
+        width = {
+            key: table.embedding_dim
+            for table in self.collection.embedding_bag_configs()
+            for key in table.feature_names
+        }
+        return [width[key] for key in self.keys]
+
+
+def _configs(tables: Sequence[TableSpec]) -> list[EmbeddingBagConfig]:
+    return [
+        EmbeddingBagConfig(
+            name=table.name,
+            num_embeddings=table.rows,
+            embedding_dim=table.dim,
+            feature_names=list(table.keys),
+            pooling=PoolingType.MEAN,  # torchrec's default is SUM
+        )
+        for table in tables
+    ]

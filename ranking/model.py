@@ -1,0 +1,225 @@
+"""The rankers of the paper's table 2: a DCN-v2 baseline, and the same beside a DashCLIP tower (figure 3).
+
+Shapes: B impressions, F dense features, S sparse features, D width of the pretrained vectors.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from ranking.embedding_collection import (
+    PooledEmbeddings,
+    TableSpec,
+    frozen_collection,
+    trainable_collection,
+)
+from ranking.towers import DashClipTower, DcnTower, mlp
+
+Entity = Literal["product", "query", "history"]
+Widths = tuple[Annotated[int, Field(ge=1, le=16_384)], ...]
+#: Table that each entity reads: the purchase history is a bag of products.
+_TABLE_OF: dict[str, str] = {"product": "product", "history": "product", "query": "query"}
+
+
+class SemanticConfig(BaseModel):
+    """The DashCLIP tower. Cosines are taken of every pair of `entities`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    entities: Annotated[tuple[Entity, ...], Field(min_length=1)] = ("product", "query", "history")
+    #: "random" gives the same tower trainable tables that know nothing: the paper's control.
+    initialisation: Literal["pretrained", "random"] = "pretrained"
+    widths: Annotated[Widths, Field(min_length=1)] = (128, 64)
+
+    @model_validator(mode="after")
+    def _entities_are_distinct(self) -> Self:
+        if len(set(self.entities)) != len(self.entities):
+            raise ValueError(f"entities must differ from each other, got {self.entities}")
+        return self
+
+
+class RankerConfig(BaseModel):
+    """Sizes of the ranker; `semantic` is what tells table 2's variants apart."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    embedding_dim: Annotated[int, Field(ge=4, le=1024, multiple_of=4)] = 16
+    cross_layers: Annotated[int, Field(ge=1, le=16)] = 3
+    cross_rank: Annotated[int, Field(ge=1)] | None = None
+    deep_widths: Widths = (256, 128)
+    top_widths: Widths = (64,)
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    semantic: SemanticConfig | None = None
+
+
+@dataclass(frozen=True)
+class RankerInputs:
+    """What the data decide about a ranker's shape.
+
+    Attributes:
+        dense_features: F.
+        sparse_rows: rows of each sparse feature's table, in the order of the feature set.
+        vectors: rows of the pretrained tables [rows, D] under "product" and "query"; empty without them.
+    """
+
+    dense_features: int
+    sparse_rows: dict[str, int]
+    vectors: dict[str, NDArray[np.floating]]
+
+
+class DcnRanker(nn.Module):
+    """The baseline: dense features and ids only."""
+
+    def __init__(self, *, sparse_tables: PooledEmbeddings, dcn_tower: DcnTower, head: nn.Module) -> None:
+        super().__init__()
+        self.sparse_tables = sparse_tables
+        self.dcn_tower = dcn_tower
+        self.head = head
+
+    def forward(self, dense_BF: Tensor, sparse: KeyedJaggedTensor, semantic: KeyedJaggedTensor) -> Tensor:
+        """Logits of a click [B]; `semantic` is not read."""
+        dcn_BH = self.dcn_tower(dense_BF, self.sparse_tables(sparse))
+        return self.head(dcn_BH).squeeze(1)
+
+
+class TwoTowerRanker(nn.Module):
+    """The DCN tower beside the DashCLIP tower, joined by fully connected layers."""
+
+    def __init__(
+        self,
+        *,
+        sparse_tables: PooledEmbeddings,
+        semantic_tables: PooledEmbeddings,
+        dcn_tower: DcnTower,
+        dashclip_tower: DashClipTower,
+        head: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.sparse_tables = sparse_tables
+        self.semantic_tables = semantic_tables
+        self.dcn_tower = dcn_tower
+        self.dashclip_tower = dashclip_tower
+        self.head = head
+
+    def forward(self, dense_BF: Tensor, sparse: KeyedJaggedTensor, semantic: KeyedJaggedTensor) -> Tensor:
+        """Logits of a click [B]."""
+        dcn_BH = self.dcn_tower(dense_BF, self.sparse_tables(sparse))
+        dashclip_BH = self.dashclip_tower(self.semantic_tables(semantic))
+        return self.head(torch.cat([dcn_BH, dashclip_BH], dim=1)).squeeze(1)
+
+
+Ranker = DcnRanker | TwoTowerRanker
+
+
+def build_ranker(
+    config: RankerConfig,
+    inputs: RankerInputs,
+    *,
+    seed: int,
+    embedding_learning_rate: float = 0.02,
+    device: torch.device | None = None,
+) -> Ranker:
+    """A freshly initialised ranker. The same seed gives the same bits; the global generator is untouched.
+
+    Raises:
+        ValueError: the DashCLIP tower asks for a table that `inputs.vectors` lacks, or the tables' widths
+            differ.
+    """
+    device = device or torch.device("cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        sparse_tables = PooledEmbeddings(
+            trainable_collection(
+                [
+                    TableSpec(name, rows, config.embedding_dim, (name,))
+                    for name, rows in inputs.sparse_rows.items()
+                ],
+                learning_rate=embedding_learning_rate,
+                init_scale=0.01,
+                generator=generator,
+                device=device,
+            ),
+            list(inputs.sparse_rows),
+        )
+        dcn_tower = DcnTower(
+            dense_features=inputs.dense_features,
+            embedding_widths=[config.embedding_dim] * len(inputs.sparse_rows),
+            cross_layers=config.cross_layers,
+            cross_rank=config.cross_rank,
+            deep_widths=config.deep_widths,
+            dropout=config.dropout,
+        )
+        if config.semantic is None:
+            head = _head(dcn_tower.width, config)
+            return DcnRanker(sparse_tables=sparse_tables, dcn_tower=dcn_tower, head=head).to(device)
+
+        semantic_tables, dim = _semantic_tables(
+            config.semantic,
+            inputs.vectors,
+            learning_rate=embedding_learning_rate,
+            generator=generator,
+            device=device,
+        )
+        dashclip_tower = DashClipTower(
+            entities=len(config.semantic.entities),
+            dim=dim,
+            widths=config.semantic.widths,
+            dropout=config.dropout,
+        )
+        return TwoTowerRanker(
+            sparse_tables=sparse_tables,
+            semantic_tables=semantic_tables,
+            dcn_tower=dcn_tower,
+            dashclip_tower=dashclip_tower,
+            head=_head(dcn_tower.width + dashclip_tower.width, config),
+        ).to(device)
+
+
+def _head(width: int, config: RankerConfig) -> nn.Sequential:
+    top = mlp(width, config.top_widths, dropout=config.dropout)
+    return nn.Sequential(*top, nn.Linear(config.top_widths[-1] if config.top_widths else width, 1))
+
+
+def _semantic_tables(
+    semantic: SemanticConfig,
+    vectors: dict[str, NDArray[np.floating]],
+    *,
+    learning_rate: float,
+    generator: torch.Generator,
+    device: torch.device,
+) -> tuple[PooledEmbeddings, int]:
+    keys_of = _keys_by_table(semantic.entities)
+    missing = sorted(set(keys_of) - set(vectors))
+    if missing:
+        raise ValueError(
+            f"the DashCLIP tower needs {' and '.join(missing)} embeddings, which were not given; name an "
+            f"EmbeddingTable for them, or take what reads them out of semantic.entities {semantic.entities}"
+        )
+    dims = {name: int(vectors[name].shape[1]) for name in keys_of}
+    if len(set(dims.values())) > 1:
+        raise ValueError(f"cosines need product and query vectors of one width, got {dims}")
+    tables = [
+        TableSpec(name, vectors[name].shape[0], dims[name], tuple(keys)) for name, keys in keys_of.items()
+    ]
+    if semantic.initialisation == "pretrained":
+        collection = frozen_collection(tables, vectors, device=device)
+    else:
+        collection = trainable_collection(
+            tables, learning_rate=learning_rate, init_scale=None, generator=generator, device=device
+        )
+    return PooledEmbeddings(collection, semantic.entities), next(iter(dims.values()))
+
+
+def _keys_by_table(entities: Sequence[Entity]) -> dict[str, list[str]]:
+    keys: dict[str, list[str]] = {}
+    for entity in entities:
+        keys.setdefault(_TABLE_OF[entity], []).append(entity)
+    return keys

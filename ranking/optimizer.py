@@ -1,0 +1,110 @@
+"""Adam for the dense layers, row-wise Adagrad fused into the tables' backward pass, one schedule for both."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+
+from ranking.model import Ranker
+
+
+class OptimizerConfig(BaseModel):
+    """Learning rates rise linearly for `warmup_steps`, then fall linearly to zero at the last step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    embedding_learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+
+
+class RankerOptimizer:
+    """Both optimizers of a ranker behind `step`."""
+
+    def __init__(self, ranker: Ranker, config: OptimizerConfig, *, total_steps: int) -> None:
+        self.config = config
+        self.total_steps = total_steps
+        self._fused = [
+            m.fused_optimizer() for m in ranker.modules() if isinstance(m, FusedEmbeddingBagCollection)
+        ]
+        self._named = dict(dense_parameters(ranker))
+        self._dense = torch.optim.AdamW(
+            self._named.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+
+    def set_learning_rates(self, step: int) -> float:
+        """Set both for the update number `step` (from 0).
+
+        Returns:
+            The factor applied to the configured rates: (step + 1) / warmup_steps while warming up.
+        """
+        warmup = self.config.warmup_steps
+        left = (self.total_steps - step) / max(1, self.total_steps - warmup)
+        factor = min(1.0, (step + 1) / max(1, warmup), max(0.0, left))
+        for group in self._dense.param_groups:
+            group["lr"] = self.config.learning_rate * factor
+        for fused in self._fused:
+            for group in fused.param_groups:
+                group["lr"] = self.config.embedding_learning_rate * factor
+            fused.step()  # only hands the rate to fbgemm; the update itself happens in the backward pass
+        return factor
+
+    def update(self, loss: Tensor) -> None:
+        """Backward pass (which updates the tables) and one Adam step."""
+        self._dense.zero_grad(set_to_none=True)
+        loss.backward()
+        self._dense.step()
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Every optimizer state under a flat name; `load_state_tensors` takes it back."""
+        names = {id(parameter): name for name, parameter in self._named.items()}
+        tensors = {}
+        for parameter, state in self._dense.state.items():
+            for key, value in state.items():
+                tensors[f"dense/{names[id(parameter)]}/{key}"] = value
+        for i, fused in enumerate(self._fused):
+            for table, state in fused.state_dict()["state"].items():
+                for key, value in state.items():
+                    tensors[f"fused/{i}/{table}/{key}"] = value
+        return tensors
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore in place.
+
+        Raises:
+            ValueError: `tensors` come from a ranker with other layers.
+        """
+        for name, parameter in self._named.items():
+            prefix = f"dense/{name}/"
+            state = {
+                key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+            }
+            if state:
+                self._dense.state[parameter] = state
+        for i, fused in enumerate(self._fused):
+            for table, state in fused.state_dict()["state"].items():
+                for key, value in state.items():
+                    saved = tensors.get(f"fused/{i}/{table}/{key}")
+                    if saved is None or saved.shape != value.shape:
+                        raise ValueError(
+                            f"the checkpoint has no optimizer state of shape {tuple(value.shape)} for table "
+                            f"{table!r}; it was written by a run with other features or another model"
+                        )
+                    value.copy_(saved)
+
+
+def dense_parameters(ranker: Ranker) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters that Adam trains: all but the tables."""
+    tables = {
+        id(parameter)
+        for module in ranker.modules()
+        if isinstance(module, FusedEmbeddingBagCollection)
+        for parameter in module.parameters()
+    }
+    for name, parameter in ranker.named_parameters():
+        if parameter.requires_grad and id(parameter) not in tables:
+            yield name, parameter

@@ -1,0 +1,226 @@
+"""One training run in one folder: config in, model, metrics and test predictions out.
+
+RUN/config.json        what was asked for, resolved
+    checkpoints/ best/ tensorboard/
+    predictions/test.parquet
+    metrics.json
+    run.json           written last: a run without it is not finished
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from features.feature_set import FeatureSet
+from features.files import atomic_write_bytes, atomic_write_json
+from features.loader import BatchLoader
+from ranking.checkpoint import load_ranker_weights, read_checkpoint
+from ranking.metrics import RankingMetrics, evaluate
+from ranking.model import Ranker, RankerConfig, RankerInputs, build_ranker
+from ranking.prediction import predict
+from ranking.semantic_inputs import SemanticInputs, join_tables
+from ranking.train import OnStep, TrainingConfig, train
+
+#: Columns of the test split that travel with the predictions, so that a report needs nothing else.
+_SLICE_COLUMNS = (
+    "impression_id",
+    "user_index",
+    "query_index",
+    "product_index",
+    "slice_has_purchases",
+    "slice_seen_product",
+    "slice_query_frequency",
+)
+_EVALUATION_BATCH = 8192
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run's numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    variant: str
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    features: Path
+    product_table: Path | None = None
+    query_table: Path | None = None
+    ranker: RankerConfig = RankerConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run: its config, data and ranker."""
+
+    config: RunConfig
+    feature_set: FeatureSet
+    semantic: SemanticInputs | None
+    ranker: Ranker
+
+    def loader(
+        self,
+        split: str,
+        *,
+        batch_size: int = _EVALUATION_BATCH,
+        shuffle_seed: int | None = None,
+        id_dropout: float = 0.0,
+    ) -> BatchLoader:
+        """Batches of one split with what this run's ranker reads."""
+        return BatchLoader(
+            self.feature_set,
+            split,
+            batch_size=batch_size,
+            semantic=self.semantic.rows if self.semantic else None,
+            shuffle_seed=shuffle_seed,
+            id_dropout=id_dropout,
+        )
+
+
+def open_run(config: RunConfig, *, device: torch.device | None = None) -> Run:
+    """Open the data and build the untrained ranker of `config`."""
+    feature_set = FeatureSet.open(config.features)
+    semantic = None
+    if config.ranker.semantic is not None:
+        semantic = join_tables(
+            feature_set, product_table=config.product_table, query_table=config.query_table
+        )
+    ranker = build_ranker(
+        config.ranker,
+        RankerInputs(
+            dense_features=len(feature_set.manifest.dense_columns),
+            sparse_rows={column.name: column.rows for column in feature_set.manifest.sparse_columns},
+            vectors=semantic.vectors if semantic else {},
+        ),
+        seed=config.seed,
+        embedding_learning_rate=config.training.optimizer.embedding_learning_rate,
+        device=device,
+    )
+    return Run(config, feature_set, semantic, ranker)
+
+
+def load_run(folder: Path, *, device: torch.device | None = None) -> Run:
+    """A trained run with the weights of its best evaluation.
+
+    Raises:
+        CheckpointError: the weights are missing or damaged.
+    """
+    try:
+        config = RunConfig.model_validate_json((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is not a run: it has no config.json") from None
+    run = open_run(config, device=device)
+    load_ranker_weights(run.ranker, read_checkpoint(folder / "best").weights, source=folder / "best")
+    return run
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in `folder` got to its end."""
+    return (folder / "run.json").exists()
+
+
+def execute_run(
+    config: RunConfig,
+    folder: Path,
+    *,
+    environment: dict[str, Any],
+    device: torch.device | None = None,
+    resume: bool = False,
+    on_step: OnStep | None = None,
+) -> dict[str, Any]:
+    """Train, evaluate on the test split, and write the run folder.
+
+    Args:
+        environment: versions, commit, hardware; stored as it is.
+        resume: go on with what `folder` holds, or start if it holds nothing.
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        ValueError: `folder` holds a run already (without `resume`), or one with another config.
+    """
+    _claim(folder, config, resume=resume)
+    atomic_write_json(folder / "environment.json", environment)
+    device = device or torch.device("cpu")
+    run = open_run(config, device=device)
+    progress = train(
+        run.ranker,
+        config.training,
+        training=run.loader(
+            "train",
+            batch_size=config.training.batch_size,
+            shuffle_seed=config.seed,
+            id_dropout=config.training.id_dropout,
+        ),
+        validation=run.loader("validation"),
+        folder=folder,
+        seed=config.seed,
+        device=device,
+        resume=resume,
+        on_step=on_step,
+    )
+    metrics = {
+        "history": [asdict(evaluation) for evaluation in progress.history],
+        "validation": asdict(progress.best) if progress.best else None,
+        "test": _evaluate_test(run, folder, device=device).to_dict(),
+        "coverage": {kind: asdict(c) for kind, c in run.semantic.coverage.items()} if run.semantic else {},
+    }
+    atomic_write_json(folder / "metrics.json", metrics)
+    atomic_write_json(
+        folder / "run.json",
+        {
+            "variant": config.variant,
+            "seed": config.seed,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "steps": progress.step,
+            "rows": progress.rows,
+            "training_seconds": progress.seconds,
+            "rows_per_s": progress.rows / progress.seconds if progress.seconds else None,
+            "parameters": sum(parameter.numel() for parameter in run.ranker.parameters()),
+        },
+    )
+    return metrics
+
+
+def _claim(folder: Path, config: RunConfig, *, resume: bool) -> None:
+    path = folder / "config.json"
+    content = config.model_dump(mode="json")
+    if path.exists():
+        if not resume:
+            raise ValueError(
+                f"{folder} already holds a run; pass --resume to go on with it, or choose another folder"
+            )
+        if json.loads(path.read_text()) != content:
+            raise ValueError(
+                f"{path} differs from the config given, so the runs would not be comparable; restore it, or "
+                "choose another folder"
+            )
+    atomic_write_json(path, content)
+
+
+def _evaluate_test(run: Run, folder: Path, *, device: torch.device) -> RankingMetrics:
+    clicked_N, logit_N = predict(run.ranker, run.loader("test"), device=device)
+    table = pa.concat_tables(
+        pq.read_table(path, columns=list(_SLICE_COLUMNS)) for path in run.feature_set.split_files("test")
+    )
+    table = table.append_column("clicked", pa.array(clicked_N)).append_column("logit", pa.array(logit_N))
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    atomic_write_bytes(folder / "predictions" / "test.parquet", buffer.getvalue().to_pybytes())
+    return evaluate(
+        clicked_N, logit_N, queries_N=_column(table, "query_index"), users_N=_column(table, "user_index")
+    )
+
+
+def _column(table: pa.Table, name: str) -> NDArray[np.int64]:
+    values: NDArray[np.int64] = table[name].to_numpy()
+    return values

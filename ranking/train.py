@@ -1,0 +1,302 @@
+"""The training loop: one pass after another over the training window, stopped early on the validation days.
+
+A run that is killed at any moment and resumed gives the same bits as one that was not (on a CPU, at the same
+thread count): a checkpoint holds the weights, both optimizers, the loader's position, the random generator
+and the history, and everything in between is a function of these.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from features.batch import Batch
+from features.files import atomic_write_json
+from features.loader import BatchLoader
+from ranking.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    load_ranker_weights,
+    ranker_weights,
+    read_checkpoint,
+    write_checkpoint,
+)
+from ranking.metrics import log_loss, roc_auc
+from ranking.model import Ranker
+from ranking.optimizer import OptimizerConfig, RankerOptimizer
+from ranking.prediction import predict
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class TrainingDivergedError(ValueError):
+    """The loss is no longer a number; the message names the batch and the likeliest cause."""
+
+
+class TrainingConfig(BaseModel):
+    """How a ranker is trained; the validation days decide when to stop and which weights to keep."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: Annotated[int, Field(ge=1)] = 2048
+    max_epochs: Annotated[int, Field(ge=1)] = 3
+    evaluations_per_epoch: Annotated[int, Field(ge=1)] = 2
+    #: Stop after so many evaluations without a lower validation log loss.
+    patience: Annotated[int, Field(ge=1)] = 3
+    optimizer: OptimizerConfig = OptimizerConfig()
+    id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    #: "auto" is bfloat16 where the machine has units for it, else float32 (bfloat16 is emulated there).
+    precision: Precision = "auto"
+    #: A checkpoint is written after every evaluation, and between them every so many minutes.
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 10.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One look at the validation days."""
+
+    step: int
+    rows: int
+    train_loss: float
+    validation_auc: float
+    validation_logloss: float
+
+
+@dataclass
+class TrainingProgress:
+    """What changes while training; saved in every checkpoint."""
+
+    step: int = 0
+    rows: int = 0
+    loss_sum: float = 0.0
+    loss_rows: int = 0
+    seconds: float = 0.0
+    history: list[Evaluation] = field(default_factory=list)
+    stopped: bool = False
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The evaluation with the lowest validation log loss, the first of equals."""
+        return min(self.history, key=lambda evaluation: evaluation.validation_logloss, default=None)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "TrainingProgress":
+        evaluations = [Evaluation(**evaluation) for evaluation in content["history"]]
+        return cls(**{**content, "history": evaluations})
+
+
+#: Called after every step with (progress, total steps).
+OnStep = Callable[[TrainingProgress, int], None]
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype of the dense layers' products; weights and optimizer states are float32 in any case."""
+    if precision == "auto":
+        fast = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if device.type == "cuda"
+            else bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        )
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def train(
+    ranker: Ranker,
+    config: TrainingConfig,
+    *,
+    training: BatchLoader,
+    validation: BatchLoader,
+    folder: Path,
+    seed: int,
+    device: torch.device | None = None,
+    resume: bool = False,
+    on_step: OnStep | None = None,
+) -> TrainingProgress:
+    """Train `ranker` in place; it ends with the weights of the best evaluation.
+
+    Args:
+        folder: receives `checkpoints/`, `best/` and `tensorboard/`.
+        resume: go on from the newest checkpoint in `folder`, if there is one.
+
+    Raises:
+        TrainingDivergedError: a loss is NaN or infinite; the update is not applied.
+        UndefinedMetricError: the validation days hold clicks only, or none.
+    """
+    loop = _Loop(ranker, config, training, validation, folder, device or torch.device("cpu"), on_step)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if resume:
+            loop.restore()
+        try:
+            loop.run()
+        finally:
+            loop.scalars.close()
+    return loop.progress
+
+
+class _Loop:
+    def __init__(
+        self,
+        ranker: Ranker,
+        config: TrainingConfig,
+        training: BatchLoader,
+        validation: BatchLoader,
+        folder: Path,
+        device: torch.device,
+        on_step: OnStep | None,
+    ) -> None:
+        self.ranker = ranker
+        self.config = config
+        self.training = training
+        self.validation = validation
+        self.folder = folder
+        self.device = device
+        self.on_step = on_step
+        self.progress = TrainingProgress()
+        self.steps_per_epoch = len(training)
+        self.total_steps = config.max_epochs * self.steps_per_epoch
+        self.steps_per_evaluation = -(-self.steps_per_epoch // config.evaluations_per_epoch)
+        self.optimizer = RankerOptimizer(ranker, config.optimizer, total_steps=self.total_steps)
+        dtype = resolve_precision(config.precision, device)
+        self.autocast = torch.autocast(device.type, dtype=dtype) if dtype is torch.bfloat16 else nullcontext()
+        self.checkpointed_at = time.monotonic()
+        self.scalars = SummaryWriter(str(folder / "tensorboard"))
+
+    def restore(self) -> None:
+        newest = latest_checkpoint(self.folder / "checkpoints")
+        if newest is None:
+            return
+        saved = read_checkpoint(newest)
+        load_ranker_weights(self.ranker, saved.weights, source=newest)
+        optimizer = copy.copy(saved.optimizer)
+        torch.set_rng_state(optimizer.pop("random/cpu"))
+        self.optimizer.load_state_tensors(optimizer)
+        self.training.load_state_dict(saved.progress["loader"])
+        self.progress = TrainingProgress.from_json(saved.progress["training"])
+        self.scalars.close()
+        self.scalars = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.progress.step)
+
+    def run(self) -> None:
+        while self.progress.step < self.total_steps and not self.progress.stopped:
+            self.ranker.train()
+            for batch in self.training:
+                started = time.monotonic()
+                self.step(batch)
+                self.progress.seconds += time.monotonic() - started
+                if self.on_step:
+                    self.on_step(self.progress, self.total_steps)
+                if self.is_evaluation_due():
+                    self.evaluate()
+                    self.checkpoint()
+                    if self.progress.stopped:
+                        break
+                elif time.monotonic() - self.checkpointed_at >= 60 * self.config.checkpoint_minutes:
+                    self.checkpoint()
+        best = self.folder / "best"
+        load_ranker_weights(self.ranker, read_checkpoint(best).weights, source=best)
+
+    def is_evaluation_due(self) -> bool:
+        step_in_epoch = (self.progress.step - 1) % self.steps_per_epoch + 1
+        return step_in_epoch % self.steps_per_evaluation == 0 or step_in_epoch == self.steps_per_epoch
+
+    def step(self, batch: Batch) -> None:
+        progress = self.progress
+        factor = self.optimizer.set_learning_rates(progress.step)
+        on_device = batch.to(self.device)
+        with self.autocast:
+            logit_B = self.ranker(on_device.dense_BF, on_device.sparse, on_device.semantic)
+        loss = binary_cross_entropy_with_logits(logit_B.float(), on_device.clicked_B)
+        loss_value = loss.item()
+        if not np.isfinite(loss_value):
+            raise self.diverged(batch, loss_value)
+        self.optimizer.update(loss)
+        progress.step += 1
+        progress.rows += len(batch)
+        progress.loss_sum += loss_value * len(batch)
+        progress.loss_rows += len(batch)
+        if progress.step % 20 == 0:
+            self.scalars.add_scalar("train/loss", loss_value, progress.step)
+            self.scalars.add_scalar("train/learning_rate_factor", factor, progress.step)
+
+    def evaluate(self) -> None:
+        progress = self.progress
+        clicked_N, logit_N = predict(self.ranker, self.validation, device=self.device)
+        evaluation = Evaluation(
+            step=progress.step,
+            rows=progress.rows,
+            train_loss=progress.loss_sum / progress.loss_rows,
+            validation_auc=roc_auc(clicked_N, logit_N),
+            validation_logloss=log_loss(clicked_N, logit_N),
+        )
+        progress.loss_sum, progress.loss_rows = 0.0, 0
+        progress.history.append(evaluation)
+        for name, value in asdict(evaluation).items():
+            if isinstance(value, float):
+                self.scalars.add_scalar(name.replace("_", "/", 1), value, progress.step)
+        if progress.best is evaluation:
+            write_checkpoint(
+                self.folder / "best", Checkpoint(ranker_weights(self.ranker), {}, asdict(evaluation))
+            )
+        since_best = len(progress.history) - 1 - progress.history.index(progress.best or evaluation)
+        progress.stopped = since_best >= self.config.patience
+
+    def checkpoint(self) -> None:
+        """Write `checkpoints/step-…`, then delete the older ones: one whole checkpoint exists at any time."""
+        checkpoints = self.folder / "checkpoints"
+        written = checkpoints / f"step-{self.progress.step:010d}"
+        write_checkpoint(
+            written,
+            Checkpoint(
+                weights=ranker_weights(self.ranker),
+                optimizer={**self.optimizer.state_tensors(), "random/cpu": torch.get_rng_state()},
+                progress={"training": self.progress.as_json(), "loader": self._next_position()},
+            ),
+        )
+        for older in checkpoints.glob("step-*"):
+            if older != written:
+                _remove_folder(older)
+        self.checkpointed_at = time.monotonic()
+
+    def _next_position(self) -> dict[str, int]:
+        state = self.training.state_dict()
+        if state["rows_done"] == state["rows"]:
+            return {**state, "epoch": state["epoch"] + 1, "rows_done": 0}
+        return state
+
+    def diverged(self, batch: Batch, loss: float) -> TrainingDivergedError:
+        names = self.training.dense_columns
+        bad = [names[i] for i in torch.nonzero(~torch.isfinite(batch.dense_BF).all(dim=0)).flatten()]
+        impressions = self.training.impression_ids(batch.row_B.numpy())
+        record = self.folder / "diverged_batch.json"
+        atomic_write_json(record, {"step": self.progress.step, "features": bad, "impressions": impressions})
+        cause = (
+            f"its dense features {bad} are not finite; clean them in the input"
+            if bad
+            else "its features are finite, so the weights have diverged; lower the learning rates"
+        )
+        return TrainingDivergedError(
+            f"the loss of step {self.progress.step} is {loss}: {cause}. The batch's {len(batch)} impressions "
+            f"(first: {impressions[0]!r}) are listed in {record}"
+        )
+
+
+def _remove_folder(folder: Path) -> None:
+    """Delete so that a kill in between cannot leave a folder that looks like a checkpoint."""
+    doomed = folder.with_name("." + folder.name)
+    folder.rename(doomed)
+    for path in doomed.iterdir():
+        path.unlink()
+    doomed.rmdir()
