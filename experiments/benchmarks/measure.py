@@ -1,0 +1,115 @@
+"""Processor time, wall time and peak memory of a command, its children included."""
+
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import psutil
+
+REPOSITORY = Path(__file__).parents[2]
+_SAMPLE_S = 0.05
+#: One thread in every numerical library, so that processor seconds compare.
+_ONE_THREAD = {
+    name: "1"
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+}
+
+
+class BenchmarkError(ValueError):
+    """A measured command failed; the message ends with its last line of error output."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one command cost. `peak_mib` is the largest sum of resident memory over the process tree."""
+
+    cpu_s: float
+    wall_s: float
+    peak_mib: float
+    output: str
+
+
+def measure_module(python: Path, module: str, *arguments: str) -> Measurement:
+    """Run `python -m module arguments` on one thread and measure it.
+
+    Processor seconds are user + system of the process and all its finished children. The peak is sampled: the
+    sum of resident memory over the process tree, or one process's own high-water mark where that is larger.
+    (The `ru_maxrss` that `wait4` reports would include the memory of *this* process at the fork.)
+
+    Raises:
+        BenchmarkError: the command exits with an error.
+    """
+    with TemporaryFile("w+") as output, TemporaryFile("w+") as errors:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [str(python), "-m", module, *arguments],
+            stdout=output,
+            stderr=errors,
+            cwd=REPOSITORY,
+            env={**os.environ, **_ONE_THREAD},
+        )
+        try:
+            usage, peak_bytes = _follow(process)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        wall_s = time.perf_counter() - started
+        output.seek(0)
+        errors.seek(0)
+        if process.returncode:
+            lines = errors.read().strip().splitlines() or ["nothing"]
+            raise BenchmarkError(f"{module} ended with exit code {process.returncode}; it said: {lines[-1]}")
+        return Measurement(
+            cpu_s=usage.ru_utime + usage.ru_stime,
+            wall_s=wall_s,
+            peak_mib=peak_bytes / 2**20,
+            output=output.read(),
+        )
+
+
+def last_json(measurement: Measurement) -> Any:
+    """The JSON that a runner printed as the last line of its output."""
+    lines = measurement.output.strip().splitlines()
+    return json.loads(lines[-1]) if lines else None
+
+
+def _follow(process: subprocess.Popen[bytes]) -> tuple[resource.struct_rusage, int]:
+    """Wait for the end of the process; its resource usage and peak memory in bytes."""
+    peak_bytes = 0
+    root = psutil.Process(process.pid)
+    while True:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return usage, peak_bytes
+        peak_bytes = max(peak_bytes, _tree_bytes(root), _high_water_bytes(process.pid))
+        time.sleep(_SAMPLE_S)
+
+
+def _tree_bytes(root: psutil.Process) -> int:
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        for process in (root, *root.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):  # it ended between the listing and the look
+                total += process.memory_info().rss
+    return total
+
+
+def _high_water_bytes(pid: int) -> int:
+    """The kernel's peak of one process, which no sampling can miss; 0 where there is no /proc."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0

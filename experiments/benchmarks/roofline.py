@@ -1,0 +1,117 @@
+"""How fast one core could train the benchmark's DCN-v2 at best, from rates measured on this machine.
+
+A training step multiplies each weight matrix three times (forward, gradient of the input, gradient of the
+weight) and moves every embedding row to and fro; the roofline is the time that these alone would take at the
+measured peak of matrix products and of memory copies.
+
+Shapes: M x K by K x N products.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+#: Big enough to reach the peak, small enough to repeat; the second has the shape of a cross layer.
+_PRODUCT_SHAPES = ((1024, 1024, 1024), (4096, 432, 432))
+_COPY_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class DcnShape:
+    """Widths of a DCN-v2 with parallel cross and deep layers and one output."""
+
+    dense_features: int
+    sparse_features: int
+    embedding_dim: int
+    cross_layers: int
+    deep_widths: tuple[int, ...]
+
+    @property
+    def input_width(self) -> int:
+        return self.dense_features + self.sparse_features * self.embedding_dim
+
+    @property
+    def flop_per_row(self) -> int:
+        """Floating-point operations of one training row in the matrix products.
+
+        Two for each weight in each of the three products. The gradient of the first layers' input is needed
+        too: it is the gradient of the embeddings.
+        """
+        width = self.input_width
+        widths = (width, *self.deep_widths)
+        weights = self.cross_layers * width * width
+        weights += sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+        weights += width + widths[-1]
+        return 3 * 2 * weights
+
+    @property
+    def embedding_bytes_per_row(self) -> int:
+        """Bytes of embedding rows and row-wise optimizer states read and written for one row.
+
+        The row is read in the forward pass, and read and written in the update; its gradient is written and
+        read; one state number per row is read and written.
+        """
+        return self.sparse_features * 4 * (5 * self.embedding_dim + 2)
+
+
+@dataclass(frozen=True)
+class MachinePeaks:
+    """Best measured rates of one core."""
+
+    float32_gflops: float
+    bfloat16_gflops: float
+    copy_gb_per_s: float
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def roofline_rows_per_s(shape: DcnShape, *, gflops: float, copy_gb_per_s: float) -> float:
+    """Rows a second if products ran at their peak and embedding rows moved at copy speed, one after the other."""
+    return 1e9 / (shape.flop_per_row / gflops + shape.embedding_bytes_per_row / copy_gb_per_s)
+
+
+def measure_peaks(*, seconds_each: float = 1.0) -> MachinePeaks:
+    """Measure products and copies on one core; torch's thread count is restored afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return MachinePeaks(
+            float32_gflops=_product_gflops(torch.float32, seconds_each),
+            bfloat16_gflops=_product_gflops(torch.bfloat16, seconds_each),
+            copy_gb_per_s=_copy_gb_per_s(seconds_each),
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _product_gflops(dtype: torch.dtype, seconds: float) -> float:
+    best = 0.0
+    for m, k, n in _PRODUCT_SHAPES:
+        left, right = torch.ones(m, k, dtype=dtype), torch.ones(k, n, dtype=dtype)
+        out = torch.empty(m, n, dtype=dtype)
+        times = _repeat(lambda left=left, right=right, out=out: torch.mm(left, right, out=out), seconds)
+        best = max(best, 2e-9 * m * k * n / min(times))
+    return best
+
+
+def _copy_gb_per_s(seconds: float) -> float:
+    """Bytes read plus bytes written."""
+    source, target = torch.zeros(_COPY_BYTES, dtype=torch.uint8), torch.zeros(_COPY_BYTES, dtype=torch.uint8)
+    times = _repeat(lambda: target.copy_(source), seconds)
+    return 2e-9 * _COPY_BYTES / min(times)
+
+
+def _repeat(work: Any, seconds: float) -> Sequence[float]:
+    """Processor seconds of each repetition, at least three after one to warm up."""
+    work()
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < until:
+        started = time.process_time()
+        work()
+        times.append(time.process_time() - started)
+    return times
