@@ -18,15 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import scipy.sparse as sp
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
 from embeddings.files import atomic_folder
+from embeddings.input_tables import read_distinct_queries, read_product_texts
 from embeddings.table import MAX_DIM, EmbeddingTable, EmbeddingTableError, refuse_foreign_folder
 
 Progress = Callable[[str, int, int], None]
@@ -179,51 +177,6 @@ def normalise_text(text: str) -> str:
     decomposed = unicodedata.normalize("NFKD", text.casefold())
     plain = "".join(character for character in decomposed if not unicodedata.combining(character))
     return " ".join(_TOKEN.findall(_DIGIT_LETTER_BORDER.sub(" ", plain)))
-
-
-def read_product_texts(data: Path, columns: Sequence[str]) -> tuple[pa.Array, list[str]]:
-    """Ids of products and the text of each: its `columns`, joined by spaces, nulls left out."""
-    table = _open_table(data, "products")
-    if table is None:
-        raise EmbeddingTableError(
-            f"{data} has no products.parquet and no products/; every data set needs one"
-        )
-    missing = [name for name in ("product_id", *columns) if name not in table.schema.names]
-    if missing:
-        raise EmbeddingTableError(
-            f"products of {data} must have the columns {missing}; they have {', '.join(table.schema.names)}"
-        )
-    content = table.to_table(columns=["product_id", *columns])
-    texts = [pc.fill_null(content.column(name).cast(pa.string()), "") for name in columns]
-    joined = pc.binary_join_element_wise(*texts, " ")
-    return content.column("product_id").combine_chunks(), joined.to_pylist()
-
-
-def read_distinct_queries(data: Path) -> pa.Array:
-    """Distinct non-null queries of impressions and relevance, sorted; empty when there are none."""
-    found: pa.Array = pa.array([], type=pa.string())
-    for name in ("impressions", "relevance"):
-        table = _open_table(data, name)
-        if table is None or "query" not in table.schema.names:
-            continue
-        for batch in table.to_batches(columns=["query"]):
-            column = batch.column("query")
-            if pa.types.is_null(column.type):
-                continue
-            distinct = column.cast(pa.string()).unique().drop_null()
-            new = distinct.filter(pc.invert(pc.is_in(distinct, value_set=found)))
-            if len(new):
-                found = pa.concat_arrays([found, new])
-    return found.take(pc.sort_indices(found))
-
-
-def _open_table(data: Path, name: str) -> ds.Dataset | None:
-    file, folder = data / f"{name}.parquet", data / name
-    if file.is_file():
-        return ds.dataset(file, format="parquet")
-    if folder.is_dir():
-        return ds.dataset(sorted(folder.glob("*.parquet")), format="parquet")
-    return None
 
 
 def _holds_only_tables(folder: Path) -> bool:

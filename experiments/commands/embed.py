@@ -1,9 +1,14 @@
 """`dashclip embed`: make, import and inspect embedding tables."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from embeddings.table import EmbeddingTable
 
 embed = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Make, import and inspect embedding tables."
@@ -57,3 +62,87 @@ def lsa(
             + (f"; {zeros:,} are zeros, as no term of their text is known" if zeros else ""),
             soft_wrap=True,
         )
+
+
+@embed.command("import")
+def import_(
+    vectors: Annotated[Path, typer.Argument(help="A .parquet file (id, list of floats) or a .npy matrix.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the new table; an older table there is replaced.")],
+    kind: Annotated[str, typer.Option(help="`product` or `query`.")],
+    encoder_id: Annotated[str, typer.Option(help="What made the vectors; written to the manifest.")],
+    ids: Annotated[Path | None, typer.Option(help="Ids of a .npy matrix: .npy, .parquet or .txt.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Id column, if not id, product_id or query.")] = None,
+    vector_column: Annotated[
+        str | None, typer.Option(help="Vector column, if the file has several columns of lists.")
+    ] = None,
+    normalise: Annotated[bool, typer.Option("--normalise", help="Divide each vector by its norm.")] = False,
+) -> None:
+    """Turn vectors of any other encoder into an embedding table.
+
+    Example: `dashclip embed import clip.parquet runs/clip/products --kind product --encoder-id clip-b32`
+    """
+    from embeddings.importing import import_vectors
+
+    if kind not in ("product", "query"):
+        raise typer.BadParameter(f"must be product or query, got {kind!r}", param_hint="--kind")
+    table = import_vectors(
+        vectors,
+        out,
+        kind=kind,  # type: ignore[arg-type]  # checked one line above
+        encoder_id=encoder_id,
+        ids=ids,
+        id_column=id_column,
+        vector_column=vector_column,
+        normalise=normalise,
+    )
+    _print_table(table)
+
+
+@embed.command("show")
+def show(
+    table: Annotated[Path, typer.Argument(help="Folder of an embedding table.")],
+    data: Annotated[Path | None, typer.Option(help="Folder with the four tables, to see coverage.")] = None,
+) -> None:
+    """Print what a table holds, its norms and how much of a data set it covers.
+
+    Example: `dashclip embed show runs/lsa/products --data runs/data`
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from embeddings.input_tables import coverage_of_data
+    from embeddings.table import EmbeddingTable
+
+    loaded = EmbeddingTable.load(table)
+    _print_table(loaded)
+    if data is None:
+        return
+    coverage = coverage_of_data(loaded, data)
+    if not coverage:
+        raise ValueError(f"{data} has no table with {loaded.manifest.kind} ids; is it a data folder?")
+    grid = Table("rows of", "with a vector", "without", "share", title=f"Coverage of {data}")
+    for name, counted in coverage.items():
+        grid.add_row(name, f"{counted.known:,}", f"{counted.missing:,}", f"{counted.share:.2%}")
+    Console().print(grid)
+
+
+def _print_table(table: EmbeddingTable) -> None:
+    """The manifest and the spread of the norms."""
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from embeddings.importing import norms_of
+
+    manifest = table.manifest
+    grid = Table(title=str(table.folder), show_header=False)
+    grid.add_row("encoder", manifest.encoder_id)
+    grid.add_row("vectors", f"{manifest.count:,} of {manifest.kind} ids ({manifest.id_type})")
+    grid.add_row("width", f"{manifest.dim} x {manifest.dtype}")
+    grid.add_row("created", f"{manifest.created:%Y-%m-%d %H:%M} UTC")
+    grid.add_row("normalised", "yes" if manifest.normalised else "no")
+    if manifest.count:
+        low, middle, high = np.quantile(norms_of(table.vectors_ND[1:]), [0, 0.5, 1])
+        grid.add_row("norms", f"{low:.4g} least, {middle:.4g} median, {high:.4g} most")
+    grid.add_row("all zeros", f"{manifest.zero_vectors:,} (they act like missing ids)")
+    Console().print(grid)

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from embeddings import lsa
-from embeddings.lsa import lsa_vectors, normalise_text, read_distinct_queries, write_lsa_tables
+from embeddings.input_tables import read_distinct_queries, read_product_texts
+from embeddings.lsa import lsa_vectors, normalise_text, write_lsa_tables
 from embeddings.table import EmbeddingTable, EmbeddingTableError
 
 TITLES = [
@@ -152,7 +153,7 @@ def test_queries_come_from_impressions_and_relevance_in_files_or_folders(tmp_pat
 
 def test_further_text_columns_count_and_nulls_in_them_do_not(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", titles=[*TITLES, None])
-    _, texts = lsa.read_product_texts(data, ["title", "brand"])
+    _, texts = read_product_texts(data, ["title", "brand"])
     assert texts[0] == "Orange Juice 12oz Acme"
     assert texts[-1].split() == ["Acme"]
 
