@@ -15,6 +15,9 @@ import pyarrow.parquet as pq
 
 from features.table_specs import TABLES, TableName, TableSpec, accepts, type_advice, type_family
 
+#: Names that a scan with positions adds to the columns of a table.
+RESERVED = ("__file", "file_row_number")
+
 
 class InputError(ValueError):
     """Input tables that cannot be used; the message names the file, the column and what to do."""
@@ -83,7 +86,7 @@ class InputTables:
         return self.files_by_table[table]
 
     def path_glob(self, table: TableName) -> str:
-        """The table's one file, or its folder's `*.parquet`, as one pattern for DuckDB; see also `scan_sql`."""
+        """The table's one file, or its folder's `*.parquet`, as a pattern for DuckDB; see `scan_sql`."""
         files = self.files(table)
         own = self.root / f"{table}.parquet"
         root = Path(escape_glob(str(self.root)))
@@ -92,10 +95,10 @@ class InputTables:
     def scan_sql(self, table: TableName, *, positions: bool = False) -> str:
         """A DuckDB table function that reads exactly the files that were checked.
 
-        With `positions` it has two more columns: `filename`, and `file_row_number` counted from 0.
+        With `positions` it has two more columns: `__file`, the path, and `file_row_number`, from 0.
         """
         paths = ", ".join(sql_text(escape_glob(str(path))) for path in self.files(table))
-        extra = ", filename = true, file_row_number = true" if positions else ""
+        extra = ", filename = '__file', file_row_number = true" if positions else ""
         return f"read_parquet([{paths}], union_by_name = true, hive_partitioning = false{extra})"
 
     def columns(self, table: TableName) -> tuple[str, ...]:
@@ -194,6 +197,9 @@ def _footer(path: Path) -> pq.FileMetaData:
 
 
 def _check_columns(path: Path, schema: pa.Schema, spec: TableSpec) -> None:
+    for name in RESERVED:
+        if name in schema.names:
+            raise InputError(f"{path} has a column {name!r}, a name kept for the place of a row; rename it")
     for column in spec.columns:
         count = schema.names.count(column.name)
         if count == 0:
