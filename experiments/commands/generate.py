@@ -1,0 +1,92 @@
+"""`dashclip generate`: write a simulated marketplace."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("generate")(generate_marketplace)
+
+
+def generate_marketplace(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; replaced if it exists.")],
+    size: Annotated[
+        Literal["tiny", "small", "medium", "large"],
+        typer.Option(
+            help="tiny: 12 k impressions, for tests. small: 400 k. medium: 5 M. large: 50 M, 400 k products."
+        ),
+    ] = "small",
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal tables.")] = 0,
+    images: Annotated[
+        bool, typer.Option("--images/--no-images", help="Render a package image for each product.")
+    ] = True,
+) -> None:
+    """Write a **simulated** search-ads marketplace whose true click probabilities are known.
+
+    OUT gets the four input tables (products, relevance, impressions, purchases), `images/`, the truth that
+    no feature may read (`truth/`), and `marketplace.json` with the configuration and measured facts.
+
+    Example: `dashclip generate runs/marketplace --size small --seed 0`
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from experiments.marketplace.config import MarketplaceConfig
+    from experiments.marketplace.generate import generate
+
+    config = MarketplaceConfig.preset(size, seed=seed, images=images)
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+        summary = generate(config, out, progress=show)
+    console.print(_summary_table(summary, size=size, seed=seed))
+    console.print(f"written to {out}")
+
+
+def _summary_table(summary: dict[str, Any], *, size: str, seed: int) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"Simulated marketplace, size {size}, seed {seed}", show_header=False)
+    test = summary["test"]
+    sizes = (f"{summary[key]:,}" for key in ("products", "users", "queries"))
+    unseen = f"{test['unseen_product_share']:.1%} / {test['unseen_query_share']:.1%}"
+    floor = f"{_number(test['best_logloss'])} / {_number(test['best_norm_logloss'])}"
+    rows = (
+        ("products / users / queries", " / ".join(sizes)),
+        ("impressions / purchases", f"{summary['impressions']:,} / {summary['purchases']:,}"),
+        ("relevance labels", f"{summary['labels']:,}"),
+        ("labels of grade 0 / 1 / 2", _shares(summary["label_shares"])),
+        ("impressions of true grade 0 / 1 / 2", _shares(summary["grade_shares_of_impressions"])),
+        ("CTR", f"{summary['ctr']:.2%}"),
+        ("CTR at position 1 ... 5", _shares(summary["ctr_by_position"])),
+        ("users without purchases", f"{summary['users_without_purchases']:.1%}"),
+        ("products launched during the log", f"{summary['new_product_share']:.1%}"),
+        ("mean purchases in the history of an impression", f"{summary['mean_history_length']:.1f}"),
+        ("impressions with an empty history", f"{summary['impressions_without_history']:.1%}"),
+        ("test days: impressions", f"{test['impressions']:,}"),
+        ("test days: CTR", f"{test['ctr']:.2%}"),
+        ("test days: unseen product / unseen query", unseen),
+        ("test days: best reachable AUC", _number(test["best_auc"])),
+        ("test days: LogLoss floor, nats / normalised", floor),
+    )
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def _shares(values: list[float]) -> str:
+    return " / ".join(f"{value:.1%}" for value in values)
+
+
+def _number(value: float | None) -> str:
+    return "not defined (one class only)" if value is None else f"{value:.4f}"

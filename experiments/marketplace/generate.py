@@ -1,0 +1,152 @@
+"""Generate a simulated marketplace: products, queries, graders, users, then the log day by day.
+
+Memory is that of products, queries and users plus one day of the log, however long the log is. Each part
+has its own child of the seed, so that leaving out images, for one, changes no other part.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.marketplace.catalog import Catalog, make_catalog
+from experiments.marketplace.config import MarketplaceConfig
+from experiments.marketplace.facts import LogFacts
+from experiments.marketplace.images import write_images
+from experiments.marketplace.purchases import DAY_US, OrderSimulator, PurchaseRows, sorted_by_time
+from experiments.marketplace.queries import Queries, make_queries
+from experiments.marketplace.relevance import Labels, label_pairs
+from experiments.marketplace.searches import SLATE_SIZES, SearchSimulator, match_pools, promotions
+from experiments.marketplace.shoppers import PurchaseMemory, Shoppers, make_shoppers
+from experiments.marketplace.tables import (
+    LogWriter,
+    write_products,
+    write_queries,
+    write_relevance,
+    write_users,
+)
+from features.files import atomic_folder, atomic_write_json
+
+Progress = Callable[[str, int, int], None]
+
+# Positions in the seed's list of children; never renumber, or every marketplace changes.
+_CATALOG, _QUERIES, _MATCHES, _LABELS, _SHOPPERS, _DAYS, _PROMOTIONS, _IMAGES = range(8)
+
+
+def generate(config: MarketplaceConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Write a marketplace to the folder `out` and return its summary (also in `out/marketplace.json`).
+
+    Equal configs give equal tables. The folder appears when all of it is there; an error or an interrupt
+    leaves nothing.
+
+    Args:
+        progress: called with (stage, done, total).
+    """
+    tell = progress or (lambda stage, done, total: None)
+    with atomic_folder(out) as folder:
+        tell("products", 0, 1)
+        catalog = make_catalog(config, _child(config, _CATALOG))
+        queries = make_queries(config, catalog, _child(config, _QUERIES))
+        matches = match_pools(catalog, queries, np.random.default_rng(_child(config, _MATCHES)))
+        tell("products", 1, 1)
+        labels = label_pairs(config, catalog, queries, matches, _child(config, _LABELS))
+        shoppers = make_shoppers(config, catalog, _child(config, _SHOPPERS))
+        write_queries(folder, catalog, queries)
+        write_relevance(folder, catalog, queries, labels)
+        write_users(folder, shoppers)
+
+        orders = OrderSimulator(config, catalog, shoppers)
+        searches = SearchSimulator(config, catalog, queries, shoppers, matches)
+        facts = LogFacts(config, queries)
+        with LogWriter(folder, catalog, queries) as log:
+            _simulate_days(config, catalog, shoppers, orders, searches, facts, log, tell)
+
+        images: list[str | None] = [None] * catalog.num_products
+        if config.images:
+            images = write_images(folder, catalog, config.image_pixels, _child(config, _IMAGES))
+        write_products(folder, catalog, images)
+        summary = _summary(catalog, queries, shoppers, labels, facts)
+        content = {
+            "simulated": True,
+            "seed": config.seed,
+            "config": config.model_dump(mode="json"),
+            "summary": summary,
+        }
+        atomic_write_json(folder / "marketplace.json", content)
+    return summary
+
+
+def _simulate_days(
+    config: MarketplaceConfig,
+    catalog: Catalog,
+    shoppers: Shoppers,
+    orders: OrderSimulator,
+    searches: SearchSimulator,
+    facts: LogFacts,
+    log: LogWriter,
+    tell: Progress,
+) -> None:
+    memory = PurchaseMemory(shoppers.num_users)
+    midnight = datetime(config.start.year, config.start.month, config.start.day, tzinfo=UTC)
+    start_us = int(midnight.timestamp()) * 1_000_000
+    pending = None  # conversions that fall on the next day
+    slate_size = float(np.dot(SLATE_SIZES, np.arange(1, len(SLATE_SIZES) + 1)))
+    total_days = config.history_days + config.days
+    for done, day in enumerate(range(-config.history_days, config.days)):
+        rng = np.random.default_rng(_child(config, _DAYS, done))
+        day_start_us = start_us + day * DAY_US
+        parts = [orders.orders(day, day_start_us, memory, rng)] + ([pending] if pending else [])
+        if day >= 0:
+            if facts.searches:
+                slate_size = facts.impressions / facts.searches
+            target = round(config.impressions * (day + 1) / config.days) - facts.impressions
+            count = max(1, round(target / slate_size))
+            week_rng = np.random.default_rng(_child(config, _PROMOTIONS, day // 7))
+            promoted_P = promotions(catalog, week_rng)
+            rows = searches.impressions(day, day_start_us, count, memory, rng, promoted_P)
+            log.impressions(rows)
+            facts.add_impressions(rows, count, day)
+            parts.append(searches.conversions(rows, day, rng))
+        bought = sorted_by_time(*parts)
+        ends = day_start_us + DAY_US if day < config.days - 1 else np.iinfo(np.int64).max
+        today = int(np.searchsorted(bought.time_us_N, ends))
+        pending = _slice(bought, slice(today, None))
+        bought = _slice(bought, slice(0, today))
+        log.purchases(bought)
+        facts.add_purchases(bought)
+        memory.add(bought.user_N, bought.product_N, day)
+        tell("days", done + 1, total_days)
+
+
+def _slice(rows: PurchaseRows, part: slice) -> PurchaseRows:
+    return PurchaseRows(
+        time_us_N=rows.time_us_N[part],
+        user_N=rows.user_N[part],
+        product_N=rows.product_N[part],
+        quantity_N=rows.quantity_N[part],
+    )
+
+
+def _summary(
+    catalog: Catalog, queries: Queries, shoppers: Shoppers, labels: Labels, facts: LogFacts
+) -> dict[str, Any]:
+    human, truth = labels.by_human_N, labels.true_grade_N
+    right_N = labels.grade_N == truth
+    return {
+        "products": catalog.num_products,
+        "users": shoppers.num_users,
+        "queries": queries.num_queries,
+        "labels": len(truth),
+        "label_shares": (np.bincount(labels.grade_N, minlength=3) / len(truth)).round(5).tolist(),
+        "true_label_shares": (np.bincount(truth, minlength=3) / len(truth)).round(5).tolist(),
+        "human_label_accuracy": float(right_N[human].mean()),
+        "llm_label_accuracy": float(right_N[~human].mean()),
+        "new_product_share": float((catalog.available_from_P >= 0).mean()),
+        **facts.summary(),
+    }
+
+
+def _child(config: MarketplaceConfig, part: int, *index: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence(config.seed, spawn_key=(part, *index))

@@ -1,0 +1,244 @@
+"""The Parquet files of a marketplace: schemas, and writers that hold about one row group.
+
+The four input tables have the columns that any shop would log. Everything that a shop could not know goes
+to `truth/`, which no feature may read.
+"""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from experiments.marketplace.catalog import Catalog, IntArray
+from experiments.marketplace.purchases import PurchaseRows
+from experiments.marketplace.queries import KINDS, NONE, Queries
+from experiments.marketplace.relevance import Labels
+from experiments.marketplace.searches import ImpressionRows
+from experiments.marketplace.shoppers import DEVICES, Shoppers
+
+#: `user_id` of the first user.
+FIRST_USER_ID = 1
+_TIME = pa.timestamp("us", tz="UTC")
+_ROW_GROUP = 65_536
+
+IMPRESSIONS = pa.schema(
+    [
+        ("impression_id", pa.int64()),
+        ("timestamp", _TIME),
+        ("user_id", pa.int64()),
+        ("query", pa.string()),
+        ("product_id", pa.int64()),
+        ("clicked", pa.int8()),
+        ("click_timestamp", _TIME),
+        ("position", pa.int8()),
+        ("store_id", pa.int32()),
+        ("price", pa.float64()),
+        ("device", pa.string()),
+    ]
+)
+IMPRESSIONS_TRUTH = pa.schema(
+    [("impression_id", pa.int64()), ("click_probability", pa.float64()), ("grade", pa.int8())]
+)
+PURCHASES = pa.schema(
+    [
+        ("timestamp", _TIME),
+        ("user_id", pa.int64()),
+        ("product_id", pa.int64()),
+        ("purchase_id", pa.int64()),
+        ("quantity", pa.int32()),
+    ]
+)
+
+
+class RowGroupWriter:
+    """A Parquet file that grows block by block; a row group is written once 65,536 rows are there."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._schema = schema
+        self._waiting: list[pa.Table] = []
+        self._rows = 0
+
+    def write(self, columns: dict[str, Any]) -> None:
+        """Append rows; `columns` holds one array for each field of the schema."""
+        arrays = [pa.array(columns[field.name], field.type) for field in self._schema]
+        self._waiting.append(pa.Table.from_arrays(arrays, schema=self._schema))
+        self._rows += len(arrays[0])
+        if self._rows >= _ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.concat_tables(self._waiting).combine_chunks(), row_group_size=1 << 20)
+        self._waiting, self._rows = [], 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._flush()
+        self._writer.close()
+
+
+class LogWriter:
+    """Writes impressions, their truth and purchases day by day, numbering the rows."""
+
+    def __init__(self, folder: Path, catalog: Catalog, queries: Queries) -> None:
+        (folder / "truth").mkdir(exist_ok=True)
+        self._files = {
+            "impressions": RowGroupWriter(folder / "impressions.parquet", IMPRESSIONS),
+            "truth": RowGroupWriter(folder / "truth" / "impressions.parquet", IMPRESSIONS_TRUTH),
+            "purchases": RowGroupWriter(folder / "purchases.parquet", PURCHASES),
+        }
+        self._texts, self._devices = pa.array(queries.texts), pa.array(DEVICES)
+        self._product_id_P = catalog.product_id_P
+        self._next_impression = self._next_purchase = 1
+
+    def impressions(self, rows: ImpressionRows) -> None:
+        """Append one day of impressions and what is true of them."""
+        count = len(rows.user_N)
+        impression_id_N = np.arange(self._next_impression, self._next_impression + count)
+        self._next_impression += count
+        self._files["impressions"].write(
+            {
+                "impression_id": impression_id_N,
+                "timestamp": rows.time_us_N,
+                "user_id": rows.user_N + FIRST_USER_ID,
+                "query": self._texts.take(pa.array(rows.query_N)),
+                "product_id": self._product_id_P[rows.product_N],
+                "clicked": rows.clicked_N.astype(np.int8),
+                "click_timestamp": pa.array(rows.click_time_us_N, _TIME, mask=~rows.clicked_N),
+                "position": rows.position_N,
+                "store_id": rows.store_N + 1,
+                "price": rows.price_N,
+                "device": self._devices.take(pa.array(rows.device_N)),
+            }
+        )
+        self._files["truth"].write(
+            {
+                "impression_id": impression_id_N,
+                "click_probability": rows.probability_N,
+                "grade": rows.grade_N,
+            }
+        )
+
+    def purchases(self, rows: PurchaseRows) -> None:
+        """Append one day of purchases."""
+        count = len(rows.user_N)
+        self._files["purchases"].write(
+            {
+                "timestamp": rows.time_us_N,
+                "user_id": rows.user_N + FIRST_USER_ID,
+                "product_id": self._product_id_P[rows.product_N],
+                "purchase_id": np.arange(self._next_purchase, self._next_purchase + count),
+                "quantity": rows.quantity_N,
+            }
+        )
+        self._next_purchase += count
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for file in self._files.values():
+            file.__exit__(kind, error, traceback)
+
+
+def write_products(folder: Path, catalog: Catalog, images: list[str | None]) -> None:
+    """products.parquet, and truth/products.parquet with the facts that title and package only partly show."""
+    aisles = np.array(catalog.assortment.aisles, dtype=object)
+    types = np.array([kind.name for kind in catalog.assortment.types], dtype=object)
+    table = pa.table(
+        {
+            "product_id": catalog.product_id_P,
+            "title": catalog.titles,
+            "aisle": pa.array(aisles[catalog.aisle_P]),
+            "image": pa.array(images, pa.string()),
+            "price": catalog.price_P,
+            "brand": pa.array(catalog.brand_column, pa.string()),
+            "description": pa.array(catalog.descriptions, pa.string()),
+        }
+    )
+    _write(folder / "products.parquet", table)
+    truth = pa.table(
+        {
+            "product_id": catalog.product_id_P,
+            "type": pa.array(types[catalog.type_P]),
+            "brand": _names(catalog.brands, catalog.brand_P),
+            "variety": _names(catalog.assortment.varieties, catalog.variety_P),
+            "flags": catalog.flags_P,
+            "title_flags": catalog.title_flags_P,
+            "title_shows_brand": catalog.title_shows_brand_P,
+            "title_shows_variety": catalog.title_shows_variety_P,
+            "quality": catalog.quality_P,
+            "available_from_day": catalog.available_from_P,
+        }
+    )
+    _write(folder / "truth" / "products.parquet", truth)
+
+
+def write_queries(folder: Path, catalog: Catalog, queries: Queries) -> None:
+    """truth/queries.parquet: what each query means."""
+    types = np.array([kind.name for kind in catalog.assortment.types], dtype=object)
+    wanted = [types[row == 2].tolist() for row in queries.role_QT]
+    truth = pa.table(
+        {
+            "query": queries.texts,
+            "kind": _names(KINDS, queries.kind_Q),
+            "types": pa.array(wanted, pa.list_(pa.string())),
+            "brand": _names(catalog.brands, queries.brand_Q),
+            "variety": _names(catalog.assortment.varieties, queries.variety_Q),
+            "flags": queries.flags_Q,
+        }
+    )
+    _write(folder / "truth" / "queries.parquet", truth)
+
+
+def write_relevance(folder: Path, catalog: Catalog, queries: Queries, labels: Labels) -> None:
+    """relevance.parquet as graded, truth/relevance.parquet as it is; the same pairs in the same order."""
+    pair = {
+        "query": _names(queries.texts, labels.query_N),
+        "product_id": catalog.product_id_P[labels.product_N],
+    }
+    source = pa.array(["llm", "human"]).take(pa.array(labels.by_human_N.astype(np.int8)))
+    _write(folder / "relevance.parquet", pa.table({**pair, "grade": labels.grade_N, "source": source}))
+    _write(folder / "truth" / "relevance.parquet", pa.table({**pair, "grade": labels.true_grade_N}))
+
+
+def write_users(folder: Path, shoppers: Shoppers) -> None:
+    """truth/users.parquet: what no log says outright of a user."""
+    truth = pa.table(
+        {
+            "user_id": np.arange(shoppers.num_users, dtype=np.int64) + FIRST_USER_ID,
+            "click_tendency": shoppers.click_tendency_U,
+            "price_sensitivity": shoppers.price_sensitivity_U,
+            "diet": shoppers.diet_U,
+            "purchases_at_all": shoppers.orders_U > 0,
+            "first_order_day": shoppers.first_order_day_U,
+        }
+    )
+    _write(folder / "truth" / "users.parquet", truth)
+
+
+def _names(names: tuple[str, ...] | list[str], index_N: IntArray) -> pa.Array:
+    """Names by index, null where the index is -1."""
+    return pa.array(names).take(pa.array(np.maximum(index_N, 0), mask=index_N == NONE))
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, compression="zstd", row_group_size=_ROW_GROUP)
