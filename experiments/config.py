@@ -9,21 +9,27 @@ from pydantic import BaseModel, ValidationError
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
+SHIPPED = Path(__file__).parent / "configs"
+
 
 class ConfigError(ValueError):
     """A configuration file that cannot be used; the message names the file and every bad key."""
 
 
 def load_config(path: Path, model: type[ConfigT]) -> ConfigT:
-    """Read a TOML file into `model`.
+    """Read a TOML file into `model`; a bare name like `demo` means the shipped config of that name.
 
     Raises:
         ConfigError: the file is missing, is not TOML, or a key is unknown, missing or out of range.
     """
+    shipped = SHIPPED / f"{path}.toml"
+    if not path.exists() and path.parent == Path() and shipped.exists():
+        path = shipped
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; `dashclip config list` shows the shipped ones") from None
+        names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.toml")))
+        raise ConfigError(f"{path} does not exist; give a TOML file or a shipped config ({names})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     return parse_config(content, model, where=str(path))

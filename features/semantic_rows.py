@@ -76,7 +76,7 @@ class PurchaseBags:
 
         impression_L = np.repeat(np.arange(len(length_B)), length_B)
         newest_L = self.next_same_product_E[event_L] >= last_B[impression_L]
-        newest_before_L = np.cumsum(newest_L) - newest_L
+        newest_before_L: Int = np.cumsum(newest_L) - newest_L
         bag_start_B = np.cumsum(length_B) - length_B
         seen_L = newest_before_L - np.append(newest_before_L, 0)[bag_start_B][impression_L]
         keep_L = newest_L & (seen_L < self.cap)

@@ -79,7 +79,7 @@ def frozen_collection(
         weight = collection.embedding_bags[table.name].weight
         if tuple(weight.shape) != vectors[table.name].shape:
             raise ValueError(
-                f"table {table.name!r} is {tuple(weight.shape)} but its vectors are {vectors[table.name].shape}"
+                f"table {table.name!r} is {tuple(weight.shape)}, its vectors {vectors[table.name].shape}"
             )
         with torch.no_grad():
             weight.copy_(torch.from_numpy(np.asarray(vectors[table.name], dtype=np.float32)))

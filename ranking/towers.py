@@ -42,6 +42,7 @@ class DcnTower(nn.Module):
         super().__init__()
         used = dense_features + sum(embedding_widths)
         width = -(-used // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
+        self.padding: Tensor
         self.register_buffer("padding", torch.zeros(1, width - used), persistent=False)
         self.cross = cross_network(width, cross_layers, rank=cross_rank)
         self.deep = mlp(width, deep_widths, dropout=dropout)

@@ -1,0 +1,244 @@
+"""Variants x seeds, each in a run folder of its own, over several processes; resumable at any moment.
+
+SWEEP/sweep.json                  what is compared
+      <variant>/seed-<n>/         ranking/run.py
+"""
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from experiments.config import parse_config
+from experiments.environment import environment, usable_cores
+from experiments.sweep_results import Floor
+from features.files import atomic_write_json
+from ranking.run import RunConfig, execute_run, is_finished
+from ranking.train import TrainingProgress
+
+
+class VariantConfig(BaseModel):
+    """What a variant has of its own; `ranker` and `training` are merged over the sweep's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str | None = None
+    ranker: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    product_table: Path | None = None
+    query_table: Path | None = None
+
+
+class SweepConfig(BaseModel):
+    """What is compared on which data. Relative paths start at the current folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    baseline: str = "dcn"
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
+    features: Path
+    product_table: Path | None = None
+    query_table: Path | None = None
+    #: True click probabilities of a simulated log: impression_id, click_probability.
+    truth: Path | None = None
+    simulated: bool = False
+    #: A score without any model, shown beside the variants.
+    floor: Floor | None = None
+    ranker: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    variants: Annotated[dict[str, VariantConfig], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _baseline_is_a_variant(self) -> Self:
+        if self.baseline not in self.variants:
+            raise ValueError(f"baseline {self.baseline!r} is not one of the variants {list(self.variants)}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must differ from each other, got {self.seeds}")
+        return self
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One cell of the sweep."""
+
+    config: RunConfig
+    folder: Path
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How one run ended; `error` is None when it finished."""
+
+    folder: Path
+    error: str | None
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """Where a run is; `ended` with its last message, whether it finished or failed."""
+
+    name: str
+    step: int = 0
+    total_steps: int = 0
+    rows_per_s: float = 0.0
+    loss: float = float("nan")
+    ended: bool = False
+
+
+OnProgress = Callable[[RunProgress], None]
+
+
+def plan(config: SweepConfig, out: Path) -> list[PlannedRun]:
+    """Every run of the sweep, seeds outermost: a sweep that is stopped early still compares all variants.
+
+    Raises:
+        ConfigError: the merged settings of a variant are not a valid run.
+    """
+    planned = []
+    for seed in config.seeds:
+        for name, variant in config.variants.items():
+            content = {
+                "variant": name,
+                "seed": seed,
+                "features": config.features,
+                "product_table": variant.product_table or config.product_table,
+                "query_table": variant.query_table or config.query_table,
+                "ranker": _merge(config.ranker, variant.ranker),
+                "training": _merge(config.training, variant.training),
+            }
+            run = parse_config(content, RunConfig, where=f"variant {name!r} of sweep {config.name!r}")
+            planned.append(PlannedRun(run, out / name / f"seed-{seed}"))
+    return planned
+
+
+def execute_sweep(
+    config: SweepConfig,
+    out: Path,
+    *,
+    processes: int | None = None,
+    command: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[RunOutcome]:
+    """Run what is not finished yet. Calling again after a kill goes on where it stopped.
+
+    Args:
+        processes: runs at the same time; each gets an equal share of the cores as threads.
+
+    Returns:
+        One outcome a run; a failed run does not stop the others, and leaves `failure.txt` in its folder.
+    """
+    planned = plan(config, out)
+    atomic_write_json(out / "sweep.json", _record(config, out, command))
+    waiting = [run for run in planned if not is_finished(run.folder)]
+    outcomes = [RunOutcome(run.folder, None) for run in planned if is_finished(run.folder)]
+    if not waiting:
+        return outcomes
+    cores = usable_cores()
+    processes = min(processes or cores, len(waiting))
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        messages = manager.Queue()
+        with ProcessPoolExecutor(
+            processes,
+            mp_context=context,
+            initializer=_start_worker,
+            initargs=(messages, max(1, cores // processes)),
+        ) as pool:
+            futures = {pool.submit(_run_in_worker, run): run for run in waiting}
+            _relay(messages, futures, on_progress)
+            outcomes += [_outcome(future, run) for future, run in futures.items()]
+    return outcomes
+
+
+def _record(config: SweepConfig, out: Path, command: str | None) -> dict[str, Any]:
+    content = config.model_dump(mode="json")
+    return {
+        "name": config.name,
+        "baseline": config.baseline,
+        "variants": list(config.variants),
+        "titles": {name: variant.title for name, variant in config.variants.items() if variant.title},
+        "seeds": list(config.seeds),
+        "simulated": config.simulated,
+        # relative to the sweep's folder, so that both can be moved together
+        "truth": os.path.relpath(config.truth, out) if config.truth else None,
+        "features": content["features"],
+        "floor": content["floor"],
+        "data": content["features"],
+        "command": command,
+        "config": content,
+        "environment": environment(),
+    }
+
+
+def _merge(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`own` over `common`, table by table."""
+    merged = dict(common)
+    for key, value in own.items():
+        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both_tables else value
+    return merged
+
+
+def _relay(
+    messages: Any, futures: dict[Future[str | None], PlannedRun], on_progress: OnProgress | None
+) -> None:
+    """Pass the workers' progress on until all are done."""
+    while not all(future.done() for future in futures):
+        try:
+            message = messages.get(timeout=0.2)
+        except Empty:
+            continue
+        if on_progress:
+            on_progress(message)
+
+
+def _outcome(future: Future[str | None], run: PlannedRun) -> RunOutcome:
+    try:
+        return RunOutcome(run.folder, future.result())
+    except BrokenProcessPool:
+        return RunOutcome(
+            run.folder, "its worker process died (out of memory?); run the sweep again to resume"
+        )
+
+
+_messages: Any = None  # the worker's end of the progress queue, set once by _start_worker
+
+
+def _start_worker(messages: Any, threads: int) -> None:
+    global _messages
+    import torch
+
+    _messages = messages
+    torch.set_num_threads(threads)
+
+
+def _run_in_worker(run: PlannedRun) -> str | None:
+    name = f"{run.config.variant} seed {run.config.seed}"
+
+    def on_step(progress: TrainingProgress, total_steps: int) -> None:
+        if progress.step % 10 == 0:
+            loss = progress.loss_sum / max(1, progress.loss_rows)
+            rows_per_s = progress.rows / max(progress.seconds, 1e-9)
+            _messages.put(RunProgress(name, progress.step, total_steps, rows_per_s, loss))
+
+    failure = run.folder / "failure.txt"
+    try:
+        execute_run(run.config, run.folder, environment=environment(), resume=True, on_step=on_step)
+    except Exception as error:  # reported by name; the other runs go on
+        run.folder.mkdir(parents=True, exist_ok=True)
+        failure.write_text(traceback.format_exc())
+        return f"{type(error).__name__}: {error}"
+    else:
+        failure.unlink(missing_ok=True)
+        return None
+    finally:
+        _messages.put(RunProgress(name, ended=True))
