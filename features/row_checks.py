@@ -241,8 +241,8 @@ def open_row_checks(
         except duckdb.Error as error:
             first = str(error).splitlines()[0]
             raise InputError(
-                f"checking {tables.root} broke off ({first}); if that speaks of a file's content, the file is "
-                "damaged inside: write it again"
+                f"checking {tables.root} broke off ({first}); if that speaks of a file's content, the file "
+                "is damaged inside: write it again"
             ) from error
 
 

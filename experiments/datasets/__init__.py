@@ -1,0 +1,1 @@
+"""Adapters: published data sets, as published, to the four input tables."""
