@@ -117,16 +117,21 @@ class FeatureConfig(Config):
     history: HistoryConfig | None = HistoryConfig()
     split: SplitConfig = SplitConfig()
 
+    @property
+    def features(self) -> tuple[DenseFeature | SparseFeature, ...]:
+        """Dense, then sparse features."""
+        return self.dense + self.sparse
+
     @model_validator(mode="after")
     def _names_are_unique_and_free(self) -> Self:
-        names = [feature.name for feature in (*self.dense, *self.sparse)]
+        names = [feature.name for feature in self.features]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"feature names must be unique, but {twice} appear more than once; rename one")
         taken = sorted(set(names) & set(RESERVED_COLUMNS))
         if taken:
             raise ValueError(f"feature names {taken} are reserved for the feature set itself; rename them")
-        for feature in (*self.dense, *self.sparse):
+        for feature in self.features:
             if feature.source == "timestamp" and feature.column not in TIMESTAMP_PARTS:
                 raise ValueError(
                     f"feature {feature.name!r} asks for {feature.column!r} of the timestamp; "

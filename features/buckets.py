@@ -1,0 +1,124 @@
+"""Rows scattered to buckets of keys on disk, and what is computed there gathered back in row order.
+
+A bucket is a range of consecutive key numbers with about equal traffic, so memory is bounded by the largest
+bucket (at least the hottest key). Rows keep their time order in a bucket; hence no row numbers are stored.
+
+Shapes: N rows of a batch, K keys, C columns of a result.
+"""
+
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Columns = dict[str, npt.NDArray[Any]]
+Int32s = npt.NDArray[np.int32]
+
+
+class Buckets:
+    """One partition of the rows, by one key. Append all batches, `finish`, then read bucket by bucket."""
+
+    def __init__(self, folder: Path, *, weight_K: npt.NDArray[np.int64], count: int) -> None:
+        """
+        Args:
+            folder: made here; holds one file for each bucket and result.
+            weight_K: expected rows of each key, to balance the buckets.
+        """
+        folder.mkdir(parents=True)
+        self._folder = folder
+        self.count = count
+        before_K = np.cumsum(weight_K) - weight_K
+        self._bucket_of_K = (before_K * count // max(int(weight_K.sum()), 1)).astype(np.int16)
+        self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
+
+    def keys(self, bucket: int) -> tuple[int, int]:
+        """The bucket's keys: first, and one after the last."""
+        first, last = np.searchsorted(self._bucket_of_K, [bucket, bucket + 1])
+        return int(first), int(last)
+
+    def append(self, key_N: Int32s, columns: Columns) -> None:
+        """Scatter one batch; rows with key -1 belong to no bucket."""
+        order_N, sizes = self._order(key_N)
+        end = 0
+        for bucket, size in enumerate(sizes):
+            start, end = end, end + int(size)
+            if size:
+                rows = order_N[start:end]
+                self._write(bucket, {name: column[rows] for name, column in columns.items()})
+
+    def finish(self) -> None:
+        """Close the files; nothing can be appended afterwards."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def read(self, bucket: int) -> Columns | None:
+        """All rows of one bucket in time order, None without any."""
+        if bucket not in self._writers:
+            return None
+        with pa.OSFile(str(self._path(bucket))) as file:
+            table = pa.ipc.open_stream(file).read_all()
+        return {name: table.column(name).to_numpy() for name in table.column_names}
+
+    def discard(self, bucket: int) -> None:
+        """Free the disk of a bucket that has been read."""
+        self._path(bucket).unlink(missing_ok=True)
+
+    def write_result(self, name: str, bucket: int, value_NC: Int32s) -> None:
+        """Keep int32 values of each row of a bucket, in the order of `read`."""
+        value_NC.tofile(self._result(name, bucket))
+
+    def results(self, name: str, *, columns: int) -> "ResultReader":
+        """The results of all rows, batch by batch."""
+        return ResultReader(self, [self._result(name, bucket) for bucket in range(self.count)], columns)
+
+    def _order(self, key_N: Int32s) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Row numbers by (bucket, row) without those of no bucket, and rows in each bucket."""
+        if self.count == 1:
+            rows = np.flatnonzero(key_N >= 0)
+            return rows, np.array([len(rows)])
+        present = np.flatnonzero(key_N >= 0)
+        bucket_N = self._bucket_of_K[key_N[present]]
+        order_N = present[np.argsort(bucket_N, kind="stable")]
+        return order_N, np.bincount(bucket_N, minlength=self.count)
+
+    def _write(self, bucket: int, columns: Columns) -> None:
+        batch = pa.RecordBatch.from_pydict({name: pa.array(column) for name, column in columns.items()})
+        if bucket not in self._writers:
+            self._writers[bucket] = pa.ipc.new_stream(str(self._path(bucket)), batch.schema)
+        self._writers[bucket].write_batch(batch)
+
+    def _path(self, bucket: int) -> Path:
+        return self._folder / f"{bucket:05d}.arrow"
+
+    def _result(self, name: str, bucket: int) -> Path:
+        return self._folder / f"{name}-{bucket:05d}.int32"
+
+
+class ResultReader:
+    """Gathers results in the order in which the batches were appended; reads each file once, front to back."""
+
+    def __init__(self, buckets: Buckets, paths: list[Path], columns: int) -> None:
+        self._buckets = buckets
+        self._columns = columns
+        self._files: list[BinaryIO | None] = [p.open("rb") if p.exists() else None for p in paths]
+
+    def next(self, key_N: Int32s) -> Int32s:
+        """int32[N, C] of the next batch, whose keys must be those that were appended; 0 for key -1."""
+        order_N, sizes = self._buckets._order(key_N)
+        parts = [
+            np.fromfile(file, dtype=np.int32, count=int(size) * self._columns)
+            for file, size in zip(self._files, sizes, strict=True)
+            if file is not None and size
+        ]
+        value_NC = np.zeros((len(key_N), self._columns), dtype=np.int32)
+        if parts:
+            value_NC[order_N] = np.concatenate(parts).reshape(-1, self._columns)
+        return value_NC
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            if file is not None:
+                file.close()

@@ -1,0 +1,127 @@
+"""Numbers to network inputs: sign(x) log(1 + |x|) where asked, then (x - mean) / sd of the training window.
+
+Shapes: N impressions.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from features.schema import Config
+
+Floats = npt.NDArray[np.float64]
+
+
+class Transform(Config):
+    """How one dense column is made; a null (NaN) becomes the training mean, hence 0.
+
+    A column that is constant in the training window has sd 0 and becomes 0 everywhere: its other values were
+    never seen by the model.
+    """
+
+    kind: Literal["standard", "log"]
+    mean: float
+    sd: float
+    #: Whether a second column `<name>_missing` says where the value was null.
+    missing_column: bool = False
+
+    def apply(self, value_N: npt.NDArray[np.number]) -> npt.NDArray[np.float32]:
+        """Raw values, NaN for null, to float32 without nulls. The mean gives 0, mean + sd gives 1."""
+        if self.sd == 0:
+            return np.zeros(len(value_N), dtype=np.float32)
+        scaled_N = signed_log(value_N) if self.kind == "log" else value_N.astype(np.float64)
+        scaled_N -= self.mean
+        scaled_N /= self.sd
+        return np.nan_to_num(scaled_N, copy=False, nan=0.0).astype(np.float32)
+
+
+def signed_log(value_N: npt.NDArray[np.number]) -> Floats:
+    """sign(x) log(1 + |x|): defined for every number, odd, and close to x near 0."""
+    value_N = value_N.astype(np.float64)
+    logged_N: Floats = np.copysign(np.log1p(np.abs(value_N)), value_N)
+    return logged_N
+
+
+@dataclass
+class Moments:
+    """Mean and sd of values that arrive in parts, exact enough for any scale (Chan, Golub & LeVeque 1979).
+
+    NaN values are counted in `missing` and otherwise ignored.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    missing: int = 0
+    low: float = float("inf")
+    high: float = float("-inf")
+
+    def add(self, value_N: Floats) -> None:
+        """Take in one part."""
+        present_N = value_N[~np.isnan(value_N)]
+        self.missing += len(value_N) - len(present_N)
+        if not len(present_N):
+            return
+        mean = float(present_N.mean())
+        squares = float(np.square(present_N - mean).sum())
+        total = self.count + len(present_N)
+        gap = mean - self.mean
+        self.squares += squares + gap * gap * self.count * len(present_N) / total
+        self.mean += gap * len(present_N) / total
+        self.count = total
+        self.low, self.high = min(self.low, float(present_N.min())), max(self.high, float(present_N.max()))
+
+    @property
+    def sd(self) -> float:
+        """Of the population; exactly 0 when all values are equal or there are none."""
+        return (self.squares / self.count) ** 0.5 if self.high > self.low else 0.0
+
+
+@dataclass
+class ExactMoments:
+    """Mean and sd of weighted values, identical bit for bit in whatever order the parts arrive.
+
+    Values are rounded to multiples of 2^-28 and summed as integers, so parts may come from any number of
+    buckets or threads. They must lie in [-22, 22], which logs of counts and CTRs do.
+    """
+
+    weight: int = 0
+    total: int = 0
+    squares: int = 0
+    bounds: list[float] = field(default_factory=lambda: [float("inf"), float("-inf")])
+
+    _SCALE = 2.0**28
+
+    def add(self, value_T: Floats, weight_T: npt.NDArray[np.int64]) -> None:
+        """Take in values, each counted `weight` times; the weights' sum must stay below 2^26."""
+        used_T = weight_T > 0
+        if not used_T.any():
+            return
+        seen_T = value_T[used_T]
+        assert np.abs(seen_T).max() <= 22, "the integer sums would overflow"
+        assert weight_T.sum() < 2**26, "the integer sums would overflow"
+        self.bounds = [min(self.bounds[0], float(seen_T.min())), max(self.bounds[1], float(seen_T.max()))]
+        self.weight += int(weight_T.sum())
+        self.total += int((np.rint(value_T * self._SCALE).astype(np.int64) * weight_T).sum())
+        self.squares += int((np.rint(np.square(value_T) * self._SCALE).astype(np.int64) * weight_T).sum())
+
+    def merge(self, other: "ExactMoments") -> None:
+        """Take in what another has gathered."""
+        self.weight += other.weight
+        self.total += other.total
+        self.squares += other.squares
+        self.bounds = [min(self.bounds[0], other.bounds[0]), max(self.bounds[1], other.bounds[1])]
+
+    @property
+    def mean(self) -> float:
+        """Weighted mean; 0 without values."""
+        return self.total / self.weight / self._SCALE if self.weight else 0.0
+
+    @property
+    def sd(self) -> float:
+        """Of the population; exactly 0 when all values are equal or there are none."""
+        if not self.weight or self.bounds[0] >= self.bounds[1]:
+            return 0.0
+        return max(self.squares / self.weight / self._SCALE - self.mean**2, 0.0) ** 0.5

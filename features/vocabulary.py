@@ -1,0 +1,118 @@
+"""Ids to rows of an embedding table: missing, hashed out-of-vocabulary rows, then the vocabulary.
+
+Row 0 stands for a missing id, rows 1..R share the ids that the vocabulary lacks (rare, unseen) by a stable
+hash, the rest are ids seen often enough in the training window.
+
+Shapes: N ids, K distinct ids of a log, V ids of the vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+MISSING_ROW = 0
+
+# FNV-1a, 64 bit (Fowler, Noll, Vo), then the finaliser of splitmix64 (Steele et al. 2014). Never change them:
+# trained models depend on the row of an unknown id, and an engine's own hash changes with its version.
+_FNV_OFFSET = np.uint64(0xCBF29CE484222325)
+_FNV_PRIME = np.uint64(0x100000001B3)
+_MIX_INCREMENT = np.uint64(0x9E3779B97F4A7C15)
+_MIX_FIRST = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_SECOND = np.uint64(0x94D049BB133111EB)
+
+
+def stable_hash(ids: pa.Array) -> npt.NDArray[np.uint64]:
+    """64-bit hash of each id, the same on every machine and in every version.
+
+    Integers hash by value (any width), strings by their UTF-8 bytes. The id 0 gives 0xE220A8397B1DCDAF, the
+    first number of splitmix64 seeded with 0; the empty string gives 0xF52A15E9A9B5E89B.
+
+    Raises:
+        TypeError: ids are neither integers nor strings, or some are null.
+    """
+    if ids.null_count:
+        raise TypeError("a null has no hash; give it row 0 instead")
+    if pa.types.is_integer(ids.type):
+        return _mix(ids.cast(pa.int64()).to_numpy(zero_copy_only=False).view(np.uint64))
+    if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
+        return _mix(_fnv1a(ids.cast(pa.large_binary())))
+    raise TypeError(f"ids must be integers or strings, got {ids.type}")
+
+
+def _mix(value_K: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    mixed_K = value_K + _MIX_INCREMENT
+    mixed_K = (mixed_K ^ (mixed_K >> np.uint64(30))) * _MIX_FIRST
+    mixed_K = (mixed_K ^ (mixed_K >> np.uint64(27))) * _MIX_SECOND
+    return mixed_K ^ (mixed_K >> np.uint64(31))
+
+
+def _fnv1a(strings: pa.LargeBinaryArray) -> npt.NDArray[np.uint64]:
+    """All strings one byte position at a time; longest first, so that the ones still running are a prefix."""
+    if not len(strings):
+        return np.zeros(0, dtype=np.uint64)
+    _, offsets_buffer, bytes_buffer = strings.buffers()
+    offsets = np.frombuffer(offsets_buffer, dtype=np.int64)[
+        strings.offset : strings.offset + len(strings) + 1
+    ]
+    content = np.frombuffer(bytes_buffer or b"", dtype=np.uint8)
+    lengths = np.diff(offsets)
+    longest_first = np.argsort(-lengths, kind="stable")
+    starts = offsets[:-1][longest_first]
+    # running[p] = how many strings are longer than p bytes
+    running = len(strings) - np.searchsorted(np.sort(lengths), np.arange(int(lengths.max())), side="right")
+    hashed = np.full(len(strings), _FNV_OFFSET)
+    for position, count in enumerate(running):
+        hashed[:count] = (hashed[:count] ^ content[starts[:count] + position]) * _FNV_PRIME
+    result = np.empty_like(hashed)
+    result[longest_first] = hashed
+    return result
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The ids of one sparse feature that have their own row, most frequent first."""
+
+    name: str
+    ids: pa.Array
+    count_V: npt.NDArray[np.int64]
+    oov_rows: int
+
+    @classmethod
+    def from_counts(
+        cls, name: str, ids: pa.Array, count_K: npt.NDArray[np.int64], *, min_count: int, oov_rows: int
+    ) -> "Vocabulary":
+        """Keep ids with at least `min_count` impressions in the training window.
+
+        `ids` are distinct and sorted; among equal counts the smaller id comes first, so that the same log
+        gives the same rows whatever its order.
+        """
+        by_count = np.argsort(-count_K, kind="stable")
+        kept = by_count[: int(np.count_nonzero(count_K >= min_count))]
+        return cls(name, ids.take(pa.array(kept)), count_K[kept], oov_rows)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding table, the missing and out-of-vocabulary rows included."""
+        return 1 + self.oov_rows + len(self.ids)
+
+    def rows_of(self, ids: pa.Array) -> npt.NDArray[np.int32]:
+        """Row of each id; nulls give row 0, ids that the vocabulary lacks one of rows 1..oov_rows."""
+        rows_N = np.full(len(ids), MISSING_ROW, dtype=np.int32)
+        present = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False))
+        known = ids.take(pa.array(present))
+        position = pa.compute.index_in(known, value_set=self.ids.cast(ids.type))
+        position_N = position.fill_null(-1).to_numpy(zero_copy_only=False)
+        hashed_N = (stable_hash(known) % np.uint64(self.oov_rows)).astype(np.int32) + 1
+        rows_N[present] = np.where(position_N < 0, hashed_N, position_N + 1 + self.oov_rows)
+        return rows_N
+
+    def is_oov(self, rows_N: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+        """Whether each row is one that unknown ids share."""
+        return (rows_N > MISSING_ROW) & (rows_N <= self.oov_rows)
+
+    def table(self) -> pa.Table:
+        """id, row, count: one line for each id with its own row."""
+        rows = np.arange(1 + self.oov_rows, self.rows, dtype=np.int32)
+        return pa.table({"id": self.ids, "row": rows, "count": self.count_V})
