@@ -62,12 +62,12 @@ class LsaTables:
     explained_variance: float
 
 
-def write_lsa_tables(
+def embed_lsa(
     data: Path,
     folder: Path,
     *,
-    dim: int,
-    seed: int,
+    dim: int = 64,
+    seed: int = 0,
     columns: Sequence[str] = ("title",),
     progress: Progress | None = None,
 ) -> LsaTables:

@@ -38,7 +38,7 @@ def lsa(
     """
     from rich.console import Console
 
-    from embeddings.lsa import write_lsa_tables
+    from embeddings.lsa import embed_lsa
 
     console = Console()
     with console.status("reading texts") as status:
@@ -47,7 +47,7 @@ def lsa(
             status.update(f"{stage} {done:,} of {total:,}" if total > 1 else stage)
 
         names = tuple(name.strip() for name in columns.split(",") if name.strip())
-        tables = write_lsa_tables(data, out, dim=dim, seed=seed, columns=names, progress=report)
+        tables = embed_lsa(data, out, dim=dim, seed=seed, columns=names, progress=report)
     console.print(
         f"{tables.terms:,} terms reduced to {dim} dimensions, "
         f"{tables.explained_variance:.0%} of their variance kept"

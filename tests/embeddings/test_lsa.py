@@ -9,7 +9,7 @@ import pytest
 
 from embeddings import lsa
 from embeddings.input_tables import read_distinct_queries, read_product_texts
-from embeddings.lsa import lsa_vectors, normalise_text, write_lsa_tables
+from embeddings.lsa import lsa_vectors, normalise_text, embed_lsa
 from embeddings.table import EmbeddingTable, EmbeddingTableError
 
 TITLES = [
@@ -119,7 +119,7 @@ def test_a_width_that_no_table_takes_is_refused_before_any_work(dim: int) -> Non
 
 def test_a_data_folder_becomes_two_tables(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
-    tables = write_lsa_tables(data, tmp_path / "lsa", dim=4, seed=0)
+    tables = embed_lsa(data, tmp_path / "lsa", dim=4, seed=0)
     products = EmbeddingTable.load(tmp_path / "lsa" / "products")
     queries = EmbeddingTable.load(tmp_path / "lsa" / "queries")
     assert products.ids.to_pylist() == [100, 101, 102, 103, 104, 105]
@@ -132,14 +132,14 @@ def test_a_data_folder_becomes_two_tables(tmp_path: Path) -> None:
 
 def test_without_queries_there_is_only_a_product_table(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", queries=None)
-    tables = write_lsa_tables(data, tmp_path / "lsa", dim=4, seed=0)
+    tables = embed_lsa(data, tmp_path / "lsa", dim=4, seed=0)
     assert tables.queries is None
     assert [path.name for path in (tmp_path / "lsa").iterdir()] == ["products"]
 
 
 def test_a_second_run_leaves_no_queries_of_the_first(tmp_path: Path) -> None:
-    write_lsa_tables(write_data(tmp_path / "a"), tmp_path / "lsa", dim=4, seed=0)
-    write_lsa_tables(write_data(tmp_path / "b", queries=None), tmp_path / "lsa", dim=4, seed=0)
+    embed_lsa(write_data(tmp_path / "a"), tmp_path / "lsa", dim=4, seed=0)
+    embed_lsa(write_data(tmp_path / "b", queries=None), tmp_path / "lsa", dim=4, seed=0)
     assert not (tmp_path / "lsa" / "queries").exists()
 
 
@@ -163,7 +163,7 @@ def test_a_missing_column_is_named_with_the_columns_there_are(tmp_path: Path) ->
     with pytest.raises(
         EmbeddingTableError, match=r"columns \['colour'\]; they have product_id, title, brand"
     ):
-        write_lsa_tables(data, tmp_path / "lsa", dim=4, seed=0, columns=["title", "colour"])
+        embed_lsa(data, tmp_path / "lsa", dim=4, seed=0, columns=["title", "colour"])
     assert not (tmp_path / "lsa").exists()
 
 
@@ -171,12 +171,12 @@ def test_a_repeated_product_leaves_no_table_behind(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
     pq.write_table(pa.table({"product_id": [1, 1], "title": ["a", "b"]}), data / "products.parquet")
     with pytest.raises(EmbeddingTableError, match="1 appears 2 times"):
-        write_lsa_tables(data, tmp_path / "lsa", dim=4, seed=0)
+        embed_lsa(data, tmp_path / "lsa", dim=4, seed=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
 def test_an_output_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
     with pytest.raises(EmbeddingTableError, match="not an embedding table"):
-        write_lsa_tables(data, data, dim=4, seed=0)
+        embed_lsa(data, data, dim=4, seed=0)
     assert (data / "products.parquet").exists()
