@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embeddings.table import Coverage, EmbeddingTable, EmbeddingTableError
@@ -69,6 +69,7 @@ def test_the_same_input_gives_the_same_checksums(tmp_path: Path) -> None:
     assert first.manifest.checksums == second.manifest.checksums
 
 
+@settings(deadline=None)  # each example writes files
 @given(
     ids=st.lists(st.integers(-(2**63), 2**63 - 1), unique=True, min_size=1, max_size=20),
     asked=st.lists(st.integers(-5, 5) | st.none(), max_size=30),
