@@ -9,7 +9,7 @@ import pytest
 
 from embeddings import lsa
 from embeddings.input_tables import read_distinct_queries, read_product_texts
-from embeddings.lsa import lsa_vectors, normalise_text, embed_lsa
+from embeddings.lsa import embed_lsa, lsa_vectors, normalise_text
 from embeddings.table import EmbeddingTable, EmbeddingTableError
 
 TITLES = [
