@@ -1,6 +1,7 @@
 """Each rule finds exactly the rows that break it, and every input row ends up in the clean copy or aside."""
 
 import json
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from features.rules import RULES
 from features.tables import InputError, InputTables
 from features.validation import check_or_raise, validate
 from features.validation_report import ValidationReport
@@ -48,80 +50,137 @@ def test_good_tables_break_no_rule_and_pass(tmp_path):
     check_or_raise(InputTables.open(tmp_path / "in"), now=NOW)
 
 
-@pytest.mark.parametrize(
-    ("table", "row", "rule"),
-    [
-        ("products", product(4, product_id=None), "null_product_id"),
-        ("products", product(2), "duplicate_product_id"),
-        ("products", product(4, price=-0.01), "bad_price"),
-        ("products", product(4, price=float("nan")), "bad_price"),
-        ("products", product(4, price=float("inf")), "bad_price"),
-        ("relevance", grade(9, product_id=None), "null_product_id"),
-        ("relevance", grade(9, query="  "), "empty_query"),
-        ("relevance", grade(9, grade=3), "grade_out_of_range"),
-        ("relevance", grade(9, grade=None), "grade_out_of_range"),
-        ("relevance", grade(9, source="robot"), "unknown_source"),
-        ("relevance", grade(2), "duplicate_grade"),
-        ("relevance", grade(2, grade=0), "conflicting_grade"),
-        ("relevance", grade(9, product_id=77), "unknown_product"),
-        ("impressions", impression(20, impression_id=None), "null_impression_id"),
-        ("impressions", impression(20, timestamp=None), "null_timestamp"),
-        ("impressions", impression(20, user_id=None), "null_user_id"),
-        ("impressions", impression(20, product_id=None), "null_product_id"),
-        ("impressions", impression(20, clicked=2), "clicked_not_0_or_1"),
-        ("impressions", impression(20, clicked=None), "clicked_not_0_or_1"),
-        ("impressions", impression(21, click_timestamp=NOON), "click_before_impression"),
-        ("impressions", impression(20, timestamp=NOW + timedelta(days=2)), "incredible_timestamp"),
-        ("impressions", impression(20, timestamp=NOON.replace(year=1970)), "incredible_timestamp"),
-        ("impressions", impression(3), "duplicate_impression_id"),
-        ("impressions", impression(20, product_id=77), "unknown_product"),
-        ("purchases", purchase(9, timestamp=None), "null_timestamp"),
-        ("purchases", purchase(9, user_id=None), "null_user_id"),
-        ("purchases", purchase(9, product_id=None), "null_product_id"),
-        ("purchases", purchase(9, timestamp=NOW.replace(year=2050)), "incredible_timestamp"),
-        ("purchases", purchase(3), "duplicate_purchase_id"),
-        ("purchases", purchase(9, product_id=77), "unknown_product"),
+#: Rows that break one rule each, appended to the good ones.
+BAD_ROWS = {
+    "products": [
+        (product(4, product_id=None), "null_product_id"),
+        (product(2), "duplicate_product_id"),
+        (product(5, price=-0.01), "bad_price"),
+        (product(6, price=float("nan")), "bad_price"),
+        (product(7, price=float("inf")), "bad_price"),
     ],
-)
-def test_a_bad_row_is_quarantined_for_its_reason_alone(tmp_path, table, row, rule):
+    "relevance": [
+        (grade(10, product_id=None), "null_product_id"),
+        (grade(11, query="  "), "empty_query"),
+        (grade(12, query=None), "empty_query"),
+        (grade(13, grade=3), "grade_out_of_range"),
+        (grade(14, grade=None), "grade_out_of_range"),
+        (grade(15, source="robot"), "unknown_source"),
+        (grade(2), "duplicate_grade"),
+        (grade(3, grade=1), "conflicting_grade"),
+        (grade(16, product_id=77), "unknown_product"),
+        (grade(17, product_id=5), "unknown_product"),
+    ],
+    "impressions": [
+        (impression(20, impression_id=None), "null_impression_id"),
+        (impression(22, timestamp=None), "null_timestamp"),
+        (impression(24, user_id=None), "null_user_id"),
+        (impression(26, product_id=None), "null_product_id"),
+        (impression(28, clicked=2), "clicked_not_0_or_1"),
+        (impression(30, clicked=None), "clicked_not_0_or_1"),
+        (impression(31, click_timestamp=NOON), "click_before_impression"),
+        (impression(32, timestamp=NOW + timedelta(days=2)), "incredible_timestamp"),
+        (impression(34, timestamp=NOON.replace(year=1970)), "incredible_timestamp"),
+        (impression(3), "duplicate_impression_id"),
+        (impression(36, product_id=77), "unknown_product"),
+    ],
+    "purchases": [
+        (purchase(10, timestamp=None), "null_timestamp"),
+        (purchase(11, user_id=None), "null_user_id"),
+        (purchase(12, product_id=None), "null_product_id"),
+        (purchase(13, timestamp=NOW.replace(year=2050)), "incredible_timestamp"),
+        (purchase(3), "duplicate_purchase_id"),
+        (purchase(14, product_id=77), "unknown_product"),
+    ],
+}
+
+#: Rows that only break a rule of severity warn.
+DOUBTFUL_ROWS = {
+    "products": [(product(4, title=" "), "empty_title"), (product(5, aisle=None), "empty_aisle")],
+    "impressions": [
+        (impression(20, query=""), "empty_query"),
+        (impression(22, click_timestamp=NOON + timedelta(days=1)), "click_time_without_click"),
+        (impression(23, click_timestamp=None), "click_without_time"),
+    ],
+}
+
+
+def test_each_bad_row_is_set_aside_for_its_reason_alone_and_the_rest_is_the_clean_copy(tmp_path):
     rows = good_rows()
-    rows[table].append(row)
+    for table, bad in BAD_ROWS.items():
+        rows[table] += [row for row, _ in bad]
     folder = write_tables(tmp_path / "in", rows)
     report = validated(folder, quarantine=tmp_path / "aside", clean=tmp_path / "clean")
-    assert broken(report) == {table: [rule]}
-    (finding,) = report.tables[table].broken
-    assert (finding.rows, finding.example.row) == (1, len(rows[table]) - 1)
-    assert [path.name for path in (tmp_path / "aside").iterdir()] == [f"{table}.parquet"]
-    aside = pq.read_table(tmp_path / "aside" / f"{table}.parquet").to_pylist()
-    assert aside[0]["_reason"] == [rule]
-    assert (aside[0]["_file"], aside[0]["_row"]) == (f"{table}.parquet", len(rows[table]) - 1)
-    for name in rows:
-        expected = good_rows()[name]
-        assert pq.read_table(tmp_path / "clean" / f"{name}.parquet").to_pylist() == expected
-    if table != "relevance":
-        with pytest.raises(InputError, match=f"{table}.parquet row {len(rows[table]) - 1}, column"):
-            check_or_raise(InputTables.open(folder), now=NOW)
+    for table, good in good_rows().items():
+        aside = pq.read_table(tmp_path / "aside" / f"{table}.parquet").to_pylist()
+        assert [row["_reason"] for row in aside] == [[rule] for _, rule in BAD_ROWS[table]]
+        assert [row["_row"] for row in aside] == list(range(len(good), len(rows[table])))
+        assert {row["_file"] for row in aside} == {f"{table}.parquet"}
+        assert pq.read_table(tmp_path / "clean" / f"{table}.parquet").to_pylist() == good
+        counts = {rule.rule: rule.rows for rule in report.tables[table].broken}
+        assert counts == Counter(rule for _, rule in BAD_ROWS[table])
+
+
+def test_every_rule_has_a_row_that_breaks_it():
+    covered = {
+        (table, rule) for rows in (BAD_ROWS, DOUBTFUL_ROWS) for table, bad in rows.items() for _, rule in bad
+    }
+    covered |= {("products", "unreadable_image"), ("purchases", "bad_quantity"), ("impressions", "bad_price")}
+    assert covered == {(table, rule.name) for table, rules in RULES.items() for rule in rules}
+
+
+def test_doubtful_rows_are_counted_and_stay(tmp_path):
+    rows = good_rows()
+    for table, doubtful in DOUBTFUL_ROWS.items():
+        rows[table] += [row for row, _ in doubtful]
+    folder = write_tables(tmp_path / "in", rows)
+    report = validated(folder, max_bad_share=0.0, clean=tmp_path / "clean")
+    assert report.passed
+    for table, doubtful in DOUBTFUL_ROWS.items():
+        assert sorted(broken(report)[table]) == sorted(rule for _, rule in doubtful)
+        assert pq.read_table(tmp_path / "clean" / f"{table}.parquet").to_pylist() == rows[table]
+    check_or_raise(InputTables.open(folder), now=NOW)
+
+
+def test_optional_columns_are_held_to_their_rules(tmp_path):
+    folder = write_tables(tmp_path / "in", good_rows())
+    for table, column, values in (
+        ("purchases", "quantity", [1, 2, 0, 1, 1]),
+        ("impressions", "price", [1.0] * 9 + [float("nan")]),
+    ):
+        path = folder / f"{table}.parquet"
+        pq.write_table(pq.read_table(path).append_column(column, pa.array(values)), path)
+    assert broken(validated(folder)) == {"purchases": ["bad_quantity"], "impressions": ["bad_price"]}
 
 
 @pytest.mark.parametrize(
-    ("table", "row", "rule"),
+    ("table", "row", "sentence"),
     [
-        ("products", product(4, title=" "), "empty_title"),
-        ("products", product(4, aisle=None), "empty_aisle"),
-        ("impressions", impression(20, query=""), "empty_query"),
-        ("impressions", impression(20, click_timestamp=NOON + timedelta(days=1)), "click_time_without_click"),
-        ("impressions", impression(21, click_timestamp=None), "click_without_time"),
+        ("products", product(2), "products.parquet row 4, column 'product_id' is '2': an id must occur once"),
+        ("impressions", impression(20, product_id=77), "row 10, column 'product_id' is '77': it must be in"),
+        (
+            "purchases",
+            purchase(9, user_id=None),
+            "purchases.parquet row 5, column 'user_id' is null: it must",
+        ),
+        ("purchases", purchase(3), "purchases.parquet row 5, column 'purchase_id' is '3': an id must occur"),
     ],
 )
-def test_a_doubtful_row_is_counted_and_stays(tmp_path, table, row, rule):
+def test_the_light_check_names_the_first_bad_row_and_the_way_out(tmp_path, table, row, sentence):
     rows = good_rows()
     rows[table].append(row)
-    folder = write_tables(tmp_path / "in", rows)
-    report = validated(folder, max_bad_share=0.0, clean=tmp_path / "clean")
-    assert broken(report) == {table: [rule]}
-    assert report.passed
-    assert pq.read_table(tmp_path / "clean" / f"{table}.parquet").num_rows == len(rows[table])
-    check_or_raise(InputTables.open(folder), now=NOW)
+    tables = InputTables.open(write_tables(tmp_path / "in", rows))
+    with pytest.raises(InputError) as caught:
+        check_or_raise(tables, now=NOW)
+    assert sentence in str(caught.value)
+    assert "`dashclip validate DATA --out OUT --write-clean`" in str(caught.value)
+
+
+def test_the_light_check_leaves_copies_to_the_validation_when_asked(tmp_path):
+    rows = good_rows()
+    rows["impressions"].append(impression(3))
+    tables = InputTables.open(write_tables(tmp_path / "in", rows))
+    check_or_raise(tables, now=NOW, find_copies=False)
 
 
 def test_the_first_good_copy_of_an_id_stays(tmp_path):
