@@ -69,7 +69,8 @@ def validate_tables(
         )
     if out is not None:
         atomic_write_json(out / "report.json", report.to_json())
-    console.print(_summary(report))
+    for table in _summary(report):
+        console.print(table)
     for sentence in _notes(report):
         console.print(sentence, highlight=False, soft_wrap=True)
     if out is not None:
@@ -77,24 +78,31 @@ def validate_tables(
     report.raise_if_failed()
 
 
-def _summary(report: "ValidationReport") -> Any:
+def _summary(report: "ValidationReport") -> list[Any]:
     from rich.table import Table
 
-    table = Table(title=f"Validation of {report.data}: {'passed' if report.passed else 'FAILED'}")
-    for heading in ("table", "rule", "severity"):
-        table.add_column(heading)
-    for heading in ("rows", "share"):
-        table.add_column(heading, justify="right")
-    table.add_column("first at")
+    tables = Table(title=f"{report.data}: {'passed' if report.passed else 'FAILED'}")
+    for heading in ("table", "rows", "rules", "to quarantine", "share"):
+        tables.add_column(heading, justify="left" if heading == "table" else "right")
+    rules = Table(title="Broken rules")
+    for heading in ("rule", "severity", "rows", "share", "first"):
+        rules.add_column(
+            heading, justify="right" if heading in ("rows", "share") else "left", overflow="fold"
+        )
     for name, finding in report.tables.items():
-        kept = f"{len(finding.rules)} rules, {finding.quarantined:,} rows to quarantine"
-        table.add_row(name, kept, "", f"{finding.rows:,}", f"{finding.share:.2%}", "", style="bold")
+        tables.add_row(
+            name,
+            f"{finding.rows:,}",
+            str(len(finding.rules)),
+            f"{finding.quarantined:,}",
+            f"{finding.share:.2%}",
+        )
         for rule in finding.broken:
             colour = {"warn": "yellow", "quarantine": "red", "fail": "bold red"}[rule.severity]
-            place = str(rule.example) if rule.example else ""
-            cells = (f"{rule.rows:,}", f"{rule.share:.2%}", place)
-            table.add_row("", rule.rule, f"[{colour}]{rule.severity}[/]", *cells)
-    return table
+            first = f"{rule.example.file}:{rule.example.row}" if rule.example else ""
+            severity = f"[{colour}]{rule.severity}[/]"
+            rules.add_row(rule.rule, severity, f"{rule.rows:,}", f"{rule.share:.2%}", first)
+    return [tables, rules] if rules.row_count else [tables]
 
 
 def _notes(report: "ValidationReport") -> list[str]:
