@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from embeddings.table import Coverage, EmbeddingTable, EmbeddingTableError
 
@@ -74,9 +75,18 @@ def coverage_of_data(table: EmbeddingTable, data: Path) -> dict[str, Coverage]:
 
 
 def open_input_table(data: Path, name: str) -> ds.Dataset | None:
-    """The table as one file or a folder of files; None when it is absent or the folder is empty."""
+    """The table as one file or a folder of files; None when it is absent or the folder is empty.
+
+    Raises:
+        EmbeddingTableError: a file is not readable Parquet.
+    """
     file, folder = data / f"{name}.parquet", data / name
-    if file.is_file():
-        return ds.dataset(file, format="parquet")
-    parts = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
+    parts = [file] if file.is_file() else sorted(folder.glob("*.parquet")) if folder.is_dir() else []
+    for part in parts:
+        try:
+            pq.read_schema(part)
+        except pa.ArrowInvalid:
+            raise EmbeddingTableError(
+                f"{part} is not a readable Parquet file: half-written or damaged; write it again"
+            ) from None
     return ds.dataset(parts, format="parquet") if parts else None

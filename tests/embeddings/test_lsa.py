@@ -180,3 +180,12 @@ def test_an_output_folder_with_other_files_is_left_alone(tmp_path: Path) -> None
     with pytest.raises(EmbeddingTableError, match="not an embedding table"):
         embed_lsa(data, data, dim=4, seed=0)
     assert (data / "products.parquet").exists()
+
+
+def test_a_half_written_file_is_named(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    path = data / "impressions.parquet"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(EmbeddingTableError, match=r"impressions\.parquet is not a readable Parquet file"):
+        embed_lsa(data, tmp_path / "lsa")
+    assert not (tmp_path / "lsa").exists()
