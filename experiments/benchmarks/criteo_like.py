@@ -9,10 +9,17 @@ Shapes: N rows, F numbers (13), S id features (26).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from features.feature_set import FORMAT, LogSummary, Manifest, SparseColumn, SplitSummary
+from features.files import atomic_write_json
+from features.schema import DenseFeature, FeatureConfig, SparseFeature
 
 NUM_DENSE = 13
 NUM_SPARSE = 26
@@ -71,14 +78,95 @@ def draw_rows(num_rows: int, *, seed: int, progress: Progress | None = None) -> 
     return CriteoLikeRows(dense_NF, ids_NS, clicked_N, probability_N)
 
 
-def write_peer_arrays(rows: CriteoLikeRows, train_rows: int, folder: Path) -> None:
-    """Write `train.npz` and `test.npz`, one array a column: what the peers' own loaders read."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, part in (("train", slice(0, train_rows)), ("test", slice(train_rows, len(rows)))):
+@dataclass(frozen=True)
+class TrainingParts:
+    """Leading rows of the training part under several names: runs of different lengths on the same rows."""
+
+    lengths: dict[str, int]
+    #: The rows after this one are the test rows of every run.
+    first_test_row: int
+
+    def slices(self, num_rows: int) -> dict[str, slice]:
+        """Rows of each part, with "test" last."""
+        parts = {name: slice(0, min(length, self.first_test_row)) for name, length in self.lengths.items()}
+        return {**parts, "test": slice(self.first_test_row, num_rows)}
+
+
+def write_peer_arrays(rows: CriteoLikeRows, parts: TrainingParts, folder: Path) -> None:
+    """Write one `.npz` a part with one array a column, and `table_rows.json`: what the peers' loaders read."""
+    for name, part in parts.slices(len(rows)).items():
         columns: dict[str, NDArray[np.generic]] = {"clicked": rows.clicked_N[part].astype(np.float32)}
         columns |= {column: rows.dense_NF[part, i] for i, column in enumerate(DENSE_COLUMNS)}
         columns |= {column: rows.ids_NS[part, i] for i, column in enumerate(SPARSE_COLUMNS)}
         np.savez(folder / f"{name}.npz", **columns)  # type: ignore[arg-type]
+    atomic_write_json(folder / "table_rows.json", dict(zip(SPARSE_COLUMNS, TABLE_ROWS, strict=True)))
+
+
+def write_feature_set(rows: CriteoLikeRows, parts: TrainingParts, folder: Path) -> None:
+    """Write the same parts as a feature set without history or counters."""
+    splits = {}
+    for name, part in parts.slices(len(rows)).items():
+        path = folder / f"{name}.parquet"
+        pq.write_table(
+            _row_table(rows, part), path, row_group_size=65_536, compression="zstd", use_dictionary=False
+        )
+        clicked = rows.clicked_N[part]
+        splits[name] = SplitSummary(
+            rows=len(clicked), clicked=int(clicked.sum()), start="", end="", files=(path.name,)
+        )
+    manifest = Manifest(
+        format=FORMAT,
+        config=FeatureConfig(
+            dense=tuple(DenseFeature(name=name, column=name) for name in DENSE_COLUMNS),
+            sparse=tuple(SparseFeature(name=name, column=name, oov_rows=1) for name in SPARSE_COLUMNS),
+            counters=None,
+            history=None,
+        ),
+        dense_columns=DENSE_COLUMNS,
+        sparse_columns=tuple(
+            SparseColumn(name=name, rows=table_rows, oov_rows=1)
+            for name, table_rows in zip(SPARSE_COLUMNS, TABLE_ROWS, strict=True)
+        ),
+        num_products=0,
+        num_queries=0,
+        num_users=0,
+        splits=splits,
+        transforms={},
+        counter_prior_ctr=None,
+        oov_share={},
+        missing_share={},
+        empty_history_share={},
+        events=0,
+        checksums={},
+        data=LogSummary(
+            impressions=len(rows),
+            purchases=0,
+            products=0,
+            unused_impressions=0,
+            clicks_counted_from="impression_timestamp",
+            clicks_without_time=0,
+            absences=("products", "purchases", "queries"),
+        ),
+        created=datetime.now(UTC).isoformat(),
+    )
+    atomic_write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
+
+
+def _row_table(rows: CriteoLikeRows, part: slice) -> pa.Table:
+    clicked_N = rows.clicked_N[part]
+    nothing_N = np.zeros(len(clicked_N), np.int32)
+    columns: dict[str, NDArray[np.generic]] = {
+        "impression_id": np.arange(len(clicked_N), dtype=np.int64),
+        "clicked": clicked_N,
+        "product_index": nothing_N,
+        "query_index": nothing_N - 1,
+        "user_index": nothing_N,
+        "history_start": nothing_N,
+        "history_end": nothing_N,
+    }
+    columns |= {name: rows.dense_NF[part, i] for i, name in enumerate(DENSE_COLUMNS)}
+    columns |= {name: rows.ids_NS[part, i] for i, name in enumerate(SPARSE_COLUMNS)}
+    return pa.table(columns)
 
 
 def _zipf_ranks(count: int, size: int, exponent: float, generator: np.random.Generator) -> NDArray[np.int64]:

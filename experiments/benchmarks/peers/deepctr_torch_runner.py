@@ -19,7 +19,7 @@ def main() -> None:
     """Train one epoch and print the outcome."""
     request = protocol.read_request()
     torch.set_num_threads(1)
-    train, test = (protocol.read_columns(request.data / f"{name}.npz") for name in ("train", "test"))
+    train, test = (protocol.read_columns(request.data / f"{name}.npz") for name in (request.train, "test"))
     clicked_train_N, clicked_test_N = train.pop("clicked"), test.pop("clicked")
     table_rows = protocol.read_table_rows(request.data)
     columns = [DenseFeat(name, 1) for name in train if name not in table_rows]
@@ -78,7 +78,6 @@ def main() -> None:
             loop=loop,
             step=protocol.measure(rows, steps),
             auc=auc,
-            peak_mib=protocol.peak_mib(),
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             precision="float32",
             versions=protocol.versions_of(("deepctr-torch", "torch", "numpy")),

@@ -10,10 +10,8 @@ from pathlib import Path
 
 from features.files import atomic_write_bytes
 
-#: All trainers run on the same torch.
+#: All trainers run on the same torch; pip's configuration decides which build comes, as it did for ours.
 TORCH_REQUIREMENT = "torch==2.13.0"
-#: The CPU build of torch; where it cannot be reached, pip's own configuration decides which build comes.
-_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 class PeerEnvironmentError(ValueError):
@@ -61,13 +59,11 @@ def ensure_environment(
     python = environment / "bin" / "python"
     if stamp.is_file() and stamp.read_text().strip() == wanted:
         return python
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     steps = (
         ("making its environment", [sys.executable, "-m", "venv", "--clear", str(environment)]),
-        ("installing torch", [*_pip(python), *_torch_source(), TORCH_REQUIREMENT]),
-        (
-            "installing it",
-            [*_pip(python), TORCH_REQUIREMENT, *_torch_source(), "--requirement", str(peer.requirements)],
-        ),
+        ("installing torch", [*pip, TORCH_REQUIREMENT]),
+        ("installing it", [*pip, TORCH_REQUIREMENT, "--requirement", str(peer.requirements)]),
     )
     try:
         for done, (what, command) in enumerate(steps):
@@ -81,14 +77,6 @@ def ensure_environment(
     if progress is not None:
         progress(f"{peer.title}: installed", len(steps), len(steps))
     return python
-
-
-def _pip(python: Path) -> list[str]:
-    return [str(python), "-m", "pip", "install", "--quiet", "--retries", "1", "--disable-pip-version-check"]
-
-
-def _torch_source() -> list[str]:
-    return ["--extra-index-url", _TORCH_INDEX]
 
 
 def _run(peer: Peer, command: list[str]) -> None:

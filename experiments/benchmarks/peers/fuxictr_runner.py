@@ -28,7 +28,10 @@ class DCNv2(BaseModel):
         width = feature_map.sum_emb_out_dim()
         self.crossnet = CrossNetV2(width, protocol.CROSS_LAYERS)
         self.parallel_dnn = MLP_Block(
-            input_dim=width, output_dim=None, hidden_units=list(protocol.DEEP_WIDTHS), hidden_activations="ReLU"
+            input_dim=width,
+            output_dim=None,
+            hidden_units=list(protocol.DEEP_WIDTHS),
+            hidden_activations="ReLU",
         )
         self.fc = nn.Linear(width + protocol.DEEP_WIDTHS[-1], 1)
         self.compile("adam", "binary_crossentropy", protocol.LEARNING_RATE)
@@ -46,7 +49,7 @@ def main() -> None:
     request = protocol.read_request()
     torch.set_num_threads(1)
     seed_everything(request.seed)
-    train, test = (protocol.read_columns(request.data / f"{name}.npz") for name in ("train", "test"))
+    train, test = (protocol.read_columns(request.data / f"{name}.npz") for name in (request.train, "test"))
     table_rows = protocol.read_table_rows(request.data)
     feature_map = FeatureMap("criteo_like", str(request.data))
     feature_map.labels = ["clicked"]
@@ -63,7 +66,7 @@ def main() -> None:
     batches, _, test_batches = RankDataLoader(
         feature_map,
         stage="both",
-        train_data=str(request.data / "train.npz"),
+        train_data=str(request.data / f"{request.train}.npz"),
         test_data=str(request.data / "test.npz"),
         batch_size=request.batch_size,
         shuffle=True,
@@ -97,7 +100,6 @@ def main() -> None:
                 loop=loop,
                 step=protocol.measure(step_rows, steps),
                 auc=auc,
-                peak_mib=protocol.peak_mib(),
                 parameters=sum(parameter.numel() for parameter in model.parameters()),
                 precision="float32",
                 versions=protocol.versions_of(("fuxictr", "torch", "numpy")),

@@ -25,9 +25,13 @@ LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True)
 class Request:
-    """What a runner is asked to do; `data` holds `train.npz`, `test.npz` and `table_rows.json`."""
+    """What a runner is asked to do.
+
+    `data` holds `<train>.npz`, `test.npz` and `table_rows.json` for the peers, a feature set for ours.
+    """
 
     data: Path
+    train: str
     batch_size: int
     step_batches: int
     seed: int
@@ -54,7 +58,6 @@ class Outcome:
     loop: Cost
     step: Cost
     auc: float
-    peak_mib: float
     parameters: int
     precision: str
     versions: dict[str, str]
@@ -64,6 +67,7 @@ def read_request() -> Request:
     """Parse the runner's command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--train", required=True)
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--step-batches", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
@@ -93,11 +97,6 @@ def measure(rows: int, work: Callable[[], object]) -> Cost:
 def auc_of(clicked_N: NDArray[Any], scores_N: NDArray[Any]) -> float:
     """Exact ROC-AUC; 0.5 when the scores say nothing."""
     return float(roc_auc_score(clicked_N, scores_N))
-
-
-def peak_mib() -> float:
-    """Largest resident memory of this process so far, in MiB (Linux counts it in KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def versions_of(distributions: Iterable[str]) -> dict[str, str]:
