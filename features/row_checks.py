@@ -11,6 +11,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import duckdb
+import numpy as np
+import numpy.typing as npt
 
 from features.image_check import unreadable_images
 from features.rules import IDENTITY, LATEST, RULES, Rule
@@ -51,7 +53,7 @@ class RowChecks:
         return f"(SELECT * EXCLUDE ({dropped}), {relative} AS _file, file_row_number AS _row FROM {scan})"
 
     def good_rows_sql(self, table: TableName) -> str:
-        """A query of the judged table's rows that no rule quarantines, own columns only, in file order."""
+        """A query of the judged table's rows that no rule quarantines, own columns only, in any order."""
         return f"SELECT r.* EXCLUDE (_file, _row) FROM {self.rows_sql(table)} r WHERE {_is_good(table)}"
 
     def quarantined_rows_sql(self, table: TableName) -> str:
@@ -61,6 +63,13 @@ class RowChecks:
             f"FROM {self.rows_sql(table)} r JOIN bad_{table} b ON b._file = r._file AND b._row = r._row "
             "WHERE len(b.reasons) > 0 ORDER BY b._file, b._row"
         )
+
+    def quarantined_places(self, table: TableName, file: str) -> npt.NDArray[np.int64]:
+        """Rows of one file (relative to the folder) of a judged table that are quarantined, rising."""
+        self._connection.execute(
+            f"SELECT _row FROM bad_{table} WHERE len(reasons) > 0 AND _file = {sql_text(file)} ORDER BY _row"
+        )
+        return self._connection.fetchnumpy()["_row"]
 
     def readable_images(self) -> list[str]:
         """Distinct images of the good products, without those that cannot be read."""

@@ -8,11 +8,18 @@ import shutil
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from features.files import atomic_folder
-from features.row_checks import Progress, RowChecks, open_row_checks
+from features.row_checks import QUARANTINE_COLUMNS, Progress, RowChecks, open_row_checks
 from features.table_specs import TABLES, TableName
 from features.tables import InputError, InputTables, sql_text
 from features.validation_report import TableFinding, ValidationReport
+
+_BATCH_ROWS = 65_536
 
 
 def validate(
@@ -33,8 +40,8 @@ def validate(
         quarantine: folder that receives one Parquet file per table with quarantined rows: their own columns
             plus `_reason` (rule names), `_file` and `_row`. Corrected rows can be added to the input as they
             are: the three columns are ignored there. Written also when the validation fails.
-        clean: folder that receives the tables without the quarantined rows, with their readable images and
-            the JSON files beside them. Not written when the validation fails.
+        clean: folder that receives the same files without the quarantined rows, in their order and types,
+            with the readable images and the JSON files beside them. Not written when the validation fails.
         max_bad_share: share of quarantined rows of a table, above which the validation fails.
         now: a timestamp more than a day after it is not credible; the present if None.
         check_images: whether to open the images; a clean copy always does.
@@ -123,27 +130,43 @@ def _too_bad(table: TableName, finding: TableFinding, max_bad_share: float) -> s
     )
 
 
-def _copy_sql(query: str, path: Path) -> str:
-    return f"COPY ({query}) TO {sql_text(str(path))} (FORMAT parquet, COMPRESSION zstd)"
-
-
 def _write_quarantine(checks: RowChecks, findings: dict[TableName, TableFinding], folder: Path) -> None:
     with atomic_folder(folder) as target:
         for table, finding in findings.items():
             if finding.quarantined:
-                checks.run(_copy_sql(checks.quarantined_rows_sql(table), target / f"{table}.parquet"))
+                path = sql_text(str(target / f"{table}.parquet"))
+                rows = checks.quarantined_rows_sql(table)
+                checks.run(f"COPY ({rows}) TO {path} (FORMAT parquet, COMPRESSION zstd)")
 
 
 def _write_clean(checks: RowChecks, folder: Path) -> None:
     tables = checks.tables
     with atomic_folder(folder) as target:
         for table in tables.files_by_table:
-            checks.run(_copy_sql(checks.good_rows_sql(table), target / f"{table}.parquet"))
+            for source in tables.files(table):
+                name = str(source.relative_to(tables.root))
+                _write_good_rows(source, target / name, checks.quarantined_places(table, name))
         for description in sorted(tables.root.glob("*.json")):
             shutil.copy2(description, target / description.name)
         if "image" in tables.columns("products"):
-            for name in checks.readable_images():
-                _link(tables.root / name, target / name)
+            for image in checks.readable_images():
+                _link(tables.root / image, target / image)
+
+
+def _write_good_rows(source: Path, target: Path, quarantined: npt.NDArray[np.int64]) -> None:
+    """Copy a Parquet file without some of its rows, a batch at a time."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetFile(source) as reader:
+        columns = [name for name in reader.schema_arrow.names if name not in QUARANTINE_COLUMNS]
+        schema = pa.schema([reader.schema_arrow.field(name) for name in columns])
+        with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+            start = 0
+            for batch in reader.iter_batches(_BATCH_ROWS, columns=columns):
+                first, last = np.searchsorted(quarantined, [start, start + batch.num_rows])
+                keep = np.ones(batch.num_rows, dtype=np.bool_)
+                keep[quarantined[first:last] - start] = False
+                writer.write_batch(batch.filter(pa.array(keep)))
+                start += batch.num_rows
 
 
 def _link(source: Path, target: Path) -> None:

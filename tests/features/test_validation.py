@@ -268,7 +268,8 @@ def test_corrected_rows_can_be_fed_back_beside_the_clean_ones(tmp_path):
     report = validated(again, max_bad_share=0.0, clean=tmp_path / "clean")
     assert report.passed
     assert report.tables["impressions"].rows == len(rows["impressions"])
-    assert pq.read_table(tmp_path / "clean" / "impressions.parquet").column_names[-1] == "click_timestamp"
+    fed_back = pq.read_table(tmp_path / "clean" / "impressions" / "b.parquet")
+    assert fed_back.to_pylist() == [impression(20)]
 
 
 @pytest.fixture
@@ -314,6 +315,23 @@ def test_a_file_damaged_inside_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(InputError, match="damaged inside"):
         validated(folder, quarantine=tmp_path / "aside", clean=tmp_path / "clean")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_the_clean_copy_keeps_files_order_and_types_over_many_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr("features.validation._BATCH_ROWS", 7)
+    folder = write_tables(tmp_path / "in", good_rows())
+    (folder / "impressions.parquet").unlink()
+    (folder / "impressions").mkdir()
+    users = pa.array([f"user {i % 5}" for i in range(60)]).dictionary_encode()
+    for name, numbers in (("a", range(60)), ("b", range(60, 120))):
+        rows = [impression(i, clicked=9 if i % 13 in (0, 6) else i % 2) for i in numbers]
+        content = pa.Table.from_pylist(rows, schema=SCHEMAS["impressions"]).set_column(2, "user_id", users)
+        pq.write_table(content, folder / "impressions" / f"{name}.parquet", row_group_size=11)
+    validated(folder, clean=tmp_path / "clean")
+    for name, numbers in (("a", range(60)), ("b", range(60, 120))):
+        whole = pq.read_table(folder / "impressions" / f"{name}.parquet")
+        clean = pq.read_table(tmp_path / "clean" / "impressions" / f"{name}.parquet")
+        assert clean.equals(whole.filter(pa.array([i % 13 not in (0, 6) for i in numbers])))
 
 
 def test_outputs_never_replace_the_input(tmp_path):
