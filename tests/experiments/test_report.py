@@ -1,0 +1,432 @@
+"""The report of made-up sweeps whose truth is known: its numbers, its gaps, its page."""
+
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from scipy import stats
+from typer.testing import CliRunner
+
+from experiments.report import build_report, write_report
+from experiments.report_html import to_html
+from experiments.report_tables import console_table, findings, limits, signed, to_markdown
+from experiments.statistics import Interval
+from experiments.sweep_results import SweepResultsError
+from experiments.table2 import to_json, variant_title
+from ranking.metrics import calibration, evaluate, normalized_log_loss, roc_auc
+from tests.experiments.sweep_folders import PAPER_VARIANTS, write_sweep
+
+QUICK = 20  # bootstrap resamples
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    return write_sweep(tmp_path_factory.mktemp("sweep") / "example", rows=1500)
+
+
+@pytest.fixture(scope="module")
+def table(sweep):
+    return build_report(sweep, bootstrap_resamples=QUICK)
+
+
+@pytest.fixture(scope="module")
+def content(table):
+    return json.loads(json.dumps(to_json(table), allow_nan=False))
+
+
+@pytest.fixture(scope="module")
+def page(table):
+    return to_html(table)
+
+
+@pytest.fixture
+def copied(sweep, tmp_path):
+    return shutil.copytree(sweep, tmp_path / "copy")
+
+
+def predictions(sweep, variant, seed):
+    table = pq.read_table(sweep / variant / f"seed-{seed}" / "predictions" / "test.parquet")
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def test_json_has_the_promised_keys(content):
+    assert content["simulated"] is True
+    assert content["seeds"] == 3
+    assert 0.5 < content["best_auc"] < 1
+    assert list(content["variants"]) == list(PAPER_VARIANTS)
+    level = {"auc_mean", "auc_sd", "norm_logloss_mean", "norm_logloss_sd", "calibration_mean"}
+    difference = {"auc_diff_mean", "auc_diff_low", "auc_diff_high", "gain_share"}
+    difference |= {"auc_diff_users_low", "auc_diff_users_high", "norm_logloss_diff_mean"}
+    for name, variant in content["variants"].items():
+        for found in (variant, *variant["slices"].values()):
+            assert level <= found.keys()
+            assert (difference & found.keys()) == (set() if name == "dcn" else difference)
+        assert list(variant["slices"]) == [
+            "all",
+            "has_purchases",
+            "no_purchases",
+            "seen_product",
+            "unseen_product",
+            "head_query",
+            "torso_query",
+            "tail_query",
+        ]
+
+
+def test_levels_equal_the_metrics_of_the_predictions(sweep, content):
+    for name, variant in content["variants"].items():
+        runs = [predictions(sweep, name, seed) for seed in (1, 2, 3)]
+        for key, column, value in (
+            ("all", "clicked", None),
+            ("no_purchases", "slice_has_purchases", False),
+            ("unseen_product", "slice_seen_product", False),
+            ("head_query", "slice_query_frequency", 2),
+            ("tail_query", "slice_query_frequency", 0),
+        ):
+            kept = [
+                {c: v[run[column] == value] if value is not None else v for c, v in run.items()}
+                for run in runs
+            ]
+            aucs = [roc_auc(run["clicked"], run["logit"]) for run in kept]
+            losses = [normalized_log_loss(run["clicked"], run["logit"]) for run in kept]
+            found = variant["slices"][key]
+            assert found["rows"] == len(kept[0]["clicked"])
+            assert found["auc_mean"] == pytest.approx(np.mean(aucs))
+            assert found["auc_sd"] == pytest.approx(np.std(aucs, ddof=1))
+            assert found["norm_logloss_mean"] == pytest.approx(np.mean(losses))
+            assert found["norm_logloss_sd"] == pytest.approx(np.std(losses, ddof=1))
+            assert found["calibration_mean"] == pytest.approx(
+                np.mean([calibration(run["clicked"], run["logit"]) for run in kept])
+            )
+        alone = evaluate(
+            runs[0]["clicked"],
+            runs[0]["logit"],
+            queries_N=runs[0]["query_index"],
+            users_N=runs[0]["user_index"],
+        )
+        assert abs(variant["gauc_query_mean"] - alone.gauc_query) < 0.02
+        assert abs(variant["gauc_user_mean"] - alone.gauc_user) < 0.02
+
+
+def test_differences_are_paired_by_seed_with_a_student_interval(sweep, content):
+    for name in PAPER_VARIANTS[1:]:
+        aucs = {
+            variant: [roc_auc(run["clicked"], run["logit"]) for run in runs]
+            for variant in ("dcn", name)
+            for runs in [[predictions(sweep, variant, seed) for seed in (1, 2, 3)]]
+        }
+        expected = stats.ttest_rel(aucs[name], aucs["dcn"]).confidence_interval(0.95)
+        found = content["variants"][name]
+        assert (found["auc_diff_low"], found["auc_diff_high"]) == pytest.approx((expected.low, expected.high))
+        assert found["auc_diff_mean"] == pytest.approx(
+            found["auc_mean"] - content["variants"]["dcn"]["auc_mean"]
+        )
+
+
+def test_the_share_of_gain_is_that_of_the_true_probabilities(sweep, content):
+    truth = pq.read_table(sweep / "truth" / "impressions.parquet")
+    run = predictions(sweep, "dcn", 1)
+    place = pc.index_in(run["impression_id"], value_set=truth["impression_id"].combine_chunks()).to_numpy()
+    best = roc_auc(run["clicked"], truth["click_probability"].to_numpy()[place])
+    assert content["best_auc"] == pytest.approx(best)
+    baseline = content["variants"]["dcn"]["auc_mean"]
+    for name in PAPER_VARIANTS[1:]:
+        found = content["variants"][name]
+        assert found["gain_share"] == pytest.approx((found["auc_mean"] - baseline) / (best - baseline))
+
+
+def test_the_made_up_effects_are_found(content):
+    variants = content["variants"]
+    assert variants["dcn_pq_sim"]["auc_diff_low"] > 0
+    assert variants["dcn_pq_sim_history"]["auc_diff_low"] > 0
+    assert variants["dcn_pq_sim_history"]["auc_diff_users_low"] > 0
+    assert abs(variants["dcn_pq_sim_history_random"]["gain_share"]) < 0.3
+    assert variants["dcn_pq_sim_history"]["purchases_gap_low"] > 0
+    pair = next(
+        pair
+        for pair in content["pairs"]
+        if (pair["variant"], pair["against"]) == ("dcn_pq_sim_history", "dcn_pq_sim")
+    )
+    assert pair["auc_diff_low"] > 0
+
+
+def test_the_same_folder_gives_the_same_numbers_again(sweep, content):
+    again = to_json(build_report(sweep, bootstrap_resamples=QUICK))
+    assert {**again, "created": None} == {**content, "created": None}
+
+
+def test_another_rng_seed_moves_only_the_intervals_over_users(sweep, content):
+    other = to_json(build_report(sweep, rng_seed=1, bootstrap_resamples=QUICK))["variants"]["dcn_pq_sim"]
+    before = content["variants"]["dcn_pq_sim"]
+    moved = {key for key in before if before[key] != other[key]} - {"slices"}
+    assert moved
+    assert all("users" in key for key in moved)
+
+
+def test_missing_failed_and_broken_runs_are_named_and_the_rest_compared(copied):
+    shutil.rmtree(copied / "dcn_pq_sim" / "seed-1")
+    (copied / "dcn_pq_sim" / "seed-2" / "run.json").unlink()
+    (copied / "dcn_pq_sim_history" / "seed-2" / "failure.txt").write_text(
+        "Traceback\nValueError: out of luck\n"
+    )
+    path = copied / "dcn" / "seed-3" / "predictions" / "test.parquet"
+    path.write_bytes(path.read_bytes()[:200])
+    broken = pq.read_table(copied / "dcn_pq_sim_history" / "seed-1" / "predictions" / "test.parquet")
+    logits = broken["logit"].to_numpy().copy()
+    logits[7] = np.nan
+    broken = broken.drop_columns(["logit"]).append_column("logit", [logits])
+    pq.write_table(broken, copied / "dcn_pq_sim_history" / "seed-1" / "predictions" / "test.parquet")
+
+    table = build_report(copied, bootstrap_resamples=QUICK)
+    reasons = {(run.variant, run.seed): run.reason for run in table.missing}
+    assert reasons.pop(("dcn", 3)).startswith("predictions/test.parquet cannot be read")
+    assert reasons == {
+        ("dcn_pq_sim", 1): "was not run",
+        ("dcn_pq_sim", 2): "did not finish (no run.json)",
+        ("dcn_pq_sim_history", 1): "predictions/test.parquet has the logit nan in row 7",
+        ("dcn_pq_sim_history", 2): "failed: ValueError: out of luck",
+    }
+    content = to_json(table)
+    assert (content["seeds"], content["seeds_asked"]) == (1, 3)
+    assert content["variants"]["dcn_pq_sim_history_random"]["diff_seeds"] == 2
+    # Only seed 3 of dcn_pq_sim is left, and dcn has no seed 3: levels, but no difference.
+    assert content["variants"]["dcn_pq_sim"]["seeds"] == [3]
+    assert "auc_diff_mean" not in content["variants"]["dcn_pq_sim"]
+    for text in (to_markdown(table), to_html(table)):
+        assert "did not finish (no run.json)" in text
+        assert "5 of 12 runs are missing" in text
+
+
+def test_a_variant_without_any_run_is_named(copied):
+    shutil.rmtree(copied / "dcn_pq_sim")
+    content = to_json(build_report(copied, bootstrap_resamples=QUICK))
+    assert "dcn_pq_sim" not in content["variants"]
+    assert "The variant dcn_pq_sim has no finished run and is not in the table." in content["notes"]
+
+
+def test_without_the_baseline_there_are_levels_and_pairs_but_no_differences(copied):
+    shutil.rmtree(copied / "dcn")
+    table = build_report(copied, bootstrap_resamples=QUICK)
+    assert to_json(table)["variants"]["dcn_pq_sim"].get("auc_diff_mean") is None
+    assert ("dcn_pq_sim_history", "dcn_pq_sim") in table.pairs
+    assert "The variant dcn has no finished run" in to_html(table)
+
+
+def test_one_seed_gives_a_difference_without_an_interval_over_seeds(tmp_path):
+    table = build_report(write_sweep(tmp_path / "one", seeds=(4,)), bootstrap_resamples=QUICK)
+    found = to_json(table)["variants"]["dcn_pq_sim"]
+    assert found["auc_diff_mean"] is not None
+    assert (found["auc_sd"], found["auc_diff_low"], found["auc_diff_high"]) == (None, None, None)
+    assert found["auc_diff_users_low"] < found["auc_diff_mean"] < found["auc_diff_users_high"]
+    assert "one seed gives no interval" in findings(table)[0]
+    assert "one seed gives no interval" in to_html(table)
+
+
+def test_without_truth_there_is_no_best_auc_and_the_note_says_so(tmp_path):
+    table = build_report(
+        write_sweep(tmp_path / "real", truth=False, simulated=False), bootstrap_resamples=QUICK
+    )
+    content = to_json(table)
+    assert content["best_auc"] is None
+    assert content["variants"]["dcn_pq_sim"]["gain_share"] is None
+    assert "true click probabilities are not known" in content["notes"][0]
+    page = to_html(table)
+    assert "Real data" in page
+    assert "SIMULATED" not in page
+    assert "reachable gain</th>" not in page
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda path: path.unlink(), "does not exist any more"),
+        (
+            lambda path: pq.write_table(pq.read_table(path).slice(300), path),
+            "test impressions (the first is",
+        ),
+    ],
+)
+def test_truth_that_is_gone_or_incomplete_is_said(copied, damage, sentence):
+    sweep = json.loads((copied / "sweep.json").read_text())
+    sweep["truth"] = "truth/impressions.parquet"  # relative to the sweep folder
+    (copied / "sweep.json").write_text(json.dumps(sweep))
+    assert to_json(build_report(copied, bootstrap_resamples=QUICK))["best_auc"] is not None
+    damage(copied / "truth" / "impressions.parquet")
+    content = to_json(build_report(copied, bootstrap_resamples=QUICK))
+    assert content["best_auc"] is None
+    assert sentence in content["notes"][0]
+
+
+def test_a_log_without_queries_has_no_query_slices_and_shows_its_floor(tmp_path):
+    sweep = write_sweep(
+        tmp_path / "films",
+        variants=("dcn", "dcn_p_history"),
+        queries=False,
+        truth=False,
+        simulated=False,
+        floor={"name": "item mean + user mean", "auc": 0.6975, "norm_logloss": 0.95},
+    )
+    table = build_report(sweep, bootstrap_resamples=QUICK)
+    content = to_json(table)
+    assert "head_query" not in content["slices"]
+    assert content["variants"]["dcn"]["gauc_query_mean"] is None
+    assert content["variants"]["dcn"]["undefined"] == {"gauc_query": "no row has a query"}
+    assert content["floor"]["auc"] == 0.6975
+    assert any("has no queries" in note for note in content["notes"])
+    for text in (to_markdown(table), to_html(table)):
+        assert "item mean + user mean" in text
+        assert "0.6975" in text
+        assert "0.7787" not in text  # the paper's variants are others
+
+
+def test_a_slice_of_one_class_is_null_with_its_reason(copied):
+    for path in copied.glob("*/seed-*/predictions/test.parquet"):
+        table = pq.read_table(path)
+        unclicked = pc.and_(table["slice_seen_product"], True)
+        seen = pc.or_(unclicked, pc.equal(table["clicked"], 1))
+        place = table.schema.get_field_index("slice_seen_product")
+        pq.write_table(table.set_column(place, "slice_seen_product", seen), path)
+    table = build_report(copied, bootstrap_resamples=QUICK)
+    found = to_json(table)["variants"]["dcn_pq_sim"]["slices"]["unseen_product"]
+    assert found["auc_mean"] is None
+    assert "auc_diff_mean" not in found
+    assert "no row was clicked" in found["undefined"]["auc"]
+    assert "no row was clicked" in to_html(table)
+
+
+def test_runs_tested_on_different_rows_are_refused(copied):
+    path = copied / "dcn_pq_sim" / "seed-2" / "predictions" / "test.parquet"
+    pq.write_table(pq.read_table(path).slice(1), path)
+    with pytest.raises(SweepResultsError, match="tested on different rows"):
+        build_report(copied)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist; give the folder that `dashclip sweep` wrote"),
+        ("{", "Invalid JSON"),
+        ('{"name": "x", "variants": ["a"], "seeds": [1], "simulated": true}', "baseline: Field required"),
+        (
+            '{"name": "x", "baseline": "b", "variants": ["a"], "seeds": [1], "simulated": true}',
+            "the baseline 'b' must be one of the variants",
+        ),
+        (
+            '{"name": "x", "baseline": "a", "variants": ["a"], "seeds": [1], "simulated": true}',
+            r"has no finished run \(a, seed 1: was not run\)",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_sweep_is_refused_in_a_sentence(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(SweepResultsError, match=message):
+        build_report(tmp_path)
+
+
+class _Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.sources, self.tags = [], [], set()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "img", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_self_contained_and_says_simulated_first(page):
+    parsed = _Page()
+    parsed.feed(page)
+    assert parsed.open == []
+    assert "script" not in parsed.tags
+    assert len(parsed.sources) == 4
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in parsed.sources)
+    assert 0 < page.index("SIMULATED data") < page.index("<h1>")
+    for needed in ("0.7787 / 0.8747", "What the numbers mean", "abc1234", "Example CPU", "torch 2.13.0"):
+        assert needed in page
+
+
+def test_names_from_the_sweep_cannot_break_the_page(tmp_path):
+    sweep = write_sweep(tmp_path / "odd", name="<script>alert(1)</script>", seeds=(1, 2))
+    text = to_html(build_report(sweep, bootstrap_resamples=QUICK))
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_markdown_tables_have_as_many_cells_as_headings(table):
+    blocks = re.findall(r"(?:^\|.*\|$\n)+", to_markdown(table), flags=re.MULTILINE)
+    assert len(blocks) == 9
+    for block in blocks:
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_console_table_is_whole_at_any_usual_width(table, width):
+    console = Console(width=width, file=io.StringIO())
+    console.print(console_table(table))
+    text = console.file.getvalue()
+    assert "SIMULATED" in text
+    assert "Calib." in text
+    for variant in to_json(table)["variants"].values():
+        for name in ("auc_mean", "norm_logloss_mean", "auc_diff_low", "auc_diff_users_high"):
+            if name in variant:
+                assert f"{variant[name]:.4f}" in text
+
+
+def test_writing_leaves_the_three_files_and_nothing_else(table, content, tmp_path):
+    paths = write_report(table, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "report.html",
+        "table2.json",
+        "table2.md",
+    ]
+    assert json.loads(paths["json"].read_text()) == content
+
+
+def test_the_command_writes_the_report_into_the_sweep_folder(copied):
+    from experiments.cli import app
+
+    result = CliRunner().invoke(app, ["report", str(copied), "--resamples", "20"])
+    assert result.exit_code == 0, result.output
+    assert (copied / "report.html").exists()
+    assert "SIMULATED" in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("dcn", "DCN baseline"),
+        ("dcn_pq_sim", "DCN + product + query + similarity"),
+        ("dcn_p_history", "DCN + product + purchase history"),
+        (
+            "dcn_pq_sim_history_random",
+            "DCN + product + query + similarity + purchase history (random initialisation)",
+        ),
+        ("mine", "mine"),
+    ],
+)
+def test_variant_names_read_as_titles(name, title):
+    assert variant_title(name) == title
+
+
+def test_numbers_are_printed_with_a_sign_only_where_it_means_something():
+    assert [signed(value) for value in (0.01, -0.01, 0.00001, -0.00001)] == [
+        "+0.0100",
+        "-0.0100",
+        "0.0000",
+        "0.0000",
+    ]
+    assert limits(Interval(mean=0, low=-0.01, high=0.02)) == "-0.0100 … 0.0200"
+    assert limits(Interval(mean=0, low=None, high=None)) == "–"
