@@ -97,7 +97,7 @@ class Buckets:
 
 
 class ResultReader:
-    """Gathers results in the order in which the batches were appended; reads each file once, front to back."""
+    """Gathers results in the order in which batches were appended; reads each file once, front to back."""
 
     def __init__(self, buckets: Buckets, paths: list[Path], columns: int) -> None:
         self._buckets = buckets

@@ -310,6 +310,9 @@ def _compute(
         for done, moments in enumerate(pool.map(compute, tasks), start=1):
             merge_moments(total, moments)
             report("counting", done, len(tasks))
+    without_query = log.train_rows - int(log.train_impressions_Q.sum())
+    for counter in log.counters.get("query", ()):
+        merge_moments(total, counter.count_absent(without_query))
     log.events.finish()
     return counter_transforms(total)
 

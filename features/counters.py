@@ -99,6 +99,14 @@ class KeyCounters:
             moments[ctr].add(self._ctr(shown_T, clicked_T), train_T)
         return moments
 
+    def count_absent(self, train_rows: int) -> dict[str, ExactMoments]:
+        """Training moments of rows that lack the key: zero counts, hence the prior CTR."""
+        moments = {name: ExactMoments() for name in self.names}
+        for name, moment in moments.items():
+            value = self._prior_ctr if "_ctr_" in name else 0.0
+            moment.add(np.array([value]), np.array([train_rows]))
+        return moments
+
     def reader(self) -> ResultReader:
         """Raw counts of all rows: impressions and clicks of each window."""
         return self._buckets.results(self.key, columns=2 * len(self._config.windows_days))

@@ -95,13 +95,14 @@ class ExactMoments:
     _SCALE = 2.0**28
 
     def add(self, value_T: Floats, weight_T: npt.NDArray[np.int64]) -> None:
-        """Take in values, each counted `weight` times; the weights' sum must stay below 2^26."""
+        """Take in values, each counted `weight` times."""
         used_T = weight_T > 0
         if not used_T.any():
             return
         seen_T = value_T[used_T]
         assert np.abs(seen_T).max() <= 22, "the integer sums would overflow"
-        assert weight_T.sum() < 2**26, "the integer sums would overflow"
+        if weight_T.sum() >= 2**26:  # int64 sums could overflow: slower, but Python integers cannot
+            weight_T = weight_T.astype(object)
         self.bounds = [min(self.bounds[0], float(seen_T.min())), max(self.bounds[1], float(seen_T.max()))]
         self.weight += int(weight_T.sum())
         self.total += int((np.rint(value_T * self._SCALE).astype(np.int64) * weight_T).sum())
