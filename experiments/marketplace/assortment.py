@@ -188,6 +188,8 @@ _BRAND_ENDS = (
     "ique isca ista iva kin land lia lino lo mar mere mont nova ona ora oso relle ria sano sol stead tano "
     "tica tree una vale vana via well wick worth zia"
 )
+#: Coprime to the number of starts times ends, so that stepping visits every pair once.
+_BRAND_STEP = 617
 _BRAND_SECOND_WORDS = ["Farms", "Kitchen", "House", "Garden", "Valley", "Select", "Naturals", "Brothers"]
 
 
@@ -254,8 +256,9 @@ def load_assortment() -> Assortment:
 
 
 def brand_names() -> list[str]:
-    """Invented brands, all different: one word first, then two words."""
-    single = [start + end for end in _BRAND_ENDS.split() for start in _BRAND_STARTS.split()]
+    """Invented brands, all different: one word first, then two words. Neighbours do not sound alike."""
+    ordered = [start + end for end in _BRAND_ENDS.split() for start in _BRAND_STARTS.split()]
+    single = [ordered[index * _BRAND_STEP % len(ordered)] for index in range(len(ordered))]
     return single + [f"{name} {second}" for second in _BRAND_SECOND_WORDS for name in single]
 
 

@@ -65,7 +65,7 @@ def generate(config: MarketplaceConfig, out: Path, *, progress: Progress | None 
 
         images: list[str | None] = [None] * catalog.num_products
         if config.images:
-            images = write_images(folder, catalog, config.image_pixels, _child(config, _IMAGES))
+            images = write_images(folder, catalog, config.image_pixels, _child(config, _IMAGES), tell)
         write_products(folder, catalog, images)
         summary = _summary(catalog, queries, shoppers, labels, facts)
         content = {
