@@ -14,6 +14,7 @@ from rich.console import Console
 from scipy import stats
 from typer.testing import CliRunner
 
+from experiments import plots, report_html
 from experiments.report import build_report, write_report
 from experiments.report_html import to_html
 from experiments.report_tables import console_table, findings, limits, signed, to_markdown
@@ -44,6 +45,12 @@ def content(table):
 @pytest.fixture(scope="module")
 def page(table):
     return to_html(table)
+
+
+@pytest.fixture
+def without_plots(monkeypatch):
+    """Plots take most of a page's time and are drawn by the tests about them."""
+    monkeypatch.setattr(report_html, "_plots", lambda table: [])
 
 
 @pytest.fixture
@@ -170,7 +177,7 @@ def test_another_rng_seed_moves_only_the_intervals_over_users(sweep, content):
     assert all("users" in key for key in moved)
 
 
-def test_missing_failed_and_broken_runs_are_named_and_the_rest_compared(copied):
+def test_missing_failed_and_broken_runs_are_named_and_the_rest_compared(copied, without_plots):
     shutil.rmtree(copied / "dcn_pq_sim" / "seed-1")
     (copied / "dcn_pq_sim" / "seed-2" / "run.json").unlink()
     (copied / "dcn_pq_sim_history" / "seed-2" / "failure.txt").write_text(
@@ -211,7 +218,7 @@ def test_a_variant_without_any_run_is_named(copied):
     assert "The variant dcn_pq_sim has no finished run and is not in the table." in content["notes"]
 
 
-def test_without_the_baseline_there_are_levels_and_pairs_but_no_differences(copied):
+def test_without_the_baseline_there_are_levels_and_pairs_but_no_differences(copied, without_plots):
     shutil.rmtree(copied / "dcn")
     table = build_report(copied, bootstrap_resamples=QUICK)
     assert to_json(table)["variants"]["dcn_pq_sim"].get("auc_diff_mean") is None
@@ -219,7 +226,7 @@ def test_without_the_baseline_there_are_levels_and_pairs_but_no_differences(copi
     assert "The variant dcn has no finished run" in to_html(table)
 
 
-def test_one_seed_gives_a_difference_without_an_interval_over_seeds(tmp_path):
+def test_one_seed_gives_a_difference_without_an_interval_over_seeds(tmp_path, without_plots):
     table = build_report(write_sweep(tmp_path / "one", seeds=(4,)), bootstrap_resamples=QUICK)
     found = to_json(table)["variants"]["dcn_pq_sim"]
     assert found["auc_diff_mean"] is not None
@@ -229,7 +236,7 @@ def test_one_seed_gives_a_difference_without_an_interval_over_seeds(tmp_path):
     assert "one seed gives no interval" in to_html(table)
 
 
-def test_without_truth_there_is_no_best_auc_and_the_note_says_so(tmp_path):
+def test_without_truth_there_is_no_best_auc_and_the_note_says_so(tmp_path, without_plots):
     table = build_report(
         write_sweep(tmp_path / "real", truth=False, simulated=False), bootstrap_resamples=QUICK
     )
@@ -264,7 +271,7 @@ def test_truth_that_is_gone_or_incomplete_is_said(copied, damage, sentence):
     assert sentence in content["notes"][0]
 
 
-def test_a_log_without_queries_has_no_query_slices_and_shows_its_floor(tmp_path):
+def test_a_log_without_queries_has_no_query_slices_and_shows_its_floor(tmp_path, without_plots):
     sweep = write_sweep(
         tmp_path / "films",
         variants=("dcn", "dcn_p_history"),
@@ -286,13 +293,8 @@ def test_a_log_without_queries_has_no_query_slices_and_shows_its_floor(tmp_path)
         assert "0.7787" not in text  # the paper's variants are others
 
 
-def test_a_slice_of_one_class_is_null_with_its_reason(copied):
-    for path in copied.glob("*/seed-*/predictions/test.parquet"):
-        table = pq.read_table(path)
-        unclicked = pc.and_(table["slice_seen_product"], True)
-        seen = pc.or_(unclicked, pc.equal(table["clicked"], 1))
-        place = table.schema.get_field_index("slice_seen_product")
-        pq.write_table(table.set_column(place, "slice_seen_product", seen), path)
+def test_a_slice_of_one_class_is_null_with_its_reason(copied, without_plots):
+    _leave_no_click_on_new_products(copied)
     table = build_report(copied, bootstrap_resamples=QUICK)
     found = to_json(table)["variants"]["dcn_pq_sim"]["slices"]["unseen_product"]
     assert found["auc_mean"] is None
@@ -331,6 +333,14 @@ def test_a_folder_that_is_no_sweep_is_refused_in_a_sentence(tmp_path, text, mess
         build_report(tmp_path)
 
 
+def _leave_no_click_on_new_products(sweep):
+    for path in sweep.glob("*/seed-*/predictions/test.parquet"):
+        table = pq.read_table(path)
+        seen = pc.or_(table["slice_seen_product"], pc.equal(table["clicked"], 1))
+        place = table.schema.get_field_index("slice_seen_product")
+        pq.write_table(table.set_column(place, "slice_seen_product", seen), path)
+
+
 class _Page(HTMLParser):
     def __init__(self):
         super().__init__()
@@ -358,7 +368,25 @@ def test_the_page_is_well_formed_self_contained_and_says_simulated_first(page):
         assert needed in page
 
 
-def test_names_from_the_sweep_cannot_break_the_page(tmp_path):
+def test_plots_are_drawn_from_little_too(copied):
+    """One seed, no learning curve, a slice of one class."""
+    for seed in (2, 3):
+        for folder in copied.glob(f"*/seed-{seed}"):
+            shutil.rmtree(folder)
+    for path in copied.glob("*/seed-1/metrics.json"):
+        path.write_text('{"history": []}')
+    _leave_no_click_on_new_products(copied)
+    table = build_report(copied, bootstrap_resamples=QUICK)
+    for draw in (plots.forest, plots.slice_bars, plots.calibration):
+        assert draw(table).rstrip().endswith("</svg>")
+    assert plots.learning_curves(table) is None
+
+
+def test_the_same_numbers_draw_the_same_bytes(table):
+    assert plots.learning_curves(table) == plots.learning_curves(table)
+
+
+def test_names_from_the_sweep_cannot_break_the_page(tmp_path, without_plots):
     sweep = write_sweep(tmp_path / "odd", name="<script>alert(1)</script>", seeds=(1, 2))
     text = to_html(build_report(sweep, bootstrap_resamples=QUICK))
     assert "<script>" not in text
@@ -385,7 +413,7 @@ def test_the_console_table_is_whole_at_any_usual_width(table, width):
                 assert f"{variant[name]:.4f}" in text
 
 
-def test_writing_leaves_the_three_files_and_nothing_else(table, content, tmp_path):
+def test_writing_leaves_the_three_files_and_nothing_else(table, content, tmp_path, without_plots):
     paths = write_report(table, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "report.html",
