@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.marketplace.catalog import Catalog, make_catalog
+from experiments.marketplace.catalog import Catalog, IntArray, make_catalog
 from experiments.marketplace.config import MarketplaceConfig
 from experiments.marketplace.facts import LogFacts
 from experiments.marketplace.images import write_images
@@ -132,20 +132,23 @@ def _slice(rows: PurchaseRows, part: slice) -> PurchaseRows:
 def _summary(
     catalog: Catalog, queries: Queries, shoppers: Shoppers, labels: Labels, facts: LogFacts
 ) -> dict[str, Any]:
-    human, truth = labels.by_human_N, labels.true_grade_N
-    right_N = labels.grade_N == truth
+    right_L = labels.grade_L == labels.true_grade_N[labels.pair_L]
     return {
         "products": catalog.num_products,
         "users": shoppers.num_users,
         "queries": queries.num_queries,
-        "labels": len(truth),
-        "label_shares": (np.bincount(labels.grade_N, minlength=3) / len(truth)).round(5).tolist(),
-        "true_label_shares": (np.bincount(truth, minlength=3) / len(truth)).round(5).tolist(),
-        "human_label_accuracy": float(right_N[human].mean()),
-        "llm_label_accuracy": float(right_N[~human].mean()),
+        "labels": len(labels.grade_L),
+        "label_shares": _grade_shares(labels.grade_L),
+        "true_label_shares": _grade_shares(labels.true_grade_N),
+        "human_label_accuracy": float(right_L[labels.by_human_L].mean()),
+        "llm_label_accuracy": float(right_L[~labels.by_human_L].mean()),
         "new_product_share": float((catalog.available_from_P >= 0).mean()),
         **facts.summary(),
     }
+
+
+def _grade_shares(grade_N: IntArray) -> list[float]:
+    return [round(float(share), 5) for share in np.bincount(grade_N, minlength=3) / len(grade_N)]
 
 
 def _child(config: MarketplaceConfig, part: int, *index: int) -> np.random.SeedSequence:

@@ -53,13 +53,14 @@ def true_grades(
 
 @dataclass(frozen=True)
 class Labels:
-    """Labelled pairs, each at most once; `by_human_N` tells the two sources apart."""
+    """N different pairs with their truth, and L labels of them; `pair_L` is the pair that a label is of."""
 
     query_N: IntArray
     product_N: IntArray
-    grade_N: IntArray
     true_grade_N: IntArray
-    by_human_N: BoolArray
+    pair_L: IntArray
+    grade_L: IntArray
+    by_human_L: BoolArray
 
 
 def label_pairs(
@@ -71,12 +72,12 @@ def label_pairs(
 ) -> Labels:
     """Pairs in the shares of `GRADE_SHARES` (fewer where the catalogue is too small), labelled with noise.
 
-    Queries are drawn by the root of their traffic, so that the tail is covered. `matches` has one list per
-    query: the products of grade 2.
+    Half of the pairs that people grade are graded by the language model too. Queries are drawn by the root
+    of their traffic, so that the tail is covered. `matches` has one list per query: products of grade 2.
     """
     rng = np.random.default_rng(seed)
     matches.open_day(config.days)
-    wanted = config.llm_labels + config.human_labels
+    wanted = config.llm_labels + config.human_labels - config.human_labels // 2
     traffic_Q = np.sqrt(queries.traffic_Q)
     chances_Q = np.cumsum(traffic_Q) / traffic_Q.sum()
     num_products = catalog.num_products
@@ -97,20 +98,24 @@ def label_pairs(
     keys = rng.permutation(keys)
     query_N, product_N = keys // num_products, keys % num_products
     truth_N = true_grades(queries, catalog, query_N, product_N)
-    by_human_N = np.arange(len(keys)) < round(config.human_labels / wanted * len(keys))
-    human_N = human_grades(truth_N, rng)
+    by_people = max(1, round(config.human_labels / wanted * len(keys)))
+    human_L = human_grades(truth_N[:by_people], rng)
     llm_N = llm_grades(
         truth_N,
         true_grades(queries, catalog, query_N, product_N, titles_only=True),
         queries.role_QT[query_N, catalog.type_P[product_N]] == SUBSTITUTE,
         rng,
     )
+    first_by_llm = by_people // 2
+    pair_L = np.concatenate([np.arange(by_people), np.arange(first_by_llm, len(keys))])
+    order_L = rng.permutation(len(pair_L))
     return Labels(
         query_N=query_N,
         product_N=product_N,
-        grade_N=np.where(by_human_N, human_N, llm_N).astype(np.int8),
         true_grade_N=truth_N,
-        by_human_N=by_human_N,
+        pair_L=pair_L[order_L],
+        grade_L=np.concatenate([human_L, llm_N[first_by_llm:]])[order_L].astype(np.int8),
+        by_human_L=order_L < by_people,
     )
 
 

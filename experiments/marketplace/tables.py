@@ -209,14 +209,19 @@ def write_queries(folder: Path, catalog: Catalog, queries: Queries) -> None:
 
 
 def write_relevance(folder: Path, catalog: Catalog, queries: Queries, labels: Labels) -> None:
-    """relevance.parquet as graded, truth/relevance.parquet as it is; the same pairs in the same order."""
-    pair = {
-        "query": _names(queries.texts, labels.query_N),
-        "product_id": catalog.product_id_P[labels.product_N],
-    }
-    source = pa.array(["llm", "human"]).take(pa.array(labels.by_human_N.astype(np.int8)))
-    _write(folder / "relevance.parquet", pa.table({**pair, "grade": labels.grade_N, "source": source}))
-    _write(folder / "truth" / "relevance.parquet", pa.table({**pair, "grade": labels.true_grade_N}))
+    """relevance.parquet as graded; truth/relevance.parquet as it is, each pair once."""
+    truth = pa.table(
+        {
+            "query": _names(queries.texts, labels.query_N),
+            "product_id": catalog.product_id_P[labels.product_N],
+            "grade": labels.true_grade_N,
+        }
+    )
+    _write(folder / "truth" / "relevance.parquet", truth)
+    source = pa.array(["llm", "human"]).take(pa.array(labels.by_human_L.astype(np.int8)))
+    graded = truth.select(["query", "product_id"]).take(pa.array(labels.pair_L))
+    graded = graded.append_column("grade", pa.array(labels.grade_L)).append_column("source", source)
+    _write(folder / "relevance.parquet", graded)
 
 
 def write_users(folder: Path, shoppers: Shoppers) -> None:
