@@ -99,12 +99,12 @@ def slice_bars(table: Table2) -> str:
 def calibration(table: Table2) -> str:
     """Observed against predicted CTR in bins of equal row count, seeds pooled; one panel a variant."""
     names = list(table.variants)
-    columns = min(4, len(names))
+    columns = 4  # also for fewer variants: a panel keeps its size
     rows = -(-len(names) // columns)
     curves = {name: table.variants[name].calibration for name in names}
     top = 1.05 * max(float(max(c.predicted_K.max(), c.observed_K.max())) for c in curves.values())
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_INCHES, 3.1 * rows), layout="constrained")
+        figure = Figure(figsize=(_WIDTH_INCHES, 3.2 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes, name in zip(grid.flat, names, strict=False):
             colour, marker = _look(table, name)
@@ -117,10 +117,11 @@ def calibration(table: Table2) -> str:
             axes.set_ylim(0, top)
             axes.set_aspect("equal")
             axes.grid(color="#e4e4e4")
+            axes.set_xlabel("Predicted CTR")
+        for axes in grid[:, 0]:
+            axes.set_ylabel("Observed CTR")
         for axes in list(grid.flat)[len(names) :]:
             axes.set_visible(False)
-        figure.supxlabel("Predicted CTR", fontsize=10)
-        figure.supylabel("Observed CTR", fontsize=10)
         return _svg(figure)
 
 

@@ -39,7 +39,7 @@ SLICE_TITLES = {
     "has_purchases": "Users with purchases",
     "no_purchases": "Users without purchases",
     "seen_product": "Products seen in training",
-    "unseen_product": "Products new in the test week",
+    "unseen_product": "Products not seen in training",
     "head_query": "Head queries",
     "torso_query": "Torso queries",
     "tail_query": "Tail queries",
