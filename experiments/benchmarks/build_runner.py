@@ -1,7 +1,7 @@
 """A feature build with counters, histories and two sparse ids on one thread, in a process of its own.
 
-`python -m experiments.benchmarks.build_runner LOGS OUT MEMORY_LIMIT`. There is no user id among the sparse features:
-its table would grow with the log, and the scaling benchmark asks what grows although it need not.
+`python -m experiments.benchmarks.build_runner LOGS OUT MEMORY_LIMIT`. There is no user id among the sparse
+features: its table would grow with the log, and the scaling benchmark asks what grows although it need not.
 """
 
 import sys

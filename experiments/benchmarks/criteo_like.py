@@ -93,7 +93,7 @@ class TrainingParts:
 
 
 def write_peer_arrays(rows: CriteoLikeRows, parts: TrainingParts, folder: Path) -> None:
-    """Write one `.npz` a part with one array a column, and `table_rows.json`: what the peers' loaders read."""
+    """Write `<part>.npz` with one array a column, and `table_rows.json`: what the peers read."""
     for name, part in parts.slices(len(rows)).items():
         columns: dict[str, NDArray[np.generic]] = {"clicked": rows.clicked_N[part].astype(np.float32)}
         columns |= {column: rows.dense_NF[part, i] for i, column in enumerate(DENSE_COLUMNS)}

@@ -1,7 +1,7 @@
 """One training epoch of a small ranker over a feature set on one thread, in a process of its own.
 
-`python -m experiments.benchmarks.epoch_runner FEATURES`. The model is small so that reading and batching weigh
-as much as they can.
+`python -m experiments.benchmarks.epoch_runner FEATURES`. The model is small so that reading and batching
+weigh as much as they can.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Feature build against pandas: processor seconds and peak memory for the same histories and counters.
 
-Both read the same Parquet logs and write the same columns and history arrays as Parquet and `.npy`, each on one
-thread in a process of its own, in turn. Ours also checks its input, hashes its output and works in bounded memory;
-pandas holds everything at once.
+Both read the same Parquet logs and write the same columns and history arrays as Parquet and `.npy`, each on
+one thread in a process of its own, in turn. Ours also checks its input, hashes its output and works in
+bounded memory; pandas holds everything at once.
 """
 
 import shutil

@@ -1,8 +1,8 @@
 """Search and purchase logs for measuring feature builds: heavy tails, ties in time and edge instants.
 
-Slates of 1 to 5 ads share one moment, orders of 1 to 4 products share one moment, 40 % of the purchases repeat
-one of the user's four favourites, clicks come up to half an hour after their impression. Some purchases fall
-exactly on a moment where the history window opens or closes.
+Slates of 1 to 5 ads share one moment, orders of 1 to 4 products share one moment, 40 % of the purchases
+repeat one of the user's four favourites, clicks come up to half an hour after their impression. Some
+purchases fall exactly on a moment where the history window opens or closes.
 
 Shapes: N impressions, P purchases, U users.
 """

@@ -65,7 +65,8 @@ def _all_known(feature_set: FeatureSet) -> SemanticRows:
     manifest = feature_set.manifest
     history = manifest.config.history
     product_P = np.arange(1, manifest.num_products + 1)
-    purchases = history and PurchaseBags.build(
+    assert history is not None, "the benchmark's features have histories"
+    purchases = PurchaseBags.build(
         feature_set.history_product_index(),
         feature_set.history_next_same_product(),
         product_P,

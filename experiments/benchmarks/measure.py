@@ -16,7 +16,7 @@ import psutil
 REPOSITORY = Path(__file__).parents[2]
 _SAMPLE_S = 0.05
 #: One thread in every numerical library, so that processor seconds compare.
-_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 class BenchmarkError(ValueError):

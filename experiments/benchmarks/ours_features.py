@@ -1,4 +1,7 @@
-"""Our feature build with the settings of the comparison: `python -m experiments.benchmarks.ours_features LOGS OUT`."""
+"""Our feature build with the settings of the comparison, in a process of its own.
+
+`python -m experiments.benchmarks.ours_features LOGS OUT`.
+"""
 
 import sys
 from pathlib import Path

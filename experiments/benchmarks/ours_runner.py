@@ -1,7 +1,7 @@
 """Our ranker on the Criteo-like rows, run as a process of its own like the peers.
 
-The loop reads Parquet through our loader (the peers' loops start from arrays in memory) and takes the steps of
-`ranking.train`; evaluations and checkpoints are left out, as they are for the peers.
+The loop reads Parquet through our loader (the peers' loops start from arrays in memory) and takes the steps
+of `ranking.train`; evaluations and checkpoints are left out, as they are for the peers.
 """
 
 from pathlib import Path

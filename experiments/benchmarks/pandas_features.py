@@ -2,7 +2,8 @@
 
 It is the fastest pandas formulation known to us: `merge_asof` on running totals for the counters (a count in
 [t - w, t) is the running total before t less that before t - w), `merge_asof` on positions for the histories,
-everything in memory. It runs as a process of its own, `python -m experiments.benchmarks.pandas_features LOGS OUT`.
+everything in memory. It runs as a process of its own, `python -m experiments.benchmarks.pandas_features LOGS
+OUT`.
 
 Shapes: N impressions, E purchase events.
 """
@@ -184,7 +185,7 @@ def _standardised(
 def _slices(
     frame: pd.DataFrame, train_N: NDArray[np.bool_], products: int, queries: int
 ) -> dict[str, NDArray[np.generic]]:
-    """The three slice columns: has purchases, product seen in training, query frequency (0 tail ... 2 head)."""
+    """Has purchases, product seen in training, query frequency (0 tail, 1 torso, 2 head)."""
     product_N, query_N = frame["product_index"].to_numpy(), frame["query_index"].to_numpy()
     seen_product = np.bincount(product_N[train_N], minlength=products) > 0
     traffic_Q = np.bincount(query_N[train_N], minlength=queries)

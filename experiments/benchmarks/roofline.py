@@ -10,6 +10,7 @@ Shapes: M x K by K x N products.
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class DcnShape:
         width = self.input_width
         widths = (width, *self.deep_widths)
         weights = self.cross_layers * width * width
-        weights += sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+        weights += sum(a * b for a, b in pairwise(widths))
         weights += width + widths[-1]
         return 3 * 2 * weights
 
@@ -70,7 +71,7 @@ class MachinePeaks:
 
 
 def roofline_rows_per_s(shape: DcnShape, *, gflops: float, copy_gb_per_s: float) -> float:
-    """Rows a second if products ran at their peak and embedding rows moved at copy speed, one after the other."""
+    """Rows a second with products at their peak, then embedding rows at copy speed."""
     return 1e9 / (shape.flop_per_row / gflops + shape.embedding_bytes_per_row / copy_gb_per_s)
 
 

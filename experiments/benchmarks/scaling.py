@@ -1,4 +1,4 @@
-"""Cost against size: time and peak memory of a feature build and of a training epoch at 1, 2, 4 and 8 times the rows.
+"""Cost against size: time and peak memory of a feature build and an epoch at 1, 2, 4 and 8 times the rows.
 
 Users grow with the rows, each with as many impressions as before; products and queries stay.
 """

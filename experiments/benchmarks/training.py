@@ -1,9 +1,9 @@
 """Training speed against the peers and against the machine: the same DCN-v2 on the same Criteo-like rows.
 
-Runs alternate (ours, peer, peer, ours, ...) so that a slow minute of the machine falls on all. The first round
-trains a whole epoch and gives the AUC; later rounds train its first rows and add to the speed only. Speeds are
-rows per processor second on one thread: processor time is what a cluster bills, and is the steadier of the two
-clocks.
+Runs alternate (ours, peer, peer, ours, ...) so that a slow minute of the machine falls on all. The first
+round trains a whole epoch and gives the AUC; later rounds train its first rows and add to the speed only.
+Speeds are rows per processor second on one thread: processor time is what a cluster bills, and is the
+steadier of the two clocks.
 """
 
 import statistics
@@ -57,8 +57,6 @@ class TrainingBenchmark:
     batch_size: int = 4096
     step_batches: int = 12
     seed: int = 0
-    with_peers: bool = True
-    with_bfloat16: bool = True
 
     @property
     def parts(self) -> TrainingParts:
@@ -67,6 +65,9 @@ class TrainingBenchmark:
             {"train": first_test_row, "train_short": self.short_rows, "train_tiny": self.tiny_rows},
             first_test_row,
         )
+
+
+QUICK = TrainingBenchmark(rows=200_000, short_rows=24_576, tiny_rows=8_192, rounds=2, step_batches=4)
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,13 @@ class Run:
 
 
 def run_training_benchmark(
-    benchmark: TrainingBenchmark, *, work: Path, environments: Path, progress: Progress
+    benchmark: TrainingBenchmark,
+    *,
+    work: Path,
+    environments: Path,
+    with_peers: bool,
+    with_bfloat16: bool,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Make the data and the peers' environments, run all trainers in turn, and return `training.json`."""
     data, best_auc = _criteo_like_folder(benchmark, work, progress)
@@ -100,7 +107,7 @@ def run_training_benchmark(
     python = Path(sys.executable)
     ours = [Trainer(OURS, "DashCLIP Ranker, float32", python, _OURS_MODULE, "float32")]
     ours_bfloat16 = Trainer(f"{OURS}_bfloat16", "DashCLIP Ranker, bfloat16", python, _OURS_MODULE, "bfloat16")
-    if benchmark.with_bfloat16 and bfloat16_is_native:
+    if with_bfloat16 and bfloat16_is_native:
         ours.append(ours_bfloat16)
     peers = [
         Trainer(
@@ -110,17 +117,15 @@ def run_training_benchmark(
             peer.runner,
             "float32",
         )
-        for peer in (PEERS if benchmark.with_peers else ())
+        for peer in (PEERS if with_peers else ())
     ]
     schedule = [
         (trainer, "train" if round_number == 0 else "train_short")
         for round_number in range(benchmark.rounds)
         for trainer in (*ours, *peers)
     ]
-    if benchmark.with_bfloat16:
-        # The two precisions on equal rows; the whole epoch where bfloat16 is fast enough for it.
-        if not bfloat16_is_native:
-            schedule += [(ours[0], "train_tiny"), (ours_bfloat16, "train_tiny")]
+    if with_bfloat16 and not bfloat16_is_native:  # the two precisions after the same few rows
+        schedule += [(ours[0], "train_tiny"), (ours_bfloat16, "train_tiny")]
     runs = []
     for done, (trainer, part) in enumerate(schedule):
         progress(f"training: {trainer.title} ({part})", done, len(schedule))
@@ -131,7 +136,7 @@ def run_training_benchmark(
     trainers = {trainer.name: trainer for trainer, _ in schedule}
     result = summarise(runs, trainers=trainers, peaks=_best(peaks), best_auc=best_auc)
     return {
-        "settings": {key: value for key, value in asdict(benchmark).items() if key != "with_peers"},
+        "settings": asdict(benchmark),
         "machine": describe_machine(),
         **result,
     }
@@ -202,7 +207,7 @@ def summarise(
 
 
 def _criteo_like_folder(benchmark: TrainingBenchmark, work: Path, progress: Progress) -> tuple[Path, float]:
-    """The folder with the rows in both forms, and the AUC of the true click probabilities on the test rows."""
+    """The folder with the rows in both forms, and the test AUC of the true click probabilities."""
     rows = draw_rows(benchmark.rows, seed=benchmark.seed, progress=progress)
     test = slice(benchmark.parts.first_test_row, None)
     best_auc = float(roc_auc_score(rows.clicked_N[test], rows.probability_N[test]))

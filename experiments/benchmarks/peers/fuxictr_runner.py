@@ -1,7 +1,7 @@
 """FuxiCTR's DCN-v2 (parallel structure), trained by its own epoch loop and data loader.
 
-The package on the index carries the layers, the base model and its training loop, but of its model zoo only the
-long-sequence models; `DCNv2` below composes the package's own layers as the zoo's parallel DCNv2 does.
+The package on the index carries the layers, the base model and its training loop, but of its model zoo only
+the long-sequence models; `DCNv2` below composes the package's own layers as the zoo's parallel DCNv2 does.
 """
 
 from collections import OrderedDict

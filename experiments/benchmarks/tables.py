@@ -1,0 +1,243 @@
+"""Benchmark results as tables: for the terminal, and in docs/benchmarks.md between markers."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from features.files import atomic_write_bytes
+
+PARTS = ("training", "features", "loader", "scaling")
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table with what it was measured on."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+    def markdown(self) -> str:
+        """First column to the left, the others to the right."""
+        align = ["---", *("---:" for _ in self.columns[1:])]
+        lines = [_line(row) for row in (self.columns, align, *self.rows)]
+        return "\n".join(
+            [f"**{self.title}**", "", *lines, "", *(f"{note}  " for note in self.notes)]
+        ).rstrip()
+
+
+def read_result(results: Path, part: str) -> dict[str, Any] | None:
+    """The part's JSON, or None if it was not measured.
+
+    Raises:
+        ValueError: the file is not JSON.
+    """
+    path = results / f"{part}.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not whole JSON ({error}); measure again with `dashclip bench {part}`"
+        ) from None
+    return content
+
+
+def tables_of(part: str, result: dict[str, Any]) -> list[ResultTable]:
+    """The tables of one part."""
+    return _TABLES[part](result)
+
+
+def render_document(document: str, results: dict[str, dict[str, Any]]) -> str:
+    """`document` with the tables of each measured part between its markers; other parts stay as they are.
+
+    Raises:
+        ValueError: a part's markers are missing.
+    """
+    for part, result in results.items():
+        start, end = f"<!-- bench:{part} -->\n", f"<!-- /bench:{part} -->"
+        before, *middle = re.split(f"{start}.*?{end}", document, flags=re.DOTALL)
+        if len(middle) == 1:
+            text = "\n\n".join(table.markdown() for table in tables_of(part, result))
+            document = f"{before}{start}\n{text}\n\n{end}{middle[0]}"
+        else:
+            raise ValueError(
+                f"the document needs <!-- bench:{part} --> and then <!-- /bench:{part} --> exactly once, "
+                f"but has them {len(middle)} times; put them where the table of {part!r} shall stand"
+            )
+    return document
+
+
+def update_document(path: Path, results: Path) -> list[str]:
+    """Write the tables of `results` into the document at `path`; the parts that were found."""
+    found = {part: result for part in PARTS if (result := read_result(results, part)) is not None}
+    rendered = render_document(path.read_text(encoding="utf-8"), found)
+    atomic_write_bytes(path, rendered.encode())
+    return list(found)
+
+
+def _training(result: dict[str, Any]) -> list[ResultTable]:
+    auc, settings = result["auc"], result["settings"]
+    rows = []
+    for name, trainer in result["trainers"].items():
+        loop, step = trainer["loop_rows_per_cpu_s"], trainer["step_rows_per_cpu_s"]
+        rows.append(
+            (
+                trainer["title"],
+                f"{_whole(loop['median'])} ({_whole(loop['low'])} to {_whole(loop['high'])})",
+                _whole(step["median"]),
+                _whole(trainer["loop_rows_per_s"]["median"]),
+                f"{auc[name]:.4f}" if name in auc else "",
+                _whole(trainer["peak_mib"]),
+            )
+        )
+    notes = [
+        f"{_whole(settings['rows'])} rows, batch {_whole(settings['batch_size'])}, one thread, "
+        f"{settings['rounds']} alternating rounds. "
+        f"AUC after one epoch; the true click probabilities reach {auc['best_reachable']:.4f}."
+    ]
+    if result["ratio_to_fastest_peer"]:
+        notes.append(
+            f"Against the fastest peer: {result['ratio_to_fastest_peer']:.2f}x in {result['precision']}, "
+            f"{result['float32_ratio_to_fastest_peer']:.2f}x in float32."
+        )
+    precisions = result["precisions"]
+    if precisions:
+        notes.append(
+            f"AUC after the same {_whole(precisions['rows'])} rows: "
+            f"float32 {precisions['auc']['float32']:.4f}, "
+            f"bfloat16 {precisions['auc']['bfloat16']:.4f} (difference {precisions['difference']:+.4f})."
+        )
+    columns = ("trainer", "rows per CPU-second", "step only", "rows/s (wall)", "AUC", "peak MiB")
+    speed = ResultTable("Training speed", columns, tuple(rows), (*notes, _machine(result)))
+    return [speed, _roofline(result)]
+
+
+def _roofline(result: dict[str, Any]) -> ResultTable:
+    roofline = result["roofline"]
+    rows = tuple(
+        (
+            precision,
+            f"{roofline[f'{precision}_gflops']:.1f}",
+            _whole(roofline["rows_per_s"][precision]),
+            f"{100 * share:.0f} %",
+            f"{100 * roofline['end_to_end_share'][precision]:.0f} %",
+        )
+        for precision, share in roofline["step_share"].items()
+    )
+    return ResultTable(
+        "Share of the roofline, one core",
+        ("precision", "GEMM peak GFLOPS", "limit rows/s", "training step", "end to end"),
+        rows,
+        (
+            f"{roofline['flop_per_row'] / 1e6:.2f} MFLOP and "
+            f"{roofline['embedding_bytes_per_row'] / 1e3:.1f} kB of embedding rows a training row; "
+            f"copies ran at {roofline['copy_gb_per_s']:.1f} GB/s.",
+        ),
+    )
+
+
+def _features(result: dict[str, Any]) -> list[ResultTable]:
+    settings, compared = result["settings"], result["compared"]
+    rows = tuple(
+        (title, *(_whole(result[name][key]) for key in ("cpu_s", "wall_s", "peak_mib")))
+        for name, title in (("ours", "DashCLIP Ranker"), ("pandas", "pandas merge_asof + NumPy"))
+    )
+    ratio = ("ratio", f"{result['cpu_ratio_to_pandas']:.2f}", "", f"{result['memory_ratio_to_pandas']:.2f}")
+    same = "identical" if result["identical"] else f"different in {', '.join(compared['differences'])}"
+    return [
+        ResultTable(
+            "Feature build",
+            ("build", "CPU seconds", "wall seconds", "peak MiB"),
+            (*rows, ratio),
+            (
+                f"{_whole(settings['impressions'])} impressions, {_whole(settings['purchases'])} purchases, "
+                f"{_whole(settings['users'])} users, one thread. {compared['columns']} columns and arrays of "
+                f"{_whole(compared['rows'])} rows compared: {same}.",
+                _machine(result),
+            ),
+        )
+    ]
+
+
+def _loader(result: dict[str, Any]) -> list[ResultTable]:
+    ways = {
+        "shuffled": "shuffled",
+        "shuffled_with_history": "shuffled, with purchase histories",
+        "stored_order": "stored order",
+    }
+    rows = tuple(
+        (title, _whole(result[name]["rows_per_s"]), _whole(result[name]["rows_per_cpu_s"]))
+        for name, title in ways.items()
+    )
+    return [
+        ResultTable(
+            "Loader",
+            ("order", "rows/s", "rows per CPU-second"),
+            rows,
+            (
+                f"{_whole(result['rows'])} rows of {result['columns']} feature columns, one thread, "
+                f"medians over whole epochs; peak {_whole(result['peak_mib'])} MiB, libraries included.",
+                _machine(result),
+            ),
+        )
+    ]
+
+
+def _scaling(result: dict[str, Any]) -> list[ResultTable]:
+    first = result["rows"][0]
+    rows = tuple(
+        (
+            f"{size / first:.0f}x",
+            _whole(size),
+            f"{result['build']['cpu_s'][i]:.1f}",
+            _whole(result["build"]["peak_mib"][i]),
+            f"{result['training']['cpu_s'][i]:.1f}",
+            _whole(result["training"]["peak_mib"][i]),
+        )
+        for i, size in enumerate(result["rows"])
+    )
+    return [
+        ResultTable(
+            "Cost against size",
+            ("size", "impressions", "build CPU s", "build peak MiB", "epoch CPU s", "epoch peak MiB"),
+            rows,
+            (
+                f"Build limited to {result['settings']['memory_limit']}; the epoch trains a small ranker, so "
+                "that reading weighs as much as it can. Start-up of the processes included.",
+                _machine(result),
+            ),
+        )
+    ]
+
+
+_TABLES: dict[str, Callable[[dict[str, Any]], list[ResultTable]]] = {
+    "training": _training,
+    "features": _features,
+    "loader": _loader,
+    "scaling": _scaling,
+}
+
+
+def _machine(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    instructions = ", ".join(machine["instructions"]) or "none of AVX2, AVX-512, AMX"
+    versions = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
+    return (
+        f"`{result['command']}` on {machine['date']} at commit {machine['commit']}: "
+        f"{machine['processor']}, {machine['cores']} cores ({instructions}), {machine['memory_gib']} GiB, "
+        f"{machine['system']}; {versions}."
+    )
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

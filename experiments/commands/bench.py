@@ -1,0 +1,181 @@
+"""`dashclip bench`: speed and memory, measured against peers and against the limit of the machine."""
+
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Part(StrEnum):
+    """What to measure; `tables` only renders what was measured before."""
+
+    ALL = "all"
+    TRAINING = "training"
+    FEATURES = "features"
+    LOADER = "loader"
+    SCALING = "scaling"
+    TABLES = "tables"
+
+
+Report = Callable[[str, int, int], None]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("bench")(bench)
+
+
+def bench(
+    part: Annotated[Part, typer.Argument(help="What to measure.")] = Part.ALL,
+    out: Annotated[Path, typer.Option(help="Folder for the results, one JSON file a part.")] = Path(
+        "runs/bench"
+    ),
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Small data: checks that everything runs; its numbers mean little."),
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the parts that OUT already holds.")] = False,
+    peers: Annotated[
+        bool, typer.Option(help="Measure FuxiCTR and DeepCTR-Torch too, each in an environment of its own.")
+    ] = True,
+    bfloat16: Annotated[
+        bool, typer.Option(help="Measure bfloat16 too; slow where the processor has no units for it.")
+    ] = True,
+    environments: Annotated[Path, typer.Option(help="Folder for the peers' environments.")] = Path(".venvs"),
+    docs: Annotated[
+        Path, typer.Option(help="Document whose tables are rewritten, except after --quick.")
+    ] = Path("docs/benchmarks.md"),
+) -> None:
+    """Measure training, feature build, loader and scaling; needs a quiet machine and about 20 minutes.
+
+    `training` trains the same DCN-v2 with ours and with the peers on the same generated rows, and compares
+    ours with the measured peak of the processor. `features` builds 5 M impressions x 2 M purchases and
+    compares with pandas, value by value. `loader` is rows a second. `scaling` is time and memory at 1, 2, 4
+    and 8 times the rows. The first run installs the peers, which takes some minutes more.
+
+    Example: `dashclip bench features`
+    """
+    from rich.console import Console
+
+    from experiments.benchmarks.tables import PARTS, read_result, tables_of, update_document
+    from features.files import atomic_write_json
+
+    console = Console()
+    wanted = PARTS if part in (Part.ALL, Part.TABLES) else (part.value,)
+    for name in wanted:
+        path = out / f"{name}.json"
+        if part is not Part.TABLES and not (resume and path.exists()):
+            result = _measure(
+                name,
+                out,
+                quick=quick,
+                peers=peers,
+                bfloat16=bfloat16,
+                environments=environments,
+                console=console,
+            )
+            command = f"dashclip bench {name}{' --quick' if quick else ''}"
+            atomic_write_json(path, {"command": command, **result})
+        if (found := read_result(out, name)) is None:
+            console.print(f"{name}: not measured yet")
+            continue
+        for table in tables_of(name, found):
+            _print(table, console)
+    if quick:
+        console.print(f"results in {out}; {docs} is left as it is, because quick numbers mean little")
+    else:
+        update_document(docs, out)
+        console.print(f"results in {out}, tables in {docs}")
+
+
+def _measure(
+    name: str,
+    out: Path,
+    *,
+    quick: bool,
+    peers: bool,
+    bfloat16: bool,
+    environments: Path,
+    console: "Console",
+) -> dict[str, Any]:
+    """Run one part behind a progress bar; its scratch data is removed whatever happens."""
+    import shutil
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    work = (out / "work").absolute()
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    ) as bars:
+        task = bars.add_task(name, total=None)
+
+        def report(stage: str, done: int, total: int) -> None:
+            bars.update(task, description=stage, completed=done, total=total)
+
+        try:
+            return _benchmark(
+                name,
+                quick=quick,
+                peers=peers,
+                bfloat16=bfloat16,
+                environments=environments,
+                work=work,
+                report=report,
+            )
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _benchmark(
+    name: str, *, quick: bool, peers: bool, bfloat16: bool, environments: Path, work: Path, report: Report
+) -> dict[str, Any]:
+    match name:
+        case "training":
+            from experiments.benchmarks.training import QUICK, TrainingBenchmark, run_training_benchmark
+
+            sizes = QUICK if quick else TrainingBenchmark()
+            return run_training_benchmark(
+                sizes,
+                work=work,
+                environments=environments.absolute(),
+                with_peers=peers,
+                with_bfloat16=bfloat16,
+                progress=report,
+            )
+        case "features":
+            from experiments.benchmarks.feature_build import FeatureBenchmark, run_feature_benchmark
+
+            build = FeatureBenchmark(500_000, 200_000) if quick else FeatureBenchmark()
+            return run_feature_benchmark(build, work=work, progress=report)
+        case "loader":
+            from experiments.benchmarks.loading import LoaderBenchmark, run_loader_benchmark
+
+            loader = LoaderBenchmark(200_000, 80_000, seconds=2) if quick else LoaderBenchmark()
+            return run_loader_benchmark(loader, work=work, progress=report)
+        case _:
+            from experiments.benchmarks.scaling import ScalingBenchmark, run_scaling_benchmark
+
+            scaling = ScalingBenchmark(30_000, 12_000) if quick else ScalingBenchmark()
+            return run_scaling_benchmark(scaling, work=work, progress=report)
+
+
+def _print(table: Any, console: "Console") -> None:
+    from rich.table import Table
+
+    grid = Table(*table.columns, title=table.title, title_justify="left")
+    for column in grid.columns[1:]:
+        column.justify = "right"
+    for row in table.rows:
+        grid.add_row(*row)
+    console.print(grid)
+    for note in table.notes:
+        console.print(note, style="dim", soft_wrap=True)
