@@ -187,7 +187,7 @@ def test_a_measured_command_reports_its_memory_and_output() -> None:
 
 
 def test_a_failing_command_is_quoted() -> None:
-    with pytest.raises(BenchmarkError, match="exit code 1; it said: .*No module named no_such_module"):
+    with pytest.raises(BenchmarkError, match=r"exit code 1; it said: .*No module named no_such_module"):
         measure_module(Path(sys.executable), "no_such_module")
 
 
