@@ -3,8 +3,6 @@
 Shapes: N impressions of a batch, K distinct ids of a column, P products.
 """
 
-from typing import Protocol
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -19,12 +17,6 @@ Floats = npt.NDArray[np.float64]
 Int32s = npt.NDArray[np.int32]
 
 _HOUR_US = 3_600_000_000
-
-
-class Batch(Protocol):
-    """What a column is made of: one batch of `LogReader.impressions`."""
-
-    def column(self, name: str) -> pa.Array: ...
 
 
 def timestamp_part(part: str, time_us_N: npt.NDArray[np.int64]) -> Int32s:
@@ -47,7 +39,7 @@ class DenseColumn:
             values = reader.product_column(feature.column, as_number=True)
             self._value_P = self._finite(values)
 
-    def observe(self, batch: Batch, train_N: npt.NDArray[np.bool_]) -> None:
+    def observe(self, batch: pa.RecordBatch, train_N: npt.NDArray[np.bool_]) -> None:
         """Take in the training rows of a batch."""
         value_N = self._values(batch)[train_N]
         self._moments.add(signed_log(value_N) if self.feature.transform == "log" else value_N)
@@ -78,7 +70,7 @@ class DenseColumn:
         name = self.feature.name
         return (name, f"{name}_missing") if self._transform.missing_column else (name,)
 
-    def columns(self, batch: Batch) -> dict[str, npt.NDArray[np.float32]]:
+    def columns(self, batch: pa.RecordBatch) -> dict[str, npt.NDArray[np.float32]]:
         """What the network sees."""
         assert self._transform is not None
         value_N = self._values(batch)
@@ -87,7 +79,7 @@ class DenseColumn:
             result[f"{self.feature.name}_missing"] = np.isnan(value_N).astype(np.float32)
         return result
 
-    def _values(self, batch: Batch) -> Floats:
+    def _values(self, batch: pa.RecordBatch) -> Floats:
         if self.feature.source == "timestamp":
             time_us_N = batch.column("time_us").to_numpy()
             return timestamp_part(self.feature.column, time_us_N).astype(np.float64)
@@ -110,7 +102,6 @@ class SparseColumn:
 
     def __init__(self, feature: SparseFeature, reader: LogReader) -> None:
         self.feature = feature
-        self.oov_share: dict[str, float] = {}
         self._code_P: Int32s | None = None
         if feature.source == "products":
             column = reader.product_column(feature.column, as_number=False)
@@ -123,7 +114,7 @@ class SparseColumn:
         self._train_count_K = np.zeros(len(self._ids) + 1, dtype=np.int64)
         self._row_K = np.zeros(len(self._ids) + 1, dtype=np.int32)
 
-    def observe(self, batch: Batch, train_N: npt.NDArray[np.bool_]) -> None:
+    def observe(self, batch: pa.RecordBatch, train_N: npt.NDArray[np.bool_]) -> None:
         """Take in the training rows of a batch."""
         np.add.at(self._train_count_K, self._codes(batch)[train_N], 1)
 
@@ -140,11 +131,11 @@ class SparseColumn:
         self._row_K[-1] = MISSING_ROW
         return vocabulary
 
-    def rows(self, batch: Batch) -> Int32s:
+    def rows(self, batch: pa.RecordBatch) -> Int32s:
         """Row of the embedding table for each impression."""
         return self._row_K[self._codes(batch)]
 
-    def _codes(self, batch: Batch) -> Int32s:
+    def _codes(self, batch: pa.RecordBatch) -> Int32s:
         source, column = self.feature.source, self.feature.column
         if source == "timestamp":
             return timestamp_part(column, batch.column("time_us").to_numpy())

@@ -3,6 +3,8 @@
 Shapes: N rows, T tiles (distinct key and time), W windows.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
@@ -94,8 +96,10 @@ class KeyCounters:
         for position, window in enumerate(self._config.windows_days):
             impressions, clicks, ctr = counter_names(self.key, window)
             shown_T, clicked_T = counts.impressions_TW[:, position], counts.clicks_TW[:, position]
-            moments[impressions].add(logs[shown_T], train_T)
-            moments[clicks].add(logs[clicked_T], train_T)
+            for name, count_T in ((impressions, shown_T), (clicks, clicked_T)):
+                # How many training rows have each count: far fewer logarithms than rows.
+                rows_by_count = np.bincount(count_T, weights=train_T, minlength=len(logs))
+                moments[name].add(logs, rows_by_count.astype(np.int64))
             moments[ctr].add(self._ctr(shown_T, clicked_T), train_T)
         return moments
 
@@ -112,7 +116,7 @@ class KeyCounters:
         return self._buckets.results(self.key, columns=2 * len(self._config.windows_days))
 
     def columns(
-        self, count_NC: npt.NDArray[np.int32], transforms: dict[str, Transform]
+        self, count_NC: npt.NDArray[np.int32], transforms: Mapping[str, Transform]
     ) -> dict[str, npt.NDArray[np.float32]]:
         """What the network sees of raw counts read by `reader`."""
         result: dict[str, npt.NDArray[np.float32]] = {}

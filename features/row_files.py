@@ -41,10 +41,9 @@ def row_schema(impression_id: pa.DataType, *, dense: tuple[str, ...], sparse: tu
 class SplitWriter:
     """Writes one split's rows as part files of whole row groups, and sums them up."""
 
-    def __init__(self, root: Path, split: str, schema: pa.Schema) -> None:
+    def __init__(self, root: Path, split: str) -> None:
         self._root = root
         self._split = split
-        self._schema = schema
         self._writer: pq.ParquetWriter | None = None
         self._groups = 0
         self._waiting: list[pa.RecordBatch] = []
@@ -118,7 +117,11 @@ class SplitWriter:
         if self._writer is None:
             name = f"{self._split}/part-{len(self._files):05d}.parquet"
             self._writer = pq.ParquetWriter(
-                self._root / name, self._schema, compression="zstd", use_dictionary=False
+                self._root / name,
+                rows.schema,
+                compression="zstd",
+                use_dictionary=False,
+                write_statistics=False,  # nobody filters these columns
             )
             self._files.append(name)
             self._groups = 0

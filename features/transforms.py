@@ -79,6 +79,14 @@ class Moments:
         return (self.squares / self.count) ** 0.5 if self.high > self.low else 0.0
 
 
+#: Multiples in which `ExactMoments` counts.
+_SCALE = 2.0**28
+
+
+def _fixed_point(value_T: Floats) -> npt.NDArray[np.int64]:
+    return np.rint(value_T * _SCALE).astype(np.int64)
+
+
 @dataclass
 class ExactMoments:
     """Mean and sd of weighted values, identical bit for bit in whatever order the parts arrive.
@@ -92,21 +100,21 @@ class ExactMoments:
     squares: int = 0
     bounds: list[float] = field(default_factory=lambda: [float("inf"), float("-inf")])
 
-    _SCALE = 2.0**28
-
     def add(self, value_T: Floats, weight_T: npt.NDArray[np.int64]) -> None:
         """Take in values, each counted `weight` times."""
-        used_T = weight_T > 0
-        if not used_T.any():
+        used = np.flatnonzero(weight_T)
+        if not len(used):
             return
-        seen_T = value_T[used_T]
-        assert np.abs(seen_T).max() <= 22, "the integer sums would overflow"
-        if weight_T.sum() >= 2**26:  # int64 sums could overflow: slower, but Python integers cannot
-            weight_T = weight_T.astype(object)
-        self.bounds = [min(self.bounds[0], float(seen_T.min())), max(self.bounds[1], float(seen_T.max()))]
-        self.weight += int(weight_T.sum())
-        self.total += int((np.rint(value_T * self._SCALE).astype(np.int64) * weight_T).sum())
-        self.squares += int((np.rint(np.square(value_T) * self._SCALE).astype(np.int64) * weight_T).sum())
+        seen_T, counted_T = value_T[used], weight_T[used]
+        low, high = float(seen_T.min()), float(seen_T.max())
+        assert -22 <= low <= high <= 22, "the integer sums would overflow"
+        self.bounds = [min(self.bounds[0], low), max(self.bounds[1], high)]
+        weight = int(counted_T.sum())
+        if weight >= 2**26:  # int64 sums could overflow: slower, but Python integers cannot
+            counted_T = counted_T.astype(object)
+        self.weight += weight
+        self.total += int(np.dot(_fixed_point(seen_T), counted_T))
+        self.squares += int(np.dot(_fixed_point(np.square(seen_T)), counted_T))
 
     def merge(self, other: "ExactMoments") -> None:
         """Take in what another has gathered."""
@@ -118,11 +126,11 @@ class ExactMoments:
     @property
     def mean(self) -> float:
         """Weighted mean; 0 without values."""
-        return self.total / self.weight / self._SCALE if self.weight else 0.0
+        return self.total / self.weight / _SCALE if self.weight else 0.0
 
     @property
     def sd(self) -> float:
         """Of the population; exactly 0 when all values are equal or there are none."""
         if not self.weight or self.bounds[0] >= self.bounds[1]:
             return 0.0
-        return max(self.squares / self.weight / self._SCALE - self.mean**2, 0.0) ** 0.5
+        return max(self.squares / self.weight / _SCALE - self.mean**2, 0.0) ** 0.5
