@@ -16,16 +16,16 @@ class ClickModel(Config):
     """Coefficients of the click logit, in log-odds; one field per term of docs/marketplace.md."""
 
     intercept: float = -2.9
-    grade_0: float = -1.9
+    grade_0: float = -2.0
     grade_1: float = -0.25
     grade_2: float = 0.8
     #: Each stated facet (brand, variety, flag) that the product has, whatever the grade.
     facet_match: float = 0.4
-    taste: float = 0.9
-    quality: float = 0.5
+    taste: float = 0.85
+    quality: float = 0.6
     #: Times the user's price sensitivity times log(price / median price of the type).
-    relative_price: float = -0.8
-    positions: tuple[float, float, float, float, float] = (0.0, -0.45, -0.75, -1.0, -1.2)
+    relative_price: float = -0.5
+    positions: tuple[float, float, float, float, float] = (0.0, -0.5, -0.85, -1.1, -1.3)
     #: In the order of `shoppers.DEVICES`.
     devices: tuple[float, float, float] = (0.1, 0.0, -0.2)
     user: float = 0.3
@@ -36,7 +36,7 @@ class ClickModel(Config):
 class TasteModel(Config):
     """What a user's likes and dislikes are worth, in units that both clicks and purchases multiply."""
 
-    liked_type: float = 0.35
+    liked_type: float = 0.6
     liked_variety: float = 0.8
     disliked_variety: float = -0.8
     #: A product that has a flag the user's diet asks for, and one that lacks all of them.

@@ -1,0 +1,47 @@
+"""Memory does not grow with the log; the command prints what was measured."""
+
+import tracemalloc
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from typer.testing import CliRunner
+
+from experiments.cli import app
+from experiments.marketplace.config import MarketplaceConfig
+from experiments.marketplace.generate import generate
+from experiments.marketplace.tables import RowGroupWriter
+
+
+def test_row_groups_are_written_as_they_fill_up(tmp_path):
+    schema = pa.schema([("x", pa.int64())])
+    with RowGroupWriter(tmp_path / "x.parquet", schema) as file:
+        for first in range(0, 200_000, 20_000):
+            file.write({"x": np.arange(first, first + 20_000)})
+    written = pq.ParquetFile(tmp_path / "x.parquet")
+    groups = [written.metadata.row_group(index).num_rows for index in range(written.num_row_groups)]
+    assert groups == [80_000, 80_000, 40_000]
+    np.testing.assert_array_equal(written.read()["x"].to_numpy(), np.arange(200_000))
+
+
+def test_memory_is_that_of_one_day_however_long_the_log(tmp_path):
+    peaks = []
+    for days in (20, 80):  # the same number of impressions a day
+        config = MarketplaceConfig.preset(
+            "tiny", images=False, days=days, impressions=300 * days, history_days=7
+        )
+        tracemalloc.start()
+        generate(config, tmp_path / str(days))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_the_command_writes_a_marketplace_and_prints_the_best_reachable_auc(tmp_path):
+    out = tmp_path / "market"
+    result = CliRunner().invoke(app, ["generate", str(out), "--size", "tiny", "--seed", "3", "--no-images"])
+    assert result.exit_code == 0, result.output
+    assert "best reachable AUC" in result.output
+    assert "LogLoss floor" in result.output
+    assert (out / "marketplace.json").is_file()
+    assert not (out / "images").exists()
