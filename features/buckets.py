@@ -7,7 +7,7 @@ Shapes: N rows of a batch, K keys, C columns of a result.
 """
 
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,7 @@ class Buckets:
 
     def append(self, key_N: Int32s, columns: Columns) -> None:
         """Scatter one batch; rows with key -1 belong to no bucket."""
-        order_N, sizes = self._order(key_N)
+        order_N, sizes = self.order(key_N)
         end = 0
         for bucket, size in enumerate(sizes):
             start, end = end, end + int(size)
@@ -73,7 +73,7 @@ class Buckets:
         """The results of all rows, batch by batch."""
         return ResultReader(self, [self._result(name, bucket) for bucket in range(self.count)], columns)
 
-    def _order(self, key_N: Int32s) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def order(self, key_N: Int32s) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Row numbers by (bucket, row) without those of no bucket, and rows in each bucket."""
         if self.count == 1:
             rows = np.flatnonzero(key_N >= 0)
@@ -97,28 +97,28 @@ class Buckets:
 
 
 class ResultReader:
-    """Gathers results in the order in which batches were appended; reads each file once, front to back."""
+    """Gathers results in the order in which batches were appended, each file front to back.
+
+    Files are opened for each read: hundreds of buckets times columns would exceed the open files allowed.
+    """
 
     def __init__(self, buckets: Buckets, paths: list[Path], columns: int) -> None:
         self._buckets = buckets
+        self._paths = paths
         self._columns = columns
-        self._files: list[BinaryIO | None] = [p.open("rb") if p.exists() else None for p in paths]
+        self._position = [0] * len(paths)
 
     def next(self, key_N: Int32s) -> Int32s:
         """int32[N, C] of the next batch, whose keys must be those that were appended; 0 for key -1."""
-        order_N, sizes = self._buckets._order(key_N)
-        parts = [
-            np.fromfile(file, dtype=np.int32, count=int(size) * self._columns)
-            for file, size in zip(self._files, sizes, strict=True)
-            if file is not None and size
-        ]
+        order_N, sizes = self._buckets.order(key_N)
         value_NC = np.zeros((len(key_N), self._columns), dtype=np.int32)
-        if parts:
-            value_NC[order_N] = np.concatenate(parts).reshape(-1, self._columns)
+        end = 0
+        for bucket, path in enumerate(self._paths):
+            start, end = end, end + int(sizes[bucket])
+            numbers = (end - start) * self._columns
+            if not numbers or not path.exists():
+                continue
+            values = np.fromfile(path, dtype=np.int32, count=numbers, offset=self._position[bucket])
+            self._position[bucket] += values.nbytes
+            value_NC[order_N[start:end]] = values.reshape(-1, self._columns)
         return value_NC
-
-    def close(self) -> None:
-        """Close the files."""
-        for file in self._files:
-            if file is not None:
-                file.close()

@@ -37,6 +37,8 @@ from features.transforms import ExactMoments, Transform
 
 #: What the kernels need for one row of a bucket, measured; sets how many buckets a memory limit asks for.
 _BUCKET_BYTES_PER_ROW = 256
+#: Each of three partitions keeps that many files open while it is written; systems allow about a thousand.
+_MAX_BUCKETS = 256
 _BYTES_OF_UNIT = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _LEAST_MEMORY_BYTES = 200 * 10**6
 
@@ -244,25 +246,25 @@ def _write(
         pq.write_table(vocabulary.table(), path, compression="zstd")
     tally = parts.log.tally
     writers = {name: SplitWriter(folder, name) for name in CODE_OF_SPLIT}
-    with RowAssembler(
+    assembler = RowAssembler(
         users=parts.partitions["user"],
         tally=tally,
         dense=parts.dense,
         counters=parts.counters,
         counter_transforms=transforms,
         sparse=sparse,
-    ) as assembler:
-        for number, batch in enumerate(parts.log.batches(), start=1):
-            rows, oov = assembler.next(batch)
-            split_N = batch.column("split").to_numpy()
-            for name, code in CODE_OF_SPLIT.items():
-                of_split_N = split_N == code
-                if of_split_N.all():
-                    writers[name].append(rows, oov)
-                elif of_split_N.any():
-                    part = rows.filter(pa.array(of_split_N))
-                    writers[name].append(part, {key: flags[of_split_N] for key, flags in oov.items()})
-            report("writing rows", number, parts.log.count)
+    )
+    for number, batch in enumerate(parts.log.batches(), start=1):
+        rows, oov = assembler.next(batch)
+        split_N = batch.column("split").to_numpy()
+        for name, code in CODE_OF_SPLIT.items():
+            of_split_N = split_N == code
+            if of_split_N.all():
+                writers[name].append(rows, oov)
+            elif of_split_N.any():
+                part = rows.filter(pa.array(of_split_N))
+                writers[name].append(part, {key: flags[of_split_N] for key, flags in oov.items()})
+        report("writing rows", number, parts.log.count)
     return Manifest(
         format=FORMAT,
         config=config,

@@ -4,7 +4,6 @@ Shapes: N impressions of a batch, P products, Q queries.
 """
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +20,7 @@ from features.vocabulary import Vocabulary
 
 
 class RowAssembler:
-    """Turns encoded batches, in their stored order, into rows of the feature set.
-
-    Use as a context manager: it keeps the files of counts and histories open.
-    """
+    """Turns encoded batches, in their stored order, into rows of the feature set."""
 
     def __init__(
         self,
@@ -48,16 +44,6 @@ class RowAssembler:
             name for counter in counters for name in counter.names
         )
         self.sparse_names = tuple(vocabulary.name for _, vocabulary in sparse)
-
-    def __enter__(self) -> "RowAssembler":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for _, reader in self._counters:
-            reader.close()
-        self._history.close()
 
     def schema(self, impression_id: pa.DataType) -> pa.Schema:
         """The declared schema of the row files."""

@@ -172,6 +172,12 @@ def test_memory_limits_are_sizes():
         memory_limit_bytes("10MB")
 
 
+def test_more_buckets_than_files_can_be_open_are_refused(tmp_path):
+    data = write_tables(tmp_path / "data", random_tables(1))
+    with pytest.raises(ValueError, match="257 buckets are asked for, 1 to 256 work"):
+        build(data, tmp_path / "features", CONFIG, buckets=257)
+
+
 def test_a_changed_or_missing_file_is_named_on_opening(tmp_path):
     data = write_tables(tmp_path / "data", random_tables(1))
     build(data, tmp_path / "features", CONFIG, threads=1)
