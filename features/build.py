@@ -68,9 +68,10 @@ def build(
     if buckets is None:
         rows = tables.rows("impressions") + (tables.rows("purchases") if tables.has_purchases else 0)
         buckets = -(-rows * _BUCKET_BYTES_PER_ROW * threads * 4 // memory_bytes)
-    if not 1 <= buckets <= 1024:
+    if not 1 <= buckets <= _MAX_BUCKETS:
         raise ValueError(
-            f"{buckets} buckets; between 1 and 1024 work: change the buckets or the memory limit"
+            f"{buckets} buckets are asked for, 1 to {_MAX_BUCKETS} work; "
+            "raise the memory limit or set the buckets"
         )
     report = progress or _silent
     with atomic_folder(out) as folder:

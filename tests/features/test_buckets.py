@@ -1,5 +1,7 @@
 """What is scattered to buckets comes back row by row."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,6 @@ def test_buckets_share_the_traffic_and_cover_every_key(tmp_path):
     ranges = [buckets.keys(bucket) for bucket in range(4)]
     assert ranges[0][0] == 0
     assert ranges[-1][1] == len(weights)
-    assert all(left[1] == right[0] for left, right in zip(ranges, ranges[1:], strict=False))
+    assert all(left[1] == right[0] for left, right in pairwise(ranges))
     hot = next(bucket for bucket, (low, high) in enumerate(ranges) if low <= 2 < high)
     assert ranges[hot][1] == 3  # nothing follows the hot key into its bucket
