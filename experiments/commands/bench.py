@@ -88,6 +88,10 @@ def bench(
             _print(table, console)
     if quick:
         console.print(f"results in {out}; {docs} is left as it is, because quick numbers mean little")
+    elif not docs.exists():
+        console.print(
+            f"results in {out}; there is no {docs} to write their tables into (--docs names another)"
+        )
     else:
         update_document(docs, out)
         console.print(f"results in {out}, tables in {docs}")
