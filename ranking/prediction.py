@@ -20,7 +20,7 @@ def predict(
     logit_N = np.full(loader.rows, np.nan, np.float32)
     was_training = ranker.training
     ranker.eval()
-    with torch.inference_mode():
+    with torch.no_grad():  # under inference_mode, fbgemm has no CPU kernel for fused tables
         for batch in loader:
             on_device = batch.to(device)
             logit_B = ranker(on_device.dense_BF, on_device.sparse, on_device.semantic)

@@ -28,17 +28,13 @@ def sweep(
 
     Example: `dashclip sweep my_sweep.toml runs/my_sweep`
     """
-    from experiments.commands.report import report_on
+    from experiments.commands.report import report
     from experiments.config import load_config
     from experiments.sweep import SweepConfig
 
     outcomes = run_sweep(load_config(config, SweepConfig), out, processes, f"dashclip sweep {config} {out}")
-    report_on(out)
-    failed = [outcome for outcome in outcomes if outcome.error]
-    for outcome in failed:
-        typer.secho(f"failed: {outcome.folder}: {outcome.error}", err=True, fg=typer.colors.RED)
-    if failed:
-        raise typer.Exit(1)
+    report(out)
+    exit_if_failed(outcomes)
 
 
 def run_sweep(config: "SweepConfig", out: Path, processes: int | None, command: str) -> "list[RunOutcome]":
@@ -68,3 +64,12 @@ def run_sweep(config: "SweepConfig", out: Path, processes: int | None, command: 
             bars.update(bar_of[run.name], completed=run.step, total=run.total_steps, description=description)
 
         return execute_sweep(config, out, processes=processes, command=command, on_progress=on_progress)
+
+
+def exit_if_failed(outcomes: "list[RunOutcome]") -> None:
+    """Name the runs that failed and end with exit code 1, after the report on the others."""
+    failed = [outcome for outcome in outcomes if outcome.error]
+    for outcome in failed:
+        typer.secho(f"failed: {outcome.folder}: {outcome.error}", err=True, fg=typer.colors.RED)
+    if failed:
+        raise typer.Exit(1)
