@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from features.buckets import Buckets
 from features.columns import DenseColumn, SparseColumn
-from features.counters import PARTITION_OF_KEY, KeyCounters, counter_transforms, merge_moments
+from features.counters import PARTITION_OF_KEY, KeyCounters, counter_names, counter_transforms, merge_moments
 from features.encoded_log import EncodedLog, Progress
 from features.encoding import LogError, LogReader
 from features.feature_set import FORMAT, FeatureSet, LogSummary, Manifest
@@ -63,6 +63,7 @@ def build(
         ValueError: tables, columns or rows that cannot be used, or a split that is empty or knows one class
             only. Says which and what to do.
     """
+    _check_names(config)
     tables = InputTables.open(data)
     memory_bytes = memory_limit_bytes(memory_limit)
     if buckets is None:
@@ -109,6 +110,27 @@ def memory_limit_bytes(text: str) -> int:
     if size < _LEAST_MEMORY_BYTES:
         raise ValueError(f"memory limit {text!r} is too small; give at least 200MB")
     return size
+
+
+def _check_names(config: FeatureConfig) -> None:
+    """Every column of the row files has its own name, and every vocabulary a file name."""
+    names = [feature.name for feature in config.features]
+    names += [f"{feature.name}_missing" for feature in config.dense]
+    if config.counters:
+        for key in config.counters.keys:
+            for window in config.counters.windows_days:
+                names += counter_names(key, window)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"the feature set would have two columns named {twice[0]!r}; rename the feature (counters are "
+            "named <key>_<quantity>_<days>d, flags of missing values <feature>_missing)"
+        )
+    for feature in config.features:
+        if not re.fullmatch(r"\w[\w.-]*", feature.name):
+            raise ValueError(
+                f"feature name {feature.name!r} cannot be a file name; use letters, digits, _ - and ."
+            )
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ class SparseColumn:
         elif feature.source == "timestamp":
             self._ids = pa.array(range(24 if feature.column == "hour_of_day" else 7), pa.int64())
         else:
-            self._ids = reader.indexes[KEY_OF_COLUMN.get(feature.column, feature.column)].ids
+            self._ids = reader.indexes[KEY_OF_COLUMN.get(feature.column, f"id:{feature.column}")].ids
         # The last place is for code -1, an id that is missing.
         self._train_count_K = np.zeros(len(self._ids) + 1, dtype=np.int64)
         self._row_K = np.zeros(len(self._ids) + 1, dtype=np.int32)

@@ -57,7 +57,7 @@ class LogFacts:
 class LogReader:
     """The input tables behind one DuckDB connection, with ids numbered.
 
-    Use as a context manager. `indexes` holds "user", "product", "query" and one entry for each further
+    Use as a context manager. `indexes` holds "user", "product", "query" and `id:<column>` for each further
     impression column that a sparse feature reads.
     """
 
@@ -81,7 +81,7 @@ class LogReader:
         self.indexes = {"user": self._index_users(), "product": self._index_products()}
         self.indexes["query"] = self._index_column("query") if tables.has_queries else _no_ids()
         for feature in self.own_sparse:
-            self.indexes[feature.column] = self._index_column(feature.column)
+            self.indexes[f"id:{feature.column}"] = self._index_column(feature.column)
 
     def __enter__(self) -> "LogReader":
         return self
@@ -127,7 +127,7 @@ class LogReader:
         ]
         if self.tables.has_queries:
             columns.append(f"coalesce(q.code, {NO_ID}) AS query")
-            joins.append("LEFT JOIN query_index q ON i.query = q.id")
+            joins.append(f"LEFT JOIN {_index_table('query')} q ON i.query = q.id")
         else:
             columns.append(f"CAST({NO_ID} AS INTEGER) AS query")
         for feature in self.own_dense:
@@ -135,7 +135,7 @@ class LogReader:
         for number, sparse in enumerate(self.own_sparse):
             columns.append(f"coalesce(s{number}.code, {NO_ID}) AS {_name('id:' + sparse.column)}")
             joins.append(
-                f"LEFT JOIN {_name(sparse.column + '_index')} s{number} "
+                f"LEFT JOIN {_index_table(sparse.column)} s{number} "
                 f"ON i.{_name(sparse.column)} = s{number}.id"
             )
         yield from self._batches(
@@ -159,6 +159,8 @@ class LogReader:
     def product_column(self, column: str, *, as_number: bool) -> pa.Array:
         """One column of the catalogue in `product_index` order."""
         value = f"CAST(c.{_name(column)} AS DOUBLE)" if as_number else f"c.{_name(column)}"
+        if not as_number and not is_text(self.tables.schema("products").field(column).type):
+            value = f"CAST(c.{_name(column)} AS BIGINT)"
         return (
             self._arrow(
                 f"SELECT {value} AS value FROM {self.tables.scan_sql('products')} c "
@@ -245,19 +247,19 @@ class LogReader:
         kind = self.tables.schema("impressions").field(column).type
         value = _name(column) if is_text(kind) else f"CAST({_name(column)} AS BIGINT)"
         return self._index(
-            f"{column}_index",
+            _index_table(column),
             f"SELECT {value} AS id, 1 AS shown FROM {self.tables.scan_sql('impressions')} "
             f"WHERE {_name(column)} IS NOT NULL",
         )
 
     def _index(self, name: str, rows_sql: str) -> IdIndex:
         self._connection.execute(
-            f"CREATE TABLE {_name(name)} AS SELECT "
+            f"CREATE TABLE {name} AS SELECT "
             "CAST(row_number() OVER (ORDER BY id) - 1 AS INTEGER) AS code, id, shown, purchased "
             "FROM (SELECT id, sum(shown)::BIGINT AS shown, "
             f"(count(*) - sum(shown))::BIGINT AS purchased FROM ({rows_sql}) GROUP BY id)"
         )
-        table = self._arrow(f"SELECT id, shown, purchased FROM {_name(name)} ORDER BY code")
+        table = self._arrow(f"SELECT id, shown, purchased FROM {name} ORDER BY code")
         return IdIndex(
             table.column("id").combine_chunks(),
             table.column("shown").to_numpy(),
@@ -332,6 +334,11 @@ def _check_columns(tables: InputTables, config: FeatureConfig) -> None:
 def _no_ids() -> IdIndex:
     nothing = np.zeros(0, dtype=np.int64)
     return IdIndex(pa.array([], pa.string()), nothing, nothing)
+
+
+def _index_table(column: str) -> str:
+    """The table that numbers the ids of an impression column; no column can be named like the keys' own."""
+    return _name(f"index of {column}")
 
 
 def _us(time: str) -> str:

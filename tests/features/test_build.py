@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from features.build import build
 from features.counters import counter_names, smoothed_ctr
 from features.feature_set import SPLITS, FeatureSet
-from features.schema import CounterConfig, SplitConfig
+from features.schema import CounterConfig, SparseFeature, SplitConfig
 from features.transforms import signed_log
 from tests.features.small_logs import (
     CONFIG,
@@ -340,3 +340,24 @@ def test_each_user_is_cut_by_their_own_time(tmp_path):
         assert [i for i in own if i in validations] == own[
             len(own) - test_rows - validation_rows : len(own) - test_rows
         ]
+
+
+def test_columns_named_like_keys_and_flags_of_products_are_ordinary_ids(tmp_path):
+    tables = random_tables(9)
+    shown = tables["impressions"]
+    tables["impressions"] = shown.append_column("user", shown.column("store_id")).append_column(
+        "product", shown.column("query")
+    )
+    flags = pa.array([True, False] * 3 + [None])
+    tables["products"] = tables["products"].append_column("organic", flags)
+    sparse = (
+        SparseFeature(name="user_column", column="user", min_count=1),
+        SparseFeature(name="product_column", column="product", min_count=1),
+        SparseFeature(name="organic", source="products", column="organic", min_count=1),
+    )
+    feature_set = built(tmp_path, tables, CONFIG.model_copy(update={"sparse": sparse}))
+    ids = {name.name: set(feature_set.vocabulary(name.name).column("id").to_pylist()) for name in sparse}
+    assert ids["user_column"] == set(range(6))
+    assert ids["product_column"] == {f"query {number}" for number in range(4)}
+    assert ids["organic"] == {0, 1}
+    assert feature_set.manifest.num_products == 7

@@ -172,6 +172,19 @@ def test_memory_limits_are_sizes():
         memory_limit_bytes("10MB")
 
 
+@pytest.mark.parametrize("name", ["user_ctr_1d", "price_missing"])
+def test_a_feature_named_like_a_made_column_is_refused(tmp_path, name):
+    sparse = (*CONFIG.sparse, SparseFeature(name=name, column="store_id"))
+    message = refused(tmp_path, random_tables(1), CONFIG.model_copy(update={"sparse": sparse}))
+    assert f"two columns named {name!r}" in message
+
+
+def test_a_feature_name_that_is_no_file_name_is_refused(tmp_path):
+    sparse = (SparseFeature(name="../user", column="user_id"),)
+    config = CONFIG.model_copy(update={"sparse": sparse})
+    assert "cannot be a file name" in refused(tmp_path, random_tables(1), config)
+
+
 def test_more_buckets_than_files_can_be_open_are_refused(tmp_path):
     data = write_tables(tmp_path / "data", random_tables(1))
     with pytest.raises(ValueError, match="257 buckets are asked for, 1 to 256 work"):
