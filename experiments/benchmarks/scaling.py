@@ -22,8 +22,9 @@ Progress = Callable[[str, int, int], None]
 class ScalingBenchmark:
     """Sizes of the measurement."""
 
-    impressions: int = 250_000
-    purchases: int = 100_000
+    #: At 1x the loader's pool of row groups is already full.
+    impressions: int = 300_000
+    purchases: int = 120_000
     factors: tuple[int, ...] = (1, 2, 4, 8)
     #: Given to every build, so that a larger log takes more buckets rather than more memory.
     memory_limit: str = "400MB"
