@@ -15,20 +15,20 @@ Count = Annotated[int, Field(ge=1)]
 class ClickModel(Config):
     """Coefficients of the click logit, in log-odds; one field per term of docs/marketplace.md."""
 
-    intercept: float = -2.9
+    intercept: float = -3.0
     grade_0: float = -2.0
     grade_1: float = -0.25
     grade_2: float = 0.8
     #: Each stated facet (brand, variety, flag) that the product has, whatever the grade.
-    facet_match: float = 0.4
-    taste: float = 0.85
+    facet_match: float = 0.35
+    taste: float = 0.9
     quality: float = 0.6
     #: Times the user's price sensitivity times log(price / median price of the type).
     relative_price: float = -0.5
     positions: tuple[float, float, float, float, float] = (0.0, -0.5, -0.85, -1.1, -1.3)
     #: In the order of `shoppers.DEVICES`.
     devices: tuple[float, float, float] = (0.1, 0.0, -0.2)
-    user: float = 0.3
+    user: float = 0.25
     evening: float = 0.15
     repeat_purchase: float = 0.8
 
@@ -37,7 +37,7 @@ class TasteModel(Config):
     """What a user's likes and dislikes are worth, in units that both clicks and purchases multiply."""
 
     liked_type: float = 0.6
-    liked_variety: float = 0.8
+    liked_variety: float = 0.85
     disliked_variety: float = -0.8
     #: A product that has a flag the user's diet asks for, and one that lacks all of them.
     diet_met: float = 0.8
