@@ -8,8 +8,9 @@ Shapes: M x K by K x N products.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -75,7 +76,7 @@ def roofline_rows_per_s(shape: DcnShape, *, gflops: float, copy_gb_per_s: float)
     return 1e9 / (shape.flop_per_row / gflops + shape.embedding_bytes_per_row / copy_gb_per_s)
 
 
-def measure_peaks(*, seconds_each: float = 1.0) -> MachinePeaks:
+def measure_peaks(*, seconds_each: float = 2.0) -> MachinePeaks:
     """Measure products and copies on one core; torch's thread count is restored afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -90,23 +91,28 @@ def measure_peaks(*, seconds_each: float = 1.0) -> MachinePeaks:
 
 
 def _product_gflops(dtype: torch.dtype, seconds: float) -> float:
+    """Best of all shapes and of the layouts of forward pass, input gradient and weight gradient."""
     best = 0.0
     for m, k, n in _PRODUCT_SHAPES:
-        left, right = torch.ones(m, k, dtype=dtype), torch.ones(k, n, dtype=dtype)
-        out = torch.empty(m, n, dtype=dtype)
-        times = _repeat(lambda left=left, right=right, out=out: torch.mm(left, right, out=out), seconds)
-        best = max(best, 2e-9 * m * k * n / min(times))
+        layouts = (
+            (torch.ones(m, k, dtype=dtype), torch.ones(n, k, dtype=dtype).t()),
+            (torch.ones(m, k, dtype=dtype), torch.ones(k, n, dtype=dtype)),
+            (torch.ones(k, m, dtype=dtype).t(), torch.ones(k, n, dtype=dtype)),
+        )
+        for left, right in layouts:
+            times = _repeat(partial(torch.mm, left, right), seconds / (len(_PRODUCT_SHAPES) * len(layouts)))
+            best = max(best, 2e-9 * m * k * n / min(times))
     return best
 
 
 def _copy_gb_per_s(seconds: float) -> float:
     """Bytes read plus bytes written."""
     source, target = torch.zeros(_COPY_BYTES, dtype=torch.uint8), torch.zeros(_COPY_BYTES, dtype=torch.uint8)
-    times = _repeat(lambda: target.copy_(source), seconds)
+    times = _repeat(partial(target.copy_, source), seconds)
     return 2e-9 * _COPY_BYTES / min(times)
 
 
-def _repeat(work: Any, seconds: float) -> Sequence[float]:
+def _repeat(work: Callable[[], object], seconds: float) -> Sequence[float]:
     """Processor seconds of each repetition, at least three after one to warm up."""
     work()
     times: list[float] = []

@@ -50,12 +50,12 @@ class TrainingBenchmark:
     rows: int = 1_000_000
     test_share: float = 0.1
     #: Rows of the rounds after the first.
-    short_rows: int = 98_304
+    short_rows: int = 65_536
     #: Rows on which bfloat16 and float32 are compared where bfloat16 has no units and crawls.
-    tiny_rows: int = 32_768
+    tiny_rows: int = 49_152
     rounds: int = 3
     batch_size: int = 4096
-    step_batches: int = 12
+    step_batches: int = 8
     seed: int = 0
 
     @property
@@ -131,7 +131,7 @@ def run_training_benchmark(
         progress(f"training: {trainer.title} ({part})", done, len(schedule))
         runs.append(_run(trainer, part, data, benchmark))
         if trainer.name == OURS:
-            peaks.append(measure_peaks(seconds_each=0.5))
+            peaks.append(measure_peaks(seconds_each=1.0))
     progress("training", len(schedule), len(schedule))
     trainers = {trainer.name: trainer for trainer, _ in schedule}
     result = summarise(runs, trainers=trainers, peaks=_best(peaks), best_auc=best_auc)
