@@ -113,11 +113,10 @@ def _copy_gb_per_s(seconds: float) -> float:
 
 
 def _repeat(work: Callable[[], object], seconds: float) -> Sequence[float]:
-    """Processor seconds of each repetition, at least three after one to warm up."""
-    work()
+    """Processor seconds of each repetition until `seconds` have passed, at least two."""
     times: list[float] = []
     until = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < until:
+    while len(times) < 2 or time.perf_counter() < until:
         started = time.process_time()
         work()
         times.append(time.process_time() - started)
