@@ -70,8 +70,8 @@ def build(
     memory_bytes = memory_limit_bytes(memory_limit)
     if buckets is None:
         rows = tables.rows("impressions") + (tables.rows("purchases") if tables.has_purchases else 0)
-        in_memory = memory_bytes // (4 * threads * _BUCKET_BYTES_PER_ROW)
-        buckets = -(-rows // min(_BUCKET_ROWS, in_memory))
+        fit_in_memory = memory_bytes // (4 * threads * _BUCKET_BYTES_PER_ROW)
+        buckets = max(-(-rows // fit_in_memory), min(-(-rows // _BUCKET_ROWS), _MAX_BUCKETS))
     if not 1 <= buckets <= _MAX_BUCKETS:
         raise ValueError(
             f"{buckets} buckets are asked for, 1 to {_MAX_BUCKETS} work; "
