@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from experiments.quiet import quiet_imports
+
 app = typer.Typer(
     name="dashclip",
     no_args_is_help=True,
@@ -47,6 +49,7 @@ def root(
 
 def main() -> None:
     """Run the command line; the caller's mistakes end in one sentence and exit code 2."""
+    quiet_imports()
     try:
         app()
     except (ValueError, OSError) as error:

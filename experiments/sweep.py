@@ -13,12 +13,14 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from experiments.config import parse_config
 from experiments.environment import environment, usable_cores
+from experiments.floor import popularity_floor_of
+from experiments.quiet import quiet_imports
 from experiments.sweep_results import Floor
 from features.files import atomic_write_json
 from ranking.run import RunConfig, execute_run, is_finished
@@ -52,7 +54,8 @@ class SweepConfig(BaseModel):
     truth: Path | None = None
     simulated: bool = False
     #: A score without any model, shown beside the variants.
-    floor: Floor | None = None
+    #: "popularity" is item mean + user mean (experiments/floor.py).
+    floor: Literal["popularity"] | None = None
     ranker: dict[str, Any] = {}
     training: dict[str, Any] = {}
     variants: Annotated[dict[str, VariantConfig], Field(min_length=1)]
@@ -171,12 +174,17 @@ def _record(config: SweepConfig, out: Path, command: str | None) -> dict[str, An
         # relative to the sweep's folder, so that both can be moved together
         "truth": os.path.relpath(config.truth, out) if config.truth else None,
         "features": content["features"],
-        "floor": content["floor"],
+        "floor": _floor(config.features).model_dump() if config.floor else None,
         "data": content["features"],
         "command": command,
         "config": content,
         "environment": environment(),
     }
+
+
+def _floor(features: Path) -> Floor:
+    found = popularity_floor_of(features)
+    return Floor(name="item mean + user mean", auc=found.auc, norm_logloss=found.norm_logloss)
 
 
 def _merge(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -215,6 +223,7 @@ _messages: Any = None  # the worker's end of the progress queue, set once by _st
 
 def _start_worker(messages: Any, threads: int) -> None:
     global _messages
+    quiet_imports()
     import torch
 
     _messages = messages

@@ -82,7 +82,7 @@ def frozen_collection(
                 f"table {table.name!r} is {tuple(weight.shape)}, its vectors {vectors[table.name].shape}"
             )
         with torch.no_grad():
-            weight.copy_(torch.from_numpy(np.asarray(vectors[table.name], dtype=np.float32)))
+            weight.copy_(torch.from_numpy(np.array(vectors[table.name], dtype=np.float32)))
         weight.requires_grad_(False)
     return collection
 

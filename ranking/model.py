@@ -3,6 +3,7 @@
 Shapes: B impressions, F dense features, S sparse features, D width of the pretrained vectors.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
@@ -67,11 +68,13 @@ class RankerInputs:
         dense_features: F.
         sparse_rows: rows of each sparse feature's table, in the order of the feature set.
         vectors: rows of the pretrained tables [rows, D] under "product" and "query"; empty without them.
+        click_rate: CTR of the training window, from which an untrained ranker starts.
     """
 
     dense_features: int
     sparse_rows: dict[str, int]
     vectors: dict[str, NDArray[np.floating]]
+    click_rate: float = 0.5
 
 
 class DcnRanker(nn.Module):
@@ -158,7 +161,7 @@ def build_ranker(
             dropout=config.dropout,
         )
         if config.semantic is None:
-            head = _head(dcn_tower.width, config)
+            head = _head(dcn_tower.width, config, inputs.click_rate)
             return DcnRanker(sparse_tables=sparse_tables, dcn_tower=dcn_tower, head=head).to(device)
 
         semantic_tables, dim = _semantic_tables(
@@ -179,13 +182,15 @@ def build_ranker(
             semantic_tables=semantic_tables,
             dcn_tower=dcn_tower,
             dashclip_tower=dashclip_tower,
-            head=_head(dcn_tower.width + dashclip_tower.width, config),
+            head=_head(dcn_tower.width + dashclip_tower.width, config, inputs.click_rate),
         ).to(device)
 
 
-def _head(width: int, config: RankerConfig) -> nn.Sequential:
+def _head(width: int, config: RankerConfig, click_rate: float) -> nn.Sequential:
     top = mlp(width, config.top_widths, dropout=config.dropout)
-    return nn.Sequential(*top, nn.Linear(config.top_widths[-1] if config.top_widths else width, 1))
+    last = nn.Linear(config.top_widths[-1] if config.top_widths else width, 1)
+    nn.init.constant_(last.bias, math.log(click_rate / (1 - click_rate)))
+    return nn.Sequential(*top, last)
 
 
 def _semantic_tables(

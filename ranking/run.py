@@ -99,6 +99,7 @@ def open_run(config: RunConfig, *, device: torch.device | None = None) -> Run:
             dense_features=len(feature_set.manifest.dense_columns),
             sparse_rows={column.name: column.rows for column in feature_set.manifest.sparse_columns},
             vectors=semantic.vectors if semantic else {},
+            click_rate=feature_set.manifest.splits["train"].ctr,
         ),
         seed=config.seed,
         embedding_learning_rate=config.training.optimizer.embedding_learning_rate,

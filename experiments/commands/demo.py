@@ -2,9 +2,11 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+Size = Literal["tiny", "small", "medium", "large"]
 
 
 def register(app: typer.Typer) -> None:
@@ -14,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for data, runs and report.")] = Path("runs/demo"),
-    size: Annotated[str, typer.Option(help="tiny, small, medium or large marketplace.")] = "small",
+    size: Annotated[Size, typer.Option(help="Size of the marketplace.")] = "small",
     seeds: Annotated[int, typer.Option(min=2, help="Training seeds per variant.")] = 5,
     processes: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; one a core.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete OUT first instead of resuming.")] = False,

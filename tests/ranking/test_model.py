@@ -212,3 +212,10 @@ def test_frozen_tables_hold_the_vectors_and_have_no_gradient() -> None:
     np.testing.assert_array_equal(bag.weight.numpy(), given.vectors["product"])
     assert not bag.weight.requires_grad
     assert bag.weight.shape[1] == DIM
+
+
+def test_an_untrained_ranker_predicts_about_the_click_rate(config: RankerConfig) -> None:
+    given = inputs()
+    rare = RankerInputs(given.dense_features, given.sparse_rows, given.vectors, click_rate=0.02)
+    assert torch.sigmoid(logits(build_ranker(config, rare, seed=1), batch(500))).mean() < 0.1
+    assert torch.sigmoid(logits(build_ranker(config, given, seed=1), batch(500))).mean() > 0.3
