@@ -85,5 +85,5 @@ def _run(peer: Peer, command: list[str]) -> None:
         said = finished.stderr.strip().splitlines() or ["nothing"]
         raise PeerEnvironmentError(
             f"{peer.title} could not be installed from {peer.requirements.name}; pip said: {said[-1]} "
-            "(`dashclip bench training --without-peers` measures ours alone)"
+            "(`dashclip bench training --no-peers` measures ours alone)"
         )
