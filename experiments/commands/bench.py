@@ -112,7 +112,7 @@ def _measure(
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    work = (out / "work").absolute()
+    work = (out / f"{name}.work").absolute()
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
