@@ -37,6 +37,7 @@ class SemanticConfig(BaseModel):
     entities: Annotated[tuple[Entity, ...], Field(min_length=1)] = ("product", "query", "history")
     #: "random" gives the same tower trainable tables that know nothing: the paper's control.
     initialisation: Literal["pretrained", "random"] = "pretrained"
+    cross_layers: Annotated[int, Field(ge=0, le=16)] = 1
     widths: Annotated[Widths, Field(min_length=1)] = (128, 64)
 
     @model_validator(mode="after")
@@ -174,6 +175,7 @@ def build_ranker(
         dashclip_tower = DashClipTower(
             entities=len(config.semantic.entities),
             dim=dim,
+            cross_layers=config.semantic.cross_layers,
             widths=config.semantic.widths,
             dropout=config.dropout,
         )

@@ -65,11 +65,16 @@ class DashClipTower(nn.Module):
     indicator is 0.
     """
 
-    def __init__(self, *, entities: int, dim: int, widths: Sequence[int], dropout: float) -> None:
+    def __init__(
+        self, *, entities: int, dim: int, cross_layers: int, widths: Sequence[int], dropout: float
+    ) -> None:
         super().__init__()
         self.pairs = tuple(combinations(range(entities), 2))
         self.scale = dim**0.5  # unit vectors have entries of about 1 / sqrt(D); dense features have 1
-        self.layers = mlp(entities * (dim + 1) + len(self.pairs), widths, dropout=dropout)
+        width = entities * (dim + 1) + len(self.pairs)
+        self.layers = nn.Sequential(
+            cross_network(width, cross_layers, rank=None), mlp(width, widths, dropout=dropout)
+        )
         self.width = widths[-1]
 
     def forward(self, embeddings: list[Tensor]) -> Tensor:

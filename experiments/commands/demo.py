@@ -48,7 +48,7 @@ def demo(
         build_command(data, features, config=Path("marketplace_features"))
     if not embeddings.exists():
         console.rule("3/4 embeddings: LSA of titles and queries")
-        lsa(data, embeddings)
+        lsa(data, embeddings, dim=128)
     console.rule("4/4 four variants, trained and compared")
     config = load_config(Path("demo"), SweepConfig).model_copy(
         update={

@@ -15,20 +15,20 @@ Count = Annotated[int, Field(ge=1)]
 class ClickModel(Config):
     """Coefficients of the click logit, in log-odds; one field per term of docs/marketplace.md."""
 
-    intercept: float = -3.0
+    intercept: float = -3.1
     grade_0: float = -2.0
     grade_1: float = -0.25
     grade_2: float = 0.8
     #: Each stated facet (brand, variety, flag) that the product has, whatever the grade.
     facet_match: float = 0.35
     taste: float = 0.9
-    quality: float = 0.6
+    quality: float = 0.9
     #: Times the user's price sensitivity times log(price / median price of the type).
     relative_price: float = -0.5
     positions: tuple[float, float, float, float, float] = (0.0, -0.5, -0.85, -1.1, -1.3)
     #: In the order of `shoppers.DEVICES`.
     devices: tuple[float, float, float] = (0.1, 0.0, -0.2)
-    user: float = 0.25
+    user: float = 0.5
     evening: float = 0.15
     repeat_purchase: float = 0.8
 
