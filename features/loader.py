@@ -33,19 +33,19 @@ class FeatureRangeError(ValueError):
 
 @dataclass(frozen=True)
 class _Pool:
-    """Decoded row groups, feature-major: gathering a batch yields torchrec's key-major order directly."""
+    """Decoded row groups, row-major: gathering a shuffled batch reads each row in one piece."""
 
-    dense_FN: NDArray[np.float32]
-    sparse_SN: NDArray[np.int32]
+    dense_NF: NDArray[np.float32]
+    sparse_NS: NDArray[np.int32]
     index: dict[str, NDArray[Any]]
     row_N: NDArray[np.int64]
 
     def take(self, rows: NDArray[np.int64]) -> "_Pool":
         return _Pool(
-            dense_FN=self.dense_FN[:, rows],
-            sparse_SN=self.sparse_SN[:, rows],
-            index={name: column[rows] for name, column in self.index.items()},
-            row_N=self.row_N[rows],
+            dense_NF=self.dense_NF.take(rows, axis=0),
+            sparse_NS=self.sparse_NS.take(rows, axis=0),
+            index={name: column.take(rows) for name, column in self.index.items()},
+            row_N=self.row_N.take(rows),
         )
 
     def __len__(self) -> int:
@@ -182,29 +182,31 @@ class BatchLoader:
             skip_rows = 0
 
     def _read(self, groups: "list[_RowGroup]") -> _Pool:
-        columns = [*_INDEX_COLUMNS, *self._dense, *self._sparse]
-        tables = [pq.ParquetFile(group.path).read_row_group(group.number, columns) for group in groups]
-        table = pa.concat_tables(tables)
-        count = table.num_rows
-        dense = np.empty((len(self._dense), count), np.float32)
-        for i, name in enumerate(self._dense):
-            dense[i] = table[name].to_numpy()
-        sparse = np.empty((len(self._sparse), count), np.int32)
-        for i, name in enumerate(self._sparse):
-            sparse[i] = table[name].to_numpy()
-        self._check_range(sparse, groups)
-        return _Pool(
-            dense_FN=dense,
-            sparse_SN=sparse,
-            index={name: table[name].to_numpy() for name in _INDEX_COLUMNS},
+        rows = sum(group.rows for group in groups)
+        pool = _Pool(
+            dense_NF=np.empty((rows, len(self._dense)), np.float32),
+            sparse_NS=np.empty((rows, len(self._sparse)), np.int32),
+            index={name: np.empty(rows, np.int32) for name in _INDEX_COLUMNS},
             row_N=np.concatenate([np.arange(g.first_row, g.first_row + g.rows) for g in groups]),
         )
+        columns = [*_INDEX_COLUMNS, *self._dense, *self._sparse]
+        end = 0
+        for group in groups:
+            start, end = end, end + group.rows
+            table = pq.ParquetFile(group.path).read_row_group(group.number, columns)
+            for names, matrix in ((self._dense, pool.dense_NF), (self._sparse, pool.sparse_NS)):
+                if names:
+                    np.stack([table[name].to_numpy() for name in names], axis=1, out=matrix[start:end])
+            for name, column in pool.index.items():
+                column[start:end] = table[name].to_numpy()
+        self._check_range(pool.sparse_NS, groups)
+        return pool
 
-    def _check_range(self, sparse_SN: NDArray[np.int32], groups: "list[_RowGroup]") -> None:
+    def _check_range(self, sparse_NS: NDArray[np.int32], groups: "list[_RowGroup]") -> None:
         """fbgemm would silently read row 0 for a row outside the table."""
-        if sparse_SN.size == 0:
+        if sparse_NS.size == 0:
             return
-        low_S, high_S = sparse_SN.min(axis=1), sparse_SN.max(axis=1)
+        low_S, high_S = sparse_NS.min(axis=0), sparse_NS.max(axis=0)
         for i in np.flatnonzero((low_S < 0) | (high_S >= self._table_rows_S)):
             raise FeatureRangeError(
                 f"feature {self._sparse[i]!r} has embedding rows {low_S[i]} to {high_S[i]}, but its table "
@@ -213,11 +215,11 @@ class BatchLoader:
             )
 
     def _batch(self, rows: _Pool) -> Batch:
-        sparse_SB = rows.sparse_SN
+        sparse_SB = np.ascontiguousarray(rows.sparse_NS.T)
         if self._id_dropout:
             sparse_SB = self._drop_ids(sparse_SB)
         return Batch(
-            dense_BF=torch.from_numpy(np.ascontiguousarray(rows.dense_FN.T)),
+            dense_BF=torch.from_numpy(rows.dense_NF),
             sparse=one_id_each(self._sparse, torch.from_numpy(sparse_SB)),
             semantic=self._semantic_bags(rows),
             clicked_B=torch.from_numpy(rows.index["clicked"].astype(np.float32)),
@@ -266,8 +268,8 @@ def _row_groups(files: list[Path]) -> list[_RowGroup]:
 
 def _join(first: _Pool, second: _Pool) -> _Pool:
     return _Pool(
-        dense_FN=np.concatenate([first.dense_FN, second.dense_FN], axis=1),
-        sparse_SN=np.concatenate([first.sparse_SN, second.sparse_SN], axis=1),
+        dense_NF=np.concatenate([first.dense_NF, second.dense_NF]),
+        sparse_NS=np.concatenate([first.sparse_NS, second.sparse_NS]),
         index={name: np.concatenate([first.index[name], second.index[name]]) for name in first.index},
         row_N=np.concatenate([first.row_N, second.row_N]),
     )
