@@ -1,12 +1,24 @@
 """The `dashclip` command. Subcommands live in `experiments/commands/`; heavy imports wait until one runs."""
 
-import importlib
-import importlib.util
 import sys
 from typing import Annotated
 
 import typer
 
+from experiments.commands import (
+    bench,
+    config,
+    demo,
+    doctor,
+    embed,
+    features,
+    generate,
+    imports,
+    report,
+    sweep,
+    train,
+    validate,
+)
 from experiments.quiet import quiet_imports
 
 app = typer.Typer(
@@ -19,21 +31,21 @@ app = typer.Typer(
 )
 
 COMMANDS = (
-    "demo",
-    "doctor",
-    "generate",
-    "imports",
-    "validate",
-    "features",
-    "embed",
-    "train",
-    "sweep",
-    "report",
-    "bench",
+    demo,
+    doctor,
+    generate,
+    imports,
+    validate,
+    features,
+    embed,
+    train,
+    sweep,
+    report,
+    config,
+    bench,
 )
-for name in COMMANDS:
-    if importlib.util.find_spec(f"experiments.commands.{name}"):
-        importlib.import_module(f"experiments.commands.{name}").register(app)
+for command in COMMANDS:
+    command.register(app)
 
 
 @app.callback()

@@ -46,7 +46,7 @@ def parse_config(content: dict[str, Any], model: type[ConfigT], *, where: str) -
 
 def _sentence(problem: Any, model: type[BaseModel]) -> str:
     location = [str(part) for part in problem["loc"]]
-    key = ".".join(location) or "the whole file"
+    key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         known = _fields_at(model, location[:-1])
         close = difflib.get_close_matches(location[-1], known, n=1)
@@ -54,6 +54,8 @@ def _sentence(problem: Any, model: type[BaseModel]) -> str:
         return f"unknown key {key!r}; {hint}"
     if problem["type"] == "missing":
         return f"key {key!r} is missing"
+    if problem["type"] == "value_error":  # our own sentence, which names what came; the input may be the file
+        return f"{key}: {problem['ctx']['error']}" if location else str(problem["ctx"]["error"])
     return f"{key!r}: {problem['msg']} (got {problem['input']!r})"
 
 

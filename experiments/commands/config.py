@@ -1,0 +1,87 @@
+"""`dashclip config`: the configs that come along, to run as they are or to start one's own from."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+config = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="markdown", help="List and print the configs that come along."
+)
+
+#: A top-level key that only one kind of config has, the kind, and the command that reads it.
+_KINDS = (
+    ("variants", "sweep", "dashclip sweep"),
+    ("variant", "run", "dashclip train"),
+    ("sparse", "features", "dashclip features build"),
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the `config` commands."""
+    app.add_typer(config, name="config")
+
+
+@config.command("list")
+def list_command() -> None:
+    """List the shipped configs: what each is for, and which command reads it.
+
+    Wherever a command takes a TOML file, the bare name of a shipped config does as well.
+
+    Example: `dashclip config list`
+    """
+    import tomllib
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    grid = Table()
+    grid.add_column("name", no_wrap=True)
+    grid.add_column("kind")
+    grid.add_column("what it is")
+    for path in _shipped():
+        text = path.read_text(encoding="utf-8")
+        grid.add_row(path.stem, kind_of(tomllib.loads(text)), escape(first_comment(text)))
+    console = Console()
+    console.print(grid)
+    for _, kind, command in _KINDS:
+        console.print(f"{kind:<9} is read by `{command}`")
+
+
+@config.command("show")
+def show_command(
+    name: Annotated[str, typer.Argument(help="Name of a shipped config, as `dashclip config list` has it.")],
+) -> None:
+    """Print a shipped config as TOML: the way to start one's own.
+
+    Example: `dashclip config show demo > my_sweep.toml`
+    """
+    from experiments.config import ConfigError
+
+    paths = {path.stem: path for path in _shipped()}
+    if name not in paths:
+        close = difflib.get_close_matches(name, paths, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(paths)}"
+        raise ConfigError(f"no config named {name!r} comes along; {hint}")
+    typer.echo(paths[name].read_text(encoding="utf-8"), nl=False)
+
+
+def kind_of(content: dict[str, Any]) -> str:
+    """sweep, run or features: `variants` is a key of sweeps only."""
+    for key, kind, _ in _KINDS:
+        if key in content:
+            return kind
+    raise ValueError(f"not a config of any kind: none of {[key for key, _, _ in _KINDS]} is among its keys")
+
+
+def first_comment(text: str) -> str:
+    """The first line of a config without its mark: `# A sweep.` gives `A sweep.`"""
+    return text.split("\n", 1)[0].removeprefix("#").strip()
+
+
+def _shipped() -> list[Path]:
+    from experiments.config import SHIPPED
+
+    return sorted(SHIPPED.glob("*.toml"))
