@@ -38,7 +38,8 @@ def build_command(
 ) -> None:
     """Build the feature set of a log: histories, counters, vocabularies, splits in time.
 
-    Nothing is learnt from the validation and test windows, and no feature sees its own moment.
+    Nothing is learnt from the validation and test windows, and no feature sees its own moment. Tables with a
+    bad row are refused; `dashclip validate` lists such rows and separates them.
 
     Example: `dashclip features build runs/data runs/features --config marketplace_features.toml`
     """
@@ -46,8 +47,10 @@ def build_command(
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     from experiments.config import load_config
-    from features.build import build
+    from features.build import build, memory_limit_bytes
     from features.schema import FeatureConfig
+    from features.tables import InputTables
+    from features.validation import check_or_raise
 
     console = Console()
     resolved = load_config(config, FeatureConfig)
@@ -67,6 +70,10 @@ def build_command(
                 tasks[stage] = bar.add_task(stage, total=total)
             bar.update(tasks[stage], completed=done)
 
+        report("checking rows", 0, 1)
+        memory = f"{memory_limit_bytes(memory_limit) // 1000}KB"
+        check_or_raise(InputTables.open(data), memory_limit=memory, threads=threads)
+        report("checking rows", 1, 1)
         manifest = build(
             data,
             out,
