@@ -135,7 +135,7 @@ def train(
         TrainingDivergedError: a loss is NaN or infinite; the update is not applied.
         UndefinedMetricError: the validation days hold clicks only, or none.
     """
-    loop = _Loop(ranker, config, training, validation, folder, device or torch.device("cpu"), on_step)
+    loop = TrainingLoop(ranker, config, training, validation, folder, device or torch.device("cpu"), on_step)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if resume:
@@ -147,7 +147,9 @@ def train(
     return loop.progress
 
 
-class _Loop:
+class TrainingLoop:
+    """Steps, evaluations and checkpoints of one run; `train` is the way to use it."""
+
     def __init__(
         self,
         ranker: Ranker,

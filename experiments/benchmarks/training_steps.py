@@ -14,7 +14,7 @@ from features.feature_set import FeatureSet
 from features.loader import BatchLoader
 from ranking.model import Ranker, RankerConfig, RankerInputs, build_ranker
 from ranking.prediction import predict
-from ranking.train import TrainingConfig, _Loop
+from ranking.train import TrainingConfig, TrainingLoop
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TrainingSteps:
     ranker: Ranker
     training: BatchLoader
     feature_set: FeatureSet
-    loop: _Loop
+    loop: TrainingLoop
 
     def epoch(self) -> None:
         """Read one epoch and take a step with each batch."""
@@ -68,7 +68,7 @@ def training_steps(
         feature_set, split, batch_size=config.batch_size, shuffle_seed=seed, id_dropout=config.id_dropout
     )
     unused = BatchLoader(feature_set, "test", batch_size=config.batch_size)
-    loop = _Loop(ranker, config, training, unused, folder, torch.device("cpu"), None)
+    loop = TrainingLoop(ranker, config, training, unused, folder, torch.device("cpu"), None)
     try:
         yield TrainingSteps(ranker, training, feature_set, loop)
     finally:
