@@ -1,0 +1,93 @@
+"""The demo from nothing to its table, in the smallest world, and a second call with nothing left to do."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import experiments.sweep
+from experiments.commands.demo import demo
+from tests.experiments.sweep_folders import PAPER_VARIANTS
+
+MEASURED = (
+    "auc_mean",
+    "auc_sd",
+    "norm_logloss_mean",
+    "norm_logloss_sd",
+    "calibration_mean",
+)
+COMPARED = ("auc_diff_mean", "auc_diff_low", "auc_diff_high", "gain_share")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiments.sweep, "usable_cores", lambda: 2)  # one thread a process
+        demo(out, size="tiny", seeds=2, processes=2)
+    return out
+
+
+@pytest.mark.slow
+def test_the_table_has_what_its_readers_look_up(out: Path) -> None:
+    table = json.loads((out / "table2.json").read_text())
+    assert table["simulated"] is True
+    assert table["seeds"] == 2
+    assert table["missing_runs"] == []
+    assert 0.5 < table["best_auc"] < 1
+    assert tuple(table["variants"]) == PAPER_VARIANTS
+    for name, variant in table["variants"].items():
+        expected = MEASURED if name == "dcn" else MEASURED + COMPARED
+        for key in expected:
+            assert math.isfinite(variant[key]), (name, key)
+        assert 0 < variant["auc_mean"] < 1
+        assert {"all", "has_purchases", "no_purchases"} <= set(variant["slices"])
+    assert "auc_diff_mean" not in table["variants"]["dcn"]
+
+
+@pytest.mark.slow
+def test_the_numbers_of_the_table_agree_with_each_other(out: Path) -> None:
+    table = json.loads((out / "table2.json").read_text())
+    dcn = table["variants"]["dcn"]
+    reachable = table["best_auc"] - dcn["auc_mean"]
+    for name, variant in table["variants"].items():
+        if name == "dcn":
+            continue
+        assert variant["auc_diff_mean"] == pytest.approx(variant["auc_mean"] - dcn["auc_mean"])
+        assert variant["auc_diff_low"] <= variant["auc_diff_mean"] <= variant["auc_diff_high"]
+        assert variant["gain_share"] == pytest.approx(variant["auc_diff_mean"] / reachable)
+        runs = [
+            json.loads((out / name / f"seed-{seed}" / "metrics.json").read_text())["test"]["auc"]
+            for seed in (1, 2)
+        ]
+        assert variant["auc_mean"] == pytest.approx(sum(runs) / 2)
+
+
+@pytest.mark.slow
+def test_the_page_and_the_markdown_say_that_the_data_are_simulated(out: Path) -> None:
+    for name in ("report.html", "table2.md"):
+        text = (out / name).read_text()
+        assert "simulated" in text.lower(), name
+        assert "purchase history" in text, name
+
+
+@pytest.mark.slow
+def test_a_second_call_trains_nothing_and_gives_the_same_table(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_pool(*_: object, **__: object) -> None:
+        raise AssertionError("a run is started although all are finished")
+
+    def parts() -> dict[Path, int]:
+        kept = [*out.glob("data/*"), *out.glob("features/*"), *out.glob("embeddings/*/*")]
+        kept += out.glob("dcn*/seed-*/*.json")
+        return {path: path.stat().st_mtime_ns for path in kept}
+
+    monkeypatch.setattr(experiments.sweep, "ProcessPoolExecutor", no_pool)
+    before, first = parts(), json.loads((out / "table2.json").read_text())
+    assert len(before) > 30
+    demo(out, size="tiny", seeds=2, processes=2)
+    assert parts() == before
+    second = json.loads((out / "table2.json").read_text())
+    assert second["variants"] == first["variants"]
