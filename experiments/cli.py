@@ -14,6 +14,7 @@ from experiments.commands import (
     features,
     generate,
     imports,
+    publish,
     report,
     sweep,
     train,
@@ -41,6 +42,7 @@ COMMANDS = (
     train,
     sweep,
     report,
+    publish,
     config,
     bench,
 )
