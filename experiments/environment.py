@@ -56,9 +56,18 @@ def cpu_model() -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, which containers limit."""
+    """Cores that this process may use: those it may run on, or fewer if a container has a smaller quota."""
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(cores, cpu_quota(Path("/sys/fs/cgroup/cpu.max")) or cores))
+
+
+def cpu_quota(cpu_max: Path) -> int | None:
+    """Whole cores of a control group's quota ("200000 100000" is 2); None where there is none ("max ...")."""
+    if not cpu_max.exists():
+        return None
+    quota, period = cpu_max.read_text().split()
+    return None if quota == "max" else int(quota) // int(period)
 
 
 def _version(name: str) -> str | None:

@@ -6,6 +6,7 @@ SWEEP/sweep.json                  what is compared
 
 import multiprocessing
 import os
+import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,7 +24,7 @@ from experiments.floor import popularity_floor_of
 from experiments.quiet import quiet_imports
 from experiments.sweep_results import Floor
 from features.files import atomic_write_json
-from ranking.run import RunConfig, execute_run, is_finished
+from ranking.run import RunConfig, check_same_run, execute_run, is_finished
 from ranking.train import TrainingProgress
 
 
@@ -137,29 +138,44 @@ def execute_sweep(
         processes: runs at the same time; each gets an equal share of the cores as threads.
 
     Returns:
-        One outcome a run; a failed run does not stop the others, and leaves `failure.txt` in its folder.
+        One outcome a run, in the order of `plan`. A failed run does not stop the others, and leaves
+        `failure.txt` in its folder; runs that a dying worker took along are tried once more.
+
+    Raises:
+        ValueError: `out` holds finished runs of another config or of other inputs.
     """
     planned = plan(config, out)
+    for run in planned:
+        if is_finished(run.folder):
+            check_same_run(run.folder, run.config)
     atomic_write_json(out / "sweep.json", _record(config, out, command))
-    waiting = [run for run in planned if not is_finished(run.folder)]
-    outcomes = [RunOutcome(run.folder, None) for run in planned if is_finished(run.folder)]
-    if not waiting:
-        return outcomes
     cores = usable_cores()
-    processes = min(processes or cores, len(waiting))
+    processes = processes or cores
+    threads = max(1, cores // processes)
+    errors: dict[Path, str | None] = {run.folder: None for run in planned}
+    waiting = [run for run in planned if not is_finished(run.folder)]
+    for _ in range(2):
+        if waiting:
+            errors |= _execute_all(waiting, min(processes, len(waiting)), threads, on_progress)
+            waiting = [run for run in waiting if errors[run.folder] == _WORKER_DIED]
+    return [RunOutcome(run.folder, errors[run.folder]) for run in planned]
+
+
+_WORKER_DIED = "its worker process died (out of memory?); run the sweep again to resume"
+
+
+def _execute_all(
+    runs: list[PlannedRun], processes: int, threads: int, on_progress: OnProgress | None
+) -> dict[Path, str | None]:
+    """Errors by run folder, None for a finished run."""
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        messages = manager.Queue()
-        with ProcessPoolExecutor(
-            processes,
-            mp_context=context,
-            initializer=_start_worker,
-            initargs=(messages, max(1, cores // processes)),
-        ) as pool:
-            futures = {pool.submit(_run_in_worker, run): run for run in waiting}
-            _relay(messages, futures, on_progress)
-            outcomes += [_outcome(future, run) for future, run in futures.items()]
-    return outcomes
+    messages = context.Queue()
+    with ProcessPoolExecutor(
+        processes, mp_context=context, initializer=_start_worker, initargs=(messages, threads)
+    ) as pool:
+        futures = {pool.submit(_run_in_worker, run): run for run in runs}
+        _relay(messages, futures, on_progress)
+        return {run.folder: _error(future) for future, run in futures.items()}
 
 
 def _record(config: SweepConfig, out: Path, command: str | None) -> dict[str, Any]:
@@ -199,23 +215,24 @@ def _merge(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 def _relay(
     messages: Any, futures: dict[Future[str | None], PlannedRun], on_progress: OnProgress | None
 ) -> None:
-    """Pass the workers' progress on until all are done."""
-    while not all(future.done() for future in futures):
+    """Pass the workers' progress on until all are done and the last message is read."""
+    while True:
+        done = all(future.done() for future in futures)
         try:
             message = messages.get(timeout=0.2)
         except Empty:
+            if done:
+                return
             continue
         if on_progress:
             on_progress(message)
 
 
-def _outcome(future: Future[str | None], run: PlannedRun) -> RunOutcome:
+def _error(future: Future[str | None]) -> str | None:
     try:
-        return RunOutcome(run.folder, future.result())
+        return future.result()
     except BrokenProcessPool:
-        return RunOutcome(
-            run.folder, "its worker process died (out of memory?); run the sweep again to resume"
-        )
+        return _WORKER_DIED
 
 
 _messages: Any = None  # the worker's end of the progress queue, set once by _start_worker
@@ -228,6 +245,15 @@ def _start_worker(messages: Any, threads: int) -> None:
 
     _messages = messages
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker that outlived a killed sweep would go on writing the folders that the next sweep resumes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run_in_worker(run: PlannedRun) -> str | None:
@@ -240,6 +266,7 @@ def _run_in_worker(run: PlannedRun) -> str | None:
             _messages.put(RunProgress(name, progress.step, total_steps, rows_per_s, loss))
 
     failure = run.folder / "failure.txt"
+    failure.unlink(missing_ok=True)
     try:
         execute_run(run.config, run.folder, environment=environment(), resume=True, on_step=on_step)
     except Exception as error:  # reported by name; the other runs go on
@@ -247,7 +274,6 @@ def _run_in_worker(run: PlannedRun) -> str | None:
         failure.write_text(traceback.format_exc())
         return f"{type(error).__name__}: {error}"
     else:
-        failure.unlink(missing_ok=True)
         return None
     finally:
         _messages.put(RunProgress(name, ended=True))

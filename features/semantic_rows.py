@@ -94,7 +94,13 @@ def _newest_first(last_B: Int, length_B: Int) -> Int:
 
 @dataclass(frozen=True)
 class SemanticRows:
-    """Which row of which pretrained table each product, query and purchase has; 0 where it has none."""
+    """Which row of which pretrained table each product, query and purchase has; 0 where it has none.
+
+    Attributes:
+        product_P: row of each product of the catalogue, and one 0 more: index -1 ("none") reads it.
+        query_Q: likewise for queries.
+        purchases: None where histories are not built.
+    """
 
     product_P: Int
     query_Q: Int
@@ -123,6 +129,6 @@ class SemanticRows:
 
 
 def _zero_or_one(rows: Int, index_B: NDArray[np.int32]) -> tuple[Int, NDArray[np.int32]]:
-    row_B = np.append(rows, 0)[index_B]  # index -1 reads the appended 0
+    row_B = rows[index_B]
     found_B = row_B != 0
     return row_B[found_B], found_B.astype(np.int32)

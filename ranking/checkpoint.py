@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON in a folder that is whole or absent, verified when read.
 
-Frozen pretrained tables are not in a checkpoint: their EmbeddingTable is, by name and checksum, in the run's
-config, and a copy per checkpoint would only cost disk.
+Frozen pretrained tables are not in a checkpoint: a copy per checkpoint would only cost disk. The run names
+their EmbeddingTables in config.json and holds their fingerprints in inputs.json.
 """
 
 import json

@@ -84,7 +84,10 @@ class RankerOptimizer:
                 key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
             }
             if state:
-                self._dense.state[parameter] = state
+                # the fused kernel keeps its step counter beside the parameter, wherever that is
+                self._dense.state[parameter] = {
+                    key: value.to(parameter.device) for key, value in state.items()
+                }
         for i, fused in enumerate(self._fused):
             for table, state in fused.state_dict()["state"].items():
                 for key, value in state.items():

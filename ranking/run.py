@@ -1,13 +1,18 @@
 """One training run in one folder: config in, model, metrics and test predictions out.
 
 RUN/config.json        what was asked for, resolved
+    inputs.json        fingerprints of the feature set and of the tables
     checkpoints/ best/ tensorboard/
     predictions/test.parquet
     metrics.json
     run.json           written last: a run without it is not finished
 """
 
+import fcntl
+import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +33,7 @@ from ranking.metrics import RankingMetrics, evaluate
 from ranking.model import Ranker, RankerConfig, RankerInputs, build_ranker
 from ranking.prediction import predict
 from ranking.semantic_inputs import SemanticInputs, join_tables
-from ranking.train import OnStep, TrainingConfig, train
+from ranking.train import OnStep, TrainingConfig, resolve_precision, train
 
 #: Columns of the test split that travel with the predictions, so that a report needs nothing else.
 _SLICE_COLUMNS = (
@@ -113,11 +118,13 @@ def load_run(folder: Path, *, device: torch.device | None = None) -> Run:
 
     Raises:
         CheckpointError: the weights are missing or damaged.
+        ValueError: not a run, or its feature set or tables are no longer those it was trained on.
     """
     try:
         config = RunConfig.model_validate_json((folder / "config.json").read_text())
     except FileNotFoundError:
         raise ValueError(f"{folder} is not a run: it has no config.json") from None
+    check_same_run(folder, config)
     run = open_run(config, device=device)
     load_ranker_weights(run.ranker, read_checkpoint(folder / "best").weights, source=folder / "best")
     return run
@@ -126,6 +133,48 @@ def load_run(folder: Path, *, device: torch.device | None = None) -> Run:
 def is_finished(folder: Path) -> bool:
     """Whether the run in `folder` got to its end."""
     return (folder / "run.json").exists()
+
+
+def input_fingerprints(config: RunConfig) -> dict[str, str | None]:
+    """What the run reads, as one hash for each of feature set, product table and query table.
+
+    A fingerprint is that of the checksums in the folder's manifest: a rebuild with equal content keeps it.
+    """
+
+    def fingerprint(folder: Path | None) -> str | None:
+        if folder is None:
+            return None
+        try:
+            checksums = json.loads((folder / "manifest.json").read_text())["checksums"]
+        except (FileNotFoundError, KeyError):
+            raise ValueError(f"{folder} is no feature set or embedding table: no manifest.json") from None
+        return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
+
+    tables = config.ranker.semantic is not None
+    return {
+        "features": fingerprint(config.features),
+        "product_table": fingerprint(config.product_table) if tables else None,
+        "query_table": fingerprint(config.query_table) if tables else None,
+    }
+
+
+def check_same_run(folder: Path, config: RunConfig) -> None:
+    """Refuse a folder that holds a run of another config, or of other inputs. An empty folder is fine.
+
+    Raises:
+        ValueError: names the file that differs.
+    """
+    expected = (
+        ("config.json", config.model_dump(mode="json"), "the config given"),
+        ("inputs.json", input_fingerprints(config), "the feature set or tables as they are now"),
+    )
+    for name, content, what in expected:
+        path = folder / name
+        if path.exists() and json.loads(path.read_text()) != content:
+            raise ValueError(
+                f"{path} differs from {what}, so its numbers would not be comparable; restore them, or "
+                "choose another folder"
+            )
 
 
 def execute_run(
@@ -149,9 +198,15 @@ def execute_run(
     Raises:
         ValueError: `folder` holds a run already (without `resume`), or one with another config.
     """
-    _claim(folder, config, resume=resume)
-    atomic_write_json(folder / "environment.json", environment)
     device = device or torch.device("cpu")
+    with _locked(folder):
+        _claim(folder, config, environment, resume=resume)
+        return _execute(config, folder, device=device, resume=resume, on_step=on_step)
+
+
+def _execute(
+    config: RunConfig, folder: Path, *, device: torch.device, resume: bool, on_step: OnStep | None
+) -> dict[str, Any]:
     run = open_run(config, device=device)
     progress = train(
         run.ranker,
@@ -186,26 +241,38 @@ def execute_run(
             "rows": progress.rows,
             "training_seconds": progress.seconds,
             "rows_per_s": progress.rows / progress.seconds if progress.seconds else None,
+            "precision": str(resolve_precision(config.training.precision, device)).removeprefix("torch."),
+            "device": str(device),
+            "threads": torch.get_num_threads(),
             "parameters": sum(parameter.numel() for parameter in run.ranker.parameters()),
         },
     )
     return metrics
 
 
-def _claim(folder: Path, config: RunConfig, *, resume: bool) -> None:
-    path = folder / "config.json"
-    content = config.model_dump(mode="json")
-    if path.exists():
+def _claim(folder: Path, config: RunConfig, environment: dict[str, Any], *, resume: bool) -> None:
+    if (folder / "config.json").exists():
         if not resume:
             raise ValueError(
                 f"{folder} already holds a run; pass --resume to go on with it, or choose another folder"
             )
-        if json.loads(path.read_text()) != content:
-            raise ValueError(
-                f"{path} differs from the config given, so the runs would not be comparable; restore it, or "
-                "choose another folder"
-            )
-    atomic_write_json(path, content)
+        check_same_run(folder, config)
+    atomic_write_json(folder / "inputs.json", input_fingerprints(config))
+    atomic_write_json(folder / "config.json", config.model_dump(mode="json"))
+    if not (folder / "environment.json").exists():  # a resumed run was made where it began
+        atomic_write_json(folder / "environment.json", environment)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of the folder; the lock goes when the process does, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is training in {folder}; wait for it, or stop it") from None
+        yield
 
 
 def _evaluate_test(run: Run, folder: Path, *, device: torch.device) -> RankingMetrics:

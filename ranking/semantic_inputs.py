@@ -43,14 +43,17 @@ def join_tables(
         ("query", query_table, feature_set.queries()),
     ):
         if folder is None:
-            rows[kind] = np.zeros(len(ids), np.int64)
+            rows[kind] = np.zeros(len(ids) + 1, np.int64)
             continue
         table = EmbeddingTable.load(folder)
         if table.manifest.kind != kind:
             raise ValueError(
                 f"{folder} holds {table.manifest.kind} vectors, not {kind} vectors; swap the two tables"
             )
-        rows[kind] = table.rows_of(ids)
+        row_N = table.rows_of(ids)
+        is_zero_N = ~np.asarray(table.vectors_ND.any(axis=1))
+        row_N[is_zero_N[row_N]] = 0  # a vector of zeros says no more than a missing one
+        rows[kind] = np.append(row_N, 0)  # index -1, "none", reads the last entry
         vectors[kind] = table.vectors_ND
         coverage[kind] = table.coverage(ids)
         if len(ids) and not rows[kind].any():

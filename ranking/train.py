@@ -173,6 +173,7 @@ class TrainingLoop:
         self.steps_per_evaluation = -(-self.steps_per_epoch // config.evaluations_per_epoch)
         self.optimizer = RankerOptimizer(ranker, config.optimizer, total_steps=self.total_steps)
         dtype = resolve_precision(config.precision, device)
+        self.precision = str(dtype).removeprefix("torch.")
         self.autocast = torch.autocast(device.type, dtype=dtype) if dtype is torch.bfloat16 else nullcontext()
         self.checkpointed_at = time.monotonic()
         self.scalars = SummaryWriter(str(folder / "tensorboard"))
@@ -182,6 +183,11 @@ class TrainingLoop:
         if newest is None:
             return
         saved = read_checkpoint(newest)
+        if saved.progress["precision"] != self.precision:
+            raise ValueError(
+                f"{newest} was trained in {saved.progress['precision']}, this machine would go on in "
+                f"{self.precision}; set training.precision, or train again in another folder"
+            )
         load_ranker_weights(self.ranker, saved.weights, source=newest)
         optimizer = copy.copy(saved.optimizer)
         torch.set_rng_state(optimizer.pop("random/cpu"))
@@ -194,19 +200,20 @@ class TrainingLoop:
     def run(self) -> None:
         while self.progress.step < self.total_steps and not self.progress.stopped:
             self.ranker.train()
+            started = time.monotonic()
             for batch in self.training:
-                started = time.monotonic()
                 self.step(batch)
-                self.progress.seconds += time.monotonic() - started
+                self.progress.seconds += time.monotonic() - started  # loading included
                 if self.on_step:
                     self.on_step(self.progress, self.total_steps)
                 if self.is_evaluation_due():
-                    self.evaluate()
+                    self.evaluate(batch)
                     self.checkpoint()
                     if self.progress.stopped:
                         break
                 elif time.monotonic() - self.checkpointed_at >= 60 * self.config.checkpoint_minutes:
                     self.checkpoint()
+                started = time.monotonic()
         best = self.folder / "best"
         load_ranker_weights(self.ranker, read_checkpoint(best).weights, source=best)
 
@@ -233,9 +240,11 @@ class TrainingLoop:
             self.scalars.add_scalar("train/loss", loss_value, progress.step)
             self.scalars.add_scalar("train/learning_rate_factor", factor, progress.step)
 
-    def evaluate(self) -> None:
+    def evaluate(self, last_batch: Batch) -> None:
         progress = self.progress
         clicked_N, logit_N = predict(self.ranker, self.validation, device=self.device)
+        if not np.isfinite(logit_N).all():  # the loss was a number, but its gradient was none
+            raise self.diverged(last_batch, float("nan"))
         evaluation = Evaluation(
             step=progress.step,
             rows=progress.rows,
@@ -264,7 +273,11 @@ class TrainingLoop:
             Checkpoint(
                 weights=ranker_weights(self.ranker),
                 optimizer={**self.optimizer.state_tensors(), "random/cpu": torch.get_rng_state()},
-                progress={"training": self.progress.as_json(), "loader": self._next_position()},
+                progress={
+                    "training": self.progress.as_json(),
+                    "loader": self._next_position(),
+                    "precision": self.precision,
+                },
             ),
         )
         for older in checkpoints.glob("step-*"):

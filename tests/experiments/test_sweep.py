@@ -1,15 +1,20 @@
 """A sweep: planned seed by seed, run once each, whatever fails or stops, on however many processes."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
 import experiments.sweep
 from embeddings.table import EmbeddingTable
 from experiments.config import ConfigError
+from experiments.environment import cpu_quota
 from experiments.report import build_report
 from experiments.sweep import RunOutcome, RunProgress, SweepConfig, execute_sweep, plan
 from features.build import build
@@ -252,3 +257,76 @@ def test_a_run_that_failed_before_is_tried_again(folder, tmp_path, monkeypatch):
     assert experiments.sweep._run_in_worker(run) is None
     assert not (run.folder / "failure.txt").exists()
     assert (run.folder / "run.json").exists()
+
+
+def test_finished_runs_of_another_config_are_refused_before_anything_is_written(folder, finished) -> None:
+    out = finished[0]
+    record = (out / "sweep.json").read_bytes()
+    changed = sweep_config(folder, training={**TRAINING, "batch_size": 60})
+    with pytest.raises(ValueError, match=r"config\.json differs from the config given"):
+        execute_sweep(changed, out, processes=1)
+    assert (out / "sweep.json").read_bytes() == record
+
+
+_SWEEP = """
+import sys
+from pathlib import Path
+from experiments.sweep import execute_sweep
+from tests.experiments.test_sweep import TRAINING, sweep_config
+def main():
+    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    config = sweep_config(folder, seeds=[1], training={**TRAINING, "max_epochs": 2000})
+    def say(progress):
+        print(progress.step, flush=True)
+    execute_sweep(config, out, processes=1, on_progress=say)
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_workers_end_with_a_killed_sweep(folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "sweep_script.py"
+    script.write_text(_SWEEP)
+    command = [sys.executable, "-W", "ignore", str(script), str(folder), str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as sweep:
+        assert sweep.stdout is not None
+        for line in sweep.stdout:
+            if int(line) >= 20:
+                break
+        family = psutil.Process(sweep.pid).children(recursive=True)
+        assert family
+        sweep.kill()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+
+
+def test_a_worker_that_dies_takes_no_other_run_along(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """The pool breaks in the first round; the second one trains what is left."""
+    rounds: list[int] = []
+    whole = experiments.sweep._execute_all
+
+    def break_the_first(runs, processes, threads, on_progress):
+        rounds.append(len(runs))
+        if len(rounds) == 1:
+            return {run.folder: experiments.sweep._WORKER_DIED for run in runs}
+        return whole(runs, processes, threads, on_progress)
+
+    monkeypatch.setattr(experiments.sweep, "_execute_all", break_the_first)
+    outcomes = execute_sweep(sweep_config(folder, seeds=[1]), tmp_path / "out", processes=1)
+    assert rounds == [2, 2]
+    assert [outcome.error for outcome in outcomes] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "content, cores", [("max 100000\n", None), ("200000 100000\n", 2), ("50000 100000", 0)]
+)
+def test_the_quota_of_a_container_is_read_in_whole_cores(
+    tmp_path: Path, content: str, cores: int | None
+) -> None:
+    (tmp_path / "cpu.max").write_text(content)
+    assert cpu_quota(tmp_path / "cpu.max") == cores
+
+
+def test_a_machine_without_control_groups_has_no_quota(tmp_path: Path) -> None:
+    assert cpu_quota(tmp_path / "cpu.max") is None

@@ -59,7 +59,7 @@ def test_bags_follow_the_definition(log, cap, deduplicate, random) -> None:
 
 
 def test_a_missing_product_query_or_vector_gives_an_empty_bag() -> None:
-    rows = SemanticRows(product_P=np.array([3, 0]), query_Q=np.array([], np.int64), purchases=None)
+    rows = SemanticRows(product_P=np.array([3, 0, 0]), query_Q=np.array([0]), purchases=None)
     found = rows.lookup(
         np.array([0, 1, -1], np.int32),
         np.array([-1, -1, -1], np.int32),

@@ -13,7 +13,9 @@ class _Record(torch.nn.Module):
 
 
 def _inputs_of(embeddings: list[torch.Tensor]) -> torch.Tensor:
-    tower = DashClipTower(entities=len(embeddings), dim=embeddings[0].shape[1], cross_layers=1, widths=(4,), dropout=0.0)
+    tower = DashClipTower(
+        entities=len(embeddings), dim=embeddings[0].shape[1], cross_layers=1, widths=(4,), dropout=0.0
+    )
     tower.layers = _Record()
     tower(embeddings)
     return tower.layers.seen

@@ -1,20 +1,25 @@
 """Training: resumable to the bit, stopped by the validation days, and by the first loss that is no number."""
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from embeddings.table import EmbeddingTable
 from features.loader import BatchLoader
 from ranking.checkpoint import Checkpoint, ranker_weights, read_checkpoint
 from ranking.metrics import roc_auc
 from ranking.run import execute_run, is_finished, load_run, open_run
+from ranking.semantic_inputs import join_tables
 from ranking.train import (
     Evaluation,
     TrainingConfig,
@@ -219,3 +224,82 @@ def test_bfloat16_training_ends_near_float32(folder: Path, tmp_path: Path) -> No
         losses[precision] = metrics["validation"]["validation_logloss"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], abs=0.01)
     assert losses["bfloat16"] != losses["float32"]
+
+
+def test_a_loss_that_only_the_evaluation_shows_names_the_last_batch(folder: Path, tmp_path: Path) -> None:
+    run = open_run(run_config(folder))
+    loader = run.loader("train", batch_size=50, shuffle_seed=0)
+    steps_to_evaluation = -(-len(loader) // 2)
+
+    def break_weights(progress: TrainingProgress, total_steps: int) -> None:
+        if progress.step == steps_to_evaluation:
+            next(run.ranker.head.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(TrainingDivergedError, match="the weights have diverged"):
+        train(
+            run.ranker,
+            TrainingConfig(batch_size=50, evaluations_per_epoch=2, precision="float32"),
+            training=loader,
+            validation=run.loader("validation"),
+            folder=tmp_path,
+            seed=0,
+            on_step=break_weights,
+        )
+    assert len(json.loads((tmp_path / "diverged_batch.json").read_text())["impressions"]) == 50
+
+
+def test_other_vectors_at_the_same_place_are_refused(tmp_path: Path) -> None:
+    small_data(tmp_path, impressions=600)
+    config = run_config(tmp_path, max_epochs=1)
+    with pytest.raises(_StopError):
+        execute_run(config, tmp_path / "run", environment={}, on_step=stop_at(4))
+    ids = open_small(tmp_path).catalog_ids()[1:]
+    vectors = np.random.default_rng(9).normal(size=(len(ids), 8)).astype(np.float32)
+    shutil.rmtree(tmp_path / "products")
+    EmbeddingTable.write(
+        tmp_path / "products",
+        ids=ids,
+        vectors_ND=vectors,
+        encoder_id="random",
+        kind="product",
+        normalised=False,
+    )
+    with pytest.raises(ValueError, match=r"inputs\.json differs from the feature set or tables as they are"):
+        execute_run(config, tmp_path / "run", environment={}, resume=True)
+    with pytest.raises(ValueError, match=r"inputs\.json differs"):
+        load_run(tmp_path / "run")
+
+
+def test_a_resumed_run_keeps_its_precision(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    config = run_config(folder, precision="auto", checkpoint_minutes=0.0)
+    monkeypatch.setattr("ranking.train.resolve_precision", lambda precision, device: torch.float32)
+    with pytest.raises(_StopError):
+        execute_run(config, tmp_path / "run", environment={}, on_step=stop_at(4))
+    monkeypatch.setattr("ranking.train.resolve_precision", lambda precision, device: torch.bfloat16)
+    with pytest.raises(ValueError, match="was trained in float32, this machine would go on in bfloat16"):
+        execute_run(config, tmp_path / "run", environment={}, resume=True)
+
+
+def test_two_processes_cannot_train_in_one_folder(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another process is training in"):
+            execute_run(run_config(folder), tmp_path / "run", environment={})
+
+
+def test_a_vector_of_zeros_is_a_missing_vector(tmp_path: Path) -> None:
+    small_data(tmp_path, impressions=600)
+    feature_set = open_small(tmp_path)
+    ids = feature_set.catalog_ids()
+    vectors = np.ones((len(ids), 8), np.float32)
+    vectors[2] = 0
+    shutil.rmtree(tmp_path / "products")
+    EmbeddingTable.write(
+        tmp_path / "products", ids=ids, vectors_ND=vectors, encoder_id="x", kind="product", normalised=False
+    )
+    rows = join_tables(feature_set, product_table=tmp_path / "products", query_table=None).rows
+    assert (rows.product_P == 0).tolist() == [False, False, True] + [False] * (len(ids) - 3) + [True]
+    assert rows.purchases is not None
+    assert rows.purchases.row_E.all()
+    assert len(rows.purchases.row_E) == int((feature_set.history_product_index() != 2).sum())
