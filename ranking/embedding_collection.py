@@ -116,7 +116,8 @@ class PooledEmbeddings(nn.Module):
         """K mean-pooled bags, each [B, D]; an empty bag is zeros."""
         if rows.stride() == 0:  # fbgemm fails on a batch of none
             return [torch.zeros(0, width, device=rows.device()) for width in self._widths()]
-        pooled = self.collection(rows)
+        # one split: K slices would each pad their gradient to the width of all keys in the backward pass
+        pooled = self.collection(rows).to_dict()
         return [pooled[key] for key in self.keys]
 
     def _widths(self) -> list[int]:

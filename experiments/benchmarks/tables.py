@@ -102,16 +102,22 @@ def _training(result: dict[str, Any]) -> list[ResultTable]:
         f"AUC after one epoch; the true click probabilities reach {auc['best_reachable']:.4f}."
     ]
     if result["ratio_to_fastest_peer"]:
+        ratios = {
+            result["precision"]: result["ratio_to_fastest_peer"],
+            "float32": result["float32_ratio_to_fastest_peer"],
+        }
         notes.append(
-            f"Against the fastest peer: {result['ratio_to_fastest_peer']:.2f}x in {result['precision']}, "
-            f"{result['float32_ratio_to_fastest_peer']:.2f}x in float32."
+            "Against the fastest peer: "
+            + ", ".join(f"{ratio:.2f}x in {precision}" for precision, ratio in ratios.items())
+            + "."
         )
     precisions = result["precisions"]
     if precisions:
         notes.append(
             f"AUC after the same {_whole(precisions['rows'])} rows: "
             f"float32 {precisions['auc']['float32']:.4f}, "
-            f"bfloat16 {precisions['auc']['bfloat16']:.4f} (difference {precisions['difference']:+.4f})."
+            f"bfloat16 {precisions['auc']['bfloat16']:.4f} (difference {precisions['difference']:+.4f}); "
+            "few steps of training, so this shows that they agree, not how well they rank."
         )
     columns = ("trainer", "rows per CPU-second", "step only", "rows/s (wall)", "AUC", "peak MiB")
     speed = ResultTable("Training speed", columns, tuple(rows), (*notes, _machine(result)))
