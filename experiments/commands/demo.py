@@ -21,7 +21,9 @@ def demo(
     size: Annotated[Size, typer.Option(help="Size of the marketplace.")] = "small",
     seeds: Annotated[int, typer.Option(min=2, help="Training seeds per variant.")] = 5,
     processes: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; one a core.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier demo left in OUT, and start again.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete what an earlier demo left in OUT, and start again.")
+    ] = False,
 ) -> None:
     """Marketplace, features, embeddings, four variants x five seeds, and the table that compares them.
 
@@ -106,7 +108,8 @@ def refuse_another_demo(out: Path, variants: Iterable[str], *, size: Size) -> No
     from features.files import refuse_foreign_folder
 
     advice = "use --fresh or another --out"
-    (data, features, embeddings) = parts = _parts(out)
+    parts = _parts(out)
+    data, features, embeddings = parts
     for part, (ours, _) in parts.items():
         refuse_foreign_folder(part, ours=ours)
     if data.exists():
@@ -118,10 +121,10 @@ def refuse_another_demo(out: Path, variants: Iterable[str], *, size: Size) -> No
     runs = [run for variant in variants for run in (out / variant).glob("seed-*/run.json")]
     for source, made in ((data, [features]), (data, [embeddings]), (features, runs), (embeddings, runs)):
         # What is missing would be made again now, so it counts as newer than all that exists.
-        source_time = _written(source / parts[source][1]) or float("inf")
+        source_time = _written(source / parts[source][1])
         for path in made:
             time = _written(path / parts[path][1] if path in parts else path)
-            if time is not None and time < source_time:
+            if time is not None and (source_time is None or time < source_time):
                 raise ValueError(f"{path} was made from an earlier {source}; {advice}")
 
 
