@@ -49,14 +49,16 @@ def demo(
         delete_demo(out, config.variants)
     else:
         refuse_another_demo(out, config.variants, size=size)
-    data, features, embeddings = out / "data", out / "features", out / "embeddings"
-    if not data.exists():
+    parts = _parts(out)
+    data, features, embeddings = parts
+    missing = [part for part, (_, mark) in parts.items() if not (part / mark).exists()]
+    if data in missing:
         console.rule("1/4 simulated marketplace")
         generate_marketplace(data, size=size)
-    if not features.exists():
+    if features in missing:
         console.rule("2/4 point-in-time features")
         build_command(data, features, config=Path("marketplace_features"))
-    if not embeddings.exists():
+    if embeddings in missing:
         console.rule("3/4 embeddings: LSA of titles and queries")
         lsa(data, embeddings, dim=128)
     console.rule("4/4 four variants, trained and compared")
@@ -112,7 +114,7 @@ def refuse_another_demo(out: Path, variants: Iterable[str], *, size: Size) -> No
     data, features, embeddings = parts
     for part, (ours, _) in parts.items():
         refuse_foreign_folder(part, ours=ours)
-    if data.exists():
+    if (data / DESCRIPTION).exists():
         found = json.loads((data / DESCRIPTION).read_text(encoding="utf-8")).get("config", {})
         if found.get("size") != size:
             raise ValueError(f"{data} is a marketplace of size {found.get('size')}, not {size}; {advice}")
