@@ -170,6 +170,7 @@ def test_another_rng_seed_moves_only_the_intervals_over_users(sweep, content):
 def test_missing_failed_and_broken_runs_are_named_and_the_rest_compared(copied, without_plots):
     shutil.rmtree(copied / "dcn_pq_sim" / "seed-1")
     (copied / "dcn_pq_sim" / "seed-2" / "run.json").unlink()
+    (copied / "dcn_pq_sim_history" / "seed-2" / "run.json").unlink()
     (copied / "dcn_pq_sim_history" / "seed-2" / "failure.txt").write_text(
         "Traceback\nValueError: out of luck\n"
     )
