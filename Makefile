@@ -1,16 +1,20 @@
-# Each target does all the set-up that it needs. EXTRA=cuda installs the CUDA build of fbgemm.
-PYTHON ?= python3
-EXTRA ?= cpu
-JOBS ?= 2
-
+# Each target does all the set-up that it needs. EXTRA=cuda installs the CUDA build of fbgemm; without EXTRA
+# the build that is installed stays.
 VENV := .venv
 BIN := $(VENV)/bin
+STAMPS := $(wildcard $(VENV)/.installed-*)
+
+PYTHON ?= python3
+EXTRA ?= $(or $(patsubst $(VENV)/.installed-%,%,$(firstword $(STAMPS))),cpu)
+JOBS ?= 2
+
 STAMP := $(VENV)/.installed-$(EXTRA)
+OTHER_STAMPS := $(filter-out $(STAMP),$(STAMPS))
 
 .PHONY: help setup demo test check bench clean
 
 help:
-	@echo "make setup   virtual environment with everything (EXTRA=cpu or cuda, PYTHON=python3)"
+	@echo "make setup   virtual environment with everything (EXTRA=cpu or cuda: switches; PYTHON=python3)"
 	@echo "make demo    simulated marketplace, features, embeddings, four variants, five seeds, one table"
 	@echo "make test    the test suite, on JOBS processes"
 	@echo "make check   what CI runs: format, lint, types, layers, tests"
@@ -19,12 +23,15 @@ help:
 
 setup: $(STAMP)
 
+# The CPU and the CUDA build of fbgemm share a folder, so a switch removes both before it installs one.
 # torch first: everything after it then finds its own build of torch satisfied. torchrec without its
 # dependencies: its metadata asks for the CUDA build of fbgemm, which would replace the CPU build.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed; name one with: make setup PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(if $(OTHER_STAMPS),$(BIN)/python -m pip uninstall --quiet --yes fbgemm-gpu fbgemm-gpu-cpu)
+	$(if $(OTHER_STAMPS),rm -f $(OTHER_STAMPS))
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRA),dev]'
 	$(BIN)/python -m pip install --quiet --no-deps torchrec==1.8.0

@@ -16,7 +16,9 @@ from pathlib import Path
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside `target` that takes its place when the block ends without an error.
 
-    Whatever stood at `target` stays untouched until then. After an error the temporary folder is gone.
+    Whatever stood at `target` stays untouched until then, and comes back if the exchange itself fails. After
+    an error the temporary folder is gone. After a kill hidden folders `.<name>.<random>.tmp` or `.old` may
+    remain. They are safe to delete if `target` exists; if not, `.old` holds what stood there before.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +32,12 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         if target.exists():
             replaced = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
             target.rename(replaced / target.name)
-            temporary.rename(target)
+            try:
+                temporary.rename(target)
+            except BaseException:
+                (replaced / target.name).rename(target)
+                replaced.rmdir()
+                raise
             shutil.rmtree(replaced)
         else:
             temporary.rename(target)

@@ -25,7 +25,7 @@ from sklearn.preprocessing import normalize
 
 from embeddings.files import atomic_folder
 from embeddings.input_tables import read_distinct_queries, read_product_texts
-from embeddings.table import MAX_DIM, EmbeddingTable, EmbeddingTableError, refuse_foreign_folder
+from embeddings.table import MAX_DIM, EmbeddingTable, EmbeddingTableError, is_table, refuse_foreign_folder
 
 Progress = Callable[[str, int, int], None]
 
@@ -78,9 +78,11 @@ def embed_lsa(
 
     Raises:
         EmbeddingTableError: a table or column is missing, a product id is null or repeated, or `folder`
-            holds something else.
+            holds something else, `data` included.
     """
-    refuse_foreign_folder(folder, ours=_holds_only_tables)
+    if folder.resolve() in (data.resolve(), *data.resolve().parents):
+        raise EmbeddingTableError(f"{folder} would replace the input {data}; choose another folder")
+    refuse_foreign_folder(folder, ours=holds_only_lsa_tables)
     product_ids, texts = read_product_texts(data, columns)
     queries = read_distinct_queries(data)
     vectors = lsa_vectors(texts, queries.to_pylist(), dim=dim, seed=seed, progress=progress)
@@ -179,9 +181,9 @@ def normalise_text(text: str) -> str:
     return " ".join(_TOKEN.findall(_DIGIT_LETTER_BORDER.sub(" ", plain)))
 
 
-def _holds_only_tables(folder: Path) -> bool:
-    """Whether an earlier run wrote this folder."""
-    return all((path / "manifest.json").is_file() for path in folder.iterdir())
+def holds_only_lsa_tables(folder: Path) -> bool:
+    """Whether `embed_lsa` wrote this folder: products/ and queries/ are tables, and nothing else is there."""
+    return all(path.name in ("products", "queries") and is_table(path) for path in folder.iterdir())
 
 
 def _fit_sample(

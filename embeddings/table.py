@@ -149,7 +149,7 @@ class EmbeddingTable:
                 or float32, not finite, of a width that FBGEMM cannot take, or not as normalised as claimed.
         """
         folder = Path(folder)
-        refuse_foreign_folder(folder, ours=lambda found: (found / MANIFEST).is_file())
+        refuse_foreign_folder(folder, ours=is_table)
         ids = _canonical_ids(ids)
         _check_shape(ids, vectors_ND)
         _check_unique(ids)
@@ -194,6 +194,15 @@ class EmbeddingTable:
         ids = ids.drop_null()
         known = int(np.count_nonzero(self.rows_of(ids)))
         return Coverage(known=known, missing=len(ids) - known)
+
+
+def is_table(folder: Path) -> bool:
+    """Whether `EmbeddingTable.write` wrote this folder: other artifacts have a manifest.json, too."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and "encoder_id" in manifest
 
 
 def refuse_foreign_folder(folder: Path, *, ours: Callable[[Path], bool]) -> None:

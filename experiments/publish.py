@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,64 +11,102 @@ from features.files import atomic_write_bytes, atomic_write_json
 _BLOCK = re.compile(r"(<!-- results:begin[^\n]*-->\n).*?(<!-- results:end -->)", re.DOTALL)
 
 
-def publish(sweep: Path, name: str, results: Path) -> list[Path]:
-    """Copy the report that `dashclip report` left in `sweep`, with where and how it was made.
+def publish(sweep: Path, name: str, *, results: Path, readme: Path) -> list[Path]:
+    """Copy the report that `dashclip report` left in `sweep`, with where and how its runs were made.
+
+    Everything is rendered before anything is written. The README's block gets all results of `results`.
+
+    Returns:
+        The written files, the README last.
 
     Raises:
-        FileNotFoundError: `sweep` holds no report yet.
+        FileNotFoundError: `sweep` holds no report yet, or a run lacks its environment.json.
+        ValueError: runs of the sweep are missing, or the README lacks its markers.
     """
     try:
-        table = json.loads((sweep / "table2.json").read_text())
-        markdown = (sweep / "table2.md").read_text()
+        table = _load(sweep / "table2.json")
+        markdown = (sweep / "table2.md").read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{error.filename} does not exist; run `dashclip report {sweep}` first"
         ) from None
-    record = json.loads((sweep / "sweep.json").read_text())
-    provenance = {"command": record["command"], **record["environment"]}
-    written = [results / f"{name}.md", results / f"{name}.json"]
+    if missing := table["missing_runs"]:
+        names = ", ".join(f"{run['variant']} seed {run['seed']}" for run in missing)
+        raise ValueError(
+            f"{sweep} lacks {len(missing)} runs ({names}); finish the sweep and run `dashclip report {sweep}`"
+        )
+    provenance = _provenance(sweep)
+    published = {**table, "provenance": provenance}
+    tables = {path.stem: _load(path) for path in results.glob("*.json")} | {name: published}
+    page = render_readme(readme.read_text(encoding="utf-8"), tables)
+    written = [results / f"{name}.md", results / f"{name}.json", readme]
     atomic_write_bytes(written[0], f"{markdown.rstrip()}\n\n{_footer(provenance)}\n".encode())
-    atomic_write_json(written[1], {**table, "provenance": provenance})
+    atomic_write_json(written[1], published)
+    atomic_write_bytes(readme, page.encode())
     return written
 
 
-def render_readme(readme: str, results: Path) -> str:
-    """`readme` with one table for each published result between its markers.
+def render_readme(readme: str, tables: Mapping[str, dict[str, Any]]) -> str:
+    """`readme` with each published table, by its file name, between the markers; simulated ones first.
 
     Raises:
         ValueError: the markers are missing.
     """
     if not _BLOCK.search(readme):
         raise ValueError("the README needs <!-- results:begin … --> and then <!-- results:end -->")
-    paths = sorted(results.glob("*.json"), key=lambda path: (not _load(path)["simulated"], path.name))
-    block = "\n".join(_summary(_load(path), path) for path in paths)
+    ordered = sorted(tables.items(), key=lambda named: (not named[1]["simulated"], named[0]))
+    block = "\n".join(_summary(table, name) for name, table in ordered)
     return _BLOCK.sub(lambda found: f"{found[1]}\n{block}\n{found[2]}", readme)
 
 
+def _provenance(sweep: Path) -> dict[str, Any]:
+    """The command of the sweep, and what its runs recorded about themselves: a sweep may resume elsewhere."""
+    record = _load(sweep / "sweep.json")
+    runs = []
+    for variant in record["variants"]:
+        for seed in record["seeds"]:
+            path = sweep / variant / f"seed-{seed}" / "environment.json"
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} does not exist, so nobody knows how this run was made")
+            runs.append(_load(path))
+    return {
+        "command": record["command"],
+        "commit": _distinct(run["commit"] for run in runs),
+        "created": min(run["created"] for run in runs),
+        "machine": _distinct(f"{run['cores']} cores of {run['cpu']}" for run in runs),
+        "torch": _distinct(run["packages"]["torch"] for run in runs),
+    }
+
+
+def _distinct(values: Any) -> str:
+    """`abc` if all are equal, else `abc, def`."""
+    return ", ".join(sorted({str(value) for value in values}))
+
+
 def _load(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text())
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
 
-def _summary(table: dict[str, Any], path: Path) -> str:
+def _summary(table: dict[str, Any], name: str) -> str:
     kind = "**simulated data**" if table["simulated"] else "real data"
     lines = [
         f"**{table['name'][0].upper()}{table['name'][1:]}** ({kind}; {table['rows']:,} test impressions, "
-        f"{table['seeds']} seeds, mean ± sd; [whole table](experiments/results/{path.stem}.md)):",
+        f"{_seeds(table['seeds'])}; [whole table](experiments/results/{name}.md)):",
         "",
         "| | AUC | difference to baseline [95 % over seeds] | share of reachable gain | normalised LogLoss |",
         "|---|---|---|---|---|",
     ]
     if floor := table["floor"]:
         lines.append(
-            f"| {floor['name']} (no model) | {floor['auc']:.4f} | | | {_four(floor['norm_logloss'])} |"
+            f"| {floor['name']} (no model) | {_four(floor['auc'])} | | | {_four(floor['norm_logloss'])} |"
         )
-    for name, variant in table["variants"].items():
-        difference = _difference(variant, baseline=name == table["baseline"])
+    for key, variant in table["variants"].items():
+        difference = _difference(variant, baseline=key == table["baseline"])
         lines.append(
-            f"| {variant['title']} | {variant['auc_mean']:.4f} ± {variant['auc_sd']:.4f} | "
+            f"| {variant['title']} | {_spread(variant['auc_mean'], variant['auc_sd'])} | "
             f"{difference} | {_share(variant.get('gain_share'))} | "
-            f"{variant['norm_logloss_mean']:.4f} ± {variant['norm_logloss_sd']:.4f} |"
+            f"{_spread(variant['norm_logloss_mean'], variant['norm_logloss_sd'])} |"
         )
     if table["best_auc"] is not None:
         lines.append(
@@ -76,11 +115,16 @@ def _summary(table: dict[str, Any], path: Path) -> str:
     return "\n".join([*lines, "", _footer(table["provenance"]), ""])
 
 
+def _seeds(seeds: int) -> str:
+    return "one seed, hence no spread and no interval" if seeds == 1 else f"{seeds} seeds, mean ± sd"
+
+
 def _difference(variant: dict[str, Any], *, baseline: bool) -> str:
-    if baseline:
+    mean = variant.get("auc_diff_mean")
+    if baseline or mean is None:
         return ""
     low, high = variant["auc_diff_low"], variant["auc_diff_high"]
-    return f"{variant['auc_diff_mean']:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return f"{mean:+.4f}" if low is None or high is None else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 def _share(share: float | None) -> str:
@@ -91,8 +135,13 @@ def _four(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
+def _spread(mean: float | None, sd: float | None) -> str:
+    return _four(mean) if sd is None else f"{_four(mean)} ± {sd:.4f}"
+
+
 def _footer(provenance: dict[str, Any]) -> str:
+    several = "s" if "," in provenance["commit"] else ""
     return (
-        f"`{provenance['command']}`, commit {provenance['commit']}, {provenance['created'][:10]}, "
-        f"{provenance['cores']} cores of {provenance['cpu']}, torch {provenance['packages']['torch']}."
+        f"`{provenance['command']}`, commit{several} {provenance['commit']}, {provenance['created'][:10]}, "
+        f"{provenance['machine']}, torch {provenance['torch']}."
     )

@@ -32,7 +32,7 @@ CALIBRATION_BINS = 10
 
 
 def build_report(
-    sweep: Path, *, rng_seed: int = 0, bootstrap_resamples: int = 200, progress: Progress | None = None
+    sweep: Path, *, rng_seed: int = 0, bootstrap_resamples: int = 1000, progress: Progress | None = None
 ) -> Table2:
     """Compare the finished runs of a sweep folder. The same folder and `rng_seed` give the same numbers.
 

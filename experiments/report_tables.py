@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from experiments.statistics import Interval
@@ -130,7 +131,7 @@ def console_table(table: Table2) -> Table:
     """The main table for a terminal."""
     record = table.results.record
     label = "[bold]SIMULATED data[/bold]" if record.simulated else "real data"
-    title = f"{record.name}: {label}, {table.seeds} seeds"
+    title = f"{escape(record.name)}: {label}, {table.seeds} seeds"
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("Variant", min_width=15)
     headings = ("AUC", "AUC\ndiff", "95 %\nseeds", "95 %\nusers", "Gain\nshare", "Norm.\nlog loss", "Calib.")
@@ -142,10 +143,10 @@ def console_table(table: Table2) -> Table:
         cells += [row.gain_share, row.norm_logloss, row.calibration]
         # Two lines a cell, so that all columns fit a terminal of 80.
         stacked = [cell.replace(" ± ", "\n±").replace(" … ", "\n…") for cell in cells]
-        shown.add_row(row.title, *stacked)
+        shown.add_row(escape(row.title), *stacked)
     if record.floor:
         logloss = number(record.floor.norm_logloss)
-        shown.add_row(record.floor.name, number(record.floor.auc), "", "", "", "", logloss, "")
+        shown.add_row(escape(record.floor.name), number(record.floor.auc), "", "", "", "", logloss, "")
     best = table.slices["all"].best_auc
     if best is not None:
         shown.add_row("Best reachable", number(best), "", "", "", "100 %", "", "", style="dim")

@@ -7,7 +7,6 @@ Shapes: N test rows.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,7 +197,8 @@ def _read_run(folder: Path, *, variant: str, seed: int) -> tuple[Run, pa.Table]:
     if not folder.is_dir():
         raise _UnusableError("was not run")
     failure = folder / "failure.txt"
-    if failure.exists():
+    # One of an earlier attempt may lie beside a run that then finished.
+    if failure.exists() and not (folder / "run.json").exists():
         lines = failure.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise _UnusableError(f"failed: {lines[-1] if lines else 'failure.txt is empty'}")
     recorded = _read_json(folder / "run.json")  # written last, so it marks a finished run
@@ -283,9 +283,8 @@ def _read_truth(
     absent = "so the best reachable AUC and the share of the reachable gain are not given."
     if truth is None:
         return None, f"The true click probabilities are not known (as always with real data), {absent}"
-    places: Sequence[Path] = [Path(truth), folder / truth]
-    path = next((place for place in places if place.exists()), None)
-    if path is None:
+    path = folder / truth  # relative to the sweep, never to the current folder; an absolute one stays itself
+    if not path.exists():
         return None, f"The file of true click probabilities, {truth}, does not exist any more, {absent}"
     if path.is_dir():
         path = path / "impressions.parquet"

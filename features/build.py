@@ -26,7 +26,13 @@ from features.encoded_log import EncodedLog, Progress
 from features.encoding import LogError, LogReader
 from features.feature_set import FORMAT, FeatureSet, LogSummary, Manifest
 from features.feature_set import SparseColumn as SparseSummary
-from features.files import atomic_folder, atomic_write_json, sha256_of
+from features.files import (
+    atomic_folder,
+    atomic_write_json,
+    json_file_has,
+    refuse_to_replace_input,
+    sha256_of,
+)
 from features.history import EventWriter
 from features.row_files import SplitWriter
 from features.rows import RowAssembler
@@ -57,14 +63,18 @@ def build(
 ) -> Manifest:
     """Write the feature set of `data` to the folder `out`, which appears whole or not at all.
 
+    Only an older feature set or an empty folder is replaced.
+
     Args:
         memory_limit: such as "2GB". Half is the engine's; a quarter bounds the buckets. Id lists come on top.
         buckets: of each key; by default as many as the memory limit asks for. They change no number.
 
     Raises:
         ValueError: tables, columns or rows that cannot be used, or a split that is empty or knows one class
-            only. Says which and what to do.
+            only, or an `out` that would replace `data`. Says which and what to do.
+        FileExistsError: `out` holds something that is not a feature set.
     """
+    refuse_to_replace_input(out, data)
     _check_names(config)
     tables = InputTables.open(data)
     memory_bytes = memory_limit_bytes(memory_limit)
@@ -78,7 +88,7 @@ def build(
             "raise the memory limit or set the buckets"
         )
     report = progress or _silent
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, ours=is_feature_set) as folder:
         scratch = folder / "scratch"
         scratch.mkdir()
         try:
@@ -98,6 +108,11 @@ def build(
         manifest = manifest.model_copy(update={"checksums": _checksums(folder)})
         atomic_write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
     return FeatureSet.open(out, verify=False).manifest
+
+
+def is_feature_set(folder: Path) -> bool:
+    """Whether `build` wrote this folder."""
+    return json_file_has(folder / "manifest.json", "dense_columns")
 
 
 def memory_limit_bytes(text: str) -> int:

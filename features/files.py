@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,15 +43,21 @@ def atomic_write_json(path: Path, content: Any) -> None:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, *, ours: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """A temporary folder beside `path` that becomes `path` when the block ends without an error.
 
     An existing `path` is replaced only then; it stays as it was if the block raises, and the temporary
-    folder is removed. After a kill or a power cut a hidden folder `.<name>.<random>.writing` may remain; it
-    is safe to delete.
+    folder is removed. After a kill or a power cut a hidden folder `.<name>.<random>.writing` may remain. It
+    is safe to delete if `path` exists; if not, the kill came while an older `path` stood aside under such a
+    name.
+
+    Args:
+        ours: whether an existing folder is of the kind that may be replaced; any is if None.
+
+    Raises:
+        FileExistsError: `path` is a file, or a folder with something in it that `ours` does not recognise.
     """
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"{path} is a file; choose another folder or delete it")
+    refuse_foreign_folder(path, ours=ours or (lambda _: True))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     temporary.mkdir()
@@ -66,6 +72,44 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _fsync_folder(path.parent)
+
+
+def refuse_foreign_folder(path: Path, *, ours: Callable[[Path], bool]) -> None:
+    """Refuse to replace what a command of another kind, or a person, put at `path`. An empty folder is free.
+
+    Raises:
+        FileExistsError: `path` is a file, or is not empty and `ours` does not recognise it.
+    """
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file; choose another folder or delete it")
+    if not path.is_dir():
+        return
+    names = sorted(child.name for child in path.iterdir())
+    if names and not ours(path):
+        shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        raise FileExistsError(
+            f"{path} holds something of another kind ({shown}), which is left as it is; "
+            "choose another folder or delete this one"
+        )
+
+
+def refuse_to_replace_input(out: Path, source: Path) -> None:
+    """Refuse an output folder whose replacement would take the input with it.
+
+    Raises:
+        ValueError: `out` is `source` or one of the folders around it.
+    """
+    if out.resolve() in (source.resolve(), *source.resolve().parents):
+        raise ValueError(f"{out} would replace the input {source}; choose another folder")
+
+
+def json_file_has(path: Path, key: str) -> bool:
+    """Whether `path` is a JSON object with this key: how a folder's manifest tells what wrote the folder."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and key in content
 
 
 def sha256_of(path: Path) -> str:

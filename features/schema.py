@@ -95,7 +95,8 @@ class SplitConfig(Config):
     """Whole UTC days, cut from the end of the log: ... train | validation_days | test_days.
 
     `per_user` cuts each user's own impressions by time instead, in the shares given (MovieLens-style logs,
-    where users hardly overlap in time).
+    where users hardly overlap in time). Features still look back only, but weights are then trained on other
+    users' later clicks.
     """
 
     method: Literal["global", "per_user"] = "global"

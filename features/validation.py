@@ -13,13 +13,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.files import atomic_folder
+from features.files import atomic_folder, atomic_write_json, json_file_has, refuse_foreign_folder
 from features.row_checks import QUARANTINE_COLUMNS, Progress, RowChecks, open_row_checks
 from features.table_specs import TABLES, TableName
 from features.tables import InputError, InputTables, sql_text
 from features.validation_report import TableFinding, ValidationReport
 
 _BATCH_ROWS = 65_536
+#: In every clean copy; without it one could not be told from tables that somebody made.
+_CLEAN_MARK = "clean_copy.json"
 
 
 def validate(
@@ -48,12 +50,16 @@ def validate(
 
     Raises:
         InputError: a table cannot be opened at all (see `InputTables.open`), or not be read to its end.
+        FileExistsError: `quarantine` or `clean` holds something that an earlier validation did not write.
     """
     if not 0 <= max_bad_share <= 1:
         raise InputError(f"max_bad_share must lie in [0, 1], not {max_bad_share}")
     for target in (quarantine, clean):
         if target is not None and target.resolve() in (data.resolve(), *data.resolve().parents):
             raise InputError(f"{target} would replace the input {data}; choose another folder")
+    for target, ours in ((quarantine, _is_quarantine), (clean, _is_clean_copy)):
+        if target is not None:
+            refuse_foreign_folder(target, ours=ours)
     tables = InputTables.open(data)
     names: list[TableName] = [name for name in TABLES if tables.has(name)]
     findings: dict[TableName, TableFinding] = {}
@@ -130,8 +136,23 @@ def _too_bad(table: TableName, finding: TableFinding, max_bad_share: float) -> s
     )
 
 
+def _is_quarantine(folder: Path) -> bool:
+    """Whether all in it is quarantined rows, which say why they are there."""
+    files = {f"{table}.parquet" for table in TABLES}
+    try:
+        return all(
+            path.name in files and "_reason" in pq.read_schema(path).names for path in folder.iterdir()
+        )
+    except (pa.ArrowException, OSError):
+        return False
+
+
+def _is_clean_copy(folder: Path) -> bool:
+    return json_file_has(folder / _CLEAN_MARK, "clean_copy_of")
+
+
 def _write_quarantine(checks: RowChecks, findings: dict[TableName, TableFinding], folder: Path) -> None:
-    with atomic_folder(folder) as target:
+    with atomic_folder(folder, ours=_is_quarantine) as target:
         for table, finding in findings.items():
             if finding.quarantined:
                 path = sql_text(str(target / f"{table}.parquet"))
@@ -141,13 +162,14 @@ def _write_quarantine(checks: RowChecks, findings: dict[TableName, TableFinding]
 
 def _write_clean(checks: RowChecks, folder: Path) -> None:
     tables = checks.tables
-    with atomic_folder(folder) as target:
+    with atomic_folder(folder, ours=_is_clean_copy) as target:
         for table in tables.files_by_table:
             for source in tables.files(table):
                 name = str(source.relative_to(tables.root))
                 _write_good_rows(source, target / name, checks.quarantined_places(table, name))
         for description in sorted(tables.root.glob("*.json")):
             shutil.copy2(description, target / description.name)
+        atomic_write_json(target / _CLEAN_MARK, {"clean_copy_of": str(tables.root)})
         if "image" in tables.columns("products"):
             for image in checks.readable_images():
                 _link(tables.root / image, target / image)

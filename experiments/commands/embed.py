@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 def lsa(
     data: Annotated[Path, typer.Argument(help="Folder with the four tables.")],
     out: Annotated[
-        Path, typer.Argument(help="Folder for `products/` and `queries/`; replaced if it exists.")
+        Path, typer.Argument(help="Folder for `products/` and `queries/`; older ones are replaced.")
     ],
     dim: Annotated[int, typer.Option(help="Width of the vectors, a multiple of 4 up to 1024.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the text sample and of the SVD.")] = 0,

@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 @features.command("build")
 def build_command(
     data: Annotated[Path, typer.Argument(help="Folder with the four tables.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the feature set; replaced if it exists.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the feature set; an older one is replaced.")],
     config: Annotated[Path, typer.Option(help="TOML file with every feature of an impression.")],
     memory_limit: Annotated[
         str, typer.Option(help="Memory to work in, at least 200MB; less memory means more buckets.")

@@ -12,7 +12,9 @@ def register(app: typer.Typer) -> None:
 
 
 def generate_marketplace(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; replaced if it exists.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder to write; an older marketplace is replaced.")
+    ],
     size: Annotated[
         Literal["tiny", "small", "medium", "large"],
         typer.Option(

@@ -22,7 +22,7 @@ def import_movielens_command(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="Folder of the unpacked MovieLens-100K, either layout.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; replaced if it exists.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an older import is replaced.")],
 ) -> None:
     """Import **MovieLens-100K**: a rating is an impression, 4 or 5 stars its click and a purchase.
 

@@ -21,14 +21,13 @@ def publish_command(
 ) -> None:
     """Copy a report to the published results and write the README's results block again.
 
+    Refused while runs of the sweep are missing.
+
     Example: `dashclip publish runs/demo marketplace_table2`
     """
     from rich.console import Console
 
-    from experiments.publish import publish, render_readme
-    from features.files import atomic_write_bytes
+    from experiments.publish import publish
 
-    written = publish(sweep, name, results)
-    atomic_write_bytes(readme, render_readme(readme.read_text(encoding="utf-8"), results).encode())
-    for path in (*written, readme):
+    for path in publish(sweep, name, results=results, readme=readme):
         Console().print(f"wrote {path}", highlight=False)

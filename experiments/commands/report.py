@@ -17,8 +17,8 @@ def report(
         Path | None, typer.Option(help="Where to write the report; the sweep folder if not given.")
     ] = None,
     resamples: Annotated[
-        int, typer.Option(min=20, help="Bootstrap resamples of users for the interval over users.")
-    ] = 200,
+        int, typer.Option(min=200, help="Bootstrap resamples of users for the interval over users.")
+    ] = 1000,
     rng_seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Compare a sweep's variants: AUC, log loss, differences with intervals, slices, plots.
@@ -29,6 +29,7 @@ def report(
     Example: `dashclip report runs/demo`
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from experiments.report import build_report, write_report
@@ -49,10 +50,11 @@ def report(
 
     console.print(console_table(table))
     for sentence in findings(table):
-        console.print(f"• {sentence}")
+        console.print(f"• {escape(sentence)}")
     for note in table.notes:
-        console.print(f"[dim]note: {note}[/dim]")
+        console.print(f"[dim]note: {escape(note)}[/dim]")
     for run in table.missing:
-        console.print(f"[yellow]missing:[/yellow] {run.variant}, seed {run.seed}: {run.reason}")
+        sentence = escape(f"{run.variant}, seed {run.seed}: {run.reason}")
+        console.print(f"[yellow]missing:[/yellow] {sentence}")
     for path in paths.values():
-        console.print(f"wrote {path}", highlight=False)
+        console.print(f"wrote {path}", highlight=False, markup=False)

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.files import atomic_folder, atomic_write_json
+from features.files import atomic_folder, atomic_write_json, json_file_has, refuse_to_replace_input
 from features.tables import InputError
 
 #: A rating at least this high is a click, and the film joins the user's history.
@@ -97,12 +97,15 @@ def import_movielens(source: Path, out: Path) -> MovieLensSummary:
 
     Raises:
         InputError: no known layout, or a line that cannot be read; names file and line.
+        FileExistsError: `out` holds something that is not an import; an older import is replaced.
+        ValueError: `out` would replace `source`.
     """
+    refuse_to_replace_input(out, source)
     layout, ratings, films, viewers = _read(source)
     ratings.sort()
     liked = sum(rating.stars >= LIKED for rating in ratings)
     summary = MovieLensSummary(layout, len(viewers), len(films), len(ratings), liked)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, ours=lambda found: json_file_has(found / "source.json", "liked_from")) as folder:
         pq.write_table(_products(films), folder / "products.parquet")
         pq.write_table(_impressions(ratings, viewers), folder / "impressions.parquet")
         pq.write_table(_purchases(ratings), folder / "purchases.parquet")

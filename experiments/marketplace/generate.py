@@ -27,9 +27,11 @@ from experiments.marketplace.tables import (
     write_relevance,
     write_users,
 )
-from features.files import atomic_folder, atomic_write_json
+from features.files import atomic_folder, atomic_write_json, json_file_has
 
 Progress = Callable[[str, int, int], None]
+
+DESCRIPTION = "marketplace.json"
 
 # Positions in the seed's list of children; never renumber, or every marketplace changes.
 _CATALOG, _QUERIES, _MATCHES, _LABELS, _SHOPPERS, _DAYS, _PROMOTIONS, _IMAGES = range(8)
@@ -39,13 +41,16 @@ def generate(config: MarketplaceConfig, out: Path, *, progress: Progress | None 
     """Write a marketplace to the folder `out` and return its summary (also in `out/marketplace.json`).
 
     Equal configs give equal tables. The folder appears when all of it is there; an error or an interrupt
-    leaves nothing.
+    leaves nothing. Only an older marketplace or an empty folder is replaced.
 
     Args:
         progress: called with (stage, done, total).
+
+    Raises:
+        FileExistsError: `out` holds something that is not a marketplace.
     """
     tell = progress or (lambda stage, done, total: None)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, ours=is_marketplace) as folder:
         tell("products", 0, 1)
         catalog = make_catalog(config, _child(config, _CATALOG))
         queries = make_queries(config, catalog, _child(config, _QUERIES))
@@ -74,8 +79,13 @@ def generate(config: MarketplaceConfig, out: Path, *, progress: Progress | None 
             "config": config.model_dump(mode="json"),
             "summary": summary,
         }
-        atomic_write_json(folder / "marketplace.json", content)
+        atomic_write_json(folder / DESCRIPTION, content)
     return summary
+
+
+def is_marketplace(folder: Path) -> bool:
+    """Whether `generate` wrote this folder."""
+    return json_file_has(folder / DESCRIPTION, "simulated")
 
 
 def _simulate_days(

@@ -177,9 +177,25 @@ def test_a_repeated_product_leaves_no_table_behind(tmp_path: Path) -> None:
 
 def test_an_output_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
-    with pytest.raises(EmbeddingTableError, match="not an embedding table"):
-        embed_lsa(data, data, dim=4, seed=0)
+    for out in (data, tmp_path):
+        with pytest.raises(EmbeddingTableError, match="would replace the input"):
+            embed_lsa(data, out, dim=4, seed=0)
     assert (data / "products.parquet").exists()
+
+
+def test_folders_with_a_manifest_of_another_kind_are_left_alone(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    features = tmp_path / "runs" / "products"
+    features.mkdir(parents=True)
+    (features / "manifest.json").write_text('{"dense_columns": []}')
+    with pytest.raises(EmbeddingTableError, match="not an embedding table"):
+        embed_lsa(data, tmp_path / "runs", dim=4, seed=0)
+    embed_lsa(data, tmp_path / "lsa", dim=4, seed=0)
+    (tmp_path / "lsa" / "products").rename(tmp_path / "lsa" / "mine")
+    with pytest.raises(EmbeddingTableError, match="not an embedding table"):
+        embed_lsa(data, tmp_path / "lsa", dim=4, seed=0)
+    assert (features / "manifest.json").exists()
+    assert (tmp_path / "lsa" / "mine").exists()
 
 
 def test_a_half_written_file_is_named(tmp_path: Path) -> None:

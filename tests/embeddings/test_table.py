@@ -215,3 +215,17 @@ def test_a_broken_manifest_is_named(table: EmbeddingTable, content: str) -> None
     (table.folder / "manifest.json").write_text(content)
     with pytest.raises(EmbeddingTableError, match=r"manifest\.json"):
         EmbeddingTable.load(table.folder)
+
+
+def test_a_manifest_of_another_artifact_does_not_make_a_folder_a_table(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"dense_columns": []}')
+    with pytest.raises(EmbeddingTableError, match="not an embedding table"):
+        EmbeddingTable.write(
+            tmp_path,
+            ids=pa.array([1]),
+            vectors_ND=np.ones((1, 4), np.float32),
+            encoder_id="e",
+            kind="product",
+            normalised=False,
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]

@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 
 import experiments.sweep
-from experiments.commands.demo import demo
+from experiments.commands.demo import delete_demo, demo, refuse_another_demo
+from experiments.marketplace.config import MarketplaceConfig
 from tests.experiments.sweep_folders import PAPER_VARIANTS
 
 MEASURED = (
@@ -91,3 +93,71 @@ def test_a_second_call_trains_nothing_and_gives_the_same_table(
     assert parts() == before
     second = json.loads((out / "table2.json").read_text())
     assert second["variants"] == first["variants"]
+
+
+@pytest.fixture
+def skeleton(tmp_path: Path) -> Path:
+    """What tells the parts of a finished tiny demo, each written a second after what it is made from."""
+    config = MarketplaceConfig.preset("tiny").model_dump(mode="json")
+    contents = {
+        "data/marketplace.json": {"simulated": True, "config": config},
+        "features/manifest.json": {"dense_columns": []},
+        "embeddings/products/manifest.json": {"encoder_id": "lsa"},
+        "dcn/seed-1/run.json": {},
+        "table2.json": {},
+        "sweep.json": {},
+    }
+    for second, (name, content) in enumerate(contents.items()):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+        os.utime(path, (second, second))
+    return tmp_path
+
+
+def test_a_finished_demo_is_resumed(skeleton: Path) -> None:
+    refuse_another_demo(skeleton, ["dcn"], size="tiny")
+
+
+def test_fresh_deletes_the_parts_of_the_demo_and_nothing_else(skeleton: Path) -> None:
+    for name in ("notes.txt", "dcn/notes.txt"):
+        (skeleton / name).write_text("mine")
+    delete_demo(skeleton, ["dcn"])
+    left = [path.relative_to(skeleton).as_posix() for path in skeleton.rglob("*")]
+    assert sorted(left) == ["dcn", "dcn/notes.txt", "notes.txt"]
+
+
+def test_neither_deletes_nor_resumes_over_data_of_another_kind(skeleton: Path) -> None:
+    (skeleton / "data" / "marketplace.json").rename(skeleton / "data" / "thesis.txt")
+    with pytest.raises(FileExistsError, match=r"thesis\.txt"):
+        delete_demo(skeleton, ["dcn"])
+    with pytest.raises(FileExistsError, match=r"thesis\.txt"):
+        refuse_another_demo(skeleton, ["dcn"], size="tiny")
+    assert (skeleton / "features").exists()
+
+
+def test_a_demo_of_another_size_is_not_resumed(skeleton: Path) -> None:
+    with pytest.raises(ValueError, match="of size tiny, not small; use --fresh or another --out"):
+        refuse_another_demo(skeleton, ["dcn"], size="small")
+
+
+@pytest.mark.parametrize(
+    ("newer", "stale"),
+    [
+        ("data/marketplace.json", "features"),
+        ("features/manifest.json", "run.json"),
+        ("embeddings/products/manifest.json", "run.json"),
+    ],
+)
+def test_parts_older_than_what_they_are_made_from_are_not_reused(
+    skeleton: Path, newer: str, stale: str
+) -> None:
+    os.utime(skeleton / newer, (99, 99))
+    with pytest.raises(ValueError, match=f"{stale} was made from an earlier .*use --fresh"):
+        refuse_another_demo(skeleton, ["dcn"], size="tiny")
+
+
+def test_parts_whose_source_was_deleted_are_not_reused(skeleton: Path) -> None:
+    (skeleton / "data" / "marketplace.json").unlink()
+    with pytest.raises(ValueError, match="features was made from an earlier"):
+        refuse_another_demo(skeleton, ["dcn"], size="tiny")

@@ -252,3 +252,17 @@ def test_the_floor_equals_its_slow_version():
 def test_the_floor_needs_a_past():
     with pytest.raises(ValueError, match="needs past rows"):
         popularity_floor(indexed([]), indexed([(0, 0, 1)]))
+
+
+def test_an_import_replaces_an_import_but_no_other_folder_and_not_its_source(tmp_path: Path) -> None:
+    source = grouplens(tmp_path / "ml")
+    for _ in range(2):
+        import_movielens(source, tmp_path / "tables")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"another kind \(thesis\.txt\)"):
+        import_movielens(source, tmp_path / "other")
+    with pytest.raises(ValueError, match="would replace the input"):
+        import_movielens(source, source)
+    assert (source / "u.data").exists()
+    assert (tmp_path / "other" / "thesis.txt").exists()

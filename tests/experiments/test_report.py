@@ -170,6 +170,7 @@ def test_another_rng_seed_moves_only_the_intervals_over_users(sweep, content):
 def test_missing_failed_and_broken_runs_are_named_and_the_rest_compared(copied, without_plots):
     shutil.rmtree(copied / "dcn_pq_sim" / "seed-1")
     (copied / "dcn_pq_sim" / "seed-2" / "run.json").unlink()
+    (copied / "dcn_pq_sim_history" / "seed-2" / "run.json").unlink()
     (copied / "dcn_pq_sim_history" / "seed-2" / "failure.txt").write_text(
         "Traceback\nValueError: out of luck\n"
     )
@@ -344,7 +345,7 @@ def test_writing_leaves_the_three_files_and_nothing_else(table, content, tmp_pat
 def test_the_command_writes_the_report_into_the_sweep_folder(copied):
     from experiments.cli import app
 
-    result = CliRunner().invoke(app, ["report", str(copied), "--resamples", "20"])
+    result = CliRunner().invoke(app, ["report", str(copied), "--resamples", "200"])
     assert result.exit_code == 0, result.output
     assert (copied / "report.html").exists()
     assert "SIMULATED" in result.output
@@ -362,3 +363,36 @@ def test_plots_are_drawn_from_little_too(copied):
     for draw in (plots.forest, plots.slice_bars, plots.calibration):
         assert draw(table).rstrip().endswith("</svg>")
     assert plots.learning_curves(table) is None
+
+
+def test_truth_is_looked_up_beside_the_sweep_and_not_in_the_current_folder(copied, tmp_path, monkeypatch):
+    sweep = json.loads((copied / "sweep.json").read_text())
+    sweep["truth"] = "truth/impressions.parquet"
+    (copied / "sweep.json").write_text(json.dumps(sweep))
+    (copied / "truth").rename(tmp_path / "truth")  # where a relative path would find it from here
+    monkeypatch.chdir(tmp_path)
+    assert to_json(build_report(copied, bootstrap_resamples=QUICK))["best_auc"] is None
+
+
+def test_the_failure_of_an_earlier_attempt_does_not_hide_a_finished_run(copied):
+    run = copied / "dcn" / "seed-1"
+    (run / "failure.txt").write_text("Traceback\nRuntimeError: killed")
+    assert build_report(copied, bootstrap_resamples=QUICK).missing == ()
+    (run / "run.json").unlink()
+    (missing,) = build_report(copied, bootstrap_resamples=QUICK).missing
+    assert missing.reason == "failed: RuntimeError: killed"
+
+
+def test_square_brackets_of_names_and_errors_are_printed_as_they_are(copied):
+    from experiments.cli import app
+
+    sweep = json.loads((copied / "sweep.json").read_text())
+    sweep |= {"name": "mine [bold]", "titles": {"dcn_pq_sim": "DCN [x]"}}
+    sweep["floor"] = {"name": "floor [/y]", "auc": 0.6}
+    (copied / "sweep.json").write_text(json.dumps(sweep))
+    (copied / "dcn_pq_sim" / "seed-1" / "run.json").unlink()
+    (copied / "dcn_pq_sim" / "seed-1" / "failure.txt").write_text("IndexError: [/dim] row [3]")
+    result = CliRunner().invoke(app, ["report", str(copied), "--resamples", "200"])
+    assert result.exit_code == 0, result.output
+    for text in ("mine [bold]", "DCN [x]", "floor [/y]", "IndexError: [/dim] row [3]"):
+        assert text in result.output

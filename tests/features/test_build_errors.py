@@ -223,3 +223,24 @@ def test_an_unknown_split_or_vocabulary_is_refused_with_the_known_ones(tmp_path)
     with pytest.raises(FeatureSetError, match="user, product"):
         feature_set.vocabulary("aisle")
     assert pq.read_table(feature_set.split_files("test")[0]).num_rows > 0
+
+
+def test_a_build_replaces_a_feature_set_but_no_other_folder(tmp_path):
+    data = write_tables(tmp_path / "data", random_tables(1))
+    for _ in range(2):
+        build(data, tmp_path / "features", CONFIG, threads=1)
+    other = tmp_path / "table"
+    other.mkdir()
+    (other / "manifest.json").write_text('{"encoder_id": "someone"}')
+    with pytest.raises(FileExistsError, match="another kind"):
+        build(data, other, CONFIG, threads=1)
+    assert [path.name for path in other.iterdir()] == ["manifest.json"]
+
+
+def test_a_build_never_replaces_its_input(tmp_path):
+    data = write_tables(tmp_path / "data", random_tables(1))
+    before = sorted(data.iterdir())
+    for out in (data, tmp_path):
+        with pytest.raises(ValueError, match="would replace the input"):
+            build(data, out, CONFIG, threads=1)
+    assert sorted(data.iterdir()) == before

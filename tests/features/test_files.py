@@ -5,7 +5,14 @@ import json
 
 import pytest
 
-from features.files import atomic_folder, atomic_write_bytes, atomic_write_json, sha256_of
+from features.files import (
+    atomic_folder,
+    atomic_write_bytes,
+    atomic_write_json,
+    json_file_has,
+    refuse_to_replace_input,
+    sha256_of,
+)
 
 
 def names_in(folder):
@@ -89,3 +96,29 @@ def test_sha256_is_that_of_the_standard_library(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"x" * (3 << 20))
     assert sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_only_a_folder_of_its_own_kind_or_an_empty_one_is_replaced(tmp_path):
+    def write(word):
+        with atomic_folder(target, ours=lambda found: json_file_has(found / "mark.json", "ours")) as folder:
+            atomic_write_json(folder / "mark.json", {"ours": word})
+
+    target = tmp_path / "out"
+    target.mkdir()
+    for word in ("into an empty folder", "over its own"):
+        write(word)
+        assert json.loads((target / "mark.json").read_text()) == {"ours": word}
+    for foreign in ({"theirs": 1}, ["ours"]):
+        atomic_write_json(target / "mark.json", foreign)
+        with pytest.raises(FileExistsError, match=r"another kind \(mark.json\).*choose another folder"):
+            write("over another's")
+        assert json.loads((target / "mark.json").read_text()) == foreign
+    assert names_in(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("out", ["data", "data/../data", "."])
+def test_an_output_around_the_input_is_refused_and_one_beside_it_is_not(tmp_path, out):
+    (tmp_path / "data").mkdir()
+    refuse_to_replace_input(tmp_path / "features", tmp_path / "data")
+    with pytest.raises(ValueError, match="would replace the input"):
+        refuse_to_replace_input(tmp_path / out, tmp_path / "data")

@@ -358,3 +358,19 @@ def test_the_report_is_json_with_every_applied_rule(tmp_path):
     rules = {rule["rule"]: rule for rule in content["tables"]["purchases"]["rules"]}
     assert rules["null_user_id"]["rows"] == 0
     assert rules["unknown_product"]["example"] == {"file": "purchases.parquet", "row": 5, "value": "77"}
+
+
+def test_the_outputs_of_an_earlier_validation_are_replaced_and_other_folders_are_not(tmp_path):
+    rows = good_rows()
+    rows["impressions"].append(impression(99, clicked=7))
+    folder = write_tables(tmp_path / "in", rows)
+    aside, clean = tmp_path / "aside", tmp_path / "clean"
+    for _ in range(2):
+        validated(folder, quarantine=aside, clean=clean, max_bad_share=0.9)
+    assert [path.name for path in aside.iterdir()] == ["impressions.parquet"]
+    others = write_tables(tmp_path / "others", good_rows())
+    before = sorted(others.iterdir())
+    for kind in ("quarantine", "clean"):
+        with pytest.raises(FileExistsError, match="another kind"):
+            validated(folder, max_bad_share=0.9, **{kind: others})
+    assert sorted(others.iterdir()) == before

@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from typer.testing import CliRunner
 
 from experiments.cli import app
@@ -45,3 +46,10 @@ def test_the_command_writes_a_marketplace_and_prints_the_best_reachable_auc(tmp_
     assert "LogLoss floor" in result.output
     assert (out / "marketplace.json").is_file()
     assert not (out / "images").exists()
+
+
+def test_a_folder_that_is_no_marketplace_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"another kind \(thesis\.txt\)"):
+        generate(MarketplaceConfig.preset("tiny"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

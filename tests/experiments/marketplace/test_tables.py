@@ -180,6 +180,7 @@ def test_an_existing_marketplace_survives_a_failed_replacement(written, tmp_path
     out = tmp_path / "out"
     out.mkdir()
     (out / "kept").write_text("as it was")
+    (out / "marketplace.json").write_text('{"simulated": true}')
 
     def fail(stage: str, done: int, total: int) -> None:
         raise OSError("No space left on device")

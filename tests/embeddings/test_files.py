@@ -1,0 +1,27 @@
+"""A folder is exchanged whole, or the old one stands where it stood."""
+
+from pathlib import Path
+
+import pytest
+
+from embeddings.files import atomic_folder
+
+
+def test_an_exchange_that_fails_puts_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "table"
+    with atomic_folder(target) as folder:
+        (folder / "a").write_text("old")
+    rename = Path.rename
+
+    def fail_for_the_new_folder(path: Path, to: Path) -> Path:
+        if path.suffix == ".tmp":
+            raise OSError("no space left on device")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_folder)
+    with pytest.raises(OSError, match="no space"), atomic_folder(target) as folder:
+        (folder / "a").write_text("new")
+    assert (target / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["table"]
