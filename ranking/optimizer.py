@@ -12,7 +12,7 @@ from ranking.model import Ranker
 
 
 class OptimizerConfig(BaseModel):
-    """Learning rates rise linearly for `warmup_steps`, then fall linearly to zero at the last step."""
+    """Learning rates rise linearly for `warmup_steps`, then fall linearly to `final_share` of themselves."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -20,6 +20,8 @@ class OptimizerConfig(BaseModel):
     embedding_learning_rate: Annotated[float, Field(gt=0)] = 0.02
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 50
+    #: 1 keeps the rates constant, which learns more from one short pass; 0 ends on a well-averaged model.
+    final_share: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class RankerOptimizer:
@@ -43,8 +45,9 @@ class RankerOptimizer:
             The factor applied to the configured rates: (step + 1) / warmup_steps while warming up.
         """
         warmup = self.config.warmup_steps
-        left = (self.total_steps - step) / max(1, self.total_steps - warmup)
-        factor = min(1.0, (step + 1) / max(1, warmup), max(0.0, left))
+        left = max(0.0, (self.total_steps - step) / max(1, self.total_steps - warmup))
+        falling = self.config.final_share + (1 - self.config.final_share) * left
+        factor = min(1.0, (step + 1) / max(1, warmup), falling)
         for group in self._dense.param_groups:
             group["lr"] = self.config.learning_rate * factor
         for fused in self._fused:

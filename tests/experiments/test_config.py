@@ -46,8 +46,8 @@ def refusal(folder: Path, text: str, model: type[BaseModel]) -> str:
         ),
         (
             "[training.optimizer]\nzzz = 1",
-            "unknown key 'training.optimizer.zzz'; known keys here: embedding_learning_rate, learning_rate, "
-            "warmup_steps, weight_decay",
+            "unknown key 'training.optimizer.zzz'; known keys here: embedding_learning_rate, final_share, "
+            "learning_rate, warmup_steps, weight_decay",
         ),
     ],
 )

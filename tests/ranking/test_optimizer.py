@@ -44,6 +44,16 @@ def test_the_schedule_rises_then_falls_to_zero() -> None:
     assert all(a >= b for a, b in pairwise(factors[3:]))
 
 
+def test_a_final_share_of_one_keeps_the_rates_constant() -> None:
+    ranker = build_ranker(RANKERS["dcn"], inputs(), seed=1)
+    for final_share, expected in ((1.0, 1.0), (0.25, 0.25)):
+        config = OptimizerConfig(warmup_steps=2, final_share=final_share)
+        optimizer = RankerOptimizer(ranker, config, total_steps=10)
+        assert optimizer.set_learning_rates(0) == 0.5
+        assert optimizer.set_learning_rates(2) == 1.0
+        assert optimizer.set_learning_rates(10) == expected
+
+
 def test_a_learning_rate_of_zero_leaves_the_tables_alone() -> None:
     ranker = build_ranker(RANKERS["dcn"], inputs(), seed=1)
     optimizer = RankerOptimizer(ranker, OptimizerConfig(warmup_steps=0), total_steps=5)
