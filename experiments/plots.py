@@ -104,7 +104,8 @@ def calibration(table: Table2) -> str:
     curves = {name: table.variants[name].calibration for name in names}
     top = 1.05 * max(float(max(c.predicted_K.max(), c.observed_K.max())) for c in curves.values())
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_INCHES, 3.2 * rows), layout="constrained")
+        title_lines = max(_broken(_title(table, name)).count("\n") + 1 for name in names)
+        figure = Figure(figsize=(_WIDTH_INCHES, (2.9 + 0.2 * title_lines) * rows), layout="constrained")
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes, name in zip(grid.flat, names, strict=False):
             colour, marker = _look(table, name)
