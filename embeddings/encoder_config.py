@@ -1,0 +1,104 @@
+"""The shape of a DashCLIP encoder: BLIP's geometry in three sizes.
+
+`base` is BLIP-base as published (Li et al. 2022: ViT-B/16 at 224 px, BERT-base, 256-d projections); `small`
+trains on two CPU cores in minutes; `tiny` is for tests.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Size = Literal["tiny", "small", "base"]
+Positive = Annotated[int, Field(ge=1)]
+
+#: BERT's uncased vocabulary with [DEC] and [ENC]: what BLIP was trained with.
+BLIP_VOCABULARY = 30_524
+
+
+class EncoderConfig(BaseModel):
+    """Widths and depths of the product and the query encoder. Feed-forward layers are four times as wide."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vocab_size: Positive
+    #: Side of the square image in pixels, and of one patch.
+    image_size: Positive
+    patch_size: Positive
+    vision_hidden_dim: Positive
+    vision_layers: Positive
+    vision_heads: Positive
+    text_hidden_dim: Positive
+    text_layers: Positive
+    text_heads: Positive
+    #: Width D of the shared space.
+    embedding_dim: Annotated[int, Field(ge=4, le=1024, multiple_of=4)]
+    #: Longer texts are cut; [CLS] and [SEP] count.
+    max_title_tokens: Annotated[int, Field(ge=3, le=512)]
+    max_query_tokens: Annotated[int, Field(ge=3, le=512)]
+    #: In attention and feed-forward layers of the text encoders; BLIP has none in the image encoder.
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    #: BLIP was trained with 1e-6 in the image encoder and 1e-12 in the text encoders.
+    vision_layer_norm_eps: float = 1e-6
+    text_layer_norm_eps: float = 1e-12
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size must be a multiple of patch_size, got {self.image_size} and {self.patch_size}"
+            )
+        for part in ("vision", "text"):
+            width, heads = getattr(self, f"{part}_hidden_dim"), getattr(self, f"{part}_heads")
+            if width % heads:
+                raise ValueError(
+                    f"{part}_hidden_dim must be a multiple of {part}_heads, got {width} and {heads}"
+                )
+        return self
+
+    @classmethod
+    def preset(cls, size: Size, *, vocab_size: int = BLIP_VOCABULARY) -> Self:
+        """One of the three sizes with the vocabulary of its tokenizer."""
+        return cls(vocab_size=vocab_size, **_PRESETS[size])
+
+
+_PRESETS: dict[Size, dict[str, int]] = {
+    "tiny": {
+        "image_size": 32,
+        "patch_size": 16,
+        "vision_hidden_dim": 32,
+        "vision_layers": 2,
+        "vision_heads": 2,
+        "text_hidden_dim": 32,
+        "text_layers": 2,
+        "text_heads": 2,
+        "embedding_dim": 16,
+        "max_title_tokens": 24,
+        "max_query_tokens": 16,
+    },
+    "small": {
+        "image_size": 96,
+        "patch_size": 16,
+        "vision_hidden_dim": 128,
+        "vision_layers": 4,
+        "vision_heads": 4,
+        "text_hidden_dim": 128,
+        "text_layers": 4,
+        "text_heads": 4,
+        "embedding_dim": 128,
+        "max_title_tokens": 24,
+        "max_query_tokens": 16,
+    },
+    "base": {
+        "image_size": 224,
+        "patch_size": 16,
+        "vision_hidden_dim": 768,
+        "vision_layers": 12,
+        "vision_heads": 12,
+        "text_hidden_dim": 768,
+        "text_layers": 12,
+        "text_heads": 12,
+        "embedding_dim": 256,
+        "max_title_tokens": 30,
+        "max_query_tokens": 30,
+    },
+}
