@@ -1,0 +1,91 @@
+"""Which queries and products are kept away from training, decided by a hash of each text alone.
+
+The share of a text in [0, 1) is blake2b of its kind, the seed and the text. A role therefore depends neither
+on the other rows nor on their order: data may grow, and no test query ever turns into a training query.
+"""
+
+import hashlib
+import unicodedata
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+TRAIN, VALIDATION, TEST = 0, 1, 2
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class HoldoutConfig(BaseModel):
+    """Shares of distinct queries and of products that are held out; the seed chooses which."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    test_query_share: Share = 0.1
+    validation_query_share: Share = 0.05
+    test_product_share: Share = 0.05
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _queries_are_left_to_train_on(self) -> Self:
+        held_out = self.test_query_share + self.validation_query_share
+        if held_out >= 1:
+            raise ValueError(
+                f"test_query_share + validation_query_share must be below 1, got {held_out:g}; "
+                "no query would be left to train on"
+            )
+        return self
+
+
+def query_roles(queries: pa.Array | Iterable[str], config: HoldoutConfig) -> npt.NDArray[np.int8]:
+    """Role of each query: 0 train, 1 validation, 2 test.
+
+    Case, width and spaces do not count: "Oat  Milk" and "oat milk" have one role. Test takes the low end
+    of the hash and validation the high end, so a larger share of either only ever takes from training.
+
+    Raises:
+        ValueError: a query is null.
+    """
+    share_Q = _hash_shares("query", (_plain(text) for text in _texts(queries, "queries")), config.seed)
+    roles_Q = np.full(len(share_Q), TRAIN, np.int8)
+    roles_Q[share_Q >= 1 - config.validation_query_share] = VALIDATION
+    roles_Q[share_Q < config.test_query_share] = TEST
+    return roles_Q
+
+
+def product_roles(ids: pa.Array | Iterable[int | str], config: HoldoutConfig) -> npt.NDArray[np.int8]:
+    """Role of each product id: 0 train, 2 test. The integer 7 and the string "7" have one role.
+
+    Raises:
+        ValueError: an id is null.
+    """
+    share_P = _hash_shares("product", _texts(ids, "product ids"), config.seed)
+    return np.where(share_P < config.test_product_share, TEST, TRAIN).astype(np.int8)
+
+
+def _hash_shares(
+    kind: Literal["query", "product"], texts: Iterable[str], seed: int
+) -> npt.NDArray[np.float64]:
+    """Numbers in [0, 1), uniform over texts; queries and products of one spelling are independent."""
+    prefix = hashlib.blake2b(f"{kind}\0{seed}\0".encode(), digest_size=8)
+    numbers = []
+    for text in texts:
+        digest = prefix.copy()
+        digest.update(text.encode("utf-8", "surrogatepass"))
+        # 53 bits: more would be rounded, and up to 1.0 at the top.
+        numbers.append(int.from_bytes(digest.digest(), "big") >> 11)
+    return np.array(numbers, np.float64) / 2.0**53
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _texts(values: pa.Array | Iterable[int | str], name: str) -> list[str]:
+    found = values.to_pylist() if isinstance(values, pa.Array | pa.ChunkedArray) else list(values)
+    if None in found:
+        raise ValueError(f"{name} must not be null, but number {found.index(None)} is; drop that row")
+    return [str(value) for value in found]
