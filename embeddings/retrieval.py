@@ -29,7 +29,7 @@ METRICS = ("graded_rel", "recall", "precision", "ndcg", "mrr")
 HIGHLY_RELEVANT = 2
 #: Scores that round to the same multiple of 1e-9 are a tie, and the lower row comes first.
 _TIE_DECIMALS = 9
-#: faiss adds up in float32; a candidate whose score is this close to the K-th best may belong before it.
+#: faiss adds up in float32: scores of unit vectors that differ by less may be in the wrong order.
 _FLOAT32_SLACK = 1e-5
 _SPARE_CANDIDATES = 16
 _HNSW_NEIGHBOURS, _HNSW_BUILD_BREADTH, _HNSW_SEARCH_BREADTH = 32, 200, 128
@@ -112,35 +112,26 @@ class Judgements:
             complete=complete,
         )
 
-    def select_queries(self, chosen: BoolArray | IntArray) -> Self:
-        """The same judgements for some queries only, by mask or position."""
-        rows = np.flatnonzero(chosen) if chosen.dtype == bool else np.asarray(chosen)
-        new_of_old = np.full(len(self), -1)
-        new_of_old[rows] = np.arange(len(rows))
-        query_J = new_of_old[self.query_J]
-        kept = query_J >= 0
-        return self.from_pairs(
-            queries=self.queries.take(pa.array(rows)),
-            products=self.products,
-            query_J=query_J[kept],
-            product_J=self.product_J[kept],
-            grade_J=self.grade_J[kept],
-            complete=self.complete,
-        )
+    def select_queries(self, mask_Q: BoolArray) -> Self:
+        """The same judgements for the masked queries only."""
+        return self._select(mask_Q, np.ones(len(self.products), bool))
 
-    def select_products(self, chosen_P: BoolArray) -> Self:
+    def select_products(self, mask_P: BoolArray) -> Self:
         """A smaller catalogue of the masked products only; the queries stay, some perhaps without any HR."""
-        rows = np.flatnonzero(chosen_P)
-        new_of_old = np.full(len(self.products), -1)
-        new_of_old[rows] = np.arange(len(rows))
-        product_J = new_of_old[self.product_J]
-        kept = product_J >= 0
+        return self._select(np.ones(len(self), bool), mask_P)
+
+    def _select(self, mask_Q: BoolArray, mask_P: BoolArray) -> Self:
+        for mask, size in ((mask_Q, len(self)), (mask_P, len(self.products))):
+            if mask.dtype != bool or mask.shape != (size,):
+                raise ValueError(f"a mask must have {size:,} booleans, got {mask.dtype} of {mask.shape}")
+        query_J = self.query_J
+        kept_J = mask_Q[query_J] & mask_P[self.product_J]
         return self.from_pairs(
-            queries=self.queries,
-            products=self.products.take(pa.array(rows)),
-            query_J=self.query_J[kept],
-            product_J=product_J[kept],
-            grade_J=self.grade_J[kept],
+            queries=self.queries.filter(pa.array(mask_Q)),
+            products=self.products.filter(pa.array(mask_P)),
+            query_J=(np.cumsum(mask_Q) - 1)[query_J[kept_J]],
+            product_J=(np.cumsum(mask_P) - 1)[self.product_J[kept_J]],
+            grade_J=self.grade_J[kept_J],
             complete=self.complete,
         )
 
@@ -219,35 +210,24 @@ def _search_vectors(
     rows_QK = np.empty((len(queries_QD), k), np.int64)
     # Where the graph fell apart (many equal vectors) it returns fewer than wanted, marked -1.
     unsure_Q = np.asarray((row_QC < 0).any(axis=1))
+    largest = float(np.linalg.norm(products_ND, axis=1).max())
     step = max(1, _BLOCK_NUMBERS // (wanted * dim))
     for start in range(0, len(queries_QD), step):
         block = slice(start, start + step)
-        exact_BC = np.einsum(
-            "bcd,bd->bc",
-            products_ND[row_QC[block]].astype(np.float64),
-            queries_QD[block].astype(np.float64),
-        ).round(_TIE_DECIMALS)
+        exact_BC = _float64_products("bcd,bd->bc", products_ND[row_QC[block]], queries_QD[block])
         order_BK = np.lexsort((row_QC[block], -exact_BC), axis=1)[:, :k]
         rows_QK[block] = np.take_along_axis(row_QC[block], order_BK, axis=1)
         if index == "exact" and wanted < count:
             kth_B = np.take_along_axis(exact_BC, order_BK[:, -1:], axis=1)[:, 0]
-            unsure_Q[block] |= kth_B - score_QC[block].min(axis=1) <= _FLOAT32_SLACK
+            slack_B = _FLOAT32_SLACK * largest * np.linalg.norm(queries_QD[block], axis=1)
+            unsure_Q[block] |= kth_B - score_QC[block].min(axis=1) <= slack_B
     for query in np.flatnonzero(unsure_Q):
-        rows_QK[query] = top_rows(_scores_of_all(products_ND, queries_QD[query]), k)
+        rows_QK[query] = top_rows(_float64_products("nd,d->n", products_ND, queries_QD[query]), k)
     return rows_QK
 
 
-def _scores_of_all(
-    products_ND: npt.NDArray[np.float32], query_D: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float64]:
-    if not query_D.any():
-        return np.zeros(len(products_ND))
-    step = max(1, _BLOCK_NUMBERS // products_ND.shape[1])
-    parts = [
-        products_ND[start : start + step].astype(np.float64) @ query_D.astype(np.float64)
-        for start in range(0, len(products_ND), step)
-    ]
-    return np.concatenate(parts).round(_TIE_DECIMALS)
+def _float64_products(subscripts: str, left: FloatArray, right: FloatArray) -> npt.NDArray[np.float64]:
+    return np.einsum(subscripts, left, right, dtype=np.float64, casting="safe").round(_TIE_DECIMALS)
 
 
 def top_rows(scores_N: FloatArray, k: int) -> npt.NDArray[np.int64]:
@@ -270,11 +250,7 @@ def pair_scores(
     for start in range(0, len(score_J), step):
         block = slice(start, start + step)
         product_B = judgements.product_J[block]
-        score_B = np.einsum(
-            "bd,bd->b",
-            products_ND[product_B].astype(np.float64),
-            queries_QD[query_J[block]].astype(np.float64),
-        ).round(_TIE_DECIMALS)
+        score_B = _float64_products("bd,bd->b", products_ND[product_B], queries_QD[query_J[block]])
         score_J[block] = np.where(has_vector_N[product_B], score_B, -np.inf)
     return score_J
 
@@ -289,6 +265,15 @@ def rank_judged(score_J: FloatArray, judgements: Judgements, k: int) -> npt.NDAr
     """
     if judgements.complete:
         raise ValueError("complete judgements grade the whole catalogue; use the pool 'catalogue'")
+    return _rank_pairs(score_J, judgements, k)
+
+
+def best_ranking(judgements: Judgements, k: int) -> npt.NDArray[np.int64]:
+    """The ranking by grade [Q, K], which no other can beat: with many HR products recall stays below 1."""
+    return _rank_pairs(judgements.grade_J, judgements, k)
+
+
+def _rank_pairs(score_J: FloatArray | IntArray, judgements: Judgements, k: int) -> npt.NDArray[np.int64]:
     query_J = judgements.query_J
     order_J = np.lexsort((judgements.product_J, -score_J, query_J))
     place_J = np.arange(len(order_J)) - judgements.start_Q[query_J[order_J]]

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from embeddings.retrieval import Judgements
 from experiments.marketplace.assortment import load_assortment
 from experiments.marketplace.catalog import BoolArray, IntArray
+from experiments.marketplace.queries import KINDS
 
 _NO_FACET = -1
 _PRODUCT_COLUMNS = ["product_id", "type", "brand", "variety", "flags"]
@@ -82,6 +83,11 @@ class MarketplaceTruth:
     def kinds_of(self, queries: pa.Array) -> list[str]:
         """Kind of each query: head, brand, attribute, use case or misspelt."""
         return [self.kinds[row] for row in self.rows_of_queries(queries).tolist()]
+
+    def kind_masks(self, queries: pa.Array) -> dict[str, BoolArray]:
+        """Which of the queries are of each kind; kinds without a query are left out."""
+        kinds = np.array(self.kinds_of(queries), dtype=str)
+        return {kind: kinds == kind for kind in KINDS if (kinds == kind).any()}
 
     def judgements(self, queries: pa.Array | None = None) -> Judgements:
         """True grades of the queries (all of the marketplace if None) with all products.
