@@ -213,7 +213,7 @@ def pqc_loss(
         ValueError: shapes do not fit or the temperature is not positive.
     """
     rows, dim = product_BD.shape
-    if positive_BD.shape != (rows, dim) or negatives_BKD.shape != (rows, negatives_BKD.shape[1], dim):
+    if positive_BD.shape != (rows, dim) or negatives_BKD.shape != (rows, *negatives_BKD.shape[1:2], dim):
         raise ValueError(
             "pqc_loss needs one positive and K negatives for each product, got "
             f"product {_shape(product_BD)}, positive {_shape(positive_BD)}, negatives {_shape(negatives_BKD)}"
@@ -260,13 +260,13 @@ def matryoshka(loss: Callable[..., Tensor], dims: Sequence[int]) -> Callable[...
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
-    """Vectors along the last axis scaled to length one; zeros stay zeros and get no gradient."""
+    """Vectors along the last axis scaled to length one; zeros and subnormals give zeros without gradient."""
     with _full_precision(vectors):
         vectors = _precise(vectors)
         # The largest coordinate first: squares of very small or large ones would leave the float range.
         largest = vectors.detach().abs().amax(dim=-1, keepdim=True)
-        is_zero = largest == 0
-        scaled = vectors / largest.masked_fill(is_zero, 1)
+        is_zero = largest < torch.finfo(vectors.dtype).tiny
+        scaled = vectors.masked_fill(is_zero, 0) / largest.masked_fill(is_zero, 1)
         return scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).masked_fill(is_zero, 1)
 
 
