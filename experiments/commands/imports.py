@@ -1,9 +1,13 @@
 """`dashclip import`: published data sets to the four input tables."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 
 def register(app: typer.Typer) -> None:
@@ -11,6 +15,8 @@ def register(app: typer.Typer) -> None:
     imports = typer.Typer(no_args_is_help=True, help="Turn a published data set into input tables.")
     imports.callback()(_imports)
     imports.command("movielens")(import_movielens_command)
+    imports.command("home-depot")(import_home_depot_command)
+    imports.command("grocery-store")(import_grocery_store_command)
     app.add_typer(imports, name="import")
 
 
@@ -33,24 +39,102 @@ def import_movielens_command(
 
     Example: `dashclip import movielens ml-100k runs/movielens/tables`
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from experiments.datasets.movielens import import_movielens
 
     summary = import_movielens(path, out)
-    table = Table(title="MovieLens-100K", show_header=False)
-    for name, value in (
+    rows = [
         ("layout", summary.layout),
         ("users", f"{summary.users:,}"),
         ("films", f"{summary.films:,}"),
         ("ratings (impressions)", f"{summary.ratings:,}"),
         ("of these 4 or 5 (clicks, purchases)", f"{summary.liked:,} ({summary.liked / summary.ratings:.1%})"),
-    ):
+    ]
+    absent = "no queries and no images in this data set; features and variants that need them do not apply"
+    _print_summary("MovieLens-100K", rows, absent, out)
+
+
+def import_home_depot_command(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="`relevance.csv[.gz]` or `train.csv[.gz]`, or its folder."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an older import is replaced.")],
+) -> None:
+    """Import **Home Depot**'s search relevance: products and human grades of queries and products.
+
+    A mean grade below 1.75 becomes 0 (irrelevant), below 2.5 becomes 1 (moderate), else 2 (high). The data
+    set has no aisles: clusters of titles stand in for them, so that encoders find negatives elsewhere.
+
+    Example: `dashclip import home-depot home_depot runs/home_depot/tables`
+    """
+    from rich.console import Console
+
+    from experiments.datasets.home_depot import import_home_depot
+
+    console = Console()
+    with console.status("reading") as status:
+        summary = import_home_depot(path, out, progress=_show_in(status))
+    rows = [
+        ("queries", f"{summary.queries:,}"),
+        ("products", f"{summary.products:,}"),
+        ("graded pairs", f"{summary.pairs:,}"),
+        ("of these irrelevant", f"{summary.irrelevant:,} ({summary.irrelevant / summary.pairs:.1%})"),
+        ("of these moderate", f"{summary.moderate:,} ({summary.moderate / summary.pairs:.1%})"),
+        ("of these high", f"{summary.high:,} ({summary.high / summary.pairs:.1%})"),
+        ("aisles (clusters of titles)", f"{summary.aisles:,}"),
+        ("products with several titles (first kept)", f"{summary.several_titles:,}"),
+        ("repeated pairs (first kept)", f"{summary.repeated_pairs:,}"),
+    ]
+    absent = "no images, impressions or purchases in this data set; rankers cannot be trained on it"
+    _print_summary("Home Depot search relevance", rows, absent, out)
+
+
+def import_grocery_store_command(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Folder with `classes.csv`, or the repository around it.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an older import is replaced.")],
+) -> None:
+    """Import the **Grocery Store** photos: each a product with image, title, description and aisle.
+
+    The aisle is the coarse class, the column `split` says train, validation, test or iconic. Pictures are
+    copied to `OUT/images`.
+
+    Example: `dashclip import grocery-store GroceryStoreDataset runs/grocery_store/tables`
+    """
+    from rich.console import Console
+
+    from experiments.datasets.grocery_store import import_grocery_store
+
+    with Console().status("reading") as status:
+        summary = import_grocery_store(path, out, progress=_show_in(status))
+    rows = [
+        ("classes", f"{summary.classes:,}"),
+        ("coarse classes (aisles)", f"{summary.coarse_classes:,}"),
+        ("train photos", f"{summary.train:,}"),
+        ("validation photos", f"{summary.validation:,}"),
+        ("test photos", f"{summary.test:,}"),
+        ("iconic pictures", f"{summary.iconic:,}"),
+    ]
+    absent = "no queries, grades, impressions or purchases in this data set; it is for images and their texts"
+    _print_summary("Grocery Store photos", rows, absent, out)
+
+
+def _show_in(status: "Status") -> Callable[[str, int, int], None]:
+    def show(stage: str, done: int, total: int) -> None:
+        status.update(f"{stage} {done:,} of {total:,}" if total > 1 else stage)
+
+    return show
+
+
+def _print_summary(title: str, rows: list[tuple[str, str]], absent: str, out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False)
+    for name, value in rows:
         table.add_row(name, value)
     console = Console()
     console.print(table)
-    console.print(
-        "no queries and no images in this data set; features and variants that need them do not apply"
-    )
+    console.print(absent)
     console.print(f"written to {out}")
