@@ -316,11 +316,11 @@ def retrieval_metrics(
     moderate_Q = np.bincount(query_J[judgements.grade_J == 1], minlength=len(judgements))
     has_highly_Q = there_are_Q > 0
 
-    discount_K = 1 / np.log2(np.arange(k) + 2)
-    accumulated_K = np.concatenate([[0.0], np.cumsum(discount_K)])
-    first_Q, second_Q = np.minimum(there_are_Q, k), np.minimum(there_are_Q + moderate_Q, k)
-    best_Q = 3 * accumulated_K[first_Q] + (accumulated_K[second_Q] - accumulated_K[first_Q])
-    gained_Q = (np.exp2(grade_QK) - 1) @ discount_K
+    place_K = np.arange(k)
+    best_QK = np.where(place_K < there_are_Q[:, None], 2, place_K < (there_are_Q + moderate_Q)[:, None])
+    gained_Q, best_Q = (
+        ((np.exp2(grades_QK) - 1) / np.log2(place_K + 2)).sum(axis=1) for grades_QK in (grade_QK, best_QK)
+    )
     reciprocal_Q = np.where(highly_QK.any(axis=1), 1 / (highly_QK.argmax(axis=1) + 1), 0.0)
 
     nothing_Q = np.full(len(judgements), np.nan)
