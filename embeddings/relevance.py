@@ -1,10 +1,9 @@
-"""Graded (query, product) pairs and the training tuples made of them (paper section 3.2.2).
+"""Training tuples made of graded pairs (paper section 3.2.2).
 
 A tuple is (product, positive query, K negative queries). Nothing in it depends on the order of rows in the
 tables: products draw in the order of their ids, each from a random stream of its own.
 
-Shapes: G graded pairs, P products of the catalogue, Q queries, N tuples, K negatives of each, J pairs of one
-product, R tuples of one product and grade.
+Shapes: P products of the catalogue, Q queries, N tuples, K negatives of each, J graded pairs of one product.
 """
 
 import hashlib
@@ -12,105 +11,38 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from embeddings.files import atomic_folder, sha256_of
-from embeddings.input_tables import BATCH_ROWS, open_input_table
+
+# These names belong to this module's interface: `as` says so.
+from embeddings.grades import HIGH as HIGH
+from embeddings.grades import IRRELEVANT as IRRELEVANT
+from embeddings.grades import MODERATE as MODERATE
+from embeddings.grades import Count, GradesReport
+from embeddings.grades import Grades as Grades
+from embeddings.grades import RelevanceError as RelevanceError
+from embeddings.grades import read_grades as read_grades
 from embeddings.row_file import RowFile
-from embeddings.tuple_sampling import (
-    HIGH,
-    IRRELEVANT,
-    MODERATE,
-    PROXY,
-    Donors,
-    NegativeCounts,
-    ProxyQueries,
-    draw_negatives,
-    positive_counts,
-)
+from embeddings.tuple_sampling import PROXY as PROXY
+from embeddings.tuple_sampling import Donors, NegativeCounts, ProxyQueries, draw_tuples
+from embeddings.tuple_sampling import TupleConfig as TupleConfig
 
 FORMAT: Literal["tuples-1"] = "tuples-1"
 TUPLES, GRADES, QUERIES, REPORT = "tuples.npy", "grades.npy", "queries.parquet", "report.json"
 #: Products between two calls of `progress`.
 PROGRESS_PRODUCTS = 500
+#: Tuples looked at together when they are counted.
+CHUNK_TUPLES = 65_536
 
 Progress = Callable[[str, int, int], None]
-Count = Annotated[int, Field(ge=0)]
-IntArray = npt.NDArray[np.integer[Any]]
-
-
-class RelevanceError(ValueError):
-    """Grades or tuples that cannot be used; the message names the table or file and what to do."""
-
-
-class GradesReport(BaseModel):
-    """What reading the relevance table met; `rows` = `pairs` + everything set aside or merged."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rows: Count
-    #: Distinct (query, product) pairs kept, in all and by the source whose grade counts.
-    pairs: Count
-    pairs_by_source: dict[str, Count]
-    #: Rows set aside: of a source that was not asked for, null or blank, of a product not in the catalogue.
-    other_source_rows: Count
-    null_rows: Count
-    unknown_product_rows: Count
-    #: Further rows of a pair with the same source; their median counts.
-    repeated_rows: Count
-    #: Pairs that several sources grade, and those of them whose sources disagree.
-    shared_pairs: Count
-    disagreeing_pairs: Count
-
-
-@dataclass(frozen=True, eq=False)
-class Grades:
-    """Distinct graded pairs, sorted by product and query.
-
-    The pairs of product p are `product_start_P1[p] : product_start_P1[p + 1]`.
-    """
-
-    #: Distinct queries with a grade, sorted by their UTF-8 bytes.
-    queries: pa.Array
-    #: Ids of the catalogue, in the order of the products table.
-    product_ids: pa.Array
-    query_G: npt.NDArray[np.int32]
-    product_G: npt.NDArray[np.int32]
-    grade_G: npt.NDArray[np.int8]
-    #: Index into `sources`.
-    source_G: npt.NDArray[np.int8]
-    sources: tuple[str, ...]
-    product_start_P1: npt.NDArray[np.int64]
-    report: GradesReport
-
-    def __len__(self) -> int:
-        return len(self.grade_G)
-
-
-class TupleConfig(BaseModel):
-    """The sampling of section 3.2.2.
-
-    `high_per_moderate` = 2 means 73 HR and 37 MR of 110 positives when there are enough of both. When MR
-    queries run out, HR queries take their places. When HR queries run out there are two readings:
-    "keep_ratio" takes one MR query for every two HR queries, rounded up and at least one, so that a product
-    with MR queries alone has one positive (the paper's average of 50 positives is far below its 110, and HR
-    queries are its rare kind); "fill" takes MR queries up to the maximum.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_positives: Annotated[int, Field(ge=1)] = 110
-    high_per_moderate: Annotated[int, Field(ge=1)] = 2
-    short_of_high: Literal["keep_ratio", "fill"] = "keep_ratio"
-    negatives: Annotated[int, Field(ge=1)] = 10
-    proxy_negatives: bool = True
 
 
 class NegativeMix(BaseModel):
@@ -205,127 +137,6 @@ class TupleSet:
         )
 
 
-def read_grades(data: Path, *, sources: Sequence[str] = ("human", "llm")) -> Grades:
-    """Read the relevance table of a data folder, one grade for each (query, product).
-
-    An earlier source of `sources` beats a later one, whatever they say. Several grades of one source become
-    their median, rounded down: 1 and 2 give 1. Rows that cannot be used are counted in the report.
-
-    Raises:
-        RelevanceError: there is no relevance table, a column is missing, a grade is not 0, 1 or 2, or
-            product ids are of another type than in the products table.
-    """
-    product_ids = _read_product_ids(data)
-    table = open_input_table(data, "relevance")
-    if table is None:
-        raise RelevanceError(f"{data} has no relevance.parquet and no relevance/; grades are needed here")
-    columns = ["query", "product_id", "grade", "source"]
-    missing = [name for name in columns if name not in table.schema.names]
-    if missing:
-        raise RelevanceError(
-            f"relevance of {data} must have the columns {missing}; it has {', '.join(table.schema.names)}"
-        )
-    rows = null_rows = other_source_rows = unknown_product_rows = 0
-    code_of: dict[str, int] = {}
-    parts: list[tuple[IntArray, IntArray, IntArray, IntArray]] = []
-    for batch in table.to_batches(columns=columns, batch_size=BATCH_ROWS):
-        rows += batch.num_rows
-        query = pc.cast(batch.column("query"), pa.string())
-        source = pc.index_in(pc.cast(batch.column("source"), pa.string()), value_set=pa.array(sources))
-        asked = source.is_valid()
-        other_source_rows += pc.invert(asked).true_count
-        complete = pc.and_(
-            pc.and_(batch.column("grade").is_valid(), batch.column("product_id").is_valid()),
-            pc.fill_null(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(query)), 0), False),
-        )
-        null_rows += pc.and_(asked, pc.invert(complete)).true_count
-        product = pc.index_in(_ids_like(batch.column("product_id"), product_ids, data), value_set=product_ids)
-        usable = pc.and_(asked, complete)
-        unknown_product_rows += pc.and_(usable, product.is_null()).true_count
-        usable = pc.and_(usable, product.is_valid())
-        grade = batch.column("grade").filter(usable).cast(pa.int64()).to_numpy(zero_copy_only=False)
-        if len(grade) and not 0 <= grade.min() <= grade.max() <= HIGH:
-            wrong = int(grade[(grade < 0) | (grade > HIGH)][0])
-            raise RelevanceError(
-                f"grades of {data} must be 0 (irrelevant), 1 (moderate) or 2 (high), got {wrong}"
-            )
-        encoded = query.filter(usable).dictionary_encode()
-        codes = [code_of.setdefault(text, len(code_of)) for text in encoded.dictionary.to_pylist()]
-        parts.append(
-            (
-                product.filter(usable).to_numpy(zero_copy_only=False),
-                np.array(codes, np.int64)[encoded.indices.to_numpy(zero_copy_only=False)],
-                source.filter(usable).to_numpy(zero_copy_only=False),
-                grade,
-            )
-        )
-    texts = pa.array(list(code_of), pa.string())
-    order = pc.sort_indices(texts)
-    rank_Q = np.empty(len(texts), np.int64)
-    rank_Q[order.to_numpy()] = np.arange(len(texts))
-    # One number for each row, so that one sort does it all: 32 million rows take 256 MB.
-    key = np.concatenate(
-        [
-            ((product.astype(np.int64) * len(texts) + rank_Q[code]) * len(sources) + source) * 3 + grade
-            for product, code, source, grade in parts
-        ]
-        or [np.empty(0, np.int64)]
-    )
-    key.sort()
-    return _one_grade_each(
-        key,
-        queries=texts.take(order),
-        product_ids=product_ids,
-        sources=tuple(sources),
-        rows=rows,
-        null_rows=null_rows,
-        other_source_rows=other_source_rows,
-        unknown_product_rows=unknown_product_rows,
-    )
-
-
-def _one_grade_each(
-    key: npt.NDArray[np.int64],
-    *,
-    queries: pa.Array,
-    product_ids: pa.Array,
-    sources: tuple[str, ...],
-    **counts: int,
-) -> Grades:
-    """Merge rows sorted by pair, source and grade."""
-    judgement, grade = np.divmod(key, 3)
-    start = np.flatnonzero(np.diff(judgement, prepend=-1))
-    size = np.diff(np.append(start, len(key)))
-    median = (grade[start + (size - 1) // 2] + grade[start + size // 2]) // 2
-    pair, source = np.divmod(judgement[start], max(len(sources), 1))
-    first = np.flatnonzero(np.diff(pair, prepend=-1))
-    judges = np.diff(np.append(first, len(pair)))
-    spread = np.zeros(len(first), np.int64)
-    if len(first):
-        spread = np.maximum.reduceat(median, first) - np.minimum.reduceat(median, first)
-    product_G, query_G = np.divmod(pair[first], max(len(queries), 1))
-    source_G = source[first].astype(np.int8)
-    report = GradesReport(
-        pairs=len(first),
-        pairs_by_source={name: int((source_G == code).sum()) for code, name in enumerate(sources)},
-        repeated_rows=len(key) - len(start),
-        shared_pairs=int((judges > 1).sum()),
-        disagreeing_pairs=int((spread > 0).sum()),
-        **counts,
-    )
-    return Grades(
-        queries=queries,
-        product_ids=product_ids,
-        query_G=query_G.astype(np.int32),
-        product_G=product_G.astype(np.int32),
-        grade_G=median[first].astype(np.int8),
-        source_G=source_G,
-        sources=sources,
-        product_start_P1=np.searchsorted(product_G, np.arange(len(product_ids) + 1)),
-        report=report,
-    )
-
-
 def build_tuples(
     grades: Grades,
     aisles: Sequence[str | None] | None,
@@ -374,15 +185,13 @@ def build_tuples(
     lent: list[npt.NDArray[np.int32]] = []
     for product in order.tolist():
         query_J, grade_J = pairs_of(product)
-        if aisle_P[product] >= 0 and (grade_J == HIGH).any():
+        if aisle_P[product] >= 0 and HIGH in grade_J:
             lenders.append(product)
             lent.append(query_J[grade_J == HIGH])
     donors = Donors.of(lent, aisle_P[lenders], aisle_count=aisle_count)
 
     positives: list[int] = []
     without_positives = 0
-    mix = {grade: {HIGH: 0, MODERATE: 0, IRRELEVANT: 0, PROXY: 0} for grade in (HIGH, MODERATE)}
-    tuples_of = {HIGH: 0, MODERATE: 0}
     counts = NegativeCounts()
     with atomic_folder(out_folder) as temporary:
         with (
@@ -393,43 +202,21 @@ def build_tuples(
                 if progress is not None and done % PROGRESS_PRODUCTS == 0:
                     progress("tuples", done, len(order))
                 query_J, grade_J = pairs_of(product)
-                wanted = positive_counts(
-                    int((grade_J == HIGH).sum()),
-                    int((grade_J == MODERATE).sum()),
-                    most=config.max_positives,
-                    high_per_moderate=config.high_per_moderate,
-                    fill=config.short_of_high == "fill",
-                )
-                if not sum(wanted):
+                if not grade_J.any():
                     without_positives += 1
                     continue
                 generator = _generator_of(grades.product_ids[product].as_py(), seed)
-                aisle = int(aisle_P[product])
                 proxies = None
-                if config.proxy_negatives and aisle >= 0:
-                    proxies = ProxyQueries(
-                        donors, None if aisles is None else aisle, frozenset(query_J.tolist()), generator
-                    )
-                written = 0
-                for grade, count in zip((HIGH, MODERATE), wanted, strict=True):
-                    query_RC, grade_RC = draw_negatives(
-                        query_J,
-                        grade_J,
-                        generator.choice(query_J[grade_J == grade], count, replace=False),
-                        positive_grade=grade,
-                        count=config.negatives,
-                        proxies=proxies,
-                        generator=generator,
-                        counts=counts,
-                    )
-                    tuple_file.append(np.insert(query_RC, 0, product, axis=1))
-                    grade_file.append(grade_RC)
-                    for kind in mix[grade]:
-                        mix[grade][kind] += int((grade_RC[:, 1:] == kind).sum())
-                    tuples_of[grade] += len(query_RC)
-                    written += len(query_RC)
-                if written:
-                    positives.append(written)
+                if config.proxy_negatives and aisle_P[product] >= 0:
+                    own_aisle = None if aisles is None else int(aisle_P[product])
+                    proxies = ProxyQueries(donors, own_aisle, frozenset(query_J.tolist()), generator)
+                rows, row_grades = draw_tuples(
+                    query_J, grade_J, config=config, proxies=proxies, generator=generator, counts=counts
+                )
+                if rows:
+                    positives.append(len(rows))
+                    tuple_file.append(np.array([[product, *row] for row in rows]))
+                    grade_file.append(np.array(row_grades))
         if not positives:
             raise RelevanceError(
                 "no tuple can be made: no product has an HR or MR query that may be used together with a "
@@ -437,6 +224,7 @@ def build_tuples(
             )
         if progress is not None:
             progress("tuples", len(order), len(order))
+        grades_NC = np.load(temporary / GRADES, mmap_mode="r")
         pq.write_table(pa.table({"query": grades.queries}), temporary / QUERIES, compression="zstd")
         report = TupleReport(
             format=FORMAT,
@@ -449,13 +237,13 @@ def build_tuples(
             products_without_positives=without_positives,
             products_masked=int((~product_mask).sum()),
             queries_masked=int((~query_mask).sum()),
-            high_positives=tuples_of[HIGH],
-            moderate_positives=tuples_of[MODERATE],
+            high_positives=int((grades_NC[:, 0] == HIGH).sum()),
+            moderate_positives=int((grades_NC[:, 0] == MODERATE).sum()),
             mean_positives=float(np.mean(positives)),
             median_positives=float(np.median(positives)),
             most_positives=max(positives),
-            negatives_of_high=_mix(mix[HIGH]),
-            negatives_of_moderate=_mix(mix[MODERATE]),
+            negatives_of_high=_mix(grades_NC, HIGH),
+            negatives_of_moderate=_mix(grades_NC, MODERATE),
             tuples_with_swap=counts.swapped,
             tuples_without_swap=counts.not_swapped,
             tuples_filled_by_proxies=counts.filled,
@@ -469,8 +257,15 @@ def build_tuples(
     return TupleSet.open(out_folder, verify=False)
 
 
-def _mix(by_grade: dict[int, int]) -> NegativeMix:
-    return NegativeMix(irrelevant=by_grade[IRRELEVANT], moderate=by_grade[MODERATE], proxy=by_grade[PROXY])
+def _mix(grades_NC: npt.NDArray[np.int8], positive_grade: int) -> NegativeMix:
+    """Kinds of negatives, counted in pieces: memory stays flat in the number of tuples."""
+    found = dict.fromkeys((IRRELEVANT, MODERATE, PROXY), 0)
+    for start in range(0, len(grades_NC), CHUNK_TUPLES):
+        part = grades_NC[start : start + CHUNK_TUPLES]
+        negatives = part[part[:, 0] == positive_grade, 1:]
+        for kind in found:
+            found[kind] += int((negatives == kind).sum())
+    return NegativeMix(irrelevant=found[IRRELEVANT], moderate=found[MODERATE], proxy=found[PROXY])
 
 
 def _generator_of(product_id: int | str, seed: int) -> np.random.Generator:
@@ -500,27 +295,6 @@ def _checked_mask(mask: npt.NDArray[np.bool_] | None, count: int, name: str) -> 
     return mask
 
 
-def _read_product_ids(data: Path) -> pa.Array:
-    table = open_input_table(data, "products")
-    if table is None or "product_id" not in table.schema.names:
-        raise RelevanceError(f"{data} must have a products table with the column product_id")
-    ids = table.to_table(columns=["product_id"]).column("product_id").combine_chunks()
-    if ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
-        raise RelevanceError(
-            f"product ids of products in {data} must be unique and not null; drop the others"
-        )
-    return ids
-
-
-def _ids_like(column: pa.Array, product_ids: pa.Array, data: Path) -> pa.Array:
-    if pa.types.is_integer(column.type) != pa.types.is_integer(product_ids.type):
-        raise RelevanceError(
-            f"product ids of relevance in {data} are {column.type}, those of products {product_ids.type}; "
-            "write both tables with one type"
-        )
-    return column.cast(product_ids.type)
-
-
 def _ids_sha256(ids: pa.Array) -> str:
     return hashlib.sha256("\0".join(map(str, ids.to_pylist())).encode()).hexdigest()
 
@@ -529,15 +303,19 @@ def _read_report(folder: Path) -> TupleReport:
     path = folder / REPORT
     try:
         return TupleReport.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise RelevanceError(f"{folder} holds no tuples: {path} cannot be read: {error}") from None
 
 
 def _refuse_foreign_folder(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        try:
-            _read_report(folder)
-        except RelevanceError:
-            raise RelevanceError(
-                f"{folder} holds something other than tuples and is left as it is; choose another path"
-            ) from None
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        ours = str(report["format"]).startswith("tuples-")
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise RelevanceError(
+            f"{folder} holds something other than tuples and is left as it is; choose another path"
+        )

@@ -6,11 +6,14 @@ Shapes: J queries graded for the product, R positives of one grade, K negatives 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
 
-IRRELEVANT, MODERATE, HIGH = 0, 1, 2
+from embeddings.grades import HIGH, MODERATE
+
 #: Stands in place of a grade: a highly relevant query of a product of another aisle.
 PROXY = -1
 #: Random proxies looked at for one tuple before all that there are get listed.
@@ -19,18 +22,30 @@ PROXY_TRIES = 64
 PROXY_BLOCK = 128
 
 
-def positive_counts(
-    high: int, moderate: int, *, most: int, high_per_moderate: int, fill: bool
-) -> tuple[int, int]:
-    """How many of a product's `high` HR and `moderate` MR queries become positives, `most` at the utmost.
+class TupleConfig(BaseModel):
+    """The sampling of section 3.2.2.
 
-    Enough of both: HR to MR as `high_per_moderate` to 1, so 73 and 37 of 110. Too few MR: HR take their
-    places. Too few HR: one MR for every `high_per_moderate` HR, rounded up and at least one, or with `fill`
-    as many as fit.
+    `high_per_moderate` = 2 means 73 HR and 37 MR of 110 positives when there are enough of both. When MR
+    queries run out, HR queries take their places. When HR queries run out there are two readings:
+    "keep_ratio" takes one MR query for every two HR queries, rounded up and at least one, so that a product
+    with MR queries alone has one positive (the paper's average of 50 positives is far below its 110, and HR
+    queries are its rare kind); "fill" takes MR queries up to the maximum.
     """
-    high_share = max(1, most * high_per_moderate // (high_per_moderate + 1))
-    chosen_high = min(high, high_share)
-    allowed = most if fill else max(1, -(-chosen_high // high_per_moderate))
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_positives: Annotated[int, Field(ge=1)] = 110
+    high_per_moderate: Annotated[int, Field(ge=1)] = 2
+    short_of_high: Literal["keep_ratio", "fill"] = "keep_ratio"
+    negatives: Annotated[int, Field(ge=1)] = 10
+    proxy_negatives: bool = True
+
+
+def positive_counts(high: int, moderate: int, config: TupleConfig) -> tuple[int, int]:
+    """How many of a product's `high` HR and `moderate` MR queries become positives; see `TupleConfig`."""
+    most, ratio = config.max_positives, config.high_per_moderate
+    chosen_high = min(high, max(1, most * ratio // (ratio + 1)))
+    allowed = most if config.short_of_high == "fill" else max(1, -(-chosen_high // ratio))
     chosen_moderate = min(moderate, allowed, most - chosen_high)
     return min(high, most - chosen_moderate), chosen_moderate
 
@@ -131,52 +146,65 @@ class NegativeCounts:
     left_out: int = 0
 
 
-def draw_negatives(
+def draw_tuples(
     query_J: npt.NDArray[np.integer],
     grade_J: npt.NDArray[np.integer],
-    positive_R: npt.NDArray[np.integer],
     *,
-    positive_grade: int,
-    count: int,
+    config: TupleConfig,
     proxies: ProxyQueries | None,
     generator: np.random.Generator,
     counts: NegativeCounts,
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int8]]:
-    """Tuples [R, 1 + K] of query indices and their grades for R positives of one product and one grade.
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Tuples of one product, HR positives first: [R, 1 + K] query indices, positive first, and their grades.
 
-    Negatives of an HR positive are its MR and IR queries, those of an MR positive its IR queries, drawn
-    without repetition. `proxies` None leaves proxies out. Positives without any negative are left out.
+    Negatives of an HR positive are the product's MR and IR queries, those of an MR positive its IR queries,
+    drawn without repetition. `proxies` None leaves proxies out. Positives without any negative are left out.
     """
-    pool = np.flatnonzero(grade_J < positive_grade)
-    drawn_RL = np.argsort(generator.random((len(positive_R), len(pool))), axis=1)[:, :count]
+    wanted = positive_counts(int((grade_J == HIGH).sum()), int((grade_J == MODERATE).sum()), config)
     rows: list[list[int]] = []
     grades: list[list[int]] = []
-    for positive, drawn in zip(positive_R.tolist(), drawn_RL, strict=True):
-        row = query_J[pool[drawn]].tolist()
-        grade = grade_J[pool[drawn]].tolist()
-        if proxies is not None and len(row) < count:
-            found = proxies.draw(count - len(row))
-            row += found
-            grade += [PROXY] * len(found)
-            counts.filled += len(row) == count
-        elif proxies is not None and not any(grade):
-            found = proxies.draw(1)
-            counts.swapped += len(found)
-            counts.not_swapped += not found
-            if found:
-                place = int(generator.integers(count))
-                row[place], grade[place] = found[0], PROXY
-        if not row:
-            counts.left_out += 1
+    for positive_grade, number in zip((HIGH, MODERATE), wanted, strict=True):
+        if not number:
             continue
-        lacking = count - len(row)
-        if lacking:
-            counts.repeated += lacking
-            # Each is repeated as often as any other, give or take one.
-            order = generator.permutation(len(row)).tolist() * (lacking // len(row) + 1)
-            row += [row[place] for place in order[:lacking]]
-            grade += [grade[place] for place in order[:lacking]]
-        rows.append([positive, *row])
-        grades.append([positive_grade, *grade])
-    shape = (len(rows), 1 + count)
-    return np.array(rows, np.int32).reshape(shape), np.array(grades, np.int8).reshape(shape)
+        positives = generator.choice(query_J[grade_J == positive_grade], number, replace=False)
+        pool = np.flatnonzero(grade_J < positive_grade)
+        drawn_RL = pool[np.argsort(generator.random((number, len(pool))), axis=1)[:, : config.negatives]]
+        drawn = zip(positives.tolist(), query_J[drawn_RL].tolist(), grade_J[drawn_RL].tolist(), strict=True)
+        for positive, row, grade in drawn:
+            _complete(row, grade, config.negatives, proxies, generator, counts)
+            if row:
+                rows.append([positive, *row])
+                grades.append([positive_grade, *grade])
+    return rows, grades
+
+
+def _complete(
+    row: list[int],
+    grade: list[int],
+    size: int,
+    proxies: ProxyQueries | None,
+    generator: np.random.Generator,
+    counts: NegativeCounts,
+) -> None:
+    """Bring negatives and their grades to `size` in place, proxies first; empty if there are none."""
+    if proxies is not None and len(row) < size:
+        found = proxies.draw(size - len(row))
+        row += found
+        grade += [PROXY] * len(found)
+        counts.filled += len(row) == size
+    elif proxies is not None and not any(grade):
+        found = proxies.draw(1)
+        counts.swapped += len(found)
+        counts.not_swapped += not found
+        for query in found:
+            place = int(generator.integers(size))
+            row[place], grade[place] = query, PROXY
+    lacking = size - len(row)
+    if not row:
+        counts.left_out += 1
+    elif lacking:
+        counts.repeated += lacking
+        # Each is repeated as often as any other, give or take one.
+        order = generator.permutation(len(row)).tolist() * (lacking // len(row) + 1)
+        row += [row[place] for place in order[:lacking]]
+        grade += [grade[place] for place in order[:lacking]]
