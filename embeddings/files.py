@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all: written under a temporary name, fsynced, renamed.
+"""Folders and files that appear whole or not at all: written under a temporary name, fsynced, renamed.
 
 `features` has its own primitives of the same kind; the two packages never import each other.
 """
@@ -44,6 +44,23 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         _fsync(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; the file written there takes its place if the block ends well.
+
+    After an error `path` is as it was and the temporary file gone.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        _fsync(temporary)
+        temporary.replace(path)
+        _fsync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
         raise
 
 
