@@ -8,6 +8,7 @@ Shapes: P products, B products in a batch, C = 3 colours, H = W = image side, T 
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 import torch
 
 from embeddings.catalog_groups import groups_of_lookalikes
-from embeddings.images import AugmentationConfig, ImageUnreadable, augment, load_image, to_pixels
+from embeddings.images import AugmentationConfig, ImageUnreadable, Pixels, augment, load_image, to_pixels
 from embeddings.input_tables import open_input_table
 from embeddings.tokenizer import TextTokenizer
 
@@ -156,12 +157,14 @@ def load_batch(
     augmentation: AugmentationConfig | None = None,
     seed: tuple[int, ...] = (),
     unreadable: Unreadable | None = None,
+    threads: int = 1,
 ) -> ProductBatch:
     """Read the images and titles of the products at `index_B`.
 
     With `augmentation` each image changes by draws from (*seed, product index): put the epoch into `seed`,
     and the result depends on neither batch, rank nor worker. An unreadable image counts as missing and is
-    passed to `unreadable` with its product index.
+    passed to `unreadable` with its product index. `threads` decode side by side (decoding releases the
+    interpreter lock).
 
     Raises:
         ImageUnreadable: an image cannot be read and `unreadable` is None.
@@ -173,27 +176,39 @@ def load_batch(
         raise CatalogError(
             f"product indexes must be from 0 to {len(catalog) - 1}, got {int(rows_B[outside_B][0])}"
         )
-    images_BCHW = np.zeros((len(rows_B), 3, image_size, image_size), np.uint8)
-    has_image_B = np.zeros(len(rows_B), dtype=bool)
-    for position, row in enumerate(rows_B.tolist()):
+    rows = rows_B.tolist()
+
+    def read(row: int) -> Pixels | ImageUnreadable | None:
         path = catalog.image_paths[row]
         if path is None:
-            continue
+            return None
         try:
             image = load_image(path, size=image_size)
         except ImageUnreadable as error:
+            return error
+        if augmentation is None:
+            return image
+        return augment(image, np.random.default_rng((*seed, row)), augmentation)
+
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            images = list(pool.map(read, rows))
+    else:
+        images = [read(row) for row in rows]
+    images_BCHW = np.zeros((len(rows), 3, image_size, image_size), np.uint8)
+    has_image_B = np.zeros(len(rows), dtype=bool)
+    for position, (row, image) in enumerate(zip(rows, images, strict=True)):
+        if isinstance(image, ImageUnreadable):
             if unreadable is None:
-                raise
-            unreadable(row, error)
-            continue
-        if augmentation is not None:
-            image = augment(image, np.random.default_rng((*seed, row)), augmentation)
-        images_BCHW[position] = image
-        has_image_B[position] = True
+                raise image
+            unreadable(row, image)
+        elif image is not None:
+            images_BCHW[position] = image
+            has_image_B[position] = True
     pixels_BCHW = to_pixels(images_BCHW)
     has_image = torch.from_numpy(has_image_B)
     pixels_BCHW[~has_image] = 0
-    tokens = tokenizer([catalog.titles[row] for row in rows_B.tolist()], max_tokens=max_title_tokens)
+    tokens = tokenizer([catalog.titles[row] for row in rows], max_tokens=max_title_tokens)
     return ProductBatch(
         pixels_BCHW=pixels_BCHW,
         has_image_B=has_image,

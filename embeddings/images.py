@@ -71,7 +71,8 @@ def load_image(path: Path, *, size: int) -> Pixels:
     try:
         with Image.open(path) as image:
             image.draft(None, (DRAFT_FACTOR * size, DRAFT_FACTOR * size))
-            square = _letterbox(_to_rgb(ImageOps.exif_transpose(image)), size)
+            ImageOps.exif_transpose(image, in_place=True)
+            square = _letterbox(_to_8_bits(image), size)
     except MemoryError:
         raise
     # Pillow raises SyntaxError for a broken PNG, its own error for huge sizes, and plain Exception kinds from
@@ -120,18 +121,15 @@ def to_pixels(images_BCHW: Pixels) -> torch.Tensor:
     return pixels_BCHW.sub_(mean_C11).div_(deviation_C11)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """RGB, or RGBA where something may show through."""
     if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.asarray(image)
-        # 16 bits to 8: 65,535 is 257 * 255
-        image = Image.fromarray((np.clip(grey, 0, 65_535) // 257).astype(np.uint8))
+        grey = np.clip(np.asarray(image), 0, 65_535)
+        image = Image.fromarray((grey // 257).astype(np.uint8))  # 65,535 = 257 * 255
     elif image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
-    if image.has_transparency_data:
-        front = image.convert("RGBA")
-        behind = Image.new("RGBA", front.size, (*WHITE, 255))
-        image = Image.alpha_composite(behind, front)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    wanted = "RGBA" if image.has_transparency_data else "RGB"
+    return image if image.mode == wanted else image.convert(wanted)
 
 
 def _letterbox(image: Image.Image, size: int) -> Image.Image:
@@ -139,10 +137,11 @@ def _letterbox(image: Image.Image, size: int) -> Image.Image:
     width, height = (min(size, max(1, round(scale * side))) for side in image.size)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    if width == height == size:
+    if width == height == size and image.mode == "RGB":
         return image
     square = Image.new("RGB", (size, size), WHITE)
-    square.paste(image, ((size - width) // 2, (size - height) // 2))
+    mask = image if image.mode == "RGBA" else None
+    square.paste(image, ((size - width) // 2, (size - height) // 2), mask)
     return square
 
 
