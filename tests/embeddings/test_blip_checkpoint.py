@@ -451,6 +451,16 @@ def test_a_folder_brings_its_epsilons_and_its_tokenizer(folder) -> None:
     assert checkpoint.tokenizer.enc_id == VOCAB - 1
 
 
+def test_a_folder_without_a_tokenizer_needs_a_vocabulary(tmp_path, folder, vocabulary) -> None:
+    """transformers makes up a tokenizer of five special tokens where there is none."""
+    for path in folder.iterdir():
+        if not path.name.startswith("tokenizer"):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(CheckpointError, match="give the vocabulary that it was trained with"):
+        load_blip_folder(tmp_path)
+    assert load_blip_folder(tmp_path, vocabulary=vocabulary).tokenizer.vocab_size == VOCAB
+
+
 def test_a_folder_that_leaves_weights_random_is_refused(tmp_path, folder) -> None:
     captioner = BlipForConditionalGeneration(BlipConfig.from_pretrained(folder))
     captioner.save_pretrained(tmp_path / "captioner")
