@@ -103,7 +103,7 @@ def itc_loss(
             with torch.no_grad():
                 teacher_BC = _mask(teacher_CD[positive_B] @ other_CD.T / temperature, used_C).softmax(dim=1)
                 target_BC = alpha * teacher_BC + (1 - alpha) * hard_BC
-            log_share_BC = _mask(logits_BC, used_C).log_softmax(dim=1).masked_fill(~used_C, 0)
+            log_share_BC = _mask(logits_BC, used_C).log_softmax(dim=1)
             return -(target_BC * log_share_BC).sum(dim=1), logits_BC.detach()
 
         image_loss_B, image_to_text_BC = direction(image_BD, image_CD, text_CD)
@@ -278,7 +278,7 @@ def _share(loss_B: Tensor, weight_B: Tensor, total: Tensor | float | None) -> Te
 
 
 def _mask(logits: Tensor, allowed: Tensor) -> Tensor:
-    """Logits that leave what is not allowed a share of zero; finite, so that an empty row is no NaN."""
+    """Logits that leave what is not allowed a share of zero; finite, so that 0 times its logarithm is 0."""
     return logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
 
 

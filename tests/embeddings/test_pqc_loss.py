@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -196,6 +196,8 @@ def test_matryoshka_refuses_a_width_beyond_the_vectors() -> None:
         matryoshka(lambda left, right: (left * right).sum(), (4, 16))(torch.ones(2, DIM), torch.ones(2, DIM))
 
 
+@example([1e-40, 3e-40])
+@example([1e-30, 3e38, -2e38])
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=6))
 @settings(deadline=None)
 def test_unit_vectors_of_any_finite_row_have_length_one_or_are_zero(row: list[float]) -> None:
