@@ -139,6 +139,8 @@ class RowChecks:
 
     def single_class(self) -> RuleFinding | None:
         """A finding if the impressions left hold clicks only, or none: nothing can be learned or measured."""
+        if not self.tables.has("impressions"):
+            return None
         good = "impressions" in self._judged
         rows = f"({self.good_rows_sql('impressions')})" if good else self.tables.scan_sql("impressions")
         lowest, highest, count = self._fetch(

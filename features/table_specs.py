@@ -71,6 +71,7 @@ TABLES: dict[TableName, TableSpec] = {
             ColumnSpec("click_timestamp", "time", "when it was clicked, null otherwise", required=False),
             ColumnSpec("price", "number", "finite and not negative", required=False),
         ),
+        without="encoders can be trained, but there is nothing to train a ranker on",
     ),
     "purchases": TableSpec(
         "purchases",

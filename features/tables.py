@@ -1,6 +1,6 @@
 """The four input tables: what their columns mean, and opening them with their footers checked.
 
-A folder `DATA` holds `products`, `impressions` and, where they exist, `purchases` and `relevance`; each is
+A folder `DATA` holds `products` and, where they exist, `impressions`, `purchases` and `relevance`; each is
 one file `DATA/<table>.parquet` or a folder `DATA/<table>/` of them. Opening reads footers only, so it costs
 milliseconds at any size; what needs the rows themselves is `features.validation`.
 """
@@ -37,7 +37,7 @@ class InputTables:
     def open(cls, data: Path) -> "InputTables":
         """Find the tables of `data` and check their Parquet footers against `TABLES`.
 
-        A folder without purchases or relevance opens; `absences` says what it goes without.
+        A folder with products alone opens; `absences` says what it goes without.
 
         Raises:
             InputError: a table or column is missing, has a type that loses information (ids that are not
@@ -133,7 +133,7 @@ class InputTables:
     def absences(self) -> tuple[str, ...]:
         """What this data set goes without, one sentence each; empty when all is there."""
         said = [f"no {name} table: {spec.without}" for name, spec in TABLES.items() if not self.has(name)]
-        if not self.has_queries:
+        if self.has("impressions") and not self.has_queries:
             said.append(
                 "no queries in impressions: features of the query and similarities to it are left out"
             )

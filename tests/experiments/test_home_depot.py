@@ -27,6 +27,7 @@ from experiments.home_depot import (
     write_home_depot,
 )
 from features.tables import InputError
+from features.validation import validate
 from ranking.metrics import roc_auc
 
 #: id, product_uid, product_title, search_term, relevance
@@ -98,6 +99,17 @@ def test_the_import_says_what_the_data_set_lacks_and_that_aisles_are_derived(tmp
         "relevance.parquet",
         "source.json",
     ]
+
+
+def test_the_import_is_valid_without_logs(tmp_path):
+    import_home_depot(published(tmp_path / "source"), tmp_path / "out")
+    report = validate(tmp_path / "out")
+    assert not report.failures
+    assert {name: finding.quarantined for name, finding in report.tables.items()} == {
+        "products": 0,
+        "relevance": 0,
+    }
+    assert any("no impressions table" in absence for absence in report.absences)
 
 
 def test_a_repeated_pair_is_counted_and_keeps_its_first_grade(tmp_path):

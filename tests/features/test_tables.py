@@ -78,10 +78,19 @@ def test_one_query_among_nulls_is_a_data_set_with_queries(folder):
     assert InputTables.open(folder).has_queries
 
 
-@pytest.mark.parametrize("table", ["products", "impressions"])
-def test_a_missing_required_table_is_named(folder, table):
-    (folder / f"{table}.parquet").unlink()
-    assert f"neither {table}.parquet nor a folder {table}/" in the_error(folder)
+def test_a_missing_catalogue_is_named(folder):
+    (folder / "products.parquet").unlink()
+    assert "neither products.parquet nor a folder products/" in the_error(folder)
+
+
+def test_a_catalogue_with_grades_alone_opens_and_says_that_no_ranker_can_be_trained(folder):
+    (folder / "impressions.parquet").unlink()
+    (folder / "purchases.parquet").unlink()
+    tables = InputTables.open(folder)
+    assert any("no impressions table" in said and "ranker" in said for said in tables.absences)
+    assert not any("queries in impressions" in said for said in tables.absences)
+    with pytest.raises(InputError, match="holds no impressions table; add"):
+        tables.rows("impressions")
 
 
 def test_a_misspelt_table_is_pointed_out(folder):
