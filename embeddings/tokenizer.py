@@ -28,7 +28,7 @@ PAD, UNK, CLS, SEP, MASK, DEC, ENC = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]
 SPECIAL_TOKENS = (PAD, UNK, CLS, SEP, MASK, DEC, ENC)
 CONTINUES = "##"
 #: Characters of a text that are looked at, for each token that is kept; English has about 5 per token.
-CHARACTERS_PER_TOKEN = 64
+CHARACTERS_PER_TOKEN = 32
 #: Most of a trained vocabulary that single characters may take; one inside words takes two pieces, a and ##a.
 ALPHABET_SHARE = 0.5
 
@@ -171,7 +171,7 @@ class TextTokenizer:
     def __call__(self, texts: Sequence[str | None], *, max_tokens: int) -> TokenBatch:
         """Ids of texts, [CLS] and [SEP] included in `max_tokens`; what is longer is cut.
 
-        None and "" become [CLS] [SEP]. Only the first 64 characters per token are read, so that a text of
+        None and "" become [CLS] [SEP]. Only the first 32 characters per token are read, so that a text of
         10,000 characters costs no more than one that fits.
 
         Raises:
@@ -181,7 +181,7 @@ class TextTokenizer:
             raise TokenizerError(f"max_tokens must be at least 3 ([CLS], a piece, [SEP]), got {max_tokens}")
         limit = CHARACTERS_PER_TOKEN * max_tokens
         encodings = self._tokenizer.encode_batch_fast(
-            [(text or "").lstrip()[:limit] for text in texts], add_special_tokens=False
+            [_encodable((text or "").lstrip()[:limit]) for text in texts], add_special_tokens=False
         )
         pieces = [encoding.ids[: max_tokens - 2] for encoding in encodings]
         length_B = np.fromiter(map(len, pieces), np.int64, len(pieces)) + 2
@@ -208,10 +208,15 @@ def _word_pieces(vocabulary: dict[str, int]) -> Tokenizer:
     return tokenizer
 
 
+def _encodable(text: str) -> str:
+    """Without halves of surrogate pairs, which Python's strings may hold and the library refuses."""
+    return text.encode("utf-8", "ignore").decode("utf-8")
+
+
 def _count_words(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[str]:
     words: Counter[str] = Counter()
     for text in texts:
-        normal = tokenizer.normalizer.normalize_str(text)
+        normal = tokenizer.normalizer.normalize_str(_encodable(text))
         words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal))
     return words
 

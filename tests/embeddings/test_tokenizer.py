@@ -107,6 +107,11 @@ def test_a_special_token_written_out_in_a_text_is_plain_text(trained: TextTokeni
     assert not special.intersection(ids)
 
 
+def test_half_of_a_surrogate_pair_is_dropped(trained: TextTokenizer) -> None:
+    assert pieces(trained, "mi\ud83clk") == ["milk"]
+    assert TextTokenizer.train(["mi\ud83clk"] * 2, vocab_size=50).tokens[-1] == "milk"
+
+
 def test_case_and_accents_do_not_matter(trained: TextTokenizer) -> None:
     assert pieces(trained, "CRÈME brûlée") == pieces(trained, "creme Brulee")
 
