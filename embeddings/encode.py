@@ -9,30 +9,26 @@ Shapes: N products or queries, C rows of a shard, B rows of a batch, D embedding
 """
 
 import hashlib
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from embeddings.catalog import ProductBatch, ProductCatalog, load_batch
+from embeddings.catalog import ProductCatalog
 from embeddings.dashclip import DashClipEncoder
-from embeddings.files import replaced_file
-from embeddings.images import ImageUnreadable
+from embeddings.encode_sources import Products, Queries, Rows, Source
 from embeddings.shards import Shard, work_folder
-from embeddings.table import EmbeddingTable, Kind, is_table, refuse_foreign_folder
+from embeddings.table import EmbeddingTable, is_table, refuse_foreign_folder
 
 Progress = Callable[[str, int, int], None]
 Dtype = Literal["float16", "float32"]
-Rows = npt.NDArray[np.int64]
 
 #: Rows computed between two points from which a killed run can go on: minutes for `base` on two CPU cores.
 SHARD_ROWS = 1024
@@ -94,7 +90,7 @@ def encode_products(
         WorkFolderBusyError: another process encodes to the same `out`.
         EmbeddingTableError: `out` holds something that is not an embedding table.
     """
-    source = _Products(encoder, catalog, batch_size=batch_size, loaders=loaders)
+    source = Products(encoder, catalog, batch_size=batch_size, loaders=loaders)
     return _encode(
         encoder,
         source,
@@ -123,7 +119,7 @@ def encode_queries(
 
     A query without a single known token is zeros, counted in `table.manifest.zero_vectors`.
     """
-    source = _Queries(encoder, queries, batch_size=batch_size)
+    source = Queries(encoder, queries, batch_size=batch_size)
     return _encode(
         encoder,
         source,
@@ -136,103 +132,6 @@ def encode_queries(
     )
 
 
-class _Source(Protocol):
-    """What is encoded."""
-
-    kind: Kind
-    plural: str
-    ids: pa.Array
-    lengths: list[int]
-
-    def inputs(self, row: int) -> str:
-        """All that the vector of a row depends on besides id and encoder, as text."""
-
-    def encode(self, rows_C: Rows) -> Iterator[tuple[Rows, torch.Tensor]]:
-        """Batches of rows and their vectors, in the order given."""
-
-    def take_notes(self) -> dict[str, Any]:
-        """What was noticed since the last call."""
-
-
-class _Products:
-    kind: Kind = "product"
-    plural = "products"
-
-    def __init__(
-        self, encoder: DashClipEncoder, catalog: ProductCatalog, *, batch_size: int, loaders: int
-    ) -> None:
-        self.ids = catalog.ids
-        self.lengths = [len(title) for title in catalog.titles]
-        self._encoder, self._catalog = encoder, catalog
-        self._batch_size, self._loaders = batch_size, loaders
-        self._unreadable: list[tuple[int, str]] = []
-        self._counts: Counter[str] = Counter()
-
-    def inputs(self, row: int) -> str:
-        path = self._catalog.image_paths[row]
-        status = path.stat() if path is not None and path.is_file() else None
-        stamp = status and (status.st_size, status.st_mtime_ns)
-        return repr((self._catalog.titles[row], str(path), stamp))
-
-    def encode(self, rows_C: Rows) -> Iterator[tuple[Rows, torch.Tensor]]:
-        batches = _batches(rows_C, self._batch_size)
-        for rows_B, batch in _loaded_ahead(self._load, batches, threads=self._loaders):
-            self._counts["without_image"] += int((~batch.has_image_B).sum())
-            self._counts["without_title"] += int((~batch.has_title_B).sum())
-            yield rows_B, self._encoder.embed_products(batch)
-
-    def take_notes(self) -> dict[str, Any]:
-        notes = {"unreadable": sorted(self._unreadable), **self._counts}  # threads report in any order
-        self._unreadable, self._counts = [], Counter()
-        return notes
-
-    def write_quarantine(self, path: Path, unreadable: list[tuple[int, str]]) -> None:
-        """Which images could not be read and why; an empty table says that all could."""
-        rows = pa.array([row for row, _ in unreadable], pa.int64())
-        columns = {
-            "product_id": self.ids.take(rows),
-            "image": pa.array([str(self._catalog.image_paths[row]) for row, _ in unreadable], pa.string()),
-            "reason": pa.array([reason for _, reason in unreadable], pa.string()),
-        }
-        with replaced_file(path) as temporary:
-            pq.write_table(pa.table(columns), temporary)
-
-    def _load(self, rows_B: Rows) -> ProductBatch:
-        config = self._encoder.config
-        return load_batch(
-            self._catalog,
-            self._encoder.tokenizer,
-            rows_B,
-            image_size=config.image_size,
-            max_title_tokens=config.max_title_tokens,
-            unreadable=self._note_unreadable,
-        )
-
-    def _note_unreadable(self, row: int, error: ImageUnreadable) -> None:
-        self._unreadable.append((int(row), error.reason))
-
-
-class _Queries:
-    kind: Kind = "query"
-    plural = "queries"
-
-    def __init__(self, encoder: DashClipEncoder, queries: pa.Array, *, batch_size: int) -> None:
-        self.ids = queries
-        self._texts: list[str] = queries.to_pylist()
-        self.lengths = [len(text or "") for text in self._texts]
-        self._encoder, self._batch_size = encoder, batch_size
-
-    def inputs(self, row: int) -> str:
-        return ""  # the id is all there is
-
-    def encode(self, rows_C: Rows) -> Iterator[tuple[Rows, torch.Tensor]]:
-        for rows_B in _batches(rows_C, self._batch_size):
-            yield rows_B, self._encoder.embed_queries([self._texts[row] for row in rows_B])
-
-    def take_notes(self) -> dict[str, Any]:
-        return {}
-
-
 @dataclass(frozen=True, eq=False)
 class _OldTable:
     table: EmbeddingTable
@@ -242,7 +141,7 @@ class _OldTable:
 
 def _encode(
     encoder: DashClipEncoder,
-    source: _Source,
+    source: Source,
     out: Path,
     *,
     only_new_from: Path | None,
@@ -276,7 +175,7 @@ def _encode(
             totals.update(shard.notes)
         _report(progress, source.plural, rows, rows)
         _report(progress, "table", 0, 1)
-        if isinstance(source, _Products):  # before the table: a kill in between must not lose its rows
+        if isinstance(source, Products):  # before the table: a kill in between must not lose its rows
             source.write_quarantine(out.parent / QUARANTINE, unreadable)
         table = EmbeddingTable.write(
             out,
@@ -292,7 +191,7 @@ def _encode(
 
 
 def _encode_shard(
-    source: _Source,
+    source: Source,
     rows_C: Rows,
     *,
     old: _OldTable | None,
@@ -326,7 +225,7 @@ def _encode_shard(
 
 
 def _key(
-    encoder: DashClipEncoder, source: _Source, rows_C: Rows, *, old: _OldTable | None, dtype: Dtype
+    encoder: DashClipEncoder, source: Source, rows_C: Rows, *, old: _OldTable | None, dtype: Dtype
 ) -> str:
     """Checksum of all that a shard depends on."""
     config = encoder.config.model_dump_json()
@@ -339,7 +238,7 @@ def _key(
     return digest.hexdigest()
 
 
-def _open_old(folder: Path, encoder: DashClipEncoder, source: _Source, *, dtype: Dtype) -> _OldTable:
+def _open_old(folder: Path, encoder: DashClipEncoder, source: Source, *, dtype: Dtype) -> _OldTable:
     """The older table and which of its rows to copy."""
     table = EmbeddingTable.load(folder)
     wanted = (encoder.encoder_id, source.kind, dtype)
@@ -361,7 +260,7 @@ def _open_old(folder: Path, encoder: DashClipEncoder, source: _Source, *, dtype:
     return _OldTable(table, row_N)
 
 
-def _check_ids(source: _Source) -> None:
+def _check_ids(source: Source) -> None:
     """What the table would refuse after hours of work is refused before it."""
     nulls, distinct = source.ids.null_count, pc.count_distinct(source.ids).as_py()
     if nulls or distinct != len(source.ids):
@@ -369,30 +268,6 @@ def _check_ids(source: _Source) -> None:
             f"{source.plural} must be distinct and not null, but of {len(source.ids):,} {nulls:,} are null "
             f"and {distinct:,} distinct; keep one of each"
         )
-
-
-def _batches(rows_C: Rows, batch_size: int) -> list[Rows]:
-    return [rows_C[start : start + batch_size] for start in range(0, len(rows_C), batch_size)]
-
-
-def _loaded_ahead(
-    load: Callable[[Rows], ProductBatch], batches: Iterable[Rows], *, threads: int
-) -> Iterator[tuple[Rows, ProductBatch]]:
-    """Batches in their order, loaded by `threads` threads of which each is at most one batch ahead."""
-    with ThreadPoolExecutor(max_workers=threads) as pool:
-        waiting: deque[tuple[Rows, Future[ProductBatch]]] = deque()
-        try:
-            for rows_B in batches:
-                waiting.append((rows_B, pool.submit(load, rows_B)))
-                if len(waiting) > threads:
-                    first_B, future = waiting.popleft()
-                    yield first_B, future.result()
-            while waiting:
-                first_B, future = waiting.popleft()
-                yield first_B, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
 
 
 def _report(progress: Progress | None, stage: str, done: int, total: int) -> None:
