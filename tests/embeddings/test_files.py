@@ -1,10 +1,10 @@
-"""A folder is exchanged whole, or the old one stands where it stood."""
+"""A folder or file is exchanged whole, or the old one stands where it stood."""
 
 from pathlib import Path
 
 import pytest
 
-from embeddings.files import atomic_folder
+from embeddings.files import atomic_folder, replaced_file
 
 
 def test_an_exchange_that_fails_puts_the_old_folder_back(
@@ -25,3 +25,14 @@ def test_an_exchange_that_fails_puts_the_old_folder_back(
         (folder / "a").write_text("new")
     assert (target / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["table"]
+
+
+def test_a_file_is_replaced_only_when_its_block_ends_well(tmp_path: Path) -> None:
+    target = tmp_path / "notes.txt"
+    with replaced_file(target) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(OSError, match="no space"), replaced_file(target) as temporary:
+        temporary.write_text("ne")
+        raise OSError("no space left on device")
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
