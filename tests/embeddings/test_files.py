@@ -27,12 +27,16 @@ def test_an_exchange_that_fails_puts_the_old_folder_back(
     assert [path.name for path in tmp_path.iterdir()] == ["table"]
 
 
+def _half_write(path: Path) -> None:
+    path.write_text("ne")
+    raise OSError("no space left on device")
+
+
 def test_a_file_is_replaced_only_when_its_block_ends_well(tmp_path: Path) -> None:
     target = tmp_path / "notes.txt"
     with replaced_file(target) as temporary:
         temporary.write_text("old")
     with pytest.raises(OSError, match="no space"), replaced_file(target) as temporary:
-        temporary.write_text("ne")
-        raise OSError("no space left on device")
+        _half_write(temporary)
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
