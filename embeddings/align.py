@@ -1,0 +1,342 @@
+"""Stage 2: aligning the query encoder and the product encoder by PQC (paper section 3.2.2).
+
+Tuples (product, positive query, K negative queries) come from the relevance data. A step encodes each
+distinct product and query of its batch once, queries in chunks of alike length. With a frozen image encoder the image
+tokens of the catalogue are computed once, if they fit.
+
+Shapes: B tuples of a micro-batch, U distinct products and V distinct queries among them, K negatives, P
+products of the catalogue, I image tokens, H hidden width, D embedding width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from embeddings.catalog import ProductBatch, ProductCatalog, load_batch, prefetch
+from embeddings.dashclip import DashClipEncoder
+from embeddings.distributed import Ranks, sum_over_ranks
+from embeddings.encoders import ProductEncoder, QueryEncoder, freeze_first_layers
+from embeddings.images import ImageUnreadable
+from embeddings.losses import InBatch, matryoshka, pqc_loss
+from embeddings.relevance import MODERATE, Grades, TupleSet
+from embeddings.training import OptimizerConfig
+
+#: Queries that are encoded together; short ones are not padded to the longest of the batch.
+QUERY_CHUNK = 256
+#: Image tokens of the catalogue are kept in memory up to this size.
+IMAGE_CACHE_BYTES = 2 << 30
+TEMPERATURE_RANGE = (0.01, 0.5)
+#: Validation tuples that are looked at, at most: enough for two digits of the loss.
+VALIDATION_TUPLES = 20_000
+
+#: Which part of the product encoder stage 2 trains.
+ProductSide = Literal["frozen", "projection", "grounded", "all"]
+
+
+class AlignConfig(OptimizerConfig):
+    """Stage 2. What the paper leaves open, with the defaults that docs/paper_map.md argues for."""
+
+    #: "projection": the last linear layer; "grounded": the image-grounded text encoder, too; "all": the image
+    #: encoder, too.
+    product_side: ProductSide = "grounded"
+    #: Of the query encoder; the paper freezes 8 of 12.
+    frozen_layers: Annotated[int, Field(ge=0)] = 0
+    temperature: Annotated[float, Field(ge=TEMPERATURE_RANGE[0], le=TEMPERATURE_RANGE[1])] = 0.05
+    learn_temperature: bool = False
+    #: Beyond the paper: weight of a tuple whose positive is moderately relevant; 1 is the paper's loss.
+    moderate_weight: Annotated[float, Field(ge=0)] = 1.0
+    #: Beyond the paper: the batch's other queries as negatives, but for those with a grade above 0.
+    in_batch_negatives: bool = False
+    #: Beyond the paper: widths at which the first coordinates are trained to stand alone; empty for one width.
+    matryoshka_dims: tuple[int, ...] = ()
+
+
+class AlignBatch(NamedTuple):
+    """One micro-batch with each distinct product and query once."""
+
+    products: ProductBatch
+    #: Image tokens of the products that have an image, when the image encoder is frozen; else None.
+    image_GIH: Tensor | None
+    #: Token ids and masks of the distinct queries, chunk by chunk, in the order of the query numbers.
+    query_chunks: list[tuple[Tensor, Tensor]]
+    #: Positions of a tuple's product and queries among the distinct ones; the positive query comes first.
+    product_B: Tensor
+    query_BC: Tensor
+    weight_B: Tensor
+    #: Weights of the tuples of all ranks, summed.
+    total_weight: float
+    #: Whether a product may not have a query as an in-batch negative; None without in-batch negatives.
+    relevant_BV: Tensor | None
+
+
+class Alignment(nn.Module):
+    """Both encoders and the temperature; `forward` gives the PQC loss."""
+
+    def __init__(
+        self, product: ProductEncoder, query: QueryEncoder, *, config: AlignConfig, ranks: Ranks
+    ) -> None:
+        super().__init__()
+        self.product, self.query = product, query
+        freeze_product_side(product, config.product_side)
+        freeze_first_layers(query.text, config.frozen_layers)
+        self.temperature = nn.Parameter(
+            torch.tensor(config.temperature), requires_grad=config.learn_temperature
+        )
+        self.dims = config.matryoshka_dims
+        self.ranks = ranks
+
+    def forward(self, batch: AlignBatch) -> dict[str, Tensor]:
+        """The share of this rank in the loss of the global batch, times the ranks, since DDP averages."""
+        with_image = batch.products.has_image_B.nonzero().squeeze(1)
+        image_GIH = batch.image_GIH
+        if image_GIH is None:
+            image_GIH = self.product.image_tokens(batch.products.pixels_BCHW[with_image])
+        product_UD = self.product.embed(batch.products, image_GIH, with_image)
+        query_VD = torch.cat([self.query(ids, mask) for ids, mask in batch.query_chunks])
+
+        def loss(product_UD: Tensor, query_VD: Tensor) -> Tensor:
+            chosen_BCD = query_VD[batch.query_BC]
+            in_batch = None if batch.relevant_BV is None else InBatch(query_VD, batch.relevant_BV)
+            return pqc_loss(
+                product_UD[batch.product_B],
+                chosen_BCD[:, 0],
+                chosen_BCD[:, 1:],
+                temperature=self.temperature,
+                weight_B=batch.weight_B,
+                in_batch=in_batch,
+                total_weight=batch.total_weight,
+            )
+
+        pqc = matryoshka(loss, self.dims) if self.dims else loss
+        value = pqc(product_UD, query_VD) * self.ranks.count
+        return {"loss": value, "temperature": self.temperature.detach()}
+
+
+@dataclass(frozen=True, eq=False)
+class Tuples:
+    """Tuples to train on and tuples to stop early by."""
+
+    train: TupleSet
+    validation: TupleSet
+
+
+class AlignTask:
+    """Stage 2 as the training loop sees it."""
+
+    def __init__(
+        self,
+        encoder: DashClipEncoder,
+        catalog: ProductCatalog,
+        tuples: Tuples,
+        *,
+        config: AlignConfig,
+        grades: Grades | None = None,
+        device: torch.device,
+        ranks: Ranks,
+    ) -> None:
+        """Prepare both sides; `grades` are needed for in-batch negatives alone.
+
+        Raises:
+            ValueError: there is no query encoder, too few tuples, or grades are missing.
+        """
+        if encoder.query is None:
+            raise ValueError("stage 2 needs a query encoder; call with_query_encoder() first")
+        if len(tuples.train) < 2 or not len(tuples.validation):
+            raise ValueError(
+                f"stage 2 needs at least two training tuples and one validation tuple, got "
+                f"{len(tuples.train)} and {len(tuples.validation)}; more graded pairs are needed"
+            )
+        if config.in_batch_negatives and grades is None:
+            raise ValueError("in_batch_negatives needs the grades, to leave relevant queries out")
+        self.encoder, self.catalog, self.tuples, self.config = encoder, catalog, tuples, config
+        self.device, self.ranks = device, ranks
+        self.relevant_PQ = (
+            _relevant_matrix(grades, len(catalog)) if config.in_batch_negatives and grades else None
+        )
+        self.batch_rows = min(config.batch_size, len(tuples.train) // ranks.count * ranks.count)
+        self.steps_per_epoch = max(1, len(tuples.train) // self.batch_rows)
+        self.module = Alignment(encoder.product, encoder.query, config=config, ranks=ranks).to(device)
+        #: Why the image of a product could not be read; such a product counts as one without an image.
+        self.unreadable: dict[int, str] = {}
+        tokens = encoder.tokenizer(
+            tuples.train.queries.to_pylist(), max_tokens=encoder.config.max_query_tokens
+        )
+        self.query_tokens = (tokens.ids_BT, tokens.mask_BT)
+        self.query_lengths = tokens.mask_BT.sum(dim=1).numpy()
+        self.titles = replace(catalog, image_paths=[None] * len(catalog))
+        self.image_slot_P = np.full(len(catalog), -1, np.int64)
+        self.image_cache = self._cache_image_tokens() if config.product_side != "all" else None
+
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """What the config trains."""
+        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+
+    @torch.no_grad()
+    def before_step(self, step: int) -> None:
+        """Hold the temperature in its range."""
+        self.module.temperature.clamp_(*TEMPERATURE_RANGE)
+
+    def micro_batches(self, epoch: int, first_step: int) -> Iterator[AlignBatch]:
+        """Tuples in an order drawn for this epoch; the ragged rest of it waits for another epoch."""
+        order = np.random.default_rng((self.config.seed, epoch)).permutation(len(self.tuples.train))
+        micro_rows = self.batch_rows // self.config.accumulation
+
+        def load() -> Iterator[AlignBatch]:
+            first = first_step * self.config.accumulation
+            for micro in range(first, self.steps_per_epoch * self.config.accumulation):
+                rows = order[micro * micro_rows : (micro + 1) * micro_rows]
+                yield self._batch(self.tuples.train, rows)
+
+        return prefetch(load())
+
+    def evaluate(self) -> dict[str, float]:
+        """Loss on the validation tuples, and how often a product prefers its positive query to all others."""
+        count = min(len(self.tuples.validation), VALIDATION_TUPLES)
+        rows_N = np.linspace(0, len(self.tuples.validation) - 1, count).astype(np.int64)
+        sums = torch.zeros(2, dtype=torch.float64)
+        for number, start in enumerate(range(0, count, self.batch_rows)):
+            if number % self.ranks.count != self.ranks.rank:
+                continue
+            rows = rows_N[start : start + self.batch_rows]
+            batch = self._batch(self.tuples.validation, rows, ranks=Ranks())
+            product_BD, query_BCD = self._vectors(batch)
+            logits_BC = torch.einsum("bd,bcd->bc", product_BD, query_BCD) / self.config.temperature
+            loss = -logits_BC.log_softmax(dim=1)[:, 0].sum()
+            first = (logits_BC[:, :1] > logits_BC[:, 1:]).all(dim=1).sum()
+            sums += torch.tensor([float(loss), float(first)], dtype=torch.float64)
+        loss_sum, first_sum = sum_over_ranks(sums.to(self.device), self.ranks).tolist()
+        return {"loss": loss_sum / count, "positive_first": first_sum / count}
+
+    def _vectors(self, batch: AlignBatch) -> tuple[Tensor, Tensor]:
+        product, query = self.module.product, self.module.query
+        with_image = batch.products.has_image_B.nonzero().squeeze(1)
+        image_GIH = batch.image_GIH
+        if image_GIH is None:
+            image_GIH = product.image_tokens(batch.products.pixels_BCHW[with_image])
+        product_UD = product.embed(batch.products, image_GIH, with_image).float()
+        query_VD = torch.cat([query(ids, mask) for ids, mask in batch.query_chunks]).float()
+        return product_UD[batch.product_B], query_VD[batch.query_BC]
+
+    def _batch(
+        self, tuples: TupleSet, rows: npt.NDArray[np.int64], *, ranks: Ranks | None = None
+    ) -> AlignBatch:
+        ranks = ranks or self.ranks
+        weight_all = self._weights(tuples, rows)
+        rows = np.sort(rows[ranks.slice_of(len(rows))])
+        tuple_BC = np.asarray(tuples.tuples_NC[rows], dtype=np.int64)
+        product_U, product_B = np.unique(tuple_BC[:, 0], return_inverse=True)
+        query_V, query_BC = np.unique(tuple_BC[:, 1:], return_inverse=True)
+        chunks, place_V = self._query_chunks(query_V)
+        products, image_GIH = self._products(product_U)
+        relevant_BV = None
+        if self.relevant_PQ is not None:
+            taken_BV = np.zeros((len(rows), len(query_V)), dtype=bool)
+            np.put_along_axis(taken_BV, query_BC.reshape(len(rows), -1), True, axis=1)
+            known_BV = self.relevant_PQ[tuple_BC[:, 0]][:, query_V].toarray() | taken_BV
+            relevant_BV = torch.from_numpy(known_BV[:, np.argsort(place_V)]).to(self.device)
+        return AlignBatch(
+            products=products.to(self.device),
+            image_GIH=image_GIH,
+            query_chunks=chunks,
+            product_B=torch.from_numpy(product_B).to(self.device),
+            query_BC=torch.from_numpy(place_V[query_BC.reshape(len(rows), -1)]).to(self.device),
+            weight_B=torch.from_numpy(self._weights(tuples, rows)).to(self.device),
+            total_weight=float(weight_all.sum()),
+            relevant_BV=relevant_BV,
+        )
+
+    def _query_chunks(
+        self, query_V: npt.NDArray[np.int64]
+    ) -> tuple[list[tuple[Tensor, Tensor]], npt.NDArray[np.int64]]:
+        """Token ids of the queries in chunks of alike length, and where each query went."""
+        length_V = self.query_lengths[query_V]
+        order_V = np.argsort(length_V, kind="stable")
+        place_V = np.empty(len(query_V), np.int64)
+        place_V[order_V] = np.arange(len(query_V))
+        chunks = []
+        for start in range(0, len(query_V), QUERY_CHUNK):
+            part = query_V[order_V[start : start + QUERY_CHUNK]]
+            width = int(self.query_lengths[part].max())
+            ids_VT, mask_VT = (tokens_QT[part, :width].to(self.device) for tokens_QT in self.query_tokens)
+            chunks.append((ids_VT, mask_VT))
+        return chunks, place_V
+
+    def _products(self, product_U: npt.NDArray[np.int64]) -> tuple[ProductBatch, Tensor | None]:
+        products = load_batch(
+            self.catalog if self.image_cache is None else self.titles,
+            self.encoder.tokenizer,
+            product_U,
+            image_size=self.encoder.config.image_size if self.image_cache is None else 1,
+            max_title_tokens=self.encoder.config.max_title_tokens,
+            unreadable=self._note_unreadable,
+        )
+        if self.image_cache is None:
+            return products, None
+        slot_U = self.image_slot_P[product_U]
+        image_GIH = self.image_cache[slot_U[slot_U >= 0]].to(self.device)
+        return replace(products, has_image_B=torch.from_numpy(slot_U >= 0)), image_GIH
+
+    @torch.no_grad()
+    def _cache_image_tokens(self) -> Tensor | None:
+        """Image tokens of the products of all tuples, when the image encoder is frozen and they fit."""
+        config = self.encoder.config
+        used = np.unique(
+            np.concatenate([part.tuples_NC[:, 0] for part in (self.tuples.train, self.tuples.validation)])
+        )
+        patches = (config.image_size // config.patch_size) ** 2 + 1
+        if len(used) * patches * config.vision_hidden_dim * 4 > IMAGE_CACHE_BYTES:
+            return None
+        vision, parts = self.encoder.product.eval(), []
+        with_image: list[npt.NDArray[np.int64]] = []
+        for start in range(0, len(used), QUERY_CHUNK):
+            index = used[start : start + QUERY_CHUNK].astype(np.int64)
+            batch = load_batch(
+                self.catalog,
+                self.encoder.tokenizer,
+                index,
+                image_size=config.image_size,
+                max_title_tokens=config.max_title_tokens,
+                unreadable=self._note_unreadable,
+            )
+            has_image_B = batch.has_image_B.numpy()
+            with_image.append(index[has_image_B])
+            if has_image_B.any():
+                pixels = batch.pixels_BCHW[batch.has_image_B].to(self.device)
+                parts.append(vision.image_tokens(pixels).float().cpu())
+        self.image_slot_P[np.concatenate(with_image)] = np.arange(sum(map(len, with_image)))
+        return torch.cat(parts) if parts else torch.zeros((0, patches, config.vision_hidden_dim))
+
+    def _note_unreadable(self, product: int, error: ImageUnreadable) -> None:
+        self.unreadable[product] = error.reason
+
+    def _weights(self, tuples: TupleSet, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        moderate = tuples.grades_NC[rows, 0] == MODERATE
+        return np.where(moderate, self.config.moderate_weight, 1.0).astype(np.float32)
+
+
+def freeze_product_side(product: ProductEncoder, side: ProductSide) -> None:
+    """Leave trainable what `side` names; the heads of stage 1 have no part in stage 2."""
+    product.requires_grad_(False)
+    trained = {
+        "frozen": (),
+        "projection": (product.product_proj,),
+        "grounded": (product.product_proj, product.text),
+        "all": (product.product_proj, product.text, product.vision),
+    }[side]
+    for part in trained:
+        part.requires_grad_(True)
+
+
+def _relevant_matrix(grades: Grades, products: int) -> sp.csr_matrix:
+    """True where a product has a query with a grade above 0, (P, Q)."""
+    relevant_G = grades.grade_G >= MODERATE
+    pairs = (grades.product_G[relevant_G], grades.query_G[relevant_G])
+    ones = np.ones(int(relevant_G.sum()), dtype=bool)
+    return sp.csr_matrix((ones, pairs), shape=(products, len(grades.queries)))

@@ -1,0 +1,307 @@
+"""The two training stages as runs in a folder: resumable, fingerprinted, with what was trained on what.
+
+A run folder has `encoder/` (the result), `training.json` (settings, inputs, history), `checkpoints/` while it
+runs, and for stage 2 `tuples/train` and `tuples/validation`.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from embeddings.align import AlignConfig, AlignTask, Tuples
+from embeddings.catalog import Modality, ProductCatalog
+from embeddings.dashclip import DashClipEncoder
+from embeddings.distributed import Ranks, barrier, join_ranks
+from embeddings.encoder_config import EncoderConfig, Size
+from embeddings.files import sha256_of
+from embeddings.holdout import TRAIN, VALIDATION, HoldoutConfig, product_roles, query_roles
+from embeddings.pretrain import PretrainConfig, PretrainTask
+from embeddings.relevance import TupleConfig, TupleSet, build_tuples, read_grades
+from embeddings.tokenizer import TextTokenizer
+from embeddings.training import Report, TrainingOutcome, train
+
+ENCODER, TRAINING, CHECKPOINTS, TUPLES = "encoder", "training.json", "checkpoints", "tuples"
+
+#: Tokens learned from a catalogue, special ones included; fewer when the texts have fewer.
+VOCABULARY: dict[Size, int] = {"tiny": 1_000, "small": 4_000, "base": 30_524}
+
+ShowReport = Callable[[Report], None]
+Progress = Callable[[str, int, int], None]
+
+
+class StageError(ValueError):
+    """A stage that cannot start: its inputs or its folder are not what they must be."""
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """What an encoder sees of a data folder, and what is kept away from it."""
+
+    modalities: tuple[Modality, ...] = ("image", "text")
+    text_columns: tuple[str, ...] = ("title",)
+    holdout: HoldoutConfig = HoldoutConfig()
+
+
+@dataclass(frozen=True, eq=False)
+class StageRun:
+    """A finished run."""
+
+    folder: Path
+    encoder: DashClipEncoder
+    #: None when the folder was complete already.
+    outcome: TrainingOutcome | None
+
+
+def train_tokenizer(data: Path, *, size: Size, inputs: InputConfig) -> TextTokenizer:
+    """WordPiece learned from the titles and queries that may be trained on.
+
+    Raises:
+        CatalogError, RelevanceError: the tables cannot be read.
+    """
+    catalog = ProductCatalog.open(data, text_columns=inputs.text_columns)
+    seen_P = product_roles(catalog.ids, inputs.holdout) == TRAIN
+    texts = [title for title, seen in zip(catalog.titles, seen_P, strict=True) if seen]
+    if has_relevance(data):
+        queries = read_grades(data).queries
+        seen_Q = query_roles(queries, inputs.holdout) == TRAIN
+        texts += [query for query, seen in zip(queries.to_pylist(), seen_Q, strict=True) if seen]
+    return TextTokenizer.train(texts, vocab_size=VOCABULARY[size])
+
+
+def new_encoder(data: Path, *, size: Size, inputs: InputConfig, seed: int) -> DashClipEncoder:
+    """An encoder with random weights and a tokenizer learned from the data."""
+    tokenizer = train_tokenizer(data, size=size, inputs=inputs)
+    config = EncoderConfig.preset(size, vocab_size=tokenizer.vocab_size)
+    return DashClipEncoder.new(config, tokenizer, seed=seed)
+
+
+def pretrain(
+    data: Path,
+    folder: Path,
+    *,
+    start: DashClipEncoder,
+    config: PretrainConfig,
+    inputs: InputConfig | None = None,
+    device: str = "cpu",
+    show: ShowReport | None = None,
+) -> StageRun:
+    """Stage 1 on the catalogue of `data`; a finished folder is opened, an interrupted one resumed.
+
+    Raises:
+        StageError: the folder holds a run of other settings or inputs.
+    """
+    inputs = inputs or InputConfig()
+    ranks = join_ranks(device)
+    settings = {
+        "stage": "pretrain",
+        "config": config.model_dump(mode="json"),
+        "inputs": _inputs_record(inputs),
+        "start": _weights_fingerprint(start),
+        "products": _table_fingerprint(data, "products"),
+        "ranks": ranks.count,
+    }
+    done = _finished(folder, settings)
+    if done is not None:
+        return done
+    catalog = ProductCatalog.open(data, modalities=inputs.modalities, text_columns=inputs.text_columns)
+    task = PretrainTask(
+        start,
+        catalog,
+        config=config,
+        usable_P=product_roles(catalog.ids, inputs.holdout) == TRAIN,
+        device=_device(device),
+        ranks=ranks,
+    )
+    counts = {
+        "training_products": len(task.train),
+        "evaluation_products": len(task.evaluation),
+        "products_without_image_or_title": task.left_out,
+    }
+    outcome = _train(task, folder, settings, config, ranks, show)
+    counts["unreadable_images"] = len(task.unreadable)
+    return _finish(folder, start, "pretrained", settings, outcome, counts, ranks)
+
+
+def align(
+    data: Path,
+    folder: Path,
+    *,
+    start: DashClipEncoder,
+    config: AlignConfig,
+    tuple_config: TupleConfig | None = None,
+    sources: Sequence[str] = ("human", "llm"),
+    inputs: InputConfig | None = None,
+    device: str = "cpu",
+    show: ShowReport | None = None,
+    progress: Progress | None = None,
+) -> StageRun:
+    """Stage 2 on the relevance data of `data`; a finished folder is opened, an interrupted one resumed.
+
+    Raises:
+        StageError: the folder holds a run of other settings or inputs.
+    """
+    inputs, tuple_config = inputs or InputConfig(), tuple_config or TupleConfig()
+    ranks = join_ranks(device)
+    settings = {
+        "stage": "align",
+        "config": config.model_dump(mode="json"),
+        "tuples": tuple_config.model_dump(mode="json"),
+        "sources": list(sources),
+        "inputs": _inputs_record(inputs),
+        "start": _weights_fingerprint(start),
+        "products": _table_fingerprint(data, "products"),
+        "relevance": _table_fingerprint(data, "relevance"),
+        "ranks": ranks.count,
+    }
+    done = _finished(folder, settings)
+    if done is not None:
+        return done
+    catalog = ProductCatalog.open(data, modalities=inputs.modalities, text_columns=inputs.text_columns)
+    grades = read_grades(data, sources=tuple(sources))
+    roles_Q = query_roles(grades.queries, inputs.holdout)
+    seen_P = product_roles(catalog.ids, inputs.holdout) == TRAIN
+    sets = {}
+    for name, role in (("train", TRAIN), ("validation", VALIDATION)):
+        target = folder / TUPLES / name
+        if ranks.first:
+            build_tuples(
+                grades,
+                catalog.aisles,
+                target,
+                config=tuple_config,
+                seed=config.seed,
+                product_mask=seen_P,
+                query_mask=roles_Q == role,
+                progress=progress,
+            )
+        barrier(ranks)
+        sets[name] = TupleSet.open(target, product_ids=catalog.ids)
+    encoder = start if start.query is not None else start.with_query_encoder()
+    task = AlignTask(
+        encoder,
+        catalog,
+        Tuples(sets["train"], sets["validation"]),
+        config=config,
+        grades=grades,
+        device=_device(device),
+        ranks=ranks,
+    )
+    outcome = _train(task, folder, settings, config, ranks, show)
+    counts = {
+        "training_tuples": len(sets["train"]),
+        "validation_tuples": len(sets["validation"]),
+        "unreadable_images": len(task.unreadable),
+    }
+    return _finish(folder, encoder, "aligned", settings, outcome, counts, ranks)
+
+
+def has_relevance(data: Path) -> bool:
+    """Whether the data folder has a relevance table."""
+    return (data / "relevance.parquet").is_file() or (data / "relevance").is_dir()
+
+
+def _train(
+    task: PretrainTask | AlignTask,
+    folder: Path,
+    settings: dict[str, Any],
+    config: PretrainConfig | AlignConfig,
+    ranks: Ranks,
+    show: ShowReport | None,
+) -> TrainingOutcome:
+    return train(
+        task,
+        folder / CHECKPOINTS,
+        config=config,
+        fingerprint=_fingerprint(settings),
+        ranks=ranks,
+        progress=show,
+    )
+
+
+def _finish(
+    folder: Path,
+    encoder: DashClipEncoder,
+    stage: Any,
+    settings: dict[str, Any],
+    outcome: TrainingOutcome,
+    counts: dict[str, int],
+    ranks: Ranks,
+) -> StageRun:
+    if ranks.first:
+        trained_on = {"settings": settings, "counts": counts, "previous": encoder.trained_on}
+        encoder.save(folder / ENCODER, stage=stage, trained_on=trained_on)
+        record = {"settings": settings, "counts": counts, "outcome": asdict(outcome)}
+        _write_json(folder / TRAINING, record)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    barrier(ranks)
+    return StageRun(folder, DashClipEncoder.load(folder / ENCODER), outcome)
+
+
+def _finished(folder: Path, settings: dict[str, Any]) -> StageRun | None:
+    """The finished run in the folder, if there is one.
+
+    Raises:
+        StageError: it is of other settings or inputs.
+    """
+    path = folder / TRAINING
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    if found != settings:
+        differing = sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key))
+        raise StageError(
+            f"{folder} holds a finished run with another {', '.join(differing)}; delete it or choose another "
+            "output folder"
+        )
+    return StageRun(folder, DashClipEncoder.load(folder / ENCODER), None)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise StageError("device cuda was asked for, but torch sees no CUDA device; use device cpu")
+    return torch.device(name)
+
+
+def _inputs_record(inputs: InputConfig) -> dict[str, Any]:
+    return {
+        "modalities": list(inputs.modalities),
+        "text_columns": list(inputs.text_columns),
+        "holdout": inputs.holdout.model_dump(mode="json"),
+    }
+
+
+def _fingerprint(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _weights_fingerprint(encoder: DashClipEncoder) -> str:
+    """The id of a saved encoder, or a checksum of weights that were never saved."""
+    if encoder.encoder_id != "unsaved":
+        return encoder.encoder_id
+    digest = hashlib.sha256(encoder.config.model_dump_json().encode())
+    for name, value in sorted(encoder.product.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value.detach().float().cpu().numpy()).tobytes())
+    return f"unsaved-{digest.hexdigest()[:16]}"
+
+
+def _table_fingerprint(data: Path, name: str) -> str:
+    """Checksum of the files of one input table; "absent" without it."""
+    file, folder = data / f"{name}.parquet", data / name
+    parts = [file] if file.is_file() else sorted(folder.glob("*.parquet")) if folder.is_dir() else []
+    if not parts:
+        return "absent"
+    return hashlib.sha256("".join(sha256_of(part) for part in parts).encode()).hexdigest()
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
