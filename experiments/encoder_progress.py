@@ -1,0 +1,66 @@
+"""What a training run and an encoding look like on the terminal: rate, time left, losses, evaluations."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from embeddings.training import Report
+
+
+@contextmanager
+def training_progress(console: Console, title: str, unit: str) -> Iterator[Callable[[Report], None]]:
+    """A bar over steps with the losses; each evaluation stays as a line above it."""
+    with _bar(console, TextColumn("{task.fields[note]}")) as bar:
+        task = bar.add_task(title, total=None, note="")
+
+        def show(report: Report) -> None:
+            losses = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
+            note = f"{report.rows_per_second:,.0f} {unit}/s  {losses}"
+            bar.update(task, completed=report.step, total=report.total_steps, note=note)
+            if report.evaluation:
+                measures = ", ".join(f"{name} {value:.4f}" for name, value in report.evaluation.items())
+                bar.console.print(f"  step {report.step:,} of {report.total_steps:,}: {measures}")
+
+        yield show
+
+
+@contextmanager
+def stage_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """One bar a stage name, with rate and time left."""
+    with _bar(console, TextColumn("{task.fields[note]}")) as bar:
+        tasks: dict[str, tuple[object, int]] = {}
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                # Work taken over from an earlier call is no rate of this one.
+                tasks[stage] = (bar.add_task(stage, total=total, completed=done, note=""), done)
+            task_id, first = tasks[stage]
+            elapsed = bar.tasks[bar.task_ids.index(task_id)].elapsed or 0.0  # type: ignore[arg-type]
+            rate = f"{(done - first) / elapsed:,.0f}/s" if elapsed > 0.5 and done > first else ""
+            bar.update(task_id, completed=done, total=total, note=rate)  # type: ignore[arg-type]
+
+        yield tell
+
+
+def _bar(console: Console, *more: TextColumn) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        *more,
+        console=console,
+    )

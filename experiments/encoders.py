@@ -1,0 +1,282 @@
+"""Encoders end to end: train both stages, encode, measure retrieval (table 1) and probes (paper section 5).
+
+A folder of encoders has `pretrain/` and `align/` (training runs), `stage1/` and `tables/` (embedding tables),
+`lsa/` (the baseline), `table1.json`, `table1.md`, `probes.json`, `probes.md` and `pictures/`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from embeddings.align import AlignConfig
+from embeddings.catalog import Modality, ProductCatalog
+from embeddings.dashclip import DashClipEncoder
+from embeddings.encode import Encoded, encode_products, encode_queries
+from embeddings.encoder_config import Size
+from embeddings.grades import read_grades
+from embeddings.holdout import TEST, TRAIN, HoldoutConfig, product_roles, query_roles
+from embeddings.input_tables import read_distinct_queries
+from embeddings.pretrain import PretrainConfig
+from embeddings.probe_results import ProbeReport
+from embeddings.probe_training import ProbeConfig
+from embeddings.probes import ProbeLabels, VectorPair, run_probes
+from embeddings.retrieval import Judgements
+from embeddings.stages import InputConfig, ShowReport, StageRun, align, new_encoder, pretrain
+from embeddings.table import EmbeddingTable
+from embeddings.tuple_sampling import TupleConfig
+from experiments.marketplace.judgements import MarketplaceTruth
+from experiments.table1 import Table1, evaluate_rows
+from experiments.table1_rows import Bm25Row, RandomRow, TableRow, VectorRow
+
+Progress = Callable[[str, int, int], None]
+
+
+class EncodersConfig(BaseModel):
+    """Both stages and what they see; one complete TOML of these trains an encoder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: Size = "small"
+    #: Of the first weights; the stages have seeds of their own.
+    seed: Annotated[int, Field(ge=0)] = 0
+    modalities: tuple[Modality, ...] = ("image", "text")
+    text_columns: tuple[str, ...] = ("title",)
+    #: Whose grades count; where both grade a pair the first one named here wins.
+    sources: tuple[str, ...] = ("human", "llm")
+    holdout: HoldoutConfig = HoldoutConfig()
+    tuples: TupleConfig = TupleConfig()
+    #: None leaves stage 1 out.
+    pretrain: PretrainConfig | None
+    align: AlignConfig
+
+    @property
+    def inputs(self) -> InputConfig:
+        """What both stages see of the data."""
+        return InputConfig(modalities=self.modalities, text_columns=self.text_columns, holdout=self.holdout)
+
+    def with_seed(self, seed: int) -> "EncodersConfig":
+        """The same with another seed for weights, batches and tuples; the hold-out stays."""
+        return self.model_copy(
+            update={
+                "seed": seed,
+                "pretrain": self.pretrain and self.pretrain.model_copy(update={"seed": seed}),
+                "align": self.align.model_copy(update={"seed": seed}),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class EncoderFolders:
+    """Where the parts of a folder of encoders lie."""
+
+    root: Path
+
+    @property
+    def pretrain(self) -> Path:
+        return self.root / "pretrain"
+
+    @property
+    def align(self) -> Path:
+        return self.root / "align"
+
+    @property
+    def stage1_tables(self) -> Path:
+        return self.root / "stage1"
+
+    @property
+    def tables(self) -> Path:
+        return self.root / "tables"
+
+
+def run_pretrain(
+    data: Path,
+    folder: Path,
+    config: EncodersConfig,
+    *,
+    start: DashClipEncoder | None = None,
+    device: str = "cpu",
+    show: ShowReport | None = None,
+) -> StageRun:
+    """Stage 1, from `start` or from scratch.
+
+    Raises:
+        ValueError: the config has no stage 1.
+    """
+    if config.pretrain is None:
+        raise ValueError("the config has no [pretrain] section, which stage 1 needs")
+    start = start or new_encoder(data, size=config.size, inputs=config.inputs, seed=config.seed)
+    return pretrain(
+        data, folder, start=start, config=config.pretrain, inputs=config.inputs, device=device, show=show
+    )
+
+
+def run_align(
+    data: Path,
+    folder: Path,
+    config: EncodersConfig,
+    *,
+    start: DashClipEncoder | None = None,
+    device: str = "cpu",
+    show: ShowReport | None = None,
+    progress: Progress | None = None,
+) -> StageRun:
+    """Stage 2, from the encoder of stage 1 or from scratch."""
+    start = start or new_encoder(data, size=config.size, inputs=config.inputs, seed=config.seed)
+    return align(
+        data,
+        folder,
+        start=start,
+        config=config.align,
+        tuple_config=config.tuples,
+        sources=config.sources,
+        inputs=config.inputs,
+        device=device,
+        show=show,
+        progress=progress,
+    )
+
+
+def encode_tables(
+    data: Path,
+    folder: Path,
+    encoder: DashClipEncoder,
+    *,
+    inputs: InputConfig,
+    only_new: bool = False,
+    batch_size: int = 64,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[Encoded, Encoded | None]:
+    """All products and all distinct queries of `data` to `folder`/products and `folder`/queries."""
+    catalog = ProductCatalog.open(data, modalities=inputs.modalities, text_columns=inputs.text_columns)
+    products_folder, queries_folder = folder / "products", folder / "queries"
+    products = encode_products(
+        encoder,
+        catalog,
+        products_folder,
+        batch_size=batch_size,
+        only_new_from=products_folder if only_new else None,
+        device=device,
+        progress=progress,
+    )
+    queries = read_distinct_queries(data)
+    if not len(queries):
+        return products, None
+    return products, encode_queries(
+        encoder,
+        queries,
+        queries_folder,
+        only_new_from=queries_folder if only_new else None,
+        device=device,
+        progress=progress,
+    )
+
+
+def measure_retrieval(
+    data: Path,
+    tables: Mapping[str, Path],
+    *,
+    holdout: HoldoutConfig,
+    candidate: str = "dashclip",
+    k: int = 10,
+    progress: Progress | None = None,
+) -> Table1:
+    """Table 1 on the held-out queries: random, BM25 and the rows of `tables` (folders with both tables).
+
+    On the simulated marketplace every product is judged by the simulated truth, and all products compete. On
+    other data the graded pairs judge, and the graded products of a query compete.
+
+    Raises:
+        ValueError: no query is held out, or a table is missing.
+    """
+    catalog = ProductCatalog.open(data, modalities=("text",))
+    rows: dict[str, TableRow] = {"random": RandomRow(), "bm25": Bm25Row(catalog.ids, catalog.titles)}
+    for name, folder in tables.items():
+        rows[name] = VectorRow(
+            EmbeddingTable.load(folder / "products", verify=False),
+            EmbeddingTable.load(folder / "queries", verify=False),
+        )
+    grades = read_grades(data)
+    held_out_Q = query_roles(grades.queries, holdout) == TEST
+    unseen_P = product_roles(catalog.ids, holdout) == TEST
+    if (data / "truth").is_dir():
+        truth = MarketplaceTruth.read(data)
+        judgements = truth.judgements(grades.queries.filter(pa.array(held_out_Q)))
+        return evaluate_rows(
+            rows,
+            judgements,
+            simulated=True,
+            description="simulated marketplace, complete simulated truth",
+            k=k,
+            candidate=candidate,
+            query_slices=truth.kind_masks(judgements.queries),
+            product_slices={"held-out products": unseen_P},
+            progress=progress,
+        )
+    judgements = graded_judgements(data).select_queries(held_out_Q)
+    return evaluate_rows(
+        rows,
+        judgements,
+        simulated=False,
+        description="graded pairs of held-out queries",
+        k=k,
+        pool="judged",
+        candidate=candidate,
+        progress=progress,
+    )
+
+
+def graded_judgements(data: Path) -> Judgements:
+    """What the relevance table says, for all its queries."""
+    grades = read_grades(data)
+    return Judgements.from_pairs(
+        queries=grades.queries,
+        products=grades.product_ids,
+        query_J=grades.query_G,
+        product_J=grades.product_G,
+        grade_J=grades.grade_G,
+        complete=False,
+    )
+
+
+def measure_probes(
+    data: Path,
+    before: Path,
+    after: Path,
+    *,
+    holdout: HoldoutConfig,
+    config: ProbeConfig | None = None,
+    progress: Progress | None = None,
+) -> tuple[ProbeReport, VectorPair, VectorPair, ProbeLabels]:
+    """Both probes of paper section 5 on two folders of tables.
+
+    Like the paper's, the labels are set aside: only grades of held-out queries are used, and aisles of all
+    products, which no stage has seen.
+    """
+    catalog = ProductCatalog.open(data)
+    grades = read_grades(data)
+    held_out_Q = query_roles(grades.queries, holdout) != TRAIN
+    labels = ProbeLabels(
+        aisles=catalog.aisles,
+        product_N=grades.product_G.astype(np.int64),
+        query_N=grades.query_G.astype(np.int64),
+        grade_N=grades.grade_G.astype(np.int64),
+        product_group_P=catalog.group_P,
+    ).restricted_to(queries_Q=held_out_Q)
+    pairs = [
+        VectorPair.from_tables(
+            name,
+            EmbeddingTable.load(folder / "products", verify=False),
+            EmbeddingTable.load(folder / "queries", verify=False),
+            product_ids=catalog.ids,
+            query_texts=grades.queries,
+        )
+        for name, folder in (("before training", before), ("DashCLIP", after))
+    ]
+    report = run_probes(pairs[0], pairs[1], labels, config=config, progress=progress)
+    return report, pairs[0], pairs[1], labels
