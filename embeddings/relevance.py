@@ -7,18 +7,14 @@ Shapes: P products of the catalogue, Q queries, N tuples, K negatives of each, J
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
 from embeddings.files import atomic_folder, sha256_of
 
@@ -26,7 +22,6 @@ from embeddings.files import atomic_folder, sha256_of
 from embeddings.grades import HIGH as HIGH
 from embeddings.grades import IRRELEVANT as IRRELEVANT
 from embeddings.grades import MODERATE as MODERATE
-from embeddings.grades import Count, GradesReport
 from embeddings.grades import Grades as Grades
 from embeddings.grades import RelevanceError as RelevanceError
 from embeddings.grades import read_grades as read_grades
@@ -34,107 +29,23 @@ from embeddings.row_file import RowFile
 from embeddings.tuple_sampling import PROXY as PROXY
 from embeddings.tuple_sampling import Donors, NegativeCounts, ProxyQueries, draw_tuples
 from embeddings.tuple_sampling import TupleConfig as TupleConfig
+from embeddings.tuple_set import (
+    FORMAT,
+    GRADES,
+    QUERIES,
+    REPORT,
+    TUPLES,
+    ids_sha256,
+    negative_mix,
+    refuse_foreign_folder,
+)
+from embeddings.tuple_set import TupleReport as TupleReport
+from embeddings.tuple_set import TupleSet as TupleSet
 
-FORMAT: Literal["tuples-1"] = "tuples-1"
-TUPLES, GRADES, QUERIES, REPORT = "tuples.npy", "grades.npy", "queries.parquet", "report.json"
 #: Products between two calls of `progress`.
 PROGRESS_PRODUCTS = 500
-#: Tuples looked at together when they are counted.
-CHUNK_TUPLES = 65_536
 
 Progress = Callable[[str, int, int], None]
-
-
-class NegativeMix(BaseModel):
-    """How many negatives of each kind the tuples of one positive grade have."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    irrelevant: Count = 0
-    moderate: Count = 0
-    proxy: Count = 0
-
-
-class TupleReport(BaseModel):
-    """What `build_tuples` made; stored as report.json."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal["tuples-1"]
-    config: TupleConfig
-    seed: int
-    products: Count
-    queries: Count
-    tuples: Count
-    #: Products with tuples, and those without any HR or MR query that may be used.
-    products_with_tuples: Count
-    products_without_positives: Count
-    products_masked: Count
-    queries_masked: Count
-    high_positives: Count
-    moderate_positives: Count
-    mean_positives: float
-    median_positives: float
-    most_positives: Count
-    negatives_of_high: NegativeMix
-    negatives_of_moderate: NegativeMix
-    #: Tuples whose K negatives were all IR, so that one was replaced by a proxy; and those where none exists.
-    tuples_with_swap: Count
-    tuples_without_swap: Count
-    #: Tuples completed by proxies, and negatives that repeat one of their tuple because nothing else exists.
-    tuples_filled_by_proxies: Count
-    repeated_negatives: Count
-    #: Positives for which not a single negative exists.
-    positives_left_out: Count
-    grades: GradesReport
-    #: Of the product ids in the order that the product indices mean.
-    product_ids_sha256: str
-    checksums: dict[str, str]
-
-
-@dataclass(frozen=True, eq=False)
-class TupleSet:
-    """Tuples on disk, memory-mapped.
-
-    `tuples_NC` int32 has C = 2 + K columns: product index, index of the positive query, indices of the
-    negative queries. `grades_NC` int8 has 1 + K: the grade of the positive and of each negative, -1 = proxy.
-    The order of negatives means nothing; tuples of a product stand together.
-    """
-
-    folder: Path
-    tuples_NC: npt.NDArray[np.int32]
-    grades_NC: npt.NDArray[np.int8]
-    queries: pa.Array
-    report: TupleReport
-
-    def __len__(self) -> int:
-        return len(self.tuples_NC)
-
-    @classmethod
-    def open(cls, folder: Path, *, product_ids: pa.Array | None = None, verify: bool = True) -> Self:
-        """Open what `build_tuples` wrote; `product_ids` of the catalogue are checked when given.
-
-        Raises:
-            RelevanceError: a file is missing or changed, or the catalogue is not the one of the tuples.
-        """
-        folder = Path(folder)
-        report = _read_report(folder)
-        for name, checksum in report.checksums.items():
-            path = folder / name
-            if not path.is_file() or (verify and sha256_of(path) != checksum):
-                raise RelevanceError(f"{path} is missing or was changed; build the tuples again")
-        if product_ids is not None and _ids_sha256(product_ids) != report.product_ids_sha256:
-            raise RelevanceError(
-                f"the products of the catalogue are not those of {folder}, or in another order; "
-                "build the tuples again"
-            )
-        return cls(
-            folder=folder,
-            tuples_NC=np.load(folder / TUPLES, mmap_mode="r"),
-            grades_NC=np.load(folder / GRADES, mmap_mode="r"),
-            queries=pq.read_table(folder / QUERIES).column("query").combine_chunks(),
-            report=report,
-        )
 
 
 def build_tuples(
@@ -167,11 +78,11 @@ def build_tuples(
         RelevanceError: lengths do not fit, no tuple can be made, or `out_folder` holds something else.
     """
     out_folder = Path(out_folder)
-    _refuse_foreign_folder(out_folder)
+    refuse_foreign_folder(out_folder)
     products, queries = len(grades.product_ids), len(grades.queries)
-    product_mask = _checked_mask(product_mask, products, "product_mask")
-    query_mask = _checked_mask(query_mask, queries, "query_mask")
-    aisle_P, aisle_count = _aisle_numbers(aisles, products)
+    product_mask = checked_mask(product_mask, products, "product_mask")
+    query_mask = checked_mask(query_mask, queries, "query_mask")
+    aisle_P, aisle_count = aisle_numbers(aisles, products)
     order = pc.sort_indices(grades.product_ids).to_numpy()
     order = order[product_mask[order]]
 
@@ -205,7 +116,7 @@ def build_tuples(
                 if not grade_J.any():
                     without_positives += 1
                     continue
-                generator = _generator_of(grades.product_ids[product].as_py(), seed)
+                generator = generator_of(grades.product_ids[product].as_py(), seed)
                 proxies = None
                 if config.proxy_negatives and aisle_P[product] >= 0:
                     own_aisle = None if aisles is None else int(aisle_P[product])
@@ -242,39 +153,28 @@ def build_tuples(
             mean_positives=float(np.mean(positives)),
             median_positives=float(np.median(positives)),
             most_positives=max(positives),
-            negatives_of_high=_mix(grades_NC, HIGH),
-            negatives_of_moderate=_mix(grades_NC, MODERATE),
+            negatives_of_high=negative_mix(grades_NC, HIGH),
+            negatives_of_moderate=negative_mix(grades_NC, MODERATE),
             tuples_with_swap=counts.swapped,
             tuples_without_swap=counts.not_swapped,
             tuples_filled_by_proxies=counts.filled,
             repeated_negatives=counts.repeated,
             positives_left_out=counts.left_out,
             grades=grades.report,
-            product_ids_sha256=_ids_sha256(grades.product_ids),
+            product_ids_sha256=ids_sha256(grades.product_ids),
             checksums={name: sha256_of(temporary / name) for name in (TUPLES, GRADES, QUERIES)},
         )
         (temporary / REPORT).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return TupleSet.open(out_folder, verify=False)
 
 
-def _mix(grades_NC: npt.NDArray[np.int8], positive_grade: int) -> NegativeMix:
-    """Kinds of negatives, counted in pieces: memory stays flat in the number of tuples."""
-    found = dict.fromkeys((IRRELEVANT, MODERATE, PROXY), 0)
-    for start in range(0, len(grades_NC), CHUNK_TUPLES):
-        part = grades_NC[start : start + CHUNK_TUPLES]
-        negatives = part[part[:, 0] == positive_grade, 1:]
-        for kind in found:
-            found[kind] += int((negatives == kind).sum())
-    return NegativeMix(irrelevant=found[IRRELEVANT], moderate=found[MODERATE], proxy=found[PROXY])
-
-
-def _generator_of(product_id: int | str, seed: int) -> np.random.Generator:
+def generator_of(product_id: int | str, *seeds: int) -> np.random.Generator:
     """The random stream of a product, the same whatever other products there are."""
     digest = hashlib.blake2b(str(product_id).encode(), digest_size=16).digest()
-    return np.random.default_rng((seed, int.from_bytes(digest, "big")))
+    return np.random.default_rng((*seeds, int.from_bytes(digest, "big")))
 
 
-def _aisle_numbers(aisles: Sequence[str | None] | None, products: int) -> tuple[npt.NDArray[np.int64], int]:
+def aisle_numbers(aisles: Sequence[str | None] | None, products: int) -> tuple[npt.NDArray[np.int64], int]:
     """Number of each product's aisle in the order of names, -1 where unknown; and how many there are."""
     if aisles is None:
         return np.zeros(products, np.int64), 1
@@ -287,35 +187,14 @@ def _aisle_numbers(aisles: Sequence[str | None] | None, products: int) -> tuple[
     return np.array([number_of.get(name, -1) for name in names], np.int64), len(number_of)
 
 
-def _checked_mask(mask: npt.NDArray[np.bool_] | None, count: int, name: str) -> npt.NDArray[np.bool_]:
+def checked_mask(mask: npt.NDArray[np.bool_] | None, count: int, name: str) -> npt.NDArray[np.bool_]:
+    """The mask, or one that is True everywhere.
+
+    Raises:
+        RelevanceError: it is not `count` booleans.
+    """
     if mask is None:
         return np.ones(count, np.bool_)
     if mask.shape != (count,) or mask.dtype != np.bool_:
         raise RelevanceError(f"{name} must be {count:,} booleans, got {mask.dtype} of shape {mask.shape}")
     return mask
-
-
-def _ids_sha256(ids: pa.Array) -> str:
-    return hashlib.sha256("\0".join(map(str, ids.to_pylist())).encode()).hexdigest()
-
-
-def _read_report(folder: Path) -> TupleReport:
-    path = folder / REPORT
-    try:
-        return TupleReport.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise RelevanceError(f"{folder} holds no tuples: {path} cannot be read: {error}") from None
-
-
-def _refuse_foreign_folder(folder: Path) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    try:
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        ours = str(report["format"]).startswith("tuples-")
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise RelevanceError(
-            f"{folder} holds something other than tuples and is left as it is; choose another path"
-        )
