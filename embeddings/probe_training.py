@@ -30,7 +30,7 @@ class ProbeConfig(BaseModel):
     #: Width of the hidden layer of the aisle probe.
     hidden_dim: Annotated[int, Field(ge=1)] = 256
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-2
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-3
     batch_rows: Annotated[int, Field(ge=1)] = 512
     max_epochs: Annotated[int, Field(ge=1)] = 100
     #: Epochs without a lower validation loss until training stops; the weights of the lowest are kept.
