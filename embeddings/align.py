@@ -1,14 +1,14 @@
 """Stage 2: aligning the query encoder and the product encoder by PQC (paper section 3.2.2).
 
 Tuples (product, positive query, K negative queries) come from the relevance data. A step encodes each
-distinct product and query of its batch once, queries in chunks of alike length. With a frozen image encoder the image
-tokens of the catalogue are computed once, if they fit.
+distinct product and query of its batch once, queries in chunks of alike length. With a frozen image encoder
+the image tokens of the catalogue are computed once, if they fit.
 
 Shapes: B tuples of a micro-batch, U distinct products and V distinct queries among them, K negatives, P
 products of the catalogue, I image tokens, H hidden width, D embedding width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 
@@ -26,7 +26,7 @@ from embeddings.encoders import ProductEncoder, QueryEncoder, freeze_first_layer
 from embeddings.images import ImageUnreadable
 from embeddings.losses import InBatch, matryoshka, pqc_loss
 from embeddings.relevance import MODERATE, Grades, TupleSet
-from embeddings.training import OptimizerConfig
+from embeddings.training import OptimizerConfig, rows_of_a_step
 
 #: Queries that are encoded together; short ones are not padded to the longest of the batch.
 QUERY_CHUNK = 256
@@ -52,9 +52,10 @@ class AlignConfig(OptimizerConfig):
     learn_temperature: bool = False
     #: Beyond the paper: weight of a tuple whose positive is moderately relevant; 1 is the paper's loss.
     moderate_weight: Annotated[float, Field(ge=0)] = 1.0
-    #: Beyond the paper: the batch's other queries as negatives, but for those with a grade above 0.
+    #: Beyond the paper: the other queries of the rank's micro-batch as negatives, but for those with a grade
+    #: above 0.
     in_batch_negatives: bool = False
-    #: Beyond the paper: widths at which the first coordinates are trained to stand alone; empty for one width.
+    #: Beyond the paper: widths at which the first coordinates are trained to stand alone; none: full width.
     matryoshka_dims: tuple[int, ...] = ()
 
 
@@ -70,7 +71,7 @@ class AlignBatch(NamedTuple):
     product_B: Tensor
     query_BC: Tensor
     weight_B: Tensor
-    #: Weights of the tuples of all ranks, summed.
+    #: Weights of the tuples of the step, over all ranks, summed; of one micro-batch on average.
     total_weight: float
     #: Whether a product may not have a query as an in-batch negative; None without in-batch negatives.
     relevant_BV: Tensor | None
@@ -94,12 +95,7 @@ class Alignment(nn.Module):
 
     def forward(self, batch: AlignBatch) -> dict[str, Tensor]:
         """The share of this rank in the loss of the global batch, times the ranks, since DDP averages."""
-        with_image = batch.products.has_image_B.nonzero().squeeze(1)
-        image_GIH = batch.image_GIH
-        if image_GIH is None:
-            image_GIH = self.product.image_tokens(batch.products.pixels_BCHW[with_image])
-        product_UD = self.product.embed(batch.products, image_GIH, with_image)
-        query_VD = torch.cat([self.query(ids, mask) for ids, mask in batch.query_chunks])
+        product_UD, query_VD = self.vectors(batch)
 
         def loss(product_UD: Tensor, query_VD: Tensor) -> Tensor:
             chosen_BCD = query_VD[batch.query_BC]
@@ -117,6 +113,15 @@ class Alignment(nn.Module):
         pqc = matryoshka(loss, self.dims) if self.dims else loss
         value = pqc(product_UD, query_VD) * self.ranks.count
         return {"loss": value, "temperature": self.temperature.detach()}
+
+    def vectors(self, batch: AlignBatch) -> tuple[Tensor, Tensor]:
+        """Unit vectors of the distinct products (U, D) and queries (V, D)."""
+        with_image = batch.products.has_image_B.nonzero().squeeze(1)
+        image_GIH = batch.image_GIH
+        if image_GIH is None:
+            image_GIH = self.product.image_tokens(batch.products.pixels_BCHW[with_image])
+        product_UD = self.product.embed(batch.products, image_GIH, with_image)
+        return product_UD, torch.cat([self.query(ids, mask) for ids, mask in batch.query_chunks])
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +149,8 @@ class AlignTask:
         """Prepare both sides; `grades` are needed for in-batch negatives alone.
 
         Raises:
-            ValueError: there is no query encoder, too few tuples, or grades are missing.
+            ValueError: there is no query encoder, too few tuples, a Matryoshka width is too large, or grades
+                are missing.
         """
         if encoder.query is None:
             raise ValueError("stage 2 needs a query encoder; call with_query_encoder() first")
@@ -153,6 +159,13 @@ class AlignTask:
                 f"stage 2 needs at least two training tuples and one validation tuple, got "
                 f"{len(tuples.train)} and {len(tuples.validation)}; more graded pairs are needed"
             )
+        if not tuples.train.queries.equals(tuples.validation.queries):
+            raise ValueError("training and validation tuples must come from the same relevance data")
+        if max(config.matryoshka_dims, default=0) > encoder.config.embedding_dim:
+            raise ValueError(
+                f"matryoshka_dims must be at most embedding_dim, {encoder.config.embedding_dim}, got "
+                f"{list(config.matryoshka_dims)}"
+            )
         if config.in_batch_negatives and grades is None:
             raise ValueError("in_batch_negatives needs the grades, to leave relevant queries out")
         self.encoder, self.catalog, self.tuples, self.config = encoder, catalog, tuples, config
@@ -160,8 +173,8 @@ class AlignTask:
         self.relevant_PQ = (
             _relevant_matrix(grades, len(catalog)) if config.in_batch_negatives and grades else None
         )
-        self.batch_rows = min(config.batch_size, len(tuples.train) // ranks.count * ranks.count)
-        self.steps_per_epoch = max(1, len(tuples.train) // self.batch_rows)
+        self.batch_rows = rows_of_a_step(config, len(tuples.train), ranks=ranks)
+        self.steps_per_epoch = len(tuples.train) // self.batch_rows
         self.module = Alignment(encoder.product, encoder.query, config=config, ranks=ranks).to(device)
         #: Why the image of a product could not be read; such a product counts as one without an image.
         self.unreadable: dict[int, str] = {}
@@ -183,21 +196,27 @@ class AlignTask:
         """Hold the temperature in its range."""
         self.module.temperature.clamp_(*TEMPERATURE_RANGE)
 
-    def micro_batches(self, epoch: int, first_step: int) -> Iterator[AlignBatch]:
+    def micro_batches(self, epoch: int, first_step: int) -> Generator[AlignBatch, None, None]:
         """Tuples in an order drawn for this epoch; the ragged rest of it waits for another epoch."""
         order = np.random.default_rng((self.config.seed, epoch)).permutation(len(self.tuples.train))
-        micro_rows = self.batch_rows // self.config.accumulation
+        accumulation = self.config.accumulation
 
         def load() -> Iterator[AlignBatch]:
-            first = first_step * self.config.accumulation
-            for micro in range(first, self.steps_per_epoch * self.config.accumulation):
-                rows = order[micro * micro_rows : (micro + 1) * micro_rows]
-                yield self._batch(self.tuples.train, rows)
+            for step in range(first_step, self.steps_per_epoch):
+                rows = order[step * self.batch_rows : (step + 1) * self.batch_rows]
+                weight = float(self._weights(self.tuples.train, rows).sum(dtype=np.float64))
+                for micro in np.split(rows, accumulation):
+                    own = micro[self.ranks.slice_of(len(micro))]
+                    yield self._batch(self.tuples.train, own, total_weight=weight / accumulation)
 
-        return prefetch(load())
+        yield from prefetch(load())
 
     def evaluate(self) -> dict[str, float]:
-        """Loss on the validation tuples, and how often a product prefers its positive query to all others."""
+        """Loss on the validation tuples, and how often a product prefers its positive query to all others.
+
+        The loss is the paper's, at the temperature of the config whatever is learned, so that evaluations
+        compare.
+        """
         count = min(len(self.tuples.validation), VALIDATION_TUPLES)
         rows_N = np.linspace(0, len(self.tuples.validation) - 1, count).astype(np.int64)
         sums = torch.zeros(2, dtype=torch.float64)
@@ -205,31 +224,21 @@ class AlignTask:
             if number % self.ranks.count != self.ranks.rank:
                 continue
             rows = rows_N[start : start + self.batch_rows]
-            batch = self._batch(self.tuples.validation, rows, ranks=Ranks())
-            product_BD, query_BCD = self._vectors(batch)
-            logits_BC = torch.einsum("bd,bcd->bc", product_BD, query_BCD) / self.config.temperature
+            batch = self._batch(self.tuples.validation, rows, total_weight=float(len(rows)))
+            product_UD, query_VD = (
+                vectors.to(self.module.temperature.dtype) for vectors in self.module.vectors(batch)
+            )
+            with torch.autocast(self.device.type, enabled=False):
+                logits_BC = torch.einsum("bd,bcd->bc", product_UD[batch.product_B], query_VD[batch.query_BC])
+            logits_BC = logits_BC / self.config.temperature
             loss = -logits_BC.log_softmax(dim=1)[:, 0].sum()
             first = (logits_BC[:, :1] > logits_BC[:, 1:]).all(dim=1).sum()
             sums += torch.tensor([float(loss), float(first)], dtype=torch.float64)
         loss_sum, first_sum = sum_over_ranks(sums.to(self.device), self.ranks).tolist()
         return {"loss": loss_sum / count, "positive_first": first_sum / count}
 
-    def _vectors(self, batch: AlignBatch) -> tuple[Tensor, Tensor]:
-        product, query = self.module.product, self.module.query
-        with_image = batch.products.has_image_B.nonzero().squeeze(1)
-        image_GIH = batch.image_GIH
-        if image_GIH is None:
-            image_GIH = product.image_tokens(batch.products.pixels_BCHW[with_image])
-        product_UD = product.embed(batch.products, image_GIH, with_image).float()
-        query_VD = torch.cat([query(ids, mask) for ids, mask in batch.query_chunks]).float()
-        return product_UD[batch.product_B], query_VD[batch.query_BC]
-
-    def _batch(
-        self, tuples: TupleSet, rows: npt.NDArray[np.int64], *, ranks: Ranks | None = None
-    ) -> AlignBatch:
-        ranks = ranks or self.ranks
-        weight_all = self._weights(tuples, rows)
-        rows = np.sort(rows[ranks.slice_of(len(rows))])
+    def _batch(self, tuples: TupleSet, rows: npt.NDArray[np.int64], *, total_weight: float) -> AlignBatch:
+        rows = np.sort(rows)  # in the order of the file
         tuple_BC = np.asarray(tuples.tuples_NC[rows], dtype=np.int64)
         product_U, product_B = np.unique(tuple_BC[:, 0], return_inverse=True)
         query_V, query_BC = np.unique(tuple_BC[:, 1:], return_inverse=True)
@@ -248,7 +257,7 @@ class AlignTask:
             product_B=torch.from_numpy(product_B).to(self.device),
             query_BC=torch.from_numpy(place_V[query_BC.reshape(len(rows), -1)]).to(self.device),
             weight_B=torch.from_numpy(self._weights(tuples, rows)).to(self.device),
-            total_weight=float(weight_all.sum()),
+            total_weight=total_weight,
             relevant_BV=relevant_BV,
         )
 
@@ -309,7 +318,7 @@ class AlignTask:
             with_image.append(index[has_image_B])
             if has_image_B.any():
                 pixels = batch.pixels_BCHW[batch.has_image_B].to(self.device)
-                parts.append(vision.image_tokens(pixels).float().cpu())
+                parts.append(vision.image_tokens(pixels).cpu())
         self.image_slot_P[np.concatenate(with_image)] = np.arange(sum(map(len, with_image)))
         return torch.cat(parts) if parts else torch.zeros((0, patches, config.vision_hidden_dim))
 

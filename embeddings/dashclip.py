@@ -6,7 +6,9 @@ what the weights were trained on. Loading runs no code from the folder.
 Shapes: B products or queries, D embedding width.
 """
 
+import hashlib
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +27,7 @@ from embeddings.encoder_config import EncoderConfig
 from embeddings.encoders import ProductEncoder, QueryEncoder, seeded
 from embeddings.files import atomic_folder, sha256_of
 from embeddings.table import refuse_foreign_folder
-from embeddings.tokenizer import TextTokenizer
+from embeddings.tokenizer import TextTokenizer, TokenizerError
 
 #: initial: no training of ours; pretrained: after stage 1; aligned: after stage 2, with a query encoder.
 Stage = Literal["initial", "pretrained", "aligned"]
@@ -63,7 +65,7 @@ class DashClipEncoder:
     product: ProductEncoder
     query: QueryEncoder | None
     stage: Stage
-    #: Names the weights: stage and checksum. "unsaved" until they are written.
+    #: Stage, and checksum of weights, config and tokenizer. "unsaved" until they are written.
     encoder_id: str = "unsaved"
     trained_on: dict[str, Any] | None = None
 
@@ -74,11 +76,7 @@ class DashClipEncoder:
         Raises:
             EncoderError: the tokenizer has another number of tokens than the config.
         """
-        if tokenizer.vocab_size != config.vocab_size:
-            raise EncoderError(
-                f"the tokenizer has {tokenizer.vocab_size:,} tokens, the encoder config {config.vocab_size:,}; "
-                "make the config with vocab_size=tokenizer.vocab_size"
-            )
+        _check_vocabulary(config, tokenizer)
         product = seeded(lambda: ProductEncoder(config, enc_id=tokenizer.enc_id), seed)
         return cls(config=config, tokenizer=tokenizer, product=product, query=None, stage="initial")
 
@@ -93,7 +91,7 @@ class DashClipEncoder:
             query=query,
             stage=self.stage,
             trained_on=self.trained_on,
-        )
+        ).to(self.device)
 
     def to(self, device: torch.device | str) -> Self:
         """Move the weights."""
@@ -161,7 +159,7 @@ class DashClipEncoder:
             checksums = {name: sha256_of(temporary / name) for name in (CONFIG, TOKENIZER, MODEL)}
             manifest = EncoderManifest(
                 format=1,
-                encoder_id=f"dashclip-{stage}-{checksums[MODEL][:12]}",
+                encoder_id=f"dashclip-{stage}-{_joint_checksum(checksums)[:12]}",
                 stage=stage,
                 created=datetime.now(UTC),
                 trained_on=trained_on,
@@ -179,10 +177,10 @@ class DashClipEncoder:
         """
         folder = Path(folder)
         manifest = _read_manifest(folder)
-        for name, checksum in manifest.checksums.items():
+        for name in (CONFIG, TOKENIZER, MODEL):
             if not (folder / name).is_file():
                 raise EncoderError(f"{folder / name} is missing; write the encoder again")
-            if verify and sha256_of(folder / name) != checksum:
+            if verify and sha256_of(folder / name) != manifest.checksums.get(name):
                 raise EncoderError(
                     f"{folder / name} does not have the checksum of its manifest: it was truncated or "
                     "changed; write the encoder again"
@@ -190,9 +188,10 @@ class DashClipEncoder:
         try:
             config = EncoderConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
             weights = load_file(folder / MODEL)
-        except (ValidationError, SafetensorError) as error:
+            tokenizer = TextTokenizer.load(folder / TOKENIZER)
+        except (ValidationError, UnicodeDecodeError, SafetensorError, TokenizerError) as error:
             raise EncoderError(f"{folder} cannot be read: {error}") from error
-        tokenizer = TextTokenizer.load(folder / TOKENIZER)
+        _check_vocabulary(config, tokenizer)
         # Weights on the meta device are never drawn: loading assigns every one of them, or fails.
         with torch.device("meta"):
             product = ProductEncoder(config, enc_id=tokenizer.enc_id)
@@ -204,7 +203,8 @@ class DashClipEncoder:
             try:
                 module.load_state_dict(own, assign=True)
             except RuntimeError as error:
-                raise EncoderError(f"{folder / MODEL} does not fit {folder / CONFIG}: {error}") from None
+                reason = textwrap.shorten(str(error), 300, placeholder=" ...")
+                raise EncoderError(f"{folder / MODEL} does not fit {folder / CONFIG}: {reason}") from None
             _restore_position_ids(module)
         return cls(
             config=config,
@@ -224,6 +224,21 @@ def is_encoder(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(manifest, dict) and "stage" in manifest
+
+
+def _check_vocabulary(config: EncoderConfig, tokenizer: TextTokenizer) -> None:
+    if tokenizer.vocab_size != config.vocab_size:
+        raise EncoderError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the encoder config {config.vocab_size:,}; "
+            "make the config with vocab_size=tokenizer.vocab_size"
+        )
+
+
+def _joint_checksum(checksums: dict[str, str]) -> str:
+    """Equal weights under another config or tokenizer give other vectors, hence another id."""
+    return hashlib.sha256(
+        "".join(checksums[name] for name in (CONFIG, TOKENIZER, MODEL)).encode()
+    ).hexdigest()
 
 
 def _read_manifest(folder: Path) -> EncoderManifest:

@@ -41,9 +41,9 @@ def join_ranks(device_type: str) -> Ranks:
     if not dist.is_torchelastic_launched():
         return Ranks()
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
         if device_type == "cuda":
             torch.cuda.set_device(dist.get_node_local_rank())
+        dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
     return Ranks(rank=dist.get_rank(), count=dist.get_world_size())
 
 
@@ -62,10 +62,12 @@ def gather_rows_with_gradient(rows: Tensor, ranks: Ranks) -> Tensor:
 
 
 def sum_over_ranks(values: Tensor, ranks: Ranks) -> Tensor:
-    """Elementwise sum of the ranks' tensors."""
-    if ranks.count > 1:
-        dist.all_reduce(values)
-    return values
+    """Elementwise sum of the ranks' tensors, the same bits on every rank."""
+    if ranks.count == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
 
 
 def barrier(ranks: Ranks) -> None:

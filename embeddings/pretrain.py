@@ -1,15 +1,15 @@
 """Stage 1: continual pre-training of the product encoders on the catalogue (paper section 3.2.1).
 
-ITC with a momentum teacher, a queue and soft targets, and ITM with hard negatives, as in ALBEF and BLIP (Li et
-al. 2021, 2022); early stop at the lowest matching loss on products kept aside, with the same negatives each
-time. Products without image or title say nothing here and are left out, counted.
+ITC with a momentum teacher, a queue and soft targets, and ITM with hard negatives, as in ALBEF and BLIP (Li
+et al. 2021, 2022); early stop at the lowest matching loss on products kept aside. Products without image or
+title say nothing here and are left out, counted.
 
 Shapes: B products of this rank's micro-batch, G those of all ranks, T tokens, I image tokens, H hidden width,
 D embedding width, C columns.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
@@ -25,13 +25,15 @@ from embeddings.distributed import Ranks, gather_rows, gather_rows_with_gradient
 from embeddings.encoders import ProductEncoder, freeze_first_layers
 from embeddings.feature_queue import FeatureQueue
 from embeddings.images import AugmentationConfig, ImageUnreadable
-from embeddings.losses import draw_negatives, hard_negative_probabilities, itc_loss, itm_loss
-from embeddings.training import OptimizerConfig
+from embeddings.losses import NO_GROUP, draw_negatives, hard_negative_probabilities, itc_loss, itm_loss
+from embeddings.training import OptimizerConfig, rows_of_a_step
 
 #: The range in which the learned temperature is held (BLIP).
 TEMPERATURE_RANGE = (0.001, 0.5)
 #: Parts of the encoder that the teacher shadows; the others have no say in ITC.
 SHADOWED = ("vision", "text", "vision_proj", "text_proj")
+#: Products that one another's images and titles are found among when a model is measured.
+EVALUATION_CHUNK = 64
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -61,18 +63,33 @@ class PretrainConfig(OptimizerConfig):
 
 
 class PretrainBatch(NamedTuple):
-    """Products of one micro-batch with their groups; `draw` seeds the hard negatives of all ranks alike."""
+    """Products of one micro-batch; `draw` seeds the hard negatives of all ranks alike.
+
+    Those whose image cannot be read or whose title has no known piece have no group: they take no part.
+    """
 
     products: ProductBatch
     group_B: Tensor
     draw: int
 
 
+class _Features(NamedTuple):
+    image_BIH: Tensor
+    image_BD: Tensor
+    text_BD: Tensor
+
+
 class Pretraining(nn.Module):
     """The encoder, its momentum teacher, the queue and the temperature; `forward` gives both losses."""
 
     def __init__(
-        self, online: ProductEncoder, *, config: PretrainConfig, queue_size: int, ranks: Ranks, title_tokens: int
+        self,
+        online: ProductEncoder,
+        *,
+        config: PretrainConfig,
+        queue_size: int,
+        ranks: Ranks,
+        title_tokens: int,
     ) -> None:
         super().__init__()
         self.online = online
@@ -99,66 +116,94 @@ class Pretraining(nn.Module):
                 own.lerp_(followed, 1 - self.momentum)
 
     def forward(self, batch: PretrainBatch) -> dict[str, Tensor]:
-        """Losses of this rank's rows against the global batch, in nats; their mean over ranks is the batch's."""
-        products, ranks = batch.products, self.ranks
-        image_BIH = self.online.image_tokens(products.pixels_BCHW)
-        text_BTH = self.online.text_tokens(products.ids_BT, products.mask_BT)
-        image_BD = self.online.image_features(image_BIH)
-        text_BD = self.online.text_features(text_BTH)
+        """Losses of this rank's rows in nats; their mean over ranks is the loss of the global batch."""
+        ranks = self.ranks
+        features = self._features(batch.products)
         group_G = gather_rows(batch.group_B, ranks)
         own = ranks.slice_of(len(group_G))
         teacher_image_GD, teacher_text_GD = (
-            gather_rows(features_BD.float(), ranks) for features_BD in self._teacher_features(products)
+            gather_rows(features_BD.to(self.queue.image_QD.dtype), ranks)
+            for features_BD in self._teacher_features(batch.products)
         )
         itc = itc_loss(
-            image_BD,
-            text_BD,
+            features.image_BD,
+            features.text_BD,
             self.queue.columns(teacher_image_GD, teacher_text_GD, group_G),
             positive_B=torch.arange(own.start, own.stop, device=group_G.device),
             temperature=self.temperature,
             alpha=self.soft_share,
-            total_rows=len(group_G),
+            total_rows=(group_G != NO_GROUP).sum(),
         ).loss
-        itm = self._matching_loss(batch, image_BIH, image_BD, text_BD, group_G)
+        matched_B2, unmatched_M2 = self._match(batch, features, ranks)
+        pairs = torch.tensor(float(len(matched_B2) + len(unmatched_M2)), device=matched_B2.device)
+        itm = itm_loss(matched_B2, unmatched_M2, total_pairs=sum_over_ranks(pairs, ranks))
         if self.training:
             self.queue.push(teacher_image_GD, teacher_text_GD, group_G)
         # Each is this rank's share of the global loss, and DDP averages over ranks.
         itc, itm = itc * ranks.count, itm * ranks.count
         return {"loss": itc + itm, "itc": itc, "itm": itm, "temperature": self.temperature.detach()}
 
-    def _matching_loss(
-        self, batch: PretrainBatch, image_BIH: Tensor, image_BD: Tensor, text_BD: Tensor, group_G: Tensor
-    ) -> Tensor:
-        products, ranks = batch.products, self.ranks
-        image_GD, text_GD = gather_rows(image_BD.float(), ranks), gather_rows(text_BD.float(), ranks)
-        image_GIH = gather_rows_with_gradient(image_BIH, ranks)
-        ids_GT, mask_GT = products.ids_BT, products.mask_BT
+    def measure(self, batch: PretrainBatch) -> Tensor:
+        """Sums over one batch of one rank, float64 (5,).
+
+        Matching loss, right answers, pairs; products that take part, those whose image finds their title.
+        """
+        features = self._features(batch.products)
+        matched_B2, unmatched_M2 = self._match(batch, features, Ranks())
+        loss = itm_loss(matched_B2, unmatched_M2, total_pairs=1.0)
+        correct = (matched_B2.argmax(dim=1) == 1).sum() + (unmatched_M2.argmax(dim=1) == 0).sum()
+        known_B = batch.group_B != NO_GROUP
+        with torch.autocast(loss.device.type, enabled=False):
+            similarity_BB = features.image_BD.float() @ features.text_BD.float().T
+        best_B = similarity_BB.masked_fill(~known_B, -torch.inf).argmax(dim=1)
+        found = (known_B & (batch.group_B[best_B] == batch.group_B)).sum()
+        pairs = len(matched_B2) + len(unmatched_M2)
+        sums = (float(loss), float(correct), float(pairs), float(known_B.sum()), float(found))
+        return torch.tensor(sums, dtype=torch.float64)
+
+    def _features(self, products: ProductBatch) -> "_Features":
+        image_BIH = self.online.image_tokens(products.pixels_BCHW)
+        text_BTH = self.online.text_tokens(products.ids_BT, products.mask_BT)
+        return _Features(
+            image_BIH, self.online.image_features(image_BIH), self.online.text_features(text_BTH)
+        )
+
+    def _match(self, batch: PretrainBatch, features: "_Features", ranks: Ranks) -> tuple[Tensor, Tensor]:
+        """ITM logits of the matched and of the unmatched pairs, both (pairs, 2).
+
+        Every product with another group in the batch of all ranks gives two unmatched pairs: its title with
+        another image, and its image with another title, hard ones first (ALBEF).
+        """
+        image_BIH, image_BD, text_BD = features
+        ids_BT, mask_BT = batch.products.ids_BT, batch.products.mask_BT
+        group_G, image_GIH = gather_rows(batch.group_B, ranks), gather_rows_with_gradient(image_BIH, ranks)
+        ids_GT, mask_GT = ids_BT, mask_BT
         if ranks.count > 1:  # one width for all ranks
-            missing = self.title_tokens - ids_GT.shape[1]
-            ids_GT, mask_GT = (gather_rows(pad(part, (0, missing)), ranks) for part in (ids_GT, mask_GT))
+            missing = self.title_tokens - ids_BT.shape[1]
+            ids_GT, mask_GT = (gather_rows(pad(part, (0, missing)), ranks) for part in (ids_BT, mask_BT))
+        own = ranks.slice_of(len(group_G))
+        image_GD, text_GD = (gather_rows(features_BD, ranks) for features_BD in (image_BD, text_BD))
+        # bfloat16 would round cosines to 8 bits before they are divided by the temperature.
+        with torch.autocast(image_GD.device.type, enabled=False):
+            precise = self.temperature.dtype
+            logits_GG = image_GD.to(precise) @ text_GD.to(precise).T / self.temperature.detach()
         generator = torch.Generator().manual_seed(batch.draw)
-        own, temperature = ranks.slice_of(len(group_G)), self.temperature.detach()
 
-        def negatives(of_GD: Tensor, among_GD: Tensor) -> Tensor:
-            probability_GG = hard_negative_probabilities(
-                of_GD @ among_GD.T / temperature, group_B=group_G, group_C=group_G
-            )
-            return draw_negatives(probability_GG, generator)[own]
+        def drawn(logits_GG: Tensor) -> Tensor:
+            share_GG = hard_negative_probabilities(logits_GG, group_B=group_G, group_C=group_G)
+            return draw_negatives(share_GG, generator)[own]
 
-        other_image_B, other_text_B = negatives(text_GD, image_GD), negatives(image_GD, text_GD)
+        other_image_B, other_text_B = drawn(logits_GG.T), drawn(logits_GG)
         found_B = (other_image_B >= 0) & (other_text_B >= 0)
-        ids_BT, mask_BT = ids_GT[own], mask_GT[own]
         other_image_F, other_text_F = other_image_B[found_B], other_text_B[found_B]
+        ids_BT, mask_BT = ids_GT[own], mask_GT[own]
         logits_N2 = self.online.match_logits(
             torch.cat([ids_BT, ids_BT[found_B], ids_GT[other_text_F]]),
             torch.cat([mask_BT, mask_BT[found_B], mask_GT[other_text_F]]),
             torch.cat([image_BIH, image_GIH[other_image_F], image_BIH[found_B]]),
         )
-        matched = len(ids_BT)
-        pairs = torch.tensor(float(len(logits_N2)), device=logits_N2.device)
-        return itm_loss(
-            logits_N2[:matched], logits_N2[matched:], total_pairs=sum_over_ranks(pairs, ranks)
-        )
+        rows = len(ids_BT)
+        return logits_N2[:rows][batch.group_B != NO_GROUP], logits_N2[rows:]
 
     @torch.no_grad()
     def _teacher_features(self, products: ProductBatch) -> tuple[Tensor, Tensor]:
@@ -194,9 +239,8 @@ class PretrainTask:
         Raises:
             ValueError: too few products have both an image and a title.
         """
-        both_P = np.array([bool(title) for title in catalog.titles]) & np.array(
-            [path is not None for path in catalog.image_paths]
-        )
+        tokens = encoder.tokenizer(catalog.titles, max_tokens=encoder.config.max_title_tokens)
+        both_P = tokens.known_B.numpy() & np.array([path is not None for path in catalog.image_paths], bool)
         usable = np.flatnonzero(both_P & usable_P)
         self.left_out = int(len(catalog) - both_P.sum())
         self.train, self.evaluation = _split_by_group(usable, catalog.group_P, config=config)
@@ -207,8 +251,8 @@ class PretrainTask:
             )
         self.encoder, self.catalog, self.config = encoder, catalog, config
         self.device, self.ranks = device, ranks
-        self.batch_rows = min(config.batch_size, len(self.train) // ranks.count * ranks.count)
-        self.steps_per_epoch = max(1, len(self.train) // self.batch_rows)
+        self.batch_rows = rows_of_a_step(config, len(self.train), ranks=ranks, fewest=2)
+        self.steps_per_epoch = len(self.train) // self.batch_rows
         self.module = Pretraining(
             encoder.product,
             config=config,
@@ -216,7 +260,7 @@ class PretrainTask:
             ranks=ranks,
             title_tokens=encoder.config.max_title_tokens,
         ).to(device)
-        #: Why the image of a product could not be read; such a product is blank in this run.
+        #: Why the image of a product could not be read; such a product takes no part in this run.
         self.unreadable: dict[int, str] = {}
         self.ramp_steps = config.soft_target_epochs * self.steps_per_epoch
 
@@ -228,7 +272,7 @@ class PretrainTask:
         """Teacher and temperature; the soft targets ramp up."""
         self.module.before_step(self.config.soft_target_share * min(1.0, step / self.ramp_steps))
 
-    def micro_batches(self, epoch: int, first_step: int) -> Iterator[PretrainBatch]:
+    def micro_batches(self, epoch: int, first_step: int) -> Generator[PretrainBatch, None, None]:
         """Products in an order drawn for this epoch; the ragged rest of it waits for another epoch."""
         order = np.random.default_rng((self.config.seed, epoch)).permutation(self.train)
         micro_rows = self.batch_rows // self.config.accumulation
@@ -241,61 +285,43 @@ class PretrainTask:
                 draw = int(np.random.default_rng((self.config.seed, epoch, micro)).integers(2**62))
                 yield self._batch(index, augmentation=self.config.augmentation, seed=epoch, draw=draw)
 
-        for batch in prefetch(load()):
-            yield PretrainBatch(batch.products.to(self.device), batch.group_B.to(self.device), batch.draw)
+        return self._on_device(load())
 
     def evaluate(self) -> dict[str, float]:
         """Matching loss and accuracy, and how often an image finds its own title in its chunk.
 
-        Chunks and negatives are the same at every evaluation; the first rank's are every rank's.
+        The chunks and the random numbers that draw negatives are the same at every evaluation, on any number
+        of ranks; which negatives are hard is for the encoder of the moment to say.
+
+        Raises:
+            ValueError: not one evaluation product has an image that can be read.
         """
-        sums = torch.zeros(4, dtype=torch.float64)
-        rows = min(self.batch_rows, 64)
-        chunks = [self.evaluation[start : start + rows] for start in range(0, len(self.evaluation), rows)]
-        for number, index in enumerate(chunks):
-            if len(index) < 2 or number % self.ranks.count != self.ranks.rank:
-                continue
-            batch = self._batch(index, augmentation=None, seed=0, draw=number)
-            products = batch.products.to(self.device)
-            sums += self._measure(PretrainBatch(products, batch.group_B.to(self.device), number))
-        loss, correct, pairs, found = sum_over_ranks(sums.to(self.device), self.ranks).tolist()
+        rows = min(self.batch_rows, EVALUATION_CHUNK)
+
+        def load() -> Iterator[PretrainBatch]:
+            for number, start in enumerate(range(0, len(self.evaluation), rows)):
+                if number % self.ranks.count == self.ranks.rank:
+                    index = self.evaluation[start : start + rows]
+                    yield self._batch(index, augmentation=None, seed=0, draw=number)
+
+        sums = torch.zeros(5, dtype=torch.float64)
+        for batch in self._on_device(load()):
+            sums += self.module.measure(batch)
+        loss, correct, pairs, known, found = sum_over_ranks(sums.to(self.device), self.ranks).tolist()
+        if not known:
+            raise ValueError(
+                f"none of the {len(self.evaluation)} evaluation products of stage 1 has an image that can be "
+                "read; check the image files of the data folder"
+            )
         return {
             "loss": loss / pairs,
             "matching_accuracy": correct / pairs,
-            "image_finds_title": found / len(self.evaluation),
+            "image_finds_title": found / known,
         }
 
-    def _measure(self, batch: PretrainBatch) -> Tensor:
-        """Sums over one chunk: matching loss, right answers, pairs, images that find their title."""
-        online, products = self.encoder.product, batch.products
-        image_BIH = online.image_tokens(products.pixels_BCHW)
-        text_BTH = online.text_tokens(products.ids_BT, products.mask_BT)
-        similarity_BB = online.image_features(image_BIH).float() @ online.text_features(text_BTH).float().T
-        generator = torch.Generator().manual_seed(batch.draw)
-        temperature = self.module.temperature
-        other_image_B, other_text_B = (
-            draw_negatives(
-                hard_negative_probabilities(
-                    logits_BB / temperature, group_B=batch.group_B, group_C=batch.group_B
-                ),
-                generator,
-            )
-            for logits_BB in (similarity_BB.T, similarity_BB)
-        )
-        found_B = (other_image_B >= 0) & (other_text_B >= 0)
-        ids, mask, rows = products.ids_BT, products.mask_BT, len(products.ids_BT)
-        logits_N2 = online.match_logits(
-            torch.cat([ids, ids[found_B], ids[other_text_B[found_B]]]),
-            torch.cat([mask, mask[found_B], mask[other_text_B[found_B]]]),
-            torch.cat([image_BIH, image_BIH[other_image_B[found_B]], image_BIH[found_B]]),
-        ).float()
-        loss = itm_loss(logits_N2[:rows], logits_N2[rows:]) * len(logits_N2)
-        matched_N = torch.arange(len(logits_N2), device=logits_N2.device) < rows
-        correct = (logits_N2.argmax(dim=1).bool() == matched_N).sum()
-        best_B = similarity_BB.argmax(dim=1)
-        found = (batch.group_B[best_B] == batch.group_B).sum()
-        sums = (float(loss), float(correct), float(len(logits_N2)), float(found))
-        return torch.tensor(sums, dtype=torch.float64)
+    def _on_device(self, batches: Iterator[PretrainBatch]) -> Generator[PretrainBatch, None, None]:
+        for products, group_B, draw in prefetch(batches):
+            yield PretrainBatch(products.to(self.device), group_B.to(self.device), draw)
 
     def _batch(
         self, index: npt.NDArray[Any], *, augmentation: AugmentationConfig | None, seed: int, draw: int
@@ -310,8 +336,9 @@ class PretrainTask:
             seed=(self.config.seed, seed),
             unreadable=self._note_unreadable,
         )
-        return PretrainBatch(products, torch.from_numpy(self.catalog.group_P[index]), draw)
-
+        complete_B = products.has_image_B & products.has_title_B
+        group_B = torch.from_numpy(self.catalog.group_P[index]).masked_fill(~complete_B, NO_GROUP)
+        return PretrainBatch(products, group_B, draw)
 
     def _note_unreadable(self, product: int, error: ImageUnreadable) -> None:
         self.unreadable[product] = error.reason
@@ -320,11 +347,11 @@ class PretrainTask:
 def _split_by_group(
     usable: npt.NDArray[np.int64], group_P: npt.NDArray[np.int64], *, config: PretrainConfig
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Training and evaluation products; a group is on one side only."""
+    """Training and evaluation products; a group is on one side only, and two or more are for evaluation."""
     groups = np.unique(group_P[usable])
     shuffled = np.random.default_rng((config.seed, len(groups))).permutation(groups)
     wanted = min(config.evaluation_products, max(2, round(config.evaluation_share * len(usable))))
     sizes = np.cumsum(np.bincount(group_P[usable])[shuffled])
-    chosen = shuffled[: int(np.searchsorted(sizes, wanted)) + 1]
+    chosen = shuffled[: max(2, int(np.searchsorted(sizes, wanted)) + 1)]
     aside = np.isin(group_P[usable], chosen)
     return usable[~aside], usable[aside]

@@ -4,26 +4,27 @@ A run folder has `encoder/` (the result), `training.json` (settings, inputs, his
 runs, and for stage 2 `tuples/train` and `tuples/validation`.
 """
 
+import copy
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from embeddings.align import AlignConfig, AlignTask, Tuples
 from embeddings.catalog import Modality, ProductCatalog
-from embeddings.dashclip import DashClipEncoder
+from embeddings.dashclip import DashClipEncoder, Stage, is_encoder
 from embeddings.distributed import Ranks, barrier, join_ranks
 from embeddings.encoder_config import EncoderConfig, Size
-from embeddings.files import sha256_of
+from embeddings.files import replaced_file, sha256_of
 from embeddings.holdout import TRAIN, VALIDATION, HoldoutConfig, product_roles, query_roles
 from embeddings.pretrain import PretrainConfig, PretrainTask
 from embeddings.relevance import TupleConfig, TupleSet, build_tuples, read_grades
+from embeddings.table import refuse_foreign_folder
 from embeddings.tokenizer import TextTokenizer
 from embeddings.training import Report, TrainingOutcome, train
 
@@ -46,7 +47,7 @@ class InputConfig:
 
     modalities: tuple[Modality, ...] = ("image", "text")
     text_columns: tuple[str, ...] = ("title",)
-    holdout: HoldoutConfig = HoldoutConfig()
+    holdout: HoldoutConfig = field(default_factory=HoldoutConfig)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +95,13 @@ def pretrain(
 ) -> StageRun:
     """Stage 1 on the catalogue of `data`; a finished folder is opened, an interrupted one resumed.
 
+    `start` stays as it is. The products table is compared with that of an earlier call, image files are not.
+
     Raises:
-        StageError: the folder holds a run of other settings or inputs.
+        StageError: the folder holds a finished run of other settings or inputs.
+        TrainingStateError: it holds an interrupted one, or a damaged checkpoint.
+        EmbeddingTableError: it holds something else.
+        ValueError: too few products have both an image and a title.
     """
     inputs = inputs or InputConfig()
     ranks = join_ranks(device)
@@ -111,8 +117,9 @@ def pretrain(
     if done is not None:
         return done
     catalog = ProductCatalog.open(data, modalities=inputs.modalities, text_columns=inputs.text_columns)
+    encoder = _copy(start)
     task = PretrainTask(
-        start,
+        encoder,
         catalog,
         config=config,
         usable_P=product_roles(catalog.ids, inputs.holdout) == TRAIN,
@@ -126,7 +133,7 @@ def pretrain(
     }
     outcome = _train(task, folder, settings, config, ranks, show)
     counts["unreadable_images"] = len(task.unreadable)
-    return _finish(folder, start, "pretrained", settings, outcome, counts, ranks)
+    return _finish(folder, encoder, "pretrained", settings, outcome, counts, ranks)
 
 
 def align(
@@ -144,8 +151,13 @@ def align(
 ) -> StageRun:
     """Stage 2 on the relevance data of `data`; a finished folder is opened, an interrupted one resumed.
 
+    `start` stays as it is; without a query encoder it is given one.
+
     Raises:
-        StageError: the folder holds a run of other settings or inputs.
+        StageError: the folder holds a finished run of other settings or inputs.
+        TrainingStateError: it holds an interrupted one, or a damaged checkpoint.
+        EmbeddingTableError, RelevanceError: it holds something else, or no tuple can be made.
+        ValueError: there are too few tuples.
     """
     inputs, tuple_config = inputs or InputConfig(), tuple_config or TupleConfig()
     ranks = join_ranks(device)
@@ -183,7 +195,7 @@ def align(
             )
         barrier(ranks)
         sets[name] = TupleSet.open(target, product_ids=catalog.ids)
-    encoder = start if start.query is not None else start.with_query_encoder()
+    encoder = _copy(start if start.query is not None else start.with_query_encoder())
     task = AlignTask(
         encoder,
         catalog,
@@ -228,7 +240,7 @@ def _train(
 def _finish(
     folder: Path,
     encoder: DashClipEncoder,
-    stage: Any,
+    stage: Stage,
     settings: dict[str, Any],
     outcome: TrainingOutcome,
     counts: dict[str, int],
@@ -252,15 +264,29 @@ def _finished(folder: Path, settings: dict[str, Any]) -> StageRun | None:
     """
     path = folder / TRAINING
     if not path.is_file():
+        # Now rather than after hours of training.
+        refuse_foreign_folder(folder / ENCODER, ours=is_encoder)
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    try:
+        found = dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
+    except (ValueError, KeyError, TypeError):
+        raise StageError(
+            f"{path} is not the record of a training run; choose another output folder"
+        ) from None
     if found != settings:
-        differing = sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key))
+        differing = sorted(
+            key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key)
+        )
         raise StageError(
             f"{folder} holds a finished run with another {', '.join(differing)}; delete it or choose another "
             "output folder"
         )
     return StageRun(folder, DashClipEncoder.load(folder / ENCODER), None)
+
+
+def _copy(encoder: DashClipEncoder) -> DashClipEncoder:
+    """The same with weights of its own, which training changes."""
+    return replace(encoder, product=copy.deepcopy(encoder.product), query=copy.deepcopy(encoder.query))
 
 
 def _device(name: str) -> torch.device:
@@ -282,13 +308,15 @@ def _fingerprint(settings: dict[str, Any]) -> str:
 
 
 def _weights_fingerprint(encoder: DashClipEncoder) -> str:
-    """The id of a saved encoder, or a checksum of weights that were never saved."""
+    """The id of a saved encoder, or a checksum of one that was never saved."""
     if encoder.encoder_id != "unsaved":
         return encoder.encoder_id
     digest = hashlib.sha256(encoder.config.model_dump_json().encode())
-    for name, value in sorted(encoder.product.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(value.detach().float().cpu().numpy()).tobytes())
+    digest.update("\0".join(encoder.tokenizer.tokens).encode())
+    for module in (encoder.product, encoder.query):
+        for name, value in sorted(module.state_dict().items() if module is not None else ()):
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().numpy().tobytes())
     return f"unsaved-{digest.hexdigest()[:16]}"
 
 
@@ -302,6 +330,5 @@ def _table_fingerprint(data: Path, name: str) -> str:
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with replaced_file(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -6,23 +6,24 @@ On a CPU a run that was killed and resumed ends with the same bits as one that w
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from embeddings.distributed import Ranks
+from embeddings.distributed import Ranks, sum_over_ranks
 from embeddings.training_state import TrainingState, latest_state, read_state, write_state
 
 #: Norm above which a step's gradient is scaled down; a guard against single bad batches.
 GRADIENT_NORM = 5.0
-#: Checkpoints that are kept; the newest may be half a step ahead of a crash that it caused.
+#: Checkpoints that are kept: one more than needed, should the newest turn out damaged.
 CHECKPOINTS_KEPT = 2
 
 Precision = Literal["float32", "bfloat16"]
@@ -55,7 +56,8 @@ class OptimizerConfig(BaseModel):
     def _divides(self) -> Self:
         if self.batch_size % self.accumulation:
             raise ValueError(
-                f"batch_size must be a multiple of accumulation, got {self.batch_size} and {self.accumulation}"
+                f"batch_size must be a multiple of accumulation, got {self.batch_size} and "
+                f"{self.accumulation}"
             )
         return self
 
@@ -63,13 +65,22 @@ class OptimizerConfig(BaseModel):
 class Task(Protocol):
     """One stage, as the loop sees it."""
 
-    module: nn.Module
-    steps_per_epoch: int
+    @property
+    def module(self) -> nn.Module:
+        """What computes the losses, their mean over ranks being that of the global micro-batch."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch."""
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of one optimizer step, over all ranks and micro-batches."""
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """What is trained, by name."""
 
-    def micro_batches(self, epoch: int, first_step: int) -> Iterator[Any]:
+    def micro_batches(self, epoch: int, first_step: int) -> Generator[Any, None, None]:
         """This rank's micro-batches of the steps `first_step` ... of an epoch, in a fixed order."""
 
     def before_step(self, step: int) -> None:
@@ -93,7 +104,7 @@ class TrainingOutcome:
 
 
 class TrainingDiverged(ValueError):
-    """A loss that is not finite."""
+    """A loss or a gradient that is not finite; the message names the step."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,30 @@ def learning_rate_share(step: int, *, total: int, warmup: int, final_share: floa
     return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * turn))
 
 
+def rows_of_a_step(config: OptimizerConfig, available: int, *, ranks: Ranks, fewest: int = 1) -> int:
+    """The batch size, or the rows there are if those are fewer, rounded down to equal micro-batches.
+
+    Args:
+        fewest: rows that a micro-batch of all ranks must have.
+
+    Raises:
+        ValueError: the ranks do not divide the micro-batches, or there are too few rows.
+    """
+    parts = config.accumulation * ranks.count
+    if config.batch_size % parts:
+        raise ValueError(
+            f"batch_size must be a multiple of accumulation times ranks, got {config.batch_size} for "
+            f"{config.accumulation} micro-batches on {ranks.count} ranks"
+        )
+    rows = min(config.batch_size, available) // parts * parts
+    if rows // config.accumulation < max(fewest, ranks.count):
+        raise ValueError(
+            f"{available} training rows are too few for {config.accumulation} micro-batches on {ranks.count} "
+            "ranks; lower accumulation or the number of ranks"
+        )
+    return rows
+
+
 def train(
     task: Task,
     folder: Path,
@@ -132,7 +167,7 @@ def train(
         fingerprint: names config and inputs: a run resumes only its own checkpoints.
 
     Raises:
-        TrainingDiverged: a loss is not finite; names the step.
+        TrainingDiverged: a loss or a gradient is not finite; names the step. All ranks raise it alike.
         TrainingStateError: the checkpoints in `folder` are of another run or damaged.
     """
     return _Loop(task, folder, config, fingerprint, ranks or Ranks(), progress).run()
@@ -154,7 +189,10 @@ class _Loop:
         decayed = [p for _, p in self.named if p.ndim >= 2]
         plain = [p for _, p in self.named if p.ndim < 2]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            [
+                {"params": decayed, "weight_decay": config.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
             lr=config.learning_rate,
         )
         self.device = self.named[0][1].device
@@ -179,36 +217,45 @@ class _Loop:
         self.best_weights: dict[str, Tensor] = {}
         self.since_best = 0
         self.loss_sum, self.loss_steps = 0.0, 0
-        self.seconds = 0.0
 
     def run(self) -> TrainingOutcome:
+        """The loop; the caller's random state is as before afterwards."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            return self._run()
+
+    def _run(self) -> TrainingOutcome:
         self._resume()
         started, first = time.perf_counter(), self.step
         while self.step < self.total and not self._stops():
             epoch, offset = divmod(self.step, self.task.steps_per_epoch)
-            batches = self.task.micro_batches(epoch, offset)
-            for _ in range(offset, self.task.steps_per_epoch):
-                losses = self._one_step(batches)
-                evaluation = self._evaluate() if self.step in self.evaluation_steps else None
-                if self.progress and self.ranks.first:
-                    rate = (self.step - first) * self.config.batch_size / (time.perf_counter() - started)
-                    self.progress(Report(self.step, self.total, losses, rate, evaluation))
-                if self.step % self.config.checkpoint_every_steps == 0 or evaluation:
-                    self._checkpoint()
-                if self._stops():
-                    break
+            with closing(self.task.micro_batches(epoch, offset)) as batches:
+                for _ in range(offset, self.task.steps_per_epoch):
+                    losses = self._one_step(batches)
+                    evaluation = self._evaluate() if self.step in self.evaluation_steps else None
+                    if self.step % self.config.checkpoint_every_steps == 0 or evaluation:
+                        self._checkpoint()
+                    if self.progress and self.ranks.first:
+                        rate = (self.step - first) * self.task.batch_rows / (time.perf_counter() - started)
+                        self.progress(Report(self.step, self.total, losses, rate, evaluation))
+                    if self._stops():
+                        break
         seconds = time.perf_counter() - started
-        self.task.module.load_state_dict(self.best_weights, strict=False)
+        weights = self.task.module.state_dict()
+        for name, value in self.best_weights.items():
+            weights[name].copy_(value)
         return TrainingOutcome(
             steps=self.step,
             best_step=self.best_step,
             best=self.best,
             history=self.history,
             stopped_early=self.step < self.total,
-            rows_per_second=(self.step - first) * self.config.batch_size / max(seconds, 1e-9),
+            rows_per_second=(self.step - first) * self.task.batch_rows / max(seconds, 1e-9),
         )
 
-    def _one_step(self, batches: Iterator[Any]) -> dict[str, float]:
+    def _one_step(self, batches: Generator[Any, None, None]) -> dict[str, float]:
+        # Dropout draws anew for each step and rank, so that a resumed run draws what a whole one does.
+        draw = np.random.default_rng((self.config.seed, self.step, self.ranks.rank))
+        torch.manual_seed(int(draw.integers(2**62)))
         share = learning_rate_share(
             self.step, total=self.total, warmup=self.warmup, final_share=self.config.final_share
         )
@@ -216,19 +263,24 @@ class _Loop:
             group["lr"] = self.config.learning_rate * share
         self.task.module.train()
         self.task.before_step(self.step)
-        losses: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}
         for micro in range(self.config.accumulation):
-            with self._no_sync(micro), autocast(self.device, self.config.precision):
-                parts = self.module(next(batches))
+            with self._no_sync(micro):
+                with autocast(self.device, self.config.precision):
+                    parts = self.module(next(batches))
                 (parts["loss"] / self.config.accumulation).backward()
             for name, value in parts.items():
-                losses[name] = losses.get(name, 0.0) + float(value.detach()) / self.config.accumulation
-        if not math.isfinite(losses["loss"]):
-            raise TrainingDiverged(
-                f"the loss of step {self.step + 1} is {losses['loss']} ({losses}); lower learning_rate, or use "
-                "precision = \"float32\""
-            )
-        nn.utils.clip_grad_norm_([parameter for _, parameter in self.named], GRADIENT_NORM)
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
+        shared = sum_over_ranks(torch.stack(list(sums.values())), self.ranks)
+        means = (shared / (self.config.accumulation * self.ranks.count)).tolist()
+        losses = dict(zip(sums, means, strict=True))
+        norm = nn.utils.clip_grad_norm_([parameter for _, parameter in self.named], GRADIENT_NORM)
+        for what, value in (("loss", losses["loss"]), ("gradient norm", float(norm))):
+            if not math.isfinite(value):
+                raise TrainingDiverged(
+                    f"the {what} of step {self.step + 1} is {value} ({losses}); lower learning_rate, or use "
+                    'precision = "float32"'
+                )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -246,6 +298,11 @@ class _Loop:
         self.task.module.eval()
         with torch.no_grad(), autocast(self.device, self.config.precision):
             measures = self.task.evaluate()
+        if not math.isfinite(measures["loss"]):
+            raise TrainingDiverged(
+                f"the evaluation loss after step {self.step} is {measures['loss']} ({measures}); lower "
+                'learning_rate, or use precision = "float32"'
+            )
         train_loss = self.loss_sum / max(1, self.loss_steps)
         self.history.append({"step": self.step, "train_loss": train_loss, **measures})
         self.loss_sum, self.loss_steps = 0.0, 0
@@ -272,14 +329,10 @@ class _Loop:
             for name, parameter in self.named
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
-        random = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.device)
         state = TrainingState(
             module=self.task.module.state_dict(),
             optimizer=optimizer,
             best=self.best_weights,
-            random=random,
             progress={
                 "fingerprint": self.fingerprint,
                 "step": self.step,
@@ -310,9 +363,6 @@ class _Loop:
                 self.optimizer.state[parameter] = {
                     key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
                 }
-        torch.set_rng_state(state.random["cpu"])
-        if "cuda" in state.random and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state.random["cuda"], self.device)
         self.best_weights = {name: value.to(self.device) for name, value in state.best.items()}
         for name in ("step", "history", "best", "best_step", "since_best", "loss_sum", "loss_steps"):
             setattr(self, name, state.progress[name])

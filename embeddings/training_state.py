@@ -13,6 +13,7 @@ from torch import Tensor
 from embeddings.files import atomic_folder, sha256_of
 
 PROGRESS, CHECKSUMS = "progress.json", "checksums.json"
+TENSORS = ("module", "optimizer", "best")
 
 
 class TrainingStateError(ValueError):
@@ -26,14 +27,15 @@ class TrainingState:
     module: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     best: dict[str, Tensor]
-    random: dict[str, Tensor]
     progress: dict[str, Any]
 
 
 def write_state(folder: Path, step: int, state: TrainingState, *, keep: int) -> None:
     """Write `folder`/step-… and delete all but the newest `keep`."""
+    for leftover in folder.glob(".step-*.tmp"):  # of a process that was killed while it wrote
+        shutil.rmtree(leftover)
     with atomic_folder(folder / f"step-{step:08d}") as temporary:
-        for name in ("module", "optimizer", "best", "random"):
+        for name in TENSORS:
             tensors = {key: value.detach().cpu().clone() for key, value in getattr(state, name).items()}
             save_file(tensors, temporary / f"{name}.safetensors")
         (temporary / PROGRESS).write_text(json.dumps(state.progress, indent=2) + "\n", encoding="utf-8")
@@ -69,11 +71,16 @@ def read_state(path: Path, *, fingerprint: str) -> TrainingState:
                 f"{path} is of a run with other settings or inputs; delete {path.parent} to start anew, or "
                 "choose another output folder"
             )
-        tensors = {
-            name: load_file(path / f"{name}.safetensors") for name in ("module", "optimizer", "best", "random")
-        }
+        tensors = {name: load_file(path / f"{name}.safetensors") for name in TENSORS}
     except FileNotFoundError as error:
-        raise TrainingStateError(f"{error.filename} is missing: {path} is not a whole checkpoint") from None
-    except (json.JSONDecodeError, SafetensorError) as error:
-        raise TrainingStateError(f"{path} cannot be read: {error}") from error
+        raise TrainingStateError(
+            f"{error.filename} is missing: {path} is not a whole checkpoint; delete it to resume from an "
+            "older one"
+        ) from None
+    except (ValueError, KeyError, AttributeError, SafetensorError) as error:
+        if isinstance(error, TrainingStateError):
+            raise
+        raise TrainingStateError(
+            f"{path} cannot be read: {error}; delete it to resume from an older one"
+        ) from error
     return TrainingState(progress=progress, **tensors)

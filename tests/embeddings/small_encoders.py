@@ -1,0 +1,107 @@
+"""Tiny encoders and what trains them on the miniature catalogue of `small_catalog`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from embeddings.align import AlignConfig, AlignTask, Tuples
+from embeddings.catalog import ProductBatch, ProductCatalog, load_batch
+from embeddings.dashclip import DashClipEncoder
+from embeddings.distributed import Ranks
+from embeddings.encoder_config import EncoderConfig
+from embeddings.pretrain import PretrainConfig, PretrainTask
+from embeddings.relevance import TupleConfig, build_tuples, read_grades
+from tests.embeddings.small_catalog import small_tokenizer
+
+NEGATIVES = 3
+
+
+def small_encoder(*, seed: int = 0, **changes: Any) -> DashClipEncoder:
+    """A tiny encoder whose biases and heads are not zero either."""
+    tokenizer = small_tokenizer()
+    config = EncoderConfig.preset("tiny", vocab_size=tokenizer.vocab_size).model_copy(update=changes)
+    encoder = DashClipEncoder.new(config, tokenizer, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in encoder.product.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return encoder
+
+
+def batch_of(encoder: DashClipEncoder, catalog: ProductCatalog, index: list[int]) -> ProductBatch:
+    return load_batch(
+        catalog,
+        encoder.tokenizer,
+        index,
+        image_size=encoder.config.image_size,
+        max_title_tokens=encoder.config.max_title_tokens,
+    )
+
+
+def pretrain_config(**changes: Any) -> PretrainConfig:
+    settings = {
+        "epochs": 2,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "queue_size": 12,
+        "evaluation_share": 0.2,
+        "checkpoint_every_steps": 1,
+    }
+    return PretrainConfig.model_validate(settings | changes)
+
+
+def align_config(**changes: Any) -> AlignConfig:
+    settings = {
+        "epochs": 1,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "evaluations_per_epoch": 2,
+        "checkpoint_every_steps": 1,
+    }
+    return AlignConfig.model_validate(settings | changes)
+
+
+def pretrain_task(
+    data: Path, *, encoder: DashClipEncoder | None = None, ranks: Ranks | None = None, **changes: Any
+) -> PretrainTask:
+    catalog = ProductCatalog.open(data)
+    return PretrainTask(
+        encoder or small_encoder(),
+        catalog,
+        config=pretrain_config(**changes),
+        usable_P=np.ones(len(catalog), dtype=bool),
+        device=torch.device("cpu"),
+        ranks=ranks or Ranks(),
+    )
+
+
+def build_small_tuples(data: Path, folder: Path) -> Tuples:
+    """The same tuples for training and validation: the tests ask how they are used, not what they teach."""
+    catalog, grades = ProductCatalog.open(data), read_grades(data)
+    config = TupleConfig(max_positives=4, negatives=NEGATIVES)
+    sets = [
+        build_tuples(grades, catalog.aisles, folder / name, config=config, seed=seed)
+        for seed, name in enumerate(("train", "validation"))
+    ]
+    return Tuples(*sets)
+
+
+def align_task(
+    data: Path,
+    tuples: Tuples,
+    *,
+    encoder: DashClipEncoder | None = None,
+    ranks: Ranks | None = None,
+    **changes: Any,
+) -> AlignTask:
+    return AlignTask(
+        encoder or small_encoder().with_query_encoder(),
+        ProductCatalog.open(data),
+        tuples,
+        config=align_config(**changes),
+        grades=read_grades(data),
+        device=torch.device("cpu"),
+        ranks=ranks or Ranks(),
+    )
