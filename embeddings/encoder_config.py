@@ -56,9 +56,9 @@ class EncoderConfig(BaseModel):
         return self
 
     @classmethod
-    def preset(cls, size: Size, *, vocab_size: int = BLIP_VOCABULARY) -> Self:
-        """One of the three sizes with the vocabulary of its tokenizer."""
-        return cls(vocab_size=vocab_size, **_PRESETS[size])
+    def preset(cls, size: Size, *, vocab_size: int = BLIP_VOCABULARY, **changes: float) -> Self:
+        """One of the three sizes with the vocabulary of its tokenizer, and any field replaced."""
+        return cls.model_validate({"vocab_size": vocab_size, **_PRESETS[size], **changes})
 
 
 _PRESETS: dict[Size, dict[str, int]] = {

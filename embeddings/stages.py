@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -76,10 +76,17 @@ def train_tokenizer(data: Path, *, size: Size, inputs: InputConfig) -> TextToken
     return TextTokenizer.train(texts, vocab_size=VOCABULARY[size])
 
 
-def new_encoder(data: Path, *, size: Size, inputs: InputConfig, seed: int) -> DashClipEncoder:
-    """An encoder with random weights and a tokenizer learned from the data."""
+def new_encoder(
+    data: Path,
+    *,
+    size: Size,
+    inputs: InputConfig,
+    seed: int,
+    architecture: Mapping[str, float] | None = None,
+) -> DashClipEncoder:
+    """An encoder with random weights and a tokenizer learned from the data; `architecture` changes the size."""
     tokenizer = train_tokenizer(data, size=size, inputs=inputs)
-    config = EncoderConfig.preset(size, vocab_size=tokenizer.vocab_size)
+    config = EncoderConfig.preset(size, vocab_size=tokenizer.vocab_size, **(architecture or {}))
     return DashClipEncoder.new(config, tokenizer, seed=seed)
 
 

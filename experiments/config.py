@@ -44,6 +44,15 @@ def parse_config(content: dict[str, Any], model: type[ConfigT], *, where: str) -
         raise ConfigError(f"{where}: " + "; ".join(lines)) from None
 
 
+def merged(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`own` over `common`, table by table: {"a": {"x": 1}} over {"a": {"y": 2}} keeps both keys of `a`."""
+    found = dict(common)
+    for key, value in own.items():
+        both_tables = isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = merged(found[key], value) if both_tables else value
+    return found
+
+
 def _sentence(problem: Any, model: type[BaseModel]) -> str:
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)

@@ -4,20 +4,21 @@ A folder of encoders has `pretrain/` and `align/` (training runs), `stage1/` and
 `lsa/` (the baseline), `table1.json`, `table1.md`, `probes.json`, `probes.md` and `pictures/`.
 """
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from embeddings.align import AlignConfig
 from embeddings.catalog import Modality, ProductCatalog
 from embeddings.dashclip import DashClipEncoder
 from embeddings.encode import Encoded, encode_products, encode_queries
-from embeddings.encoder_config import Size
+from embeddings.encoder_config import EncoderConfig, Size
 from embeddings.grades import read_grades
 from embeddings.holdout import TEST, TRAIN, HoldoutConfig, product_roles, query_roles
 from embeddings.input_tables import read_distinct_queries
@@ -42,6 +43,8 @@ class EncodersConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: Size = "small"
+    #: Fields of EncoderConfig that differ from those of the size, such as embedding_dim.
+    architecture: dict[str, int | float] = {}
     #: Of the first weights; the stages have seeds of their own.
     seed: Annotated[int, Field(ge=0)] = 0
     modalities: tuple[Modality, ...] = ("image", "text")
@@ -53,6 +56,28 @@ class EncodersConfig(BaseModel):
     #: None leaves stage 1 out.
     pretrain: PretrainConfig | None
     align: AlignConfig
+
+    @model_validator(mode="after")
+    def _architecture_fits(self) -> Self:
+        known = sorted(set(EncoderConfig.model_fields) - {"vocab_size"})  # the tokenizer says how many tokens
+        for name in self.architecture:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+                hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+                raise ValueError(f"architecture.{name} is not a part of an encoder; {hint}")
+        try:
+            shape = EncoderConfig.preset(self.size, **self.architecture)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(["architecture", *map(str, problem["loc"])])
+            sentence = problem["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{where}: {sentence} (got {self.architecture})") from None
+        if max(self.align.matryoshka_dims, default=0) > shape.embedding_dim:
+            raise ValueError(
+                f"align.matryoshka_dims must be at most the embedding_dim of {shape.embedding_dim}, got "
+                f"{list(self.align.matryoshka_dims)}"
+            )
+        return self
 
     @property
     def inputs(self) -> InputConfig:
@@ -93,6 +118,13 @@ class EncoderFolders:
         return self.root / "tables"
 
 
+def first_encoder(data: Path, config: EncodersConfig) -> DashClipEncoder:
+    """What training from scratch starts with: random weights, and a tokenizer learned from the data."""
+    return new_encoder(
+        data, size=config.size, inputs=config.inputs, seed=config.seed, architecture=config.architecture
+    )
+
+
 def run_pretrain(
     data: Path,
     folder: Path,
@@ -109,7 +141,7 @@ def run_pretrain(
     """
     if config.pretrain is None:
         raise ValueError("the config has no [pretrain] section, which stage 1 needs")
-    start = start or new_encoder(data, size=config.size, inputs=config.inputs, seed=config.seed)
+    start = start or first_encoder(data, config)
     return pretrain(
         data, folder, start=start, config=config.pretrain, inputs=config.inputs, device=device, show=show
     )
@@ -126,7 +158,7 @@ def run_align(
     progress: Progress | None = None,
 ) -> StageRun:
     """Stage 2, from the encoder of stage 1 or from scratch."""
-    start = start or new_encoder(data, size=config.size, inputs=config.inputs, seed=config.seed)
+    start = start or first_encoder(data, config)
     return align(
         data,
         folder,
@@ -147,12 +179,13 @@ def encode_tables(
     encoder: DashClipEncoder,
     *,
     inputs: InputConfig,
+    queries: pa.Array | None = None,
     only_new: bool = False,
     batch_size: int = 64,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[Encoded, Encoded | None]:
-    """All products and all distinct queries of `data` to `folder`/products and `folder`/queries."""
+    """All products of `data` to `folder`/products and the queries, all if None, to `folder`/queries."""
     catalog = ProductCatalog.open(data, modalities=inputs.modalities, text_columns=inputs.text_columns)
     products_folder, queries_folder = folder / "products", folder / "queries"
     products = encode_products(
@@ -164,7 +197,7 @@ def encode_tables(
         device=device,
         progress=progress,
     )
-    queries = read_distinct_queries(data)
+    queries = read_distinct_queries(data) if queries is None else queries
     if not len(queries):
         return products, None
     return products, encode_queries(
@@ -182,11 +215,17 @@ def measure_retrieval(
     tables: Mapping[str, Path],
     *,
     holdout: HoldoutConfig,
+    role: int = TEST,
+    baselines: bool = True,
     candidate: str = "dashclip",
     k: int = 10,
+    resamples: int = 1000,
     progress: Progress | None = None,
 ) -> Table1:
     """Table 1 on the held-out queries: random, BM25 and the rows of `tables` (folders with both tables).
+
+    `role` takes the validation queries instead of the test queries, and without `baselines` the rows of
+    `tables` stand alone.
 
     On the simulated marketplace every product is judged by the simulated truth, and all products compete. On
     other data the graded pairs judge, and the graded products of a query compete.
@@ -195,14 +234,16 @@ def measure_retrieval(
         ValueError: no query is held out, or a table is missing.
     """
     catalog = ProductCatalog.open(data, modalities=("text",))
-    rows: dict[str, TableRow] = {"random": RandomRow(), "bm25": Bm25Row(catalog.ids, catalog.titles)}
+    rows: dict[str, TableRow] = {}
+    if baselines:
+        rows |= {"random": RandomRow(), "bm25": Bm25Row(catalog.ids, catalog.titles)}
     for name, folder in tables.items():
         rows[name] = VectorRow(
             EmbeddingTable.load(folder / "products", verify=False),
             EmbeddingTable.load(folder / "queries", verify=False),
         )
     grades = read_grades(data)
-    held_out_Q = query_roles(grades.queries, holdout) == TEST
+    held_out_Q = query_roles(grades.queries, holdout) == role
     unseen_P = product_roles(catalog.ids, holdout) == TEST
     if (data / "truth").is_dir():
         truth = MarketplaceTruth.read(data)
@@ -214,6 +255,7 @@ def measure_retrieval(
             description="simulated marketplace, complete simulated truth",
             k=k,
             candidate=candidate,
+            resamples=resamples,
             query_slices=truth.kind_masks(judgements.queries),
             product_slices={"held-out products": unseen_P},
             progress=progress,
@@ -227,6 +269,7 @@ def measure_retrieval(
         k=k,
         pool="judged",
         candidate=candidate,
+        resamples=resamples,
         progress=progress,
     )
 

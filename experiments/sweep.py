@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from experiments.config import parse_config
+from experiments.config import merged, parse_config
 from experiments.environment import environment, usable_cores
 from experiments.floor import popularity_floor_of
 from experiments.quiet import quiet_imports
@@ -116,8 +116,8 @@ def plan(config: SweepConfig, out: Path) -> list[PlannedRun]:
                 "features": config.features,
                 "product_table": variant.product_table or config.product_table,
                 "query_table": variant.query_table or config.query_table,
-                "ranker": _merge(config.ranker, variant.ranker),
-                "training": _merge(config.training, variant.training),
+                "ranker": merged(config.ranker, variant.ranker),
+                "training": merged(config.training, variant.training),
             }
             run = parse_config(content, RunConfig, where=f"variant {name!r} of sweep {config.name!r}")
             planned.append(PlannedRun(run, out / name / f"seed-{seed}"))
@@ -201,15 +201,6 @@ def _record(config: SweepConfig, out: Path, command: str | None) -> dict[str, An
 def _floor(features: Path) -> Floor:
     found = popularity_floor_of(features)
     return Floor(name="item mean + user mean", auc=found.auc, norm_logloss=found.norm_logloss)
-
-
-def _merge(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """`own` over `common`, table by table."""
-    merged = dict(common)
-    for key, value in own.items():
-        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both_tables else value
-    return merged
 
 
 def _relay(
