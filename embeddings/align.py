@@ -24,8 +24,9 @@ from embeddings.dashclip import DashClipEncoder
 from embeddings.distributed import Ranks, sum_over_ranks
 from embeddings.encoders import ProductEncoder, QueryEncoder, freeze_first_layers
 from embeddings.images import ImageUnreadable
-from embeddings.losses import InBatch, matryoshka, pqc_loss
+from embeddings.losses import NO_GROUP, Columns, InBatch, itc_loss, matryoshka, pqc_loss
 from embeddings.relevance import MODERATE, Grades, TupleSet
+from embeddings.title_queries import shortened_title, title_query
 from embeddings.training import OptimizerConfig, rows_of_a_step
 
 #: Queries that are encoded together; short ones are not padded to the longest of the batch.
@@ -55,6 +56,11 @@ class AlignConfig(OptimizerConfig):
     #: Beyond the paper: the other queries of the rank's micro-batch as negatives, but for those with a grade
     #: above 0.
     in_batch_negatives: bool = False
+    #: Beyond the paper: weight of a second loss, for queries made from titles (`title_queries`): each product
+    #: of the micro-batch picks its own. It needs no grades, and keeps rare words apart.
+    title_query_weight: Annotated[float, Field(ge=0)] = 0.0
+    #: Beyond the paper: chance that a word of a title is left out, so that the image has to say it.
+    title_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     #: Beyond the paper: widths at which the first coordinates are trained to stand alone; none: full width.
     matryoshka_dims: tuple[int, ...] = ()
 
@@ -75,6 +81,9 @@ class AlignBatch(NamedTuple):
     total_weight: float
     #: Whether a product may not have a query as an in-batch negative; None without in-batch negatives.
     relevant_BV: Tensor | None
+    #: Token ids and mask of a query made from the title of each distinct product, and the products' groups
+    #: (none without a title); None without that loss.
+    title_queries: tuple[Tensor, Tensor, Tensor] | None
 
 
 class Alignment(nn.Module):
@@ -91,6 +100,7 @@ class Alignment(nn.Module):
             torch.tensor(config.temperature), requires_grad=config.learn_temperature
         )
         self.dims = config.matryoshka_dims
+        self.title_query_weight = config.title_query_weight
         self.ranks = ranks
 
     def forward(self, batch: AlignBatch) -> dict[str, Tensor]:
@@ -112,7 +122,27 @@ class Alignment(nn.Module):
 
         pqc = matryoshka(loss, self.dims) if self.dims else loss
         value = pqc(product_UD, query_VD) * self.ranks.count
-        return {"loss": value, "temperature": self.temperature.detach()}
+        found = {"pqc": value.detach(), "temperature": self.temperature.detach()}
+        if batch.title_queries is not None:
+            contrast = self._title_query_loss(product_UD, batch.title_queries)
+            value = value + self.title_query_weight * contrast
+            found["title_queries"] = contrast.detach()
+        return {"loss": value, **found}
+
+    def _title_query_loss(self, product_UD: Tensor, queries: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Each product picks the query made of its title, each such query its product; mean in nats."""
+        ids_UT, mask_UT, group_U = queries
+        own_U = torch.arange(len(group_U), device=group_U.device)
+
+        def loss(product_UD: Tensor, query_UD: Tensor) -> Tensor:
+            columns = Columns(product_UD, query_UD, group_U)
+            temperature = self.temperature.detach()
+            return itc_loss(
+                product_UD, query_UD, columns, positive_B=own_U, temperature=temperature, alpha=0.0
+            ).loss
+
+        contrast = matryoshka(loss, self.dims) if self.dims else loss
+        return contrast(product_UD, self.query(ids_UT, mask_UT))
 
     def vectors(self, batch: AlignBatch) -> tuple[Tensor, Tensor]:
         """Unit vectors of the distinct products (U, D) and queries (V, D)."""
@@ -207,7 +237,9 @@ class AlignTask:
                 weight = float(self._weights(self.tuples.train, rows).sum(dtype=np.float64))
                 for micro in np.split(rows, accumulation):
                     own = micro[self.ranks.slice_of(len(micro))]
-                    yield self._batch(self.tuples.train, own, total_weight=weight / accumulation)
+                    yield self._batch(
+                        self.tuples.train, own, total_weight=weight / accumulation, draw=(epoch, step)
+                    )
 
         yield from prefetch(load())
 
@@ -237,13 +269,24 @@ class AlignTask:
         loss_sum, first_sum = sum_over_ranks(sums.to(self.device), self.ranks).tolist()
         return {"loss": loss_sum / count, "positive_first": first_sum / count}
 
-    def _batch(self, tuples: TupleSet, rows: npt.NDArray[np.int64], *, total_weight: float) -> AlignBatch:
+    def _batch(
+        self,
+        tuples: TupleSet,
+        rows: npt.NDArray[np.int64],
+        *,
+        total_weight: float,
+        draw: tuple[int, int] | None = None,
+    ) -> AlignBatch:
+        """One micro-batch; `draw` seeds what changes from step to step, None changes nothing."""
         rows = np.sort(rows)  # in the order of the file
         tuple_BC = np.asarray(tuples.tuples_NC[rows], dtype=np.int64)
         product_U, product_B = np.unique(tuple_BC[:, 0], return_inverse=True)
         query_V, query_BC = np.unique(tuple_BC[:, 1:], return_inverse=True)
         chunks, place_V = self._query_chunks(query_V)
         products, image_GIH = self._products(product_U)
+        title_queries = None
+        if draw is not None:
+            products, title_queries = self._drawn(products, draw)
         relevant_BV = None
         if self.relevant_PQ is not None:
             taken_BV = np.zeros((len(rows), len(query_V)), dtype=bool)
@@ -259,7 +302,34 @@ class AlignTask:
             weight_B=torch.from_numpy(self._weights(tuples, rows)).to(self.device),
             total_weight=total_weight,
             relevant_BV=relevant_BV,
+            title_queries=title_queries,
         )
+
+    def _drawn(
+        self, products: ProductBatch, draw: tuple[int, int]
+    ) -> tuple[ProductBatch, tuple[Tensor, Tensor, Tensor] | None]:
+        """Products with words left out of their titles, and queries made of the whole titles."""
+        dropout, wanted = self.config.title_dropout, self.config.title_query_weight > 0
+        if not dropout and not wanted:
+            return products, None
+        rows = products.index_B.tolist()
+        generators = [np.random.default_rng((self.config.seed, *draw, row)) for row in rows]
+        titles = [self.catalog.titles[row] for row in rows]
+        queries = [title_query(title, draws) for title, draws in zip(titles, generators, strict=True)]
+        shape, tokenizer = self.encoder.config, self.encoder.tokenizer
+        # Without an image nothing else could say what the title leaves out.
+        shortened = [
+            shortened_title(title, draws, drop_share=dropout) if has_image else title
+            for title, draws, has_image in zip(titles, generators, products.has_image_B.tolist(), strict=True)
+        ]
+        tokens = tokenizer(shortened, max_tokens=shape.max_title_tokens)
+        products = replace(products, ids_BT=tokens.ids_BT, mask_BT=tokens.mask_BT, has_title_B=tokens.known_B)
+        if not wanted:
+            return products, None
+        asked = tokenizer(queries, max_tokens=shape.max_query_tokens)
+        group_U = torch.from_numpy(self.catalog.group_P[rows]).masked_fill(~asked.known_B, NO_GROUP)
+        found = tuple(part.to(self.device) for part in (asked.ids_BT, asked.mask_BT, group_U))
+        return products, found  # type: ignore[return-value]  # three of three
 
     def _query_chunks(
         self, query_V: npt.NDArray[np.int64]

@@ -1,0 +1,48 @@
+"""Queries made from titles: some words of a title, as somebody might type them.
+
+They need no grades, so they teach an encoder without published weights that words mean themselves, in any
+order, with words left out and with typing errors; and with the same words missing from the title, that the
+image says them, too.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+#: Share of the title's words that a query keeps, drawn anew for each query between these.
+KEPT_SHARE = (0.25, 1.0)
+#: Share of query words of at least four letters that carry one typing error.
+TYPO_RATE = 0.15
+TYPO_LETTERS = 4
+
+
+def title_query(title: str, generator: np.random.Generator) -> str:
+    """At least one word of the title, in the title's order or shuffled, sometimes misspelt."""
+    words = title.split()
+    if not words:
+        return ""
+    kept = max(1, round(generator.uniform(*KEPT_SHARE) * len(words)))
+    chosen = generator.permutation(len(words))[:kept]
+    if generator.random() < 0.5:
+        chosen = np.sort(chosen)
+    return " ".join(_typed(words[position], generator) for position in chosen.tolist())
+
+
+def shortened_title(title: str, generator: np.random.Generator, *, drop_share: float) -> str:
+    """The title with each word left out by chance `drop_share`; at least one stays."""
+    words = title.split()
+    if not words or not drop_share:
+        return title
+    kept: npt.NDArray[np.bool_] = generator.random(len(words)) >= drop_share
+    if not kept.any():
+        kept[int(generator.integers(len(words)))] = True
+    return " ".join(word for word, stays in zip(words, kept.tolist(), strict=True) if stays)
+
+
+def _typed(word: str, generator: np.random.Generator) -> str:
+    """The word, or by chance with one letter left out, doubled or exchanged with the next."""
+    if len(word) < TYPO_LETTERS or generator.random() >= TYPO_RATE:
+        return word
+    place = int(generator.integers(len(word) - 1))
+    left, right = word[place], word[place + 1]
+    middle = (left, left + left + right, right + left)[int(generator.integers(3))]
+    return word[:place] + middle + word[place + 2 :]
