@@ -8,7 +8,7 @@ Shapes: B tuples of a micro-batch, U distinct products and V distinct queries am
 products of the catalogue, I image tokens, H hidden width, D embedding width.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 
@@ -173,10 +173,14 @@ class AlignTask:
         *,
         config: AlignConfig,
         grades: Grades | None = None,
+        query_titles: Sequence[str] | None = None,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
         """Prepare both sides; `grades` are needed for in-batch negatives alone.
+
+        Args:
+            query_titles: what title queries are made of, when the catalogue was opened without its titles.
 
         Raises:
             ValueError: there is no query encoder, too few tuples, a Matryoshka width is too large, or grades
@@ -200,6 +204,7 @@ class AlignTask:
             raise ValueError("in_batch_negatives needs the grades, to leave relevant queries out")
         self.encoder, self.catalog, self.tuples, self.config = encoder, catalog, tuples, config
         self.device, self.ranks = device, ranks
+        self.query_titles = catalog.titles if query_titles is None else query_titles
         self.relevant_PQ = (
             _relevant_matrix(grades, len(catalog)) if config.in_batch_negatives and grades else None
         )
@@ -315,7 +320,9 @@ class AlignTask:
         rows = products.index_B.tolist()
         generators = [np.random.default_rng((self.config.seed, *draw, row)) for row in rows]
         titles = [self.catalog.titles[row] for row in rows]
-        queries = [title_query(title, draws) for title, draws in zip(titles, generators, strict=True)]
+        queries = [
+            title_query(self.query_titles[row], draws) for row, draws in zip(rows, generators, strict=True)
+        ]
         shape, tokenizer = self.encoder.config, self.encoder.tokenizer
         # Without an image nothing else could say what the title leaves out.
         shortened = [

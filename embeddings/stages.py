@@ -26,7 +26,8 @@ from embeddings.pretrain import PretrainConfig, PretrainTask
 from embeddings.relevance import TupleConfig, TupleSet, build_tuples, read_grades
 from embeddings.table import refuse_foreign_folder
 from embeddings.tokenizer import TextTokenizer
-from embeddings.training import Report, TrainingOutcome, train
+from embeddings.training import OptimizerConfig, Report, Task, TrainingOutcome, train
+from embeddings.warmup import WarmupConfig, WarmupTask
 
 ENCODER, TRAINING, CHECKPOINTS, TUPLES = "encoder", "training.json", "checkpoints", "tuples"
 
@@ -88,6 +89,50 @@ def new_encoder(
     tokenizer = train_tokenizer(data, size=size, inputs=inputs)
     config = EncoderConfig.preset(size, vocab_size=tokenizer.vocab_size, **(architecture or {}))
     return DashClipEncoder.new(config, tokenizer, seed=seed)
+
+
+def warm_up(
+    data: Path,
+    folder: Path,
+    *,
+    start: DashClipEncoder,
+    config: WarmupConfig,
+    inputs: InputConfig | None = None,
+    device: str = "cpu",
+    show: ShowReport | None = None,
+) -> StageRun:
+    """Text warm-up of an encoder without published weights; folders as in `pretrain`.
+
+    Titles are read whatever the modalities: they teach the text encoder that queries start from.
+    """
+    inputs = inputs or InputConfig()
+    ranks = join_ranks(device)
+    settings = {
+        "stage": "warmup",
+        "config": config.model_dump(mode="json"),
+        "inputs": _inputs_record(inputs),
+        "start": _weights_fingerprint(start),
+        "products": _table_fingerprint(data, "products"),
+        "ranks": ranks.count,
+    }
+    done = _finished(folder, settings)
+    if done is not None:
+        return done
+    catalog = ProductCatalog.open(data, modalities=("text",), text_columns=inputs.text_columns)
+    encoder = _copy(start)
+    task = WarmupTask(
+        encoder,
+        catalog,
+        config=config,
+        usable_P=product_roles(catalog.ids, inputs.holdout) == TRAIN,
+        device=_device(device),
+        ranks=ranks,
+    )
+    counts = {"training_products": len(task.train), "evaluation_products": len(task.evaluation)}
+    outcome = _train(task, folder, settings, config, ranks, show)
+    # The product embedding starts where the text features are; without it stage 2 would start from chance.
+    encoder.product.product_proj.load_state_dict(encoder.product.text_proj.state_dict())
+    return _finish(folder, encoder, "initial", settings, outcome, counts, ranks)
 
 
 def pretrain(
@@ -209,6 +254,7 @@ def align(
         Tuples(sets["train"], sets["validation"]),
         config=config,
         grades=grades,
+        query_titles=ProductCatalog.open(data, text_columns=inputs.text_columns).titles,
         device=_device(device),
         ranks=ranks,
     )
@@ -227,10 +273,10 @@ def has_relevance(data: Path) -> bool:
 
 
 def _train(
-    task: PretrainTask | AlignTask,
+    task: Task,
     folder: Path,
     settings: dict[str, Any],
-    config: PretrainConfig | AlignConfig,
+    config: OptimizerConfig,
     ranks: Ranks,
     show: ShowReport | None,
 ) -> TrainingOutcome:

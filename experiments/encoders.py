@@ -6,7 +6,7 @@ A folder of encoders has `pretrain/` and `align/` (training runs), `stage1/` and
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -27,9 +27,19 @@ from embeddings.probe_report import ProbeReport
 from embeddings.probe_training import ProbeConfig
 from embeddings.probes import ProbeLabels, VectorPair, run_probes
 from embeddings.retrieval import Judgements
-from embeddings.stages import InputConfig, ShowReport, StageRun, align, new_encoder, pretrain
+from embeddings.stages import (
+    VOCABULARY,
+    InputConfig,
+    ShowReport,
+    StageRun,
+    align,
+    new_encoder,
+    pretrain,
+    warm_up,
+)
 from embeddings.table import EmbeddingTable
 from embeddings.tuple_sampling import TupleConfig
+from embeddings.warmup import WarmupConfig
 from experiments.marketplace.judgements import MarketplaceTruth
 from experiments.table1 import Table1, evaluate_rows
 from experiments.table1_rows import Bm25Row, RandomRow, TableRow, VectorRow
@@ -53,6 +63,8 @@ class EncodersConfig(BaseModel):
     sources: tuple[str, ...] = ("human", "llm")
     holdout: HoldoutConfig = HoldoutConfig()
     tuples: TupleConfig = TupleConfig()
+    #: The text warm-up from scratch; None, and training from published weights, leave it out.
+    warmup: WarmupConfig | None = None
     #: None leaves stage 1 out.
     pretrain: PretrainConfig | None
     align: AlignConfig
@@ -66,7 +78,7 @@ class EncodersConfig(BaseModel):
                 hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
                 raise ValueError(f"architecture.{name} is not a part of an encoder; {hint}")
         try:
-            shape = EncoderConfig.preset(self.size, **self.architecture)
+            shape = EncoderConfig.preset(self.size, vocab_size=VOCABULARY[self.size], **self.architecture)
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(["architecture", *map(str, problem["loc"])])
@@ -84,11 +96,17 @@ class EncodersConfig(BaseModel):
         """What both stages see of the data."""
         return InputConfig(modalities=self.modalities, text_columns=self.text_columns, holdout=self.holdout)
 
+    @property
+    def stage1_inputs(self) -> InputConfig:
+        """What stage 1 sees: titles too when products are embedded from images alone, as ITC needs both."""
+        return replace(self.inputs, modalities=("image", "text"))
+
     def with_seed(self, seed: int) -> "EncodersConfig":
         """The same with another seed for weights, batches and tuples; the hold-out stays."""
         return self.model_copy(
             update={
                 "seed": seed,
+                "warmup": self.warmup and self.warmup.model_copy(update={"seed": seed}),
                 "pretrain": self.pretrain and self.pretrain.model_copy(update={"seed": seed}),
                 "align": self.align.model_copy(update={"seed": seed}),
             }
@@ -118,11 +136,26 @@ class EncoderFolders:
         return self.root / "tables"
 
 
-def first_encoder(data: Path, config: EncodersConfig) -> DashClipEncoder:
-    """What training from scratch starts with: random weights, and a tokenizer learned from the data."""
-    return new_encoder(
+def first_encoder(
+    data: Path,
+    folder: Path,
+    config: EncodersConfig,
+    *,
+    device: str = "cpu",
+    show: ShowReport | None = None,
+) -> DashClipEncoder:
+    """What training from scratch starts with: a tokenizer learned from the data, and random weights.
+
+    With a text warm-up in the config the weights have gone through that, a run of its own in `folder`.
+    """
+    start = new_encoder(
         data, size=config.size, inputs=config.inputs, seed=config.seed, architecture=config.architecture
     )
+    if config.warmup is None:
+        return start
+    return warm_up(
+        data, folder, start=start, config=config.warmup, inputs=config.inputs, device=device, show=show
+    ).encoder
 
 
 def run_pretrain(
@@ -141,9 +174,15 @@ def run_pretrain(
     """
     if config.pretrain is None:
         raise ValueError("the config has no [pretrain] section, which stage 1 needs")
-    start = start or first_encoder(data, config)
+    start = start or first_encoder(data, folder / "warmup", config, device=device, show=show)
     return pretrain(
-        data, folder, start=start, config=config.pretrain, inputs=config.inputs, device=device, show=show
+        data,
+        folder,
+        start=start,
+        config=config.pretrain,
+        inputs=config.stage1_inputs,
+        device=device,
+        show=show,
     )
 
 
@@ -158,7 +197,7 @@ def run_align(
     progress: Progress | None = None,
 ) -> StageRun:
     """Stage 2, from the encoder of stage 1 or from scratch."""
-    start = start or first_encoder(data, config)
+    start = start or first_encoder(data, folder / "warmup", config, device=device, show=show)
     return align(
         data,
         folder,
