@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from embeddings.grades import HIGH, MODERATE, Count, Grades, IntArray
+from embeddings.grades import HIGH, IRRELEVANT, MODERATE, Count, Grades, IntArray
 from embeddings.tuple_sampling import PROXY
 
 
@@ -165,7 +165,7 @@ def label_neighbours(
     usable_M = proxy_M | (graded_M & (kind_M < HIGH))
 
     counts.neighbours += len(neighbour_M)
-    counts.irrelevant_neighbours += int((kind_M == 0).sum())
+    counts.irrelevant_neighbours += int((kind_M == IRRELEVANT).sum())
     counts.moderate_neighbours += int((kind_M == MODERATE).sum())
     counts.proxy_neighbours += int(proxy_M.sum())
     counts.dropped_as_relevant += int((kind_M == HIGH).sum())
@@ -188,22 +188,32 @@ def place_hard_negatives(
     MR for an HR positive alone. Those that a tuple has already stay where they are; the others go to random
     places among the rest. So no query comes twice that did not before.
     """
-    size = tuples_NC.shape[1] - 2
-    most = round(mined_share * size)
-    for row, kinds in zip(tuples_NC, grades_NC, strict=True):
-        chosen = np.flatnonzero(hard.kind_M < kinds[0])[:most]
-        query, kind = hard.query_M[chosen], hard.kind_M[chosen]
-        counts.tuples_short += len(chosen) < most
-        negatives = row[2:]
-        # The first place of each query: a repetition is a free place, too.
-        first_of, first = np.unique(negatives, return_index=True)
-        kept = np.isin(query, negatives)
-        free = np.setdiff1d(np.arange(size), first[np.isin(first_of, query)])
-        counts.already_there += int(kept.sum())
-        query, kind = query[~kept], kind[~kept]
-        counts.tuples_unchanged += not len(query)
-        counts.mined_irrelevant += int((kind == 0).sum())
-        counts.mined_moderate += int((kind == MODERATE).sum())
-        counts.mined_proxy += int((kind == PROXY).sum())
-        place = generator.choice(free, len(query), replace=False)
-        row[2 + place], kinds[1 + place] = query, kind
+    most = round(mined_share * (tuples_NC.shape[1] - 2))
+    # Plain lists: a tuple is too short for array functions to pay.
+    every = list(zip(hard.query_M.tolist(), hard.kind_M.tolist(), strict=True))
+    hardest = {
+        grade: [(query, kind) for query, kind in every if kind < grade][:most] for grade in (MODERATE, HIGH)
+    }
+    for row, (negatives, grade) in enumerate(
+        zip(tuples_NC[:, 2:].tolist(), grades_NC[:, 0].tolist(), strict=True)
+    ):
+        there = set(negatives)
+        mined = [(query, kind) for query, kind in hardest[grade] if query not in there]
+        counts.tuples_short += len(hardest[grade]) < most
+        counts.already_there += len(hardest[grade]) - len(mined)
+        counts.tuples_unchanged += not mined
+        if not mined:
+            continue
+        staying = {query for query, _ in hardest[grade]} & there
+        free = []
+        for place, query in enumerate(negatives):
+            if query in staying:
+                staying.remove(query)  # a repetition of it is a free place, too
+            else:
+                free.append(place)
+        for choice, (query, kind) in zip(generator.permutation(len(free)).tolist(), mined, strict=False):
+            tuples_NC[row, 2 + free[choice]] = query
+            grades_NC[row, 1 + free[choice]] = kind
+            counts.mined_irrelevant += kind == IRRELEVANT
+            counts.mined_moderate += kind == MODERATE
+            counts.mined_proxy += kind == PROXY
