@@ -85,7 +85,7 @@ def new_encoder(
     seed: int,
     architecture: Mapping[str, float] | None = None,
 ) -> DashClipEncoder:
-    """An encoder with random weights and a tokenizer learned from the data; `architecture` changes the size."""
+    """Random weights and a tokenizer learned from the data; `architecture` changes fields of the size."""
     tokenizer = train_tokenizer(data, size=size, inputs=inputs)
     config = EncoderConfig.preset(size, vocab_size=tokenizer.vocab_size, **(architecture or {}))
     return DashClipEncoder.new(config, tokenizer, seed=seed)

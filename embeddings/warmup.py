@@ -7,7 +7,7 @@ them (`title_queries`), in the batch and both ways: InfoNCE, with lookalike prod
 Shapes: B products, T tokens, D embedding width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -109,7 +109,7 @@ class WarmupTask:
     def before_step(self, step: int) -> None:
         """Nothing to do."""
 
-    def micro_batches(self, epoch: int, first_step: int) -> Iterator[WarmupBatch]:
+    def micro_batches(self, epoch: int, first_step: int) -> Generator[WarmupBatch, None, None]:
         """Products in an order drawn for this epoch, each with a new query of its title."""
         order = np.random.default_rng((self.config.seed, epoch)).permutation(self.train)
         micro_rows = self.batch_rows // self.config.accumulation
