@@ -25,7 +25,7 @@ from features.files import atomic_write_bytes
 FloatArray = npt.NDArray[np.floating]
 
 #: Points of a t-SNE picture: more hide each other, and the time grows faster than they do.
-MAX_POINTS = 2_000
+MAX_POINTS = 1_500
 #: Aisles that get a look of their own, the largest; the others are grey.
 MAX_AISLES = 28
 #: Beyond it the numbers in the cells of a confusion matrix cannot be read.
@@ -85,7 +85,9 @@ def picture_bytes(figure: Figure, *, kind: str) -> bytes:
     """A figure as "png" or "svg" without a date: the same figure gives the same bytes."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(_STYLE):
-        figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+        metadata = {"Date": None} if kind == "svg" else None
+        # Tight: the layout engine cuts off labels below panels of a fixed aspect.
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata, bbox_inches="tight", pad_inches=0.12)
     return buffer.getvalue()
 
 
@@ -152,8 +154,8 @@ def cosines_by_grade(before: VectorPair, after: VectorPair, labels: ProbeLabels)
                 if not len(chosen_M):
                     continue
                 density, _ = np.histogram(chosen_M, bins=edges, density=True)
-                axes.stairs(density, edges, color=colour, alpha=0.12, fill=True)
-                axes.stairs(density, edges, color=colour, linestyle=line, linewidth=1.8)
+                axes.stairs(density, edges, color=colour, alpha=0.12, fill=True, zorder=1)
+                axes.stairs(density, edges, color=colour, linestyle=line, linewidth=1.8, zorder=2)
             auc = grade_auc(cosine_N, labels.grade_N, high=2, low=0)
             axes.set_title(name if auc is None else f"{name}: AUC of high above irrelevant {auc:.3f}")
             axes.set_xlabel("Cosine of product and query")
@@ -270,7 +272,7 @@ def _matrix(axes: Axes, result: ProbeResult, classes: Sequence[str]) -> None:
             ha="center",
             va="center",
             fontsize=11 if large else 7,
-            color="white" if value > 0.55 else "#222222",
+            color="white" if value > 0.65 else "#222222",
         )
     ticks = np.arange(len(classes))
     shares = 100 * rows_C / rows_C.sum()
@@ -281,4 +283,6 @@ def _matrix(axes: Axes, result: ProbeResult, classes: Sequence[str]) -> None:
 
 
 def _look(number: int) -> tuple[str, str]:
-    return _COLOURS[number % len(_COLOURS)], _MARKERS[(number + number // len(_COLOURS)) % len(_MARKERS)]
+    return _COLOURS[number % len(_COLOURS)], _MARKERS[
+        (number + 2 * (number // len(_COLOURS))) % len(_MARKERS)
+    ]

@@ -50,6 +50,7 @@ def world() -> tuple[VectorPair, VectorPair, ProbeLabels]:
     return before, after, ProbeLabels([f"aisle {a}" for a in aisle_P], product_N, query_N, grade_N)
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40).map(
         lambda pairs: np.array(pairs)
@@ -79,6 +80,7 @@ def test_auc_of_grades_equals_scikit_learn_with_ties_and_is_none_without_a_grade
     assert grade_auc(cosine_N, grade_N, high=2, low=1) is None
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(5, 60), min_size=1, max_size=5), st.integers(0, 100))
 def test_a_split_is_disjoint_complete_and_within_one_row_of_its_share_in_every_class(
     sizes: list[int], seed: int
@@ -93,6 +95,7 @@ def test_a_split_is_disjoint_complete_and_within_one_row_of_its_share_in_every_c
         assert rows[2] >= 1
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30)), min_size=5, max_size=80), st.integers(0, 100)
 )
@@ -159,7 +162,7 @@ def test_dropout_drops_its_share_keeps_the_mean_and_rests_in_evaluation() -> Non
     dropout = ByteDropout(0.25, rng=np.random.default_rng(0))
     ones_BF = torch.ones(200, 200)
     dropped_BF = dropout(ones_BF)
-    assert set(dropped_BF.unique().tolist()) == {0.0, pytest.approx(4 / 3)}
+    assert dropped_BF.unique().tolist() == pytest.approx([0, 4 / 3])
     assert float((dropped_BF == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
     assert torch.equal(dropout.eval()(ones_BF), ones_BF)
 
@@ -384,7 +387,7 @@ def test_a_nonsensical_setting_is_refused(nonsense: dict) -> None:
         ProbeConfig(**nonsense)
 
 
-@settings(max_examples=20)
+@settings(deadline=None, max_examples=5)
 @given(st.integers(1, 200))
 def test_one_seed_gives_no_interval(seed: int) -> None:
     rng = np.random.default_rng(seed)
