@@ -1,4 +1,4 @@
-"""`dashclip demo`: the paper's table 2 on the simulated marketplace, from nothing, in one command."""
+"""`dashclip demo`: the paper's tables 1 and 2 on the simulated marketplace, from nothing, in one command."""
 
 import json
 import shutil
@@ -9,6 +9,9 @@ from typing import Annotated, Literal
 import typer
 
 Size = Literal["tiny", "small", "medium", "large"]
+
+#: What the encoders leave in OUT beside their folders.
+ENCODER_RESULTS = ("table1.json", "probes.json")
 
 
 def register(app: typer.Typer) -> None:
@@ -25,17 +28,16 @@ def demo(
         bool, typer.Option("--fresh", help="Delete what an earlier demo left in OUT, and start again.")
     ] = False,
 ) -> None:
-    """Marketplace, features, embeddings, four variants x five seeds, and the table that compares them.
+    """Marketplace, features, encoders, table 1, then rankers with and without embeddings, and table 2.
 
     Every part that is already whole in OUT is kept, so a stopped demo goes on where it was. All data are
-    simulated, and every output says so. OUT/report.html is the page to open at the end. Takes about 5 minutes
+    simulated, and every output says so. OUT/report.html is the page to open at the end. Takes some 15 minutes
     on two cores at size small.
 
     Example: `dashclip demo --out runs/demo --seeds 5`
     """
     from rich.console import Console
 
-    from experiments.commands.embed import lsa
     from experiments.commands.features import build_command
     from experiments.commands.generate import generate_marketplace
     from experiments.commands.report import report
@@ -50,7 +52,7 @@ def demo(
     else:
         refuse_another_demo(out, config.variants, size=size)
     parts = _parts(out)
-    data, features, embeddings = parts
+    data, features, lsa_tables, encoders, embeddings = parts
     missing = [part for part, (_, mark) in parts.items() if not (part / mark).exists()]
     if data in missing:
         console.rule("1/4 simulated marketplace")
@@ -58,10 +60,11 @@ def demo(
     if features in missing:
         console.rule("2/4 point-in-time features")
         build_command(data, features, config=Path("marketplace_features"))
-    if embeddings in missing:
-        console.rule("3/4 embeddings: LSA of titles and queries")
-        lsa(data, embeddings, dim=128)
-    console.rule("4/4 four variants, trained and compared")
+    settings = Path("encoders_tiny" if size == "tiny" else "encoders_small")
+    if not all((out / name).exists() for name in ENCODER_RESULTS) or {lsa_tables, embeddings} & {*missing}:
+        console.rule("3/4 encoders: text warm-up, stage 1, stage 2, table 1, probes")
+        make_embeddings(data, lsa_tables, encoders, embeddings, out, settings)
+    console.rule(f"4/4 {len(config.variants)} rankers, trained and compared")
     config = config.model_copy(
         update={
             "seeds": tuple(range(1, seeds + 1)),
@@ -69,11 +72,50 @@ def demo(
             "product_table": embeddings / "products",
             "query_table": embeddings / "queries",
             "truth": data / "truth",
+            "variants": {
+                name: variant.model_copy(
+                    update={
+                        "product_table": lsa_tables / "products",
+                        "query_table": lsa_tables / "queries",
+                    }
+                )
+                if variant.product_table
+                else variant
+                for name, variant in config.variants.items()
+            },
         }
     )
     outcomes = run_sweep(config, out, processes, f"dashclip demo --size {size} --seeds {seeds}")
     report(out)
     exit_if_failed(outcomes)
+
+
+def make_embeddings(
+    data: Path, lsa_tables: Path, encoders: Path, embeddings: Path, out: Path, config: Path
+) -> None:
+    """Train the encoders, encode with each stage of them, and write table 1 and the probes to `out`."""
+    from experiments.commands.embed import lsa
+    from experiments.commands.encode import (
+        align_command,
+        evaluate_command,
+        pretrain_command,
+        probe_command,
+        run_command,
+    )
+
+    lsa(data, lsa_tables, dim=128)
+    pretrain_command(data, encoders / "pretrain", config=config)
+    align_command(data, encoders / "align", start=encoders / "pretrain", config=config)
+    initial, stage1 = encoders / "initial", encoders / "stage1"
+    for run, tables in (
+        (encoders / "pretrain" / "warmup", initial),
+        (encoders / "pretrain", stage1),
+        (encoders / "align", embeddings),
+    ):
+        run_command(data, run, tables, config=config)
+    rows = {"lsa": lsa_tables, "stage1": stage1, "dashclip": embeddings}
+    evaluate_command(data, out, [f"{name}={folder}" for name, folder in rows.items()], config=config)
+    probe_command(data, initial, embeddings, out, config=config)
 
 
 def delete_demo(out: Path, variants: Iterable[str]) -> None:
@@ -94,7 +136,10 @@ def delete_demo(out: Path, variants: Iterable[str]) -> None:
     for variant in variants:
         if (out / variant).is_dir() and not any((out / variant).iterdir()):
             (out / variant).rmdir()
-    for name in ("sweep.json", "table2.json", "table2.md", "report.html"):
+    if (out / "pictures").is_dir():
+        shutil.rmtree(out / "pictures")
+    written = ("sweep.json", "table2.json", "table2.md", "report.html", "table1.md", "probes.md")
+    for name in (*written, *ENCODER_RESULTS):
         (out / name).unlink(missing_ok=True)
 
 
@@ -111,7 +156,7 @@ def refuse_another_demo(out: Path, variants: Iterable[str], *, size: Size) -> No
 
     advice = "use --fresh or another --out"
     parts = _parts(out)
-    data, features, embeddings = parts
+    data, features, lsa_tables, encoders, embeddings = parts
     for part, (ours, _) in parts.items():
         refuse_foreign_folder(part, ours=ours)
     if (data / DESCRIPTION).exists():
@@ -121,7 +166,13 @@ def refuse_another_demo(out: Path, variants: Iterable[str], *, size: Size) -> No
         if found != MarketplaceConfig.preset(size).model_dump(mode="json"):
             raise ValueError(f"{data} is a marketplace with other settings than the demo's; {advice}")
     runs = [run for variant in variants for run in (out / variant).glob("seed-*/run.json")]
-    for source, made in ((data, [features]), (data, [embeddings]), (features, runs), (embeddings, runs)):
+    made_from = (
+        (data, [features, lsa_tables, encoders]),
+        (encoders, [embeddings]),
+        (features, runs),
+        (embeddings, runs),
+    )
+    for source, made in made_from:
         # What is missing would be made again now, so it counts as newer than all that exists.
         source_time = _written(source / parts[source][1])
         for path in made:
@@ -133,13 +184,16 @@ def refuse_another_demo(out: Path, variants: Iterable[str], *, size: Size) -> No
 def _parts(out: Path) -> dict[Path, tuple[Callable[[Path], bool], str]]:
     """Each folder that the runs are made from: what recognises it, and a file in it that tells its age."""
     from embeddings.lsa import holds_only_lsa_tables
+    from embeddings.table import is_table
     from experiments.marketplace.generate import DESCRIPTION, is_marketplace
     from features.build import is_feature_set
 
     return {
         out / "data": (is_marketplace, DESCRIPTION),
         out / "features": (is_feature_set, "manifest.json"),
-        out / "embeddings": (holds_only_lsa_tables, "products/manifest.json"),
+        out / "lsa": (holds_only_lsa_tables, "products/manifest.json"),
+        out / "encoders": (lambda folder: (folder / "pretrain").is_dir(), "align/training.json"),
+        out / "embeddings": (lambda folder: is_table(folder / "products"), "queries/manifest.json"),
     }
 
 
