@@ -9,12 +9,14 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 from embeddings.training import Report
+from experiments.job_processes import JobProgress
 
 
 @contextmanager
@@ -48,6 +50,30 @@ def stage_progress(console: Console) -> Iterator[Callable[[str, int, int], None]
             elapsed = bar.tasks[bar.task_ids.index(task_id)].elapsed or 0.0  # type: ignore[arg-type]
             rate = f"{(done - first) / elapsed:,.0f}/s" if elapsed > 0.5 and done > first else ""
             bar.update(task_id, completed=done, total=total, note=rate)  # type: ignore[arg-type]
+
+        yield tell
+
+
+@contextmanager
+def job_progress(console: Console) -> Iterator[Callable[[JobProgress], None]]:
+    """One bar a running job, which names the stage it is in; what ended stays as a line above."""
+    with _bar(console) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(job: JobProgress) -> None:
+            if job.ended:
+                if job.name in tasks:
+                    bar.remove_task(tasks.pop(job.name))
+                bar.console.print(f"  {job.name} ended")
+                return
+            if job.name not in tasks:
+                tasks[job.name] = bar.add_task(job.name, total=None)
+            bar.update(
+                tasks[job.name],
+                description=f"{job.name}, {job.stage}",
+                completed=job.done,
+                total=job.total,
+            )
 
         yield tell
 

@@ -272,6 +272,55 @@ def off_the_shelf_command(
     )
 
 
+@encode.command("ablate")
+def ablate_command(
+    data: DATA,
+    out: Annotated[Path, typer.Argument(help="Folder for the runs and the report; finished runs are kept.")],
+    config: CONFIG = Path("encoder_ablation"),
+    processes: Annotated[int, typer.Option(min=1, help="Runs at the same time, one thread each.")] = 2,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Train nothing; report what is finished.")
+    ] = False,
+    device: DEVICE = "cpu",
+) -> None:
+    """Train variants of the encoders with several seeds, and compare each with the default.
+
+    Variants that agree on what stage 1 depends on share it. The same command continues a stopped ablation.
+
+    Example: `dashclip encode ablate runs/data runs/ablation --config encoder_ablation --processes 2`
+    """
+    from rich.console import Console
+
+    from experiments.config import load_config
+    from experiments.encoder_ablation import AblationConfig, execute_ablation, plan
+    from experiments.encoder_ablation_report import build_report, to_json
+    from experiments.encoder_ablation_text import console_table, to_markdown
+    from experiments.encoder_progress import job_progress
+    from features.files import atomic_write_bytes, atomic_write_json
+
+    console = Console()
+    settings = load_config(config, AblationConfig)
+    errors: dict[str, str | None] = {}
+    if not report_only:
+        finished = sum(run.metrics.is_file() for run in plan(settings, out))
+        console.print(f"{finished} runs are finished already")
+        with job_progress(console) as tell:
+            errors = execute_ablation(
+                settings, data, out, processes=processes, device=device, on_progress=tell
+            )
+    failed = {name: error for name, error in errors.items() if error}
+    for name, error in failed.items():
+        typer.secho(f"failed: {name}: {error}", err=True, fg=typer.colors.RED)
+    report = build_report(settings, out)
+    command = f"dashclip encode ablate DATA OUT --config {config.name} --processes {processes}"
+    atomic_write_json(out / "ablation.json", to_json(report, command=command))
+    atomic_write_bytes(out / "ablation.md", to_markdown(report).encode())
+    console.print(console_table(report))
+    console.print(f"written: {out / 'ablation.json'}, {out / 'ablation.md'}", soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
 def _read(config: Path, encoder: Path | None) -> tuple[EncodersConfig, DashClipEncoder | None]:
     """The config and, if there is one, the encoder in a folder or in the run that made it."""
     from embeddings.dashclip import DashClipEncoder
