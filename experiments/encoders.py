@@ -7,6 +7,7 @@ A folder of encoders has `pretrain/` and `align/` (training runs), `stage1/` and
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -20,8 +21,10 @@ from embeddings.dashclip import DashClipEncoder
 from embeddings.encode import Encoded, encode_products, encode_queries
 from embeddings.encoder_config import EncoderConfig, Size
 from embeddings.grades import read_grades
+from embeddings.hard_negatives import MiningConfig
 from embeddings.holdout import TEST, TRAIN, HoldoutConfig, product_roles, query_roles
 from embeddings.input_tables import read_distinct_queries
+from embeddings.mined_alignment import align_with_mining
 from embeddings.pretrain import PretrainConfig
 from embeddings.probe_report import ProbeReport
 from embeddings.probe_training import ProbeConfig
@@ -68,6 +71,14 @@ class EncodersConfig(BaseModel):
     #: None leaves stage 1 out.
     pretrain: PretrainConfig | None
     align: AlignConfig
+    #: Beyond the paper: hard negatives for the second part of stage 2; None keeps random ones to the end.
+    mining: MiningConfig | None = None
+
+    @model_validator(mode="after")
+    def _mining_has_its_epochs(self) -> Self:
+        if self.mining is not None:
+            self.mining.first_epochs(self.align.epochs)
+        return self
 
     @model_validator(mode="after")
     def _architecture_fits(self) -> Self:
@@ -198,7 +209,10 @@ def run_align(
 ) -> StageRun:
     """Stage 2, from the encoder of stage 1 or from scratch."""
     start = start or first_encoder(data, folder / "warmup", config, device=device, show=show)
-    return align(
+    stage: Callable[..., StageRun] = align
+    if config.mining is not None:
+        stage = partial(align_with_mining, mining=config.mining)
+    return stage(
         data,
         folder,
         start=start,
