@@ -134,7 +134,7 @@ class Pretraining(nn.Module):
             alpha=self.soft_share,
             total_rows=(group_G != NO_GROUP).sum(),
         ).loss
-        matched_B2, unmatched_M2 = self._match(batch, features, ranks)
+        matched_B2, unmatched_M2 = self._match(batch, features, ranks, hard=True)
         pairs = torch.tensor(float(len(matched_B2) + len(unmatched_M2)), device=matched_B2.device)
         itm = itm_loss(matched_B2, unmatched_M2, total_pairs=sum_over_ranks(pairs, ranks))
         if self.training:
@@ -149,7 +149,7 @@ class Pretraining(nn.Module):
         Matching loss, right answers, pairs; products that take part, those whose image finds their title.
         """
         features = self._features(batch.products)
-        matched_B2, unmatched_M2 = self._match(batch, features, Ranks())
+        matched_B2, unmatched_M2 = self._match(batch, features, Ranks(), hard=False)
         loss = itm_loss(matched_B2, unmatched_M2, total_pairs=1.0)
         correct = (matched_B2.argmax(dim=1) == 1).sum() + (unmatched_M2.argmax(dim=1) == 0).sum()
         known_B = batch.group_B != NO_GROUP
@@ -168,11 +168,13 @@ class Pretraining(nn.Module):
             image_BIH, self.online.image_features(image_BIH), self.online.text_features(text_BTH)
         )
 
-    def _match(self, batch: PretrainBatch, features: "_Features", ranks: Ranks) -> tuple[Tensor, Tensor]:
+    def _match(
+        self, batch: PretrainBatch, features: "_Features", ranks: Ranks, *, hard: bool
+    ) -> tuple[Tensor, Tensor]:
         """ITM logits of the matched and of the unmatched pairs, both (pairs, 2).
 
         Every product with another group in the batch of all ranks gives two unmatched pairs: its title with
-        another image, and its image with another title, hard ones first (ALBEF).
+        another image, and its image with another title, hard ones first (ALBEF), or any without `hard`.
         """
         image_BIH, image_BD, text_BD = features
         ids_BT, mask_BT = batch.products.ids_BT, batch.products.mask_BT
@@ -190,6 +192,7 @@ class Pretraining(nn.Module):
         generator = torch.Generator().manual_seed(batch.draw)
 
         def drawn(logits_GG: Tensor) -> Tensor:
+            logits_GG = logits_GG if hard else torch.zeros_like(logits_GG)
             share_GG = hard_negative_probabilities(logits_GG, group_B=group_G, group_C=group_G)
             return draw_negatives(share_GG, generator)[own]
 
@@ -290,8 +293,8 @@ class PretrainTask:
     def evaluate(self) -> dict[str, float]:
         """Matching loss and accuracy, and how often an image finds its own title in its chunk.
 
-        The chunks and the random numbers that draw negatives are the same at every evaluation, on any number
-        of ranks; which negatives are hard is for the encoder of the moment to say.
+        Chunks and negatives are the same at every evaluation, on any number of ranks. The negatives are not
+        hard ones: those get harder as the encoder learns, and the loss would rise as it gets better.
 
         Raises:
             ValueError: not one evaluation product has an image that can be read.
