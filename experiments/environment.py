@@ -19,6 +19,9 @@ _PACKAGES = (
     "pyarrow",
     "duckdb",
     "scikit-learn",
+    "transformers",
+    "tokenizers",
+    "faiss-cpu",
 )
 
 

@@ -1,4 +1,7 @@
-"""A sweep's table into the repository: `experiments/results/NAME.md` and `.json`, and the README's block."""
+"""Results into the repository: `experiments/results/NAME.md` and `.json`, and the README's block.
+
+A sweep gives table 2. What the demo measured on its encoders beside it, table 1 and the probes, goes along.
+"""
 
 import json
 import re
@@ -6,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.table1_text import row_title
 from features.files import atomic_write_bytes, atomic_write_json
 
 _BLOCK = re.compile(r"(<!-- results:begin[^\n]*-->\n).*?(<!-- results:end -->)", re.DOTALL)
@@ -38,12 +42,36 @@ def publish(sweep: Path, name: str, *, results: Path, readme: Path) -> list[Path
     provenance = _provenance(sweep)
     published = {**table, "provenance": provenance}
     tables = {path.stem: _load(path) for path in results.glob("*.json")} | {name: published}
+    encoders = _encoder_results(sweep, name, provenance)
+    tables |= {
+        path.removesuffix(".json"): _load(sweep / source)
+        for path, source, _ in encoders
+        if path.endswith("json")
+    }
     page = render_readme(readme.read_text(encoding="utf-8"), tables)
-    written = [results / f"{name}.md", results / f"{name}.json", readme]
+    written = [results / f"{name}.md", results / f"{name}.json"]
     atomic_write_bytes(written[0], f"{markdown.rstrip()}\n\n{_footer(provenance)}\n".encode())
     atomic_write_json(written[1], published)
+    for target, _, content in encoders:
+        written.append(results / target)
+        atomic_write_bytes(written[-1], content)
     atomic_write_bytes(readme, page.encode())
-    return written
+    return [*written, readme]
+
+
+def _encoder_results(sweep: Path, name: str, provenance: dict[str, Any]) -> list[tuple[str, str, bytes]]:
+    """(target, source, content) of table 1 and the probes, where `sweep` has them."""
+    found = []
+    for part in ("table1", "probes"):
+        for ending in ("md", "json"):
+            source = f"{part}.{ending}"
+            if not (sweep / source).is_file():
+                continue
+            content = (sweep / source).read_bytes()
+            if ending == "md":
+                content = content.rstrip() + f"\n\n{_footer(provenance)}\n".encode()
+            found.append((f"{name.removesuffix('_table2')}_{part}.{ending}", source, content))
+    return found
 
 
 def render_readme(readme: str, tables: Mapping[str, dict[str, Any]]) -> str:
@@ -54,8 +82,11 @@ def render_readme(readme: str, tables: Mapping[str, dict[str, Any]]) -> str:
     """
     if not _BLOCK.search(readme):
         raise ValueError("the README needs <!-- results:begin … --> and then <!-- results:end -->")
-    ordered = sorted(tables.items(), key=lambda named: (not named[1]["simulated"], named[0]))
-    block = "\n".join(_summary(table, name) for name, table in ordered)
+    second = [(name, table) for name, table in tables.items() if "baseline" in table]
+    ordered = sorted(second, key=lambda named: (not named[1]["simulated"], named[0]))
+    first = sorted((name, table) for name, table in tables.items() if "pool" in table)
+    blocks = [_retrieval_summary(table, name) for name, table in first]
+    block = "\n".join([*blocks, *(_summary(table, name) for name, table in ordered)])
     return _BLOCK.sub(lambda found: f"{found[1]}\n{block}\n{found[2]}", readme)
 
 
@@ -113,6 +144,23 @@ def _summary(table: dict[str, Any], name: str) -> str:
             f"| best reachable (the true click probabilities) | {table['best_auc']:.4f} | | 100 % | |"
         )
     return "\n".join([*lines, "", _footer(table["provenance"]), ""])
+
+
+def _retrieval_summary(table: dict[str, Any], name: str) -> str:
+    kind = "**simulated data**" if table["simulated"] else "real data"
+    measures = ("graded_rel", "recall_at_10", "precision_at_10", "ndcg_at_10", "mrr")
+    lines = [
+        f"**Table 1, retrieval** ({kind}; {table['queries']:,} held-out queries, {table['description']}; "
+        f"[whole table](experiments/results/{name}.md)):",
+        "",
+        "| | Graded Rel | Recall@10 | Precision@10 | nDCG@10 [95 % over queries] | MRR@10 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key, row in table["rows"].items():
+        cells = [f"{row[measure]:.3f}" for measure in measures]
+        cells[3] += f" [{row['ndcg_at_10_low']:.3f}, {row['ndcg_at_10_high']:.3f}]"
+        lines.append(f"| {row_title(key)} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
 
 
 def _seeds(seeds: int) -> str:

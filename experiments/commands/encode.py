@@ -166,9 +166,10 @@ def evaluate_command(
     from experiments.config import load_config
     from experiments.encoder_progress import stage_progress
     from experiments.encoders import EncodersConfig, measure_retrieval
-    from experiments.table1 import write_table1
+    from experiments.environment import environment
+    from experiments.table1 import to_json
     from experiments.table1_text import console_table, to_markdown
-    from features.files import atomic_write_bytes
+    from features.files import atomic_write_bytes, atomic_write_json
 
     console = Console()
     settings = load_config(config, EncodersConfig)
@@ -176,7 +177,7 @@ def evaluate_command(
     with stage_progress(console) as tell:
         table = measure_retrieval(data, tables, holdout=settings.holdout, k=k, progress=tell)
     console.print(console_table(table))
-    write_table1(table, out / "table1.json")
+    atomic_write_json(out / "table1.json", to_json(table) | {"environment": environment()})
     atomic_write_bytes(out / "table1.md", to_markdown(table).encode())
     console.print(f"written: {out / 'table1.json'}, {out / 'table1.md'}", soft_wrap=True)
 
