@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 import experiments.sweep
-from experiments.commands.demo import delete_demo, demo, refuse_another_demo
+from experiments.commands.demo import ENCODER_RESULTS, delete_demo, demo, refuse_another_demo
 from experiments.marketplace.config import MarketplaceConfig
 from tests.experiments.sweep_folders import PAPER_VARIANTS
 
+DEMO_VARIANTS = (*PAPER_VARIANTS, "dcn_pq_sim_history_lsa")
 MEASURED = (
     "auc_mean",
     "auc_sd",
@@ -38,7 +39,7 @@ def test_the_table_has_what_its_readers_look_up(out: Path) -> None:
     assert table["seeds"] == 2
     assert table["missing_runs"] == []
     assert 0.5 < table["best_auc"] < 1
-    assert tuple(table["variants"]) == PAPER_VARIANTS
+    assert tuple(table["variants"]) == DEMO_VARIANTS
     for name, variant in table["variants"].items():
         expected = MEASURED if name == "dcn" else MEASURED + COMPARED
         for key in expected:
@@ -67,6 +68,26 @@ def test_the_numbers_of_the_table_agree_with_each_other(out: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_encoders_leave_what_their_readers_look_up(out: Path) -> None:
+    table = json.loads((out / "table1.json").read_text())
+    assert table["simulated"] is True
+    assert table["queries"] > 0
+    assert list(table["rows"]) == ["random", "bm25", "lsa", "stage1", "dashclip"]
+    for row in table["rows"].values():
+        for measure in ("graded_rel", "recall_at_10", "precision_at_10", "ndcg_at_10", "mrr"):
+            assert row[f"{measure}_low"] <= row[measure] <= row[f"{measure}_high"]
+    assert set(json.loads((out / "probes.json").read_text())["probes"]) >= {"aisle", "relevance"}
+    assert (out / "pictures" / "tsne_by_aisle.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_each_ranker_read_the_tables_that_its_title_names(out: Path) -> None:
+    for variant, tables in (("dcn_pq_sim_history", "embeddings"), ("dcn_pq_sim_history_lsa", "lsa")):
+        config = json.loads((out / variant / "seed-1" / "config.json").read_text())
+        assert Path(config["product_table"]) == out / tables / "products"
+
+
+@pytest.mark.slow
 def test_the_page_and_the_markdown_say_that_the_data_are_simulated(out: Path) -> None:
     for name in ("report.html", "table2.md"):
         text = (out / name).read_text()
@@ -84,6 +105,7 @@ def test_a_second_call_trains_nothing_and_gives_the_same_table(
     def parts() -> dict[Path, int]:
         kept = [*out.glob("data/*"), *out.glob("features/*"), *out.glob("embeddings/*/*")]
         kept += out.glob("dcn*/seed-*/*.json")
+        kept += [*out.glob("encoders/*/*"), *(out / name for name in ENCODER_RESULTS)]
         return {path: path.stat().st_mtime_ns for path in kept}
 
     monkeypatch.setattr(experiments.sweep, "ProcessPoolExecutor", no_pool)
@@ -102,8 +124,14 @@ def skeleton(tmp_path: Path) -> Path:
     contents = {
         "data/marketplace.json": {"simulated": True, "config": config},
         "features/manifest.json": {"dense_columns": []},
-        "embeddings/products/manifest.json": {"encoder_id": "lsa"},
+        "lsa/products/manifest.json": {"encoder_id": "lsa"},
+        "encoders/pretrain/training.json": {},
+        "encoders/align/training.json": {},
+        "embeddings/products/manifest.json": {"encoder_id": "dashclip"},
+        "embeddings/queries/manifest.json": {"encoder_id": "dashclip"},
         "dcn/seed-1/run.json": {},
+        "table1.json": {},
+        "probes.json": {},
         "table2.json": {},
         "sweep.json": {},
     }
@@ -146,7 +174,8 @@ def test_a_demo_of_another_size_is_not_resumed(skeleton: Path) -> None:
     [
         ("data/marketplace.json", "features"),
         ("features/manifest.json", "run.json"),
-        ("embeddings/products/manifest.json", "run.json"),
+        ("encoders/align/training.json", "embeddings"),
+        ("embeddings/queries/manifest.json", "run.json"),
     ],
 )
 def test_parts_older_than_what_they_are_made_from_are_not_reused(
