@@ -62,8 +62,10 @@ class StageRun:
     outcome: TrainingOutcome | None
 
 
-def train_tokenizer(data: Path, *, size: Size, inputs: InputConfig) -> TextTokenizer:
-    """WordPiece learned from the titles and queries that may be trained on.
+def train_tokenizer(
+    data: Path, *, size: Size, inputs: InputConfig, vocab_size: int | None = None
+) -> TextTokenizer:
+    """WordPiece learned from the titles and queries that may be trained on, `VOCABULARY` unless given.
 
     Raises:
         CatalogError, RelevanceError: the tables cannot be read.
@@ -75,7 +77,7 @@ def train_tokenizer(data: Path, *, size: Size, inputs: InputConfig) -> TextToken
         queries = read_grades(data).queries
         seen_Q = query_roles(queries, inputs.holdout) == TRAIN
         texts += [query for query, seen in zip(queries.to_pylist(), seen_Q, strict=True) if seen]
-    return TextTokenizer.train(texts, vocab_size=VOCABULARY[size])
+    return TextTokenizer.train(texts, vocab_size=vocab_size or VOCABULARY[size])
 
 
 def new_encoder(
@@ -84,10 +86,11 @@ def new_encoder(
     size: Size,
     inputs: InputConfig,
     seed: int,
+    vocab_size: int | None = None,
     architecture: Mapping[str, float] | None = None,
 ) -> DashClipEncoder:
     """Random weights and a tokenizer learned from the data; `architecture` changes fields of the size."""
-    tokenizer = train_tokenizer(data, size=size, inputs=inputs)
+    tokenizer = train_tokenizer(data, size=size, inputs=inputs, vocab_size=vocab_size)
     config = EncoderConfig.preset(size, vocab_size=tokenizer.vocab_size, **(architecture or {}))
     return DashClipEncoder.new(config, tokenizer, seed=seed)
 

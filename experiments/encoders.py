@@ -56,6 +56,8 @@ class EncodersConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: Size = "small"
+    #: Tokens learned from titles and queries, special ones included; that of the size if None.
+    vocab_size: Annotated[int, Field(ge=100)] | None = None
     #: Fields of EncoderConfig that differ from those of the size, such as embedding_dim.
     architecture: dict[str, int | float] = {}
     #: Of the first weights; the stages have seeds of their own.
@@ -68,15 +70,18 @@ class EncodersConfig(BaseModel):
     tuples: TupleConfig = TupleConfig()
     #: The text warm-up from scratch; None, and training from published weights, leave it out.
     warmup: WarmupConfig | None = None
-    #: None leaves stage 1 out.
-    pretrain: PretrainConfig | None
-    align: AlignConfig
+    #: None leaves stage 1 out, as without images.
+    pretrain: PretrainConfig | None = None
+    #: None leaves stage 2 out, as without grades.
+    align: AlignConfig | None = None
     #: Beyond the paper: hard negatives for the second part of stage 2; None keeps random ones to the end.
     mining: MiningConfig | None = None
 
     @model_validator(mode="after")
     def _mining_has_its_epochs(self) -> Self:
         if self.mining is not None:
+            if self.align is None:
+                raise ValueError("mining needs an [align] section, the stage that it is a part of")
             self.mining.first_epochs(self.align.epochs)
         return self
 
@@ -95,7 +100,7 @@ class EncodersConfig(BaseModel):
             where = ".".join(["architecture", *map(str, problem["loc"])])
             sentence = problem["msg"].removeprefix("Value error, ")
             raise ValueError(f"{where}: {sentence} (got {self.architecture})") from None
-        if max(self.align.matryoshka_dims, default=0) > shape.embedding_dim:
+        if self.align is not None and max(self.align.matryoshka_dims, default=0) > shape.embedding_dim:
             raise ValueError(
                 f"align.matryoshka_dims must be at most the embedding_dim of {shape.embedding_dim}, got "
                 f"{list(self.align.matryoshka_dims)}"
@@ -119,7 +124,7 @@ class EncodersConfig(BaseModel):
                 "seed": seed,
                 "warmup": self.warmup and self.warmup.model_copy(update={"seed": seed}),
                 "pretrain": self.pretrain and self.pretrain.model_copy(update={"seed": seed}),
-                "align": self.align.model_copy(update={"seed": seed}),
+                "align": self.align and self.align.model_copy(update={"seed": seed}),
             }
         )
 
@@ -160,7 +165,12 @@ def first_encoder(
     With a text warm-up in the config the weights have gone through that, a run of its own in `folder`.
     """
     start = new_encoder(
-        data, size=config.size, inputs=config.inputs, seed=config.seed, architecture=config.architecture
+        data,
+        size=config.size,
+        inputs=config.inputs,
+        seed=config.seed,
+        vocab_size=config.vocab_size,
+        architecture=config.architecture,
     )
     if config.warmup is None:
         return start
@@ -207,7 +217,13 @@ def run_align(
     show: ShowReport | None = None,
     progress: Progress | None = None,
 ) -> StageRun:
-    """Stage 2, from the encoder of stage 1 or from scratch."""
+    """Stage 2, from the encoder of stage 1 or from scratch.
+
+    Raises:
+        ValueError: the config has no stage 2.
+    """
+    if config.align is None:
+        raise ValueError("the config has no [align] section, which stage 2 needs")
     start = start or first_encoder(data, folder / "warmup", config, device=device, show=show)
     stage: Callable[..., StageRun] = align
     if config.mining is not None:
