@@ -40,8 +40,8 @@ class VariantConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str
-    #: Over those of the base, key by key; `pretrain = false` leaves stage 1 out, and so do `warmup = false`
-    #: and `mining = false`. `modalities` are those of stage 2 and of the tables: stage 1 always sees images and titles.
+    #: Over those of the base, key by key; `pretrain = false`, `warmup = false` and `mining = false` leave
+    #: these out. `modalities` are those of stage 2 and of the tables; stage 1 sees images and titles always.
     settings: dict[str, Any] = {}
     #: Those of the ablation if None.
     seeds: Seeds | None = None
