@@ -23,6 +23,7 @@ from embeddings.catalog import ProductBatch, ProductCatalog, load_batch, prefetc
 from embeddings.dashclip import DashClipEncoder
 from embeddings.distributed import Ranks, sum_over_ranks
 from embeddings.encoders import ProductEncoder, QueryEncoder, freeze_first_layers
+from embeddings.feature_queue import FeatureQueue
 from embeddings.images import ImageUnreadable
 from embeddings.losses import NO_GROUP, Columns, InBatch, itc_loss, matryoshka, pqc_loss
 from embeddings.relevance import MODERATE, Grades, TupleSet
@@ -56,6 +57,10 @@ class AlignConfig(OptimizerConfig):
     #: Beyond the paper: the other queries of the rank's micro-batch as negatives, but for those with a grade
     #: above 0.
     in_batch_negatives: bool = False
+    #: Beyond the paper: the positive query of each tuple also picks its product, among those of the batch and
+    #: the last so many before; 0 leaves that loss out. Lookalikes, and products with at least the same grade
+    #: for the query, are no negatives. Each rank remembers its own.
+    product_negatives: Annotated[int, Field(ge=0)] = 0
     #: Beyond the paper: weight of a second loss, for queries made from titles (`title_queries`): each product
     #: of the micro-batch picks its own. It needs no grades, and keeps rare words apart.
     title_query_weight: Annotated[float, Field(ge=0)] = 0.0
@@ -77,6 +82,9 @@ class AlignBatch(NamedTuple):
     product_B: Tensor
     query_BC: Tensor
     weight_B: Tensor
+    #: The positive query's number in the relevance data, and its grade for the product.
+    positive_B: npt.NDArray[np.int64]
+    grade_B: npt.NDArray[np.int8]
     #: Weights of the tuples of the step, over all ranks, summed; of one micro-batch on average.
     total_weight: float
     #: Whether a product may not have a query as an in-batch negative; None without in-batch negatives.
@@ -101,7 +109,11 @@ class Alignment(nn.Module):
         )
         self.dims = config.matryoshka_dims
         self.title_query_weight = config.title_query_weight
+        self.remembered = FeatureQueue(config.product_negatives, product.product_proj.out_features)
         self.ranks = ranks
+        #: Grades by product and query; what it takes to know which remembered product is a negative.
+        self.grade_PQ: sp.csr_matrix | None = None
+        self.group_P: npt.NDArray[np.int64] | None = None
 
     def forward(self, batch: AlignBatch) -> dict[str, Tensor]:
         """The share of this rank in the loss of the global batch, times the ranks, since DDP averages."""
@@ -123,11 +135,47 @@ class Alignment(nn.Module):
         pqc = matryoshka(loss, self.dims) if self.dims else loss
         value = pqc(product_UD, query_VD) * self.ranks.count
         found = {"pqc": value.detach(), "temperature": self.temperature.detach()}
+        if self.grade_PQ is not None:
+            picked = self._product_loss(product_UD, query_VD, batch)
+            value = value + picked
+            found["products"] = picked.detach()
         if batch.title_queries is not None:
             contrast = self._title_query_loss(product_UD, batch.title_queries)
             value = value + self.title_query_weight * contrast
             found["title_queries"] = contrast.detach()
         return {"loss": value, **found}
+
+    def _product_loss(self, product_UD: Tensor, query_VD: Tensor, batch: AlignBatch) -> Tensor:
+        """Each positive query picks its product among those of the batch and the remembered ones; in nats."""
+        assert self.grade_PQ is not None
+        assert self.group_P is not None
+        own_U = batch.products.index_B
+        columns = self.remembered.columns(product_UD, product_UD, own_U)
+        candidate_CD = torch.cat([product_UD, columns.image_CD[len(product_UD) :].to(product_UD)])
+        candidate_C = columns.group_C.cpu().numpy()
+        own_B = own_U.cpu().numpy()[batch.product_B.cpu().numpy()]
+        grade_BC = self.grade_PQ[np.maximum(candidate_C, 0)][:, batch.positive_B].toarray().T
+        excluded_BC = (grade_BC >= batch.grade_B[:, None]) | (candidate_C == NO_GROUP)
+        excluded_BC |= self.group_P[own_B][:, None] == self.group_P[np.maximum(candidate_C, 0)]
+        excluded = torch.from_numpy(excluded_BC).to(product_UD.device)
+
+        def loss(candidate_CD: Tensor, query_VD: Tensor) -> Tensor:
+            query_BD = query_VD[batch.query_BC[:, 0]]
+            return pqc_loss(
+                query_BD,
+                candidate_CD[batch.product_B],
+                query_BD.new_zeros((len(query_BD), 0, query_BD.shape[1])),
+                temperature=self.temperature,
+                weight_B=batch.weight_B,
+                in_batch=InBatch(candidate_CD, excluded),
+                total_weight=batch.total_weight,
+            )
+
+        picked = matryoshka(loss, self.dims) if self.dims else loss
+        value = picked(candidate_CD, query_VD) * self.ranks.count
+        if self.training:
+            self.remembered.push(product_UD, product_UD, own_U)
+        return value
 
     def _title_query_loss(self, product_UD: Tensor, queries: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Each product picks the query made of its title, each such query its product; mean in nats."""
@@ -200,8 +248,10 @@ class AlignTask:
                 f"matryoshka_dims must be at most embedding_dim, {encoder.config.embedding_dim}, got "
                 f"{list(config.matryoshka_dims)}"
             )
-        if config.in_batch_negatives and grades is None:
-            raise ValueError("in_batch_negatives needs the grades, to leave relevant queries out")
+        if (config.in_batch_negatives or config.product_negatives) and grades is None:
+            raise ValueError(
+                "in_batch_negatives and product_negatives need the grades, to leave relevant pairs out"
+            )
         self.encoder, self.catalog, self.tuples, self.config = encoder, catalog, tuples, config
         self.device, self.ranks = device, ranks
         self.query_titles = catalog.titles if query_titles is None else query_titles
@@ -211,6 +261,9 @@ class AlignTask:
         self.batch_rows = rows_of_a_step(config, len(tuples.train), ranks=ranks)
         self.steps_per_epoch = len(tuples.train) // self.batch_rows
         self.module = Alignment(encoder.product, encoder.query, config=config, ranks=ranks).to(device)
+        if config.product_negatives and grades is not None:
+            self.module.grade_PQ = _grade_matrix(grades, len(catalog))
+            self.module.group_P = catalog.group_P
         #: Why the image of a product could not be read; such a product counts as one without an image.
         self.unreadable: dict[int, str] = {}
         tokens = encoder.tokenizer(
@@ -305,6 +358,8 @@ class AlignTask:
             product_B=torch.from_numpy(product_B).to(self.device),
             query_BC=torch.from_numpy(place_V[query_BC.reshape(len(rows), -1)]).to(self.device),
             weight_B=torch.from_numpy(self._weights(tuples, rows)).to(self.device),
+            positive_B=tuple_BC[:, 1],
+            grade_B=np.asarray(tuples.grades_NC[rows, 0]),
             total_weight=total_weight,
             relevant_BV=relevant_BV,
             title_queries=title_queries,
@@ -426,3 +481,9 @@ def _relevant_matrix(grades: Grades, products: int) -> sp.csr_matrix:
     pairs = (grades.product_G[relevant_G], grades.query_G[relevant_G])
     ones = np.ones(int(relevant_G.sum()), dtype=bool)
     return sp.csr_matrix((ones, pairs), shape=(products, len(grades.queries)))
+
+
+def _grade_matrix(grades: Grades, products: int) -> sp.csr_matrix:
+    """Grades by product and query, (P, Q); 0 where there is none."""
+    pairs = (grades.product_G, grades.query_G)
+    return sp.csr_matrix((grades.grade_G, pairs), shape=(products, len(grades.queries)))

@@ -8,19 +8,20 @@ image says them, too.
 import numpy as np
 import numpy.typing as npt
 
-#: Share of the title's words that a query keeps, drawn anew for each query between these.
-KEPT_SHARE = (0.25, 1.0)
+#: Words of a query, from and to: people type few.
+QUERY_WORDS = (1, 4)
 #: Share of query words of at least four letters that carry one typing error.
 TYPO_RATE = 0.15
 TYPO_LETTERS = 4
 
 
 def title_query(title: str, generator: np.random.Generator) -> str:
-    """At least one word of the title, in the title's order or shuffled, sometimes misspelt."""
+    """One to four words of the title, in its order or shuffled, sometimes misspelt."""
     words = title.split()
     if not words:
         return ""
-    kept = max(1, round(generator.uniform(*KEPT_SHARE) * len(words)))
+    fewest, most = QUERY_WORDS
+    kept = min(len(words), int(generator.integers(fewest, most + 1)))
     chosen = generator.permutation(len(words))[:kept]
     if generator.random() < 0.5:
         chosen = np.sort(chosen)
