@@ -84,7 +84,7 @@ _PRESETS: dict[Size, dict[str, int]] = {
         "text_hidden_dim": 128,
         "text_layers": 2,
         "text_heads": 4,
-        "embedding_dim": 128,
+        "embedding_dim": 256,
         "max_title_tokens": 24,
         "max_query_tokens": 16,
     },
