@@ -54,6 +54,9 @@ class PretrainConfig(OptimizerConfig):
     #: Products kept aside for the early stop, a share and a maximum.
     evaluation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     evaluation_products: Annotated[int, Field(ge=4)] = 2_000
+    #: Keep aside products of any group rather than whole groups: right where few titles stand for many
+    #: products, as names of classes do. Not recorded when false, so that runs without it go on.
+    evaluation_within_groups: Annotated[bool, Field(exclude_if=lambda within: not within)] = False
 
     @model_validator(mode="after")
     def _epoch_is_long_enough(self) -> Self:
@@ -143,6 +146,7 @@ class Pretraining(nn.Module):
         itc, itm = itc * ranks.count, itm * ranks.count
         return {"loss": itc + itm, "itc": itc, "itm": itm, "temperature": self.temperature.detach()}
 
+    @torch.no_grad()
     def measure(self, batch: PretrainBatch) -> Tensor:
         """Sums over one batch of one rank, float64 (5,).
 
@@ -350,7 +354,14 @@ class PretrainTask:
 def _split_by_group(
     usable: npt.NDArray[np.int64], group_P: npt.NDArray[np.int64], *, config: PretrainConfig
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Training and evaluation products; a group is on one side only, and two or more are for evaluation."""
+    """Training and evaluation products; a group is on one side only, and two or more are for evaluation.
+
+    With `evaluation_within_groups` products are drawn one by one, and a group may be on both sides.
+    """
+    if config.evaluation_within_groups:
+        wanted = min(config.evaluation_products, max(2, round(config.evaluation_share * len(usable))))
+        shuffled = np.random.default_rng((config.seed, len(usable))).permutation(usable)
+        return np.sort(shuffled[wanted:]), np.sort(shuffled[:wanted])
     groups = np.unique(group_P[usable])
     shuffled = np.random.default_rng((config.seed, len(groups))).permutation(groups)
     wanted = min(config.evaluation_products, max(2, round(config.evaluation_share * len(usable))))

@@ -264,7 +264,7 @@ def test_a_learned_temperature_is_held_in_its_range(data: Path, tuples: Tuples) 
         with torch.no_grad():
             task.module.temperature.fill_(value)
         task.before_step(0)
-        assert float(task.module.temperature) == pytest.approx(held)
+        assert float(task.module.temperature.detach()) == pytest.approx(held)
 
 
 def test_each_distinct_query_is_encoded_once_among_queries_of_its_length(
@@ -326,7 +326,7 @@ def test_what_cannot_be_aligned_is_refused(data: Path, tuples: Tuples, tmp_path:
         align_task(data, replace(tuples, validation=other.validation))
     encoder = small_encoder().with_query_encoder()
     config = align_task(data, tuples).config.model_copy(update={"in_batch_negatives": True})
-    with pytest.raises(ValueError, match="in_batch_negatives needs the grades"):
+    with pytest.raises(ValueError, match=r"in_batch_negatives .*the grades"):
         AlignTask(
             encoder,
             ProductCatalog.open(data),

@@ -226,7 +226,7 @@ def test_the_temperature_is_held_in_its_range(data: Path, value: float, held: fl
     with torch.no_grad():
         task.module.temperature.fill_(value)
     task.before_step(0)
-    assert float(task.module.temperature) == pytest.approx(held)
+    assert float(task.module.temperature.detach()) == pytest.approx(held)
 
 
 def test_the_queue_takes_in_what_is_trained_on_and_not_what_is_measured(data: Path) -> None:
@@ -262,6 +262,14 @@ def test_unmatched_pairs_are_of_other_groups_and_two_for_each_product(data: Path
     assert [title for title, _ in pairs[16:32]] == list(range(16))
     assert [image for _, image in pairs[32:]] == list(range(16))
     assert all(title // 4 != image // 4 for title, image in pairs[16:])
+    # Another encoder is measured by the same pairs; training draws the pairs that are hard for it.
+    drawn = pairs.copy()
+    for same, measured in ((True, task.module.measure), (False, task.module)):
+        pairs.clear()
+        with torch.no_grad():
+            task.encoder.product.vision_proj.weight.mul_(-9.0)
+            measured(batch)
+        assert (pairs == drawn) == same
 
 
 def test_a_batch_of_one_group_gives_no_unmatched_pair(data: Path) -> None:
