@@ -92,6 +92,7 @@ def evaluate_home_depot(
     vectors: Mapping[str, Vectors],
     *,
     holdout: HoldoutConfig | None = None,
+    with_overlap: Sequence[str] = (),
     resamples: int = 1000,
     seed: int = 0,
     progress: Progress | None = None,
@@ -99,7 +100,9 @@ def evaluate_home_depot(
     """Compare token overlap and each entry of `vectors` on the grades of `data`.
 
     Give the `holdout` that the encoders were trained with. The probe of a row of vectors reads the cosine,
-    |p - q| and p * q of unit vectors p and q; that of token overlap has the overlap alone.
+    |p - q| and p * q of unit vectors p and q; that of token overlap has the overlap alone. A name in
+    `with_overlap` gets a second row, "NAME + token_overlap", whose score is the sum of both scores and whose
+    probe reads all of their features.
 
     Raises:
         ValueError: a table is missing, or a role of queries has no high or no irrelevant pair.
@@ -118,10 +121,14 @@ def evaluate_home_depot(
     test_group_N = np.unique(pairs.group_N[test_N], return_inverse=True)[1].astype(np.int64)
     weights_RQ = group_resamples(int(test_group_N.max()) + 1, resamples, np.random.default_rng(seed))
     measured: dict[str, _Measured] = {}
-    for done, name in enumerate((OVERLAP, *vectors)):
+    together = [name for name in vectors if name in with_overlap]
+    for done, name in enumerate((OVERLAP, *vectors, *(f"{name} + {OVERLAP}" for name in together))):
         if progress is not None:
-            progress(f"probing {name}", done, 1 + len(vectors))
-        features = overlap if name == OVERLAP else _vector_features(pairs, vectors[name])
+            progress("probing", done, 1 + len(vectors) + len(together))
+        of_vectors = name.removesuffix(f" + {OVERLAP}")
+        features = overlap if name == OVERLAP else _vector_features(pairs, vectors[of_vectors])
+        if of_vectors != name:
+            features = _with_overlap(features, overlap)
         measured[name] = _measure(pairs, features, test_group_N=test_group_N, weights_RQ=weights_RQ)
     seen = pc.is_in(pairs.products, value_set=pairs.products.filter(pa.array(pairs.role_N == _TRAIN)))
     return HomeDepotResults(
@@ -315,6 +322,18 @@ def _vector_features(pairs: GradedPairs, vectors: Vectors) -> _Features:
         score_N=product_of_both_ND.sum(axis=1),
         more_NF=np.hstack([np.abs(product_ND - query_ND), product_of_both_ND]),
         missing_N=~np.asarray(product_ND.any(axis=1) & query_ND.any(axis=1), bool),
+    )
+
+
+def _with_overlap(vectors: _Features, overlap: _Features) -> _Features:
+    """The sum of both scores as the score; each of them beside what the probe reads of the vectors."""
+    assert vectors.more_NF is not None  # rows of vectors have more than a score
+    parts_N2 = np.column_stack([vectors.score_N, overlap.score_N]).astype(np.float32)
+    return _Features(
+        encoder_id=f"{vectors.encoder_id} + {overlap.encoder_id}",
+        score_N=parts_N2.sum(axis=1),
+        more_NF=np.hstack([parts_N2, vectors.more_NF]),
+        missing_N=vectors.missing_N,
     )
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from experiments.commands import encode_real
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -27,6 +29,7 @@ DEVICE = Annotated[str, typer.Option(help="`cpu` or `cuda`.")]
 
 def register(app: typer.Typer) -> None:
     """Add the `encode` commands."""
+    encode_real.register(encode)
     app.add_typer(encode, name="encode")
 
 
@@ -173,7 +176,7 @@ def evaluate_command(
 
     console = Console()
     settings = load_config(config, EncodersConfig)
-    tables = _named_folders(row)
+    tables = named_folders(row)
     with stage_progress(console) as tell:
         table = measure_retrieval(data, tables, holdout=settings.holdout, k=k, progress=tell)
     console.print(console_table(table))
@@ -336,7 +339,8 @@ def _read(config: Path, encoder: Path | None) -> tuple[EncodersConfig, DashClipE
     return settings, DashClipEncoder.load(inner if inner.is_dir() else encoder)
 
 
-def _named_folders(rows: list[str]) -> dict[str, Path]:
+def named_folders(rows: list[str]) -> dict[str, Path]:
+    """NAME=FOLDER, as given by `--row`, by name."""
     named = dict(row.partition("=")[::2] for row in rows)
     for name, folder in named.items():
         if not name or not folder:
