@@ -72,7 +72,7 @@ def killed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert child.stdout == "[-9, -9]", child.stderr
