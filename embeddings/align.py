@@ -10,196 +10,29 @@ products of the catalogue, I image tokens, H hidden width, D embedding width.
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
+from embeddings.alignment import TEMPERATURE_RANGE, AlignBatch, AlignConfig, Alignment
 from embeddings.catalog import ProductBatch, ProductCatalog, load_batch, prefetch
 from embeddings.dashclip import DashClipEncoder
 from embeddings.distributed import Ranks, sum_over_ranks
-from embeddings.encoders import ProductEncoder, QueryEncoder, freeze_first_layers
-from embeddings.feature_queue import FeatureQueue
 from embeddings.images import ImageUnreadable
-from embeddings.losses import NO_GROUP, Columns, InBatch, itc_loss, matryoshka, pqc_loss
+from embeddings.losses import NO_GROUP
 from embeddings.relevance import MODERATE, Grades, TupleSet
 from embeddings.title_queries import shortened_title, title_query
-from embeddings.training import OptimizerConfig, rows_of_a_step
+from embeddings.training import rows_of_a_step
 
 #: Queries that are encoded together; short ones are not padded to the longest of the batch.
 QUERY_CHUNK = 256
 #: Image tokens of the catalogue are kept in memory up to this size.
 IMAGE_CACHE_BYTES = 2 << 30
-TEMPERATURE_RANGE = (0.01, 0.5)
 #: Validation tuples that are looked at, at most: enough for two digits of the loss.
 VALIDATION_TUPLES = 20_000
-
-#: Which part of the product encoder stage 2 trains.
-ProductSide = Literal["frozen", "projection", "grounded", "all"]
-
-
-class AlignConfig(OptimizerConfig):
-    """Stage 2. What the paper leaves open, with the defaults that docs/paper_map.md argues for."""
-
-    #: "projection": the last linear layer; "grounded": the image-grounded text encoder, too; "all": the image
-    #: encoder, too.
-    product_side: ProductSide = "grounded"
-    #: Of the query encoder; the paper freezes 8 of 12.
-    frozen_layers: Annotated[int, Field(ge=0)] = 0
-    temperature: Annotated[float, Field(ge=TEMPERATURE_RANGE[0], le=TEMPERATURE_RANGE[1])] = 0.05
-    learn_temperature: bool = False
-    #: Beyond the paper: weight of a tuple whose positive is moderately relevant; 1 is the paper's loss.
-    moderate_weight: Annotated[float, Field(ge=0)] = 1.0
-    #: Beyond the paper: the other queries of the rank's micro-batch as negatives, but for those with a grade
-    #: above 0.
-    in_batch_negatives: bool = False
-    #: Beyond the paper: the positive query of each tuple also picks its product, among those of the batch and
-    #: the last so many before; 0 leaves that loss out. Lookalikes, and products with at least the same grade
-    #: for the query, are no negatives. Each rank remembers its own.
-    product_negatives: Annotated[int, Field(ge=0)] = 0
-    #: Beyond the paper: weight of a second loss, for queries made from titles (`title_queries`): each product
-    #: of the micro-batch picks its own. It needs no grades, and keeps rare words apart.
-    title_query_weight: Annotated[float, Field(ge=0)] = 0.0
-    #: Beyond the paper: chance that a word of a title is left out, so that the image has to say it.
-    title_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    #: Beyond the paper: widths at which the first coordinates are trained to stand alone; none: full width.
-    matryoshka_dims: tuple[int, ...] = ()
-
-
-class AlignBatch(NamedTuple):
-    """One micro-batch with each distinct product and query once."""
-
-    products: ProductBatch
-    #: Image tokens of the products that have an image, when the image encoder is frozen; else None.
-    image_GIH: Tensor | None
-    #: Token ids and masks of the distinct queries, chunk by chunk, in the order of the query numbers.
-    query_chunks: list[tuple[Tensor, Tensor]]
-    #: Positions of a tuple's product and queries among the distinct ones; the positive query comes first.
-    product_B: Tensor
-    query_BC: Tensor
-    weight_B: Tensor
-    #: The positive query's number in the relevance data, and its grade for the product.
-    positive_B: npt.NDArray[np.int64]
-    grade_B: npt.NDArray[np.int8]
-    #: Weights of the tuples of the step, over all ranks, summed; of one micro-batch on average.
-    total_weight: float
-    #: Whether a product may not have a query as an in-batch negative; None without in-batch negatives.
-    relevant_BV: Tensor | None
-    #: Token ids and mask of a query made from the title of each distinct product, and the products' groups
-    #: (none without a title); None without that loss.
-    title_queries: tuple[Tensor, Tensor, Tensor] | None
-
-
-class Alignment(nn.Module):
-    """Both encoders and the temperature; `forward` gives the PQC loss."""
-
-    def __init__(
-        self, product: ProductEncoder, query: QueryEncoder, *, config: AlignConfig, ranks: Ranks
-    ) -> None:
-        super().__init__()
-        self.product, self.query = product, query
-        freeze_product_side(product, config.product_side)
-        freeze_first_layers(query.text, config.frozen_layers)
-        self.temperature = nn.Parameter(
-            torch.tensor(config.temperature), requires_grad=config.learn_temperature
-        )
-        self.dims = config.matryoshka_dims
-        self.title_query_weight = config.title_query_weight
-        self.remembered = FeatureQueue(config.product_negatives, product.product_proj.out_features)
-        self.ranks = ranks
-        #: Grades by product and query; what it takes to know which remembered product is a negative.
-        self.grade_PQ: sp.csr_matrix | None = None
-        self.group_P: npt.NDArray[np.int64] | None = None
-
-    def forward(self, batch: AlignBatch) -> dict[str, Tensor]:
-        """The share of this rank in the loss of the global batch, times the ranks, since DDP averages."""
-        product_UD, query_VD = self.vectors(batch)
-
-        def loss(product_UD: Tensor, query_VD: Tensor) -> Tensor:
-            chosen_BCD = query_VD[batch.query_BC]
-            in_batch = None if batch.relevant_BV is None else InBatch(query_VD, batch.relevant_BV)
-            return pqc_loss(
-                product_UD[batch.product_B],
-                chosen_BCD[:, 0],
-                chosen_BCD[:, 1:],
-                temperature=self.temperature,
-                weight_B=batch.weight_B,
-                in_batch=in_batch,
-                total_weight=batch.total_weight,
-            )
-
-        pqc = matryoshka(loss, self.dims) if self.dims else loss
-        value = pqc(product_UD, query_VD) * self.ranks.count
-        found = {"pqc": value.detach(), "temperature": self.temperature.detach()}
-        if self.grade_PQ is not None:
-            picked = self._product_loss(product_UD, query_VD, batch)
-            value = value + picked
-            found["products"] = picked.detach()
-        if batch.title_queries is not None:
-            contrast = self._title_query_loss(product_UD, batch.title_queries)
-            value = value + self.title_query_weight * contrast
-            found["title_queries"] = contrast.detach()
-        return {"loss": value, **found}
-
-    def _product_loss(self, product_UD: Tensor, query_VD: Tensor, batch: AlignBatch) -> Tensor:
-        """Each positive query picks its product among those of the batch and the remembered ones; in nats."""
-        assert self.grade_PQ is not None
-        assert self.group_P is not None
-        own_U = batch.products.index_B
-        columns = self.remembered.columns(product_UD, product_UD, own_U)
-        candidate_CD = torch.cat([product_UD, columns.image_CD[len(product_UD) :].to(product_UD)])
-        candidate_C = columns.group_C.cpu().numpy()
-        own_B = own_U.cpu().numpy()[batch.product_B.cpu().numpy()]
-        grade_BC = self.grade_PQ[np.maximum(candidate_C, 0)][:, batch.positive_B].toarray().T
-        excluded_BC = (grade_BC >= batch.grade_B[:, None]) | (candidate_C == NO_GROUP)
-        excluded_BC |= self.group_P[own_B][:, None] == self.group_P[np.maximum(candidate_C, 0)]
-        excluded = torch.from_numpy(excluded_BC).to(product_UD.device)
-
-        def loss(candidate_CD: Tensor, query_VD: Tensor) -> Tensor:
-            query_BD = query_VD[batch.query_BC[:, 0]]
-            return pqc_loss(
-                query_BD,
-                candidate_CD[batch.product_B],
-                query_BD.new_zeros((len(query_BD), 0, query_BD.shape[1])),
-                temperature=self.temperature,
-                weight_B=batch.weight_B,
-                in_batch=InBatch(candidate_CD, excluded),
-                total_weight=batch.total_weight,
-            )
-
-        picked = matryoshka(loss, self.dims) if self.dims else loss
-        value = picked(candidate_CD, query_VD) * self.ranks.count
-        if self.training:
-            self.remembered.push(product_UD, product_UD, own_U)
-        return value
-
-    def _title_query_loss(self, product_UD: Tensor, queries: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Each product picks the query made of its title, each such query its product; mean in nats."""
-        ids_UT, mask_UT, group_U = queries
-        own_U = torch.arange(len(group_U), device=group_U.device)
-
-        def loss(product_UD: Tensor, query_UD: Tensor) -> Tensor:
-            columns = Columns(product_UD, query_UD, group_U)
-            temperature = self.temperature.detach()
-            return itc_loss(
-                product_UD, query_UD, columns, positive_B=own_U, temperature=temperature, alpha=0.0
-            ).loss
-
-        contrast = matryoshka(loss, self.dims) if self.dims else loss
-        return contrast(product_UD, self.query(ids_UT, mask_UT))
-
-    def vectors(self, batch: AlignBatch) -> tuple[Tensor, Tensor]:
-        """Unit vectors of the distinct products (U, D) and queries (V, D)."""
-        with_image = batch.products.has_image_B.nonzero().squeeze(1)
-        image_GIH = batch.image_GIH
-        if image_GIH is None:
-            image_GIH = self.product.image_tokens(batch.products.pixels_BCHW[with_image])
-        product_UD = self.product.embed(batch.products, image_GIH, with_image)
-        return product_UD, torch.cat([self.query(ids, mask) for ids, mask in batch.query_chunks])
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,10 +93,11 @@ class AlignTask:
         )
         self.batch_rows = rows_of_a_step(config, len(tuples.train), ranks=ranks)
         self.steps_per_epoch = len(tuples.train) // self.batch_rows
-        self.module = Alignment(encoder.product, encoder.query, config=config, ranks=ranks).to(device)
+        self.module = Alignment(
+            encoder.product, encoder.query, config=config, group_P=catalog.group_P, ranks=ranks
+        ).to(device)
         if config.product_negatives and grades is not None:
             self.module.grade_PQ = _grade_matrix(grades, len(catalog))
-            self.module.group_P = catalog.group_P
         #: Why the image of a product could not be read; such a product counts as one without an image.
         self.unreadable: dict[int, str] = {}
         tokens = encoder.tokenizer(
@@ -460,19 +294,6 @@ class AlignTask:
     def _weights(self, tuples: TupleSet, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         moderate = tuples.grades_NC[rows, 0] == MODERATE
         return np.where(moderate, self.config.moderate_weight, 1.0).astype(np.float32)
-
-
-def freeze_product_side(product: ProductEncoder, side: ProductSide) -> None:
-    """Leave trainable what `side` names; the heads of stage 1 have no part in stage 2."""
-    product.requires_grad_(False)
-    trained = {
-        "frozen": (),
-        "projection": (product.product_proj,),
-        "grounded": (product.product_proj, product.text),
-        "all": (product.product_proj, product.text, product.vision),
-    }[side]
-    for part in trained:
-        part.requires_grad_(True)
 
 
 def _relevant_matrix(grades: Grades, products: int) -> sp.csr_matrix:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embeddings.align import AlignConfig
+from embeddings.alignment import AlignConfig
 from embeddings.catalog import ProductCatalog
 from embeddings.dashclip import DashClipEncoder
 from embeddings.distributed import join_ranks

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from embeddings.align import AlignConfig, AlignTask, Tuples
+from embeddings.align import AlignTask, Tuples
+from embeddings.alignment import AlignConfig
 from embeddings.catalog import Modality, ProductCatalog
 from embeddings.dashclip import DashClipEncoder, Stage, is_encoder
 from embeddings.distributed import Ranks, barrier, join_ranks

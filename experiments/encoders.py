@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from embeddings.align import AlignConfig
+from embeddings.alignment import AlignConfig
 from embeddings.catalog import Modality, ProductCatalog
 from embeddings.dashclip import DashClipEncoder
 from embeddings.encode import Encoded, encode_products, encode_queries

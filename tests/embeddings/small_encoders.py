@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from embeddings.align import AlignConfig, AlignTask, Tuples
+from embeddings.align import AlignTask, Tuples
+from embeddings.alignment import AlignConfig
 from embeddings.catalog import ProductBatch, ProductCatalog, load_batch
 from embeddings.dashclip import DashClipEncoder
 from embeddings.distributed import Ranks

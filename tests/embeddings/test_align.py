@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import embeddings.align
-from embeddings.align import TEMPERATURE_RANGE, AlignBatch, AlignTask, Tuples
+from embeddings.align import AlignTask, Tuples
+from embeddings.alignment import TEMPERATURE_RANGE, AlignBatch
 from embeddings.catalog import ProductCatalog
 from embeddings.relevance import MODERATE, read_grades
 from embeddings.training import train

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from embeddings.align import freeze_product_side
+from embeddings.alignment import freeze_product_side
 from embeddings.dashclip import DashClipEncoder
 from embeddings.grades import read_grades
 from embeddings.holdout import TEST, TRAIN, VALIDATION, HoldoutConfig, product_roles, query_roles
