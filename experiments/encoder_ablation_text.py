@@ -50,13 +50,12 @@ def console_table(report: AblationReport) -> Table:
     title = f"Ablation of the encoders: {label}, {report.queries:,} queries, against {report.default!r}"
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("Variant")
-    shown.add_column("Seeds", justify="right")
-    shown.add_column("Min", justify="right")
     for metric in report.metrics:
         shown.add_column(_heading(metric, report.k), justify="right", no_wrap=True)
     for found in report.variants.values():
         cells = [_console_cell(found, metric) for metric in report.metrics]
-        shown.add_row(escape(found.title), str(len(found.seeds)), f"{found.training_minutes:.1f}", *cells)
+        seeds = f"{len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''}"
+        shown.add_row(f"{escape(found.title)}\n[dim]{seeds}, {found.training_minutes:.1f} min[/dim]", *cells)
     return shown
 
 

@@ -82,7 +82,7 @@ def run_jobs(
                 errors[job.name] = f"it needs {culprit}, which failed: {errors[culprit]}"
                 waiting.remove(job)
                 tell(JobProgress(job.name, ended=True))
-            ready = [job for job in waiting if all(name in errors for name in job.needs)]
+            ready = [job for job in waiting if all(errors.get(name, DIED) is None for name in job.needs)]
             for job in ready[: max(0, processes - len(running))]:
                 waiting.remove(job)
                 running.append(_start(context, job, threads))
