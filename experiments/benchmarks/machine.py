@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +15,8 @@ _LIBRARIES = ("torch", "torchrec", "fbgemm-gpu-cpu", "duckdb", "pyarrow", "panda
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor, memory, system, library versions, commit and date, as JSON."""
+def describe_machine(libraries: Sequence[str] = _LIBRARIES) -> dict[str, Any]:
+    """Processor, memory, system, versions of `libraries`, commit and date, as JSON."""
     model, flags = _processor()
     return {
         "processor": model,
@@ -23,7 +24,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "libraries": {name: found for name in _LIBRARIES if (found := _version(name))},
+        "libraries": {name: found for name in libraries if (found := _version(name))},
         "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }

@@ -18,7 +18,10 @@ import torch
 
 #: Big enough to reach the peak, small enough to repeat; the second has the shape of a cross layer.
 _PRODUCT_SHAPES = ((1024, 1024, 1024), (4096, 432, 432))
+#: A GPU needs more work in one product to reach its peak; the second has the shape of a transformer's layer.
+_CUDA_PRODUCT_SHAPES = ((8192, 8192, 8192), (16384, 768, 3072))
 _COPY_BYTES = 256 * 2**20
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -90,19 +93,50 @@ def measure_peaks(*, seconds_each: float = 2.0) -> MachinePeaks:
         torch.set_num_threads(threads)
 
 
-def _product_gflops(dtype: torch.dtype, seconds: float) -> float:
+def measure_product_peak(dtype: torch.dtype, *, device: torch.device, seconds: float) -> float:
+    """Best GFLOPS of matrix products on one core, by processor time, or on a GPU, by wall time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _product_gflops(dtype, seconds, device)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _product_gflops(dtype: torch.dtype, seconds: float, device: torch.device = _CPU) -> float:
     """Best of all shapes and of the layouts of forward pass, input gradient and weight gradient."""
     best = 0.0
-    for m, k, n in _PRODUCT_SHAPES:
+    shapes = _PRODUCT_SHAPES if device.type == "cpu" else _CUDA_PRODUCT_SHAPES
+    ones = partial(torch.ones, dtype=dtype, device=device)
+    for m, k, n in shapes:
         layouts = (
-            (torch.ones(m, k, dtype=dtype), torch.ones(n, k, dtype=dtype).t()),
-            (torch.ones(m, k, dtype=dtype), torch.ones(k, n, dtype=dtype)),
-            (torch.ones(k, m, dtype=dtype).t(), torch.ones(k, n, dtype=dtype)),
+            (ones(m, k), ones(n, k).t()),
+            (ones(m, k), ones(k, n)),
+            (ones(k, m).t(), ones(k, n)),
         )
         for left, right in layouts:
-            times = _repeat(partial(torch.mm, left, right), seconds / (len(_PRODUCT_SHAPES) * len(layouts)))
+            product = partial(torch.mm, left, right)
+            seconds_each = seconds / (len(shapes) * len(layouts))
+            if device.type == "cpu":
+                times = _repeat(product, seconds_each)
+            else:
+                times = _repeat_on_gpu(product, seconds_each)
             best = max(best, 2e-9 * m * k * n / min(times))
     return best
+
+
+def _repeat_on_gpu(work: Callable[[], object], seconds: float) -> Sequence[float]:
+    """Wall seconds of each repetition after a warm-up, the queue of the GPU empty before and after it."""
+    work()
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(times) < 2 or time.perf_counter() < until:
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return times
 
 
 def _copy_gb_per_s(seconds: float) -> float:

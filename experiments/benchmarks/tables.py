@@ -3,13 +3,13 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from features.files import atomic_write_bytes
 
-PARTS = ("training", "features", "loader", "scaling")
+PARTS = ("training", "features", "loader", "scaling", "encoders")
 
 
 @dataclass(frozen=True)
@@ -222,11 +222,106 @@ def _scaling(result: dict[str, Any]) -> list[ResultTable]:
     ]
 
 
+_ENCODER_STEPS = {
+    "pretrain": "stage 1 step (products)",
+    "pretrain_loop": "stage 1, pictures read (products)",
+    "align": "stage 2 step (tuples)",
+    "align_loop": "stage 2, pictures read (tuples)",
+    "encode": "encoding, batches ready (products)",
+    "encode_loop": "encoding a folder (products)",
+}
+
+
+def _encoders(result: dict[str, Any]) -> list[ResultTable]:
+    """Two tables a measured setting: speeds, and the operators that take the time."""
+    runs = sorted(result["runs"].items())
+    tables = [
+        table for name, run in runs for table in (_encoder_speed(name, run), _encoder_profile(name, run))
+    ]
+    if all(run["accelerator"] is None for _, run in runs):
+        note = "No GPU was measured: numbers of the processor say nothing about the share of a GPU's peak."
+        tables[-1] = replace(tables[-1], notes=(*tables[-1].notes, note))
+    return tables
+
+
+def _encoder_speed(name: str, run: dict[str, Any]) -> ResultTable:
+    modes = {mode: run[mode] for mode in ("eager", "compiled") if mode in run}
+    rows = tuple(
+        (
+            title + (", compiled" if mode == "compiled" else ""),
+            _significant(steps[stage]["rows_per_s"]),
+            _significant(steps[stage]["rows_per_cpu_s"]),
+            f"{steps[stage]['gflop_per_row']:.3g}",
+            f"{100 * steps[stage]['share_of_peak']:.0f} %",
+        )
+        for stage, title in _ENCODER_STEPS.items()
+        for mode, steps in modes.items()
+        if stage in steps
+    )
+    settings = run["settings"]
+    on = (
+        f"{run['accelerator']}, by wall time; {_whole(run['accelerator_peak_mib'])} MiB at most."
+        if run["accelerator"]
+        else "one core, by processor time."
+    )
+    notes = [
+        f"{settings['batch_rows']} rows a step, medians of {settings['schedule']['timed']} steps after "
+        f"{settings['schedule']['warmup']} of warm-up; {_whole(settings['products'])} generated products. "
+        f"Share of {_whole(run['peak_gflops'])} GFLOPS, the measured peak of {settings['precision']} "
+        f"products on {on} Encoding runs in float32, as `dashclip encode run` does."
+    ]
+    if "compiled" in modes:
+        seconds = ", ".join(f"{stage} {modes['compiled'][stage]['warmup_s']:.0f} s" for stage in _STAGES)
+        notes.append(f"Warm-up with compilation: {seconds}.")
+    if run["load_average_before"] > 0.5:
+        notes.append(
+            f"**The machine was shared**: its load average was {run['load_average_before']:.1f} on "
+            f"{run['machine']['cores']} cores before the run, so wall times are too long, and caches and "
+            "memory were shared, too. To be measured again on a quiet machine."
+        )
+    return ResultTable(
+        f"Encoders: {name}",
+        ("what", "rows/s (wall)", "rows per CPU-second", "GFLOP a row", "share of peak"),
+        rows,
+        (*notes, _machine(run)),
+    )
+
+
+def _encoder_profile(name: str, run: dict[str, Any]) -> ResultTable:
+    modes = [mode for mode in ("eager", "compiled") if mode in run]
+    rows = []
+    for stage in _STAGES:
+        tops = [run[mode][stage]["operators"] for mode in modes]
+        for rank in range(min(6, *map(len, tops))):
+            cells = [
+                cell
+                for top in tops
+                for cell in (f"`{top[rank]['name'][:60]}`", f"{100 * top[rank]['share']:.0f} %")
+            ]
+            rows.append((f"{stage} {rank + 1}", *cells))
+    shares = ", ".join(f"{stage} {100 * run['eager'][stage]['attention_share']:.1f} %" for stage in _STAGES)
+    refused = "; ".join(f"{kind}: {answer}" for kind, answer in run["attention"].items() if kind != "eager")
+    columns = [column for mode in modes for column in (f"{mode}: operator", "share of time")]
+    return ResultTable(
+        f"Where the time goes: {name}",
+        ("step, rank", *columns),
+        tuple(rows),
+        (
+            f"Batched products and softmax of eager attention, at least: {shares}.",
+            f"Other attention that transformers was asked for: {refused}.",
+        ),
+    )
+
+
+_STAGES = ("pretrain", "align", "encode")
+
+
 _TABLES: dict[str, Callable[[dict[str, Any]], list[ResultTable]]] = {
     "training": _training,
     "features": _features,
     "loader": _loader,
     "scaling": _scaling,
+    "encoders": _encoders,
 }
 
 
@@ -243,6 +338,11 @@ def _machine(result: dict[str, Any]) -> str:
 
 def _whole(value: float) -> str:
     return f"{value:,.0f}"
+
+
+def _significant(value: float) -> str:
+    """Three digits at least."""
+    return _whole(value) if value >= 100 else f"{value:.3g}"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -1,9 +1,10 @@
 """`dashclip bench`: speed and memory, measured against peers and against the limit of the machine."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,10 +20,37 @@ class Part(StrEnum):
     FEATURES = "features"
     LOADER = "loader"
     SCALING = "scaling"
+    ENCODERS = "encoders"
     TABLES = "tables"
 
 
+Size = Literal["tiny", "small", "base"]
+Device = Literal["cpu", "cuda"]
+Precision = Literal["float32", "bfloat16"]
 Report = Callable[[str, int, int], None]
+_PANEL = "Encoders"
+
+
+@dataclass(frozen=True)
+class _EncoderOptions:
+    """The options of part `encoders`."""
+
+    size: Size
+    device: Device
+    precision: Precision
+    compiled: bool
+    batch_rows: int | None
+
+    @property
+    def name(self) -> str:
+        """Of the setting among the results; the number of rows is no part of it, the last one stands."""
+        return f"{self.size}, {self.device}, {self.precision}{', compiled' if self.compiled else ''}"
+
+    def arguments(self) -> str:
+        """As they would be typed."""
+        typed = f" --size {self.size} --device {self.device} --precision {self.precision}"
+        typed += " --compile" if self.compiled else ""
+        return typed + (f" --batch-size {self.batch_rows}" if self.batch_rows else "")
 
 
 def register(app: typer.Typer) -> None:
@@ -50,15 +78,35 @@ def bench(
     docs: Annotated[
         Path, typer.Option(help="Document whose tables are rewritten, except after --quick.")
     ] = Path("docs/benchmarks.md"),
+    size: Annotated[Size, typer.Option(help="Size of the encoders.", rich_help_panel=_PANEL)] = "small",
+    device: Annotated[Device, typer.Option(help="Where the encoders run.", rich_help_panel=_PANEL)] = "cpu",
+    precision: Annotated[
+        Precision, typer.Option(help="Of their training steps.", rich_help_panel=_PANEL)
+    ] = "float32",
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="Measure and profile torch.compile, too.", rich_help_panel=_PANEL),
+    ] = False,
+    batch_rows: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            min=4,
+            help="Rows of a training step; by default what suits size and device.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
 ) -> None:
-    """Measure training, feature build, loader and scaling; needs a quiet machine and about 20 minutes.
+    """Measure training, feature build, loader, scaling and encoders; needs a quiet machine and 25 minutes.
 
     `training` trains the same DCN-v2 with ours and with the peers on the same generated rows, and compares
     ours with the measured peak of the processor. `features` builds 5 M impressions x 2 M purchases and
     compares with pandas, value by value. `loader` is rows a second. `scaling` is time and memory at 1, 2, 4
-    and 8 times the rows. The first run installs the peers, which takes some minutes more.
+    and 8 times the rows. The first run installs the peers, which takes some minutes more. `encoders` is
+    products and tuples a second of both stages and of encoding, the share of the measured peak, and a
+    profile; each setting of its options is kept beside the others.
 
-    Example: `dashclip bench features`
+    Example: `dashclip bench features`, `dashclip bench encoders --size base --device cuda --precision bfloat16`
     """
     from rich.console import Console
 
@@ -66,10 +114,11 @@ def bench(
     from features.files import atomic_write_json
 
     console = Console()
+    encoders = _EncoderOptions(size, device, precision, compiled, batch_rows)
     wanted = PARTS if part in (Part.ALL, Part.TABLES) else (part.value,)
     for name in wanted:
         path = out / f"{name}.json"
-        if part is not Part.TABLES and not (resume and path.exists()):
+        if part is not Part.TABLES and not (resume and _is_measured(path, name, encoders)):
             result = _measure(
                 name,
                 out,
@@ -77,9 +126,14 @@ def bench(
                 peers=peers,
                 bfloat16=bfloat16,
                 environments=environments,
+                encoders=encoders,
                 console=console,
             )
             command = f"dashclip bench {name}{' --quick' if quick else ''}"
+            if name == "encoders":
+                run = {"command": command + encoders.arguments(), **result}
+                earlier = read_result(out, name) or {"runs": {}}
+                result = {"runs": {**earlier["runs"], encoders.name: run}}
             atomic_write_json(path, {"command": command, **result})
         if (found := read_result(out, name)) is None:
             console.print(f"{name}: not measured yet")
@@ -105,6 +159,7 @@ def _measure(
     peers: bool,
     bfloat16: bool,
     environments: Path,
+    encoders: "_EncoderOptions",
     console: "Console",
 ) -> dict[str, Any]:
     """Run one part behind a progress bar; its scratch data is removed whatever happens."""
@@ -132,6 +187,7 @@ def _measure(
                 peers=peers,
                 bfloat16=bfloat16,
                 environments=environments,
+                encoders=encoders,
                 work=work,
                 report=report,
             )
@@ -140,7 +196,15 @@ def _measure(
 
 
 def _benchmark(
-    name: str, *, quick: bool, peers: bool, bfloat16: bool, environments: Path, work: Path, report: Report
+    name: str,
+    *,
+    quick: bool,
+    peers: bool,
+    bfloat16: bool,
+    environments: Path,
+    encoders: "_EncoderOptions",
+    work: Path,
+    report: Report,
 ) -> dict[str, Any]:
     match name:
         case "training":
@@ -165,11 +229,31 @@ def _benchmark(
 
             loader = LoaderBenchmark(200_000, 80_000, seconds=2) if quick else LoaderBenchmark()
             return run_loader_benchmark(loader, work=work, progress=report)
+        case "encoders":
+            from experiments.benchmarks.encoder_throughput import run_encoder_benchmark, setting
+
+            chosen = setting(
+                encoders.size,
+                device=encoders.device,
+                precision=encoders.precision,
+                compiled=encoders.compiled,
+                batch_rows=encoders.batch_rows,
+                quick=quick,
+            )
+            return run_encoder_benchmark(chosen, work=work, progress=report)
         case _:
             from experiments.benchmarks.scaling import ScalingBenchmark, run_scaling_benchmark
 
             scaling = ScalingBenchmark(30_000, 12_000) if quick else ScalingBenchmark()
             return run_scaling_benchmark(scaling, work=work, progress=report)
+
+
+def _is_measured(path: Path, name: str, encoders: "_EncoderOptions") -> bool:
+    """Whether OUT holds this part, of the encoders this setting."""
+    from experiments.benchmarks.tables import read_result
+
+    result = read_result(path.parent, name)
+    return result is not None and (name != "encoders" or encoders.name in result["runs"])
 
 
 def _print(table: Any, console: "Console") -> None:
