@@ -342,3 +342,74 @@ def test_the_module_is_made_of_the_encoders_of_the_task(data: Path, tuples: Tupl
     task = align_task(data, tuples)
     parts: tuple[nn.Module, nn.Module] = (task.module.product, task.module.query)
     assert parts == (task.encoder.product, task.encoder.query)
+
+
+def test_a_query_never_picks_against_lookalikes_or_products_of_at_least_its_grade(
+    data: Path, tuples: Tuples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = align_task(data, tuples, product_negatives=64)
+    grades = read_grades(data)
+    grade_of = {
+        (int(product), int(query)): int(grade)
+        for product, query, grade in zip(grades.product_G, grades.query_G, grades.grade_G, strict=True)
+    }
+    seen: list[tuple[Any, np.ndarray]] = []
+    pick = task.module._pick
+
+    def noted(
+        candidates: Any, query_BD: Tensor, own_B: Tensor, excluded_BC: np.ndarray, **more: Any
+    ) -> Tensor:
+        seen.append((candidates, excluded_BC))
+        return pick(candidates, query_BD, own_B, excluded_BC, **more)
+
+    monkeypatch.setattr(task.module, "_pick", noted)
+    task.module.train()
+    negatives = 0
+    for batch in batches_of(task):
+        task.module(batch)
+        candidates, excluded_BC = seen.pop()
+        own = candidates.product_C[batch.product_B.numpy()]
+        for row, (product, query, grade) in enumerate(
+            zip(own.tolist(), batch.positive_B.tolist(), batch.grade_B.tolist(), strict=True)
+        ):
+            for place, other in enumerate(candidates.product_C.tolist()):
+                alike = other >= 0 and task.catalog.group_P[other] == task.catalog.group_P[product]
+                expected = other < 0 or alike or grade_of.get((other, query), 0) >= grade
+                assert excluded_BC[row, place] == expected, (product, query, other)
+                negatives += not expected
+    assert negatives
+    assert len(task.module.remembered) > task.batch_rows  # the last batches are candidates of the next
+
+
+def test_a_remembered_product_is_a_negative_and_takes_no_gradient(data: Path, tuples: Tuples) -> None:
+    task = align_task(data, tuples, product_negatives=64)
+    first, second, *_ = batches_of(task)
+    task.module.train()
+    alone = float(task.module(second)["products"].detach())
+    task.module.remembered.group_Q.fill_(-1)
+    task.module(first)
+    together = task.module(second)
+    assert float(together["products"].detach()) > alone
+    assert not task.module.remembered.image_QD.requires_grad
+
+
+def test_picking_products_equals_a_loop(data: Path, tuples: Tuples) -> None:
+    task = align_task(data, tuples, product_negatives=8, title_query_weight=0.0)
+    batch = batches_of(task)[0]
+    task.module.train()
+    with torch.no_grad():
+        product_UD, query_VD = task.module.vectors(batch)
+        found = float(task.module(batch)["products"])
+    grade_PQ = task.module.grade_PQ
+    assert grade_PQ is not None
+    losses = []
+    places = batch.products.index_B.tolist()
+    for row, own in enumerate(batch.product_B.tolist()):
+        query_D, query = query_VD[batch.query_BC[row, 0]], int(batch.positive_B[row])
+        terms = {}
+        for place, product in enumerate(places):
+            alike = task.catalog.group_P[product] == task.catalog.group_P[places[own]]
+            if place == own or not (alike or grade_PQ[product, query] >= batch.grade_B[row]):
+                terms[place] = math.exp(float(query_D @ product_UD[place]) / task.config.temperature)
+        losses.append(-math.log(terms[own] / sum(terms.values())))
+    assert found == pytest.approx(sum(losses) / len(losses), rel=1e-4)
