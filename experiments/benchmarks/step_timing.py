@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,7 +22,7 @@ TOP_OPERATORS = 8
 
 
 class Observed(Exception):
-    """Raised by an observer that has seen all it wanted."""
+    """Raised by an observer that has seen all it wanted: it ends the loop, and is no error."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def _operators(profiled: profile, device: torch.device) -> tuple[list[dict[str, 
     """
     own = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
     # Kernels are listed besides the operators that launched them.
-    events = [event for event in profiled.key_averages() if event.device_type == DeviceType.CPU]
+    events = [event for event in profiled.key_averages() if event.device_type.name == "CPU"]
     time_us = {event.key: float(getattr(event, own)) for event in events}
     calls = {event.key: int(event.count) for event in events}
     total = sum(time_us.values())

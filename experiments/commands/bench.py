@@ -106,7 +106,7 @@ def bench(
     products and tuples a second of both stages and of encoding, the share of the measured peak, and a
     profile; each setting of its options is kept beside the others.
 
-    Example: `dashclip bench features`, `dashclip bench encoders --size base --device cuda --precision bfloat16`
+    Example: `dashclip bench features`, `dashclip bench encoders --size base --device cuda`
     """
     from rich.console import Console
 
