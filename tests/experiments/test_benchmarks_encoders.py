@@ -231,8 +231,9 @@ def test_the_document_has_a_place_for_the_encoders_and_keeps_it(run: dict[str, A
 def test_the_command_keeps_the_runs_of_other_settings(
     run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    found = {name: value for name, value in run.items() if name != "command"}
     monkeypatch.setattr(
-        "experiments.benchmarks.encoder_throughput.run_encoder_benchmark", lambda *_, **__: dict(run)
+        "experiments.benchmarks.encoder_throughput.run_encoder_benchmark", lambda *_, **__: found
     )
     (tmp_path / "encoders.json").write_text(json.dumps({"runs": {"small, cuda, bfloat16": run}}))
     arguments = ["bench", "encoders", "--size", "tiny", "--quick", "--out", str(tmp_path)]
