@@ -43,6 +43,9 @@ class PretrainConfig(OptimizerConfig):
 
     #: Of the image and of the text encoder; the paper freezes 8 of 12.
     frozen_layers: Annotated[int, Field(ge=0)] = 0
+    #: Whether the text encoder is trained at all; its cross-attention always is. From scratch its warm-up is
+    #: worth more than what images teach it.
+    train_text: bool = True
     embedding_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.995
     #: Pairs of teacher features; at most as many as there are products.
     queue_size: Annotated[int, Field(ge=0)] = 57_600
@@ -98,6 +101,10 @@ class Pretraining(nn.Module):
         self.online = online
         freeze_first_layers(online.vision, config.frozen_layers)
         freeze_first_layers(online.text, config.frozen_layers)
+        if not config.train_text:
+            online.text_proj.requires_grad_(False)
+            for name, parameter in online.text.named_parameters():
+                parameter.requires_grad_(parameter.requires_grad and "crossattention" in name)
         online.product_proj.requires_grad_(False)
         self.teacher = nn.ModuleDict(
             {name: copy.deepcopy(getattr(online, name)).requires_grad_(False) for name in SHADOWED}
@@ -254,7 +261,7 @@ class PretrainTask:
         if len(self.train) < 2 or len(self.evaluation) < 2:
             raise ValueError(
                 f"stage 1 needs at least four products with an image and a title, got {len(usable)} of "
-                f"{len(catalog)}; without images start at stage 2 (`dashclip encode align --from-scratch`)"
+                f"{len(catalog)}; without images start at stage 2 (`dashclip encode align` without --start)"
             )
         self.encoder, self.catalog, self.config = encoder, catalog, config
         self.device, self.ranks = device, ranks

@@ -21,7 +21,7 @@ from embeddings.files import sha256_of
 from experiments.config import load_config, merged, parse_config
 from experiments.encoder_ablation_run import METRICS_FILE, run_stage_1, run_variant
 from experiments.encoders import EncodersConfig
-from experiments.job_processes import Job, OnProgress, run_jobs
+from experiments.job_pool import Job, OnProgress, run_jobs
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 

@@ -17,7 +17,7 @@ from embeddings.stages import ENCODER, ShowReport
 from embeddings.table import EmbeddingTable
 from embeddings.training import Report
 from experiments.encoders import EncodersConfig, encode_tables, measure_retrieval, run_align, run_pretrain
-from experiments.job_processes import Tell
+from experiments.job_pool import Tell
 from experiments.table1 import ALL, SliceResult, Table1, metric_key
 from features.files import atomic_write_json
 

@@ -49,9 +49,9 @@ def console_table(report: AblationReport) -> Table:
     label = "[bold]SIMULATED data[/bold]" if report.simulated else "real data"
     title = f"Ablation of the encoders: {label}, {report.queries:,} queries, against {report.default!r}"
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    shown.add_column("Variant")
+    shown.add_column("Variant", min_width=16)
     for metric in report.metrics:
-        shown.add_column(_heading(metric, report.k), justify="right", no_wrap=True)
+        shown.add_column(_heading(metric, report.k), justify="right")
     for found in report.variants.values():
         cells = [_console_cell(found, metric) for metric in report.metrics]
         seeds = f"{len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''}"

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 from embeddings.training import Report
-from experiments.job_processes import JobProgress
+from experiments.job_pool import JobProgress
 
 
 @contextmanager

@@ -10,8 +10,10 @@ config = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="List and print the configs that come along."
 )
 
-#: A top-level key that only one kind of config has, the kind, and the command that reads it.
+#: A top-level key, the kind of config that it tells, and the command that reads it; the first found counts.
 _KINDS = (
+    ("base", "ablation", "dashclip encode ablate"),
+    ("size", "encoders", "dashclip encode"),
     ("variants", "sweep", "dashclip sweep"),
     ("variant", "run", "dashclip train"),
     ("sparse", "features", "dashclip features build"),
@@ -69,7 +71,7 @@ def show_command(
 
 
 def kind_of(content: dict[str, Any]) -> str:
-    """sweep, run or features: `variants` is a key of sweeps only."""
+    """ablation, encoders, sweep, run or features: a `base` tells an ablation, which has `variants`, too."""
     for key, kind, _ in _KINDS:
         if key in content:
             return kind

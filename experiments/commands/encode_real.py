@@ -45,7 +45,7 @@ def home_depot_command(
     from experiments.encoder_progress import stage_progress, training_progress
     from experiments.encoders import EncodersConfig, first_encoder, run_align
     from experiments.home_depot import to_json, to_markdown
-    from experiments.real_data import measure_home_depot, write_results
+    from experiments.published_sets import measure_home_depot, write_results
 
     console = Console()
     settings = load_config(config, EncodersConfig)
@@ -83,7 +83,7 @@ def grocery_store_command(
     from experiments.encoder_progress import stage_progress, training_progress
     from experiments.encoders import EncodersConfig, first_encoder, run_pretrain
     from experiments.grocery_store import to_json, to_markdown
-    from experiments.real_data import (
+    from experiments.published_sets import (
         DASHCLIP,
         UNTRAINED,
         measure_grocery_store,
@@ -126,7 +126,7 @@ def publish_command(
     """
     from rich.console import Console
 
-    from experiments.real_data import publish_results
+    from experiments.published_sets import publish_results
 
     for path in publish_results(run, name, results=results):
         Console().print(f"wrote {path}", highlight=False)

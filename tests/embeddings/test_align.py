@@ -1,3 +1,5 @@
+"""Stage 2: its batches, losses and what may be a negative."""
+
 import math
 from dataclasses import replace
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The encoder folder: saved, loaded, damaged, refused."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path

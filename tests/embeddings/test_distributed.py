@@ -1,3 +1,5 @@
+"""Two ranks against one."""
+
 import json
 import os
 import socket

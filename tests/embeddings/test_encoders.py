@@ -1,3 +1,5 @@
+"""Products with and without image or title, padding, freezing."""
+
 from dataclasses import replace
 from pathlib import Path
 

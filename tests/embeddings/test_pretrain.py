@@ -1,3 +1,5 @@
+"""Stage 1: its batches, losses, teacher and evaluation."""
+
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -313,3 +315,17 @@ def test_the_encoder_of_the_task_is_the_one_that_is_trained(data: Path) -> None:
     encoder = small_encoder()
     task = pretrain_task(data, encoder=encoder)
     assert task.module.online is encoder.product
+
+
+def test_a_text_encoder_that_is_not_trained_keeps_all_but_its_cross_attention(
+    data: Path, tmp_path: Path
+) -> None:
+    task = pretrain_task(data, train_text=False)
+    text = {f"text.{name}" for name, _ in task.encoder.product.text.named_parameters()}
+    before = {name: value.clone() for name, value in task.encoder.product.state_dict().items()}
+    train(task, tmp_path, config=task.config, fingerprint="f")
+    after = task.encoder.product.state_dict()
+    moved = {name for name in before if not before[name].equal(after[name])}
+    assert moved & text == {name for name in text if "crossattention" in name}
+    assert "text_proj.weight" not in moved
+    assert {"vision_proj.weight", "itm_head.weight"} <= moved

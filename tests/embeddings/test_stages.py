@@ -1,3 +1,5 @@
+"""Both stages as runs in a folder: killed, resumed, refused."""
+
 import json
 import os
 import subprocess

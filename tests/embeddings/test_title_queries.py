@@ -1,3 +1,5 @@
+"""Queries made from titles."""
+
 from collections import Counter
 
 import numpy as np

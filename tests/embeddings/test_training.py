@@ -1,3 +1,5 @@
+"""The training loop: schedule, early stop, resume."""
+
 import math
 from collections.abc import Callable, Generator
 from itertools import pairwise

@@ -1,3 +1,5 @@
+"""The text warm-up."""
+
 from pathlib import Path
 
 import numpy as np

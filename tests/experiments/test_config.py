@@ -9,11 +9,15 @@ from typer.testing import CliRunner
 from experiments.cli import app
 from experiments.commands.config import first_comment, kind_of
 from experiments.config import SHIPPED, ConfigError, load_config
+from experiments.encoder_ablation import AblationConfig
+from experiments.encoders import EncodersConfig
 from experiments.sweep import SweepConfig, plan
 from features.schema import FeatureConfig
 from ranking.run import RunConfig
 
 MODEL_OF_KIND: dict[str, type[BaseModel]] = {
+    "ablation": AblationConfig,
+    "encoders": EncodersConfig,
     "sweep": SweepConfig,
     "run": RunConfig,
     "features": FeatureConfig,
@@ -111,7 +115,9 @@ def test_a_missing_file_gets_the_names_of_the_shipped_ones(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_config_loads_by_its_bare_name_from_any_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    kind = "run" if name == "run" else "features" if "_features" in name else "sweep"
+    kinds = {"run": "run", "encoder_": "ablation", "encoders_": "encoders"}
+    kind = next((kind for start, kind in kinds.items() if name.startswith(start)), "sweep")
+    kind = "features" if "_features" in name else kind
     config = load_config(Path(name), MODEL_OF_KIND[kind])
     assert kind_of(config.model_dump()) == kind
 
@@ -156,5 +162,5 @@ def test_a_shown_config_is_the_file_itself(name):
 def test_an_unknown_name_to_show_gets_a_hint():
     with pytest.raises(ConfigError, match="did you mean 'demo'"):
         CliRunner().invoke(app, ["config", "show", "dmo"], catch_exceptions=False)
-    with pytest.raises(ConfigError, match=r"there are demo, marketplace_features, .*run"):
+    with pytest.raises(ConfigError, match=r"there are demo, encoder_ablation, .*run"):
         CliRunner().invoke(app, ["config", "show", "zzz"], catch_exceptions=False)

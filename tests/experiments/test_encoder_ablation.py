@@ -23,7 +23,7 @@ from experiments.encoder_ablation_report import build_report, to_json, verdict
 from experiments.encoder_ablation_run import SpentSeconds
 from experiments.encoder_ablation_text import console_table, to_markdown
 from experiments.encoders import EncodersConfig, measure_retrieval
-from experiments.job_processes import Job
+from experiments.job_pool import Job
 from experiments.statistics import Interval
 from tests.embeddings.small_catalog import write_small_catalog
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from experiments.job_processes import DIED, Job, JobProgress, Tell, run_jobs
+from experiments.job_pool import DIED, Job, JobProgress, Tell, run_jobs
 
 
 def note(path: Path, text: str, tell: Tell) -> None:
@@ -96,8 +96,8 @@ def test_a_callback_that_raises_leaves_no_process_behind(tmp_path: Path) -> None
 _PARENT = """
 from functools import partial
 from pathlib import Path
-from experiments.job_processes import Job, run_jobs
-from tests.experiments.test_job_processes import say_and_wait
+from experiments.job_pool import Job, run_jobs
+from tests.experiments.test_job_pool import say_and_wait
 if __name__ == "__main__":
     job = Job("waits", partial(say_and_wait, Path()), Path())
     run_jobs([job], processes=1, on_progress=lambda progress: print(progress.done, flush=True))

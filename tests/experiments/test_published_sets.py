@@ -18,7 +18,7 @@ from experiments.config import ConfigError, load_config, parse_config
 from experiments.datasets.grocery_store import import_grocery_store
 from experiments.encoders import EncodersConfig, run_align
 from experiments.home_depot import OVERLAP, Vectors, evaluate_home_depot, token_overlap
-from experiments.real_data import photos_to_train_on, publish_results, write_table
+from experiments.published_sets import photos_to_train_on, publish_results, write_table
 from tests.experiments.test_grocery_store import published
 from tests.experiments.test_home_depot import HOLDOUT, graded, tables
 
