@@ -146,7 +146,7 @@ def test_the_list_has_every_shipped_config_with_its_kind():
     printed = CliRunner().invoke(app, ["config", "list"], env={"COLUMNS": "200"}, catch_exceptions=False)
     lines = printed.output.splitlines()
     for name in NAMES:
-        [line] = [line for line in lines if f" {name} " in line]
+        [line] = [line for line in lines if line[1:].startswith(f" {name} ")]
         text = (SHIPPED / f"{name}.toml").read_text()
         assert first_comment(text).split(":")[0] in line
         assert any(kind in line for kind in MODEL_OF_KIND)
