@@ -53,6 +53,10 @@ class AlignConfig(OptimizerConfig):
     title_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     #: Beyond the paper: widths at which the first coordinates are trained to stand alone; none: full width.
     matryoshka_dims: tuple[int, ...] = ()
+    #: Beyond the paper: centre the vectors at the end, turn them to principal axes and raise the variances to
+    #: the power 1 - `whitening_power` (module `whitening`).
+    whitening: bool = True
+    whitening_power: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
 class AlignBatch(NamedTuple):

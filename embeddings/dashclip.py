@@ -121,7 +121,8 @@ class DashClipEncoder:
         batch = batch.to(self.device)
         self.product.eval()
         image_BD = self.product.image_features(self.product.image_tokens(batch.pixels_BCHW)).float()
-        text_BD = self.product.text_features(self.product.text_tokens(batch.ids_BT, batch.mask_BT)).float()
+        text_BTH = self.product.text_tokens(batch.ids_BT, batch.mask_BT)
+        text_BD = self.product.text_features(text_BTH, batch.mask_BT).float()
         return image_BD * batch.has_image_B.unsqueeze(1), text_BD * batch.has_title_B.unsqueeze(1)
 
     @torch.no_grad()
@@ -131,7 +132,7 @@ class DashClipEncoder:
         ids_BT, mask_BT = tokens.ids_BT.to(self.device), tokens.mask_BT.to(self.device)
         if self.query is None:
             self.product.eval()
-            vectors_BD = self.product.text_features(self.product.text_tokens(ids_BT, mask_BT))
+            vectors_BD = self.product.text_features(self.product.text_tokens(ids_BT, mask_BT), mask_BT)
         else:
             self.query.eval()
             vectors_BD = self.query(ids_BT, mask_BT)

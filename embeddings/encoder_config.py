@@ -9,6 +9,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Size = Literal["tiny", "small", "base"]
+#: How the states of a text or an image become one: "cls" takes the first token's ([CLS] or [ENC]), as BLIP
+#: was trained; "mean" that of all tokens, which from scratch learns far sooner (experiments/LOG.md).
+Pooling = Literal["cls", "mean"]
 Positive = Annotated[int, Field(ge=1)]
 
 #: BERT's uncased vocabulary with [DEC] and [ENC]: what BLIP was trained with.
@@ -35,6 +38,10 @@ class EncoderConfig(BaseModel):
     #: Longer texts are cut; [CLS] and [SEP] count.
     max_title_tokens: Annotated[int, Field(ge=3, le=512)]
     max_query_tokens: Annotated[int, Field(ge=3, le=512)]
+    pooling: Pooling = "cls"
+    #: Beyond the paper: the product projection reads the image's state besides that of the grounded text.
+    #: From scratch, cross-attention takes longer to learn than the demo has; published weights know it.
+    late_fusion: bool = False
     #: In attention and feed-forward layers of the text encoders; BLIP has none in the image encoder.
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     #: BLIP was trained with 1e-6 in the image encoder and 1e-12 in the text encoders.
@@ -56,12 +63,12 @@ class EncoderConfig(BaseModel):
         return self
 
     @classmethod
-    def preset(cls, size: Size, *, vocab_size: int = BLIP_VOCABULARY, **changes: float) -> Self:
+    def preset(cls, size: Size, *, vocab_size: int = BLIP_VOCABULARY, **changes: float | str) -> Self:
         """One of the three sizes with the vocabulary of its tokenizer, and any field replaced."""
         return cls.model_validate({"vocab_size": vocab_size, **_PRESETS[size], **changes})
 
 
-_PRESETS: dict[Size, dict[str, int]] = {
+_PRESETS: dict[Size, dict[str, int | str]] = {
     "tiny": {
         "image_size": 32,
         "patch_size": 16,
@@ -74,6 +81,8 @@ _PRESETS: dict[Size, dict[str, int]] = {
         "embedding_dim": 16,
         "max_title_tokens": 24,
         "max_query_tokens": 16,
+        "pooling": "mean",
+        "late_fusion": True,
     },
     "small": {
         "image_size": 96,
@@ -84,9 +93,11 @@ _PRESETS: dict[Size, dict[str, int]] = {
         "text_hidden_dim": 128,
         "text_layers": 2,
         "text_heads": 4,
-        "embedding_dim": 256,
+        "embedding_dim": 128,
         "max_title_tokens": 24,
         "max_query_tokens": 16,
+        "pooling": "mean",
+        "late_fusion": True,
     },
     "base": {
         "image_size": 224,

@@ -18,28 +18,35 @@ from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from embeddings.catalog import ProductBatch
-from embeddings.encoder_config import EncoderConfig
+from embeddings.encoder_config import EncoderConfig, Pooling
 
 Module = TypeVar("Module", bound=nn.Module)
 
 #: transformers' default for BLIP's image encoder is 1e-10: from scratch all images would look the same.
 INITIAL_STD = 0.02
 
+#: Weight of the image beside the title where a product projection begins (`start_product_proj`).
+IMAGE_SHARE = 0.3
+
 
 class ProductEncoder(nn.Module):
     """Image, title, and both together, each as one vector of the shared space.
 
-    `forward` gives the product embedding: the projected state of [ENC] in the image-grounded text encoder.
+    `forward` gives the product embedding: the projected state of [ENC] in the image-grounded text encoder, or
+    the mean state of its tokens (`EncoderConfig.pooling`).
     """
 
     def __init__(self, config: EncoderConfig, *, enc_id: int) -> None:
         super().__init__()
         self.enc_id = enc_id
+        self.pooling = config.pooling
         self.vision = BlipVisionModel(vision_config(config))
         self.text = BlipTextModel(text_config(config, cross_attention=True), add_pooling_layer=False)
         self.vision_proj = nn.Linear(config.vision_hidden_dim, config.embedding_dim)
         self.text_proj = nn.Linear(config.text_hidden_dim, config.embedding_dim)
-        self.product_proj = nn.Linear(config.text_hidden_dim, config.embedding_dim)
+        image_dim = config.vision_hidden_dim if config.late_fusion else 0
+        self.late_fusion = config.late_fusion
+        self.product_proj = nn.Linear(config.text_hidden_dim + image_dim, config.embedding_dim)
         #: Logits of (no match, match).
         self.itm_head = nn.Linear(config.text_hidden_dim, 2)
 
@@ -59,11 +66,11 @@ class ProductEncoder(nn.Module):
 
     def image_features(self, image_BIH: Tensor) -> Tensor:
         """Unit vectors of images, (B, D)."""
-        return normalize(self.vision_proj(image_BIH[:, 0]), dim=-1)
+        return normalize(self.vision_proj(self._pooled(image_BIH)), dim=-1)
 
-    def text_features(self, text_BTH: Tensor) -> Tensor:
+    def text_features(self, text_BTH: Tensor, mask_BT: Tensor) -> Tensor:
         """Unit vectors of titles, (B, D)."""
-        return normalize(self.text_proj(text_BTH[:, 0]), dim=-1)
+        return normalize(self.text_proj(self._pooled(text_BTH, mask_BT)), dim=-1)
 
     def match_logits(self, ids_BT: Tensor, mask_BT: Tensor, image_BIH: Tensor) -> Tensor:
         """Logits of "this title is not, is of this image", (B, 2)."""
@@ -77,28 +84,55 @@ class ProductEncoder(nn.Module):
     def embed(self, batch: ProductBatch, image_GIH: Tensor, with_image_G: Tensor) -> Tensor:
         """Product embeddings from image tokens that exist already.
 
-        A product without an image goes through the same layers without cross-attention, one without a title
-        as [ENC] alone that looks at the image.
-
         Args:
             batch: titles of B products; its pixels are not read.
             image_GIH: image tokens of the G products that have an image.
             with_image_G: their positions in the batch, ascending.
         """
-        state_BH = batch.ids_BT.new_zeros(
-            (len(batch.ids_BT), self.product_proj.in_features), dtype=self.product_proj.weight.dtype
-        )
+        known_B1 = (batch.has_image_B | batch.has_title_B).unsqueeze(1)
+        return normalize(self._project(batch, image_GIH, with_image_G), dim=-1) * known_B1
+
+    def projected(self, batch: ProductBatch) -> Tensor:
+        """Product embeddings before they are made unit vectors, (B, D)."""
+        with_image = batch.has_image_B.nonzero().squeeze(1)
+        return self._project(batch, self.image_tokens(batch.pixels_BCHW[with_image]), with_image)
+
+    def _project(self, batch: ProductBatch, image_GIH: Tensor, with_image_G: Tensor) -> Tensor:
+        """A product without an image goes through the same layers without cross-attention.
+
+        One without a title is [ENC] alone that looks at the image.
+        """
+        dtype, rows = self.product_proj.weight.dtype, len(batch.ids_BT)
+        state_BH = batch.ids_BT.new_zeros((rows, self.text_proj.in_features), dtype=dtype)
         if len(with_image_G):
-            grounded_GTH = self.grounded_tokens(
-                batch.ids_BT[with_image_G], batch.mask_BT[with_image_G], image_GIH
-            )
-            state_BH = state_BH.index_copy(0, with_image_G, grounded_GTH[:, 0].to(state_BH.dtype))
+            mask_GT = batch.mask_BT[with_image_G]
+            grounded_GTH = self.grounded_tokens(batch.ids_BT[with_image_G], mask_GT, image_GIH)
+            state_BH = state_BH.index_copy(0, with_image_G, self._pooled(grounded_GTH, mask_GT).to(dtype))
         text_only = (batch.has_title_B & ~batch.has_image_B).nonzero().squeeze(1)
         if len(text_only):
-            text_RTH = self.text_tokens(self._with_enc(batch.ids_BT[text_only]), batch.mask_BT[text_only])
-            state_BH = state_BH.index_copy(0, text_only, text_RTH[:, 0].to(state_BH.dtype))
-        known_B1 = (batch.has_image_B | batch.has_title_B).unsqueeze(1)
-        return normalize(self.product_proj(state_BH), dim=-1) * known_B1
+            mask_RT = batch.mask_BT[text_only]
+            text_RTH = self.text_tokens(self._with_enc(batch.ids_BT[text_only]), mask_RT)
+            state_BH = state_BH.index_copy(0, text_only, self._pooled(text_RTH, mask_RT).to(dtype))
+        if self.late_fusion:
+            image_BH = state_BH.new_zeros((rows, self.vision_proj.in_features))
+            if len(with_image_G):
+                image_BH = image_BH.index_copy(0, with_image_G, self._pooled(image_GIH).to(dtype))
+            state_BH = torch.cat([state_BH, image_BH], dim=1)
+        return self.product_proj(state_BH)
+
+    @torch.no_grad()
+    def start_product_proj(self) -> None:
+        """Let the product projection begin where titles, and with late fusion images, are: not at chance."""
+        text, image = self.text_proj, self.vision_proj
+        if self.late_fusion:
+            both_DH = torch.cat([text.weight, IMAGE_SHARE * image.weight], dim=1)
+            self.product_proj.weight.copy_(both_DH)
+            self.product_proj.bias.copy_(text.bias + IMAGE_SHARE * image.bias)
+        else:
+            self.product_proj.load_state_dict(text.state_dict())
+
+    def _pooled(self, state_BTH: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        return pooled(state_BTH, mask_BT, self.pooling)
 
     def _with_enc(self, ids_BT: Tensor) -> Tensor:
         grounded_BT = ids_BT.clone()
@@ -111,13 +145,18 @@ class QueryEncoder(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
+        self.pooling = config.pooling
         self.text = BlipTextModel(text_config(config, cross_attention=False), add_pooling_layer=False)
         self.query_proj = nn.Linear(config.text_hidden_dim, config.embedding_dim)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Unit vectors of B queries."""
+        return normalize(self.projected(ids_BT, mask_BT), dim=-1)
+
+    def projected(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Query embeddings before they are made unit vectors, (B, D)."""
         text_BTH = self.text(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
-        return normalize(self.query_proj(text_BTH[:, 0]), dim=-1)
+        return self.query_proj(pooled(text_BTH, mask_BT, self.pooling))
 
     def start_from(self, product: ProductEncoder) -> None:
         """Copy the text encoder and its projection, as the paper initialises the query encoder.
@@ -128,6 +167,16 @@ class QueryEncoder(nn.Module):
         own = self.text.state_dict().keys()
         self.text.load_state_dict({n: v for n, v in product.text.state_dict().items() if n in own})
         self.query_proj.load_state_dict(product.text_proj.state_dict())
+
+
+def pooled(state_BTH: Tensor, mask_BT: Tensor | None, pooling: Pooling) -> Tensor:
+    """One state a row, (B, H): its first token's, or the mean over the tokens of the mask, or over all."""
+    if pooling == "cls":
+        return state_BTH[:, 0]
+    if mask_BT is None:
+        return state_BTH.mean(dim=1)
+    weight_BT1 = mask_BT.unsqueeze(2).to(state_BTH)
+    return (state_BTH * weight_BT1).sum(dim=1) / weight_BT1.sum(dim=1)
 
 
 def vision_config(config: EncoderConfig) -> BlipVisionConfig:

@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from embeddings.catalog import ProductBatch, ProductCatalog, load_batch, prefetch
 from embeddings.dashclip import DashClipEncoder
 from embeddings.distributed import Ranks, gather_rows, gather_rows_with_gradient, sum_over_ranks
-from embeddings.encoders import ProductEncoder, freeze_first_layers
+from embeddings.encoders import ProductEncoder, freeze_first_layers, pooled
 from embeddings.feature_queue import FeatureQueue
 from embeddings.images import AugmentationConfig, ImageUnreadable
 from embeddings.losses import NO_GROUP, draw_negatives, hard_negative_probabilities, itc_loss, itm_loss
@@ -176,7 +176,9 @@ class Pretraining(nn.Module):
         image_BIH = self.online.image_tokens(products.pixels_BCHW)
         text_BTH = self.online.text_tokens(products.ids_BT, products.mask_BT)
         return _Features(
-            image_BIH, self.online.image_features(image_BIH), self.online.text_features(text_BTH)
+            image_BIH,
+            self.online.image_features(image_BIH),
+            self.online.text_features(text_BTH, products.mask_BT),
         )
 
     def _match(
@@ -222,10 +224,12 @@ class Pretraining(nn.Module):
     @torch.no_grad()
     def _teacher_features(self, products: ProductBatch) -> tuple[Tensor, Tensor]:
         teacher = self.teacher
-        image_BH = teacher["vision"](pixel_values=products.pixels_BCHW).last_hidden_state[:, 0]
-        text_BH = teacher["text"](
+        image_BIH = teacher["vision"](pixel_values=products.pixels_BCHW).last_hidden_state
+        image_BH = pooled(image_BIH, None, self.online.pooling)
+        text_BTH = teacher["text"](
             input_ids=products.ids_BT, attention_mask=products.mask_BT
-        ).last_hidden_state[:, 0]
+        ).last_hidden_state
+        text_BH = pooled(text_BTH, products.mask_BT, self.online.pooling)
         return (
             nn.functional.normalize(teacher["vision_proj"](image_BH), dim=-1),
             nn.functional.normalize(teacher["text_proj"](text_BH), dim=-1),

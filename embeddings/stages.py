@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 
 from embeddings.align import AlignTask, Tuples
@@ -29,7 +31,8 @@ from embeddings.table import refuse_foreign_folder
 from embeddings.tokenizer import TextTokenizer
 from embeddings.training import OptimizerConfig, Report, Task, TrainingOutcome, train
 from embeddings.tuple_set import TupleSource
-from embeddings.warmup import WarmupConfig, WarmupTask
+from embeddings.warmup import ImageWarmupConfig, ImageWarmupTask, TextWarmupTask, WarmupConfig
+from embeddings.whitening import whiten
 
 ENCODER, TRAINING, CHECKPOINTS, TUPLES = "encoder", "training.json", "checkpoints", "tuples"
 
@@ -88,7 +91,7 @@ def new_encoder(
     inputs: InputConfig,
     seed: int,
     vocab_size: int | None = None,
-    architecture: Mapping[str, float] | None = None,
+    architecture: Mapping[str, bool | float | str] | None = None,
 ) -> DashClipEncoder:
     """Random weights and a tokenizer learned from the data; `architecture` changes fields of the size."""
     tokenizer = train_tokenizer(data, size=size, inputs=inputs, vocab_size=vocab_size)
@@ -106,14 +109,16 @@ def warm_up(
     device: str = "cpu",
     show: ShowReport | None = None,
 ) -> StageRun:
-    """Text warm-up of an encoder without published weights; folders as in `pretrain`.
+    """Warm-up of an encoder without published weights: of text, or of images if the config is for those.
 
-    Titles are read whatever the modalities: they teach the text encoder that queries start from.
+    Titles are read whatever the modalities: they teach the text encoder that queries start from. Folders as
+    in `pretrain`.
     """
     inputs = inputs or InputConfig()
     ranks = join_ranks(device)
+    of_images = isinstance(config, ImageWarmupConfig)
     settings = {
-        "stage": "warmup",
+        "stage": "image_warmup" if of_images else "warmup",
         "config": config.model_dump(mode="json"),
         "inputs": _inputs_record(inputs),
         "start": _weights_fingerprint(start),
@@ -123,20 +128,24 @@ def warm_up(
     done = _finished(folder, settings)
     if done is not None:
         return done
-    catalog = ProductCatalog.open(data, modalities=("text",), text_columns=inputs.text_columns)
+    modalities: tuple[Modality, ...] = ("image", "text") if of_images else ("text",)
+    catalog = ProductCatalog.open(data, modalities=modalities, text_columns=inputs.text_columns)
     encoder = _copy(start)
-    task = WarmupTask(
-        encoder,
-        catalog,
-        config=config,
-        usable_P=product_roles(catalog.ids, inputs.holdout) == TRAIN,
-        device=_device(device),
-        ranks=ranks,
-    )
+    common: dict[str, Any] = {
+        "usable_P": product_roles(catalog.ids, inputs.holdout) == TRAIN,
+        "device": _device(device),
+        "ranks": ranks,
+    }
+    task: TextWarmupTask | ImageWarmupTask
+    if isinstance(config, ImageWarmupConfig):
+        task = ImageWarmupTask(encoder, catalog, config=config, **common)
+    else:
+        task = TextWarmupTask(encoder, catalog, config=config, **common)
     counts = {"training_products": len(task.train), "evaluation_products": len(task.evaluation)}
     outcome = _train(task, folder, settings, config, ranks, show)
-    # The product embedding starts where the text features are; without it stage 2 would start from chance.
-    encoder.product.product_proj.load_state_dict(encoder.product.text_proj.state_dict())
+    if isinstance(task, ImageWarmupTask):
+        counts["unreadable_images"] = len(task.unreadable)
+    encoder.product.start_product_proj()
     return _finish(folder, encoder, "initial", settings, outcome, counts, ranks)
 
 
@@ -190,6 +199,7 @@ def pretrain(
     }
     outcome = _train(task, folder, settings, config, ranks, show)
     counts["unreadable_images"] = len(task.unreadable)
+    encoder.product.start_product_proj()
     return _finish(folder, encoder, "pretrained", settings, outcome, counts, ranks)
 
 
@@ -271,11 +281,20 @@ def align(
         ranks=ranks,
     )
     outcome = _train(task, folder, settings, config, ranks, show)
-    counts = {
+    counts: dict[str, float] = {
         "training_tuples": len(sets["train"]),
         "validation_tuples": len(sets["validation"]),
         "unreadable_images": len(task.unreadable),
     }
+    if config.whitening:
+        counts |= whiten(
+            encoder,
+            catalog,
+            product_N=np.flatnonzero(seen_P),
+            queries=grades.queries.filter(pa.array(roles_Q == TRAIN)).to_pylist(),
+            power=config.whitening_power,
+            seed=config.seed,
+        )._asdict()
     return _finish(folder, encoder, "aligned", settings, outcome, counts, ranks)
 
 
@@ -308,13 +327,13 @@ def _finish(
     stage: Stage,
     settings: dict[str, Any],
     outcome: TrainingOutcome,
-    counts: dict[str, int],
+    counts: Mapping[str, float],
     ranks: Ranks,
 ) -> StageRun:
     if ranks.first:
-        trained_on = {"settings": settings, "counts": counts, "previous": encoder.trained_on}
+        trained_on = {"settings": settings, "counts": dict(counts), "previous": encoder.trained_on}
         encoder.save(folder / ENCODER, stage=stage, trained_on=trained_on)
-        record = {"settings": settings, "counts": counts, "outcome": asdict(outcome)}
+        record = {"settings": settings, "counts": dict(counts), "outcome": asdict(outcome)}
         _write_json(folder / TRAINING, record)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     barrier(ranks)

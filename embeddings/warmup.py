@@ -1,14 +1,19 @@
-"""Text warm-up: what an encoder without published weights does first.
+"""Warm-ups: what an encoder without published weights does first.
 
-The paper starts from BLIP, whose text encoder knows language. From scratch, a few thousand titles and graded
-pairs are too few to learn even that equal words are equal. So titles are contrasted with queries made from
-them (`title_queries`), in the batch and both ways: InfoNCE, with lookalike products left out.
+The paper starts from BLIP, whose text encoder knows language and whose image encoder knows pictures. From
+scratch, a few thousand products and graded pairs are too few to learn even that equal words are equal.
+
+Text: titles are contrasted with queries made from them (`title_queries`). Image: then images are contrasted
+with the titles that the text encoder, now locked, understands (Zhai et al. 2022, "LiT"); without this, stage
+1 spends its few epochs on an image encoder that tells nothing apart. Both are InfoNCE in the batch and both
+ways, with lookalike products left out.
 
 Shapes: B products, T tokens, D embedding width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
-from typing import Annotated, NamedTuple
+from typing import Annotated, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,25 +21,32 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from embeddings.catalog import ProductCatalog, prefetch
+from embeddings.catalog import ProductBatch, ProductCatalog, load_batch, prefetch
 from embeddings.dashclip import DashClipEncoder
 from embeddings.distributed import Ranks
 from embeddings.encoders import ProductEncoder
-from embeddings.losses import Columns, itc_loss
+from embeddings.images import AugmentationConfig, ImageUnreadable
+from embeddings.losses import NO_GROUP, Columns, itc_loss
 from embeddings.title_queries import title_query
 from embeddings.tokenizer import TokenBatch
 from embeddings.training import OptimizerConfig
 
 
 class WarmupConfig(OptimizerConfig):
-    """The text warm-up."""
+    """The text warm-up, and what both have in common."""
 
     temperature: Annotated[float, Field(gt=0)] = 0.05
     #: Share of products kept aside, to stop at the lowest loss.
     evaluation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
 
 
-class WarmupBatch(NamedTuple):
+class ImageWarmupConfig(WarmupConfig):
+    """The image warm-up."""
+
+    augmentation: AugmentationConfig | None = AugmentationConfig()
+
+
+class TextBatch(NamedTuple):
     """Titles, queries made of them, and the groups that are no negatives of each other."""
 
     titles: TokenBatch
@@ -42,28 +54,36 @@ class WarmupBatch(NamedTuple):
     group_B: Tensor
 
 
-class TextWarmup(nn.Module):
-    """The text encoder with its projection; `forward` gives the loss."""
+class ImageBatch(NamedTuple):
+    """Products, and their groups; none where the image cannot be read or the title has no known piece."""
+
+    products: ProductBatch
+    group_B: Tensor
+
+
+Batch = TypeVar("Batch", TextBatch, ImageBatch)
+
+
+class Contrast(nn.Module, ABC, Generic[Batch]):
+    """Titles against what belongs to them; `forward` gives the loss."""
 
     def __init__(self, product: ProductEncoder, *, temperature: float) -> None:
         super().__init__()
         self.product = product
         product.requires_grad_(False)
-        for name, parameter in product.text.named_parameters():
-            parameter.requires_grad_("crossattention" not in name)
-        product.text_proj.requires_grad_(True)
         self.temperature = temperature
 
-    def forward(self, batch: WarmupBatch) -> dict[str, Tensor]:
-        """InfoNCE between titles and their queries, in nats."""
-        title_BD, query_BD = (
-            self.product.text_features(self.product.text_tokens(tokens.ids_BT, tokens.mask_BT)).float()
-            for tokens in (batch.titles, batch.queries)
-        )
+    @abstractmethod
+    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Unit vectors of titles and of what belongs to them, float32, both (B, D)."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """InfoNCE both ways, in nats."""
+        title_BD, other_BD = self.features(batch)
         loss = itc_loss(
             title_BD,
-            query_BD,
-            Columns(title_BD, query_BD, batch.group_B),
+            other_BD,
+            Columns(title_BD, other_BD, batch.group_B),
             positive_B=torch.arange(len(title_BD), device=title_BD.device),
             temperature=self.temperature,
             alpha=0.0,
@@ -71,8 +91,108 @@ class TextWarmup(nn.Module):
         return {"loss": loss}
 
 
-class WarmupTask:
-    """The warm-up as the training loop sees it."""
+class TextWarmup(Contrast[TextBatch]):
+    """Trains the text encoder without cross-attention, and its projection."""
+
+    def __init__(self, product: ProductEncoder, *, temperature: float) -> None:
+        super().__init__(product, temperature=temperature)
+        for name, parameter in product.text.named_parameters():
+            parameter.requires_grad_("crossattention" not in name)
+        product.text_proj.requires_grad_(True)
+
+    def features(self, batch: TextBatch) -> tuple[Tensor, Tensor]:
+        """Of titles and of the queries made of them."""
+        return _text_features(self.product, batch.titles), _text_features(self.product, batch.queries)
+
+
+class ImageWarmup(Contrast[ImageBatch]):
+    """Trains the image encoder and its projection; the text encoder is locked."""
+
+    def __init__(self, product: ProductEncoder, *, temperature: float) -> None:
+        super().__init__(product, temperature=temperature)
+        product.vision.requires_grad_(True)
+        product.vision_proj.requires_grad_(True)
+
+    def features(self, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+        """Of titles and of images."""
+        ids_BT, mask_BT = batch.products.ids_BT, batch.products.mask_BT
+        with torch.no_grad():
+            title_BD = self.product.text_features(self.product.text_tokens(ids_BT, mask_BT), mask_BT)
+        image_BIH = self.product.image_tokens(batch.products.pixels_BCHW)
+        return title_BD.float(), self.product.image_features(image_BIH).float()
+
+
+class ContrastTask(ABC, Generic[Batch]):
+    """A warm-up as the training loop sees it."""
+
+    module: Contrast[Batch]
+    #: Of the share of evaluation products whose title is found.
+    found_name: str
+
+    def __init__(
+        self,
+        encoder: DashClipEncoder,
+        catalog: ProductCatalog,
+        *,
+        config: WarmupConfig,
+        usable_P: npt.NDArray[np.bool_],
+        needs: str,
+        ranks: Ranks,
+    ) -> None:
+        """Split the usable products into training and evaluation.
+
+        Raises:
+            ValueError: there are fewer than four.
+        """
+        usable = np.flatnonzero(usable_P)
+        if len(usable) < 4:
+            raise ValueError(f"this warm-up needs at least four products with {needs}, got {len(usable)}")
+        shuffled = np.random.default_rng((config.seed, len(usable))).permutation(usable)
+        aside = max(2, round(config.evaluation_share * len(usable)))
+        self.evaluation, self.train = np.sort(shuffled[:aside]), np.sort(shuffled[aside:])
+        self.encoder, self.catalog, self.seed, self.ranks = encoder, catalog, config.seed, ranks
+        self.accumulation = config.accumulation
+        self.batch_rows = min(config.batch_size, len(self.train) // ranks.count * ranks.count)
+        self.steps_per_epoch = max(1, len(self.train) // self.batch_rows)
+
+    @abstractmethod
+    def batch(self, rows: npt.NDArray[np.int64], epoch: int | None) -> Batch:
+        """These products, with what is drawn for an epoch; None for what never changes."""
+
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """What the module trains."""
+        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+
+    def before_step(self, step: int) -> None:
+        """Nothing to do."""
+
+    def micro_batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
+        """Products in an order drawn for this epoch."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.train)
+        micro_rows = self.batch_rows // self.accumulation
+
+        def load() -> Iterator[Batch]:
+            for micro in range(first_step * self.accumulation, self.steps_per_epoch * self.accumulation):
+                rows = order[micro * micro_rows : (micro + 1) * micro_rows]
+                yield self.batch(rows[self.ranks.slice_of(len(rows))], epoch)
+
+        yield from prefetch(load())
+
+    def evaluate(self) -> dict[str, float]:
+        """Loss on the products kept aside, and how often one of them finds its own title among them."""
+        batch = self.batch(self.evaluation[: self.batch_rows], None)
+        loss = float(self.module(batch)["loss"])
+        title_BD, other_BD = self.module.features(batch)
+        known_B = batch.group_B != NO_GROUP
+        similarity_BB = (other_BD @ title_BD.T).masked_fill(~known_B, -torch.inf)
+        found_B = batch.group_B[similarity_BB.argmax(dim=1)] == batch.group_B
+        return {"loss": loss, self.found_name: float(found_B[known_B].float().mean())}
+
+
+class TextWarmupTask(ContrastTask[TextBatch]):
+    """Products with a title, each with a new query of it in every epoch."""
+
+    found_name = "query_finds_title"
 
     def __init__(
         self,
@@ -84,70 +204,80 @@ class WarmupTask:
         device: torch.device,
         ranks: Ranks,
     ) -> None:
-        """Split the usable products that have a title.
-
-        Raises:
-            ValueError: fewer than four products have a title.
-        """
+        """See `ContrastTask`."""
         titled_P = np.array([bool(title) for title in catalog.titles])
-        usable = np.flatnonzero(titled_P & usable_P)
-        if len(usable) < 4:
-            raise ValueError(f"the text warm-up needs at least four products with a title, got {len(usable)}")
-        shuffled = np.random.default_rng((config.seed, len(usable))).permutation(usable)
-        aside = max(2, round(config.evaluation_share * len(usable)))
-        self.evaluation, self.train = np.sort(shuffled[:aside]), np.sort(shuffled[aside:])
-        self.encoder, self.catalog, self.config = encoder, catalog, config
-        self.device, self.ranks = device, ranks
-        self.batch_rows = min(config.batch_size, len(self.train) // ranks.count * ranks.count)
-        self.steps_per_epoch = max(1, len(self.train) // self.batch_rows)
+        super().__init__(
+            encoder, catalog, config=config, usable_P=usable_P & titled_P, needs="a title", ranks=ranks
+        )
+        self.device = device
         self.module = TextWarmup(encoder.product, temperature=config.temperature).to(device)
 
-    def parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """The text encoder without cross-attention, and its projection."""
-        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
-
-    def before_step(self, step: int) -> None:
-        """Nothing to do."""
-
-    def micro_batches(self, epoch: int, first_step: int) -> Generator[WarmupBatch, None, None]:
-        """Products in an order drawn for this epoch, each with a new query of its title."""
-        order = np.random.default_rng((self.config.seed, epoch)).permutation(self.train)
-        micro_rows = self.batch_rows // self.config.accumulation
-
-        def load() -> Iterator[WarmupBatch]:
-            first = first_step * self.config.accumulation
-            for micro in range(first, self.steps_per_epoch * self.config.accumulation):
-                rows = order[micro * micro_rows : (micro + 1) * micro_rows]
-                yield self._batch(rows[self.ranks.slice_of(len(rows))], epoch)
-
-        yield from prefetch(load())
-
-    def evaluate(self) -> dict[str, float]:
-        """Loss on the products kept aside, and how often a query finds its own title among them."""
-        rows = self.evaluation[: self.batch_rows]
-        batch = self._batch(rows, -1)
-        loss = float(self.module(batch)["loss"])
-        product = self.encoder.product
-        title_BD, query_BD = (
-            product.text_features(product.text_tokens(tokens.ids_BT, tokens.mask_BT)).float()
-            for tokens in (batch.titles, batch.queries)
-        )
-        best_B = (query_BD @ title_BD.T).argmax(dim=1)
-        found = (batch.group_B[best_B] == batch.group_B).float().mean()
-        return {"loss": loss, "query_finds_title": float(found)}
-
-    def _batch(self, rows: npt.NDArray[np.int64], epoch: int) -> WarmupBatch:
+    def batch(self, rows: npt.NDArray[np.int64], epoch: int | None) -> TextBatch:
+        """Titles and one query each."""
         titles = [self.catalog.titles[row] for row in rows.tolist()]
+        draw = 0 if epoch is None else epoch + 1
         queries = [
-            title_query(title, np.random.default_rng((self.config.seed, epoch + 1, row)))
+            title_query(title, np.random.default_rng((self.seed, draw, row)))
             for title, row in zip(titles, rows.tolist(), strict=True)
         ]
         config, tokenizer = self.encoder.config, self.encoder.tokenizer
-        return WarmupBatch(
+        return TextBatch(
             titles=_to(tokenizer(titles, max_tokens=config.max_title_tokens), self.device),
             queries=_to(tokenizer(queries, max_tokens=config.max_query_tokens), self.device),
             group_B=torch.from_numpy(self.catalog.group_P[rows]).to(self.device),
         )
+
+
+class ImageWarmupTask(ContrastTask[ImageBatch]):
+    """Products with an image and a title."""
+
+    found_name = "image_finds_title"
+
+    def __init__(
+        self,
+        encoder: DashClipEncoder,
+        catalog: ProductCatalog,
+        *,
+        config: ImageWarmupConfig,
+        usable_P: npt.NDArray[np.bool_],
+        device: torch.device,
+        ranks: Ranks,
+    ) -> None:
+        """See `ContrastTask`."""
+        shown_P = np.array([path is not None for path in catalog.image_paths], bool)
+        titled_P = np.array([bool(title) for title in catalog.titles])
+        usable_P = usable_P & shown_P & titled_P
+        needs = "an image and a title"
+        super().__init__(encoder, catalog, config=config, usable_P=usable_P, needs=needs, ranks=ranks)
+        self.device, self.augmentation = device, config.augmentation
+        self.module = ImageWarmup(encoder.product, temperature=config.temperature).to(device)
+        #: Why the image of a product could not be read; such a product takes no part.
+        self.unreadable: dict[int, str] = {}
+
+    def batch(self, rows: npt.NDArray[np.int64], epoch: int | None) -> ImageBatch:
+        """Titles and images, changed by draws of the epoch."""
+        config = self.encoder.config
+        products = load_batch(
+            self.catalog,
+            self.encoder.tokenizer,
+            rows,
+            image_size=config.image_size,
+            max_title_tokens=config.max_title_tokens,
+            augmentation=None if epoch is None else self.augmentation,
+            seed=(self.seed, epoch or 0),
+            unreadable=self._note_unreadable,
+        )
+        complete_B = products.has_image_B & products.has_title_B
+        group_B = torch.from_numpy(self.catalog.group_P[rows]).masked_fill(~complete_B, NO_GROUP)
+        return ImageBatch(products.to(self.device), group_B.to(self.device))
+
+    def _note_unreadable(self, product: int, error: ImageUnreadable) -> None:
+        self.unreadable[product] = error.reason
+
+
+def _text_features(product: ProductEncoder, tokens: TokenBatch) -> Tensor:
+    """What the text encoder makes of titles or of queries, float32, (B, D)."""
+    return product.text_features(product.text_tokens(tokens.ids_BT, tokens.mask_BT), tokens.mask_BT).float()
 
 
 def _to(tokens: TokenBatch, device: torch.device) -> TokenBatch:

@@ -27,9 +27,19 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 PRETRAIN = "pretrain"
 #: Sections that a variant may leave out, which TOML has no null for.
-_LEFT_OUT = (PRETRAIN, "warmup", "mining")
+_LEFT_OUT = (PRETRAIN, "warmup", "image_warmup", "mining")
 #: What stage 1 depends on.
-_STAGE_1 = {"size", "architecture", "seed", "text_columns", "holdout", "warmup", PRETRAIN}
+_STAGE_1 = {
+    "size",
+    "vocab_size",
+    "architecture",
+    "seed",
+    "text_columns",
+    "holdout",
+    "warmup",
+    "image_warmup",
+    PRETRAIN,
+}
 #: Input tables that results depend on, and the simulated truth.
 _INPUTS = ("products", "relevance", "truth/products", "truth/queries")
 
@@ -40,8 +50,8 @@ class VariantConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str
-    #: Over those of the base, key by key; `pretrain = false`, `warmup = false` and `mining = false` leave
-    #: these out. `modalities` are those of stage 2 and of the tables; stage 1 sees images and titles always.
+    #: Over those of the base, key by key; a section of `_LEFT_OUT` that is `false` is left out. `modalities`
+    #: are those of stage 2 and of the tables; the warm-ups and stage 1 see images and titles always.
     settings: dict[str, Any] = {}
     #: Those of the ablation if None.
     seeds: Seeds | None = None

@@ -42,7 +42,7 @@ from embeddings.stages import (
 )
 from embeddings.table import EmbeddingTable
 from embeddings.tuple_sampling import TupleConfig
-from embeddings.warmup import WarmupConfig
+from embeddings.warmup import ImageWarmupConfig, WarmupConfig
 from experiments.marketplace.judgements import MarketplaceTruth
 from experiments.table1 import Table1, evaluate_rows
 from experiments.table1_rows import Bm25Row, RandomRow, TableRow, VectorRow
@@ -59,7 +59,7 @@ class EncodersConfig(BaseModel):
     #: Tokens learned from titles and queries, special ones included; that of the size if None.
     vocab_size: Annotated[int, Field(ge=100)] | None = None
     #: Fields of EncoderConfig that differ from those of the size, such as embedding_dim.
-    architecture: dict[str, int | float] = {}
+    architecture: dict[str, bool | int | float | str] = {}
     #: Of the first weights; the stages have seeds of their own.
     seed: Annotated[int, Field(ge=0)] = 0
     modalities: tuple[Modality, ...] = ("image", "text")
@@ -70,12 +70,20 @@ class EncodersConfig(BaseModel):
     tuples: TupleConfig = TupleConfig()
     #: The text warm-up from scratch; None, and training from published weights, leave it out.
     warmup: WarmupConfig | None = None
+    #: The image warm-up after it; it needs images, titles and a text encoder that knows them.
+    image_warmup: ImageWarmupConfig | None = None
     #: None leaves stage 1 out, as without images.
     pretrain: PretrainConfig | None = None
     #: None leaves stage 2 out, as without grades.
     align: AlignConfig | None = None
     #: Beyond the paper: hard negatives for the second part of stage 2; None keeps random ones to the end.
     mining: MiningConfig | None = None
+
+    @model_validator(mode="after")
+    def _images_warm_up_after_text(self) -> Self:
+        if self.image_warmup is not None and self.warmup is None:
+            raise ValueError("[image_warmup] needs a [warmup] section: images learn from titles understood")
+        return self
 
     @model_validator(mode="after")
     def _mining_has_its_epochs(self) -> Self:
@@ -123,6 +131,7 @@ class EncodersConfig(BaseModel):
             update={
                 "seed": seed,
                 "warmup": self.warmup and self.warmup.model_copy(update={"seed": seed}),
+                "image_warmup": self.image_warmup and self.image_warmup.model_copy(update={"seed": seed}),
                 "pretrain": self.pretrain and self.pretrain.model_copy(update={"seed": seed}),
                 "align": self.align and self.align.model_copy(update={"seed": seed}),
             }
@@ -162,7 +171,8 @@ def first_encoder(
 ) -> DashClipEncoder:
     """What training from scratch starts with: a tokenizer learned from the data, and random weights.
 
-    With a text warm-up in the config the weights have gone through that, a run of its own in `folder`.
+    With warm-ups in the config the weights have gone through those, runs of their own in `folder`/text and
+    `folder`/image.
     """
     start = new_encoder(
         data,
@@ -172,11 +182,18 @@ def first_encoder(
         vocab_size=config.vocab_size,
         architecture=config.architecture,
     )
-    if config.warmup is None:
-        return start
-    return warm_up(
-        data, folder, start=start, config=config.warmup, inputs=config.inputs, device=device, show=show
-    ).encoder
+    for name, warmup in (("text", config.warmup), ("image", config.image_warmup)):
+        if warmup is not None:
+            start = warm_up(
+                data,
+                folder / name,
+                start=start,
+                config=warmup,
+                inputs=config.stage1_inputs,
+                device=device,
+                show=show,
+            ).encoder
+    return start
 
 
 def run_pretrain(

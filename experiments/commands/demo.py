@@ -62,7 +62,7 @@ def demo(
         build_command(data, features, config=Path("marketplace_features"))
     settings = Path("encoders_tiny" if size == "tiny" else "encoders_small")
     if not all((out / name).exists() for name in ENCODER_RESULTS) or {lsa_tables, embeddings} & {*missing}:
-        console.rule("3/4 encoders: text warm-up, stage 1, stage 2, table 1, probes")
+        console.rule("3/4 encoders: warm-ups, stage 1, stage 2, table 1, probes")
         make_embeddings(data, lsa_tables, encoders, embeddings, out, settings)
     console.rule(f"4/4 {len(config.variants)} rankers, trained and compared")
     config = config.model_copy(
@@ -108,7 +108,7 @@ def make_embeddings(
     align_command(data, encoders / "align", start=encoders / "pretrain", config=config)
     initial, stage1 = encoders / "initial", encoders / "stage1"
     for run, tables in (
-        (encoders / "pretrain" / "warmup", initial),
+        (encoders / "pretrain" / "warmup" / "image", initial),
         (encoders / "pretrain", stage1),
         (encoders / "align", embeddings),
     ):

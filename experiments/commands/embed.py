@@ -98,6 +98,25 @@ def import_(
     _print_table(table)
 
 
+@embed.command("narrow")
+def narrow(
+    tables: Annotated[Path, typer.Argument(help="Folder with `products/` and `queries/`.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the narrower ones; older ones are replaced.")],
+    dim: Annotated[int, typer.Option(help="Coordinates to keep, a multiple of 4.")] = 64,
+) -> None:
+    """Keep the first coordinates of both tables, scaled back to unit length.
+
+    DashCLIP's and LSA's coordinates come in the order of their variance, so the first ones say most.
+
+    Example: `dashclip embed narrow runs/encoders/tables runs/encoders/tables_64 --dim 64`
+    """
+    from embeddings.narrow import narrow_table
+    from embeddings.table import EmbeddingTable
+
+    for kind in ("products", "queries"):
+        _print_table(narrow_table(EmbeddingTable.load(tables / kind), out / kind, dim))
+
+
 @embed.command("show")
 def show(
     table: Annotated[Path, typer.Argument(help="Folder of an embedding table.")],

@@ -273,7 +273,7 @@ def test_its_features_and_match_logits_are_those_of_the_original_code(pth, vocab
         rtol=1e-5,
     )
     torch.testing.assert_close(
-        product.text_features(product.text_tokens(IDS_BT, MASK_BT)),
+        product.text_features(product.text_tokens(IDS_BT, MASK_BT), MASK_BT),
         normalize(dense(original, "text_proj", text_BTH[:, 0]), dim=-1),
         atol=1e-5,
         rtol=1e-5,
@@ -425,7 +425,7 @@ def test_a_folder_gives_the_features_of_transformers_own_class(folder) -> None:
     ours = load_blip_folder(folder).product
     cosine = theirs(IDS_BT, pixels(), use_itm_head=False, attention_mask=MASK_BT).itm_score
     image_BD = ours.image_features(ours.image_tokens(pixels()))
-    text_BD = ours.text_features(ours.text_tokens(IDS_BT, MASK_BT))
+    text_BD = ours.text_features(ours.text_tokens(IDS_BT, MASK_BT), MASK_BT)
     torch.testing.assert_close(image_BD @ text_BD.T, cosine)
     assert cosine.std() > 0.01, "equal features would agree with anything"
 
@@ -522,7 +522,8 @@ def test_a_checkpoint_becomes_an_encoder_folder_that_embeds_products_and_queries
     with torch.no_grad():
         product = load_blip_folder(folder).product
         tokens = reloaded.tokenizer(["orange juice"], max_tokens=30)
-        text_BD = product.text_features(product.text_tokens(tokens.ids_BT, tokens.mask_BT))
+        text_BTH = product.text_tokens(tokens.ids_BT, tokens.mask_BT)
+        text_BD = product.text_features(text_BTH, tokens.mask_BT)
     torch.testing.assert_close(reloaded.embed_queries(["orange juice"]), text_BD)
 
 

@@ -86,7 +86,8 @@ def test_before_stage_2_a_product_is_the_mean_of_image_and_text_and_a_query_is_a
     torch.testing.assert_close(vector_BD[2], text_BD[2])
     tokens = encoder.tokenizer(QUERIES, max_tokens=encoder.config.max_query_tokens)
     with torch.no_grad():
-        text_QD = encoder.product.text_features(encoder.product.text_tokens(tokens.ids_BT, tokens.mask_BT))
+        text_QTH = encoder.product.text_tokens(tokens.ids_BT, tokens.mask_BT)
+        text_QD = encoder.product.text_features(text_QTH, tokens.mask_BT)
     assert encoder.embed_queries(QUERIES).equal(text_QD)
 
 

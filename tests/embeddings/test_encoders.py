@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
-from torch.nn.functional import pad
+from torch.nn.functional import normalize, pad
 
 from embeddings.catalog import ProductBatch, ProductCatalog
 from embeddings.dashclip import DashClipEncoder
 from embeddings.encoder_config import EncoderConfig
-from embeddings.encoders import ProductEncoder, QueryEncoder, freeze_first_layers, seeded
+from embeddings.encoders import IMAGE_SHARE, ProductEncoder, QueryEncoder, freeze_first_layers, pooled, seeded
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import batch_of, small_encoder
 
@@ -64,6 +64,44 @@ def test_padding_changes_nothing(encoder: DashClipEncoder, batch: ProductBatch) 
     torch.testing.assert_close(
         query(wider.ids_BT, wider.mask_BT), query(batch.ids_BT, batch.mask_BT), atol=1e-5, rtol=0
     )
+
+
+def test_pooling_takes_the_first_token_or_the_mean_of_those_that_count() -> None:
+    state_BTH = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    mask_BT = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+    for row, tokens in enumerate((4, 2, 1)):
+        by_hand_H = sum(state_BTH[row, token] for token in range(tokens)) / tokens
+        torch.testing.assert_close(pooled(state_BTH, mask_BT, "mean")[row], by_hand_H)
+    assert pooled(state_BTH, mask_BT, "cls").equal(state_BTH[:, 0])
+
+
+def test_published_geometry_pools_and_fuses_as_blip_was_trained() -> None:
+    base, *scratch = (EncoderConfig.preset(size) for size in ("base", "tiny", "small"))
+    assert (base.pooling, base.late_fusion) == ("cls", False)
+    assert {(config.pooling, config.late_fusion) for config in scratch} == {("mean", True)}
+
+
+@pytest.mark.parametrize("late_fusion", [False, True])
+@torch.no_grad()
+def test_the_product_projection_starts_where_titles_and_images_are(
+    catalog: ProductCatalog, late_fusion: bool
+) -> None:
+    product = small_encoder(late_fusion=late_fusion).product.eval()
+    batch = batch_of(small_encoder(), catalog, [4, NO_IMAGE, NO_TITLE])
+    product.start_product_proj()
+    image_BIH = product.image_tokens(batch.pixels_BCHW)
+    grounded_BTH = product.grounded_tokens(batch.ids_BT, batch.mask_BT, image_BIH)
+    ids_BT = batch.ids_BT.clone()
+    ids_BT[:, 0] = product.enc_id
+    alone_BTH = product.text_tokens(ids_BT, batch.mask_BT)
+    state_BTH = torch.stack([grounded_BTH[0], alone_BTH[1], grounded_BTH[2]])
+    expected_BD = product.text_proj(pooled(state_BTH, batch.mask_BT, "mean"))
+    if late_fusion:
+        share_B1 = IMAGE_SHARE * torch.tensor([[1.0], [0.0], [1.0]])
+        image_BD = image_BIH.mean(dim=1) @ product.vision_proj.weight.T
+        expected_BD += share_B1 * image_BD + IMAGE_SHARE * product.vision_proj.bias
+    torch.testing.assert_close(product.projected(batch), expected_BD)
+    torch.testing.assert_close(product(batch), normalize(expected_BD, dim=-1))
 
 
 @torch.no_grad()
@@ -125,7 +163,7 @@ def test_the_query_encoder_starts_as_the_text_encoder(encoder: DashClipEncoder, 
     assert query is not None
     query.eval()
     text_BTH = encoder.product.text_tokens(batch.ids_BT, batch.mask_BT)
-    assert query(batch.ids_BT, batch.mask_BT).equal(encoder.product.text_features(text_BTH))
+    assert query(batch.ids_BT, batch.mask_BT).equal(encoder.product.text_features(text_BTH, batch.mask_BT))
     own = {parameter.data_ptr() for parameter in encoder.product.parameters()}
     assert own.isdisjoint(parameter.data_ptr() for parameter in query.parameters())
 

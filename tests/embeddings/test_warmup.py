@@ -1,4 +1,4 @@
-"""The text warm-up."""
+"""The warm-ups of the text and of the image encoder."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from embeddings.catalog import ProductCatalog
 from embeddings.dashclip import DashClipEncoder
 from embeddings.distributed import Ranks
 from embeddings.losses import NO_GROUP
-from embeddings.stages import InputConfig, new_encoder, warm_up
+from embeddings.stages import InputConfig, StageError, new_encoder, warm_up
 from embeddings.training import train
-from embeddings.warmup import WarmupConfig, WarmupTask
+from embeddings.warmup import ImageWarmupConfig, ImageWarmupTask, TextWarmupTask, WarmupConfig
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import small_encoder
 
@@ -29,9 +29,9 @@ def config(**changes: object) -> WarmupConfig:
     return WarmupConfig.model_validate(settings | changes)
 
 
-def task_of(data: Path, encoder: DashClipEncoder | None = None, **changes: object) -> WarmupTask:
+def task_of(data: Path, encoder: DashClipEncoder | None = None, **changes: object) -> TextWarmupTask:
     catalog = ProductCatalog.open(data, modalities=("text",))
-    return WarmupTask(
+    return TextWarmupTask(
         encoder or small_encoder(),
         catalog,
         config=config(**changes),
@@ -83,11 +83,12 @@ def test_each_epoch_asks_new_queries_for_the_same_titles_and_a_resumed_one_the_s
 
 
 def test_training_teaches_queries_to_find_their_titles(data: Path, tmp_path: Path) -> None:
-    task = task_of(data, epochs=30, learning_rate=5e-3, evaluation_share=0.3)
+    task = task_of(data, evaluation_share=0.3)
     task.module.eval()
     with torch.no_grad():
         before = task.evaluate()
-    outcome = train(task, tmp_path, config=task.config, fingerprint="f")
+    settings = config(epochs=30, learning_rate=5e-3)
+    outcome = train(task, tmp_path, config=settings, fingerprint="f")
     assert outcome.best["loss"] < before["loss"] - 0.2
     assert outcome.best["query_finds_title"] >= before["query_finds_title"]
 
@@ -110,3 +111,93 @@ def test_lookalikes_are_no_negatives_of_each_other(data: Path) -> None:
         assert (batch.group_B != NO_GROUP).all()
         groups = torch.from_numpy(task.catalog.group_P)
         assert set(batch.group_B.tolist()) <= set(groups.tolist())
+
+
+IMAGELESS, TITLELESS, BROKEN = 5, 6, 7
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    lacking = {"without_image": {IMAGELESS}, "without_title": {TITLELESS}}
+    data = write_small_catalog(tmp_path_factory.mktemp("image_warmup"), products=PRODUCTS, **lacking)
+    broken = ProductCatalog.open(data).image_paths[BROKEN]
+    assert broken is not None
+    Path(broken).write_bytes(b"not a picture")
+    return data
+
+
+def image_config(**changes: object) -> ImageWarmupConfig:
+    return ImageWarmupConfig.model_validate(config().model_dump() | changes)
+
+
+def image_task_of(data: Path, encoder: DashClipEncoder | None = None, **changes: object) -> ImageWarmupTask:
+    catalog = ProductCatalog.open(data)
+    return ImageWarmupTask(
+        encoder or small_encoder(),
+        catalog,
+        config=image_config(**changes),
+        usable_P=np.ones(len(catalog), dtype=bool),
+        device=torch.device("cpu"),
+        ranks=Ranks(),
+    )
+
+
+def test_images_need_a_title_and_a_broken_one_is_noted_and_left_out(pictures: Path) -> None:
+    task = image_task_of(pictures)
+    assert not {IMAGELESS, TITLELESS} & {*task.train.tolist(), *task.evaluation.tolist()}
+    batch = task.batch(np.array([BROKEN, 8, 9]), 0)
+    assert batch.group_B.tolist() == [NO_GROUP, *task.catalog.group_P[[8, 9]].tolist()]
+    assert set(task.unreadable) == {BROKEN}
+    loss = task.module(batch)["loss"]
+    torch.testing.assert_close(loss, task.module(task.batch(np.array([8, 9]), 0))["loss"])
+
+
+def test_too_few_images_are_refused_with_their_number(tmp_path: Path) -> None:
+    data = write_small_catalog(tmp_path, products=4, without_image={0})
+    with pytest.raises(ValueError, match="at least four products with an image and a title, got 3"):
+        image_task_of(data)
+
+
+def test_only_the_image_encoder_and_its_projection_move(pictures: Path, tmp_path: Path) -> None:
+    encoder = small_encoder()
+    before = {name: value.clone() for name, value in encoder.product.state_dict().items()}
+    train(image_task_of(pictures, encoder), tmp_path, config=image_config(), fingerprint="f")
+    moved = {name for name, value in encoder.product.state_dict().items() if not value.equal(before[name])}
+    assert {"vision_proj.weight", "vision.embeddings.patch_embedding.weight"} <= moved
+    assert not [name for name in moved if not name.startswith("vision")]
+
+
+def test_each_epoch_sees_images_changed_anew_and_the_evaluation_sees_them_unchanged(pictures: Path) -> None:
+    task = image_task_of(pictures)
+    rows = np.array([8, 9])
+
+    def pixels(epoch: int | None) -> torch.Tensor:
+        return task.batch(rows, epoch).products.pixels_BCHW
+
+    assert pixels(0).equal(pixels(0))
+    assert not pixels(0).equal(pixels(1))
+    plain = image_task_of(pictures, augmentation=None)
+    assert pixels(None).equal(plain.batch(rows, 3).products.pixels_BCHW)
+
+
+def test_training_teaches_images_to_find_their_titles(pictures: Path, tmp_path: Path) -> None:
+    settings: dict[str, object] = {"evaluation_share": 0.3, "augmentation": None}
+    task = image_task_of(pictures, **settings)
+    with torch.no_grad():
+        before = task.evaluate()
+    config = image_config(epochs=40, learning_rate=5e-3, patience=40, **settings)
+    outcome = train(task, tmp_path, config=config, fingerprint="f")
+    assert outcome.best["loss"] < before["loss"] - 0.2
+    assert outcome.best["image_finds_title"] >= before["image_finds_title"]
+
+
+def test_both_warm_ups_are_runs_that_resume(pictures: Path, tmp_path: Path) -> None:
+    start = new_encoder(pictures, size="tiny", inputs=InputConfig(), seed=0)
+    text = warm_up(pictures, tmp_path / "text", start=start, config=config())
+    image = warm_up(pictures, tmp_path / "image", start=text.encoder, config=image_config())
+    assert image.encoder.product.text_proj.weight.equal(text.encoder.product.text_proj.weight)
+    assert image.encoder.product.product_proj.weight.equal(text.encoder.product.text_proj.weight)
+    assert not image.encoder.product.vision_proj.weight.equal(text.encoder.product.vision_proj.weight)
+    assert warm_up(pictures, tmp_path / "image", start=text.encoder, config=image_config()).outcome is None
+    with pytest.raises(StageError, match="another start"):
+        warm_up(pictures, tmp_path / "image", start=start, config=image_config())

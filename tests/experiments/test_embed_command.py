@@ -9,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from embeddings.table import EmbeddingTable
 from experiments.commands import embed
 
 APP = typer.Typer()
@@ -70,3 +71,16 @@ def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(APP, arguments)
     assert result.exit_code == 2
     assert "must be product or query" in result.output
+
+
+def test_narrow_keeps_the_first_coordinates_of_both_tables(data: Path, tmp_path: Path) -> None:
+    (data / "products.parquet").unlink()
+    words = [f"{colour} {kind}" for colour in ("red", "green", "black") for kind in ("tea", "mug", "pot")]
+    products = {"product_id": list(range(9)), "title": words}
+    pq.write_table(pa.table(products), data / "products.parquet")
+    run("lsa", data, tmp_path / "lsa", "--dim", 8)
+    run("narrow", tmp_path / "lsa", tmp_path / "narrow", "--dim", 4)
+    for kind in ("products", "queries"):
+        wide, narrow = (EmbeddingTable.load(tmp_path / name / kind) for name in ("lsa", "narrow"))
+        assert (wide.dim, narrow.dim) == (8, 4)
+        assert narrow.ids.equals(wide.ids)
