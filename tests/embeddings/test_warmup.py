@@ -9,6 +9,7 @@ import torch
 from embeddings.catalog import ProductCatalog
 from embeddings.dashclip import DashClipEncoder
 from embeddings.distributed import Ranks
+from embeddings.encoders import IMAGE_SHARE
 from embeddings.losses import NO_GROUP
 from embeddings.stages import InputConfig, StageError, new_encoder, warm_up
 from embeddings.training import train
@@ -97,7 +98,9 @@ def test_the_product_embedding_starts_where_the_text_features_are(data: Path, tm
     start = new_encoder(data, size="tiny", inputs=InputConfig(), seed=0)
     run = warm_up(data, tmp_path / "run", start=start, config=config())
     product = run.encoder.product
-    assert product.product_proj.weight.equal(product.text_proj.weight)
+    hidden = product.text_proj.in_features
+    assert product.product_proj.weight[:, :hidden].equal(product.text_proj.weight)
+    assert product.product_proj.weight[:, hidden:].equal(IMAGE_SHARE * product.vision_proj.weight)
     assert not product.text_proj.weight.equal(start.product.text_proj.weight)
     assert run.encoder.stage == "initial"
     again = warm_up(data, tmp_path / "run", start=start, config=config())
@@ -196,7 +199,6 @@ def test_both_warm_ups_are_runs_that_resume(pictures: Path, tmp_path: Path) -> N
     text = warm_up(pictures, tmp_path / "text", start=start, config=config())
     image = warm_up(pictures, tmp_path / "image", start=text.encoder, config=image_config())
     assert image.encoder.product.text_proj.weight.equal(text.encoder.product.text_proj.weight)
-    assert image.encoder.product.product_proj.weight.equal(text.encoder.product.text_proj.weight)
     assert not image.encoder.product.vision_proj.weight.equal(text.encoder.product.vision_proj.weight)
     assert warm_up(pictures, tmp_path / "image", start=text.encoder, config=image_config()).outcome is None
     with pytest.raises(StageError, match="another start"):
