@@ -27,7 +27,7 @@ from features.files import atomic_folder, atomic_write_bytes, atomic_write_json
 
 Progress = Callable[[str, int, int], None]
 
-LSA, DASHCLIP, UNTRAINED = "lsa", "dashclip", "untrained"
+LSA, DASHCLIP, UNTRAINED, WARMED_UP = "lsa", "dashclip", "untrained", "warm-ups"
 #: Wide enough to be hard to beat: LSA of 64 dimensions orders Home Depot's pairs worse.
 LSA_DIM = 256
 RESULTS, RESULTS_PAGE = "results.json", "results.md"

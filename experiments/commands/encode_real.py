@@ -86,6 +86,7 @@ def grocery_store_command(
     from experiments.published_sets import (
         DASHCLIP,
         UNTRAINED,
+        WARMED_UP,
         measure_grocery_store,
         photos_to_train_on,
         write_results,
@@ -94,15 +95,21 @@ def grocery_store_command(
     console = Console()
     settings = load_config(config, EncodersConfig)
     seen = photos_to_train_on(data, out / "train_photos")
-    start = first_encoder(seen, out / "warmup", settings, device=device)
+    random = first_encoder(seen, out, settings.model_copy(update={"warmup": None, "image_warmup": None}))
+    encoders = {UNTRAINED: random.save(out / "untrained", stage="initial", trained_on={})}
+    start = random
+    if settings.warmup is not None:
+        with training_progress(console, "warm-ups", "photos") as show:
+            start = first_encoder(seen, out / "warmup", settings, device=device, show=show)
+        encoders[WARMED_UP] = start
     with training_progress(console, "stage 1", "photos") as show:
         run = run_pretrain(seen, out / "pretrain", settings, start=start, device=device, show=show)
-    untrained = start.save(out / "untrained", stage="initial", trained_on={})
+    encoders[DASHCLIP] = run.encoder
     with stage_progress(console) as tell:
         results = measure_grocery_store(
             data,
             out,
-            {UNTRAINED: untrained, DASHCLIP: run.encoder},
+            encoders,
             settings,
             device=device,
             progress=tell,

@@ -22,6 +22,7 @@ from experiments.published_sets import photos_to_train_on, publish_results, writ
 from tests.experiments.test_grocery_store import published
 from tests.experiments.test_home_depot import HOLDOUT, graded, tables
 
+ROWS = ["untrained", "warm-ups", "dashclip"]
 STAGE = "epochs = 1\nbatch_size = 32\nlearning_rate = 0.001\n"
 HOME_DEPOT = f"""
 size = "tiny"
@@ -42,6 +43,10 @@ size = "tiny"
 text_columns = ["title", "description"]
 [holdout]
 test_product_share = 0
+[warmup]
+{STAGE}
+[image_warmup]
+{STAGE}
 [pretrain]
 {STAGE}
 queue_size = 16
@@ -102,7 +107,7 @@ def test_a_table_of_another_encoder_is_made_again(
     home_depot: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     data, run, _ = home_depot
-    for stage in ("warmup", "align"):
+    for stage in ("warmup/text", "align"):
         encoder = DashClipEncoder.load(run / stage / "encoder")
         table = write_table(encoder, data, tmp_path / "queries", modalities=("text",))
         assert table.manifest.encoder_id == encoder.encoder_id
@@ -139,13 +144,15 @@ def test_grocery_store_compares_the_encoder_with_itself_before_training(
 ) -> None:
     run = grocery_store[1]
     content = json.loads((run / "results.json").read_text())
-    assert list(content["classification"]) == ["majority", "thumbnail", "untrained", "dashclip"]
-    assert list(content["retrieval"]) == ["chance", "untrained", "dashclip"]
+    assert list(content["classification"]) == ["majority", "thumbnail", *ROWS]
+    assert list(content["retrieval"]) == ["chance", *ROWS]
     ids = {
         name: EmbeddingTable.load(run / "tables" / name / "images" / "products").manifest.encoder_id
-        for name in ("untrained", "dashclip")
+        for name in ROWS
     }
+    assert len(set(ids.values())) == 3
     assert ids["untrained"].startswith("dashclip-initial")
+    assert ids["warm-ups"].startswith("dashclip-initial")
     assert ids["dashclip"].startswith("dashclip-pretrained")
     for name, encoder_id in ids.items():
         assert content["classification"][name]["encoder_id"] == encoder_id
