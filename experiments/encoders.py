@@ -343,7 +343,10 @@ def measure_retrieval(
             candidate=candidate,
             resamples=resamples,
             query_slices=truth.kind_masks(judgements.queries),
-            product_slices={"held-out products": unseen_P},
+            product_slices={
+                "held-out products": unseen_P,
+                "products whose title hides a fact": truth.hides_fact_P,
+            },
             progress=progress,
         )
     judgements = graded_judgements(data).select_queries(held_out_Q)

@@ -20,7 +20,10 @@ from experiments.marketplace.catalog import BoolArray, IntArray
 from experiments.marketplace.queries import KINDS
 
 _NO_FACET = -1
-_PRODUCT_COLUMNS = ["product_id", "type", "brand", "variety", "flags"]
+_PRODUCT_COLUMNS = [
+    *("product_id", "type", "brand", "variety", "flags"),
+    *("title_flags", "title_shows_brand", "title_shows_variety"),
+]
 _QUERY_COLUMNS = ["query", "kind", "types", "brand", "variety", "flags"]
 
 
@@ -33,6 +36,8 @@ class MarketplaceTruth:
     brand_P: IntArray
     variety_P: IntArray
     flags_P: IntArray
+    #: Brand, variety or a flag is on the package alone.
+    hides_fact_P: BoolArray
     queries: pa.Array
     kinds: list[str]
     types: list[list[str]]
@@ -57,6 +62,10 @@ class MarketplaceTruth:
             brand_P=_codes(products.column("brand"), brands),
             variety_P=_codes(products.column("variety"), varieties),
             flags_P=products.column("flags").to_numpy(),
+            hides_fact_P=pc.or_(
+                pc.invert(pc.and_(products["title_shows_brand"], products["title_shows_variety"])),
+                pc.not_equal(products["flags"], products["title_flags"]),
+            ).to_numpy(),
             queries=queries.column("query").combine_chunks(),
             kinds=queries.column("kind").to_pylist(),
             types=queries.column("types").to_pylist(),

@@ -6,6 +6,7 @@ import pyarrow.compute as pc
 import pytest
 
 from embeddings.retrieval import Judgements
+from experiments.marketplace.assortment import FLAGS
 from experiments.marketplace.catalog import make_catalog
 from experiments.marketplace.generate import _CATALOG, _QUERIES, _child
 from experiments.marketplace.judgements import MarketplaceTruth
@@ -58,6 +59,16 @@ def test_chosen_queries_have_their_own_grades_in_the_order_asked(truth):
 
 def test_products_stand_in_the_order_of_the_products_table(written, truth):
     assert truth.products.equals(written.table("products")["product_id"].combine_chunks())
+
+
+def test_a_product_hides_a_fact_unless_its_title_has_brand_variety_and_all_flags(written, truth):
+    titles = written.table("products")["title"].to_pylist()
+    facts = written.table("truth/products").to_pylist()
+    for title, fact, hides in zip(titles, facts, truth.hides_fact_P.tolist(), strict=True):
+        flags = [name for bit, name in enumerate(FLAGS) if fact["flags"] >> bit & 1]
+        names = [fact["brand"], fact["variety"], *flags]
+        assert hides == any(name.casefold() not in title.casefold() for name in names), title
+    assert 0.3 < truth.hides_fact_P.mean() < 0.9
 
 
 def test_a_facet_that_no_product_has_is_met_by_none(written, truth, tmp_path):
