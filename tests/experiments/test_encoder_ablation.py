@@ -118,6 +118,9 @@ def test_variants_share_stage_1_unless_it_depends_on_what_they_change() -> None:
         ({"text_columns": ["title", "aisle"]}, False),
         ({"holdout": {"seed": 1}}, False),
         ({"warmup": OPTIMIZER}, False),
+        ({"warmup": OPTIMIZER, "image_warmup": OPTIMIZER}, False),
+        ({"vocab_size": 200}, False),
+        ({"align": {"whitening": False}}, True),
     ],
 )
 def test_what_stage_1_depends_on(settings: dict[str, Any], shares: bool) -> None:
@@ -183,6 +186,7 @@ def test_a_mistake_in_a_variant_names_the_variant_and_the_key() -> None:
         ({"architecture": {"embedding_dim": 25}}, "architecture.embedding_dim: .* multiple of 4"),
         ({"architecture": {"text_heads": 3}}, "text_hidden_dim must be a multiple of text_heads"),
         ({"align": OPTIMIZER | {"matryoshka_dims": [8, 32]}}, r"embedding_dim of 16, got \[8, 32\]"),
+        ({"image_warmup": OPTIMIZER}, r"\[image_warmup\] needs a \[warmup\] section"),
     ],
 )
 def test_an_encoder_that_cannot_be_built_is_refused_before_training(
