@@ -5,7 +5,6 @@ runs, and for stage 2 `tuples/train` and `tuples/validation`.
 """
 
 import copy
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,8 @@ from embeddings.catalog import Modality, ProductCatalog
 from embeddings.dashclip import DashClipEncoder, Stage, is_encoder
 from embeddings.distributed import Ranks, barrier, join_ranks
 from embeddings.encoder_config import EncoderConfig, Size
-from embeddings.files import replaced_file, sha256_of
+from embeddings.files import replaced_file
+from embeddings.fingerprints import settings_fingerprint, table_fingerprint, weights_fingerprint
 from embeddings.holdout import TRAIN, VALIDATION, HoldoutConfig, product_roles, query_roles
 from embeddings.pretrain import PretrainConfig, PretrainTask
 from embeddings.relevance import TupleConfig, TupleSet, build_tuples, read_grades
@@ -121,8 +121,8 @@ def warm_up(
         "stage": "image_warmup" if of_images else "warmup",
         "config": config.model_dump(mode="json"),
         "inputs": _inputs_record(inputs),
-        "start": _weights_fingerprint(start),
-        "products": _table_fingerprint(data, "products"),
+        "start": weights_fingerprint(start),
+        "products": table_fingerprint(data, "products"),
         "ranks": ranks.count,
     }
     done = _finished(folder, settings)
@@ -175,8 +175,8 @@ def pretrain(
         "stage": "pretrain",
         "config": config.model_dump(mode="json"),
         "inputs": _inputs_record(inputs),
-        "start": _weights_fingerprint(start),
-        "products": _table_fingerprint(data, "products"),
+        "start": weights_fingerprint(start),
+        "products": table_fingerprint(data, "products"),
         "ranks": ranks.count,
     }
     done = _finished(folder, settings)
@@ -236,9 +236,9 @@ def align(
         "tuples": tuple_config.model_dump(mode="json"),
         "sources": list(sources),
         "inputs": _inputs_record(inputs),
-        "start": _weights_fingerprint(start),
-        "products": _table_fingerprint(data, "products"),
-        "relevance": _table_fingerprint(data, "relevance"),
+        "start": weights_fingerprint(start),
+        "products": table_fingerprint(data, "products"),
+        "relevance": table_fingerprint(data, "relevance"),
         "ranks": ranks.count,
     }
     if tuple_source is not None:
@@ -315,7 +315,7 @@ def _train(
         task,
         folder / CHECKPOINTS,
         config=config,
-        fingerprint=_fingerprint(settings),
+        fingerprint=settings_fingerprint(settings),
         ranks=ranks,
         progress=show,
     )
@@ -385,32 +385,6 @@ def _inputs_record(inputs: InputConfig) -> dict[str, Any]:
         "text_columns": list(inputs.text_columns),
         "holdout": inputs.holdout.model_dump(mode="json"),
     }
-
-
-def _fingerprint(settings: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def _weights_fingerprint(encoder: DashClipEncoder) -> str:
-    """The id of a saved encoder, or a checksum of one that was never saved."""
-    if encoder.encoder_id != "unsaved":
-        return encoder.encoder_id
-    digest = hashlib.sha256(encoder.config.model_dump_json().encode())
-    digest.update("\0".join(encoder.tokenizer.tokens).encode())
-    for module in (encoder.product, encoder.query):
-        for name, value in sorted(module.state_dict().items() if module is not None else ()):
-            digest.update(name.encode())
-            digest.update(value.detach().float().cpu().numpy().tobytes())
-    return f"unsaved-{digest.hexdigest()[:16]}"
-
-
-def _table_fingerprint(data: Path, name: str) -> str:
-    """Checksum of the files of one input table; "absent" without it."""
-    file, folder = data / f"{name}.parquet", data / name
-    parts = [file] if file.is_file() else sorted(folder.glob("*.parquet")) if folder.is_dir() else []
-    if not parts:
-        return "absent"
-    return hashlib.sha256("".join(sha256_of(part) for part in parts).encode()).hexdigest()
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:

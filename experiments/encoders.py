@@ -1,12 +1,8 @@
-"""Encoders end to end: train both stages, encode, measure retrieval (table 1) and probes (paper section 5).
-
-A folder of encoders has `pretrain/` and `align/` (training runs), `stage1/` and `tables/` (embedding tables),
-`lsa/` (the baseline), `table1.json`, `table1.md`, `probes.json`, `probes.md` and `pictures/`.
-"""
+"""Encoders end to end: train both stages, encode, measure retrieval (table 1) and probes (paper section 5)."""
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Self
@@ -136,29 +132,6 @@ class EncodersConfig(BaseModel):
                 "align": self.align and self.align.model_copy(update={"seed": seed}),
             }
         )
-
-
-@dataclass(frozen=True)
-class EncoderFolders:
-    """Where the parts of a folder of encoders lie."""
-
-    root: Path
-
-    @property
-    def pretrain(self) -> Path:
-        return self.root / "pretrain"
-
-    @property
-    def align(self) -> Path:
-        return self.root / "align"
-
-    @property
-    def stage1_tables(self) -> Path:
-        return self.root / "stage1"
-
-    @property
-    def tables(self) -> Path:
-        return self.root / "tables"
 
 
 def first_encoder(
