@@ -1,4 +1,4 @@
-"""Encoders end to end: train both stages, encode, measure retrieval (table 1) and probes (paper section 5)."""
+"""Encoders end to end: train both stages, encode, measure retrieval (table 1) and probes (section 5)."""
 
 import difflib
 from collections.abc import Callable, Mapping
