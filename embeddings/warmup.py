@@ -138,6 +138,7 @@ class ContrastTask(ABC, Generic[Batch]):
         usable_P: npt.NDArray[np.bool_],
         needs: str,
         ranks: Ranks,
+        advice: str = "",
     ) -> None:
         """Split the usable products into training and evaluation.
 
@@ -146,7 +147,9 @@ class ContrastTask(ABC, Generic[Batch]):
         """
         usable = np.flatnonzero(usable_P)
         if len(usable) < 4:
-            raise ValueError(f"this warm-up needs at least four products with {needs}, got {len(usable)}")
+            raise ValueError(
+                f"this warm-up needs at least four products with {needs}, got {len(usable)}{advice}"
+            )
         shuffled = np.random.default_rng((config.seed, len(usable))).permutation(usable)
         aside = max(2, round(config.evaluation_share * len(usable)))
         self.evaluation, self.train = np.sort(shuffled[:aside]), np.sort(shuffled[aside:])
@@ -247,8 +250,15 @@ class ImageWarmupTask(ContrastTask[ImageBatch]):
         shown_P = np.array([path is not None for path in catalog.image_paths], bool)
         titled_P = np.array([bool(title) for title in catalog.titles])
         usable_P = usable_P & shown_P & titled_P
-        needs = "an image and a title"
-        super().__init__(encoder, catalog, config=config, usable_P=usable_P, needs=needs, ranks=ranks)
+        super().__init__(
+            encoder,
+            catalog,
+            config=config,
+            usable_P=usable_P,
+            needs="an image and a title",
+            advice="; without images leave [image_warmup] out of the config",
+            ranks=ranks,
+        )
         self.device, self.augmentation = device, config.augmentation
         self.module = ImageWarmup(encoder.product, temperature=config.temperature).to(device)
         #: Why the image of a product could not be read; such a product takes no part.

@@ -92,8 +92,8 @@ def whitening_map(centred_ND: Tensor, *, power: float) -> tuple[Tensor, float, f
     floor = float(variance_D[0]) * SMALLEST_VARIANCE or 1.0
     scale_D = (variance_D + floor) ** (-power / 2)
     changed_D = variance_D * scale_D**2
-    total = float(changed_D.sum()) or 1.0
-    scale_D = scale_D * (float(variance_D.sum()) / total) ** 0.5 if total != 1.0 else scale_D
+    if changed_D.sum() > 0:
+        scale_D = scale_D * (variance_D.sum() / changed_D.sum()).sqrt()
     return scale_D[:, None] * axis_DD.T, _effective_dims(variance_D), _effective_dims(changed_D)
 
 

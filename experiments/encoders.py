@@ -66,7 +66,8 @@ class EncodersConfig(BaseModel):
     tuples: TupleConfig = TupleConfig()
     #: The text warm-up from scratch; None, and training from published weights, leave it out.
     warmup: WarmupConfig | None = None
-    #: The image warm-up after it; it needs images, titles and a text encoder that knows them.
+    #: The image warm-up after it; it needs images, titles and a text encoder that knows them. Without "image"
+    #: among the modalities it is left out.
     image_warmup: ImageWarmupConfig | None = None
     #: None leaves stage 1 out, as without images.
     pretrain: PretrainConfig | None = None
@@ -155,7 +156,8 @@ def first_encoder(
         vocab_size=config.vocab_size,
         architecture=config.architecture,
     )
-    for name, warmup in (("text", config.warmup), ("image", config.image_warmup)):
+    of_images = config.image_warmup if "image" in config.modalities else None
+    for name, warmup in (("text", config.warmup), ("image", of_images)):
         if warmup is not None:
             start = warm_up(
                 data,

@@ -50,9 +50,20 @@ def test_power_zero_keeps_every_product_of_two_rows() -> None:
     torch.testing.assert_close(mapped_ND @ mapped_ND.T, rows_ND @ rows_ND.T)
 
 
+def test_the_total_variance_is_kept_at_every_scale() -> None:
+    rows_ND = centred_rows(0)
+    # Scaled so that the variances to the power 1/2 sum to one.
+    variance_D = torch.linalg.eigvalsh(rows_ND.T @ rows_ND / len(rows_ND)).clamp_min(0)
+    changed = (variance_D / (variance_D + SMALLEST_VARIANCE * variance_D.max()) ** 0.5).sum()
+    for scale in (1e-3, float(1 / changed), 1.0, 1e3):
+        mapped_ND = scale * rows_ND @ whitening_map(scale * rows_ND, power=0.5)[0].T
+        assert float((mapped_ND**2).sum() / (rows_ND**2).sum()) == pytest.approx(scale**2)
+
+
 def test_rows_without_variance_map_to_zeros() -> None:
-    map_DD, _, _ = whitening_map(torch.zeros(7, 4), power=0.5)
+    map_DD, before, after = whitening_map(torch.zeros(7, 4), power=0.5)
     assert map_DD.isfinite().all()
+    assert (before, after) == (0.0, 0.0)
 
 
 def test_a_folded_projection_gives_the_mapped_output() -> None:
