@@ -7,24 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from features.clock import timestamp_part
 from features.encoding import KEY_OF_COLUMN, LogError, LogReader, encode_ids
 from features.schema import DenseFeature, SparseFeature
-from features.splits import DAY_US
 from features.transforms import Moments, Transform, signed_log
 from features.vocabulary import MISSING_ROW, Vocabulary
 
 Floats = npt.NDArray[np.float64]
 Int32s = npt.NDArray[np.int32]
-
-_HOUR_US = 3_600_000_000
-
-
-def timestamp_part(part: str, time_us_N: npt.NDArray[np.int64]) -> Int32s:
-    """hour_of_day 0..23 or day_of_week 0..6 from Monday, in UTC. 1970-01-01 was a Thursday, 3."""
-    if part == "hour_of_day":
-        return (time_us_N % DAY_US // _HOUR_US).astype(np.int32)
-    assert part == "day_of_week"
-    return ((time_us_N // DAY_US + 3) % 7).astype(np.int32)
 
 
 class DenseColumn:
