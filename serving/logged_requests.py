@@ -1,8 +1,8 @@
 """Logged impressions as the requests that would have shown them: parity of served and offline scores.
 
 A feature set stores what the network reads; here the counters go back to whole numbers, ids and live columns
-come from the log, and the purchases are those that the impression saw. A server that gets all this must answer
-with the offline score, whatever its snapshot says.
+come from the log, and the purchases are those that the impression saw. A server that gets all this must give
+the offline score, whatever its snapshot says.
 
 Shapes: M impressions, N candidates of a request.
 """
