@@ -139,7 +139,7 @@ class LogReader:
                 f"ON i.{_name(sparse.column)} = s{number}.id"
             )
         yield from self._batches(
-            f"SELECT {', '.join(columns)} FROM {self.tables.scan_sql('impressions')} i {' '.join(joins)} "
+            f"SELECT {', '.join(columns)} FROM {self._scan('impressions')} i {' '.join(joins)} "
             "ORDER BY time_us, i.impression_id"
         )
 
@@ -148,10 +148,10 @@ class LogReader:
         if not self.tables.has_purchases:
             return
         tie = "b.purchase_id" if "purchase_id" in self.tables.columns("purchases") else ""
-        tie = tie or "b.filename, b.file_row_number"
+        tie = tie or "b.__file, b.file_row_number"
         yield from self._batches(
             f"SELECT u.code AS user, p.code AS product, {_us('b.timestamp')} AS time_us "
-            f"FROM {self.tables.scan_sql('purchases', positions=True)} b "
+            f"FROM {self._scan('purchases', positions=True)} b "
             "JOIN user_index u ON b.user_id = u.id JOIN product_index p ON b.product_id = p.id "
             f"ORDER BY user, time_us, {tie}, product"
         )
@@ -163,12 +163,16 @@ class LogReader:
             value = f"CAST(c.{_name(column)} AS BIGINT)"
         return (
             self._arrow(
-                f"SELECT {value} AS value FROM {self.tables.scan_sql('products')} c "
+                f"SELECT {value} AS value FROM {self._scan('products')} c "
                 "JOIN product_index p ON c.product_id = p.id ORDER BY p.code"
             )
             .column("value")
             .combine_chunks()
         )
+
+    def _scan(self, table: TableName, *, positions: bool = False) -> str:
+        """What every query reads a table from."""
+        return self.tables.scan_sql(table, positions=positions)
 
     def _facts(self) -> LogFacts:
         columns = self.tables.columns("impressions")
@@ -180,7 +184,7 @@ class LogReader:
             f"SELECT count(*), {_us('min(timestamp)')}, {_us('max(timestamp)')}, "
             "count(*) FILTER (WHERE clicked IS NULL OR CAST(clicked AS BIGINT) NOT IN (0, 1)), "
             f"count(*) FILTER (WHERE CAST(clicked AS BIGINT) = 1 AND {late}), {nulls} "
-            f"FROM {self.tables.scan_sql('impressions')}"
+            f"FROM {self._scan('impressions')}"
         )
         count, first_us, last_us, not_a_label, clicks_without_time, *missing = row
         for name, lost in zip(required, missing, strict=True):
@@ -199,7 +203,7 @@ class LogReader:
         self._connection.execute(
             "CREATE TABLE product_index AS SELECT "
             "CAST(row_number() OVER (ORDER BY product_id) - 1 AS INTEGER) AS code, product_id AS id "
-            f"FROM {self.tables.scan_sql('products')}"
+            f"FROM {self._scan('products')}"
         )
         twice = self._one("SELECT count(*) - count(DISTINCT id), count(*) - count(id) FROM product_index")
         if any(twice):
@@ -209,14 +213,14 @@ class LogReader:
             logs.append("purchases")
             lost = self._one(
                 "SELECT count(*) FILTER (WHERE user_id IS NULL OR product_id IS NULL OR timestamp IS NULL) "
-                f"FROM {self.tables.scan_sql('purchases')}"
+                f"FROM {self._scan('purchases')}"
             )[0]
             if lost:
                 raise self._bad_rows("purchases", f"{lost:,} rows lack a user_id, product_id or timestamp")
         for table in logs:
             unknown = self._one(
                 f"SELECT sum(n), min(id) FROM (SELECT product_id AS id, count(*) AS n "
-                f"FROM {self.tables.scan_sql(table)} GROUP BY 1) ANTI JOIN product_index USING (id)"
+                f"FROM {self._scan(table)} GROUP BY 1) ANTI JOIN product_index USING (id)"
             )
             if unknown[0]:
                 raise self._bad_rows(
@@ -230,16 +234,16 @@ class LogReader:
         )
 
     def _index_users(self) -> IdIndex:
-        parts = [f"SELECT user_id AS id, 1 AS shown FROM {self.tables.scan_sql('impressions')}"]
+        parts = [f"SELECT user_id AS id, 1 AS shown FROM {self._scan('impressions')}"]
         if self.tables.has_purchases:
-            parts.append(f"SELECT user_id AS id, 0 AS shown FROM {self.tables.scan_sql('purchases')}")
+            parts.append(f"SELECT user_id AS id, 0 AS shown FROM {self._scan('purchases')}")
         return self._index("user_index", " UNION ALL ".join(parts))
 
     def _index_products(self) -> IdIndex:
         ids = self._arrow("SELECT id FROM product_index ORDER BY code").column("id").combine_chunks()
         shown = self._arrow(
             f"SELECT count(i.product_id) AS n FROM product_index p LEFT JOIN "
-            f"{self.tables.scan_sql('impressions')} i ON i.product_id = p.id GROUP BY p.code ORDER BY p.code"
+            f"{self._scan('impressions')} i ON i.product_id = p.id GROUP BY p.code ORDER BY p.code"
         )
         return IdIndex(ids, shown.column("n").to_numpy(), np.zeros(len(ids), dtype=np.int64))
 
@@ -248,7 +252,7 @@ class LogReader:
         value = _name(column) if is_text(kind) else f"CAST({_name(column)} AS BIGINT)"
         return self._index(
             _index_table(column),
-            f"SELECT {value} AS id, 1 AS shown FROM {self.tables.scan_sql('impressions')} "
+            f"SELECT {value} AS id, 1 AS shown FROM {self._scan('impressions')} "
             f"WHERE {_name(column)} IS NOT NULL",
         )
 
