@@ -1,0 +1,223 @@
+"""Towers of the request ranker: first layers in two parts, the request's and the candidate's.
+
+Each part is padded with zeros to a multiple of `WIDTH_MULTIPLE`. A padded column stays zero through cross
+layers, whose weights for it are zero, so the towers compute what `ranking.towers` does.
+
+Shapes: R requests, N candidates in all, H purchases, D width of the pretrained vectors, K inputs of a layer.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+#: Odd widths cost a GEMM up to 40 %.
+WIDTH_MULTIPLE = 16
+#: `functional.cosine_similarity` takes the same.
+_NORM_FLOOR = 1e-8
+
+
+def padded(width: int) -> int:
+    """The next multiple of `WIDTH_MULTIPLE`, at least one: no layer has zero inputs."""
+    return max(1, -(-width // WIDTH_MULTIPLE)) * WIDTH_MULTIPLE
+
+
+def mlp(width: int, hidden: Sequence[int]) -> nn.Sequential:
+    """`ranking.towers.mlp` without dropout."""
+    layers: list[nn.Module] = []
+    for inner in hidden:
+        layers += [nn.Linear(width, inner), nn.ReLU()]
+        width = inner
+    return nn.Sequential(*layers)
+
+
+class SplitLinear(nn.Module):
+    """W [r; c] + b, with W_r r + b computed once per request."""
+
+    def __init__(self, request_width: int, candidate_width: int, out_width: int) -> None:
+        super().__init__()
+        self.request = nn.Linear(request_width, out_width)
+        self.candidate = nn.Linear(candidate_width, out_width, bias=False)
+
+    def forward(self, request_RK: Tensor, candidate_NK: Tensor, request_of_N: Tensor) -> Tensor:
+        """[N, out_width]."""
+        return self.request(request_RK).index_select(0, request_of_N) + self.candidate(candidate_NK)
+
+
+def joined(request_RK: Tensor, candidate_NK: Tensor, request_of_N: Tensor) -> Tensor:
+    """Inputs of each candidate, its request's first, [N, K]."""
+    return torch.cat([request_RK.index_select(0, request_of_N), candidate_NK], dim=1)
+
+
+class FullCross(nn.Module):
+    """The cross layers after the products with W_0, which the split layer has made."""
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.first_width = width
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers - 1))
+
+    def forward(self, x0_NK: Tensor, first_NK: Tensor) -> Tensor:
+        """[N, K]."""
+        x_NK = torch.addcmul(x0_NK, x0_NK, first_NK)
+        for layer in self.layers:
+            x_NK = torch.addcmul(x_NK, x0_NK, layer(x_NK))
+        return x_NK
+
+
+class LowRankCross(nn.Module):
+    """The same with W = U V; the split layer has made V_0 x_0, which is all that depends on the parts."""
+
+    def __init__(self, width: int, layers: int, rank: int) -> None:
+        super().__init__()
+        self.first_width = rank
+        self.down = nn.ModuleList(nn.Linear(width, rank, bias=False) for _ in range(layers - 1))
+        self.up = nn.ModuleList(nn.Linear(rank, width) for _ in range(layers))
+
+    def forward(self, x0_NK: Tensor, first_NR: Tensor) -> Tensor:
+        """[N, K]."""
+        x_NK = torch.addcmul(x0_NK, x0_NK, self.up[0](first_NR))
+        for down, up in zip(self.down, list(self.up)[1:], strict=True):
+            x_NK = torch.addcmul(x_NK, x0_NK, up(down(x_NK)))
+        return x_NK
+
+
+class ParallelTower(nn.Module):
+    """Cross layers beside deep layers: `ranking.towers.DcnTower`. Their first products share one GEMM."""
+
+    def __init__(
+        self,
+        *,
+        request_width: int,
+        candidate_width: int,
+        cross_layers: int,
+        cross_rank: int | None,
+        deep_widths: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.request_padding, self.candidate_padding = (
+            padded(width) - width for width in (request_width, candidate_width)
+        )
+        parts = padded(request_width), padded(candidate_width)
+        width = sum(parts)
+        self.cross: FullCross | LowRankCross = (
+            FullCross(width, cross_layers)
+            if cross_rank is None
+            else LowRankCross(width, cross_layers, cross_rank)
+        )
+        deep_width = deep_widths[0] if deep_widths else 0
+        self.first_widths = [self.cross.first_width, deep_width]
+        self.first = SplitLinear(*parts, sum(self.first_widths))
+        self.deep = nn.Sequential(nn.ReLU(), *mlp(deep_width, deep_widths[1:]))
+        self.width = width + (deep_widths[-1] if deep_widths else 0)
+
+    def forward(self, request_RK: Tensor, candidate_NK: Tensor, request_of_N: Tensor) -> Tensor:
+        """[N, width]."""
+        request_RK = functional.pad(request_RK, (0, self.request_padding))
+        candidate_NK = functional.pad(candidate_NK, (0, self.candidate_padding))
+        first_NK = self.first(request_RK, candidate_NK, request_of_N)
+        crossed_NK, deep_NK = first_NK.split(self.first_widths, dim=1)
+        x0_NK = joined(request_RK, candidate_NK, request_of_N)
+        return torch.cat([self.cross(x0_NK, crossed_NK), self.deep(deep_NK)], dim=1)
+
+
+class CrossedMlp(nn.Module):
+    """Cross layers, then fully connected ones."""
+
+    def __init__(self, width: int, cross_layers: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.cross = FullCross(width, cross_layers)
+        self.first_width = self.cross.first_width
+        self.mlp = mlp(width, widths)
+
+    def forward(self, x0_NK: Tensor, first_NK: Tensor) -> Tensor:
+        """[N, last of widths]."""
+        return self.mlp(self.cross(x0_NK, first_NK))
+
+
+class PlainMlp(nn.Module):
+    """Fully connected layers of which the split layer is the first."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.first_width = widths[0]
+        self.mlp = nn.Sequential(nn.ReLU(), *mlp(widths[0], widths[1:]))
+
+    def forward(self, _x0_NK: Tensor, first_NK: Tensor) -> Tensor:
+        """[N, last of widths]."""
+        return self.mlp(first_NK)
+
+
+class SemanticTower(nn.Module):
+    """Pretrained vectors, their cosines and which exist: `ranking.towers.DashClipTower`.
+
+    Only the product is a candidate's; its part is its vector, the cosines with the request's vectors in their
+    order, and whether it exists. The request's part: vectors, cosines of pairs, which exist.
+    """
+
+    def __init__(
+        self, *, entities: Sequence[str], dim: int, cross_layers: int, widths: Sequence[int]
+    ) -> None:
+        super().__init__()
+        of_request = [entity for entity in entities if entity != "product"]
+        self.pairs = tuple(combinations(range(len(of_request)), 2))
+        self.scale = dim**0.5
+        request_width = len(of_request) * (dim + 1) + len(self.pairs)
+        candidate_width = dim + 1 + len(of_request) if "product" in entities else 0
+        parts = padded(request_width), padded(candidate_width)
+        self.request_padding = parts[0] - request_width
+        self.candidate_padding = parts[1] - candidate_width
+        self.layers: CrossedMlp | PlainMlp = (
+            CrossedMlp(sum(parts), cross_layers, widths) if cross_layers else PlainMlp(widths)
+        )
+        self.first = SplitLinear(*parts, self.layers.first_width)
+        self.width = widths[-1]
+
+    def forward(
+        self,
+        request_R0: Tensor,
+        candidate_N0: Tensor,
+        vectors_RD: Sequence[Tensor],
+        products_ND: Sequence[Tensor],
+        request_of_N: Tensor,
+    ) -> Tensor:
+        """[N, width].
+
+        Args:
+            request_R0, candidate_N0: no columns; they say how many requests and candidates there are.
+            vectors_RD: the request's vectors, in the order of the entities.
+            products_ND: one tensor, or none if the product is not among the entities.
+        """
+        unit_RD = [_unit(vector_RD) for vector_RD in vectors_RD]
+        request_RK = torch.cat(
+            [
+                request_R0,
+                *(self.scale * vector_RD for vector_RD in vectors_RD),
+                *((unit_RD[i] * unit_RD[j]).sum(dim=1, keepdim=True) for i, j in self.pairs),
+                *(_exists(vector_RD) for vector_RD in vectors_RD),
+            ],
+            dim=1,
+        )
+        parts = [candidate_N0]
+        for product_ND in products_ND:
+            unit_ND = _unit(product_ND)
+            parts += [self.scale * product_ND]
+            parts += [
+                (unit_ND * of_request_RD.index_select(0, request_of_N)).sum(dim=1, keepdim=True)
+                for of_request_RD in unit_RD
+            ]
+            parts += [_exists(product_ND)]
+        request_RK = functional.pad(request_RK, (0, self.request_padding))
+        candidate_NK = functional.pad(torch.cat(parts, dim=1), (0, self.candidate_padding))
+        first_NK = self.first(request_RK, candidate_NK, request_of_N)
+        return self.layers(joined(request_RK, candidate_NK, request_of_N), first_NK)
+
+
+def _unit(vector_XD: Tensor) -> Tensor:
+    return vector_XD / vector_XD.norm(dim=1, keepdim=True).clamp(min=_NORM_FLOOR)
+
+
+def _exists(vector_XD: Tensor) -> Tensor:
+    return (vector_XD != 0).any(dim=1, keepdim=True).to(vector_XD.dtype)
