@@ -49,10 +49,17 @@ class DcnTower(nn.Module):
         self.width = width + (deep_widths[-1] if deep_widths else 0)
         self.is_parallel = bool(deep_widths)
 
+    def inputs(self, dense_BF: Tensor, embeddings: list[Tensor]) -> Tensor:
+        """What the layers read [B, N]: dense features, id embeddings, padding."""
+        padding_BP = self.padding.expand(dense_BF.shape[0], -1)
+        return torch.cat([dense_BF, *embeddings, padding_BP], dim=1)
+
     def forward(self, dense_BF: Tensor, embeddings: list[Tensor]) -> Tensor:
         """[B, H]."""
-        padding_BP = self.padding.expand(dense_BF.shape[0], -1)
-        x_BN = torch.cat([dense_BF, *embeddings, padding_BP], dim=1)
+        return self.layers(self.inputs(dense_BF, embeddings))
+
+    def layers(self, x_BN: Tensor) -> Tensor:
+        """From `inputs` to [B, H]."""
         branches = [self.cross(x_BN)] + ([self.deep(x_BN)] if self.is_parallel else [])
         return torch.cat(branches, dim=1)
 
@@ -79,8 +86,11 @@ class DashClipTower(nn.Module):
 
     def forward(self, embeddings: list[Tensor]) -> Tensor:
         """[B, H]."""
+        return self.layers(self.inputs(embeddings))
+
+    def inputs(self, embeddings: list[Tensor]) -> Tensor:
+        """What the layers read [B, N]: scaled embeddings, then cosines, then which embeddings exist."""
         cosines = [functional.cosine_similarity(embeddings[i], embeddings[j], dim=1) for i, j in self.pairs]
         exists = [(embedding_BD != 0).any(dim=1).to(embedding_BD.dtype) for embedding_BD in embeddings]
         scalars_BC = torch.stack([*cosines, *exists], dim=1)
-        x_BN = torch.cat([*(self.scale * embedding_BD for embedding_BD in embeddings), scalars_BC], dim=1)
-        return self.layers(x_BN)
+        return torch.cat([*(self.scale * embedding_BD for embedding_BD in embeddings), scalars_BC], dim=1)
