@@ -22,6 +22,8 @@ MAX_CANDIDATES = 10_000
 #: Purchases that a request may bring; the model reads fewer (the cap of its feature schema).
 MAX_HISTORY = 1_000
 MAX_QUERY_CHARACTERS = 1_000
+#: Of a request's body; a server's own limit should lie above it, so that the answer can say what to do.
+MAX_BODY_BYTES = 4 << 20
 MAX_ID_CHARACTERS = 512
 #: Live features and context values in one request.
 MAX_COLUMNS = 256
