@@ -3,6 +3,7 @@
     STORE/<name>/     (or STORE/<name>.mar)
       dashclip_handler.py     copy of `serving/handler.py`
       model-config.yaml       where the package is
+      example.json            a request that it answers
       MAR-INF/MANIFEST.json   what TorchServe reads first
       package/                the package itself, in a .mar only
 
@@ -30,6 +31,7 @@ from features.files import atomic_folder
 HANDLER = Path(__file__).with_name("handler.py")
 HANDLER_NAME = "dashclip_handler.py"
 SETTINGS_NAME = "model-config.yaml"
+EXAMPLE_NAME = "example.json"
 PACKAGE_NAME = "package"
 DEFAULT_NAME = "dashclip"
 #: After which a worker that does not answer is replaced.
@@ -50,10 +52,9 @@ class Archive:
     name: str
     version: str
 
-    @property
-    def is_file(self) -> bool:
-        """Whether it is a .mar."""
-        return self.path.suffix == ".mar"
+    def example(self) -> bytes:
+        """The body of a request that it answers with 200."""
+        return read_member(self.path, EXAMPLE_NAME)
 
 
 def build_archive(
@@ -85,13 +86,13 @@ def build_archive(
     inside = {"package": PACKAGE_NAME if embed else str(package.resolve()), **(settings or {})}
     if not embed:
         with atomic_folder(store / name, ours=_is_archive) as folder:
-            _fill(folder, name=name, version=version, handler=handler, settings=inside)
+            _fill(folder, name, version=version, example=example, handler=handler, settings=inside)
             check_archive(folder, name=name, example=example)
         return Archive(store / name, name, version)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=store) as stage:
         folder = Path(stage) / name
         folder.mkdir()
-        manifest = _fill(folder, name=name, version=version, handler=handler, settings=inside)
+        manifest = _fill(folder, name, version=version, example=example, handler=handler, settings=inside)
         shutil.copytree(package, folder / PACKAGE_NAME)
         ModelExportUtils.archive(stage, name, str(folder), manifest, "zip-store")
         shutil.rmtree(folder)
@@ -132,9 +133,12 @@ def check_archive(archive: Path, *, name: str, example: bytes) -> None:
         raise ArchiveError("the archive does not answer in a fresh process:\n" + "\n".join(lines))
 
 
-def _fill(folder: Path, *, name: str, version: str, handler: Path, settings: Mapping[str, Any]) -> str:
+def _fill(
+    folder: Path, name: str, *, version: str, example: bytes, handler: Path, settings: Mapping[str, Any]
+) -> str:
     """Write everything but the package; returns the text of TorchServe's manifest."""
     shutil.copyfile(handler, folder / HANDLER_NAME)
+    (folder / EXAMPLE_NAME).write_bytes(example)
     # TorchServe takes the timeout from here alone: in config.properties it has no effect.
     config = {"deviceType": "cpu", "responseTimeout": RESPONSE_TIMEOUT_S, "dashclip": dict(settings)}
     (folder / SETTINGS_NAME).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
@@ -155,9 +159,12 @@ def _is_archive(path: Path) -> bool:
 
 
 def _version_of(path: Path) -> str:
+    return str(json.loads(read_member(path, "MAR-INF/MANIFEST.json"))["model"]["modelVersion"])
+
+
+def read_member(path: Path, member: str) -> bytes:
+    """A file of an archive, whether that is a folder or a .mar."""
     if path.is_dir():
-        text = (path / "MAR-INF" / "MANIFEST.json").read_text(encoding="utf-8")
-    else:
-        with zipfile.ZipFile(path) as archive:
-            text = archive.read("MAR-INF/MANIFEST.json").decode()
-    return str(json.loads(text)["model"]["modelVersion"])
+        return (path / member).read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(member)

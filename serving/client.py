@@ -26,7 +26,7 @@ Format = Literal["json", "arrow"]
 
 #: TorchServe's answers when a worker died, its queue is full, or it is out of memory.
 PASSING_STATUSES = (500, 502, 503, 504, 507)
-_TOKEN_REFUSED = b"Token Authorization failed"
+TOKEN_REFUSED = b"Token Authorization failed"
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 2.0
 _CODECS = {"json": json_codec, "arrow": arrow_codec}
@@ -127,7 +127,7 @@ class ScoreClient:
                     f"{type(error).__name__} at {self._address[0]}:{self._address[1]}: {error}"
                 )
             else:
-                if status == 400 and _TOKEN_REFUSED in answer and self._tokens and not refreshed:
+                if status == 400 and TOKEN_REFUSED in answer and self._tokens and not refreshed:
                     self._token = self._tokens.renewed(than=self._token)
                     refreshed = True
                     continue

@@ -140,9 +140,9 @@ class LiveCounts:
         }
 
     def write(self, folder: Path, *, model_version: str) -> None:
-        """Replace this process's file `<model_version>-<process id>.json` in `folder`."""
+        """Replace this process's file `worker-<process id>.json` in `folder`."""
         content = {"model_version": model_version, **self.as_json()}
-        atomic_write_json(folder / f"{model_version}-{os.getpid()}.json", content)
+        atomic_write_json(folder / f"worker-{os.getpid()}.json", content)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from serving import arrow_codec, json_codec
 from serving.drift import LiveCounts
@@ -46,7 +46,6 @@ class Endpoint:
         self.scorer = scorer
         self.counts = RequestCounts()
         self._live = live
-        self._as_of = ""
 
     def answer(self, bodies: Sequence[Body]) -> list[Answer]:
         """One answer for each body, in order; a bad one does not fail its neighbours."""
@@ -65,10 +64,10 @@ class Endpoint:
     def series(self) -> Series:
         """All measures now."""
         series = self.counts.sums()
-        as_of = self._as_of or str(self.scorer.facts().get("as_of", ""))
-        if as_of:
-            age_s = time.time() - datetime.fromisoformat(as_of).timestamp()
-            series["dashclip_snapshot_age_seconds", ""] = age_s
+        as_of = datetime.fromisoformat(str(self.scorer.facts()["as_of"]))
+        if as_of.tzinfo is None:
+            as_of = as_of.replace(tzinfo=UTC)
+        series["dashclip_snapshot_age_seconds", ""] = time.time() - as_of.timestamp()
         return series
 
     def _score(self, requests: list[ScoreRequest]) -> list[ScoreReply | RequestError | None]:
@@ -83,7 +82,6 @@ class Endpoint:
     def _count(self, outcome: ScoreReply | RequestError | None, latency_ms: float) -> None:
         if isinstance(outcome, ScoreReply):
             self.counts.scored(outcome, latency_ms=latency_ms)
-            self._as_of = outcome.as_of
             if self._live is not None:
                 self._live.count(outcome.scores_N, outcome.dense_NF)
         elif isinstance(outcome, RequestError):

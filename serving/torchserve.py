@@ -69,11 +69,10 @@ def start(
     archive: Archive,
     settings: ServerSettings,
     *,
-    example: bytes,
     timeout_s: float = 120.0,
     progress: Callable[[str], None] | None = None,
 ) -> RunningServer:
-    """Start TorchServe for one archive and wait until it answers `example` with scores.
+    """Start TorchServe for one archive and wait until it answers its example with scores.
 
     Raises:
         ServerError: java is missing, a port is taken, a server already runs here, or no worker answers in
@@ -103,7 +102,7 @@ def start(
     atomic_write_json(folder / _STATE_NAME, {key: _plain(value) for key, value in vars(server).items()})
     report("waiting for the first prediction")
     try:
-        _wait(server, example, timeout_s)
+        _wait(server, archive.example(), timeout_s)
     except BaseException:
         stop(archive.path.parent)
         raise
