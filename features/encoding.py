@@ -7,7 +7,7 @@ Shapes: K distinct ids, N impressions, P products.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import duckdb
 import numpy as np
@@ -83,7 +83,7 @@ class LogReader:
         for feature in self.own_sparse:
             self.indexes[f"id:{feature.column}"] = self._index_column(feature.column)
 
-    def __enter__(self) -> "LogReader":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

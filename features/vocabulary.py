@@ -21,6 +21,7 @@ _FNV_PRIME = np.uint64(0x100000001B3)
 _MIX_INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 _MIX_FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_SECOND = np.uint64(0x94D049BB133111EB)
+_UINT64 = (1 << 64) - 1
 
 
 def stable_hash(ids: pa.Array) -> npt.NDArray[np.uint64]:
@@ -39,6 +40,24 @@ def stable_hash(ids: pa.Array) -> npt.NDArray[np.uint64]:
     if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
         return _mix(_fnv1a(ids.cast(pa.large_binary())))
     raise TypeError(f"ids must be integers or strings, got {ids.type}")
+
+
+def stable_hash_of(id_: int | str) -> int:
+    """`stable_hash` of one id, in Python's own integers: a tenth of the time of an array of one.
+
+    Raises:
+        OverflowError: an integer beyond 64 bits.
+    """
+    if isinstance(id_, str):
+        mixed = int(_FNV_OFFSET)
+        for byte in id_.encode():
+            mixed = (mixed ^ byte) * int(_FNV_PRIME) & _UINT64
+    else:
+        mixed = int.from_bytes(int(id_).to_bytes(8, "little", signed=True), "little")
+    mixed = (mixed + int(_MIX_INCREMENT)) & _UINT64
+    mixed = (mixed ^ (mixed >> 30)) * int(_MIX_FIRST) & _UINT64
+    mixed = (mixed ^ (mixed >> 27)) * int(_MIX_SECOND) & _UINT64
+    return mixed ^ (mixed >> 31)
 
 
 def _mix(value_K: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
