@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from serving.request_ranker import RankerShape, RequestRanker
-from serving.scoring import Program, array_inputs
+from serving.scoring import Program, ScoringError, array_inputs
 
 BackendName = Literal["aotinductor", "torchscript", "eager"]
 Backend = Literal["auto", "aotinductor", "torchscript", "eager"]
@@ -91,7 +91,12 @@ def compile_ranker(
     save_file({name: value.contiguous() for name, value in module.state_dict().items()}, out / WEIGHTS)
     tables = list(example_inputs[: len(shape.tables)])
     choice = _first_that_works(module, tables, out, backend=backend, threads=threads)
-    described = {**asdict(choice), "machine": _machine(), "torch": torch.__version__}
+    described = {
+        **asdict(choice),
+        "machine": _machine(),
+        "torch": torch.__version__,
+        "tables": [str(table.dtype) for table in tables],
+    }
     (out / BACKEND).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return choice
 
@@ -113,7 +118,7 @@ def load_compiled(folder: Path) -> CompiledRanker:
         if obstacle is not None:
             choice = BackendChoice("eager", f"{obstacle}; package the run again on this machine")
             _LOG.warning("the compiled ranker is not used: %s", choice.reason)
-        return CompiledRanker(_open(folder, shape, choice.name), shape, choice)
+        return CompiledRanker(_open(folder, shape, choice.name, described["tables"]), shape, choice)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CompileError(f"{folder} holds no program that can be loaded: {error}") from error
 
@@ -127,7 +132,8 @@ def _first_that_works(
     for name in wanted:
         try:
             makers[name](module, tables, out, threads)
-            worst = _largest_difference(_open(out, module.shape, name), module, tables)
+            program = _open(out, module.shape, name, [str(table.dtype) for table in tables])
+            worst = _largest_difference(program, module, tables)
             if worst > TOLERANCE:
                 raise CompileError(f"its scores differ by {worst:.2g} from the module's")
         except Exception as error:  # compilers fail in many ways; each is a reason to take the next backend
@@ -180,10 +186,23 @@ def _nothing(_module: RequestRanker, _tables: list[Tensor], _out: Path, _threads
     """The weights are there already."""
 
 
-def _open(folder: Path, shape: RankerShape, name: str) -> Program:
+class _SharedObject:
+    """An AOTInductor program. It would read a table of another type as other numbers."""
+
+    def __init__(self, path: Path, table_types: Sequence[str]) -> None:
+        self._run = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1).run
+        self._types = [getattr(torch, name.removeprefix("torch.")) for name in table_types]
+
+    def __call__(self, inputs: list[Tensor]) -> Tensor:
+        found = [table.dtype for table in inputs[: len(self._types)]]
+        if found != self._types:
+            raise ScoringError(f"the program was compiled for tables of {self._types}, got {found}")
+        return self._run(inputs)[0]
+
+
+def _open(folder: Path, shape: RankerShape, name: BackendName, table_types: Sequence[str]) -> Program:
     if name == "aotinductor":
-        runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(folder / SHARED_OBJECT), 1)
-        return lambda inputs: runner.run(inputs)[0]
+        return _SharedObject(folder / SHARED_OBJECT, table_types)
     module: Any
     if name == "torchscript":
         with _quiet():
