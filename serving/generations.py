@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -129,16 +129,10 @@ def new_generation(package: Path, name: str) -> Iterator[Path]:
         yield folder
 
 
-def seal_generation(folder: Path, content: Mapping[str, Any]) -> GenerationManifest:
-    """Write the manifest of a filled folder: `content` and the checksums of all files."""
-    parts = sorted(path.name for path in folder.iterdir())
-    manifest = GenerationManifest.model_validate(
-        {
-            **content,
-            "format": 1,
-            "files": {name: r.model_dump() for name, r in record_files(folder, parts).items()},
-        }
-    )
+def seal_generation(folder: Path, about: GenerationManifest) -> GenerationManifest:
+    """Write the manifest of a filled folder: `about` with the checksums of all its files."""
+    files = record_files(folder, sorted(path.name for path in folder.iterdir()))
+    manifest = about.model_copy(update={"files": files})
     write_manifest(folder, manifest.model_dump(mode="json"))
     return manifest
 

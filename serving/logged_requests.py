@@ -9,6 +9,7 @@ Shapes: M impressions, N candidates of a request.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,7 @@ from features.schema import CounterKey, FeatureConfig
 from features.tables import InputTables
 from features.transforms import Transform
 from serving.protocol import MAX_HISTORY, ScoreRequest
-
-#: Counters that all candidates of a request share.
-REQUEST_KEYS: frozenset[CounterKey] = frozenset({"query", "user"})
-#: Impression columns that a request carries under names of their own.
-_OWN_FIELDS = ("user_id", "query", "product_id")
+from serving.request_columns import REQUEST_KEYS, impression_columns
 
 
 @dataclass(frozen=True)
@@ -134,6 +131,23 @@ class LoggedImpressions:
         for rows_N in spread(self.groups(), limit):
             yield LoggedRequest(self.request(rows_N, live=live), rows_N)
 
+    def offline_probabilities(self, run_folder: Path) -> npt.NDArray[np.float64]:
+        """What a run predicted for each impression of the split [M].
+
+        Raises:
+            ValueError: the run has no predictions, or predicted other impressions.
+        """
+        path = run_folder / "predictions" / "test.parquet"
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: the run is not finished; train it to the end first")
+        predicted = pq.read_table(path, columns=["impression_id", "logit"])
+        if not predicted["impression_id"].equals(self.rows["impression_id"]):
+            raise ValueError(
+                f"{path} is not of the test split of the feature set; give the run that was made with it"
+            )
+        logit_M = predicted["logit"].to_numpy().astype(np.float64)
+        return 1 / (1 + np.exp(-logit_M))
+
     def _history(self, row: int) -> pa.Array | None:
         if self._events is None:
             return None
@@ -148,12 +162,6 @@ def spread(groups: Sequence[Any], limit: int | None) -> list[Any]:
         return list(groups)
     positions = np.linspace(0, len(groups) - 1, limit).round().astype(int)
     return [groups[position] for position in positions]
-
-
-def impression_columns(config: FeatureConfig) -> tuple[str, ...]:
-    """Columns of the impressions that features read, without ids and query: what a request may carry."""
-    names = [feature.column for feature in config.features if feature.source == "impressions"]
-    return tuple(dict.fromkeys(name for name in names if name not in _OWN_FIELDS))
 
 
 def raw_counts(transform: Transform, value_M: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:

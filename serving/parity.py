@@ -48,22 +48,29 @@ def read_scores(generation: Path) -> npt.NDArray[np.float32]:
     return scores_C
 
 
-def largest_difference(
-    replies: Sequence[ScoreReply | RequestError], expected_C: npt.NDArray[np.float32]
-) -> float:
-    """Between served and recorded probabilities; 0 for no requests.
+def scores_of(replies: Sequence[ScoreReply | RequestError]) -> npt.NDArray[np.float32]:
+    """Probabilities of all candidates in one row [C].
 
     Raises:
-        PackageError: a recorded request is refused, or gets another number of scores.
+        PackageError: a recorded request was refused.
     """
+    scores: list[npt.NDArray[np.float32]] = [np.zeros(0, np.float32)]
     for reply in replies:
         if isinstance(reply, RequestError):
             raise PackageError(
                 f"a recorded request is refused ({reply}): the code that serves is not the one that made the "
                 "package; make it again with `dashclip package`"
             )
-    scores = [reply.scores_N for reply in replies if isinstance(reply, ScoreReply)]
-    served_C = np.concatenate(scores) if scores else np.zeros(0, np.float32)
+        scores.append(reply.scores_N)
+    return np.concatenate(scores)
+
+
+def largest_difference(served_C: npt.NDArray[np.float32], expected_C: npt.NDArray[np.float32]) -> float:
+    """Between served and recorded probabilities; infinite if one is NaN, 0 if there are none.
+
+    Raises:
+        PackageError: there is another number of them.
+    """
     if served_C.shape != expected_C.shape:
         raise PackageError(
             f"the recorded requests have {len(served_C):,} candidates, but {len(expected_C):,} scores are "

@@ -32,7 +32,7 @@ class FileRecord(BaseModel):
 
 
 def record_files(folder: Path, parts: Iterable[str]) -> dict[str, FileRecord]:
-    """Every file in these files and subfolders, by its path relative to `folder`; absent parts are skipped."""
+    """Every file in these files and subfolders by its path relative to `folder`; absent parts are skipped."""
     records: dict[str, FileRecord] = {}
     for part in parts:
         path = folder / part

@@ -10,6 +10,7 @@ Shapes: K ids with a vector, P products of the snapshot, N candidates, D embeddi
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -21,7 +22,7 @@ import pyarrow as pa
 from features.id_map import IdMap
 from serving.tables import ServingTable, TableDtype, open_table, write_table, zero_rows
 
-_TABLE, _IDS, _ROWS = "vectors.npy", "ids", "rows.npy"
+TABLE, IDS, ROWS = "vectors.npy", "ids", "rows.npy"
 
 
 @dataclass(frozen=True)
@@ -52,32 +53,29 @@ def write_vectors(folder: Path, source: SourceVectors, *, dtype: TableDtype) -> 
     folder.mkdir(parents=True)
     kept = np.flatnonzero(~zero_rows(source.vectors_MD[1:]))
     rows_MD = np.concatenate([np.zeros_like(source.vectors_MD[:1]), source.vectors_MD[1:][kept]])
-    write_table(folder / _TABLE, rows_MD, dtype=dtype)
-    IdMap.write(folder / _IDS, source.ids.take(pa.array(kept)))
+    write_table(folder / TABLE, rows_MD, dtype=dtype)
+    IdMap.write(folder / IDS, source.ids.take(pa.array(kept)))
 
 
-def link_vectors(source: Path, folder: Path) -> None:
-    """The same table and ids once more: hard links where the file system has them, so no byte is copied."""
+def link_folder(source: Path, target: Path, *, but: Sequence[str] = ()) -> None:
+    """The same files once more: hard links where the file system has them, else copies.
+
+    Args:
+        but: names of files directly in `source` that are left out.
+    """
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
-        if path.is_file() and name != Path(_ROWS):
-            link_or_copy(path, folder / name)
+        if path.is_file() and str(name) not in but:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, target / name)
+            except OSError:
+                shutil.copyfile(path, target / name)
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a file that nobody will change, or a copy of it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def write_product_rows(folder: Path, catalogue: pa.Array) -> int:
-    """Write the table row of each product of the snapshot; returns how many have no vector."""
-    row_P = find_any(IdMap.open(folder / _IDS), catalogue) + 1
-    np.save(folder / _ROWS, row_P.astype(np.int32))
-    return int(np.count_nonzero(row_P == 0))
+def write_product_rows(folder: Path, row_P: npt.NDArray[np.int64]) -> None:
+    """Write the table row of each product of the snapshot, 0 for those without a vector."""
+    np.save(folder / ROWS, row_P.astype(np.int32))
 
 
 def find_any(ids: IdMap, wanted: pa.Array) -> npt.NDArray[np.int64]:
@@ -103,8 +101,8 @@ class ProductVectors:
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Map the files. The rows are read: 8 bytes a product."""
-        row_P = np.load(folder / _ROWS, allow_pickle=False).astype(np.int64)
-        return cls(open_table(folder / _TABLE), IdMap.open(folder / _IDS), np.append(row_P, 0))
+        row_P = np.load(folder / ROWS, allow_pickle=False).astype(np.int64)
+        return cls(open_table(folder / TABLE), IdMap.open(folder / IDS), np.append(row_P, 0))
 
     def rows(self, product_N: npt.NDArray[np.int64], ids: pa.Array) -> npt.NDArray[np.int64]:
         """Table rows of products by their position in the snapshot, -1 where it lacks them.
@@ -128,7 +126,7 @@ class QueryVectors:
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Map the files."""
-        return cls(open_table(folder / _TABLE), IdMap.open(folder / _IDS))
+        return cls(open_table(folder / TABLE), IdMap.open(folder / IDS))
 
     @property
     def dim(self) -> int:

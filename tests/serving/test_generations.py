@@ -2,7 +2,6 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,16 +22,18 @@ from serving.generations import (
 from serving.sealed_folder import PackageError
 
 
-def about(name: str, based_on: str | None) -> dict[str, Any]:
-    return {
-        "name": name,
-        "based_on": based_on,
-        "created": datetime(2024, 8, 5, tzinfo=UTC),
-        "as_of": "2024-08-05T00:00:00+00:00",
-        "schema_fingerprint": "abc",
-        "counts": {"products": 2},
-        "vectors": {},
-    }
+def about(name: str, based_on: str | None) -> GenerationManifest:
+    return GenerationManifest(
+        format=1,
+        name=name,
+        based_on=based_on,
+        created=datetime(2024, 8, 5, tzinfo=UTC),
+        as_of="2024-08-05T00:00:00+00:00",
+        schema_fingerprint="abc",
+        counts={"products": 2},
+        vectors={},
+        files={},
+    )
 
 
 def write_generation(package: Path) -> str:
