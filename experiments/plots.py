@@ -15,8 +15,8 @@ from experiments.table2 import Table2
 # Okabe and Ito (2008): told apart with every common colour vision; markers differ as well.
 _COLOURS = ("#4d4d4d", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-_WIDTH_INCHES = 11.0
-_STYLE: dict[Any, Any] = {
+WIDTH_INCHES = 11.0
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "font.family": "DejaVu Sans",
     "axes.spines.top": False,
@@ -34,10 +34,8 @@ def forest(table: Table2) -> str:
     panels = list(table.slices)
     columns = 4 if len(panels) > 5 else max(1, min(3, len(panels)))
     rows = -(-len(panels) // columns)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(
-            figsize=(_WIDTH_INCHES, rows * (0.95 + 0.36 * len(names)) + 0.5), layout="constrained"
-        )
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCHES, rows * (0.95 + 0.36 * len(names)) + 0.5), layout="constrained")
         grid = figure.subplots(rows, columns, sharex=True, squeeze=False)
         for axes, key in zip(grid.flat, panels, strict=False):
             axes.axvline(0, color="#555555", linewidth=1)
@@ -63,15 +61,15 @@ def forest(table: Table2) -> str:
             axes.set_visible(False)
         figure.supxlabel(f"AUC difference to {_title(table, table.baseline)}", fontsize=10)
         _legend(figure, table, names)
-        return _svg(figure)
+        return svg_of(figure)
 
 
 def slice_bars(table: Table2) -> str:
     """AUC of each variant on each slice, from chance (0.5) up, ± sd over seeds; a black line marks the best
     reachable AUC where it is known."""
     names, panels = list(table.variants), list(table.slices)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_INCHES, 4.0), layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCHES, 4.0), layout="constrained")
         axes = figure.subplots()
         width = 0.8 / len(names)
         for place, key in enumerate(panels):
@@ -93,7 +91,7 @@ def slice_bars(table: Table2) -> str:
         axes.grid(axis="y", color="#e4e4e4")
         axes.set_axisbelow(True)
         _legend(figure, table, names)
-        return _svg(figure)
+        return svg_of(figure)
 
 
 def calibration(table: Table2) -> str:
@@ -103,9 +101,9 @@ def calibration(table: Table2) -> str:
     rows = -(-len(names) // columns)
     curves = {name: table.variants[name].calibration for name in names}
     top = 1.05 * max(float(max(c.predicted_K.max(), c.observed_K.max())) for c in curves.values())
-    with matplotlib.rc_context(_STYLE):
-        title_lines = max(_broken(_title(table, name)).count("\n") + 1 for name in names)
-        figure = Figure(figsize=(_WIDTH_INCHES, (2.9 + 0.2 * title_lines) * rows), layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        title_lines = max(broken(_title(table, name)).count("\n") + 1 for name in names)
+        figure = Figure(figsize=(WIDTH_INCHES, (2.9 + 0.2 * title_lines) * rows), layout="constrained")
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes, name in zip(grid.flat, names, strict=False):
             colour, marker = _look(table, name)
@@ -113,7 +111,7 @@ def calibration(table: Table2) -> str:
             axes.plot(
                 curves[name].predicted_K, curves[name].observed_K, color=colour, marker=marker, markersize=5
             )
-            axes.set_title(_broken(_title(table, name)), fontsize=9)
+            axes.set_title(broken(_title(table, name)), fontsize=9)
             axes.set_xlim(0, top)
             axes.set_ylim(0, top)
             axes.set_aspect("equal")
@@ -123,7 +121,7 @@ def calibration(table: Table2) -> str:
             axes.set_ylabel("Observed CTR")
         for axes in list(grid.flat)[len(names) :]:
             axes.set_visible(False)
-        return _svg(figure)
+        return svg_of(figure)
 
 
 def learning_curves(table: Table2) -> str | None:
@@ -133,8 +131,8 @@ def learning_curves(table: Table2) -> str | None:
     ]
     if not names:
         return None
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_INCHES, 4.2), layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCHES, 4.2), layout="constrained")
         axes = figure.subplots()
         for name in names:
             colour, marker = _look(table, name)
@@ -148,7 +146,7 @@ def learning_curves(table: Table2) -> str | None:
         axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
         axes.grid(color="#e4e4e4")
         _legend(figure, table, names)
-        return _svg(figure)
+        return svg_of(figure)
 
 
 def _mean_curve(curves: Sequence[tuple[list[float], list[float]]]) -> tuple[list[float], list[float]]:
@@ -181,10 +179,11 @@ def _title(table: Table2, name: str) -> str:
 
 
 def _wrapped(table: Table2, key: str) -> str:
-    return _broken(table.slices[key].title, 18)
+    return broken(table.slices[key].title, 18)
 
 
-def _broken(title: str, width: int = 32) -> str:
+def broken(title: str, width: int = 32) -> str:
+    """The words of a title on lines of at most `width` characters; a longer word stays whole."""
     lines = [""]
     for word in title.split():
         if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
@@ -196,7 +195,7 @@ def _broken(title: str, width: int = 32) -> str:
 def _legend(figure: Figure, table: Table2, names: Sequence[str]) -> None:
     handles = [
         matplotlib.lines.Line2D(
-            [], [], color=colour, marker=marker, linewidth=2.2, label=_broken(_title(table, name), 44)
+            [], [], color=colour, marker=marker, linewidth=2.2, label=broken(_title(table, name), 44)
         )
         for name in names
         for colour, marker in [_look(table, name)]
@@ -206,7 +205,8 @@ def _legend(figure: Figure, table: Table2, names: Sequence[str]) -> None:
     )
 
 
-def _svg(figure: Figure) -> str:
+def svg_of(figure: Figure) -> str:
+    """A figure as SVG without a date: the same figure gives the same bytes."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The comparison of a sweep's variants: table 2 of the paper, per slice, with intervals (design section 6).
+"""Table 2 of the paper, per slice, with intervals (design section 6).
 
 Every number is computed from the runs' test predictions, so a report can be made again at will. The
 reachable gain needs the true click probabilities, which only simulated data has: the best AUC is that of
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.comparison import ScoredRuns, mean_of_known
+from experiments.page_parts import Absent, Section
 from experiments.report_html import to_html
 from experiments.report_tables import to_markdown
 from experiments.statistics import Progress
@@ -81,8 +82,11 @@ def build_report(
     )
 
 
-def write_report(table: Table2, out: Path) -> dict[str, Path]:
+def write_report(table: Table2, out: Path, *, evidence: Sequence[Section | Absent] = ()) -> dict[str, Path]:
     """Write `table2.json`, `table2.md` and `report.html` into `out`, each whole or not at all.
+
+    Args:
+        evidence: what `experiments.evidence.gather` found for the page beside table 2.
 
     Returns:
         The path of each, by kind: "json", "markdown", "page".
@@ -90,7 +94,7 @@ def write_report(table: Table2, out: Path) -> dict[str, Path]:
     contents = {
         "json": ("table2.json", json.dumps(to_json(table), indent=2, ensure_ascii=False, allow_nan=False)),
         "markdown": ("table2.md", to_markdown(table)),
-        "page": ("report.html", to_html(table)),
+        "page": ("report.html", to_html(table, evidence)),
     }
     paths = {}
     for kind, (name, text) in contents.items():

@@ -180,7 +180,9 @@ def evaluate_command(
     with stage_progress(console) as tell:
         table = measure_retrieval(data, tables, holdout=settings.holdout, k=k, progress=tell)
     console.print(console_table(table))
-    atomic_write_json(out / "table1.json", to_json(table) | {"environment": environment()})
+    command = ["dashclip encode evaluate", str(data), str(out), *(f"--row {named}" for named in row)]
+    made = {"command": " ".join([*command, f"--config {config} --k {k}"]), "environment": environment()}
+    atomic_write_json(out / "table1.json", to_json(table) | made)
     atomic_write_bytes(out / "table1.md", to_markdown(table).encode())
     console.print(f"written: {out / 'table1.json'}, {out / 'table1.md'}", soft_wrap=True)
 
@@ -204,6 +206,7 @@ def probe_command(
     from experiments.encoder_plots import write_pictures
     from experiments.encoder_progress import stage_progress
     from experiments.encoders import EncodersConfig, measure_probes
+    from experiments.environment import environment
     from features.files import atomic_write_bytes, atomic_write_json
 
     console = Console()
@@ -213,7 +216,9 @@ def probe_command(
             data, before, after, holdout=settings.holdout, progress=tell
         )
     markdown = report.to_markdown()
-    atomic_write_json(out / "probes.json", report.to_json())
+    command = f"dashclip encode probe {data} {before} {after} {out} --config {config}"
+    made = {"command": command, "environment": environment()}
+    atomic_write_json(out / "probes.json", report.to_json() | made)
     atomic_write_bytes(out / "probes.md", markdown.encode())
     console.print(markdown)
     if pictures:

@@ -1,4 +1,4 @@
-"""`dashclip report`: the comparison of a sweep, made again from its run folders."""
+"""`dashclip report`: the evidence page of a sweep, made again from what it left on disk."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,11 +20,19 @@ def report(
         int, typer.Option(min=200, help="Bootstrap resamples of users for the interval over users.")
     ] = 1000,
     rng_seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    latency: Annotated[
+        Path | None,
+        typer.Option(
+            help="serving.json to show; if not given, SWEEP's or that of the folder bench beside it."
+        ),
+    ] = None,
 ) -> None:
-    """Compare a sweep's variants: AUC, log loss, differences with intervals, slices, plots.
+    """The evidence page: a sweep's variants compared, and what else was measured, on one page.
 
-    Reads the test predictions of the finished runs, so it can be repeated at will, also while a sweep
-    still runs; runs that are missing are named. Writes table2.json, table2.md and report.html.
+    Compares from the test predictions of the finished runs, so it can be repeated at will, also while a sweep
+    still runs; runs that are missing are named. Joins table1.json, probes.json with its pictures,
+    importance.json and serving.json as far as they exist, and names the command that makes each of the
+    others. Writes table2.json, table2.md and report.html.
 
     Example: `dashclip report runs/demo`
     """
@@ -32,6 +40,8 @@ def report(
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    from experiments.evidence import gather
+    from experiments.page_parts import Absent
     from experiments.report import build_report, write_report
     from experiments.report_tables import console_table, findings
 
@@ -46,7 +56,11 @@ def report(
             progress.update(tasks[stage], completed=done)
 
         table = build_report(sweep, rng_seed=rng_seed, bootstrap_resamples=resamples, progress=advance)
-    paths = write_report(table, out or sweep)
+    if latency is not None and not latency.exists():
+        raise FileNotFoundError(f"{latency} does not exist; `make bench-serving` writes such a file")
+    with console.status("drawing"):
+        evidence = gather(sweep, latency=latency)
+        paths = write_report(table, out or sweep, evidence=evidence)
 
     console.print(console_table(table))
     for sentence in findings(table):
@@ -56,5 +70,12 @@ def report(
     for run in table.missing:
         sentence = escape(f"{run.variant}, seed {run.seed}: {run.reason}")
         console.print(f"[yellow]missing:[/yellow] {sentence}")
-    for path in paths.values():
-        console.print(f"wrote {path}", highlight=False, markup=False)
+    for part in evidence:
+        if isinstance(part, Absent):
+            sentence = escape(f"{part.title}: {part.reason} To make it: {part.command}")
+            console.print(f"[yellow]not on the page:[/yellow] {sentence}", highlight=False)
+    for path in (paths["json"], paths["markdown"]):
+        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"[bold]evidence page:[/bold] {escape(str(paths['page']))}", highlight=False, soft_wrap=True
+    )

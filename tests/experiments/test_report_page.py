@@ -2,7 +2,6 @@
 
 import io
 import re
-from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
@@ -13,6 +12,7 @@ from experiments.report_html import to_html
 from experiments.report_tables import console_table, limits, signed, to_markdown
 from experiments.statistics import Interval
 from experiments.table2 import to_json, variant_title
+from tests.experiments.page_reader import assert_whole_and_self_contained
 from tests.experiments.sweep_folders import write_sweep
 
 QUICK = 20  # bootstrap resamples
@@ -28,28 +28,8 @@ def page(table):
     return to_html(table)
 
 
-class _Page(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.open, self.sources, self.tags = [], [], set()
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        self.sources += [value for name, value in attributes if name in ("src", "href")]
-        if tag not in ("meta", "img", "link", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
 def test_the_page_is_well_formed_self_contained_and_says_simulated_first(page):
-    parsed = _Page()
-    parsed.feed(page)
-    assert parsed.open == []
-    assert "script" not in parsed.tags
-    assert len(parsed.sources) == 4
-    assert all(source.startswith("data:image/svg+xml;base64,") for source in parsed.sources)
+    assert len(assert_whole_and_self_contained(page).sources) == 4
     assert 0 < page.index("SIMULATED data") < page.index("<h1>")
     for needed in ("0.7787 / 0.8747", "What the numbers mean", "abc1234", "Example CPU", "torch 2.13.0"):
         assert needed in page
@@ -59,8 +39,7 @@ def test_the_same_numbers_draw_the_same_bytes(table):
     assert plots.learning_curves(table) == plots.learning_curves(table)
 
 
-def test_names_from_the_sweep_cannot_break_the_page(tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.report_html._plots", lambda table: [])
+def test_names_from_the_sweep_cannot_break_the_page(tmp_path):
     sweep = write_sweep(tmp_path / "odd", name="<script>alert(1)</script>", seeds=(1, 2))
     text = to_html(build_report(sweep, bootstrap_resamples=QUICK))
     assert "<script>" not in text

@@ -1,0 +1,77 @@
+"""Feature importance on the evidence page, from `importance.json`."""
+
+from pathlib import Path
+
+from experiments.evidence_files import EvidenceError
+from experiments.importance.result import ImportanceFileError, ImportanceReport
+from experiments.importance_report import (
+    FILE,
+    PAGE,
+    agreement_plots,
+    bar_plots,
+    origin_of,
+    pair_grid,
+    slice_plots,
+)
+from experiments.importance_report_text import (
+    feature_title,
+    group_sentences,
+    leading_sentences,
+    paper_sentence,
+    slice_sentences,
+    surely_positive,
+)
+from experiments.page_parts import Plot, Section, listed
+
+TITLE = "Feature importance"
+QUESTION = "Which features carry it?"
+
+
+def importance_section(sweep: Path) -> Section | None:
+    """Importance of the sweep, or of one of its runs where only such a one was measured; None without any.
+
+    Raises:
+        EvidenceError: the file is broken.
+    """
+    path = next(
+        (found for found in (sweep / FILE, *sorted(sweep.glob(f"*/seed-*/{FILE}"))) if found.exists()), None
+    )
+    if path is None:
+        return None
+    try:
+        report = ImportanceReport.read(path)
+    except ImportanceFileError as error:
+        raise EvidenceError(str(error)) from error
+    paper = paper_sentence(report)
+    heat_maps: list[Plot] = slice_plots(report)[:1]
+    pairs = pair_grid(report)
+    measured = f"{report.variant}, {report.rows:,} {report.split} rows, "
+    measured += f"{len(report.runs)} models" if len(report.runs) > 1 else f"one model ({report.runs[0]})"
+    return Section(
+        anchor="importance",
+        title=TITLE,
+        question=QUESTION,
+        answer=_answer(report),
+        origin=origin_of(report),
+        sentences=(
+            *leading_sentences(report),
+            *([paper] if paper else []),
+            *group_sentences(report),
+            *slice_sentences(report, at_most=3),
+            *([report.agreement.sentence] if report.agreement.sentence else []),
+        ),
+        plots=(*bar_plots(report, "permutation"), *heat_maps, *agreement_plots(report)),
+        grids=(pairs,) if pairs else (),
+        notes=(f"Measured: {measured}. Every method and number: {path.with_name(PAGE).relative_to(sweep)}.",),
+    )
+
+
+def _answer(report: ImportanceReport) -> str:
+    useful = [entry for entry in report.ranked() if surely_positive(entry)]
+    if not useful:
+        return "No feature has a permutation importance whose interval lies above zero."
+    leaders = [f"{feature_title(entry.name)} ({entry.mean:.4f})" for entry in useful[:3]]
+    return (
+        f"Shuffled among impressions, {listed(leaders)} cost most AUC; {len(useful)} of "
+        f"{len(report.ranked())} features have an interval above zero."
+    )

@@ -1,0 +1,106 @@
+"""What the HTML pages are made of: sections and where they come from, tables, pictures. No script."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot with its heading, what to look for, and a text for those who cannot see it."""
+
+    heading: str
+    caption: str
+    source: str
+    #: Drawn for less than the width of the page.
+    narrow: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: the first column is text, the others numbers. `bold` has (row, column) of what stands out."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    bold: frozenset[tuple[int, int]] = frozenset()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What made a result: the command, the commits of the code (one or more), the time."""
+
+    command: str | None
+    commits: tuple[str, ...]
+    created: datetime | None
+
+    @property
+    def made(self) -> str:
+        """Commit and time as words; what was not recorded is called so."""
+        commits = f"commit {', '.join(self.commits)}" if self.commits else "commit not recorded"
+        return f"{commits}, {time_of(self.created)}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a page: a question, its answer in one sentence, and what the answer rests on."""
+
+    anchor: str
+    title: str
+    question: str
+    answer: str
+    origin: Origin
+    sentences: tuple[str, ...] = ()
+    grids: tuple[Grid, ...] = ()
+    plots: tuple[Plot, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A part that cannot be shown: why, and the command that makes it."""
+
+    anchor: str
+    title: str
+    question: str
+    reason: str
+    command: str
+
+
+def render(template: str, **content: Any) -> str:
+    """A page from a template. Names and texts are escaped; a name that the template lacks is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(template).render(**content)
+
+
+def svg_source(svg: str) -> str:
+    """Source of an image element: two inline SVGs of one page would share names, two images do not."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def png_source(png: bytes) -> str:
+    """Source of an image element that holds the whole picture."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def time_of(created: datetime | None) -> str:
+    """As "2026-11-23 02:51 UTC"; a time without a zone is taken as UTC."""
+    return "time not recorded" if created is None else f"{created:%Y-%m-%d %H:%M} UTC"
+
+
+def listed(names: Sequence[str]) -> str:
+    """As "a", "a and b", "a, b and c"; nothing for no name."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
