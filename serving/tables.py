@@ -140,7 +140,7 @@ def quantise_rows(array_CD: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDA
     scale_C1 = (high_C1 - low_C1) / _LEVELS
     steps_CD = np.rint((array_CD - low_C1) / np.where(scale_C1 == 0, 1, scale_C1))
     scales_C2 = np.concatenate([scale_C1, low_C1], axis=1).astype(np.float32)
-    return steps_CD.astype(np.uint8), scales_C2
+    return np.minimum(steps_CD, _LEVELS).astype(np.uint8), scales_C2
 
 
 def zero_rows(array_MD: NDArray[np.floating]) -> NDArray[np.bool_]:
