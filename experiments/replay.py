@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ranking.metrics import log_loss, roc_auc
-from serving.logged_requests import LoggedImpressions, LoggedRequest
+from serving.logged_requests import LoggedImpressions
 from serving.protocol import RequestError, ScoreReply, ScoreRequest
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 #: Scores requests, in their order: a package in this process, or a server.
 Score = Callable[[Sequence[ScoreRequest]], Sequence[ScoreReply | RequestError]]
 #: Requests scored at once: enough to show that neighbours do not mix, few enough to move the bar.
@@ -59,6 +60,7 @@ class Replay:
     first_refusal: str | None
     model_versions: tuple[str, ...]
     generations: tuple[str, ...]
+    as_of: str
     unknown: dict[str, int] = field(default_factory=dict)
     worst: tuple[Difference, ...] = ()
 
@@ -66,64 +68,55 @@ class Replay:
         """For a JSON file."""
         return asdict(self)
 
+    def holds(self, *, tolerance: float, same_order: float) -> bool:
+        """Whether nothing was refused, no score is further off, and enough orders are the same."""
+        return self.refused == 0 and self.max_difference <= tolerance and self.same_order >= same_order
+
 
 def replay(
     logged: LoggedImpressions,
+    groups: Sequence[Ints],
     offline_M: Floats,
     score: Score,
     *,
     live: bool = True,
-    limit: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Replay:
     """Send logged requests and compare with offline probabilities.
 
     Args:
+        groups: rows of each request; see `LoggedImpressions.groups`.
         offline_M: predicted probability of each impression of the split.
         live: send the counters and purchases that the impressions saw.
-        limit: at most so many requests, evenly spread over the split.
 
     Raises:
         ValueError: every request was refused; gives the first reason.
     """
-    groups = logged.groups() if limit is None else None
-    total = len(groups) if groups is not None else min(limit or 0, len(logged.groups()))
     served_M = np.full(len(logged), np.nan)
     replies: list[ScoreReply] = []
     refusals: list[RequestError] = []
-    same_order = done = 0
+    same_order = 0
     reordered = 0.0
-    batch: list[LoggedRequest] = []
-
-    def send() -> None:
-        nonlocal same_order, done, reordered
-        for sent, reply in zip(batch, score([one.request for one in batch]), strict=True):
+    for first in range(0, len(groups), BATCH_REQUESTS):
+        batch = groups[first : first + BATCH_REQUESTS]
+        requests = [logged.request(rows_N, live=live) for rows_N in batch]
+        for rows_N, reply in zip(batch, score(requests), strict=True):
             if isinstance(reply, RequestError):
                 refusals.append(reply)
                 continue
             replies.append(reply)
-            served_M[sent.rows_N] = reply.scores_N
-            inversion = largest_inversion(offline_M[sent.rows_N], reply.order_N)
+            served_M[rows_N] = reply.scores_N
+            inversion = largest_inversion(offline_M[rows_N], reply.order_N)
             same_order += inversion == 0
             reordered = max(reordered, inversion)
-        done += len(batch)
-        batch.clear()
         if progress:
-            progress("replaying", done, total)
-
-    for one in logged.requests(live=live, limit=limit):
-        batch.append(one)
-        if len(batch) == BATCH_REQUESTS:
-            send()
-    if batch:
-        send()
+            progress("replaying", first + len(batch), len(groups))
     if not replies:
-        reason = refusals[0] if refusals else "the split has no impressions"
-        raise ValueError(f"no request was scored: {reason}")
+        raise ValueError(f"no request was scored: {refusals[0] if refusals else 'there are none'}")
     return _summary(logged, offline_M, served_M, replies, refusals, same_order, reordered)
 
 
-def largest_inversion(offline_N: Floats, order_N: npt.NDArray[np.int64]) -> float:
+def largest_inversion(offline_N: Floats, order_N: Ints) -> float:
     """By how much the offline scores rise, at most, along the served order; 0 if it is an offline order, too.
 
     Offline [.3, .1, .2] served in the order 0, 1, 2 rises by .1.
@@ -168,6 +161,7 @@ def _summary(
         first_refusal=str(refusals[0]) if refusals else None,
         model_versions=tuple(sorted({reply.model_version for reply in replies})),
         generations=tuple(sorted({reply.generation for reply in replies})),
+        as_of=max(reply.as_of for reply in replies),
         unknown=unknown,
         worst=tuple(
             Difference(ids[int(row_K[k])].as_py(), float(offline_K[k]), float(served_K[k])) for k in worst_K

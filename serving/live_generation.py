@@ -138,14 +138,13 @@ class LiveGeneration:
             for one in prepared
         ]
 
-    def _try_to_prepare(self, request: ScoreRequest) -> _Prepared | RequestError:
-        try:
-            return self._prepare(request)
-        except RequestError as error:
-            return error
+    def feature_rows(self, request: ScoreRequest) -> FeatureRows:
+        """What the model reads of a request, before any vector.
 
-    def _prepare(self, request: ScoreRequest) -> _Prepared:
-        rows = self.features.rows(
+        Raises:
+            RequestError: a name that no feature reads, a wrong type or length.
+        """
+        return self.features.rows(
             FeatureRequest(
                 user_id=request.user_id,
                 query=request.query,
@@ -156,6 +155,15 @@ class LiveGeneration:
                 history=request.history,
             )
         )
+
+    def _try_to_prepare(self, request: ScoreRequest) -> _Prepared | RequestError:
+        try:
+            return self._prepare(request)
+        except RequestError as error:
+            return error
+
+    def _prepare(self, request: ScoreRequest) -> _Prepared:
+        rows = self.feature_rows(request)
         unknown = dict(rows.unknown)
         history = product_N = query_D = None
         if self._products is not None:

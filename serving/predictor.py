@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from features.online import FeatureRows
 from serving.compile import load_compiled
 from serving.generations import ADVICE as GENERATION_ADVICE
 from serving.generations import CURRENT, GenerationManifest, current_generation, generation_folder
@@ -87,6 +88,14 @@ class Predictor:
             else result
             for result in live.score(requests)
         ]
+
+    def feature_rows(self, request: ScoreRequest) -> FeatureRows:
+        """What the model reads of a request, for comparisons with logged features.
+
+        Raises:
+            RequestError: the request names columns or values that the model does not have.
+        """
+        return self._live.feature_rows(request)
 
     def reload_if_changed(self, *, wait: bool = False) -> bool:
         """Look whether CURRENT names another generation; if so load and verify it, then swap it in.
