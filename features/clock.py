@@ -20,3 +20,9 @@ def timestamp_part(part: str, time_us_N: npt.NDArray[np.int64]) -> npt.NDArray[n
         return (time_us_N % DAY_US // _HOUR_US).astype(np.int32)
     assert part == "day_of_week"
     return ((time_us_N // DAY_US + 3) % 7).astype(np.int32)
+
+
+def timestamp_part_of(part: str, time_us: int) -> int:
+    """`timestamp_part` of one moment."""
+    assert part in VALUES_OF_PART
+    return time_us % DAY_US // _HOUR_US if part == "hour_of_day" else (time_us // DAY_US + 3) % 7

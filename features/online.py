@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from features.clock import timestamp_part
+from features.clock import timestamp_part_of
 from features.id_map import UNKNOWN, IdKind, IdMap
-from features.online_plan import OWN_FIELDS, DensePlan, Part, SparsePlan, make_plan
+from features.online_counters import CounterBlock
+from features.online_plan import OWN_FIELDS, CounterPlan, DensePlan, Part, SparsePlan, make_plan
 from features.request_error import RequestError
 from features.request_values import any_ids, describe, ids, numbers, one_id, one_number, only_value
 from features.schema import CounterKey
@@ -218,10 +219,8 @@ class _Reading:
             dense_NF[:, plan.place] = plan.transform.apply(value_N)
             if plan.missing_place is not None:
                 dense_NF[:, plan.missing_place] = np.isnan(value_N)
-        if part.counters is not None:
-            dense_NF[:, part.counters_at] = part.counters.columns(
-                self._counts(part.keys), self._given_counters(part, count)
-            )
+        for counter in part.counters:
+            dense_NF[:, counter.at] = self._counters(counter, count)
         return dense_NF
 
     def _dense_values(self, plan: DensePlan, count: int) -> Float64s:
@@ -234,34 +233,36 @@ class _Reading:
         if plan.product_place is not None:
             return self._snapshot.product_dense_PD[self._product_N, plan.product_place]
         if feature.source == "timestamp":
-            return timestamp_part(feature.column, self._time_us).astype(np.float64)
+            return np.array([float(timestamp_part_of(feature.column, self._time_us))])
         if feature.column == "user_id" and self._user_id is not None:
             return np.array([float(self._user_id)])
         if feature.column == "product_id":
             return self._products.cast(pa.float64(), safe=False).to_numpy()
         return np.array([math.nan])
 
-    def _counts(self, keys: Sequence[CounterKey]) -> Float64s:
-        """Raw counts of these keys side by side, as of the snapshot."""
-        snapshot = self._snapshot
-        counts: list[npt.NDArray[np.int32]] = []
-        for key in keys:
-            table_KC = snapshot.counts[key]
-            if key == "user":
-                counts.append(table_KC[self._user : self._user + 1 or None])
-            elif key == "query":
-                counts.append(table_KC[self._query : self._query + 1 or None])
-            elif key == "product":
-                counts.append(table_KC[self._product_N])
-            else:
-                assert snapshot.pairs is not None
-                counts.append(table_KC[snapshot.pairs.find(self._query, self._product_N)])
-        return np.concatenate(counts, axis=1, dtype=np.float64)
+    def _counters(self, plan: CounterPlan, count: int) -> Float32s:
+        """Counters of one key: those of the snapshot, unless the request gives some."""
+        at_N = self._positions(plan.key)
+        given = self._given_counters(plan.block, count)
+        if not given:
+            return self._snapshot.counters[plan.key][at_N]
+        return plan.block.columns(self._snapshot.counts[plan.key][at_N].astype(np.float64), given)
 
-    def _given_counters(self, part: Part, count: int) -> dict[str, Float64s]:
-        assert part.counters is not None
+    def _positions(self, key: CounterKey) -> Int64s | slice:
+        """Rows of a key's tables: one of all candidates, or one for each."""
+        if key == "product":
+            return self._product_N
+        if key == "query_product":
+            assert self._snapshot.pairs is not None
+            return self._snapshot.pairs.find(self._query, self._product_N)
+        position = self._user if key == "user" else self._query
+        return slice(position, position + 1 or None)
+
+    def _given_counters(self, block: CounterBlock, count: int) -> dict[str, Float64s]:
         given: dict[str, Float64s] = {}
-        for name in part.counters.place:
+        if not self._given and not self._given_each:
+            return given
+        for name in block.names:
             if name in self._given:
                 value_N = np.array([one_number(self._at(name), self._given[name])])
             elif name in self._given_each:
@@ -289,19 +290,28 @@ class _Reading:
             return vocabulary.row_of(one_id(self._at(name), self._given[name], kind))
         if name is not None and name in self._given_each:
             return vocabulary.rows_of(ids(self._at(name), self._given_each[name], count, kind))
-        if plan.product_place is not None:
-            row_N = self._snapshot.product_sparse_PS[self._product_N, plan.product_place]
-            if feature.source == "impressions" and len(self._unknown_product):
-                unknown = self._products.take(pa.array(self._unknown_product))
-                row_N[self._unknown_product] = vocabulary.rows_of(unknown)
-            return row_N
+        if plan.known is not None:
+            return self._known_rows(plan)
         if plan.row_of_part is not None:
-            return plan.row_of_part[int(timestamp_part(feature.column, self._time_us)[0])]
-        if feature.column == "user_id":
-            return vocabulary.row_of(self._user_id)
-        if feature.column == "query":
-            return vocabulary.row_of(self._query_text)
+            return plan.row_of_part[timestamp_part_of(feature.column, self._time_us)]
         return plan.default_row
+
+    def _known_rows(self, plan: SparsePlan) -> int | Int32s:
+        """Row by the id of the user, the query or the products; ids that nobody knows are hashed."""
+        assert plan.known is not None
+        table_KS = self._snapshot.sparse[plan.known]
+        if plan.known == "products":
+            row_N = table_KS[self._product_N, plan.known_place]
+            if plan.feature.source == "impressions" and len(self._unknown_product):
+                unknown = self._products.take(pa.array(self._unknown_product))
+                row_N[self._unknown_product] = plan.vocabulary.rows_of(unknown)
+            return row_N
+        position, id_ = (
+            (self._user, self._user_id) if plan.known == "users" else (self._query, self._query_text)
+        )
+        if position == UNKNOWN:
+            return plan.vocabulary.row_of(id_)
+        return int(table_KS[position, plan.known_place])
 
     def _history(self) -> tuple[Int64s, int]:
         """Positions of the products purchased, newest first, and how many purchases are unknown."""
@@ -333,13 +343,12 @@ class _Reading:
         if self._user == UNKNOWN:
             return np.zeros(0, np.int64)
         start, end = int(purchases.start_U[self._user]), int(purchases.start_U[self._user + 1])
-        now_us = int(self._time_us[0])
-        first, last = purchases.time_us_E[start:end].searchsorted([now_us - window_us, now_us])
+        edges_us = [self._time_us - window_us, self._time_us]
+        first, last = purchases.time_us_E[start:end].searchsorted(edges_us)
         return purchases.product_E[start + first : start + last][::-1].astype(np.int64)
 
 
-def _timestamp(timestamp_us: object, *, as_of_us: int) -> Int64s:
-    """int64[1]."""
+def _timestamp(timestamp_us: object, *, as_of_us: int) -> int:
     whole = isinstance(timestamp_us, int | np.integer) and not isinstance(timestamp_us, bool)
     if not whole or not 0 <= int(timestamp_us) <= _LAST_US:  # type: ignore[call-overload]
         raise RequestError("timestamp_us", describe(timestamp_us), "send microseconds since 1970 UTC")
@@ -348,7 +357,7 @@ def _timestamp(timestamp_us: object, *, as_of_us: int) -> Int64s:
         raise RequestError(
             "timestamp_us", f"{time_us} ({iso(time_us)})", "send microseconds since 1970 UTC, not seconds"
         )
-    return np.array([time_us], np.int64)
+    return time_us
 
 
 def _key(name: str, value: object, kind: IdKind) -> int | str | None:

@@ -1,7 +1,6 @@
-"""Counters of a request: raw counts of a few keys to what the network reads, all windows in one go.
+"""Counters of one key as the network reads them, all windows in one go, for snapshots and live values.
 
-Shapes: N rows (1 for the keys of the request, one for each candidate for the others), W windows, C counts:
-impressions and clicks of each key and window, side by side.
+Shapes: N rows, W windows, C = 2 W raw counts: impressions and clicks of each window, side by side.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,11 +18,12 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class CounterBlock:
-    """The counters of some keys.
+    """The counters of one key.
 
     Attributes:
-        names: of the dense columns, in the order in which `columns` gives them.
-        place: of each name, (is it a CTR, its column among the counts or among the CTRs).
+        names: of the dense columns, in the order in which `columns` gives them: window by window impressions,
+            clicks, CTR.
+        place: of each name, whether it is a CTR, and its column among the counts or among the CTRs.
     """
 
     names: tuple[str, ...]
@@ -32,21 +32,20 @@ class CounterBlock:
     _prior_clicks: float
     _count_mean_C: Floats
     _count_sd_C: Floats
-    _ctr_mean: Floats
-    _ctr_sd: Floats
-    _order: npt.NDArray[np.int64]
+    _ctr_mean_W: Floats
+    _ctr_sd_W: Floats
 
     @classmethod
     def of(
         cls,
-        keys: Sequence[CounterKey],
+        key: CounterKey,
         config: CounterConfig,
         transforms: Mapping[str, Transform],
         *,
         prior_ctr: float,
     ) -> "CounterBlock":
-        """Counters in the order of a feature set: key by key, window by window."""
-        names = [name for key in keys for days in config.windows_days for name in counter_names(key, days)]
+        """Counters in the order of a feature set."""
+        names = [name for days in config.windows_days for name in counter_names(key, days)]
         counts = [name for number, name in enumerate(names) if number % 3 < 2]
         ctrs = names[2::3]
         place = {name: (False, column) for column, name in enumerate(counts)}
@@ -54,8 +53,7 @@ class CounterBlock:
         assert all(transforms[name].kind == "log" for name in counts)
         assert all(transforms[name].kind == "standard" for name in ctrs)
         count_mean_C, count_sd_C = _mean_and_sd([transforms[name] for name in counts])
-        ctr_mean, ctr_sd = _mean_and_sd([transforms[name] for name in ctrs])
-        by_name = counts + ctrs
+        ctr_mean_W, ctr_sd_W = _mean_and_sd([transforms[name] for name in ctrs])
         return cls(
             names=tuple(names),
             place=place,
@@ -63,16 +61,15 @@ class CounterBlock:
             _prior_clicks=config.prior_impressions * prior_ctr,
             _count_mean_C=count_mean_C,
             _count_sd_C=count_sd_C,
-            _ctr_mean=ctr_mean,
-            _ctr_sd=ctr_sd,
-            _order=np.array([by_name.index(name) for name in names], np.int64),
+            _ctr_mean_W=ctr_mean_W,
+            _ctr_sd_W=ctr_sd_W,
         )
 
     def columns(self, count_NC: Floats, given: Mapping[str, Floats]) -> npt.NDArray[np.float32]:
-        """What the network reads, [N, names], bit for bit what `counters.KeyCounters.columns` gives.
+        """What the network reads, [N, 3 W], bit for bit what `counters.KeyCounters.columns` gives.
 
         Args:
-            count_NC: raw counts; overwritten.
+            count_NC: raw counts as floats; overwritten.
             given: live values that replace those of the snapshot: a count is raw, a CTR is the smoothed one.
                 Where counts are given and the CTR of their window is not, it follows from the counts.
         """
@@ -89,10 +86,12 @@ class CounterBlock:
         np.log1p(count_NC, out=count_NC)
         count_NC -= self._count_mean_C
         count_NC /= self._count_sd_C
-        ctr_NW -= self._ctr_mean
-        ctr_NW /= self._ctr_sd
-        scaled = np.concatenate([count_NC, ctr_NW], axis=1)
-        return scaled[:, self._order].astype(np.float32)
+        ctr_NW -= self._ctr_mean_W
+        ctr_NW /= self._ctr_sd_W
+        column_NW3 = np.empty((*ctr_NW.shape, 3), np.float32)
+        column_NW3[:, :, :2] = count_NC.reshape(*ctr_NW.shape, 2)
+        column_NW3[:, :, 2] = ctr_NW
+        return column_NW3.reshape(len(count_NC), -1)
 
 
 def _mean_and_sd(transforms: Sequence[Transform]) -> tuple[Floats, Floats]:

@@ -15,7 +15,7 @@ from features.clock import VALUES_OF_PART
 from features.online_counters import CounterBlock
 from features.online_vocabulary import OnlineVocabulary
 from features.schema import CounterKey, DenseFeature, FeatureConfig, SparseFeature
-from features.snapshot import Snapshot
+from features.snapshot import Known, Snapshot
 from features.transforms import Transform
 
 #: Impression columns that a request carries under fields of its own.
@@ -49,6 +49,7 @@ class SparsePlan:
     """A sparse feature; attributes as in `DensePlan`.
 
     Attributes:
+        known: whose table of the snapshot's `sparse` has its rows, at column `known_place`; or None.
         default_row: of the schema's `serving_value`, or row 0 for missing.
         row_of_part: row of each value of a part of the time, None where it is no such feature.
     """
@@ -57,9 +58,19 @@ class SparsePlan:
     vocabulary: OnlineVocabulary
     place: int
     input: str | None
-    product_place: int | None
+    known: Known | None
+    known_place: int
     default_row: int
     row_of_part: Sequence[int] | None
+
+
+@dataclass(frozen=True, eq=False)
+class CounterPlan:
+    """The counters of one key, and which columns of their part they are."""
+
+    key: CounterKey
+    block: CounterBlock
+    at: slice
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,16 +79,13 @@ class Part:
 
     Attributes:
         dense_at, sparse_at: where the part's columns lie among all of the feature set.
-        keys: of its counters, whose columns go to `counters_at` in this part.
     """
 
     dense_at: Int64s
     sparse_at: Int64s
     dense: tuple[DensePlan, ...]
     sparse: tuple[SparsePlan, ...]
-    keys: tuple[CounterKey, ...]
-    counters: CounterBlock | None
-    counters_at: Int64s
+    counters: tuple[CounterPlan, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +121,8 @@ def make_plan(snapshot: Snapshot, context_columns: Sequence[str]) -> Plan:
     shared = {f.name for f in config.features if _is_shared(f, context_columns)}
     shared |= {f"{f.name}_missing" for f in config.dense if f.name in shared}
     blocks = _counter_blocks(snapshot)
-    shared |= set(blocks[True].names if True in blocks else ())
-    parts = {part: _part(snapshot, shared, part, blocks.get(part)) for part in (True, False)}
+    shared |= {name for key, block in blocks.items() if key in _SHARED_KEYS for name in block.names}
+    parts = {part: _part(snapshot, shared, part, blocks) for part in (True, False)}
     columns = (*snapshot.manifest.dense_columns, *(c.name for c in snapshot.manifest.sparse_columns))
     return Plan(
         shared=parts[True],
@@ -130,32 +138,30 @@ def _is_shared(feature: DenseFeature | SparseFeature, context_columns: Sequence[
     return feature.source == "impressions" and feature.column in ("user_id", "query", *context_columns)
 
 
-def _counter_blocks(snapshot: Snapshot) -> dict[bool, CounterBlock]:
-    """Counters that candidates share (True), and their own (False)."""
+def _counter_blocks(snapshot: Snapshot) -> dict[CounterKey, CounterBlock]:
     manifest = snapshot.manifest
-    config = manifest.config.counters
+    config, prior_ctr = manifest.config.counters, manifest.counter_prior_ctr
     if config is None:
         return {}
-    assert manifest.counter_prior_ctr is not None
-    keys = {part: [key for key in config.keys if (key in _SHARED_KEYS) is part] for part in (True, False)}
+    assert prior_ctr is not None
     return {
-        part: CounterBlock.of(keys[part], config, manifest.transforms, prior_ctr=manifest.counter_prior_ctr)
-        for part in (True, False)
-        if keys[part]
+        key: CounterBlock.of(key, config, manifest.transforms, prior_ctr=prior_ctr) for key in config.keys
     }
 
 
 def _inputs(
-    config: FeatureConfig, context_columns: Sequence[str], blocks: Mapping[bool, CounterBlock]
+    config: FeatureConfig, context_columns: Sequence[str], blocks: Mapping[CounterKey, CounterBlock]
 ) -> dict[str, bool]:
     """A column of the impressions goes before one of the products, and both before a counter."""
-    inputs = {name: part for part, block in blocks.items() for name in block.names}
+    inputs = {name: key in _SHARED_KEYS for key, block in blocks.items() for name in block.names}
     inputs |= {f.column: False for f in config.features if f.source == "products"}
     inputs |= {f.column: f.column in context_columns for f in config.features if f.source == "impressions"}
     return {name: part for name, part in inputs.items() if name not in OWN_FIELDS}
 
 
-def _part(snapshot: Snapshot, shared: set[str], part: bool, block: CounterBlock | None) -> Part:
+def _part(
+    snapshot: Snapshot, shared: set[str], part: bool, blocks: Mapping[CounterKey, CounterBlock]
+) -> Part:
     manifest, config = snapshot.manifest, snapshot.manifest.config
     dense_names, sparse_names = manifest.dense_columns, tuple(c.name for c in manifest.sparse_columns)
     dense_at = [i for i, name in enumerate(dense_names) if (name in shared) is part]
@@ -164,7 +170,6 @@ def _part(snapshot: Snapshot, shared: set[str], part: bool, block: CounterBlock 
     sparse_place = {sparse_names[i]: place for place, i in enumerate(sparse_at)}
     oov_rows = {column.name: column.oov_rows for column in manifest.sparse_columns}
     of_impressions = {f.column for f in config.features if f.source == "impressions"}
-    keys = config.counters.keys if config.counters else ()
     return Part(
         dense_at=np.array(dense_at, np.int64),
         sparse_at=np.array(sparse_at, np.int64),
@@ -186,15 +191,23 @@ def _part(snapshot: Snapshot, shared: set[str], part: bool, block: CounterBlock 
                 OnlineVocabulary(snapshot.vocabularies[feature.name], oov_rows[feature.name]),
                 place=sparse_place[feature.name],
                 input_=_input_of(feature, of_impressions),
-                product_place=_place_of(feature.name, manifest.product_sparse),
+                known=_known(feature.name, manifest.sparse),
             )
             for feature in config.sparse
             if feature.name in sparse_place
         ),
-        keys=tuple(key for key in keys if (key in _SHARED_KEYS) is part),
-        counters=block,
-        counters_at=np.array([dense_place[name] for name in block.names] if block else [], np.int64),
+        counters=tuple(
+            CounterPlan(key, block, _run([dense_place[name] for name in block.names]))
+            for key, block in blocks.items()
+            if (key in _SHARED_KEYS) is part
+        ),
     )
+
+
+def _run(places: list[int]) -> slice:
+    """Columns of one key lie side by side in a feature set, hence in a part."""
+    assert places == list(range(places[0], places[0] + len(places)))
+    return slice(places[0], places[0] + len(places))
 
 
 def _sparse_plan(
@@ -203,7 +216,7 @@ def _sparse_plan(
     *,
     place: int,
     input_: str | None,
-    product_place: int | None,
+    known: tuple[Known | None, int],
 ) -> SparsePlan:
     try:
         default_row = vocabulary.row_of(feature.serving_value)
@@ -214,7 +227,7 @@ def _sparse_plan(
         ) from error
     values = VALUES_OF_PART[feature.column] if feature.source == "timestamp" else None
     row_of_part = [vocabulary.row_of(value) for value in range(values)] if values else None
-    return SparsePlan(feature, vocabulary, place, input_, product_place, default_row, row_of_part)
+    return SparsePlan(feature, vocabulary, place, input_, *known, default_row, row_of_part)
 
 
 def _input_of(feature: DenseFeature | SparseFeature, of_impressions: set[str]) -> str | None:
@@ -222,6 +235,13 @@ def _input_of(feature: DenseFeature | SparseFeature, of_impressions: set[str]) -
         return None if feature.column in of_impressions else feature.column
     is_column = feature.source == "impressions" and feature.column not in OWN_FIELDS
     return feature.column if is_column else None
+
+
+def _known(name: str, sparse: Mapping[Known, Sequence[str]]) -> tuple[Known | None, int]:
+    for known, names in sparse.items():
+        if name in names:
+            return known, names.index(name)
+    return None, -1
 
 
 def _place_of(name: str, names: Sequence[str]) -> int | None:

@@ -4,13 +4,17 @@ Shapes: N ids.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from features.id_map import IdMap
+from features.id_map import UNKNOWN, IdMap
 from features.vocabulary import MISSING_ROW, stable_hash, stable_hash_of
+
+#: Ids of a vocabulary up to which single ones are looked up in a dict: stores, devices, aisles; not products.
+_SMALL = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +32,11 @@ class OnlineVocabulary:
         """
         if id_ is None:
             return MISSING_ROW
-        position = self.ids.find_one(id_)
-        if position >= 0:
+        if isinstance(id_, str) is not (self.ids.kind == "text"):
+            raise TypeError(f"the ids of this vocabulary are of kind {self.ids.kind}, got {id_!r}")
+        small = self._small
+        position = self.ids.find_one(id_) if small is None else small.get(id_, UNKNOWN)
+        if position != UNKNOWN:
             return 1 + self.oov_rows + position
         return 1 + stable_hash_of(id_) % self.oov_rows
 
@@ -50,3 +57,10 @@ class OnlineVocabulary:
             hash_N = stable_hash(ids.take(pa.array(unknown)))
             row_N[unknown] = (hash_N % np.uint64(self.oov_rows)).astype(np.int64) + 1
         return row_N.astype(np.int32)
+
+    @cached_property
+    def _small(self) -> dict[int | str, int] | None:
+        """Positions of a small vocabulary's ids."""
+        if len(self.ids) > _SMALL:
+            return None
+        return {id_: position for position, id_ in enumerate(self.ids.ids().to_pylist())}

@@ -3,10 +3,12 @@
     manifest.json                    the feature schema with its transforms, counts, checksums
     users/ products/ queries/        id maps; queries and users that the log had before the moment
     products_dense.npy [P+1, D]      raw product columns of dense features, float64, NaN for missing
-    products_sparse.npy [P+1, S]     rows of the embedding tables of what is known of a product, int32
+    users_sparse.npy, products_sparse.npy, queries_sparse.npy [K+1, S]
+                                     rows of the embedding tables of what is known of each, int32
     vocabularies/<feature>/          id maps: position + 1 + oov_rows is the row of an embedding table
     history/                         start [U+1], product [E], time_us [E]: purchases by user, oldest first
     counters/<key>.npy [K+1, 2W]     impressions and clicks of each window, side by side, int32
+    counters/<key>_dense.npy [K+1, 3W]   what the network reads of them, float32
     counters/pair_start.npy [Q+1], pair_product.npy [M]   the products with which each query has counts
 
 The last row of each table is that of an unknown key, which position -1 reads.
@@ -19,7 +21,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +37,9 @@ from features.vocabulary import stable_hash
 
 #: Raised when a reader of the old format would misread the new one.
 FORMAT = 1
-#: The id maps of a snapshot, by what they number.
-ID_MAPS = ("users", "products", "queries")
+#: What has an id map and sparse rows of its own.
+Known = Literal["users", "products", "queries"]
+KNOWN: tuple[Known, ...] = ("users", "products", "queries")
 
 
 class SnapshotError(ValueError):
@@ -57,9 +60,9 @@ class SnapshotManifest(Config):
     sparse_columns: tuple[SparseColumn, ...]
     transforms: Mapping[str, Transform]
     counter_prior_ctr: float | None
-    #: Features in the order of the columns of `products_dense.npy` and `products_sparse.npy`.
+    #: Features in the order of the columns of `products_dense.npy` and of `<known>_sparse.npy`.
     product_dense: tuple[str, ...]
-    product_sparse: tuple[str, ...]
+    sparse: Mapping[Known, tuple[str, ...]]
     num_users: int
     num_products: int
     num_queries: int
@@ -117,10 +120,11 @@ class Snapshot:
 
     Attributes:
         product_dense_PD: raw values, one row of NaN behind those of the products.
-        product_sparse_PS: rows of embedding tables, one row of zeros (missing) behind those of the products.
+        sparse: rows of embedding tables, int32 [K + 1, S]; one row of zeros (missing) behind those known.
         vocabularies: by sparse feature.
         purchases: None where the feature schema has no history.
         counts: by key, int32 [K + 1, 2 W]; empty without counters.
+        counters: by key, float32 [K + 1, 3 W]: the same as the network reads it.
         pairs: None where the feature schema does not count pairs.
     """
 
@@ -130,10 +134,11 @@ class Snapshot:
     products: IdMap
     queries: IdMap
     product_dense_PD: npt.NDArray[np.float64]
-    product_sparse_PS: npt.NDArray[np.int32]
+    sparse: Mapping[Known, npt.NDArray[np.int32]]
     vocabularies: Mapping[str, IdMap]
     purchases: Purchases | None
     counts: Mapping[CounterKey, npt.NDArray[np.int32]]
+    counters: Mapping[CounterKey, npt.NDArray[np.float32]]
     pairs: Pairs | None
 
     @classmethod
@@ -156,7 +161,7 @@ class Snapshot:
                 products=IdMap.open(folder / "products"),
                 queries=IdMap.open(folder / "queries"),
                 product_dense_PD=_array(folder / "products_dense.npy"),
-                product_sparse_PS=_array(folder / "products_sparse.npy"),
+                sparse={known: _array(folder / f"{known}_sparse.npy") for known in KNOWN},
                 vocabularies={
                     column.name: IdMap.open(folder / "vocabularies" / column.name)
                     for column in manifest.sparse_columns
@@ -167,6 +172,7 @@ class Snapshot:
                 if config.history
                 else None,
                 counts={key: _array(folder / "counters" / f"{key}.npy") for key in keys},
+                counters={key: _array(folder / "counters" / f"{key}_dense.npy") for key in keys},
                 pairs=Pairs(
                     _array(folder / "counters" / "pair_start.npy"),
                     _array(folder / "counters" / "pair_product.npy"),

@@ -22,10 +22,13 @@ from features.feature_set import FeatureSet
 from features.files import atomic_folder, atomic_write_json, refuse_to_replace_input, sha256_of
 from features.id_map import IdMap
 from features.kernels import NO_CLICK, history_offsets, windowed_counts
+from features.online_counters import CounterBlock
 from features.past_log import PastLog
-from features.schema import CounterConfig, DenseFeature, SparseFeature
+from features.schema import CounterConfig, CounterKey, DenseFeature, SparseFeature
 from features.snapshot import (
     FORMAT,
+    KNOWN,
+    Known,
     Snapshot,
     SnapshotError,
     SnapshotManifest,
@@ -39,6 +42,10 @@ from features.vocabulary import MISSING_ROW, Vocabulary
 
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
+
+_BLOCK_ROWS = 65_536
+_INDEX_OF: dict[Known, CounterKey] = {"users": "user", "products": "product", "queries": "query"}
+_KNOWN_BY: dict[str, Known] = {"user_id": "users", "product_id": "products", "query": "queries"}
 
 
 def build_snapshot(
@@ -110,22 +117,26 @@ def _write(
     source = feature_set.manifest
     config = source.config
     steps = 4
-    for name, key in (("users", "user"), ("products", "product"), ("queries", "query")):
-        IdMap.write(folder / name, log.indexes[key].ids)
+    for known in KNOWN:
+        IdMap.write(folder / known, log.indexes[_INDEX_OF[known]].ids)
     report("writing the snapshot", 1, steps)
     vocabularies = _vocabularies(feature_set)
     for name, vocabulary in vocabularies.items():
         IdMap.write(folder / "vocabularies" / name, vocabulary.ids)
     product_dense = [feature for feature in config.dense if feature.source == "products"]
-    product_sparse = [feature for feature in config.sparse if _is_of_product(feature)]
     np.save(folder / "products_dense.npy", _product_dense(log, product_dense))
-    np.save(folder / "products_sparse.npy", _product_sparse(log, product_sparse, vocabularies))
+    sparse = {known: [f for f in config.sparse if _known_of(f) == known] for known in KNOWN}
+    for known, features in sparse.items():
+        np.save(folder / f"{known}_sparse.npy", _sparse(log, known, features, vocabularies))
     report("writing the snapshot", 2, steps)
     window_us = config.history.window_days * DAY_US if config.history else 0
     purchases = _write_history(log, folder, as_of_us=as_of_us, window_us=window_us) if config.history else 0
     report("writing the snapshot", 3, steps)
     unit_us = UNIT_US[config.counters.granularity] if config.counters else 1
-    pairs = _write_counters(log, folder, config.counters, as_of_us=as_of_us) if config.counters else 0
+    pairs = 0
+    if config.counters:
+        pairs = _write_counters(log, folder, config.counters, as_of_us=as_of_us)
+        _write_dense_counters(folder, feature_set)
     report("writing the snapshot", 4, steps)
     return SnapshotManifest(
         format=FORMAT,
@@ -138,7 +149,7 @@ def _write(
         transforms=source.transforms,
         counter_prior_ctr=source.counter_prior_ctr,
         product_dense=tuple(feature.name for feature in product_dense),
-        product_sparse=tuple(feature.name for feature in product_sparse),
+        sparse={known: tuple(feature.name for feature in features) for known, features in sparse.items()},
         num_users=len(log.indexes["user"]),
         num_products=len(log.indexes["product"]),
         num_queries=len(log.indexes["query"]),
@@ -151,8 +162,11 @@ def _write(
     )
 
 
-def _is_of_product(feature: SparseFeature) -> bool:
-    return feature.source == "products" or (feature.source, feature.column) == ("impressions", "product_id")
+def _known_of(feature: SparseFeature) -> Known | None:
+    """Whose id alone decides the feature's row."""
+    if feature.source == "products":
+        return "products"
+    return _KNOWN_BY.get(feature.column) if feature.source == "impressions" else None
 
 
 def _vocabularies(feature_set: FeatureSet) -> dict[str, Vocabulary]:
@@ -178,23 +192,23 @@ def _product_dense(log: PastLog, features: list[DenseFeature]) -> npt.NDArray[np
     return value_PD
 
 
-def _product_sparse(
-    log: PastLog, features: list[SparseFeature], vocabularies: dict[str, Vocabulary]
+def _sparse(
+    log: PastLog, known: Known, features: list[SparseFeature], vocabularies: dict[str, Vocabulary]
 ) -> Int32s:
-    row_PS = np.full((len(log.indexes["product"]) + 1, len(features)), MISSING_ROW, np.int32)
+    """Rows of the embedding tables of all users, products or queries, and zeros behind them."""
+    own_ids = log.indexes[_INDEX_OF[known]].ids
+    row_KS = np.full((len(own_ids) + 1, len(features)), MISSING_ROW, np.int32)
     for place, feature in enumerate(features):
-        if feature.source == "products":
-            values = log.product_column(feature.column, as_number=False)
-        else:
-            values = log.indexes["product"].ids
+        of_product = feature.source == "products"
+        values = log.product_column(feature.column, as_number=False) if of_product else own_ids
         vocabulary = vocabularies[feature.name]
         if len(vocabulary.ids) and is_text(values.type) != is_text(vocabulary.ids.type):
             raise SnapshotError(
-                f"sparse feature {feature.name!r}: column {feature.column!r} of products is {values.type}, "
+                f"sparse feature {feature.name!r}: column {feature.column!r} is {values.type}, "
                 f"but {vocabulary.ids.type} in the feature set, so nothing would match; cast the column"
             )
-        row_PS[:-1, place] = vocabulary.rows_of(values)
-    return row_PS
+        row_KS[:-1, place] = vocabulary.rows_of(values)
+    return row_KS
 
 
 def _write_history(log: PastLog, folder: Path, *, as_of_us: int, window_us: int) -> int:
@@ -248,6 +262,22 @@ def _write_counters(log: PastLog, folder: Path, config: CounterConfig, *, as_of_
     if "query_product" not in config.keys:
         return 0
     return pairs.save(folder, columns=2 * len(config.windows_days))
+
+
+def _write_dense_counters(folder: Path, feature_set: FeatureSet) -> None:
+    """What the network reads of each table of counts."""
+    source = feature_set.manifest
+    counters, prior_ctr = source.config.counters, source.counter_prior_ctr
+    assert counters is not None
+    assert prior_ctr is not None
+    for key in counters.keys:
+        block = CounterBlock.of(key, counters, source.transforms, prior_ctr=prior_ctr)
+        count_KC = np.load(folder / "counters" / f"{key}.npy")
+        column_KC = np.empty((len(count_KC), len(block.names)), np.float32)
+        for first in range(0, len(count_KC), _BLOCK_ROWS):
+            part = slice(first, first + _BLOCK_ROWS)
+            column_KC[part] = block.columns(count_KC[part].astype(np.float64), {})
+        np.save(folder / "counters" / f"{key}_dense.npy", column_KC)
 
 
 @dataclass(frozen=True)

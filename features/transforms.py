@@ -34,7 +34,8 @@ class Transform(Config):
         scaled_N = signed_log(value_N) if self.kind == "log" else value_N.astype(np.float64)
         scaled_N -= self.mean
         scaled_N /= self.sd
-        return np.nan_to_num(scaled_N, copy=False, nan=0.0).astype(np.float32)
+        scaled_N[np.isnan(scaled_N)] = 0.0
+        return scaled_N.astype(np.float32)
 
 
 def signed_log(value_N: npt.NDArray[np.number]) -> Floats:
