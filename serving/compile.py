@@ -36,8 +36,10 @@ SHARED_OBJECT, SCRIPT = "ranker.so", "ranker.ts"
 #: Largest difference in probability between a program and the module that it was made of.
 TOLERANCE = 1e-5
 
-#: Instruction sets that a program may be compiled for, smallest first, as torch calls them and as g++ does.
-_LEVELS = {"AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}
+#: What torch calls processors that have at least AVX2. Programs for them use no more than that (matrix
+#: products choose their own instructions when they run), so that a package moves between servers.
+_AVX2 = ("AVX2", "AVX512")
+_AVX2_SETTINGS = {"cpp.march": "x86-64-v3", "cpp.simdlen": 256}
 Maker = Callable[[RequestRanker, list[Tensor], Path, int], None]
 _LOG = logging.getLogger(__name__)
 
@@ -159,9 +161,7 @@ def _compile(module: RequestRanker, tables: list[Tensor], out: Path, threads: in
     from torch._inductor import aoti_compile_and_package
 
     settings: dict[str, Any] = {"cpp.threads": threads}
-    level = _LEVELS.get(torch.backends.cpu.get_cpu_capability())
-    if level is not None:
-        settings["cpp.march"] = level
+    settings |= _AVX2_SETTINGS if _machine()["instructions"] == "AVX2" else {}
     with tempfile.TemporaryDirectory(dir=out, prefix=".compile-") as folder, _threads(threads), _quiet():
         exported = torch.export.export(
             module, tuple(_traced_inputs(module.shape, tables)), dynamic_shapes=(_dynamic(module.shape),)
@@ -264,7 +264,12 @@ def _random_arrays(
 
 
 def _machine() -> dict[str, str]:
-    return {"processor": platform.machine(), "instructions": torch.backends.cpu.get_cpu_capability()}
+    """Processor family, and the instructions that a program made here uses."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {
+        "processor": platform.machine(),
+        "instructions": "AVX2" if capability in _AVX2 else capability,
+    }
 
 
 def _obstacle(described: dict[str, Any]) -> str | None:
@@ -272,13 +277,7 @@ def _obstacle(described: dict[str, Any]) -> str | None:
     if described["torch"] != torch.__version__:
         return f"it was compiled with torch {described['torch']}, and this is torch {torch.__version__}"
     here, there = _machine(), described["machine"]
-    levels = list(_LEVELS)
-    richer = (
-        here["instructions"] in levels
-        and there["instructions"] in levels
-        and levels.index(here["instructions"]) >= levels.index(there["instructions"])
-    )
-    if here == there or (here["processor"] == there["processor"] and richer):
+    if here == there:
         return None
     return (
         f"it was compiled for {there['processor']} with {there['instructions']}, and this processor is "
