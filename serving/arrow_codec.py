@@ -127,9 +127,10 @@ def _read_schema(message: Any) -> pa.Schema:
     schema = pa.ipc.read_schema(message)
     if len(schema) > MAX_COLUMNS:
         raise RequestError("body", f"{len(schema):,} columns", f"send at most {MAX_COLUMNS}")
-    for column in schema:
+    for column in schema:  # reading a name fails if it is not UTF-8, which nothing above has checked
+        name = column.name
         if pa.types.is_nested(column.type) or pa.types.is_dictionary(column.type):
-            raise RequestError(printable(column.name), f"a column of {column.type}", _ADVICE)
+            raise RequestError(printable(name), f"a column of {column.type}", _ADVICE)
     return schema
 
 

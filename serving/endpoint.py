@@ -97,7 +97,7 @@ def _is_arrow(body: Body) -> bool:
     return bytes(body.content[:4]) == arrow_codec.FIRST_BYTES
 
 
-def _decoded(body: Body, is_arrow: bool) -> ScoreRequest | RequestError | None:
+def _decoded(body: Body, is_arrow: bool) -> ScoreRequest | RequestError:
     try:
         if len(body.content) > MAX_BODY_BYTES:
             came = f"{len(body.content):,} bytes"
@@ -109,8 +109,9 @@ def _decoded(body: Body, is_arrow: bool) -> ScoreRequest | RequestError | None:
     except RequestError as error:
         return error
     except Exception as error:
+        # Nothing but the body is at work here, so it is the body's fault, if in a way nobody thought of.
         _log.error("decoding a request failed: %s", place_of(error))
-        return None
+        return RequestError("body", "bytes that cannot be read", "see docs/serving.md for the two formats")
 
 
 def _answer(outcome: ScoreReply | RequestError | None, is_arrow: bool) -> Answer:
