@@ -23,7 +23,7 @@ Progress = Callable[[str, int, int], None]
 Logits = NDArray[np.float32]
 
 #: Rows whose embeddings are looked up at once, by default.
-BATCH_ROWS = 8 * TILE_ROWS
+BATCH_ROWS = 4 * TILE_ROWS
 #: Logits of all features and alternatives that are kept at once; more features take several passes.
 _LOGIT_BYTES = 512 * 2**20
 

@@ -7,12 +7,13 @@ Importance is positive where a feature is useful, whatever the metric:
 - integrated_gradients, metric "logit": mean absolute attribution of a row, in logits.
 """
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from features.files import atomic_write_json
+from features.files import atomic_write_bytes
 
 Method = Literal["permutation", "ablation", "integrated_gradients"]
 Metric = Literal["auc", "logloss", "logit"]
@@ -20,6 +21,21 @@ Metric = Literal["auc", "logloss", "logit"]
 METHODS: tuple[Method, ...] = ("permutation", "ablation", "integrated_gradients")
 #: The slice of every row.
 ALL = "all"
+#: Where the entries go in the text of the file.
+_ENTRIES = "<entries>"
+
+
+def methods_named(names: str) -> tuple[Method, ...]:
+    """The methods in a list separated by commas, in their usual order.
+
+    Raises:
+        ValueError: one is unknown, or none is named.
+    """
+    asked = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = sorted(set(asked) - set(METHODS))
+    if unknown or not asked:
+        raise ValueError(f"methods must be among {', '.join(METHODS)}, got {names!r}")
+    return tuple(method for method in METHODS if method in asked)
 
 
 class ImportanceFileError(ValueError):
@@ -43,7 +59,7 @@ class FeatureImportance(Record):
     """Importance of one feature or group by one method, metric and slice.
 
     Attributes:
-        members: of a group, the names of its features; of a feature, its columns.
+        members: of a group, the names of its features; of a feature, its columns; given where `slice` is all.
         mean: over runs (and within a run over repeats).
         sd: over runs; over the repeats where there is a single run.
         low, high: 95 % Student-t interval of the mean over the same; None for a single value.
@@ -200,8 +216,13 @@ class ImportanceReport(Record):
         return sorted(chosen, key=lambda entry: (-entry.mean, entry.name))
 
     def write(self, path: Path) -> None:
-        """Replace `path` by this report."""
-        atomic_write_json(path, self.model_dump(mode="json"))
+        """Replace `path` by this report. Entries of features are a line each: there are thousands."""
+        content = self.model_dump(mode="json")
+        entries = [json.dumps(entry, ensure_ascii=False, allow_nan=False) for entry in content["features"]]
+        content["features"] = _ENTRIES
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        lines = "[\n    " + ",\n    ".join(entries) + "\n  ]" if entries else "[]"
+        atomic_write_bytes(path, (text.replace(f'"{_ENTRIES}"', lines, 1) + "\n").encode())
 
     @classmethod
     def read(cls, path: Path) -> "ImportanceReport":

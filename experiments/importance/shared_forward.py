@@ -21,7 +21,7 @@ from ranking.towers import DashClipTower, DcnTower
 
 #: Rows of one matrix product. A constant, because the last bits of a product depend on its number of rows:
 #: results then depend neither on the batch size nor on how rows fall into batches.
-TILE_ROWS = 512
+TILE_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -69,57 +69,74 @@ class SharedForward:
     @torch.no_grad()
     def exchanged(self, state: TileState, other: TowerInputs, columns: FeatureColumns) -> Tensor:
         """Logits [B] when the feature in `columns` takes its values from `other`, all else being equal."""
-        dcn_delta_BC, dashclip_delta_BC, dashclip_BC = None, None, None
+        base = state.inputs
+        dcn, dashclip = None, None
         changed_B = torch.zeros(len(state.logit_B), dtype=torch.bool)
         if len(columns.dcn_C):
-            dcn_delta_BC = other.dcn_BN[:, columns.dcn_C] - state.inputs.dcn_BN[:, columns.dcn_C]
-            changed_B |= (dcn_delta_BC != 0).any(dim=1)
+            dcn = _Change.between(base.dcn_BN, other.dcn_BN.index_select(1, columns.dcn_C), columns.dcn_C)
+            changed_B |= dcn.rows()
         if len(columns.dashclip_C):
-            assert state.inputs.dashclip_BM is not None
-            dashclip_BC = self.layout.exchanged(state.inputs, other, columns)
-            dashclip_delta_BC = dashclip_BC - state.inputs.dashclip_BM[:, columns.dashclip_C]
-            changed_B |= (dashclip_delta_BC != 0).any(dim=1)
+            assert base.dashclip_BM is not None
+            value_BC = self.layout.exchanged(base, other, columns)
+            dashclip = _Change.between(base.dashclip_BM, value_BC, columns.dashclip_C)
+            changed_B |= dashclip.rows()
         row_R = torch.nonzero(changed_B).squeeze(1)
         if not len(row_R):
             return state.logit_B
+        rows = None if len(row_R) == len(changed_B) else row_R
 
-        head_RT = state.dcn_head_BT[row_R]
-        if dcn_delta_BC is not None:
-            value_RC = other.dcn_BN[:, columns.dcn_C][row_R]
-            x_RN = state.inputs.dcn_BN[row_R].index_copy_(1, columns.dcn_C, value_RC)
-            first_RP = torch.addmm(
-                state.dcn_first_BP[row_R], dcn_delta_BC[row_R], self.dcn.weight_PN[:, columns.dcn_C].T
+        if dcn is None:
+            head_RT = _of(state.dcn_head_BT, rows)
+        else:
+            x_RN, first_RP = dcn.applied(base.dcn_BN, state.dcn_first_BP, self.dcn.weight_PN, rows)
+            hidden_RH = self.dcn.rest(x_RN, first_RP)
+            head_RT = functional.linear(hidden_RH, self.head_dcn_TH, self.head_bias_T)
+        if state.dashclip_head_BT is not None and dashclip is None:
+            head_RT = head_RT + _of(state.dashclip_head_BT, rows)
+        elif dashclip is not None:
+            assert self.dashclip is not None
+            assert base.dashclip_BM is not None
+            assert state.dashclip_first_BP is not None
+            x_RM, first_RP = dashclip.applied(
+                base.dashclip_BM, state.dashclip_first_BP, self.dashclip.weight_PN, rows
             )
-            head_RT = functional.linear(self.dcn.rest(x_RN, first_RP), self.head_dcn_TH, self.head_bias_T)
-        if state.dashclip_head_BT is not None:
-            if dashclip_delta_BC is None:
-                head_RT = head_RT + state.dashclip_head_BT[row_R]
-            else:
-                head_RT = head_RT + self._dashclip_head(
-                    state, columns.dashclip_C, dashclip_BC, dashclip_delta_BC, row_R
-                )
-        return state.logit_B.index_copy(0, row_R, self._logits(head_RT))
-
-    def _dashclip_head(
-        self,
-        state: TileState,
-        column_C: Tensor,
-        value_BC: Tensor | None,
-        delta_BC: Tensor,
-        row_R: Tensor,
-    ) -> Tensor:
-        assert self.dashclip is not None
-        assert value_BC is not None
-        assert state.inputs.dashclip_BM is not None
-        assert state.dashclip_first_BP is not None
-        x_RM = state.inputs.dashclip_BM[row_R].index_copy_(1, column_C, value_BC[row_R])
-        first_RP = torch.addmm(
-            state.dashclip_first_BP[row_R], delta_BC[row_R], self.dashclip.weight_PN[:, column_C].T
-        )
-        return functional.linear(self.dashclip.rest(x_RM, first_RP), self.head_dashclip_TH)
+            hidden_RH = self.dashclip.rest(x_RM, first_RP)
+            head_RT = head_RT + functional.linear(hidden_RH, self.head_dashclip_TH)
+        logit_R = self._logits(head_RT)
+        return logit_R if rows is None else state.logit_B.index_copy(0, rows, logit_R)
 
     def _logits(self, head_BT: Tensor) -> Tensor:
         return self.head_rest(head_BT).squeeze(1)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """New values of some columns of a tower's input, and by how much they differ."""
+
+    column_C: Tensor
+    value_BC: Tensor
+    delta_BC: Tensor
+
+    @classmethod
+    def between(cls, x_BN: Tensor, value_BC: Tensor, column_C: Tensor) -> "_Change":
+        return cls(column_C, value_BC, value_BC - x_BN.index_select(1, column_C))
+
+    def rows(self) -> Tensor:
+        """Which rows change at all [B]."""
+        return (self.delta_BC != 0).any(dim=1)
+
+    def applied(
+        self, x_BN: Tensor, first_BP: Tensor, weight_PN: Tensor, row_R: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The input [R, N] and its first products [R, P] after the change, for the rows given (None: all)."""
+        weight_CP = weight_PN.index_select(1, self.column_C).T
+        first_RP = torch.addmm(_of(first_BP, row_R), _of(self.delta_BC, row_R), weight_CP)
+        x_RN = x_BN.clone() if row_R is None else x_BN.index_select(0, row_R)
+        return x_RN.index_copy_(1, self.column_C, _of(self.value_BC, row_R)), first_RP
+
+
+def _of(x_BN: Tensor, row_R: Tensor | None) -> Tensor:
+    return x_BN if row_R is None else x_BN.index_select(0, row_R)
 
 
 class _SplitDcn:

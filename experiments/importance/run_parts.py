@@ -1,0 +1,259 @@
+"""One trained run, measured part by part: each method, each partition into slices, each joint permutation."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.importance.attribution import STEPS, integrated_gradients
+from experiments.importance.model_features import Feature
+from experiments.importance.parts import Parts
+from experiments.importance.permutations import row_permutation
+from experiments.importance.perturbation import Measured, Progress, SliceMetrics, measure_exchanges
+from experiments.importance.result import ALL, Method
+from experiments.importance.slices import Mask, Partition
+from experiments.importance.split_rows import SplitRows
+from experiments.importance.tower_inputs import InputLayout
+from features.feature_set import FeatureSet
+from ranking.run import Run, RunConfig, load_run
+
+if TYPE_CHECKING:
+    from experiments.importance.measure import MeasureOptions
+
+#: Of a feature key, slice and metric, one value a repeat.
+Values = dict[str, dict[str, dict[str, list[float]]]]
+
+
+@dataclass
+class RunResult:
+    """What was found for one run: base metrics by slice, and importance by method."""
+
+    base: dict[str, SliceMetrics] = field(default_factory=dict)
+    values: dict[Method, Values] = field(default_factory=dict)
+    delta_mean: float | None = None
+    delta_largest: float | None = None
+
+
+class RunMeasurement:
+    """A run and the rows it is measured on; the model is read only when a part is not there yet."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        feature_set: FeatureSet,
+        rows: SplitRows,
+        options: "MeasureOptions",
+        partitions: Sequence[Partition],
+        parts: Parts,
+        progress: Progress | None,
+        *,
+        of: int,
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        self.feature_set = feature_set
+        self.rows = rows
+        self.options = options
+        self.partitions = partitions
+        self.parts = parts
+        self.title = f"seed {config.seed}"
+        self._tell = progress
+        self._layout: InputLayout | None = None
+        self.key = {
+            "weights": hashlib.sha256((folder / "best" / "checksums.json").read_bytes()).hexdigest(),
+            "inputs": hashlib.sha256((folder / "inputs.json").read_bytes()).hexdigest(),
+            "ranker": config.ranker.model_dump(mode="json"),
+            "split": options.split,
+            "rows": len(rows),
+        }
+
+    def layout(self) -> InputLayout:
+        """The opened run, ready to score."""
+        if self._layout is None:
+            run = load_run(self.folder)
+            self._layout = layout_of(run)
+        return self._layout
+
+    def measure(self, features: Sequence[Feature]) -> RunResult:
+        """Everything that the options ask for."""
+        result = RunResult()
+        masks = {
+            name: partition.mask(name, len(self.rows))
+            for partition in self.partitions
+            for name in partition.slices
+        }
+        if "permutation" in self.options.methods:
+            for partition in self.partitions:
+                self._merge(result, "permutation", self._permuted(partition, features))
+        if "ablation" in self.options.methods:
+            self._merge(result, "ablation", self._ablated(masks, features))
+        if "integrated_gradients" in self.options.methods:
+            content = self._attributed(masks, features)
+            result.values["integrated_gradients"] = content["values"]
+            result.delta_mean, result.delta_largest = content["delta_mean"], content["delta_largest"]
+            if not result.base:
+                self._merge(result, "ablation", self._ablated(masks, []))
+                del result.values["ablation"]
+        self._layout = None  # one model in memory at a time
+        return result
+
+    def joint(self, groups: Sequence[Feature]) -> RunResult:
+        """Importance of groups by permutation over all rows."""
+        result = RunResult()
+        self._merge(result, "permutation", self._permuted(self.partitions[0], groups))
+        self._layout = None
+        return result
+
+    def baseline_words(self, features: Sequence[Feature]) -> dict[str, str]:
+        """What ablation puts in the place of each feature."""
+        missing = {self.feature_set.manifest.dense_columns[i] for i in self._missing_columns()}
+        return {feature.name: _baseline_words(feature, missing) for feature in features}
+
+    def _missing_columns(self) -> list[int]:
+        return missing_columns(self.feature_set)
+
+    def _permuted(self, partition: Partition, features: Sequence[Feature]) -> Measured:
+        options, count = self.options, len(self.rows)
+        key = {
+            **self.key,
+            "method": "permutation",
+            "partition": partition.name,
+            "slices": partition.slices,
+            "repeats": options.repeats,
+            "seed": options.permutation_seed,
+            "features": [feature.key for feature in features],
+        }
+
+        def compute() -> dict[str, Any]:
+            permutations = [
+                row_permutation(
+                    count,
+                    seed=options.permutation_seed,
+                    repeat=repeat,
+                    cells_N=partition.cells_N,
+                    name=partition.name,
+                )
+                for repeat in range(options.repeats)
+            ]
+            where = "" if partition.name == ALL else f" within {partition.name}"
+            return asdict(
+                measure_exchanges(
+                    self.layout(),
+                    self.rows,
+                    features,
+                    permutations=permutations,
+                    masks={name: partition.mask(name, count) for name in partition.slices},
+                    batch_rows=options.batch_rows,
+                    progress=self._tell,
+                    stage=f"{self.title}: permutation{where}",
+                )
+            )
+
+        return _measured(self.parts.get(key, compute))
+
+    def _ablated(self, masks: dict[str, Mask], features: Sequence[Feature]) -> Measured:
+        key = {
+            **self.key,
+            "method": "ablation",
+            "slices": sorted(masks),
+            "features": [feature.key for feature in features],
+        }
+
+        def compute() -> dict[str, Any]:
+            return asdict(
+                measure_exchanges(
+                    self.layout(),
+                    self.rows,
+                    features,
+                    permutations=None,
+                    missing_columns=self._missing_columns(),
+                    masks=masks,
+                    batch_rows=self.options.batch_rows,
+                    progress=self._tell,
+                    stage=f"{self.title}: ablation",
+                )
+            )
+
+        return _measured(self.parts.get(key, compute))
+
+    def _attributed(self, masks: dict[str, Mask], features: Sequence[Feature]) -> dict[str, Any]:
+        key = {
+            **self.key,
+            "method": "integrated_gradients",
+            "steps": STEPS,
+            "slices": sorted(masks),
+            "features": [feature.key for feature in features],
+        }
+
+        def progress(_: str, done: int, total: int) -> None:
+            if self._tell:
+                self._tell(f"{self.title}: integrated gradients", done, total)
+
+        def compute() -> dict[str, Any]:
+            found = integrated_gradients(
+                self.layout(),
+                self.rows,
+                features,
+                missing_columns=self._missing_columns(),
+                masks=masks,
+                progress=progress,
+            )
+            return {
+                "values": {
+                    feature: {name: {"logit": [value]} for name, value in by_slice.items()}
+                    for feature, by_slice in found.values.items()
+                },
+                "delta_mean": found.delta_mean,
+                "delta_largest": found.delta_largest,
+            }
+
+        return self.parts.get(key, compute)
+
+    @staticmethod
+    def _merge(result: RunResult, method: Method, measured: Measured) -> None:
+        result.base |= measured.base
+        values = result.values.setdefault(method, {})
+        for feature, by_slice in measured.values.items():
+            values.setdefault(feature, {}).update(by_slice)
+
+
+def layout_of(run: Run) -> InputLayout:
+    """Where the features of an opened run lie; its ranker is set to evaluate."""
+    run.ranker.eval()
+    return InputLayout(
+        run.ranker,
+        dense_features=len(run.feature_set.manifest.dense_columns),
+        semantic=run.semantic.rows if run.semantic else None,
+    )
+
+
+def missing_columns(feature_set: FeatureSet) -> list[int]:
+    """Positions of the dense columns that say that a feature is missing."""
+    manifest = feature_set.manifest
+    names = {
+        f"{feature.name}_missing"
+        for feature in manifest.config.dense
+        if feature.name in manifest.transforms and manifest.transforms[feature.name].missing_column
+    }
+    return [i for i, name in enumerate(manifest.dense_columns) if name in names]
+
+
+def _baseline_words(feature: Feature, missing: set[str]) -> str:
+    if feature.entities:
+        return "no vector: zeros, indicator 0, cosines 0"
+    if feature.pairs:
+        return "cosine 0"
+    if feature.sparse:
+        return "row 0 of its table, the missing id"
+    if missing & set(feature.members):
+        return "training mean, marked as missing"
+    return "training mean"
+
+
+def _measured(content: dict[str, Any]) -> Measured:
+    return Measured(
+        base={name: SliceMetrics(**metrics) for name, metrics in content["base"].items()},
+        values=content["values"],
+    )

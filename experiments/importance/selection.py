@@ -1,0 +1,196 @@
+"""Retrain without the features that cost next to nothing, and see what AUC, size and latency change.
+
+Features are chosen by their permutation importance on the *validation* days; AUC is then reported on the test
+days, which chose nothing. Features that are each dispensable may not be so together: the retrained AUC tells.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments.environment import environment
+from experiments.importance.measure import MeasureOptions, measure
+from experiments.importance.model_features import Feature, features_of
+from experiments.importance.narrow_features import write_narrow
+from experiments.importance.perturbation import Progress
+from experiments.importance.result import Selection, SelectionSide
+from experiments.statistics import paired_difference
+from features.batch import Batch
+from features.feature_set import FeatureSet, Manifest
+from ranking.model import RankerConfig
+from ranking.run import Run, RunConfig, execute_run, is_finished, load_run
+from ranking.train import TrainingProgress
+
+_CHOSEN_ON = "validation"
+_REQUEST_ROWS = 100
+_TIMED_REQUESTS = 300
+
+
+def select_and_retrain(
+    folders: Sequence[Path],
+    options: MeasureOptions,
+    *,
+    threshold: float,
+    out: Path,
+    progress: Progress | None = None,
+) -> Selection:
+    """Drop every feature whose importance lies below `threshold`, train each seed again, compare.
+
+    Kept whatever their importance: ids that the server replaces by a constant (the position: without it, its
+    effect would be credited to the products), and the best id if all would go.
+
+    Args:
+        threshold: in AUC; mean over the runs.
+        out: receives the narrowed feature set and the new runs; finished ones are used again.
+
+    Raises:
+        ValueError: no feature lies below the threshold.
+    """
+    configs = [RunConfig.model_validate_json((folder / "config.json").read_text()) for folder in folders]
+    feature_set = FeatureSet.open(configs[0].features)
+    manifest, ranker = feature_set.manifest, configs[0].ranker
+    report = measure(
+        folders,
+        replace(options, split=_CHOSEN_ON, methods=("permutation",), slices=False, pairs=0),
+        command="",
+        parts=out / "parts",
+        progress=progress,
+    )
+    importance = {entry.name: entry.mean for entry in report.ranked()}
+    dropped = dispensable(manifest, ranker, importance, threshold=threshold)
+    if not dropped:
+        raise ValueError(
+            f"no feature costs less than {threshold:g} AUC on the {_CHOSEN_ON} days; the least important is "
+            f"{min(importance, key=lambda name: importance[name])!r} ({min(importance.values()):.2g})"
+        )
+    names = tuple(feature.name for feature in dropped)
+    digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]
+    folder = out / f"without-{len(names)}-{digest}"
+    narrow = folder / "features"
+    if not (narrow / "manifest.json").exists():
+        write_narrow(feature_set, dropped, narrow)
+    new_folders = [
+        _retrained(config, narrow, dropped, folder / f"seed-{config.seed}", progress) for config in configs
+    ]
+    kept = tuple(name for name in importance if name not in set(names))
+    before_ms, after_ms = _latencies(load_run(folders[0]), load_run(new_folders[0]))
+    before = _side(folders, len(importance), before_ms)
+    after = _side(new_folders, len(kept), after_ms)
+    difference = paired_difference(_metric(new_folders, "auc"), _metric(folders, "auc"))
+    return Selection(
+        threshold=threshold,
+        chosen_on=_CHOSEN_ON,
+        dropped=names,
+        kept=kept,
+        before=before,
+        after=after,
+        auc_difference=difference.mean,
+        auc_low=difference.low,
+        auc_high=difference.high,
+        seeds=tuple(config.seed for config in configs),
+        sentence=_sentence(before, after, difference.mean, difference.low, difference.high),
+    )
+
+
+def dispensable(
+    manifest: Manifest, ranker: RankerConfig, importance: dict[str, float], *, threshold: float
+) -> list[Feature]:
+    """Features below the threshold that may be dropped."""
+    fixed = {feature.name for feature in manifest.config.sparse if feature.serving_value is not None}
+    features = [feature for feature in features_of(manifest, ranker) if not feature.pairs]
+    found = [
+        feature for feature in features if importance[feature.name] < threshold and feature.name not in fixed
+    ]
+    ids = [feature for feature in features if feature.sparse]
+    if all(feature in found for feature in ids):
+        found.remove(max(ids, key=lambda feature: importance[feature.name]))
+    return found
+
+
+def _narrowed(config: RunConfig, features: Path, dropped: Sequence[Feature]) -> RunConfig:
+    semantic = config.ranker.semantic
+    if semantic is not None:
+        gone = {i for feature in dropped for i in feature.entities}
+        entities = tuple(entity for i, entity in enumerate(semantic.entities) if i not in gone)
+        semantic = semantic.model_copy(update={"entities": entities}) if entities else None
+    return config.model_copy(
+        update={
+            "variant": f"{config.variant}_selected",
+            "features": features,
+            "ranker": config.ranker.model_copy(update={"semantic": semantic}),
+        }
+    )
+
+
+def _retrained(
+    config: RunConfig, features: Path, dropped: Sequence[Feature], folder: Path, progress: Progress | None
+) -> Path:
+    def on_step(done: TrainingProgress, total_steps: int) -> None:
+        if progress:
+            progress(f"seed {config.seed}: training without {len(dropped)} features", done.step, total_steps)
+
+    if not is_finished(folder):
+        execute_run(
+            _narrowed(config, features, dropped),
+            folder,
+            environment=environment(),
+            resume=True,
+            on_step=on_step,
+        )
+    return folder
+
+
+def _metric(folders: Sequence[Path], name: str) -> list[float]:
+    return [float(_json(folder / "metrics.json")["test"][name]) for folder in folders]
+
+
+def _side(folders: Sequence[Path], features: int, latency_ms: float) -> SelectionSide:
+    parameters = int(_json(folders[0] / "run.json")["parameters"])
+    return SelectionSide(
+        features=features,
+        auc=float(np.mean(_metric(folders, "auc"))),
+        logloss=float(np.mean(_metric(folders, "log_loss"))),
+        parameters=parameters,
+        megabytes=parameters * 4 / 2**20,
+        latency_ms=latency_ms,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+@torch.no_grad()
+def _latencies(before: Run, after: Run) -> tuple[float, float]:
+    """Median milliseconds to score 100 rows, both models in turn so that both see the same machine."""
+    batches: list[tuple[Run, Batch]] = []
+    for run in (before, after):
+        run.ranker.eval()
+        batches.append((run, next(iter(run.loader("test", batch_size=_REQUEST_ROWS)))))
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(_TIMED_REQUESTS):
+        for (run, batch), taken in zip(batches, times, strict=True):
+            started = time.perf_counter()
+            run.ranker(batch.dense_BF, batch.sparse, batch.semantic)
+            taken.append(1000 * (time.perf_counter() - started))
+    return float(np.median(times[0])), float(np.median(times[1]))
+
+
+def _sentence(
+    before: SelectionSide, after: SelectionSide, mean: float, low: float | None, high: float | None
+) -> str:
+    interval = "" if low is None or high is None else f" [{low:+.4f}, {high:+.4f}]"
+    return (
+        f"Retrained with {after.features} of {before.features} features, test AUC is {after.auc:.4f} instead "
+        f"of {before.auc:.4f} ({mean:+.4f}{interval}), the model {after.megabytes:.1f} instead of "
+        f"{before.megabytes:.1f} MB, and 100 rows take {after.latency_ms:.2f} instead of "
+        f"{before.latency_ms:.2f} ms."
+    )
