@@ -88,7 +88,8 @@ def read_manifest(folder: Path, *, what: str, advice: str) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
     except FileNotFoundError:
         raise PackageError(f"{folder} is not {what}: it has no {MANIFEST}; {advice}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -96,7 +97,7 @@ def read_manifest(folder: Path, *, what: str, advice: str) -> dict[str, Any]:
     if not isinstance(content, dict) or _SEAL not in content:
         raise PackageError(f"{path} is not the manifest of {what}; {advice}")
     seal = content.pop(_SEAL)
-    if seal != _seal_of(content):
+    if seal != _seal_of(content) or not text.endswith("}\n"):
         raise PackageError(f"{path} has changed since it was written (its seal differs); {advice}")
     return content
 

@@ -1,0 +1,72 @@
+"""Small trained runs on hand-made logs full of edges, and packages of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from embeddings.table import EmbeddingTable
+from features.build import build
+from features.feature_set import FeatureSet
+from features.schema import SplitConfig
+from features.splits import DAY_US
+from ranking.model import RankerConfig, SemanticConfig
+from ranking.run import RunConfig, execute_run
+from ranking.train import TrainingConfig
+from serving.package import PackageOptions, build_package
+from tests.features.small_logs import CONFIG, START_US, random_tables, write_tables
+
+DIM = 8
+#: The middle of the last day but one: some test impressions before it, some after.
+AS_OF_US = START_US + 6 * DAY_US + DAY_US // 2
+FEATURES = CONFIG.model_copy(update={"split": SplitConfig(validation_days=2, test_days=2)})
+
+
+def write_vectors(folder: Path, kind: str, ids: pa.Array, *, seed: int, encoder_id: str = "random") -> Path:
+    """An embedding table of random vectors; the first id has none, the second a vector of zeros."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(len(ids) - 1, DIM)).astype(np.float32)
+    vectors[0] = 0
+    EmbeddingTable.write(
+        folder,
+        ids=ids[1:],
+        vectors_ND=vectors,
+        encoder_id=encoder_id,
+        kind=kind,  # type: ignore[arg-type]
+        normalised=False,
+    )
+    return folder
+
+
+def train_small(folder: Path, *, semantic: SemanticConfig | None, text_ids: bool = False) -> Path:
+    """`folder`/data, features, products, queries and run; returns the run."""
+    log = write_tables(folder / "data", random_tables(5, impressions=600, text_ids=text_ids))
+    build(log, folder / "features", FEATURES, buckets=2, threads=1, memory_limit="200MB")
+    feature_set = FeatureSet.open(folder / "features")
+    write_vectors(folder / "products", "product", feature_set.catalog_ids(), seed=0)
+    write_vectors(folder / "queries", "query", feature_set.queries(), seed=1)
+    config = RunConfig(
+        variant="small",
+        seed=1,
+        features=folder / "features",
+        product_table=folder / "products" if semantic else None,
+        query_table=folder / "queries" if semantic else None,
+        ranker=RankerConfig(
+            embedding_dim=4, cross_layers=2, deep_widths=(8,), top_widths=(8,), semantic=semantic
+        ),
+        training=TrainingConfig(batch_size=50, max_epochs=2, evaluations_per_epoch=1, precision="float32"),
+    )
+    execute_run(config, folder / "run", environment={})
+    return folder / "run"
+
+
+def package_small(folder: Path, **options: object) -> Path:
+    """`folder`/package of `folder`/run, with the eager backend: it needs no compiler and no seconds."""
+    build_package(
+        folder / "run",
+        folder / "package",
+        log=folder / "data",
+        as_of_us=AS_OF_US,
+        options=PackageOptions(**{"backend": "eager", "parity_requests": 12, **options}),  # type: ignore[arg-type]
+    )
+    return folder / "package"
