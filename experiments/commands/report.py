@@ -45,6 +45,8 @@ def report(
     from experiments.report import build_report, write_report
     from experiments.report_tables import console_table, findings
 
+    if latency is not None and not latency.exists():
+        raise FileNotFoundError(f"{latency} does not exist; `make bench-serving` writes such a file")
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -56,8 +58,6 @@ def report(
             progress.update(tasks[stage], completed=done)
 
         table = build_report(sweep, rng_seed=rng_seed, bootstrap_resamples=resamples, progress=advance)
-    if latency is not None and not latency.exists():
-        raise FileNotFoundError(f"{latency} does not exist; `make bench-serving` writes such a file")
     with console.status("drawing"):
         evidence = gather(sweep, latency=latency)
         paths = write_report(table, out or sweep, evidence=evidence)
