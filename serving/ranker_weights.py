@@ -33,6 +33,7 @@ from serving.request_towers import (
 
 #: In an order of columns: a column of zeros.
 _PADDING = -1
+_CHUNK_ROWS = 16_384
 
 
 def shape_of(
@@ -42,6 +43,7 @@ def shape_of(
     sparse_columns: Sequence[str],
     request_columns: Iterable[str],
     quantised: bool = False,
+    projected: bool = False,
 ) -> RankerShape:
     """What `RequestRanker.from_ranker` builds.
 
@@ -73,6 +75,7 @@ def shape_of(
         top_widths=tuple(_widths(ranker.head)[:-1]),
         semantic=_semantic_shape(ranker) if isinstance(ranker, TwoTowerRanker) else None,
         quantised=quantised,
+        projected=projected,
     )
 
 
@@ -113,6 +116,22 @@ def vectors_of(ranker: Ranker) -> dict[str, NDArray[np.float32]]:
         table[0] = 0
         found["query" if key == "query" else "product"] = table
     return found
+
+
+@torch.no_grad()
+def product_projections(module: RequestRanker, vectors_MD: NDArray[np.floating]) -> NDArray[np.float16]:
+    """The first layer's products with product vectors, [M, P], which a `projected` ranker looks up.
+
+    At D = 256 they take three times the space of the vectors. A vector of zeros gives zeros.
+    """
+    tower = module.semantic
+    assert tower is not None
+    assert tower.project is not None
+    projected_MP = np.empty((len(vectors_MD), tower.project.out_features), np.float16)
+    for start in range(0, len(vectors_MD), _CHUNK_ROWS):
+        chunk_CD = torch.from_numpy(np.array(vectors_MD[start : start + _CHUNK_ROWS], np.float32))
+        projected_MP[start : start + _CHUNK_ROWS] = tower.project(tower.scale * chunk_CD).numpy()
+    return projected_MP
 
 
 @dataclass(frozen=True)
@@ -179,21 +198,27 @@ def _copy_semantic(source: DashClipTower, target: SemanticTower, entities: Seque
     order = _semantic_order(entities, round(source.scale**2))
     linears, targets = _linears(fully_connected), _linears(target.layers.mlp)
     if isinstance(target.layers, PlainMlp):
-        _copy_split(linears[0], target.first, order)
+        _copy_split(linears[0], target.first, order, project=target.project)
         _copy_all(linears[1:], targets)
         return
-    _copy_cross(cross, target.layers.cross, target.first, order)
+    _copy_cross(cross, target.layers.cross, target.first, order, project=target.project)
     _fill(targets[0], linears[0], inputs=order.columns)
     _copy_all(linears[1:], targets[1:])
 
 
 def _copy_cross(
-    source: nn.Module, target: FullCross | LowRankCross, first: SplitLinear, order: _Order
+    source: nn.Module,
+    target: FullCross | LowRankCross,
+    first: SplitLinear,
+    order: _Order,
+    *,
+    project: nn.Linear | None = None,
 ) -> None:
     if isinstance(target, FullCross):
         assert isinstance(source, CrossNetwork)
         layers = _linears(source)
-        _copy_split(layers[0], first, order, outputs=slice(0, target.first_width), reorder_outputs=True)
+        outputs = slice(0, target.first_width)
+        _copy_split(layers[0], first, order, outputs=outputs, reorder_outputs=True, project=project)
         for layer, layer_target in zip(layers[1:], _linears(target), strict=True):
             _fill(layer_target, layer, inputs=order.columns, outputs=order.columns)
         return
@@ -214,11 +239,16 @@ def _copy_split(
     *,
     outputs: slice = slice(None),
     reorder_outputs: bool = False,
+    project: nn.Linear | None = None,
 ) -> None:
-    """Fill rows `outputs` of a split layer."""
+    """Fill rows `outputs` of a split layer; `project` takes the first columns of the candidate's part."""
     rows = order.columns if reorder_outputs else None
     target.request.weight[outputs] = _taken(source.weight, rows, order.request)
-    target.candidate.weight[outputs] = _taken(source.weight, rows, order.candidate)
+    candidate = _taken(source.weight, rows, order.candidate)
+    if project is not None:
+        project.weight.copy_(candidate[:, : project.in_features])
+        candidate = candidate[:, project.in_features :]
+    target.candidate.weight[outputs] = candidate
     target.request.bias[outputs] = _bias(source, rows)
 
 

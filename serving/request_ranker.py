@@ -11,6 +11,7 @@ Inputs of `forward`, in the order of `RankerShape.inputs`:
                                   then those of the candidates, each in the order of `sparse_columns`
     vectors          [rows, D]    product vectors, float16 or float32; row 0 is zeros. uint8 if `quantised`
     scales           [rows, 2]    float32, if `quantised`: a vector is scales[:, 0] * vectors + scales[:, 1]
+    projections      [rows, P]    float16 or float32, if `projected`: `product_projections` of the vectors
     request_dense    [R, F_r]     float32, the columns `request_dense`
     request_sparse   [R, S_r]     int32, rows of the tables of `request_sparse`
     query            [R, D]       float32, the query's vector; zeros if it has none
@@ -20,7 +21,7 @@ Inputs of `forward`, in the order of `RankerShape.inputs`:
     product          [N]          int64, rows of `vectors`; 0 if the product has no vector
     request_of       [N]          int64, the request of each candidate, 0 to R - 1
 
-`vectors`, `scales`, `query`, `history` and `product` exist as far as the ranker reads them. There may be no
+`vectors`, `query`, `history` and `product` exist as far as the ranker reads them. There may be no
 column of a kind: the tensor is then [R, 0] or [N, 0]. R and N are at least 1. All tensors are contiguous. A
 compiled program checks none of this; `serving.scoring.RankerScorer` does, and makes the list.
 
@@ -35,7 +36,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from serving.request_towers import ParallelTower, SemanticTower, mlp
+from serving.request_towers import ParallelTower, SemanticTower, mlp, semantic_widths
 
 if TYPE_CHECKING:  # a worker has no torchrec
     from ranking.model import Ranker
@@ -54,6 +55,7 @@ class RankerShape(BaseModel):
         top_widths: of the layers that join the towers, the last one to the logit excluded.
         semantic: the DashCLIP tower, if there is one.
         quantised: product vectors are 8-bit numbers with a scale and an offset a row.
+        projected: the first layer's products with product vectors are a table of their own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,6 +70,7 @@ class RankerShape(BaseModel):
     top_widths: tuple[Width, ...]
     semantic: "SemanticShape | None"
     quantised: bool = False
+    projected: bool = False
 
     @model_validator(mode="after")
     def _columns_exist(self) -> Self:
@@ -84,6 +87,8 @@ class RankerShape(BaseModel):
             )
         if self.quantised and not self.reads_products:
             raise ValueError("only product vectors can be quantised, and this ranker reads none")
+        if self.projected and "product" not in self.entities:
+            raise ValueError("only vectors of candidates can be projected, and this ranker reads none")
         return self
 
     @property
@@ -117,11 +122,20 @@ class RankerShape(BaseModel):
         return bool({"product", "history"} & set(self.entities))
 
     @property
+    def projection_dim(self) -> int:
+        """P: outputs of the DashCLIP tower's first layer."""
+        if self.semantic is None:
+            return 0
+        crossed = sum(semantic_widths(self.semantic.entities, self.semantic.dim))
+        return crossed if self.semantic.cross_layers else self.semantic.widths[0]
+
+    @property
     def tables(self) -> tuple[str, ...]:
         """Names of the inputs that are tables, in order."""
         names = [f"table:{name}" for name in (*self.request_sparse, *self.candidate_sparse)]
         names += ["vectors"] if self.reads_products else []
         names += ["scales"] if self.quantised else []
+        names += ["projections"] if self.projected else []
         return tuple(names)
 
     @property
@@ -160,7 +174,9 @@ class RequestRanker(nn.Module):
             cross_rank=shape.cross_rank,
             deep_widths=shape.deep_widths,
         )
-        self.semantic = SemanticTower(**dict(shape.semantic)) if shape.semantic else None
+        self.semantic = (
+            SemanticTower(**dict(shape.semantic), projected=shape.projected) if shape.semantic else None
+        )
         width = self.dcn.width + (self.semantic.width if self.semantic else 0)
         self.head = nn.Sequential(*mlp(width, shape.top_widths), nn.Linear((width, *shape.top_widths)[-1], 1))
 
@@ -178,8 +194,13 @@ class RequestRanker(nn.Module):
         if self.semantic is not None:
             vectors_RD = [_request_vector(named, name) for name in self.shape.entities if name != "product"]
             products_ND = [_vectors(named, named["product"])] if "product" in named else []
+            projections_NK = (
+                [functional.embedding(named["product"], named["projections"]).float()]
+                if "projections" in named
+                else []
+            )
             empty = request_RK[:, :0], candidate_NK[:, :0]
-            outputs.append(self.semantic(*empty, vectors_RD, products_ND, request_of_N))
+            outputs.append(self.semantic(*empty, vectors_RD, products_ND, projections_NK, request_of_N))
         return self.head(torch.cat(outputs, dim=1)).squeeze(1)
 
     @classmethod
@@ -191,6 +212,7 @@ class RequestRanker(nn.Module):
         sparse_columns: Sequence[str],
         request_columns: Iterable[str],
         quantised: bool = False,
+        projected: bool = False,
     ) -> Self:
         """The same ranker; its tables come from `tables_of` and `vectors_of` of `serving.ranker_weights`.
 
@@ -211,6 +233,7 @@ class RequestRanker(nn.Module):
             sparse_columns=sparse_columns,
             request_columns=request_columns,
             quantised=quantised,
+            projected=projected,
         )
         module = cls(shape)
         copy_weights(ranker, module)

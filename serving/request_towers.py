@@ -33,6 +33,14 @@ def mlp(width: int, hidden: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def semantic_widths(entities: Sequence[str], dim: int) -> tuple[int, int]:
+    """Columns of `SemanticTower` that are the request's, and the candidate's; both padded."""
+    of_request = len(entities) - ("product" in entities)
+    request = of_request * (dim + 1) + of_request * (of_request - 1) // 2
+    candidate = dim + 1 + of_request if "product" in entities else 0
+    return padded(request), padded(candidate)
+
+
 class SplitLinear(nn.Module):
     """W [r; c] + b, with W_r r + b computed once per request."""
 
@@ -155,24 +163,31 @@ class SemanticTower(nn.Module):
 
     Only the product is a candidate's; its part is its vector, the cosines with the request's vectors in their
     order, and whether it exists. The request's part: vectors, cosines of pairs, which exist.
+
+    If `projected`, the first layer's products with product vectors are looked up instead of computed: 40 % of
+    the arithmetic of a candidate. They are `project` of the scaled vectors.
     """
 
     def __init__(
-        self, *, entities: Sequence[str], dim: int, cross_layers: int, widths: Sequence[int]
+        self,
+        *,
+        entities: Sequence[str],
+        dim: int,
+        cross_layers: int,
+        widths: Sequence[int],
+        projected: bool = False,
     ) -> None:
         super().__init__()
-        of_request = [entity for entity in entities if entity != "product"]
-        self.pairs = tuple(combinations(range(len(of_request)), 2))
+        self.parts = semantic_widths(entities, dim)
+        self.pairs = tuple(combinations(range(len(entities) - ("product" in entities)), 2))
         self.scale = dim**0.5
-        request_width = len(of_request) * (dim + 1) + len(self.pairs)
-        candidate_width = dim + 1 + len(of_request) if "product" in entities else 0
-        parts = padded(request_width), padded(candidate_width)
-        self.request_padding = parts[0] - request_width
-        self.candidate_padding = parts[1] - candidate_width
         self.layers: CrossedMlp | PlainMlp = (
-            CrossedMlp(sum(parts), cross_layers, widths) if cross_layers else PlainMlp(widths)
+            CrossedMlp(sum(self.parts), cross_layers, widths) if cross_layers else PlainMlp(widths)
         )
-        self.first = SplitLinear(*parts, self.layers.first_width)
+        self.looked_up = dim if projected else 0
+        request_width, candidate_width = self.parts
+        self.first = SplitLinear(request_width, candidate_width - self.looked_up, self.layers.first_width)
+        self.project = nn.Linear(dim, self.layers.first_width, bias=False) if projected else None
         self.width = widths[-1]
 
     def forward(
@@ -181,6 +196,7 @@ class SemanticTower(nn.Module):
         candidate_N0: Tensor,
         vectors_RD: Sequence[Tensor],
         products_ND: Sequence[Tensor],
+        projections_NK: Sequence[Tensor],
         request_of_N: Tensor,
     ) -> Tensor:
         """[N, width].
@@ -189,6 +205,7 @@ class SemanticTower(nn.Module):
             request_R0, candidate_N0: no columns; they say how many requests and candidates there are.
             vectors_RD: the request's vectors, in the order of the entities.
             products_ND: one tensor, or none if the product is not among the entities.
+            projections_NK: of the products, one tensor if `projected`, else none.
         """
         unit_RD = [_unit(vector_RD) for vector_RD in vectors_RD]
         request_RK = torch.cat(
@@ -209,9 +226,13 @@ class SemanticTower(nn.Module):
                 for of_request_RD in unit_RD
             ]
             parts += [_exists(product_ND)]
-        request_RK = functional.pad(request_RK, (0, self.request_padding))
-        candidate_NK = functional.pad(torch.cat(parts, dim=1), (0, self.candidate_padding))
-        first_NK = self.first(request_RK, candidate_NK, request_of_N)
+        request_RK, candidate_NK = (
+            functional.pad(part_XK, (0, width - part_XK.shape[1]))
+            for part_XK, width in zip((request_RK, torch.cat(parts, dim=1)), self.parts, strict=True)
+        )
+        first_NK = self.first(request_RK, candidate_NK[:, self.looked_up :], request_of_N)
+        for projection_NK in projections_NK:
+            first_NK = first_NK + projection_NK
         return self.layers(joined(request_RK, candidate_NK, request_of_N), first_NK)
 
 

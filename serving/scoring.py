@@ -60,19 +60,21 @@ class RankerScorer:
         *,
         tables: Mapping[str, ServingTable],
         vectors: ServingTable | None = None,
+        projections: ServingTable | None = None,
     ) -> None:
         """Bind.
 
         Args:
             tables: the table of each sparse column.
             vectors: the product vectors, if the ranker reads any.
+            projections: `serving.ranker_weights.product_projections` of them, if the ranker is `projected`.
 
         Raises:
             ScoringError: a table is missing, or of another width or type than the program was made for.
         """
         self.shape = shape
         self._program = program
-        self._tables = table_inputs(shape, tables=tables, vectors=vectors)
+        self._tables = table_inputs(shape, tables=tables, vectors=vectors, projections=projections)
         self._vector_rows = vectors.rows if vectors else 0
         self._sparse_rows = {
             "request_sparse": [(name, tables[name].rows) for name in shape.request_sparse],
@@ -165,33 +167,34 @@ def array_inputs(shape: RankerShape) -> dict[str, ArrayInput]:
 
 
 def table_inputs(
-    shape: RankerShape, *, tables: Mapping[str, ServingTable], vectors: ServingTable | None
+    shape: RankerShape,
+    *,
+    tables: Mapping[str, ServingTable],
+    vectors: ServingTable | None,
+    projections: ServingTable | None = None,
 ) -> list[torch.Tensor]:
     """The inputs that are tables, in the program's order.
 
     Raises:
         ScoringError: a table is missing, or of another width or type than the program was made for.
     """
-    inputs = []
-    for name in (*shape.request_sparse, *shape.candidate_sparse):
-        table = tables.get(name)
-        if table is None or table.dim != shape.table_dims[name] or table.dtype == "int8":
-            came = f"{table.dtype}, {table.dim} wide" if table else "none"
-            wide = shape.table_dims[name]
-            raise ScoringError(
-                f"the table of {name!r} must be {wide} wide and float16 or float32, got {came}"
-            )
-        inputs.append(table.values_MD)
+    wanted = [
+        (f"the table of {name!r}", tables.get(name), shape.table_dims[name], False)
+        for name in (*shape.request_sparse, *shape.candidate_sparse)
+    ]
     if shape.semantic and shape.reads_products:
-        if (
-            vectors is None
-            or vectors.dim != shape.semantic.dim
-            or (vectors.dtype == "int8") != shape.quantised
-        ):
-            came = f"{vectors.dtype}, {vectors.dim} wide" if vectors else "none"
-            wanted = "int8" if shape.quantised else "float16 or float32"
-            raise ScoringError(f"product vectors must be {shape.semantic.dim} wide and {wanted}, got {came}")
-        inputs.append(vectors.values_MD)
-        if vectors.scales_M2 is not None:
-            inputs.append(vectors.scales_M2)
+        wanted.append(("the table of product vectors", vectors, shape.semantic.dim, shape.quantised))
+    if shape.projected:
+        wanted.append(("the table of projections", projections, shape.projection_dim, False))
+    inputs = []
+    for what, table, dim, is_quantised in wanted:
+        if table is None or table.dim != dim or (table.dtype == "int8") != is_quantised:
+            came = f"{table.dtype}, {table.dim} wide" if table else "none"
+            types = "int8" if is_quantised else "float16 or float32"
+            raise ScoringError(f"{what} must be {types}, {dim} wide, got {came}")
+        inputs += [table.values_MD] if table.scales_M2 is None else [table.values_MD, table.scales_M2]
+    if projections and vectors and shape.projected and projections.rows != vectors.rows:
+        raise ScoringError(
+            f"projections must be those of the {vectors.rows:,} product vectors, got {projections.rows:,}"
+        )
     return inputs

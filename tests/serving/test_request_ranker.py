@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ranking.model import RankerConfig, SemanticConfig
-from serving.ranker_weights import vectors_of
+from ranking.model import Ranker, RankerConfig, SemanticConfig
+from serving.ranker_weights import product_projections, vectors_of
 from serving.request_ranker import RankerShape, RequestRanker
 from serving.scoring import RankerScorer, ScoringBatch
+from serving.tables import ServingTable
 from tests.serving.small_rankers import (
     COLUMNS,
     DENSE,
@@ -32,9 +33,19 @@ TWO_TOWERS = RankerConfig(
 CONTEXT = ("user", "query", "hour")
 
 
-def scorer_of(ranker, module: RequestRanker) -> RankerScorer:
+def scorer_of(ranker: Ranker, module: RequestRanker) -> RankerScorer:
     tables, vectors = plain_tables(ranker)
-    return RankerScorer(lambda inputs: module.logits(*inputs), module.shape, tables=tables, vectors=vectors)
+    projections = None
+    if module.shape.projected:
+        projected = product_projections(module, vectors_of(ranker)["product"])
+        projections = ServingTable(torch.from_numpy(projected), None)
+    return RankerScorer(
+        lambda inputs: module.logits(*inputs),
+        module.shape,
+        tables=tables,
+        vectors=vectors,
+        projections=projections,
+    )
 
 
 @settings(deadline=None, max_examples=60)
@@ -53,6 +64,17 @@ def test_any_ranker_and_any_parting_of_its_columns_give_the_offline_logits(
     requests = random_requests(candidates, purchases=purchases, request_columns=request_columns, seed=seed)
     served_N = scorer_of(ranker, module).score(requests.scoring_batch(module.shape, ranker))
     np.testing.assert_allclose(served_N, requests.offline_logits(ranker), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("cross_layers", [0, 1, 2])
+def test_looking_up_projections_changes_logits_by_their_rounding(cross_layers: int) -> None:
+    semantic = SemanticConfig(cross_layers=cross_layers, widths=(8,))
+    ranker = small_ranker(TWO_TOWERS.model_copy(update={"semantic": semantic}))
+    module = request_ranker(ranker, CONTEXT, projected=True)
+    requests = random_requests([9, 30], purchases=3, request_columns=CONTEXT)
+    served_N = scorer_of(ranker, module).score(requests.scoring_batch(module.shape, ranker))
+    offline_N = requests.offline_logits(ranker)
+    assert np.abs(served_N - offline_N).max() < 2e-3 * offline_N.std()
 
 
 @pytest.mark.parametrize("request_columns", [(), CONTEXT, COLUMNS])
@@ -179,6 +201,12 @@ def test_columns_of_another_ranker_are_refused(changes: dict[str, tuple[str, ...
     columns = {"dense_columns": DENSE, "sparse_columns": tuple(SPARSE_ROWS), "request_columns": ()}
     with pytest.raises(ValueError, match=message):
         RequestRanker.from_ranker(small_ranker(TWO_TOWERS), **{**columns, **changes})
+
+
+def test_only_vectors_of_candidates_can_be_projected() -> None:
+    semantic = SemanticConfig(entities=("query", "history"), widths=(8,))
+    with pytest.raises(ValueError, match="only vectors of candidates can be projected"):
+        request_ranker(small_ranker(TWO_TOWERS.model_copy(update={"semantic": semantic})), (), projected=True)
 
 
 def test_only_product_vectors_can_be_quantised() -> None:

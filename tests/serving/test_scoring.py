@@ -104,14 +104,29 @@ def test_tables_must_be_those_that_the_program_was_made_for() -> None:
     bound(shape, tables, vectors)
     wide = ServingTable(torch.zeros(30, 8), None)
     eight_bit = ServingTable(torch.zeros(21, 8, dtype=torch.uint8), torch.zeros(21, 2))
-    with pytest.raises(ScoringError, match=r"table of 'user' must be 4 wide .* got float32, 8 wide"):
+    with pytest.raises(ScoringError, match=r"table of 'user' must be .*, 4 wide, got float32, 8 wide"):
         bound(shape, tables | {"user": wide}, vectors)
     with pytest.raises(ScoringError, match=r"table of 'brand' .* got none"):
         bound(shape, {name: table for name, table in tables.items() if name != "brand"}, vectors)
-    with pytest.raises(ScoringError, match=r"product vectors must be 8 wide .* got none"):
+    with pytest.raises(ScoringError, match=r"product vectors must be .*, 8 wide, got none"):
         bound(shape, tables, None)
-    with pytest.raises(ScoringError, match="8 wide and float16 or float32, got int8"):
+    with pytest.raises(ScoringError, match=r"vectors must be float16 or float32, 8 wide, got int8"):
         bound(shape, tables, eight_bit)
-    with pytest.raises(ScoringError, match="8 wide and int8, got float32"):
+    with pytest.raises(ScoringError, match=r"vectors must be int8, 8 wide, got float32"):
         bound(shape.model_copy(update={"quantised": True}), tables, vectors)
     bound(shape.model_copy(update={"quantised": True}), tables, eight_bit)
+
+
+def test_projections_must_be_those_of_the_vectors() -> None:
+    ranker = small_ranker(RankerConfig(embedding_dim=4, semantic=SemanticConfig(widths=(4,))))
+    shape = request_ranker(ranker, CONTEXT, projected=True).shape
+    tables, vectors = plain_tables(ranker)
+    for rows, dim, message in (
+        (21, 8, "projections must be float16 or float32, 48 wide, got float32, 8"),
+        (20, 48, "those of the 21 product vectors, got 20"),
+    ):
+        projections = ServingTable(torch.zeros(rows, dim), None)
+        with pytest.raises(ScoringError, match=message):
+            RankerScorer(lambda i: i[0], shape, tables=tables, vectors=vectors, projections=projections)
+    with pytest.raises(ScoringError, match="got none"):
+        bound(shape, tables, vectors)
