@@ -15,8 +15,9 @@ from tests.features.small_logs import CONFIG, START_US, WITHOUT_QUERIES
 from tests.features.small_market import WIDE, Market, assert_equal_rows
 
 
-@pytest.mark.parametrize("granularity", ["exact", "hour", "day"])
-@pytest.mark.parametrize("text_ids", [False, True])
+@pytest.mark.parametrize(
+    ("granularity", "text_ids"), [("exact", False), ("hour", False), ("day", False), ("hour", True)]
+)
 def test_the_online_row_is_the_offline_row_bit_for_bit(tmp_path, granularity, text_ids):
     counters = WIDE.counters.model_copy(update={"granularity": granularity})
     market = Market(
