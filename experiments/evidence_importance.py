@@ -20,6 +20,7 @@ from experiments.importance_report_text import (
     paper_sentence,
     slice_sentences,
     surely_positive,
+    with_titles,
 )
 from experiments.page_parts import Plot, Section, listed
 
@@ -58,7 +59,7 @@ def importance_section(sweep: Path) -> Section | None:
             *([paper] if paper else []),
             *group_sentences(report),
             *slice_sentences(report, at_most=3),
-            *([report.agreement.sentence] if report.agreement.sentence else []),
+            *filter(None, [with_titles(report, report.agreement.sentence)]),
         ),
         plots=(*bar_plots(report, "permutation"), *heat_maps, *agreement_plots(report)),
         grids=(pairs,) if pairs else (),
@@ -67,11 +68,15 @@ def importance_section(sweep: Path) -> Section | None:
 
 
 def _answer(report: ImportanceReport) -> str:
-    useful = [entry for entry in report.ranked() if surely_positive(entry)]
-    if not useful:
+    ranked = report.ranked()
+    sure = sum(surely_positive(entry) for entry in ranked)
+    if not sure:
         return "No feature has a permutation importance whose interval lies above zero."
-    leaders = [f"{feature_title(entry.name)} ({entry.mean:.4f})" for entry in useful[:3]]
+    leaders = [
+        f"{feature_title(entry.name)} ({entry.mean:.4f}{'' if surely_positive(entry) else ', not sure'})"
+        for entry in ranked[:3]
+    ]
     return (
-        f"Shuffled among impressions, {listed(leaders)} cost most AUC; {len(useful)} of "
-        f"{len(report.ranked())} features have an interval above zero."
+        f"Shuffled among impressions, {listed(leaders)} cost most AUC; {sure} of {len(ranked)} features have "
+        "an interval above zero."
     )

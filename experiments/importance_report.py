@@ -27,6 +27,7 @@ from experiments.importance_report_text import (
     surely_negative,
     surely_positive,
     with_limits,
+    with_titles,
 )
 from experiments.page_parts import Grid, Origin, Plot, png_source, render
 from features.files import atomic_write_bytes
@@ -97,6 +98,7 @@ def to_html(report: ImportanceReport) -> str:
         features=table(report, "feature"),
         group_table=table(report, "group"),
         pairs=pair_grid(report),
+        titled=lambda sentence: with_titles(report, sentence),
         selection=_selection_grid(report.selection) if report.selection else None,
         baselines=[(feature_title(name), words) for name, words in report.baselines.items()],
         origin=origin_of(report),
@@ -126,8 +128,8 @@ def agreement_plots(report: ImportanceReport) -> list[Plot]:
         return []
     caption = (
         "Left: each line is a feature that some method puts among its first eight; flat lines mean "
-        "agreement. Right: how alike whole rankings are, of two methods, and of two models that differ "
-        "by seed only."
+        "agreement. Right: Spearman's correlation of whole rankings, with its 95 % interval: of two "
+        "methods, and of two models that differ by seed only."
     )
     return [Plot("Do the methods agree?", caption, png_source(pictures.png_of(figure)))]
 

@@ -87,7 +87,7 @@ def agreement(report: ImportanceReport) -> Figure | None:
     with matplotlib.rc_context(STYLE):
         shown = [name for name, there in (("places", len(methods) > 1), ("rank", correlations)) if there]
         figure = Figure(figsize=(WIDTH_INCHES, 4.8), layout="constrained")
-        ratios = (2.3, 1) if len(shown) == 2 else (1,)
+        ratios = (2.1, 1) if len(shown) == 2 else (1,)
         panels = dict(
             zip(shown, np.atleast_1d(figure.subplots(1, len(shown), width_ratios=ratios)), strict=True)
         )
@@ -127,7 +127,7 @@ def slice_heat(report: ImportanceReport, *, aisles: bool = False) -> Figure | No
                 if entry is not None:
                     _cell(axes, column, place, entry, limit, small=len(columns) > 12)
         axes.set_yticks(range(len(rows)), [feature_title(row.name) for row in rows])
-        labels = [_slice_label(report, slice) for slice in columns]
+        labels = [_slice_label(report, slice, aisles=aisles) for slice in columns]
         axes.set_xticks(
             range(len(columns)), labels, rotation=60 if aisles else 0, ha="right" if aisles else "center"
         )
@@ -311,8 +311,8 @@ def _dots(axes: Axes, rows: Sequence[tuple[str, float, float | None, float | Non
     axes.axvline(0, color="#555555", linewidth=1)
     axes.set_yticks(range(len(rows)), [broken(title, 22) for title, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.7)
-    axes.set_xlabel("Rank correlation (Spearman), 95 %")
-    axes.set_title("1 is the same order, 0 none")
+    axes.set_xlabel("1: same order, 0: none")
+    axes.set_title("Rank correlation")
     axes.grid(axis="x", color="#e4e4e4")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
@@ -330,7 +330,8 @@ def _root_scale(limit: float) -> matplotlib.colors.FuncNorm:
 def _cell(axes: Axes, column: int, row: int, entry: FeatureImportance, limit: float, *, small: bool) -> None:
     sure = _sure(entry)
     dark = abs(entry.mean) > 0.4 * limit
-    text = f"{1000 * entry.mean:.1f}".replace("-0.0", "0.0")
+    text = f"{1000 * entry.mean:.{0 if small and abs(entry.mean) >= 0.1 else 1}f}"
+    text = "0.0" if text == "-0.0" else text
     axes.text(
         column,
         row,
@@ -338,15 +339,15 @@ def _cell(axes: Axes, column: int, row: int, entry: FeatureImportance, limit: fl
         ha="center",
         va="center",
         fontsize=7 if small else 8.5,
-        color="white" if dark else "#111111" if sure else "#6a6a6a",
+        color="#6a6a6a" if not sure else "white" if dark else "#111111",
     )
 
 
-def _slice_label(report: ImportanceReport, slice: str) -> str:
+def _slice_label(report: ImportanceReport, slice: str, *, aisles: bool) -> str:
     title = "All rows" if slice == ALL else slice.removeprefix("aisle: ")
     found = report.slices.get(slice)
     size = found.rows if found else report.rows if slice == ALL else None
-    if slice.startswith("aisle: "):
+    if aisles:
         return title if size is None else f"{title} ({size:,})"
     title = broken(title[:1].upper() + title[1:], 15)
     return title if size is None else f"{title}\n({size:,})"

@@ -36,6 +36,8 @@ _OPPOSITES = (
 _COUNTER = re.compile(r"(?P<key>\w+)_(?P<kind>impressions|clicks|ctr)_(?P<days>\d+)d")
 _NAMED_AT_MOST = 8
 _LEADERS_AT_MOST = 6
+#: With fewer models a Student-t interval is mostly the width of its own uncertainty.
+_ENOUGH_RUNS = 5
 
 
 def feature_title(name: str) -> str:
@@ -78,17 +80,19 @@ def tiers(ranked: Sequence[FeatureImportance]) -> list[list[FeatureImportance]]:
 def leading_sentences(report: ImportanceReport) -> list[str]:
     """What leads by permutation, tier by tier, and what cannot be told from no effect."""
     ranked = report.ranked()
-    useful = [entry for entry in ranked if surely_positive(entry)]
     if not ranked:
         return ["Permutation was not asked for; the tables and bars show what was measured."]
-    sentences = []
+    useful = [entry for entry in ranked if surely_positive(entry)]
+    largest_sure = useful[0].mean if useful else 0.0
+    wide = [entry for entry in ranked if entry.mean > largest_sure and not surely_positive(entry)]
+    sentences = [_wide_sentence(report, wide)] if wide and useful else []
     named = 0
     for place, tier in enumerate(tiers(useful)):
         if named and named + len(tier) > _LEADERS_AT_MOST:
             break
         named += len(tier)
-        sentences.append(_tier_sentence(report, tier, place=place))
-    return [*sentences, *_rest(report, ranked, named)]
+        sentences.append(_tier_sentence(report, tier, place=place, after_wide=bool(wide)))
+    return [*sentences, *_rest(report, ranked, named, wide if useful else [])]
 
 
 def paper_sentence(report: ImportanceReport) -> str | None:
@@ -97,15 +101,23 @@ def paper_sentence(report: ImportanceReport) -> str | None:
     found = [name for name in PAPER_LEADERS if name in places]
     if not found:
         return None
-    stands = listed([f"{name} number {places[name]}" for name in found])
-    agrees = sorted(places[name] for name in found) == list(range(1, len(found) + 1))
-    verdict = "as here" if agrees and len(found) == len(PAPER_LEADERS) else "which is not what is found here"
-    if agrees and len(found) < len(PAPER_LEADERS):
-        verdict = "as far as this model reads them, here too"
+    first, *others = [f"{name} is number {places[name]}" for name in found]
+    stands = listed([first, *(other.replace("is number", "number") for other in others)])
+    lead = sum(places[name] <= len(PAPER_LEADERS) for name in found)
+    verdict = "so they do here" if lead == len(PAPER_LEADERS) else f"{lead} of the three do here"
     return (
-        f"In the paper query embedding, product embedding and purchase history lead, {verdict}: among "
-        f"{len(places)} features {stands}."
+        f"In the paper query embedding, product embedding and purchase history take the first three places; "
+        f"{verdict}: of {len(places)} features {stands}."
     )
+
+
+def with_titles(report: ImportanceReport, sentence: str) -> str:
+    """A sentence with the titles of features for their names."""
+    names = sorted({entry.name for entry in report.features if "_" in entry.name}, key=len, reverse=True)
+    if not names:
+        return sentence
+    pattern = rf"(?<!\w)({'|'.join(map(re.escape, names))})(?!\w)"
+    return re.sub(pattern, lambda match: feature_title(match[0]), sentence)
 
 
 def group_sentences(report: ImportanceReport) -> list[str]:
@@ -186,40 +198,75 @@ def with_limits(entry: FeatureImportance | None, *, decimals: int = 4) -> str:
     return f"{mean} ({_unsigned_zero(entry.low, decimals)} … {_unsigned_zero(entry.high, decimals)})"
 
 
-def _tier_sentence(report: ImportanceReport, tier: Sequence[FeatureImportance], *, place: int) -> str:
+def _wide_sentence(report: ImportanceReport, wide: Sequence[FeatureImportance]) -> str:
+    """On features whose mean tops every sure one, but whose interval reaches zero."""
+    each = listed([f"{feature_title(entry.name)} ({entry.mean:.4f}{_limits(entry)})" for entry in wide[:3]])
+    noise = f"the {len(report.runs)} models differ" if len(report.runs) > 1 else "the shuffles differ"
+    return f"On average {each} cost{'s' if len(wide) == 1 else ''} most AUC, but {noise} too much to be sure."
+
+
+def _limits(entry: FeatureImportance) -> str:
+    if entry.low is None or entry.high is None:
+        return ""
+    return f", 95 % interval {entry.low:.4f} … {entry.high:.4f}"
+
+
+def _tier_sentence(
+    report: ImportanceReport, tier: Sequence[FeatureImportance], *, place: int, after_wide: bool
+) -> str:
     names = [feature_title(entry.name) for entry in tier]
     if len(tier) == 1:
         (entry,) = tier
-        cost = f"{entry.mean:.4f} AUC (95 % interval {_interval(entry)})"
+        cost = f"{entry.mean:.4f} AUC ({_limits(entry).removeprefix(', ')})"
         if place:
             return f"{'Next comes' if place == 1 else 'Then'} {names[0]} with {cost}."
+        if after_wide:
+            return f"The largest loss that is sure is that of {names[0]} with {cost}."
         base = report.base["auc"].mean
         return (
             f"{_capital(names[0])} matters most: with its values shuffled among impressions the model "
             f"loses {cost}, from {base:.4f} to {base - entry.mean:.4f}."
         )
-    each = listed([f"{name} ({entry.mean:.4f})" for name, entry in zip(names, tier, strict=True)])
-    start = ("The lead is shared by", "Next come", "Then")[min(place, 2)]
-    return f"{start} {each}: their intervals overlap, so the order among them is not certain."
+    each = [f"{name} ({entry.mean:.4f})" for name, entry in zip(names, tier, strict=True)]
+    if len(each) > _NAMED_AT_MOST:
+        each = [*each[:_NAMED_AT_MOST], f"{len(each) - _NAMED_AT_MOST} more"]
+    first = "The largest losses that are sure are those of" if after_wide else "The lead is shared by"
+    start = (first, "Next come", "Then")[min(place, 2)]
+    return f"{start} {listed(each)}: their intervals overlap, so the order among them is not certain."
 
 
-def _rest(report: ImportanceReport, ranked: Sequence[FeatureImportance], named: int) -> list[str]:
+def _rest(
+    report: ImportanceReport,
+    ranked: Sequence[FeatureImportance],
+    named: int,
+    wide: Sequence[FeatureImportance],
+) -> list[str]:
     useful = sum(surely_positive(entry) for entry in ranked)
     sentences = []
     if useful > named:
         words = "more feature has an interval" if useful == named + 1 else "more features have intervals"
         sentences.append(f"{useful - named} {words} above zero, each smaller than these.")
-    unclear = [entry for entry in ranked if not surely_positive(entry) and not surely_negative(entry)]
+    unclear = [
+        entry
+        for entry in ranked
+        if not surely_positive(entry) and not surely_negative(entry) and entry not in wide
+    ]
     if unclear:
+        names = [entry.name for entry in unclear]
+        which = f" ({_some(names)})" if len(names) <= _NAMED_AT_MOST else ""
         sentences.append(
             f"For {len(unclear)} of {len(ranked)} features nothing shows that the model gains from them: "
-            f"their intervals reach zero ({_some([entry.name for entry in unclear])})."
+            f"their intervals reach zero{which}."
         )
     harmful = [entry for entry in ranked if surely_negative(entry)]
     if harmful:
         sentences.append(
             "On these rows the model would rank better without what it reads in "
             f"{_some([entry.name for entry in harmful])}: shuffling the values raises AUC."
+        )
+    if 1 < len(report.runs) < _ENOUGH_RUNS:
+        sentences.append(
+            f"Intervals rest on {len(report.runs)} models only and are wide; {_ENOUGH_RUNS} seeds tell more."
         )
     return sentences
 
@@ -229,10 +276,6 @@ def _some(names: Sequence[str]) -> str:
     if len(titles) <= _NAMED_AT_MOST:
         return listed(titles)
     return f"{', '.join(titles[:_NAMED_AT_MOST])} and {len(titles) - _NAMED_AT_MOST} more"
-
-
-def _interval(entry: FeatureImportance) -> str:
-    return f"{entry.low:.4f} … {entry.high:.4f}"
 
 
 def _capital(text: str) -> str:

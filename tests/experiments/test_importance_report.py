@@ -21,6 +21,7 @@ from experiments.importance_report_text import (
     surely_positive,
     tiers,
     with_limits,
+    with_titles,
 )
 from tests.experiments.importance_reports import COUNTERS, SLICES, made_report
 from tests.experiments.page_reader import assert_whole_and_self_contained
@@ -119,6 +120,26 @@ def test_what_reaches_zero_is_called_unclear_and_what_hurts_is_called_harmful(re
     assert "rank better without what it reads in user clicks, 28 d" in harmful
 
 
+def test_a_large_mean_with_a_wide_interval_is_named_first_but_not_called_sure(report):
+    features = (
+        entry("product embedding", 0.08, -0.05, 0.21),
+        entry("position", 0.04, 0.03, 0.05),
+        entry("price", 0.01, -0.01, 0.03),
+    )
+    two = report.model_copy(update={"features": features, "runs": report.runs[:2]})
+    wide, sure, unclear, few = leading_sentences(two)
+    assert wide.startswith("On average product embedding (0.0800, 95 % interval -0.0500 … 0.2100) costs most")
+    assert "the 2 models differ too much to be sure" in wide
+    assert sure.startswith("The largest loss that is sure is that of position")
+    assert unclear.endswith("(price).")
+    assert few.startswith("Intervals rest on 2 models only")
+
+
+def test_names_in_sentences_become_titles_as_whole_words(report):
+    said = with_titles(report, "query_product_ctr_7d and product_ctr_7d, not xproduct_ctr_7d")
+    assert said == "query × product CTR, 7 d and product CTR, 7 d, not xproduct_ctr_7d"
+
+
 def test_a_model_that_reads_nothing_has_no_leader(undrawn):
     report = made_report(features=FEW, groups={}, slices={}, truth={}, noise=0.0)
     (sentence,) = leading_sentences(report)
@@ -157,8 +178,8 @@ def test_entries_without_an_interval_are_never_told_apart_or_called_sure():
 @pytest.mark.parametrize(
     ("truth", "verdict"),
     [
-        ({"query embedding": 0.03, "product embedding": 0.02, "purchase history": 0.01}, "lead, as here"),
-        ({"price": 0.03, "query embedding": 0.02, "product embedding": 0.01}, "which is not what is found"),
+        ({"query embedding": 0.03, "product embedding": 0.02, "purchase history": 0.01}, "so they do here"),
+        ({"price": 0.03, "query embedding": 0.02, "product embedding": 0.01}, "2 of the three do here"),
     ],
 )
 def test_the_papers_claim_is_held_against_what_was_found(truth, verdict):
