@@ -164,7 +164,7 @@ def _compile(module: RequestRanker, tables: list[Tensor], out: Path, threads: in
     settings |= _AVX2_SETTINGS if _machine()["instructions"] == "AVX2" else {}
     with tempfile.TemporaryDirectory(dir=out, prefix=".compile-") as folder, _threads(threads), _quiet():
         exported = torch.export.export(
-            module, tuple(_traced_inputs(module.shape, tables)), dynamic_shapes=(_dynamic(module.shape),)
+            module, tuple(traced_inputs(module.shape, tables)), dynamic_shapes=(dynamic_axes(module.shape),)
         )
         package = aoti_compile_and_package(
             exported, package_path=str(Path(folder) / "ranker.pt2"), inductor_configs=settings
@@ -178,7 +178,7 @@ def _compile(module: RequestRanker, tables: list[Tensor], out: Path, threads: in
 
 def _trace(module: RequestRanker, tables: list[Tensor], out: Path, _threads: int) -> None:
     with torch.no_grad(), _quiet():
-        traced = torch.jit.trace(module, tuple(_traced_inputs(module.shape, tables)), check_trace=False)
+        traced = torch.jit.trace(module, tuple(traced_inputs(module.shape, tables)), check_trace=False)
         torch.jit.freeze(traced).save(str(out / SCRIPT))
 
 
@@ -214,14 +214,15 @@ def _open(folder: Path, shape: RankerShape, name: BackendName, table_types: Sequ
     return lambda inputs: module(*inputs)
 
 
-def _traced_inputs(shape: RankerShape, tables: list[Tensor]) -> list[Tensor]:
-    """Small inputs of the right types. No axis is 1, which an export takes for a constant."""
+def traced_inputs(shape: RankerShape, tables: list[Tensor]) -> list[Tensor]:
+    """Small inputs with the types of `tables`. No axis is 1, which an export takes for a constant."""
     counts = {"R": 2, "N": 6, "H": 4}
     small = [table.new_zeros(8 + i, *table.shape[1:]) for i, table in enumerate(tables)]
     return small + _random_arrays(shape, small, counts, np.random.default_rng(0))
 
 
-def _dynamic(shape: RankerShape) -> tuple[dict[int, Any], ...]:
+def dynamic_axes(shape: RankerShape) -> tuple[dict[int, Any], ...]:
+    """For each input the axes that an export must leave open: table rows, R, N and H."""
     free = torch.export.Dim.DYNAMIC
     arrays = array_inputs(shape).values()
     return (

@@ -259,8 +259,10 @@ def _request_vector(named: Mapping[str, Tensor], entity: str) -> Tensor:
     if entity == "query":
         return named["query"]
     history_RH = named["history"]
-    count_R1 = (history_RH != 0).sum(dim=1, keepdim=True).clamp(min=1)
-    return _vectors(named, history_RH).sum(dim=1) / count_R1
+    exists_RH = (history_RH != 0).float()
+    weight_RH = exists_RH / exists_RH.sum(dim=1, keepdim=True).clamp(min=1)
+    # A product instead of a sum over H, for which compilers read the vectors down their columns.
+    return torch.bmm(weight_RH.unsqueeze(1), _vectors(named, history_RH)).squeeze(1)
 
 
 def _vectors(named: Mapping[str, Tensor], rows: Tensor) -> Tensor:
