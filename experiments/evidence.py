@@ -21,17 +21,20 @@ class Part:
     question: str
     #: The command that makes it, for a sweep folder.
     command: Callable[[Path], str]
+    #: Whether it is about queries, which a log need not have.
+    needs_queries: bool
     #: The section, or None if nothing was measured; EvidenceError if what was measured cannot be shown.
     read: Callable[[Path], Section | None]
 
 
-def gather(sweep: Path, *, latency: Path | None = None) -> list[Section | Absent]:
+def gather(sweep: Path, *, latency: Path | None = None, queries: bool = True) -> list[Section | Absent]:
     """Importance, retrieval, probes and latency of a sweep, each as found or as absent.
 
     Args:
         latency: `serving.json` to show, if it is neither in the sweep folder nor in `bench/` beside it.
+        queries: whether the sweep's impressions have queries.
     """
-    return [_section(part, sweep) for part in _parts(latency)]
+    return [_section(part, sweep, queries=queries) for part in _parts(latency)]
 
 
 def _parts(latency: Path | None) -> tuple[Part, ...]:
@@ -41,6 +44,7 @@ def _parts(latency: Path | None) -> tuple[Part, ...]:
             evidence_importance.TITLE,
             evidence_importance.QUESTION,
             _importance_command,
+            False,
             evidence_importance.importance_section,
         ),
         Part(
@@ -48,6 +52,7 @@ def _parts(latency: Path | None) -> tuple[Part, ...]:
             evidence_retrieval.TITLE,
             evidence_retrieval.QUESTION,
             lambda sweep: f"dashclip encode evaluate DATA {sweep} --row dashclip=TABLES",
+            True,
             evidence_retrieval.retrieval_section,
         ),
         Part(
@@ -55,6 +60,7 @@ def _parts(latency: Path | None) -> tuple[Part, ...]:
             evidence_probes.TITLE,
             evidence_probes.QUESTION,
             lambda sweep: f"dashclip encode probe DATA TABLES_BEFORE TABLES_AFTER {sweep}",
+            True,
             evidence_probes.probes_section,
         ),
         Part(
@@ -62,6 +68,7 @@ def _parts(latency: Path | None) -> tuple[Part, ...]:
             evidence_latency.TITLE,
             evidence_latency.QUESTION,
             lambda _: "make bench-serving",
+            False,
             lambda sweep: evidence_latency.latency_section(sweep, latency),
         ),
     )
@@ -73,10 +80,13 @@ def _importance_command(sweep: Path) -> str:
     return f"dashclip importance {sweep / (full if (sweep / full).is_dir() else 'VARIANT')}"
 
 
-def _section(part: Part, sweep: Path) -> Section | Absent:
+def _section(part: Part, sweep: Path, *, queries: bool) -> Section | Absent:
+    command: str | None = part.command(sweep)
     try:
         found = part.read(sweep)
         reason = "This was not measured."
+        if part.needs_queries and not queries:
+            reason, command = "These impressions have no queries, which this part is about.", None
     except EvidenceError as error:
         found, reason = None, f"{error}."
-    return found or Absent(part.anchor, part.title, part.question, reason, part.command(sweep))
+    return found or Absent(part.anchor, part.title, part.question, reason, command)

@@ -18,6 +18,7 @@ from experiments.importance.result import (
 from experiments.importance_report_text import (
     METHOD_TITLES,
     agreement_title,
+    capital,
     feature_title,
     group_sentences,
     leading_sentences,
@@ -98,7 +99,7 @@ def to_html(report: ImportanceReport) -> str:
         features=table(report, "feature"),
         group_table=table(report, "group"),
         pairs=pair_grid(report),
-        titled=lambda sentence: with_titles(report, sentence),
+        titled=lambda sentence: capital(with_titles(report, sentence)),
         selection=_selection_grid(report.selection) if report.selection else None,
         baselines=[(feature_title(name), words) for name, words in report.baselines.items()],
         origin=origin_of(report),

@@ -165,7 +165,7 @@ def slice_sentences(report: ImportanceReport, *, at_most: int = 5) -> list[str]:
             if not surely_positive(low):
                 there = f"than for {low_words}, where nothing shows that it helps"
             here = f"matters more for {high_words} ({high.mean:.4f} AUC)"
-            sentence = f"{_capital(feature_title(name))} {here} {there}."
+            sentence = f"{capital(feature_title(name))} {here} {there}."
             contrasts.append((high.mean - low.mean, sentence))
     return [sentence for _, sentence in sorted(contrasts, reverse=True)[:at_most]]
 
@@ -224,7 +224,7 @@ def _tier_sentence(
             return f"The largest loss that is sure is that of {names[0]} with {cost}."
         base = report.base["auc"].mean
         return (
-            f"{_capital(names[0])} matters most: with its values shuffled among impressions the model "
+            f"{capital(names[0])} matters most: with its values shuffled among impressions the model "
             f"loses {cost}, from {base:.4f} to {base - entry.mean:.4f}."
         )
     each = [f"{name} ({entry.mean:.4f})" for name, entry in zip(names, tier, strict=True)]
@@ -278,7 +278,8 @@ def _some(names: Sequence[str]) -> str:
     return f"{', '.join(titles[:_NAMED_AT_MOST])} and {len(titles) - _NAMED_AT_MOST} more"
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """A text that begins a sentence."""
     return text[:1].upper() + text[1:]
 
 

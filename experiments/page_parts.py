@@ -65,13 +65,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Absent:
-    """A part that cannot be shown: why, and the command that makes it."""
+    """A part that cannot be shown: why, and the command that makes it, if one could."""
 
     anchor: str
     title: str
     question: str
     reason: str
-    command: str
+    command: str | None
 
 
 def render(template: str, **content: Any) -> str:

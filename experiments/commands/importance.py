@@ -59,8 +59,8 @@ def importance(
 
     Features are those of the schema, and groups of them. AUC and LogLoss are exact, over all rows of the
     split. Several seeds are combined, methods and seeds compared, correlated features permuted together.
-    Writes importance.json. Parts that are done are kept beside it, in importance_parts/: a stopped command
-    goes on where it was.
+    Writes importance.json and beside it a page, pictures and a CSV for people. Parts that are done are kept
+    in importance_parts/: a stopped command goes on where it was.
 
     Examples: `dashclip importance runs/demo/dcn_pq_sim_history`,
     `dashclip importance runs/first --drop-below 0.0002`
@@ -73,6 +73,7 @@ def importance(
     from experiments.importance.measure import MeasureOptions, measure
     from experiments.importance.result import methods_named
     from experiments.importance.tables import feature_table, group_table, sentences
+    from experiments.importance_report import write_importance_report
 
     torch.set_num_threads(threads)
     console = Console()
@@ -112,11 +113,14 @@ def importance(
             )
             report = report.model_copy(update={"selection": selection})
     report.write(target / "importance.json")
+    with console.status("drawing"):
+        paths = write_importance_report(target)
     for table in (feature_table(report), group_table(report)):
         console.print(table)
     for sentence in sentences(report):
         console.print(f"• {sentence}", markup=False, highlight=False)
-    console.print(f"wrote {target / 'importance.json'}", highlight=False, markup=False)
+    for path in (target / "importance.json", paths["csv"], paths["page"]):
+        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 class _Bars:

@@ -59,7 +59,7 @@ def report(
 
         table = build_report(sweep, rng_seed=rng_seed, bootstrap_resamples=resamples, progress=advance)
     with console.status("drawing"):
-        evidence = gather(sweep, latency=latency)
+        evidence = gather(sweep, latency=latency, queries="head_query" in table.slices)
         paths = write_report(table, out or sweep, evidence=evidence)
 
     console.print(console_table(table))
@@ -72,7 +72,8 @@ def report(
         console.print(f"[yellow]missing:[/yellow] {sentence}")
     for part in evidence:
         if isinstance(part, Absent):
-            sentence = escape(f"{part.title}: {part.reason} To make it: {part.command}")
+            command = f" To make it: {part.command}" if part.command else ""
+            sentence = escape(f"{part.title}: {part.reason}{command}")
             console.print(f"[yellow]not on the page:[/yellow] {sentence}", highlight=False)
     for path in (paths["json"], paths["markdown"]):
         console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)

@@ -131,6 +131,16 @@ def test_what_was_not_measured_is_named_with_the_command_that_makes_it(tmp_path,
         assert text.count(command) == 2  # at a glance, and in its own place
 
 
+def test_a_log_without_queries_is_not_asked_to_retrieve(tmp_path, undrawn):
+    sweep = write_sweep(tmp_path / "log", queries=False, seeds=(1, 2))
+    result = CliRunner().invoke(app, ["report", str(sweep), "--resamples", "200"])
+    assert result.exit_code == 0, result.output
+    text = assert_whole_and_self_contained((sweep / "report.html").read_text()).text
+    assert text.count("These impressions have no queries") == 4
+    assert "encode evaluate" not in text
+    assert "dashclip importance" in text
+
+
 @pytest.mark.parametrize(("name", "anchor"), EVIDENCE.items())
 @pytest.mark.parametrize(
     "content", ['{"rows"', "[]", '{"added_p99_ms": "fast"}', '{"rows": {"a": {"b": "c"}}}']
