@@ -4,6 +4,7 @@ Every body starts from a recorded request, so that the damage lies deep: in a ty
 of an Arrow buffer. The same seed gives the same bodies.
 """
 
+import copy
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -120,11 +121,11 @@ def _absurd_json(request: ScoreRequest, chance: random.Random) -> bytes:
                 continue
             action = chance.random()
             if action < 0.75:
-                parent[place] = chance.choice(_ABSURD)
+                parent[place] = copy.deepcopy(chance.choice(_ABSURD))
             elif action < 0.9:
                 del parent[place]
             elif isinstance(parent, dict):
-                parent[str(chance.choice(_ABSURD))[:300]] = chance.choice(_ABSURD)
+                parent[str(chance.choice(_ABSURD))[:300]] = copy.deepcopy(chance.choice(_ABSURD))
             break
     return orjson.dumps(fields, option=orjson.OPT_NON_STR_KEYS)
 

@@ -93,6 +93,7 @@ def build_archive(
         folder = Path(stage) / name
         folder.mkdir()
         manifest = _fill(folder, name, version=version, example=example, handler=handler, settings=inside)
+        shutil.rmtree(folder / "MAR-INF")  # the archiver writes it
         shutil.copytree(package, folder / PACKAGE_NAME)
         ModelExportUtils.archive(stage, name, str(folder), manifest, "zip-store")
         shutil.rmtree(folder)

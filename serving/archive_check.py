@@ -4,11 +4,13 @@ A program of its own, because a worker is one, too: what only works inside the p
 (a module that is already imported, a path) fails here with its true text.
 """
 
+import importlib
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+from serving.archive import HANDLER_NAME
 from serving.torchserve_files import METRICS_NAME, metrics_text
 
 
@@ -18,22 +20,24 @@ def answer_once(archive: Path, *, name: str, body: bytes) -> None:
     Raises:
         RuntimeError: the status is not 200.
     """
-    from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
-    from ts.model_loader import TsModelLoader
-
     with tempfile.TemporaryDirectory() as scratch:
         folder = archive
         if archive.is_file():
             folder = Path(scratch) / "archive"
             with zipfile.ZipFile(archive) as packed:
                 packed.extractall(folder)
+        sys.path.insert(0, str(folder))
+        # TorchServe's loader takes a failed import for a missing file and hides the error behind another one.
+        importlib.import_module(Path(HANDLER_NAME).stem)
+        from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+        from ts.model_loader import TsModelLoader
+
         metrics_path = Path(scratch) / METRICS_NAME
         metrics_path.write_text(metrics_text(), encoding="utf-8")
         metrics = MetricsCacheYamlImpl(str(metrics_path))
         metrics.initialize_cache()
         metrics.model_name = name
-        sys.path.insert(0, str(folder))
-        service = TsModelLoader().load(name, str(folder), "dashclip_handler.py", None, 1, None, True, metrics)
+        service = TsModelLoader().load(name, str(folder), HANDLER_NAME, None, 1, None, True, metrics)
         service.set_cl_socket(None)
         service.predict([_frontend_request(body)])
         status, _ = service.context.get_response_status(0)

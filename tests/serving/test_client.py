@@ -1,0 +1,173 @@
+"""The client against a server that does what it is told: faults that pass, tokens that expire, refusals."""
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serving import arrow_codec
+from serving.client import ClientError, ScoreClient, Tokens
+from serving.endpoint import Body, Endpoint
+from serving.protocol import RequestError, ScoreRequest
+from tests.serving.stand_in_handler import stand_in_score, stand_in_scorer
+
+REQUEST = ScoreRequest(user_id=1, query="q", candidates=[101, 7])
+
+
+class FaultyServer:
+    """Answers by `script` first (a status, or "drop"), then by the stand-in. Wants `token` if it has one."""
+
+    def __init__(self, key_file: Path) -> None:
+        self.script: list[int | str] = []
+        self.token: str | None = None
+        self.connections = 0
+        self.seen: list[str] = []
+        endpoint = Endpoint(stand_in_scorer())
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                outer.connections += 1
+                super().setup()
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                outer.seen.append(self.headers["content-type"])
+                step = outer.script.pop(0) if outer.script else 200
+                if step == "drop":
+                    self.close_connection = True
+                elif step != 200:
+                    self.reply(int(step), "application/json", b'{"message": "Worker died."}')
+                elif outer.token and self.headers["authorization"] != f"Bearer {outer.token}":
+                    self.reply(400, "application/json", b'{"message": "Token Authorization failed. Expired"}')
+                else:
+                    (answer,) = endpoint.answer([Body(body, self.headers["content-type"])])
+                    self.reply(answer.status, answer.content_type, answer.content)
+
+            def do_GET(self) -> None:
+                assert self.path == "/token?type=inference"
+                assert self.headers["authorization"] == "Bearer api"
+                outer.token = f"{outer.token}+"
+                write_keys(key_file, outer.token)
+                self.reply(200, "application/json", b"{}")
+
+            def reply(self, status: int, kind: str, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("content-type", kind)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.root = f"http://127.0.0.1:{self.http.server_address[1]}"
+        self.url = f"{self.root}/predictions/dashclip"
+
+
+def write_keys(path: Path, token: str) -> None:
+    path.write_text(json.dumps({"inference": {"key": token}, "API": {"key": "api"}}))
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    return tmp_path / "key_file.json"
+
+
+@pytest.fixture
+def server(key_file: Path) -> Iterator[FaultyServer]:
+    faulty = FaultyServer(key_file)
+    thread = threading.Thread(target=faulty.http.serve_forever, args=(0.01,))
+    thread.start()
+    yield faulty
+    faulty.http.shutdown()
+    thread.join()
+    faulty.http.server_close()
+
+
+@pytest.mark.parametrize("body_format", ["json", "arrow"])
+def test_scores_come_back_over_one_connection(server: FaultyServer, body_format: str) -> None:
+    with ScoreClient(server.url, body_format=body_format) as client:  # type: ignore[arg-type]
+        for _ in range(3):
+            reply = client.score(REQUEST)
+    assert reply.scores_N.tolist() == pytest.approx([stand_in_score(101), stand_in_score(7)])
+    assert server.connections == 1
+    assert (server.seen[0] == arrow_codec.CONTENT_TYPE) == (body_format == "arrow")
+
+
+@pytest.mark.parametrize("fault", [500, 503, 507, "drop"])
+def test_a_fault_that_passes_is_waited_for(server: FaultyServer, fault: int | str) -> None:
+    server.script = [fault, fault]
+    with ScoreClient(server.url, retries=2) as client:
+        assert len(client.score(REQUEST).scores_N) == 2
+
+
+def test_a_fault_that_stays_is_raised_with_its_status(server: FaultyServer) -> None:
+    server.script = [507] * 5
+    with (
+        ScoreClient(server.url, retries=2) as client,
+        pytest.raises(ClientError, match="Worker died") as error,
+    ):
+        client.score(REQUEST)
+    assert error.value.status == 507
+    assert len(server.script) == 2
+
+
+@pytest.mark.parametrize("body_format", ["json", "arrow"])
+def test_a_refusal_is_raised_at_once_as_the_server_said_it(server: FaultyServer, body_format: str) -> None:
+    client = ScoreClient(server.url, body_format=body_format)  # type: ignore[arg-type]
+    with client, pytest.raises(RequestError, match="send another price") as refusal:
+        client.score(ScoreRequest(user_id=1, query="q", candidates=[14]))
+    assert (refusal.value.field, refusal.value.status) == ("candidate_columns.price", 400)
+    assert len(server.seen) == 1
+
+
+def test_another_status_is_an_error_with_the_servers_words(server: FaultyServer) -> None:
+    server.script = [404]
+    with ScoreClient(server.url) as client, pytest.raises(ClientError, match=r"status 404: .*Worker died"):
+        client.score(REQUEST)
+
+
+def test_an_expired_token_is_read_again_or_asked_for(server: FaultyServer, key_file: Path) -> None:
+    server.token = "first"
+    write_keys(key_file, "first")
+    with ScoreClient(server.url, key_file=key_file, management_url=server.root) as client:
+        client.score(REQUEST)
+        server.token = "renewed by another client"
+        write_keys(key_file, "renewed by another client")
+        client.score(REQUEST)
+        server.token = "expired"
+        client.score(REQUEST)
+        assert server.token == "expired+"
+        client.score(REQUEST)
+    assert len(server.seen) == 6
+
+
+def test_a_token_that_cannot_be_renewed_says_what_is_missing(server: FaultyServer, key_file: Path) -> None:
+    server.token = "other"
+    write_keys(key_file, "first")
+    with (
+        ScoreClient(server.url, key_file=key_file) as client,
+        pytest.raises(ClientError, match="management URL"),
+    ):
+        client.score(REQUEST)
+    with pytest.raises(ClientError, match="no inference key"):
+        Tokens(key_file.with_name("none.json"), None).current()
+
+
+def test_nobody_listening_is_said_after_the_retries() -> None:
+    client = ScoreClient("http://127.0.0.1:9/score", retries=1)
+    with client, pytest.raises(ClientError, match=r"127\.0\.0\.1:9"):
+        client.score(REQUEST)
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8080", "ftp://host/x", "http://"])
+def test_what_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="not a URL"):
+        ScoreClient(url)
