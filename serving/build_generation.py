@@ -130,8 +130,16 @@ def stored_dtype(tables: TableDtype, kind: EntityKind) -> TableDtype:
     return "float16" if kind == "query" and tables == "int8" else tables
 
 
-def vectors_of_table(table: EmbeddingTable) -> SourceVectors:
-    """An embedding table as a source."""
+def vectors_of_table(table: EmbeddingTable, *, kind: EntityKind) -> SourceVectors:
+    """An embedding table as a source.
+
+    Raises:
+        PackageError: it is of the other kind; products and queries of one encoder have the same encoder id.
+    """
+    if table.manifest.kind != kind:
+        raise PackageError(
+            f"{table.folder} holds {table.manifest.kind} vectors, not {kind} vectors; give the other table"
+        )
     return SourceVectors(
         ids=table.ids,
         vectors_MD=table.vectors_ND,
@@ -162,4 +170,9 @@ def _fill_vectors(
     if kind == "product":
         write_product_rows(folder, position_M + 1)
     missing = int(np.count_nonzero(position_M < 0))
+    if missing == len(wanted) > 0:
+        raise PackageError(
+            f"none of the {len(wanted):,} {kind} ids of the log has a vector; the table was made from "
+            "another catalogue"
+        )
     return VectorRecord.model_validate({**about, "dtype": dtype, "count": len(ids), "missing": missing})

@@ -249,7 +249,7 @@ class _Parts:
             if kind not in vectors:
                 continue
             assert folder is not None, "a ranker with vectors has been given their ids"
-            source = vectors_of_table(EmbeddingTable.load(folder, verify=False))
+            source = vectors_of_table(EmbeddingTable.load(folder, verify=False), kind=kind)
             if self.is_trained:  # what training took for missing has an untrained row
                 vectors[kind][zero_rows(source.vectors_MD)] = 0
                 source = replace(source, encoder_id=f"trained with {self.model_version}")

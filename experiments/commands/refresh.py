@@ -57,6 +57,7 @@ def refresh(
     from experiments.stage_bars import stage_bars
     from serving.build_generation import vectors_of_table
     from serving.generations import rollback as roll_back
+    from serving.package_manifest import EntityKind
     from serving.refresh import refresh as refresh_package
 
     torch.set_num_threads(threads)
@@ -67,13 +68,13 @@ def refresh(
         left, now = roll_back(package)
         console.print(f"{package}: generation {now} is live again, {left} no longer")
         return
-    tables = {"product": product_table, "query": query_table}
+    tables: dict[EntityKind, Path | None] = {"product": product_table, "query": query_table}
     with stage_bars(console) as report:
         done = refresh_package(
             package,
             snapshot=snapshot_source(data, as_of) if data else None,
             vectors={
-                kind: vectors_of_table(EmbeddingTable.load(folder))  # type: ignore[misc]
+                kind: vectors_of_table(EmbeddingTable.load(folder), kind=kind)
                 for kind, folder in tables.items()
                 if folder is not None
             },

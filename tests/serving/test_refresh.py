@@ -38,7 +38,7 @@ def grown_log(small_run: Path, tmp_path: Path) -> Path:
 
 def product_vectors(small_run: Path, *, seed: int = 0, **changes: object) -> SourceVectors:
     """The products' table with a vector for the new product, too."""
-    old = vectors_of_table(EmbeddingTable.load(small_run / "products"))
+    old = vectors_of_table(EmbeddingTable.load(small_run / "products"), kind="product")
     new = np.random.default_rng(seed).normal(size=(1, DIM)).astype(np.float32)
     return SourceVectors(
         **{  # type: ignore[arg-type]
@@ -117,7 +117,7 @@ def test_files_that_stay_the_same_are_linked_rather_than_copied(small_run: Path,
 
 
 def test_refreshing_by_the_same_vectors_moves_no_score(small_run: Path, package: Path) -> None:
-    source = vectors_of_table(EmbeddingTable.load(small_run / "products"))
+    source = vectors_of_table(EmbeddingTable.load(small_run / "products"), kind="product")
     done = refresh(package, vectors={"product": source})
     assert done.moved_most <= 1e-3  # the record is of the offline model in float32
 
@@ -128,6 +128,7 @@ def test_refreshing_by_the_same_vectors_moves_no_score(small_run: Path, package:
         ({"encoder_id": "another"}, "are of encoder another, but small-seed1-.* has learnt with random"),
         ({"vectors_MD": np.ones((8, DIM * 2), np.float32)}, "16 wide, but small-seed1-.* has learnt with 8"),
         ({"vectors_MD": np.full((8, DIM), 1e6, np.float32)}, "not finite in float16"),
+        ({"ids": pa.array([f"p{i}" for i in range(7)])}, "none of the 7 product ids of the log has a vector"),
     ],
 )
 def test_vectors_of_another_space_are_refused_and_nothing_changes(
