@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import numpy as np
+
 from serving import arrow_codec, json_codec
 from serving.drift import LiveCounts
 from serving.measures import RequestCounts, Series
@@ -72,7 +74,8 @@ class Endpoint:
 
     def _score(self, requests: list[ScoreRequest]) -> list[ScoreReply | RequestError | None]:
         try:
-            return list(self.scorer.score_many(requests))
+            replies = self.scorer.score_many(requests)
+            return [_finite(reply, request) for reply, request in zip(replies, requests, strict=True)]
         except Exception as error:
             _log.error("scoring %d requests failed: %s", len(requests), place_of(error))
         if len(requests) == 1:
@@ -88,6 +91,19 @@ class Endpoint:
             self.counts.refused(outcome.status)
         else:
             self.counts.failed()
+
+
+def _finite(reply: ScoreReply | RequestError, request: ScoreRequest) -> ScoreReply | RequestError | None:
+    """The reply, unless a score is not finite: absurd live values do that, and without any it is our fault."""
+    if isinstance(reply, RequestError) or np.isfinite(reply.scores_N).all():
+        return reply
+    if not request.context and not request.candidate_columns:
+        _log.error("a request without live values was given a score that is not finite")
+        return None
+    field = "candidate_columns" if request.candidate_columns else "context"
+    return RequestError(
+        field, "a value so extreme that a score is not finite", "send values as they were logged"
+    )
 
 
 def _is_arrow(body: Body) -> bool:

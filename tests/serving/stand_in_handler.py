@@ -1,7 +1,8 @@
 """A handler without a model, for tests of everything around the model. Runs inside TorchServe, too.
 
 A candidate's score is 1 / (1 + its digits' sum), whatever else the request says. An id of 13 breaks the
-scorer as a fault of ours would; an id of 14 is refused as a feature's fault would be; 15 ends the process.
+scorer as a fault of ours would; an id of 14 is refused as a feature's fault would be; 15 ends the process; 16
+scores NaN.
 """
 
 import os
@@ -41,9 +42,11 @@ def stand_in_scorer() -> Scorer:
                 raise ZeroDivisionError("secret query text")
             if 14 in ids:
                 return RequestError("candidate_columns.price", "14", "send another price")
+            if 16 in ids:
+                ids = [float("nan") if one == 16 else one for one in ids]
             if 15 in ids:
                 os._exit(3)
-            scores_N = np.array([stand_in_score(one) for one in ids], np.float32)
+            scores_N = np.array([one if one != one else stand_in_score(one) for one in ids], np.float32)
             return ScoreReply(
                 scores_N=scores_N,
                 order_N=best_first(scores_N),

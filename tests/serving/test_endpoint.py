@@ -60,6 +60,18 @@ def test_errors_are_json_whatever_the_request_was() -> None:
     assert said["message"] == f"{said['field']}: {said['came']} came; {said['advice']}"
 
 
+def test_a_score_that_is_not_finite_is_the_clients_fault_only_if_it_sent_values() -> None:
+    bodies = [
+        body([16], candidate_columns={"price": [1e300]}),
+        body([16], context={"ctr": 1e300}),
+        body([16]),
+    ]
+    answers = Endpoint(stand_in_scorer()).answer(bodies)
+    assert [answer.status for answer in answers] == [400, 400, 500]
+    fields = [json.loads(answer.content)["error"].get("field") for answer in answers]
+    assert fields == ["candidate_columns", "context", None]
+
+
 def test_too_large_a_body_is_413_and_says_the_limit() -> None:
     (answer,) = Endpoint(stand_in_scorer()).answer([Body(b" " * (MAX_BODY_BYTES + 1))])
     assert answer.status == 413
