@@ -94,7 +94,7 @@ class Endpoint:
 
 
 def _finite(reply: ScoreReply | RequestError, request: ScoreRequest) -> ScoreReply | RequestError | None:
-    """The reply, unless a score is not finite: absurd live values do that, and without any it is our fault."""
+    """The reply, unless a score is not finite: absurd live values do that; without any it is our fault."""
     if isinstance(reply, RequestError) or np.isfinite(reply.scores_N).all():
         return reply
     if not request.context and not request.candidate_columns:
