@@ -37,6 +37,7 @@ def importance(
         bool,
         typer.Option("--slices/--no-slices", help="Also within user, query and product slices and aisles."),
     ] = True,
+    slice_repeats: Annotated[int, typer.Option(min=1, help="Permutations within each slice.")] = 2,
     pairs: Annotated[int, typer.Option(min=0, help="Correlated pairs of features to permute together.")] = 10,
     batch_rows: Annotated[
         int, typer.Option(min=1, help="Rows scored at once: changes memory, never a result.")
@@ -85,6 +86,7 @@ def importance(
         split=split,
         methods=methods_named(methods),
         slices=slices,
+        slice_repeats=slice_repeats,
         pairs=pairs,
         batch_rows=batch_rows,
     )

@@ -39,6 +39,7 @@ class MeasureOptions:
         permutation_seed: from which they are drawn.
         split: whose rows are evaluated.
         slices: also within slices and aisles.
+        slice_repeats: permutations there; fewer do, since a slice is shown beside its interval over seeds.
         pairs: so many correlated pairs are permuted together.
     """
 
@@ -47,12 +48,15 @@ class MeasureOptions:
     split: str = "test"
     methods: tuple[Method, ...] = METHODS
     slices: bool = True
+    slice_repeats: int = 2
     pairs: int = 10
     batch_rows: int = BATCH_ROWS
 
     def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise ValueError(f"repeats must be at least 1, got {self.repeats}")
+        if min(self.repeats, self.slice_repeats) < 1:
+            raise ValueError(
+                f"repeats must be at least 1, got {self.repeats} and {self.slice_repeats} in slices"
+            )
         if not self.methods:
             raise ValueError(f"methods must name at least one of {', '.join(METHODS)}")
 

@@ -116,12 +116,13 @@ class RunMeasurement:
 
     def _permuted(self, partition: Partition, features: Sequence[Feature]) -> Measured:
         options, count = self.options, len(self.rows)
+        repeats = options.repeats if partition.name == ALL else options.slice_repeats
         key = {
             **self.key,
             "method": "permutation",
             "partition": partition.name,
             "slices": partition.slices,
-            "repeats": options.repeats,
+            "repeats": repeats,
             "seed": options.permutation_seed,
             "features": [feature.key for feature in features],
         }
@@ -135,7 +136,7 @@ class RunMeasurement:
                     cells_N=partition.cells_N,
                     name=partition.name,
                 )
-                for repeat in range(options.repeats)
+                for repeat in range(repeats)
             ]
             where = "" if partition.name == ALL else f" within {partition.name}"
             return asdict(

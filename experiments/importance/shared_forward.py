@@ -80,30 +80,28 @@ class SharedForward:
             value_BC = self.layout.exchanged(base, other, columns)
             dashclip = _Change.between(base.dashclip_BM, value_BC, columns.dashclip_C)
             changed_B |= dashclip.rows()
-        row_R = torch.nonzero(changed_B).squeeze(1)
-        if not len(row_R):
+        if not changed_B.any():
             return state.logit_B
-        rows = None if len(row_R) == len(changed_B) else row_R
 
+        # All rows again, not the changed ones alone: a product of fewer rows rounds differently.
         if dcn is None:
-            head_RT = _of(state.dcn_head_BT, rows)
+            head_BT = state.dcn_head_BT
         else:
-            x_RN, first_RP = dcn.applied(base.dcn_BN, state.dcn_first_BP, self.dcn.weight_PN, rows)
-            hidden_RH = self.dcn.rest(x_RN, first_RP)
-            head_RT = functional.linear(hidden_RH, self.head_dcn_TH, self.head_bias_T)
+            x_BN, first_BP = dcn.applied(base.dcn_BN, state.dcn_first_BP, self.dcn.weight_PN)
+            hidden_BH = self.dcn.rest(x_BN, first_BP)
+            head_BT = functional.linear(hidden_BH, self.head_dcn_TH, self.head_bias_T)
         if state.dashclip_head_BT is not None and dashclip is None:
-            head_RT = head_RT + _of(state.dashclip_head_BT, rows)
+            head_BT = head_BT + state.dashclip_head_BT
         elif dashclip is not None:
             assert self.dashclip is not None
             assert base.dashclip_BM is not None
             assert state.dashclip_first_BP is not None
-            x_RM, first_RP = dashclip.applied(
-                base.dashclip_BM, state.dashclip_first_BP, self.dashclip.weight_PN, rows
+            x_BM, first_BP = dashclip.applied(
+                base.dashclip_BM, state.dashclip_first_BP, self.dashclip.weight_PN
             )
-            hidden_RH = self.dashclip.rest(x_RM, first_RP)
-            head_RT = head_RT + functional.linear(hidden_RH, self.head_dashclip_TH)
-        logit_R = self._logits(head_RT)
-        return logit_R if rows is None else state.logit_B.index_copy(0, rows, logit_R)
+            hidden_BH = self.dashclip.rest(x_BM, first_BP)
+            head_BT = head_BT + functional.linear(hidden_BH, self.head_dashclip_TH)
+        return torch.where(changed_B, self._logits(head_BT), state.logit_B)
 
     def _logits(self, head_BT: Tensor) -> Tensor:
         return self.head_rest(head_BT).squeeze(1)
@@ -125,18 +123,11 @@ class _Change:
         """Which rows change at all [B]."""
         return (self.delta_BC != 0).any(dim=1)
 
-    def applied(
-        self, x_BN: Tensor, first_BP: Tensor, weight_PN: Tensor, row_R: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The input [R, N] and its first products [R, P] after the change, for the rows given (None: all)."""
+    def applied(self, x_BN: Tensor, first_BP: Tensor, weight_PN: Tensor) -> tuple[Tensor, Tensor]:
+        """The input [B, N] and its first products [B, P] after the change."""
         weight_CP = weight_PN.index_select(1, self.column_C).T
-        first_RP = torch.addmm(_of(first_BP, row_R), _of(self.delta_BC, row_R), weight_CP)
-        x_RN = x_BN.clone() if row_R is None else x_BN.index_select(0, row_R)
-        return x_RN.index_copy_(1, self.column_C, _of(self.value_BC, row_R)), first_RP
-
-
-def _of(x_BN: Tensor, row_R: Tensor | None) -> Tensor:
-    return x_BN if row_R is None else x_BN.index_select(0, row_R)
+        changed_BN = x_BN.clone().index_copy_(1, self.column_C, self.value_BC)
+        return changed_BN, torch.addmm(first_BP, self.delta_BC, weight_CP)
 
 
 class _SplitDcn:
