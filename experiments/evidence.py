@@ -11,6 +11,9 @@ from experiments import evidence_importance, evidence_latency, evidence_probes, 
 from experiments.evidence_files import EvidenceError
 from experiments.page_parts import Absent, Section
 
+#: Words in the names of variants that stand for what they read.
+_READ = {"p", "q", "pq", "sim", "history"}
+
 
 @dataclass(frozen=True)
 class Part:
@@ -75,9 +78,11 @@ def _parts(latency: Path | None) -> tuple[Part, ...]:
 
 
 def _importance_command(sweep: Path) -> str:
-    """For the paper's full model if the sweep has it."""
-    full = "dcn_pq_sim_history"
-    return f"dashclip importance {sweep / (full if (sweep / full).is_dir() else 'VARIANT')}"
+    """For the variant with pretrained vectors whose name has most of what can be read."""
+    found = sorted({run.parent.name for run in sweep.glob("*/seed-*")})
+    pretrained = [name for name in found if "random" not in name]
+    parts = {name: len(set(name.split("_")) & _READ) for name in pretrained}
+    return f"dashclip importance {sweep / max(parts, key=parts.__getitem__, default='VARIANT')}"
 
 
 def _section(part: Part, sweep: Path, *, queries: bool) -> Section | Absent:

@@ -30,7 +30,10 @@ class ServingRecord(Recorded):
     end_to_end_p99_ms: float | ByCandidates | None = None
     noop_p50_ms: float | ByCandidates | None = None
     fastapi_p50_ms: float | ByCandidates | None = None
+    fastapi_p99_ms: float | ByCandidates | None = None
     onnxruntime_p50_ms: float | ByCandidates | None = None
+    #: Of the machine, by when it was read: timings on a busy machine are too long.
+    load_average: dict[str, Any] = Field(default_factory=dict)
     extra_worker_pss_share: float | None = None
     json_vs_arrow: Any = None
 
@@ -97,6 +100,7 @@ def ladder(record: ServingRecord) -> list[Measured]:
         ("TorchServe, p50", record.end_to_end_p50_ms),
         ("TorchServe, p99", record.end_to_end_p99_ms),
         ("FastAPI, p50", record.fastapi_p50_ms),
+        ("FastAPI, p99", record.fastapi_p99_ms),
     )
     return [Measured(title=title, value_ms=value) for title, way in ways if (value := _at(way)) is not None]
 
@@ -155,6 +159,9 @@ def _soak(soak: SoakRecord | None) -> list[str]:
 def _notes(record: ServingRecord, path: Path, soak: SoakRecord | None) -> list[str]:
     machine = [str(record.machine[key]) for key in ("processor", "system") if record.machine.get(key)]
     notes = [f"Measured on {', '.join(machine)}."] if machine else []
+    load = record.load_average.get("measuring")
+    if isinstance(load, int | float):
+        notes.append(f"Load average of the machine while measuring: {load:.1f}.")
     if soak is None:
         notes.append(f"{path.with_name(SOAK_FILE)} does not exist: no long load was measured (make soak).")
     return notes
@@ -179,7 +186,7 @@ def _grids(record: ServingRecord) -> list[Grid]:
         )
         grids.append(Grid("By number of candidates of a request.", ("", *counts), rows))
     others = [(found.title, _number(found.value_ms)) for found in ladder(record)]
-    others += [(f"JSON and Arrow: {name}", value) for name, value in _leaves(record.json_vs_arrow)]
+    others += [(f"Bodies of requests: {name}", value) for name, value in _leaves(record.json_vs_arrow)]
     if others:
         grids.append(Grid(f"With {CANDIDATES} candidates, in ms.", ("", "ms"), tuple(others)))
     return grids
@@ -194,7 +201,8 @@ def _leaves(value: Any, name: str = "") -> list[tuple[str, str]]:
             for leaf in _leaves(inner, f"{name}, {key}".removeprefix(", ").replace("_", " "))
         ]
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return [(name or "ratio", _number(value))]
+        title = name.removesuffix(" ms").replace("json", "JSON").replace("arrow", "Arrow")
+        return [(title or "ratio", _number(value))]
     return []
 
 

@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments.plots import STYLE, WIDTH_INCHES, broken, svg_of
 from experiments.table1_text import row_title
@@ -38,7 +39,9 @@ def retrieval_slices(record: "RetrievalRecord") -> str:
     columns = min(3, len(record.slices))
     rows = -(-len(record.slices) // columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH_INCHES, rows * (1.15 + 0.3 * len(names))), layout="constrained")
+        # Room between the rows: a title stands close below the ticks of the panel above it.
+        layout = ConstrainedLayoutEngine(hspace=0.1)
+        figure = Figure(figsize=(WIDTH_INCHES, rows * (1.15 + 0.3 * len(names))), layout=layout)
         grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
         for axes, (title, found) in zip(grid.flat, record.slices.items(), strict=False):
             _dots(axes, found.rows, "graded_rel", record.candidate, found.best_possible.get("graded_rel"))

@@ -104,6 +104,9 @@ def _slices_answer(table: Table2) -> str:
         for key in _COMPARED
         if key in best.slices and (difference := best.slices[key].difference) is not None
     }
+    # Where enough slices have a sure gain, the others would only rank their own noise.
+    sure = {key: gain for key, gain in gains.items() if gain.excludes_zero}
+    gains = sure if len(sure) > 1 else gains
     if not gains:
         return "No slice has enough clicks to compare."
     shown = [

@@ -44,8 +44,8 @@ class Origin:
     @property
     def made(self) -> str:
         """Commit and time as words; what was not recorded is called so."""
-        commits = f"commit {', '.join(self.commits)}" if self.commits else "commit not recorded"
-        return f"{commits}, {time_of(self.created)}"
+        word = "commits" if len(self.commits) > 1 else "commit"
+        return f"{word} {listed(self.commits) or 'not recorded'}, {time_of(self.created)}"
 
 
 @dataclass(frozen=True)

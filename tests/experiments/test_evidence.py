@@ -44,7 +44,7 @@ SERVING = {
     "extra_worker_pss_share": 0.031,
     "fastapi_p50_ms": 2.2,
     "onnxruntime_p50_ms": 1.1,
-    "json_vs_arrow": {"json_p50_ms": 4.4, "arrow_p50_ms": 3.0},
+    "json_vs_arrow": {"p50_json_ms": 4.4, "p50_arrow_ms": 3.0, "p99_json_ms": None},
     "what_a_later_version_adds": [1, 2],
 }
 SOAK = {"requests": 90_000, "wrong_scores": 0, "unexplained_5xx": 2}
@@ -168,7 +168,14 @@ def test_a_time_that_was_not_recorded_is_that_of_the_file_and_a_command_is_calle
     assert "The command was not recorded" in page
 
 
+def test_the_variant_that_reads_most_is_named_for_importance(tmp_path):
+    for name in ("dcn", "dcn_p", "dcn_p_sim_history", "dcn_p_sim_history_random", "mine_own_odd_name"):
+        (tmp_path / name / "seed-1").mkdir(parents=True)
+    assert found(tmp_path, "importance").command == f"dashclip importance {tmp_path}/dcn_p_sim_history"
+
+
 def test_an_origin_says_what_is_not_recorded():
+    assert Origin("x", ("a", "b"), None).made == "commits a and b, time not recorded"
     assert Origin(None, (), None).made == "commit not recorded, time not recorded"
 
 
@@ -230,7 +237,7 @@ def test_latency_is_answered_at_a_hundred_candidates(sweep, undrawn):
     by_candidates, others = section.grids
     assert by_candidates.columns == ("", "1", "20", "100", "300")
     assert ("Fetching over fused, p99, times", "–", "–", "7.20", "–") in by_candidates.rows
-    assert ("JSON and Arrow: arrow p50 ms", "3.00") in others.rows
+    assert ("Bodies of requests: p50 Arrow", "3.00") in others.rows
 
 
 def test_latency_beyond_the_papers_budget_is_not_called_within_it(tmp_path, undrawn):
