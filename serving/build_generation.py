@@ -19,11 +19,15 @@ from features.snapshot import Snapshot
 from features.snapshot_build import build_snapshot
 from serving.generations import SNAPSHOT, VECTORS, GenerationManifest, VectorRecord, generation_folder
 from serving.package_manifest import SCHEMA, EntityKind, PackageManifest
+from serving.ranker_weights import product_projections
+from serving.request_ranker import RequestRanker
 from serving.sealed_folder import PackageError
-from serving.tables import TableDtype
+from serving.tables import TableDtype, open_table, write_table
 from serving.vectors import (
     IDS,
+    PROJECTIONS,
     ROWS,
+    TABLE,
     SourceVectors,
     find_any,
     link_folder,
@@ -46,6 +50,7 @@ def fill_generation(
     folder: Path,
     package: Path,
     manifest: PackageManifest,
+    module: RequestRanker,
     *,
     name: str,
     based_on: str | None,
@@ -56,6 +61,7 @@ def fill_generation(
     """Fill an empty folder with snapshot and vectors; recorded scores and the seal are the caller's.
 
     Args:
+        module: the model, uncompiled: says what its first layer makes of product vectors.
         based_on: the live generation; what is not given comes from it.
         snapshot: None keeps that of `based_on`.
         vectors: new ones, by kind; the others are those of `based_on`.
@@ -90,6 +96,7 @@ def fill_generation(
                 kind,
                 vectors.get(kind),
                 before / VECTORS / kind if before else None,
+                module,
                 dtype=stored_dtype(manifest.tables, kind),
                 wanted=catalogue[kind],
             )
@@ -153,12 +160,17 @@ def _fill_vectors(
     kind: EntityKind,
     source: SourceVectors | None,
     before: Path | None,
+    module: RequestRanker,
     *,
     dtype: TableDtype,
     wanted: pa.Array,
 ) -> VectorRecord:
     if source is not None:
         write_vectors(folder, source, dtype=dtype)
+        if kind == "product" and module.shape.projected:
+            served = open_table(folder / TABLE)
+            projections = product_projections(module, served.lookup(np.arange(served.rows)))
+            write_table(folder / PROJECTIONS, projections, dtype="float16")
         about = {"encoder_id": source.encoder_id, "dim": source.dim, "created": source.created}
     else:
         assert before is not None, "the first generation has vectors of its own"

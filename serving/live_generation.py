@@ -92,7 +92,11 @@ class LiveGeneration:
         self._products = products
         self._queries = queries
         self._scorer = RankerScorer(
-            model.program, model.shape, tables=model.tables, vectors=products.table if products else None
+            model.program,
+            model.shape,
+            tables=model.tables,
+            vectors=products.table if products else None,
+            projections=products.projections if products else None,
         )
 
     @classmethod

@@ -5,12 +5,11 @@ named in CURRENT. Workers see that, load it beside the old one and swap; no requ
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
 
 from serving.build_generation import SnapshotSource, check_source, fill_generation
@@ -32,7 +31,6 @@ from serving.package_manifest import ADVICE, MODEL, EntityKind, PackageManifest
 from serving.parity import read_scores, scores_of, write_scores
 from serving.predictor import open_checked, open_model, score_recorded
 from serving.request_ranker import RequestRanker
-from serving.scoring import Program
 from serving.sealed_folder import PackageError, check_files
 from serving.vectors import SourceVectors
 
@@ -85,19 +83,21 @@ def refresh(
         check_files(package, dict(manifest.files), verify=True, advice=ADVICE, progress=progress)
         check_files(live_folder, dict(before.files), verify=True, advice=GENERATION_ADVICE, progress=progress)
         model = open_model(package, manifest)
+        module = _module(package, model)
         name = next_name(package)
         with new_generation(package, name) as folder:
             about = fill_generation(
                 folder,
                 package,
                 manifest,
+                module,
                 name=name,
                 based_on=live_name,
                 snapshot=snapshot,
                 vectors=vectors,
                 progress=progress,
             )
-            uncompiled = replace(model, program=_module(package, model))
+            uncompiled = replace(model, program=lambda inputs: module(*inputs))
             scores_C = scores_of(score_recorded(LiveGeneration.open(folder, uncompiled, about), package))
             moved_C = np.abs(scores_C - read_scores(live_folder))
             write_scores(folder, scores_C)
@@ -115,13 +115,8 @@ def refresh(
     )
 
 
-def _module(package: Path, model: Model) -> Program:
+def _module(package: Path, model: Model) -> RequestRanker:
     """The model as it was exported, not compiled: what the compiled one has to agree with."""
     module = RequestRanker(model.shape)
     module.load_state_dict(load_file(package / MODEL / WEIGHTS), assign=True)
-    module.eval().requires_grad_(False)
-
-    def run(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        return module(*inputs)
-
-    return run
+    return module.eval().requires_grad_(False)

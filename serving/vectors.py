@@ -1,6 +1,7 @@
 """Pretrained vectors of a generation: found by id, memory-mapped; row 0 is zeros, for what has no vector.
 
-    vectors/product/  vectors.npy [1 + K, D] (and vectors.scale.npy if quantised), ids/, rows.npy [P]
+    vectors/product/  vectors.npy [1 + K, D] (and vectors.scale.npy if quantised), ids/, rows.npy [P],
+                      projections.npy [1 + K, P] if the model looks them up
     vectors/query/    vectors.npy [1 + K, D], ids/
 
 A vector of zeros says no more than a missing one, so ids whose vector is zeros are left out.
@@ -22,7 +23,7 @@ import pyarrow as pa
 from features.id_map import IdMap
 from serving.tables import ServingTable, TableDtype, open_table, write_table, zero_rows
 
-TABLE, IDS, ROWS = "vectors.npy", "ids", "rows.npy"
+TABLE, IDS, ROWS, PROJECTIONS = "vectors.npy", "ids", "rows.npy", "projections.npy"
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,11 @@ class ProductVectors:
 
     Attributes:
         row_P: of each product of the snapshot, and one 0 more: position -1 ("unknown") reads it.
+        projections: None if the model computes them.
     """
 
     table: ServingTable
+    projections: ServingTable | None
     ids: IdMap
     row_P: npt.NDArray[np.int64]
 
@@ -102,7 +105,12 @@ class ProductVectors:
     def open(cls, folder: Path) -> Self:
         """Map the files. The rows are read: 8 bytes a product."""
         row_P = np.load(folder / ROWS, allow_pickle=False).astype(np.int64)
-        return cls(open_table(folder / TABLE), IdMap.open(folder / IDS), np.append(row_P, 0))
+        return cls(
+            open_table(folder / TABLE),
+            open_table(folder / PROJECTIONS) if (folder / PROJECTIONS).exists() else None,
+            IdMap.open(folder / IDS),
+            np.append(row_P, 0),
+        )
 
     def rows(self, product_N: npt.NDArray[np.int64], ids: pa.Array) -> npt.NDArray[np.int64]:
         """Table rows of products by their position in the snapshot, -1 where it lacks them.

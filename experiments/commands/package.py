@@ -54,6 +54,14 @@ def package(
             "`none` for none. If not given: store_id and device, as far as features read them."
         ),
     ] = None,
+    projected: Annotated[
+        bool,
+        typer.Option(
+            "--projected",
+            help="Look up what the first layer makes of each product instead of computing it: faster, for up "
+            "to three more times the bytes of the product vectors.",
+        ),
+    ] = False,
     parity_requests: Annotated[
         int, typer.Option(min=1, help="Logged requests to record; loading scores them again.")
     ] = 64,
@@ -87,6 +95,7 @@ def package(
         tables=one_of("--tables", tables, ("float16", "int8", "float32")),  # type: ignore[arg-type]
         backend=one_of("--backend", backend, ("auto", "aotinductor", "torchscript", "eager")),  # type: ignore[arg-type]
         context=_names(context),
+        projected=projected,
         parity_requests=parity_requests,
     )
     log = data or log_of_run(run)

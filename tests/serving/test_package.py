@@ -27,6 +27,7 @@ VARIANTS = {
     "history": ({"semantic": SemanticConfig(widths=(8,), cross_layers=0)}, {"tables": "float32"}),
     "random": ({"semantic": SemanticConfig(widths=(8,), initialisation="random")}, {}),
     "int8": ({"semantic": SemanticConfig(widths=(8,))}, {"tables": "int8", "context": ()}),
+    "projected": ({"semantic": SemanticConfig(widths=(8,))}, {"tables": "int8", "projected": True}),
     "text ids": ({"semantic": SemanticConfig(widths=(8,)), "text_ids": True}, {}),
 }
 
