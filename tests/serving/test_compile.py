@@ -5,6 +5,7 @@ import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 import serving.compile
 from ranking.model import Ranker, RankerConfig, SemanticConfig
 from serving.compile import BackendChoice, BackendName, CompileError, compile_ranker, load_compiled
+from serving.ranker_weights import product_projections, vectors_of
 from serving.request_ranker import RequestRanker
 from serving.scoring import RankerScorer, ScoringError, table_inputs
 from serving.tables import ServingTable, TableError
@@ -36,23 +38,26 @@ class Packaged:
     tables: dict[str, ServingTable]
     vectors: ServingTable | None
     folder: Path
+    projections: ServingTable | None = None
+
+    @property
+    def bound(self) -> dict[str, Any]:
+        return {"tables": self.tables, "vectors": self.vectors, "projections": self.projections}
 
     @property
     def examples(self) -> list[torch.Tensor]:
-        return table_inputs(self.module.shape, tables=self.tables, vectors=self.vectors)
+        return table_inputs(self.module.shape, **self.bound)
 
     def compile(self, backend: str = "auto") -> BackendChoice:
         return compile_ranker(self.module, self.examples, self.folder, backend=backend)
 
     def scorer(self) -> RankerScorer:
         compiled = load_compiled(self.folder)
-        return RankerScorer(compiled.program, compiled.shape, tables=self.tables, vectors=self.vectors)
+        return RankerScorer(compiled.program, compiled.shape, **self.bound)
 
     def worst_difference(self, sizes: list[tuple[list[int], int]]) -> float:
         """Between the loaded program's probabilities and the module's."""
-        mine = RankerScorer(
-            lambda inputs: self.module(*inputs), self.module.shape, tables=self.tables, vectors=self.vectors
-        )
+        mine = RankerScorer(lambda inputs: self.module(*inputs), self.module.shape, **self.bound)
         scorer, worst = self.scorer(), 0.0
         for seed, (candidates, purchases) in enumerate(sizes):
             requests = random_requests(candidates, purchases=purchases, request_columns=CONTEXT, seed=seed)
@@ -64,13 +69,20 @@ class Packaged:
 SIZES = [([1], 0), ([1], 1), ([2], 1), ([1, 1], 0), ([3, 1, 4], 3), ([60], 20)]
 
 
-def packaged(folder: Path, config: RankerConfig = CONFIG, *, quantised: bool = False) -> Packaged:
+def packaged(
+    folder: Path, config: RankerConfig = CONFIG, *, quantised: bool = False, projected: bool = False
+) -> Packaged:
     ranker = small_ranker(config)
-    module = request_ranker(ranker, CONTEXT, quantised=quantised)
+    module = request_ranker(ranker, CONTEXT, quantised=quantised, projected=projected)
     if config.semantic is None:
         return Packaged(ranker, module, *plain_tables(ranker), folder / "model")
     dtype = "int8" if quantised else "float16"
-    return Packaged(ranker, module, *written_tables(ranker, folder, vectors_dtype=dtype), folder / "model")
+    projections = None
+    if projected:
+        rows = product_projections(module, vectors_of(ranker)["product"])
+        projections = ServingTable(torch.from_numpy(rows), None)
+    tables, vectors = written_tables(ranker, folder, vectors_dtype=dtype)
+    return Packaged(ranker, module, tables, vectors, folder / "model", projections)
 
 
 @pytest.mark.parametrize("backend", ["torchscript", "eager"])
@@ -85,10 +97,11 @@ def test_a_loaded_program_scores_as_the_module_at_every_size(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
-@pytest.mark.parametrize("kind", ["two towers", "two towers, int8", "baseline, low-rank"])
-def test_a_shared_object_scores_as_the_module_at_every_size(kind: str, tmp_path: Path) -> None:
-    changes = {"semantic": None, "cross_rank": 2} if kind.startswith("baseline") else {}
-    of = packaged(tmp_path, CONFIG.model_copy(update=changes), quantised=kind.endswith("int8"))
+@pytest.mark.parametrize("two_towers", [True, False])
+def test_a_shared_object_scores_as_the_module_at_every_size(two_towers: bool, tmp_path: Path) -> None:
+    changes = {} if two_towers else {"semantic": None, "cross_rank": 2}
+    config = CONFIG.model_copy(update=changes)
+    of = packaged(tmp_path, config, quantised=two_towers, projected=two_towers)
     choice = of.compile("auto")
     assert choice.name == "aotinductor", choice.reason
     assert of.worst_difference(SIZES) < 1e-6
