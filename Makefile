@@ -7,11 +7,12 @@ STAMPS := $(wildcard $(VENV)/.installed-*)
 PYTHON ?= python3
 EXTRA ?= $(or $(patsubst $(VENV)/.installed-%,%,$(firstword $(STAMPS))),cpu)
 JOBS ?= 2
+MINUTES ?= 30
 
 STAMP := $(VENV)/.installed-$(EXTRA)
 OTHER_STAMPS := $(filter-out $(STAMP),$(STAMPS))
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench bench-serving soak clean
 
 help:
 	@echo "make setup   virtual environment with everything (EXTRA=cpu or cuda: switches; PYTHON=python3)"
@@ -19,6 +20,8 @@ help:
 	@echo "make test    the test suite, on JOBS processes"
 	@echo "make check   what CI runs: format, lint, types, layers, tests"
 	@echo "make bench   speed and memory against peers; tables in docs/benchmarks.md"
+	@echo "make bench-serving  latency, memory and start-up of serving against peers; in docs/benchmarks.md"
+	@echo "make soak    MINUTES=30 of load with killed workers and refreshes, then 50,000 hostile bodies"
 	@echo "make clean   remove the virtual environment and caches; runs/ stays"
 
 setup: $(STAMP)
@@ -53,6 +56,14 @@ check: setup
 
 bench: setup
 	$(BIN)/dashclip bench
+
+# Redis, ONNX Runtime and FastAPI are what a user might pick instead; what is missing is skipped with a reason.
+bench-serving: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRA),dev,peers]'
+	OMP_NUM_THREADS=1 $(BIN)/dashclip bench serving
+
+soak: setup
+	OMP_NUM_THREADS=1 $(BIN)/dashclip soak --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -2,32 +2,16 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from experiments.benchmarks.result_table import ResultTable, machine_note
+from experiments.benchmarks.serving_tables import serving_tables
 from features.files import atomic_write_bytes
 
-PARTS = ("training", "features", "loader", "scaling", "encoders")
-
-
-@dataclass(frozen=True)
-class ResultTable:
-    """A table with what it was measured on."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...]
-
-    def markdown(self) -> str:
-        """First column to the left, the others to the right."""
-        align = ["---", *("---:" for _ in self.columns[1:])]
-        lines = [_line(row) for row in (self.columns, align, *self.rows)]
-        return "\n".join(
-            [f"**{self.title}**", "", *lines, "", *(f"{note}  " for note in self.notes)]
-        ).rstrip()
+PARTS = ("training", "features", "loader", "scaling", "encoders", "serving")
 
 
 def read_result(results: Path, part: str) -> dict[str, Any] | None:
@@ -120,7 +104,7 @@ def _training(result: dict[str, Any]) -> list[ResultTable]:
             "few steps of training, so this shows that they agree, not how well they rank."
         )
     columns = ("trainer", "rows per CPU-second", "step only", "rows/s (wall)", "AUC", "peak MiB")
-    speed = ResultTable("Training speed", columns, tuple(rows), (*notes, _machine(result)))
+    speed = ResultTable("Training speed", columns, tuple(rows), (*notes, machine_note(result)))
     return [speed, _roofline(result)]
 
 
@@ -165,7 +149,7 @@ def _features(result: dict[str, Any]) -> list[ResultTable]:
                 f"{_whole(settings['impressions'])} impressions, {_whole(settings['purchases'])} purchases, "
                 f"{_whole(settings['users'])} users, one thread. {compared['columns']} columns and arrays of "
                 f"{_whole(compared['rows'])} rows compared: {same}.",
-                _machine(result),
+                machine_note(result),
             ),
         )
     ]
@@ -189,7 +173,7 @@ def _loader(result: dict[str, Any]) -> list[ResultTable]:
             (
                 f"{_whole(result['rows'])} rows of {result['columns']} feature columns, one thread, "
                 f"medians over whole epochs; peak {_whole(result['peak_mib'])} MiB, libraries included.",
-                _machine(result),
+                machine_note(result),
             ),
         )
     ]
@@ -216,7 +200,7 @@ def _scaling(result: dict[str, Any]) -> list[ResultTable]:
             (
                 f"Build limited to {result['settings']['memory_limit']}; the epoch trains a small ranker, so "
                 "that reading weighs as much as it can. Start-up of the processes included.",
-                _machine(result),
+                machine_note(result),
             ),
         )
     ]
@@ -283,7 +267,7 @@ def _encoder_speed(name: str, run: dict[str, Any]) -> ResultTable:
         f"Encoders: {name}",
         ("what", "rows/s (wall)", "rows per CPU-second", "GFLOP a row", "share of peak"),
         rows,
-        (*notes, _machine(run)),
+        (*notes, machine_note(run)),
     )
 
 
@@ -323,18 +307,8 @@ _TABLES: dict[str, Callable[[dict[str, Any]], list[ResultTable]]] = {
     "loader": _loader,
     "scaling": _scaling,
     "encoders": _encoders,
+    "serving": serving_tables,
 }
-
-
-def _machine(result: dict[str, Any]) -> str:
-    machine = result["machine"]
-    instructions = ", ".join(machine["instructions"]) or "none of AVX2, AVX-512, AMX"
-    versions = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
-    return (
-        f"`{result['command']}` on {machine['date']} at commit {machine['commit']}: "
-        f"{machine['processor']}, {machine['cores']} cores ({instructions}), {machine['memory_gib']} GiB, "
-        f"{machine['system']}; {versions}."
-    )
 
 
 def _whole(value: float) -> str:
@@ -344,7 +318,3 @@ def _whole(value: float) -> str:
 def _significant(value: float) -> str:
     """Three digits at least."""
     return _whole(value) if value >= 100 else f"{value:.3g}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

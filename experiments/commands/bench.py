@@ -21,6 +21,7 @@ class Part(StrEnum):
     LOADER = "loader"
     SCALING = "scaling"
     ENCODERS = "encoders"
+    SERVING = "serving"
     TABLES = "tables"
 
 
@@ -29,6 +30,15 @@ Device = Literal["cpu", "cuda"]
 Precision = Literal["float32", "bfloat16"]
 Report = Callable[[str, int, int], None]
 _PANEL = "Encoders"
+_SERVING = "Serving"
+
+
+@dataclass(frozen=True)
+class _ServingOptions:
+    """The options of part `serving`."""
+
+    run: Path
+    packages: Path | None
 
 
 @dataclass(frozen=True)
@@ -96,15 +106,28 @@ def bench(
             rich_help_panel=_PANEL,
         ),
     ] = None,
+    trained: Annotated[
+        Path,
+        typer.Option("--run", help="For the accuracy of 8-bit vectors.", rich_help_panel=_SERVING),
+    ] = Path("runs/demo/dcn_pq_sim_history/seed-1"),
+    packages: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the measured packages are kept between runs; making them takes half of the time.",
+            rich_help_panel=_SERVING,
+        ),
+    ] = None,
 ) -> None:
-    """Measure training, feature build, loader, scaling and encoders; needs a quiet machine and 25 minutes.
+    """Measure training, features, loader, scaling, encoders, serving; needs a quiet machine and 30 minutes.
 
     `training` trains the same DCN-v2 with ours and with the peers on the same generated rows, and compares
     ours with the measured peak of the processor. `features` builds 5 M impressions x 2 M purchases and
     compares with pandas, value by value. `loader` is rows a second. `scaling` is time and memory at 1, 2, 4
     and 8 times the rows. The first run installs the peers, which takes some minutes more. `encoders` is
     products and tuples a second of both stages and of encoding, the share of the measured peak, and a
-    profile; each setting of its options is kept beside the others.
+    profile; each setting of its options is kept beside the others. `serving` is what the embeddings add to a
+    request's latency, against fetching them from Redis; TorchServe, FastAPI and ONNX Runtime; memory of one
+    more worker, start-up, and 8-bit vectors.
 
     Example: `dashclip bench features`, `dashclip bench encoders --size base --device cuda`
     """
@@ -115,6 +138,7 @@ def bench(
 
     console = Console()
     encoders = _EncoderOptions(size, device, precision, compiled, batch_rows)
+    serving = _ServingOptions(trained, packages)
     wanted = PARTS if part in (Part.ALL, Part.TABLES) else (part.value,)
     for name in wanted:
         path = out / f"{name}.json"
@@ -127,6 +151,7 @@ def bench(
                 bfloat16=bfloat16,
                 environments=environments,
                 encoders=encoders,
+                serving=serving,
                 console=console,
             )
             command = f"dashclip bench {name}{' --quick' if quick else ''}"
@@ -160,6 +185,7 @@ def _measure(
     bfloat16: bool,
     environments: Path,
     encoders: "_EncoderOptions",
+    serving: "_ServingOptions",
     console: "Console",
 ) -> dict[str, Any]:
     """Run one part behind a progress bar; its scratch data is removed whatever happens."""
@@ -188,6 +214,7 @@ def _measure(
                 bfloat16=bfloat16,
                 environments=environments,
                 encoders=encoders,
+                serving=serving,
                 work=work,
                 report=report,
             )
@@ -203,6 +230,7 @@ def _benchmark(
     bfloat16: bool,
     environments: Path,
     encoders: "_EncoderOptions",
+    serving: "_ServingOptions",
     work: Path,
     report: Report,
 ) -> dict[str, Any]:
@@ -241,6 +269,17 @@ def _benchmark(
                 quick=quick,
             )
             return run_encoder_benchmark(chosen, work=work, progress=report)
+        case "serving":
+            from experiments.benchmarks.serving import QUICK as QUICK_SERVING
+            from experiments.benchmarks.serving import ServingBenchmark, run_serving_benchmark
+
+            return run_serving_benchmark(
+                QUICK_SERVING if quick else ServingBenchmark(),
+                work=work,
+                packages=serving.packages,
+                run=serving.run,
+                progress=report,
+            )
         case _:
             from experiments.benchmarks.scaling import ScalingBenchmark, run_scaling_benchmark
 

@@ -1,0 +1,39 @@
+"""One table of a benchmark, and the line that says what it was measured on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table with what it was measured on."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+    def markdown(self) -> str:
+        """First column to the left, the others to the right."""
+        align = ["---", *("---:" for _ in self.columns[1:])]
+        lines = [_line(row) for row in (self.columns, align, *self.rows)]
+        return "\n".join(
+            [f"**{self.title}**", "", *lines, "", *(f"{note}  " for note in self.notes)]
+        ).rstrip()
+
+
+def machine_note(result: dict[str, Any]) -> str:
+    """Command, date, commit, machine and versions of a result."""
+    machine = result["machine"]
+    instructions = ", ".join(machine["instructions"]) or "none of AVX2, AVX-512, AMX"
+    versions = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
+    return (
+        f"`{result['command']}` on {machine['date']} at commit {machine['commit']}: "
+        f"{machine['processor']}, {machine['cores']} cores ({instructions}), {machine['memory_gib']} GiB, "
+        f"{machine['system']}; {versions}."
+    )
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
