@@ -74,7 +74,7 @@ def latency_section(sweep: Path, found: Path | None = None) -> Section | None:
             Plot(
                 "Where the time goes",
                 f"Left: milliseconds by number of candidates of a request. Right: one request of "
-                f"{CANDIDATES} candidates through each way of serving it.",
+                f"{CANDIDATES} candidates through each way of serving it; orange is p99.",
                 svg_source(evidence_plots.latency(record.model_p50_ms, record.added_p99_ms, ladder(record))),
             )
         )

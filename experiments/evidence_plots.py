@@ -73,25 +73,22 @@ def latency(model: Mapping[str, float], added: Mapping[str, float], ladder: "Seq
             axes = panels["curves"]
             counts = sorted({x for points, _ in curves for x, _ in points})
             for points, (colour, marker, title) in curves:
-                places = [counts.index(x) for x, _ in points]
-                axes.plot(
-                    places, [y for _, y in points], marker=marker, color=colour, linewidth=2, label=title
-                )
-                for place, (_, y) in zip(places, points, strict=True):
-                    axes.annotate(
-                        f"{y:.2f}", (place, y), (0, 6), textcoords="offset points", ha="center", fontsize=8.5
-                    )
-            axes.set_xticks(range(len(counts)), [f"{count:,}" for count in counts])
+                x, y = zip(*points, strict=True)
+                axes.plot(x, y, marker=marker, color=colour, linewidth=2, label=title)
+            axes.set_xscale("log")
+            axes.set_xticks(counts, [f"{count:,}" for count in counts])
+            axes.minorticks_off()
             axes.set_xlabel("Candidates of a request")
             axes.set_ylabel("Milliseconds")
             axes.set_ylim(bottom=min(0.0, *(y for points, _ in curves for _, y in points)))
-            axes.margins(x=0.08, y=0.15)
+            axes.margins(x=0.08, y=0.1)
             axes.grid(axis="y", color="#e4e4e4")
             axes.legend(frameon=False, fontsize=9, loc="upper left")
         if ladder:
             axes = panels["ladder"]
             heights = range(len(ladder))[::-1]
-            axes.barh(heights, [found.value_ms for found in ladder], height=0.62, color=_CANDIDATE)
+            colours = [_THIRD if found.title.endswith("p99") else _CANDIDATE for found in ladder]
+            axes.barh(heights, [found.value_ms for found in ladder], height=0.62, color=colours)
             for place, found in zip(heights, ladder, strict=True):
                 axes.annotate(
                     f"{found.value_ms:.2f}",

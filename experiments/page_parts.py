@@ -97,8 +97,10 @@ def png_source(png: bytes) -> str:
 
 
 def time_of(created: datetime | None) -> str:
-    """As "2026-11-23 02:51 UTC"; a time without a zone is taken as UTC."""
-    return "time not recorded" if created is None else f"{created:%Y-%m-%d %H:%M} UTC"
+    """As "2026-11-23 02:51 UTC"; as "2026-11-23" where only the day was recorded."""
+    if created is None:
+        return "time not recorded"
+    return f"{created:%Y-%m-%d}" if created.tzinfo is None else f"{created:%Y-%m-%d %H:%M} UTC"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -47,9 +47,9 @@ def forest(table: Table2) -> str:
                 colour, marker = _look(table, name)
                 _bar(axes, difference.auc_users, height, colour, width=1.3, ends=True)
                 _bar(axes, difference.auc, height, colour, width=5, ends=False)
-                axes.plot(
-                    difference.auc.mean, height, marker, color=colour, markersize=5.5, markeredgecolor="white"
-                )
+                # A dark edge: within a thick line of its own colour a white one looks like another shape.
+                look = {"markersize": 6, "markeredgecolor": "black", "markeredgewidth": 0.7}
+                axes.plot(difference.auc.mean, height, marker, color=colour, **look)
             axes.set_yticks([])
             axes.set_ylim(-0.6, len(names) - 0.4)
             axes.set_title(_wrapped(table, key))

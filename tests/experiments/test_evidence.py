@@ -108,7 +108,7 @@ def test_the_page_joins_everything_each_with_command_commit_and_time(sweep):
         "Made by dashclip sweep example.toml , commit abc1234",
         "Made by dashclip made this , commit feed123, 2026-11-20 10:00 UTC",
         "Made by dashclip importance runs/demo , commit abc1234, 2026-11-23 05:00 UTC",
-        "Made by dashclip bench serving , commit beef456, 2026-11-21",
+        "Made by dashclip bench serving , commit beef456, 2026-11-21.",
     ):
         assert made in reader.text
     assert "Not measured yet" not in reader.text
