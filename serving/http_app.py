@@ -6,6 +6,7 @@ speaks Prometheus. There is no authorization: put a reverse proxy in front of an
 
 import multiprocessing
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -59,36 +60,36 @@ def create_app(scorer: Scorer, live: LiveCounts | None = None, counts_folder: Pa
     return app
 
 
-def serve(
-    open_scorer: Callable[[], Opened],
-    *,
-    host: str,
-    port: int,
-    workers: int = 1,
-    counts_folder: Path | None = None,
-) -> None:
+def serve(open_scorer: Callable[[], Opened], *, host: str, port: int, workers: int = 1) -> None:
     """Serve until interrupted, in `workers` processes that share one socket; one that dies is replaced.
 
     Args:
         open_scorer: called in each process; picklable, such as `functools.partial(open_package, package)`.
     """
+    spawn = multiprocessing.get_context("spawn")
     with socket.create_server((host, port), backlog=2048) as listening:
-        spawn = multiprocessing.get_context("spawn")
-        arguments = (open_scorer, listening, counts_folder)
-        processes = [spawn.Process(target=_work, args=arguments, daemon=True) for _ in range(workers)]
-        for process in processes:
+        started = [spawn.Process(target=_work, args=(open_scorer, listening)) for _ in range(workers)]
+        for process in started:
             process.start()
         while True:
             time.sleep(0.5)
-            for position, process in enumerate(processes):
+            for position, process in enumerate(started):
                 if not process.is_alive():
-                    processes[position] = spawn.Process(target=_work, args=arguments, daemon=True)
-                    processes[position].start()
+                    started[position] = spawn.Process(target=_work, args=(open_scorer, listening))
+                    started[position].start()
 
 
-def _work(open_scorer: Callable[[], Opened], listening: socket.socket, counts_folder: Path | None) -> None:
+def _work(open_scorer: Callable[[], Opened], listening: socket.socket) -> None:
     torch.set_num_threads(1)
-    scorer, live = open_scorer()
-    app = create_app(scorer, live, counts_folder)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on")
-    uvicorn.Server(config).run(sockets=[listening])
+    scorer, _ = open_scorer()
+    config = uvicorn.Config(create_app(scorer), log_level="warning", access_log=False, lifespan="on")
+    server = uvicorn.Server(config)
+    threading.Thread(target=_end_with_parent, args=(server,), daemon=True).start()
+    server.run(sockets=[listening])
+
+
+def _end_with_parent(server: uvicorn.Server) -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()  # however it ended: a worker without it would keep the port
+        server.should_exit = True
