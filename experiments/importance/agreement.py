@@ -18,7 +18,7 @@ from experiments.statistics import percentile_interval
 
 Floats = NDArray[np.float64]
 
-_RESAMPLES = 1000
+_RESAMPLES = 500
 _TOP = 10
 #: Spearman's correlation from which rankings are called alike.
 _ALIKE = 0.7
@@ -31,10 +31,16 @@ _WORDS = {
 
 def spearman(a_F: Floats, b_F: Floats) -> float:
     """Correlation of ranks, equal values sharing theirs; 0 where one side ranks nothing."""
-    a_F, b_F = stats.rankdata(a_F), stats.rankdata(b_F)
-    a_F, b_F = a_F - a_F.mean(), b_F - b_F.mean()
+    a_F, b_F = _ranks(a_F), _ranks(b_F)
     size = float(np.sqrt((a_F @ a_F) * (b_F @ b_F)))
     return float(a_F @ b_F) / size if size else 0.0
+
+
+def _ranks(values_F: Floats) -> Floats:
+    """Ranks around zero, equal values sharing their mean rank; many times faster than SciPy's."""
+    _, place_F, count = np.unique(values_F, return_inverse=True, return_counts=True)
+    ranks_F: Floats = (np.cumsum(count) - (count - 1) / 2)[place_F]
+    return ranks_F - (len(values_F) + 1) / 2
 
 
 def agreement(names: Sequence[str], values_RF: Mapping[Method, Floats], *, rng_seed: int = 0) -> Agreement:

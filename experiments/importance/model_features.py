@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Literal
 
 from features.feature_set import Manifest
-from features.schema import CounterConfig, FeatureConfig
+from features.schema import CounterConfig, DenseFeature, SparseFeature
 from ranking.model import RankerConfig
 
 Side = Literal["query", "product", "user", "query-product", "context"]
@@ -19,7 +19,8 @@ Side = Literal["query", "product", "user", "query-product", "context"]
 #: What the entities of `SemanticConfig` are called in reports.
 ENTITY_NAMES = {"product": "product embedding", "query": "query embedding", "history": "purchase history"}
 _SIDE_OF_ENTITY: dict[str, Side] = {"product": "product", "query": "query", "history": "user"}
-_SIDE_OF_COLUMN: dict[str, Side] = {"query": "query", "product_id": "product", "user_id": "user"}
+#: Columns of the impressions whose names say whose they are: `user_id`, `user_age`, `query`.
+_SIDE_OF_PREFIX: dict[str, Side] = {"query": "query", "product": "product", "user": "user"}
 _SIDE_OF_COUNTER: dict[str, Side] = {
     "query": "query",
     "product": "product",
@@ -139,9 +140,10 @@ def _dense(manifest: Manifest) -> list[_Entry]:
         if not columns:
             continue
         used.update(columns)
-        side: Side = "product" if feature.source == "products" else "context"
         dense = tuple(position[name] for name in columns)
-        entries.append(_Entry(Feature(feature.name, "feature", tuple(columns), dense=dense), side))
+        entries.append(
+            _Entry(Feature(feature.name, "feature", tuple(columns), dense=dense), side_of_column(feature))
+        )
     sides = counter_sides(manifest.config.counters)
     for name, i in position.items():
         if name not in used:
@@ -166,19 +168,17 @@ def counter_sides(counters: CounterConfig | None) -> dict[str, Side]:
 
 
 def _sparse(manifest: Manifest) -> list[_Entry]:
-    side_of = _sparse_sides(manifest.config)
+    side_of = {feature.name: side_of_column(feature) for feature in manifest.config.sparse}
     return [
         _Entry(Feature(column.name, "feature", (column.name,), sparse=(i,)), side_of[column.name])
         for i, column in enumerate(manifest.sparse_columns)
     ]
 
 
-def _sparse_sides(config: FeatureConfig) -> dict[str, Side]:
-    return {
-        feature.name: "product"
-        if feature.source == "products"
-        else _SIDE_OF_COLUMN.get(feature.column, "context")
-        if feature.source == "impressions"
-        else "context"
-        for feature in config.sparse
-    }
+def side_of_column(feature: DenseFeature | SparseFeature) -> Side:
+    """Whose an entry is: a product attribute is the product's, `user_age` the user's, the device nobody's."""
+    if feature.source == "products":
+        return "product"
+    if feature.source == "timestamp":
+        return "context"
+    return _SIDE_OF_PREFIX.get(feature.column.split("_")[0], "context")
