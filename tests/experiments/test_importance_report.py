@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import importance_report_plots as pictures
-from experiments.importance.result import FeatureImportance, ImportanceFileError, Spread
+from experiments.importance.result import (
+    FeatureImportance,
+    ImportanceFileError,
+    Selection,
+    SelectionSide,
+    Spread,
+)
 from experiments.importance_report import to_csv, to_html, write_importance_report
 from experiments.importance_report_text import (
     feature_title,
@@ -298,6 +304,36 @@ def test_names_cannot_break_the_page(undrawn):
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "a &amp; b" in page
+
+
+def test_what_retraining_without_useless_features_changed_is_shown_side_by_side(undrawn):
+    sides = [
+        SelectionSide(features=n, auc=a, logloss=0.3, parameters=1000 * n, megabytes=n / 2, latency_ms=n / 10)
+        for n, a in ((51, 0.7989), (12, 0.7991))
+    ]
+    selection = Selection(
+        threshold=0.0002,
+        chosen_on="validation days",
+        dropped=("user_clicks_28d",),
+        kept=("price",),
+        before=sides[0],
+        after=sides[1],
+        auc_difference=0.0002,
+        auc_low=-0.0003,
+        auc_high=0.0007,
+        seeds=(1, 2),
+        sentence="Without user_clicks_28d the AUC stays.",
+    )
+    page = to_html(made_report(features=FEW, groups={}, slices={}, selection=selection))
+    text = assert_whole_and_self_contained(page).text
+    for needed in (
+        "chosen on the validation days",
+        "Without user clicks, 28 d the AUC stays.",
+        "AUC, mean over seeds 0.7989 0.7991",
+        "Parameters 51,000 12,000",
+        "Time to score 100 rows, ms 5.10 1.20",
+    ):
+        assert needed in text
 
 
 def test_real_data_are_called_real(undrawn):
