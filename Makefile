@@ -59,7 +59,8 @@ bench: setup
 
 # Redis, ONNX Runtime and FastAPI are what a user might pick instead; what is missing is skipped with a reason.
 bench-serving: setup
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRA),dev,peers]'
+	$(BIN)/python -c 'import fastapi, onnxruntime, onnxscript, redis' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRA),dev,peers]'
 	OMP_NUM_THREADS=1 $(BIN)/dashclip bench serving
 
 soak: setup

@@ -28,7 +28,7 @@ from experiments.benchmarks.serving_fetch import (
     redis_server,
 )
 from experiments.benchmarks.serving_memory import measure_extra_worker, measure_start
-from experiments.benchmarks.serving_packages import DCN, QUICK_SIZES, SIZES, TWO_TOWERS, PackageSizes
+from experiments.benchmarks.serving_packages import DCN, QUICK_SIZES, SIZES, SMALL, TWO_TOWERS, PackageSizes
 from experiments.benchmarks.serving_servers import (
     FASTAPI,
     NOOP,
@@ -108,6 +108,7 @@ def run_serving_benchmark(
     found = serving_packages.make_packages(
         packages or work / "packages", benchmark.sizes, progress=lambda stage, *_: report(stage)
     )
+    small = found.pop(SMALL)
     load_while_measuring = psutil.getloadavg()[0]
     requests = {
         count: serving_packages.requests_of(benchmark.sizes, count, count=20)
@@ -121,7 +122,7 @@ def run_serving_benchmark(
     report("starting workers")
     start = measure_start(found[TWO_TOWERS], requests=recorded, repeats=benchmark.start_repeats)
     report("memory of workers")
-    memory = measure_extra_worker(found[TWO_TOWERS], requests=recorded)
+    memory = measure_extra_worker(found[TWO_TOWERS], small, requests=recorded)
     served = _servers(benchmark, found[TWO_TOWERS], requests, work, skipped, report)
     accuracy = None
     try:

@@ -31,17 +31,17 @@ def pss_mib(pid: int) -> float:
     raise OSError(f"process {pid} has no PSS")
 
 
-def measure_extra_worker(package: Path, *, requests: Path) -> dict[str, Any]:
-    """PSS in MiB of all workers with one and with two of them, with the package and without any table.
+def measure_extra_worker(package: Path, small: Path, *, requests: Path) -> dict[str, Any]:
+    """PSS in MiB of all workers, with one and with two of them; of the package, and of one of small tables.
 
-    Every worker reads every page of every table and scores requests, the most that it can ever map. A worker
-    without tables has the same modules and the same program, and scores with tables of a few rows.
+    Every worker reads every page of every table and scores the requests, the most that it can ever map.
+    `small` is the same model with tables of a few rows.
     """
     sums: dict[str, list[float]] = {}
-    for mode in ("tables", "none"):
-        with _worker(package, mode, requests) as first:
+    for mode, served in (("tables", package), ("none", small)):
+        with _worker(served, requests) as first:
             alone = pss_mib(first)
-            with _worker(package, mode, requests) as second:
+            with _worker(served, requests) as second:
                 sums[mode] = [alone, pss_mib(first) + pss_mib(second)]
     extra = {mode: two - one for mode, (one, two) in sums.items()}
     return {
@@ -81,10 +81,10 @@ def measure_start(package: Path, *, requests: Path, repeats: int) -> dict[str, A
 
 
 @contextmanager
-def _worker(package: Path, mode: str, requests: Path) -> Iterator[int]:
+def _worker(package: Path, requests: Path) -> Iterator[int]:
     """A process that has the package open and waits; yields its id."""
     process = subprocess.Popen(
-        _command(package, mode, requests),
+        _command(package, "wait", requests),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=REPOSITORY,

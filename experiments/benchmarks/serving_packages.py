@@ -8,9 +8,9 @@ Shapes: N candidates.
 
 import json
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ PACKAGES = {
     PROJECTED: (TWO_TOWERS, PackageOptions(projected=True)),
     DCN: (DCN, PackageOptions()),
 }
+#: The package TWO_TOWERS with tables of a few rows: a worker of it is a worker without tables.
+SMALL = "small"
 #: Processes that compile at the same time.
 _COMPILERS = 2
 _DAY_US = 86_400_000_000
@@ -74,41 +76,50 @@ QUICK_SIZES = PackageSizes(
 
 def make_packages(folder: Path, sizes: PackageSizes, *, progress: Progress) -> dict[str, Path]:
     """The packages in `folder`, made unless they are there in these sizes already."""
-    packages = {name: folder / name for name in PACKAGES}
+    packages = {**{name: folder / name for name in PACKAGES}, SMALL: folder / SMALL / TWO_TOWERS}
     described = {**vars(sizes), "features": _FEATURES}
     if (folder / _FINISHED).is_file():
         if json.loads((folder / _FINISHED).read_text(encoding="utf-8")) == described:
             return packages
         raise ValueError(f"{folder} holds packages of other sizes; delete it, or name another folder")
-    steps, done = 6 + len(PACKAGES), 0
+    steps, done = 7 + len(PACKAGES), 0
 
     def report(stage: str) -> None:
         nonlocal done
         progress(stage, done, steps)
         done += 1
 
-    report("writing a log")
-    data = folder / "data"
-    write_log(data, sizes)
-    report("building features")
-    config = load_config(Path(__file__).parents[1] / "configs" / _FEATURES, FeatureConfig)
-    seldom = [feature.model_copy(update={"min_count": 1}) for feature in config.sparse]
-    config = config.model_copy(update={"sparse": tuple(seldom)})
-    build(data, folder / "features", config, threads=1, memory_limit="1GB")
-    report("writing vectors")
-    tables = _write_vectors(folder, sizes)
-    for name in (TWO_TOWERS, DCN):
-        report(f"training {name}")
-        _train(folder, name, two_towers=name == TWO_TOWERS, tables=tables)
+    _make_runs(folder, sizes, (TWO_TOWERS, DCN), report)
+    few = replace(QUICK_SIZES, products=500, queries=200, users=100, dim=sizes.dim)
+    _make_runs(folder / SMALL, few, (TWO_TOWERS,), lambda _: None)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(_COMPILERS, mp_context=spawn) as compilers:
         report("compiling packages")
         made = [compilers.submit(_package, folder, name, sizes) for name in PACKAGES]
+        made.append(compilers.submit(_package, folder / SMALL, TWO_TOWERS, few))
         for one in as_completed(made):
             one.result()
             report("compiling packages")
     atomic_write_json(folder / _FINISHED, described)
     return packages
+
+
+def _make_runs(
+    folder: Path, sizes: PackageSizes, names: Sequence[str], report: Callable[[str], None]
+) -> None:
+    """Log, features, vectors and trained rankers in `folder`."""
+    report("writing a log")
+    write_log(folder / "data", sizes)
+    report("building features")
+    config = load_config(Path(__file__).parents[1] / "configs" / _FEATURES, FeatureConfig)
+    seldom = [feature.model_copy(update={"min_count": 1}) for feature in config.sparse]
+    config = config.model_copy(update={"sparse": tuple(seldom)})
+    build(folder / "data", folder / "features", config, threads=1, memory_limit="1GB")
+    report("writing vectors")
+    tables = _write_vectors(folder, sizes)
+    for name in names:
+        report(f"training {name}")
+        _train(folder, name, two_towers=name == TWO_TOWERS, tables=tables)
 
 
 def write_log(folder: Path, sizes: PackageSizes) -> None:

@@ -125,7 +125,7 @@ def _memory(result: dict[str, Any]) -> ResultTable:
         )
         for title, mode, key in (
             ("worker that has read every page of every table", "tables", "extra_mib"),
-            ("the same worker without tables", "none", "extra_mib_without_tables"),
+            ("the same worker with tables of a few rows", "none", "extra_mib_without_tables"),
         )
     ]
     of_tables = memory["extra_mib_of_tables"]

@@ -202,9 +202,13 @@ def _measure(
         console=console,
     ) as bars:
         task = bars.add_task(name, total=None)
+        said = [""]
 
         def report(stage: str, done: int, total: int) -> None:
             bars.update(task, description=stage, completed=done, total=total)
+            if not console.is_terminal and stage != said[-1]:
+                said.append(stage)
+                console.print(f"{name}: {stage}")
 
         try:
             return _benchmark(
