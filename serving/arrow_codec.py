@@ -41,22 +41,21 @@ def decode_request(body: bytes | bytearray | memoryview) -> ScoreRequest:
         RequestError: not such a stream, or a column or field that is missing, unknown or wrong.
     """
     batch = _read_batch(body)
-    names = batch.schema.names
+    schema = batch.schema
+    names = schema.names
     if names.count(_IDS) != 1:
         raise RequestError(
             _IDS, f"{names.count(_IDS)} columns of this name", "send one, with a row for each candidate"
         )
     if len(set(names)) != len(names):
         raise RequestError("body", "two columns of one name", "send each column once")
-    fields = parse_object("metadata.dashclip", (batch.schema.metadata or {}).get(_KEY, b""))
+    fields = parse_object("metadata.dashclip", (schema.metadata or {}).get(_KEY, b""))
     check_fields(fields, required=("user_id", "query"), optional=BESIDE_CANDIDATES[2:])
     history = fields.get("history")
     if history is not None and not isinstance(history, list):
         raise RequestError("history", "no list", "send a list of product ids, newest first, or null")
-    columns = {name: batch.column(position) for position, name in enumerate(names) if name != _IDS}
-    return ScoreRequest(
-        candidates=batch.column(names.index(_IDS)), candidate_columns=columns, **without_nulls(fields)
-    )
+    columns = dict(zip(names, batch.columns, strict=True))
+    return ScoreRequest(candidates=columns.pop(_IDS), candidate_columns=columns, **without_nulls(fields))
 
 
 def encode_request(request: ScoreRequest) -> bytes:
@@ -127,10 +126,10 @@ def _read_schema(message: Any) -> pa.Schema:
     schema = pa.ipc.read_schema(message)
     if len(schema) > MAX_COLUMNS:
         raise RequestError("body", f"{len(schema):,} columns", f"send at most {MAX_COLUMNS}")
-    for column in schema:  # reading a name fails if it is not UTF-8, which nothing above has checked
-        name = column.name
-        if pa.types.is_nested(column.type) or pa.types.is_dictionary(column.type):
-            raise RequestError(printable(name), f"a column of {column.type}", _ADVICE)
+    # Reading the names fails if one is not UTF-8, which nothing above has checked.
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        if pa.types.is_nested(kind) or pa.types.is_dictionary(kind):
+            raise RequestError(printable(name), f"a column of {kind}", _ADVICE)
     return schema
 
 

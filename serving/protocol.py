@@ -75,7 +75,8 @@ class ScoreRequest:
             object.__setattr__(self, "history", _ids("history", self.history, at_most=MAX_HISTORY))
         _check_names("context", self.context)
         for name, value in self.context.items():
-            _check_scalar(f"context.{name}", value)
+            if value is not None and type(value) is not bool:
+                _check_scalar(f"context.{name}", value)
         _check_names("candidate_columns", self.candidate_columns)
         columns = {
             name: _column(f"candidate_columns.{name}", values, rows=len(candidates))
@@ -204,8 +205,6 @@ def _check_names(name: str, mapping: object) -> None:
 
 
 def _check_scalar(name: str, value: object) -> None:
-    if value is None or type(value) is bool:
-        return
     if type(value) is int or type(value) is str:
         _check_id(name, value, advice="send an integer of 64 bits")
     elif type(value) is float:
@@ -276,8 +275,18 @@ def _arrow_ids(name: str, ids: pa.Array) -> pa.Array:
         raise RequestError(name, "an integer beyond 64 bits", _ID_ADVICE) from None
 
 
-def _column(name: str, values: object, *, rows: int) -> CandidateColumn:
+#: Classes of arrays that NumPy takes without a copy if they have no nulls.
+_NUMBER_ARRAYS = frozenset(
+    {pa.Int8Array, pa.Int16Array, pa.Int32Array, pa.Int64Array}
+    | {pa.UInt8Array, pa.UInt16Array, pa.UInt32Array, pa.UInt64Array}
+    | {pa.HalfFloatArray, pa.FloatArray, pa.DoubleArray}
+)
+
+
+def _column(name: str, values: Any, *, rows: int) -> CandidateColumn:
     """One live feature: a NumPy array of finite numbers, or a list in which None is a missing value."""
+    if type(values) in _NUMBER_ARRAYS and values.null_count == 0:  # an Arrow body has many of these
+        values = values.to_numpy()
     if isinstance(values, pa.Array | pa.ChunkedArray):
         values = _column_of_arrow(name, values)
     if isinstance(values, tuple):
