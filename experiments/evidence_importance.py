@@ -1,5 +1,7 @@
 """Feature importance on the evidence page, from `importance.json`."""
 
+import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 from experiments.evidence_files import EvidenceError
@@ -46,6 +48,7 @@ def importance_section(sweep: Path) -> Section | None:
     paper = paper_sentence(report)
     heat_maps: list[Plot] = slice_plots(report)[:1]
     pairs = pair_grid(report)
+    page = path.with_name(PAGE).relative_to(sweep)
     measured = f"{report.variant}, {report.rows:,} {report.split} rows, "
     measured += f"{len(report.runs)} models" if len(report.runs) > 1 else f"one model ({report.runs[0]})"
     return Section(
@@ -63,8 +66,33 @@ def importance_section(sweep: Path) -> Section | None:
         ),
         plots=(*bar_plots(report, "permutation"), *heat_maps, *agreement_plots(report)),
         grids=(pairs,) if pairs else (),
-        notes=(f"Measured: {measured}. Every method and number: {path.with_name(PAGE).relative_to(sweep)}.",),
+        notes=(
+            *_stale(report, sweep),
+            f"Measured: {measured}. Every method and number: {path.with_name(PAGE).relative_to(sweep)}.",
+        ),
     )
+
+
+def _stale(report: ImportanceReport, sweep: Path) -> list[str]:
+    """A warning if a model of the variant was trained after it was measured."""
+    measured = _time(report.created)
+    trained = [
+        _time(json.loads(run.read_text()).get("created"))
+        for run in sweep.glob(f"{report.variant}/*/run.json")
+    ]
+    if measured is None or not any(time is not None and time > measured for time in trained):
+        return []
+    return [
+        f"Measured before the models that are now in {sweep / report.variant} were trained: measure again."
+    ]
+
+
+def _time(recorded: str | None) -> datetime | None:
+    """A recorded time; one without a zone is taken as UTC."""
+    if recorded is None:
+        return None
+    time = datetime.fromisoformat(recorded)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _answer(report: ImportanceReport) -> str:

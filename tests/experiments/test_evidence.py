@@ -278,6 +278,18 @@ def test_importance_of_one_run_is_shown_where_the_sweep_has_none(copied):
     assert "position (0.04" in section.answer
 
 
+@pytest.mark.parametrize(
+    ("trained", "stale"), [("2026-11-23T04:00:00+00:00", 0), ("2026-11-24T04:00:00+00:00", 1)]
+)
+def test_importance_of_models_that_were_trained_again_is_called_out_of_date(copied, trained, stale):
+    report = json.loads((copied / "importance.json").read_text())
+    write(copied / "importance.json", report | {"variant": "dcn_pq_sim"})
+    run = copied / "dcn_pq_sim" / "seed-1" / "run.json"
+    write(run, json.loads(run.read_text()) | {"created": trained})
+    notes = found(copied, "importance").notes
+    assert sum("measure again" in note for note in notes) == stale
+
+
 def test_the_command_ends_with_the_path_of_the_page_and_names_what_is_not_on_it(copied):
     for name in ("probes.json", "serving.json"):
         (copied / name).unlink()
