@@ -72,7 +72,10 @@ def refresh(
     started = time.monotonic()
     vectors = vectors or {}
     if snapshot is None and not vectors:
-        raise PackageError("there is nothing to refresh; give a log, product vectors or query vectors")
+        raise PackageError(
+            "there is nothing to refresh; give a log (--data), product vectors (--product-table) or query "
+            "vectors (--query-table)"
+        )
     with locked(package):
         manifest = PackageManifest.read(package)
         for kind, source in vectors.items():

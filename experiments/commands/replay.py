@@ -67,6 +67,9 @@ def replay(
     tolerance: Annotated[
         float, typer.Option(min=0, help="Largest difference of a probability; beyond it the exit code is 1.")
     ] = TOLERANCE,
+    same_order: Annotated[
+        float, typer.Option(min=0, max=1, help="Least share of requests in the offline order, likewise.")
+    ] = SAME_ORDER,
     out: Annotated[Path | None, typer.Option(help="JSON file for the numbers.")] = None,
 ) -> None:
     """Send the logged impressions of the test days to a package or a server and compare with the run.
@@ -144,10 +147,10 @@ def replay(
         content["skew"] = [one.to_json() for one in skews] if skews is not None else None
         atomic_write_json(out, content)
         console.print(f"wrote {out}", highlight=False, markup=False)
-    if not from_snapshot and not result.holds(tolerance=tolerance, same_order=SAME_ORDER):
+    if not from_snapshot and not result.holds(tolerance=tolerance, same_order=same_order):
         console.print(
-            f"[red]served scores are not the offline scores[/red]: at most {tolerance:g} of difference and "
-            f"{SAME_ORDER:.1%} of the orders are allowed"
+            f"[red]served scores are not the offline scores[/red]: a difference of {tolerance:g} at most and "
+            f"{same_order:.1%} of the orders at least are asked for"
         )
         raise typer.Exit(1)
 
