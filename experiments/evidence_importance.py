@@ -68,7 +68,7 @@ def importance_section(sweep: Path) -> Section | None:
         grids=(pairs,) if pairs else (),
         notes=(
             *_stale(report, sweep),
-            f"Measured: {measured}. Every method and number: {path.with_name(PAGE).relative_to(sweep)}.",
+            f"Measured: {measured}. Every method and number: {page}.",
         ),
     )
 
