@@ -81,7 +81,8 @@ def start(
     report = progress or (lambda _: None)
     folder = archive.path.parent / SERVER_FOLDER
     _check_free(archive.path.parent, settings)
-    shutil.rmtree(folder / "logs", ignore_errors=True)
+    for name in ("logs", DRIFT_FOLDER):  # of the run before
+        shutil.rmtree(folder / name, ignore_errors=True)
     (folder / KEY_FILE).unlink(missing_ok=True)
     for name in ("logs", DRIFT_FOLDER):
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,153 @@
+"""archive, serve, stop, drift and fuzz as a user meets them; once a real TorchServe with a real predictor."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from experiments.cli import app
+from experiments.serving_files import archive_package, example_request, torchserve_version
+from serving.drift import LiveCounts
+from serving.endpoint import Body, Endpoint
+from serving.opening import open_package
+from serving.package_manifest import PackageManifest
+from serving.parity import read_requests
+from serving.protocol import MAX_CANDIDATES
+from tests.serving.test_torchserve import five_free_ports
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_example_is_short_and_known(small_run: Path) -> None:
+    request = example_request(small_run / "package")
+    assert 1 <= len(request.candidates) <= 5
+    predictor, _ = open_package(small_run / "package")
+    assert predictor.score(request).unknown["products"] == 0
+
+
+@pytest.mark.parametrize(
+    ("model_version", "safe"), [("a-seed1-0f", "a-seed1-0f"), ("a b/ç:1", "a-b---1"), ("1.0_x", "1.0_x")]
+)
+def test_a_version_can_stand_in_a_url(model_version: str, safe: str) -> None:
+    assert torchserve_version(model_version) == safe
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("java") is None, reason="TorchServe needs java")
+def test_a_package_is_archived_served_asked_with_the_printed_curl_and_stopped(
+    package: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    assert run("stop", store).output == f"no server runs for {store}\n"
+    done = run("archive", package, store)
+    assert done.exit_code == 0, done.output
+    assert (store / "server" / "config.properties").is_file()
+    try:
+        done = run("serve", store, "--port", five_free_ports())
+        assert done.exit_code == 0, done.output
+        curl = done.output.split("try it with:\n")[1]
+        answer = subprocess.run(["bash", "-c", curl], capture_output=True, check=True).stdout
+        assert len(json.loads(answer)["scores"]) == len(example_request(package).candidates)
+        done = run("fuzz", store, "--requests", package, "--bodies", 300)
+        assert done.exit_code == 0, done.output
+        done = run("loadtest", store, "--requests", package, "--rate", 20, "--seconds", 1)
+        assert done.exit_code == 0, done.output
+    finally:
+        assert run("stop", store).output == "stopped\n"
+
+
+def test_an_archive_may_not_replace_the_package(package: Path) -> None:
+    done = run("archive", package, package.parent, "--name", package.name)
+    assert isinstance(done.exception, ValueError)
+    assert "would replace the input" in str(done.exception)
+    assert PackageManifest.read(package)
+
+
+def test_a_damaged_package_is_not_archived_and_its_file_is_named(package: Path, tmp_path: Path) -> None:
+    table = next((package / "model" / "tables").glob("*.npy"))
+    content = bytearray(table.read_bytes())
+    content[-1] ^= 1
+    table.write_bytes(content)
+    with pytest.raises(ValueError, match=table.name):
+        archive_package(package, tmp_path / "store", name="dashclip", embed=False)
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_the_real_predictor_answers_every_client_error_with_400_or_413(small_run: Path) -> None:
+    endpoint = Endpoint(open_package(small_run / "package")[0])
+    good = json.loads((small_run / "package" / "parity" / "requests.jsonl").read_bytes().splitlines()[0])
+    ids = good["candidates"]
+    bad = [
+        {"candidates": []},
+        {"candidates": [*ids[:-1], "x"]},
+        {"candidates": [*ids[:-1], 1.5]},
+        {"candidates": [*ids[:-1], None]},
+        {"candidates": ids * (MAX_CANDIDATES // len(ids) + 1)},
+        {"user_id": [1]},
+        {"query": 7},
+        {"timestamp_us": "now"},
+        {"context": {"no_such_column": 1}},
+        {"candidate_columns": {"no_such_column": [1] * len(ids)}},
+        {"candidate_columns": {"price": [1.0] * (len(ids) + 1)}},
+        {"candidate_columns": {"price": ["cheap"] * len(ids)}},
+        {"history": "milk"},
+        {"no_such_field": 1},
+    ]
+    answers = endpoint.answer([Body(json.dumps({**good, **fields}).encode()) for fields in bad])
+    for fields, answer in zip(bad, answers, strict=True):
+        assert answer.status in (400, 413), fields
+        said = json.loads(answer.content)["error"]
+        assert said["field"], fields
+        assert said["advice"], fields
+    (answer,) = endpoint.answer([Body(json.dumps(good).encode())])
+    assert answer.status == 200
+
+
+def test_drift_of_the_recorded_requests_is_shown_and_a_shift_is_exit_code_1(
+    package: Path, tmp_path: Path
+) -> None:
+    predictor, live = open_package(package)
+    replies = predictor.score_many(read_requests(package))
+    manifest = PackageManifest.read(package)
+    shifted = LiveCounts(manifest.training_record, manifest.dense_columns, every=1)
+    for _ in range(120):
+        for reply in replies:
+            shifted.count(reply.scores_N, reply.dense_NF + 50)  # type: ignore[union-attr]
+    shifted.write(tmp_path / "counts", model_version=manifest.model_version)
+    done = run("drift", package, tmp_path / "counts", "--out", tmp_path / "drift.json")
+    assert done.exit_code == 1, done.output
+    written = json.loads((tmp_path / "drift.json").read_text())
+    assert {row["verdict"] for row in written["distributions"][1:]} == {"moved"}
+    live.write(tmp_path / "none", model_version=manifest.model_version)
+    done = run("drift", package, tmp_path / "none")
+    assert done.exit_code == 0, done.output
+    assert "too little seen" in done.output
+
+
+def test_hostile_bodies_in_process_end_in_scores_or_refusals(small_run: Path) -> None:
+    package = small_run / "package"
+    done = run("fuzz", package, "--requests", package, "--bodies", 1_500, "--seed", 5)
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("serve", "nowhere"), "dashclip archive"),
+        (("serve", "nowhere", "--port", "80"), "port 80"),
+        (("loadtest", "nowhere", "--requests", "x.jsonl"), "no server runs"),
+        (("loadtest", "http://x", "--requests", "x.jsonl", "--format", "xml"), "json or arrow"),
+    ],
+)
+def test_what_cannot_work_says_what_to_do(
+    arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert isinstance(done.exception, ValueError)
+    assert words in str(done.exception)
