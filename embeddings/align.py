@@ -64,8 +64,7 @@ class AlignTask:
             query_titles: what title queries are made of, when the catalogue was opened without its titles.
 
         Raises:
-            ValueError: there is no query encoder, too few tuples, a Matryoshka width is too large, or grades
-                are missing.
+            ValueError: there is no query encoder, too few tuples, or grades are missing.
         """
         if encoder.query is None:
             raise ValueError("stage 2 needs a query encoder; call with_query_encoder() first")
@@ -76,11 +75,6 @@ class AlignTask:
             )
         if not tuples.train.queries.equals(tuples.validation.queries):
             raise ValueError("training and validation tuples must come from the same relevance data")
-        if max(config.matryoshka_dims, default=0) > encoder.config.embedding_dim:
-            raise ValueError(
-                f"matryoshka_dims must be at most embedding_dim, {encoder.config.embedding_dim}, got "
-                f"{list(config.matryoshka_dims)}"
-            )
         if (config.in_batch_negatives or config.product_negatives) and grades is None:
             raise ValueError(
                 "in_batch_negatives and product_negatives need the grades, to leave relevant pairs out"
@@ -126,11 +120,10 @@ class AlignTask:
         def load() -> Iterator[AlignBatch]:
             for step in range(first_step, self.steps_per_epoch):
                 rows = order[step * self.batch_rows : (step + 1) * self.batch_rows]
-                weight = float(self._weights(self.tuples.train, rows).sum(dtype=np.float64))
                 for micro in np.split(rows, accumulation):
                     own = micro[self.ranks.slice_of(len(micro))]
                     yield self._batch(
-                        self.tuples.train, own, total_weight=weight / accumulation, draw=(epoch, step)
+                        self.tuples.train, own, total=len(rows) / accumulation, draw=(epoch, step)
                     )
 
         yield from prefetch(load())
@@ -148,7 +141,7 @@ class AlignTask:
             if number % self.ranks.count != self.ranks.rank:
                 continue
             rows = rows_N[start : start + self.batch_rows]
-            batch = self._batch(self.tuples.validation, rows, total_weight=float(len(rows)))
+            batch = self._batch(self.tuples.validation, rows, total=float(len(rows)))
             product_UD, query_VD = (
                 vectors.to(self.module.temperature.dtype) for vectors in self.module.vectors(batch)
             )
@@ -166,7 +159,7 @@ class AlignTask:
         tuples: TupleSet,
         rows: npt.NDArray[np.int64],
         *,
-        total_weight: float,
+        total: float,
         draw: tuple[int, int] | None = None,
     ) -> AlignBatch:
         """One micro-batch; `draw` seeds what changes from step to step, None changes nothing."""
@@ -191,10 +184,9 @@ class AlignTask:
             query_chunks=chunks,
             product_B=torch.from_numpy(product_B).to(self.device),
             query_BC=torch.from_numpy(place_V[query_BC.reshape(len(rows), -1)]).to(self.device),
-            weight_B=torch.from_numpy(self._weights(tuples, rows)).to(self.device),
             positive_B=tuple_BC[:, 1],
             grade_B=np.asarray(tuples.grades_NC[rows, 0]),
-            total_weight=total_weight,
+            total=total,
             relevant_BV=relevant_BV,
             title_queries=title_queries,
         )
@@ -290,10 +282,6 @@ class AlignTask:
 
     def _note_unreadable(self, product: int, error: ImageUnreadable) -> None:
         self.unreadable[product] = error.reason
-
-    def _weights(self, tuples: TupleSet, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        moderate = tuples.grades_NC[rows, 0] == MODERATE
-        return np.where(moderate, self.config.moderate_weight, 1.0).astype(np.float32)
 
 
 def _relevant_matrix(grades: Grades, products: int) -> sp.csr_matrix:

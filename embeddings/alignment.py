@@ -18,7 +18,7 @@ from embeddings.catalog import ProductBatch
 from embeddings.distributed import Ranks
 from embeddings.encoders import ProductEncoder, QueryEncoder, freeze_first_layers
 from embeddings.feature_queue import FeatureQueue
-from embeddings.losses import NO_GROUP, InBatch, matryoshka, pqc_loss
+from embeddings.losses import NO_GROUP, InBatch, pqc_loss
 from embeddings.training import OptimizerConfig
 
 TEMPERATURE_RANGE = (0.01, 0.5)
@@ -37,8 +37,6 @@ class AlignConfig(OptimizerConfig):
     frozen_layers: Annotated[int, Field(ge=0)] = 0
     temperature: Annotated[float, Field(ge=TEMPERATURE_RANGE[0], le=TEMPERATURE_RANGE[1])] = 0.05
     learn_temperature: bool = False
-    #: Beyond the paper: weight of a tuple whose positive is moderately relevant; 1 is the paper's loss.
-    moderate_weight: Annotated[float, Field(ge=0)] = 1.0
     #: Beyond the paper: the other queries of the rank's micro-batch as negatives, but for those with a grade
     #: above 0.
     in_batch_negatives: bool = False
@@ -51,8 +49,6 @@ class AlignConfig(OptimizerConfig):
     title_query_weight: Annotated[float, Field(ge=0)] = 0.0
     #: Beyond the paper: chance that a word of a title is left out, so that the image has to say it.
     title_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    #: Beyond the paper: widths at which the first coordinates are trained to stand alone; none: full width.
-    matryoshka_dims: tuple[int, ...] = ()
     #: Beyond the paper: centre the vectors at the end, turn them to principal axes and raise the variances to
     #: the power 1 - `whitening_power` (module `whitening`).
     whitening: bool = True
@@ -70,12 +66,11 @@ class AlignBatch(NamedTuple):
     #: Positions of a tuple's product and queries among the distinct ones; the positive query comes first.
     product_B: Tensor
     query_BC: Tensor
-    weight_B: Tensor
     #: The positive query's number in the relevance data, and its grade for the product.
     positive_B: npt.NDArray[np.int64]
     grade_B: npt.NDArray[np.int8]
-    #: Weights of the tuples of the step, over all ranks, summed; of one micro-batch on average.
-    total_weight: float
+    #: Tuples of the step over all ranks; of one micro-batch on average.
+    total: float
     #: Whether a product may not have a query as an in-batch negative; None without in-batch negatives.
     relevant_BV: Tensor | None
     #: Token ids and mask of a query made from the title of each distinct product, and the products' groups
@@ -110,7 +105,6 @@ class Alignment(nn.Module):
         self.temperature = nn.Parameter(
             torch.tensor(config.temperature), requires_grad=config.learn_temperature
         )
-        self.dims = config.matryoshka_dims
         self.title_query_weight = config.title_query_weight
         self.remembered = FeatureQueue(config.product_negatives, product.product_proj.out_features)
         self.ranks = ranks
@@ -122,22 +116,15 @@ class Alignment(nn.Module):
     def forward(self, batch: AlignBatch) -> dict[str, Tensor]:
         """The share of this rank in the loss of the global batch, times the ranks, since DDP averages."""
         product_UD, query_VD = self.vectors(batch)
-
-        def loss(product_UD: Tensor, query_VD: Tensor) -> Tensor:
-            chosen_BCD = query_VD[batch.query_BC]
-            in_batch = None if batch.relevant_BV is None else InBatch(query_VD, batch.relevant_BV)
-            return pqc_loss(
-                product_UD[batch.product_B],
-                chosen_BCD[:, 0],
-                chosen_BCD[:, 1:],
-                temperature=self.temperature,
-                weight_B=batch.weight_B,
-                in_batch=in_batch,
-                total_weight=batch.total_weight,
-            )
-
-        pqc = matryoshka(loss, self.dims) if self.dims else loss
-        value = pqc(product_UD, query_VD) * self.ranks.count
+        chosen_BCD = query_VD[batch.query_BC]
+        value = self.ranks.count * pqc_loss(
+            product_UD[batch.product_B],
+            chosen_BCD[:, 0],
+            chosen_BCD[:, 1:],
+            temperature=self.temperature,
+            in_batch=None if batch.relevant_BV is None else InBatch(query_VD, batch.relevant_BV),
+            total_weight=batch.total,
+        )
         found = {"pqc": value.detach(), "temperature": self.temperature.detach()}
         candidates = self._candidates(batch, product_UD)
         if self.grade_PQ is not None:
@@ -173,8 +160,7 @@ class Alignment(nn.Module):
             query_VD[batch.query_BC[:, 0]],
             batch.product_B,
             excluded_BC,
-            weight_B=batch.weight_B,
-            total_weight=batch.total_weight,
+            total_weight=batch.total,
         )
         return picked * self.ranks.count
 
@@ -189,23 +175,18 @@ class Alignment(nn.Module):
         query_UD = self.query(ids_UT, mask_UT)
         used_U = group_U != NO_GROUP
         own_U = torch.arange(len(group_U), device=group_U.device)
-
-        def product_picks(product_UD: Tensor, query_UD: Tensor) -> Tensor:
-            same_UU = (group_U[:, None] == group_U) | ~used_U
-            return pqc_loss(
-                product_UD,
-                query_UD,
-                product_UD.new_zeros((len(own_U), 0, product_UD.shape[1])),
-                temperature=self.temperature.detach(),
-                weight_B=used_U.to(product_UD),
-                in_batch=InBatch(query_UD, same_UU),
-            )
-
-        contrast = matryoshka(product_picks, self.dims) if self.dims else product_picks
+        product_picks = pqc_loss(
+            product_UD,
+            query_UD,
+            product_UD.new_zeros((len(own_U), 0, product_UD.shape[1])),
+            temperature=self.temperature.detach(),
+            weight_B=used_U.to(product_UD),
+            in_batch=InBatch(query_UD, (group_U[:, None] == group_U) | ~used_U),
+        )
         group = group_U.cpu().numpy()
         excluded_UC = (group[:, None] == candidates.group_C) | (candidates.group_C == NO_GROUP)
         query_picks = self._pick(candidates, query_UD, own_U, excluded_UC, weight_B=used_U.to(query_UD))
-        return (contrast(product_UD, query_UD) + query_picks) / 2
+        return (product_picks + query_picks) / 2
 
     def _pick(
         self,
@@ -214,24 +195,19 @@ class Alignment(nn.Module):
         own_B: Tensor,
         excluded_BC: npt.NDArray[np.bool_],
         *,
-        weight_B: Tensor,
+        weight_B: Tensor | None = None,
         total_weight: float | None = None,
     ) -> Tensor:
         """PQC with the sides exchanged: each query picks candidate `own_B` out of those not excluded."""
-        excluded = torch.from_numpy(excluded_BC).to(query_BD.device)
-
-        def loss(candidate_CD: Tensor, query_BD: Tensor) -> Tensor:
-            return pqc_loss(
-                query_BD,
-                candidate_CD[own_B],
-                query_BD.new_zeros((len(query_BD), 0, query_BD.shape[1])),
-                temperature=self.temperature,
-                weight_B=weight_B,
-                in_batch=InBatch(candidate_CD, excluded),
-                total_weight=total_weight,
-            )
-
-        return (matryoshka(loss, self.dims) if self.dims else loss)(candidates.vectors_CD, query_BD)
+        return pqc_loss(
+            query_BD,
+            candidates.vectors_CD[own_B],
+            query_BD.new_zeros((len(query_BD), 0, query_BD.shape[1])),
+            temperature=self.temperature,
+            weight_B=weight_B,
+            in_batch=InBatch(candidates.vectors_CD, torch.from_numpy(excluded_BC).to(query_BD.device)),
+            total_weight=total_weight,
+        )
 
     def vectors(self, batch: AlignBatch) -> tuple[Tensor, Tensor]:
         """Unit vectors of the distinct products (U, D) and queries (V, D)."""

@@ -13,7 +13,7 @@ Shapes: B products, C columns (teacher features of the global batch, then the qu
 each product, Q queries of other products, M unmatched pairs, D embedding width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -236,27 +236,6 @@ def pqc_loss(
             logits = torch.cat([logits, _mask(in_batch_BQ, ~in_batch.relevant_BQ)], dim=1)
         loss_B = -logits.log_softmax(dim=1)[:, 0]
         return _share(loss_B, torch.ones_like(loss_B) if weight_B is None else weight_B, total_weight)
-
-
-def matryoshka(loss: Callable[..., Tensor], dims: Sequence[int]) -> Callable[..., Tensor]:
-    """The mean of `loss` over the first d coordinates of its tensors, made unit again, for each d of `dims`.
-
-    One model then serves vectors of each of these widths (Kusupati et al. 2022). What comes back is called
-    with the features that `loss` takes. The full width alone leaves the loss of unit vectors as it is.
-    """
-    if not dims or min(dims) < 1 or len(set(dims)) != len(dims):
-        raise ValueError(f"matryoshka needs distinct positive widths, got {tuple(dims)}")
-
-    def mean_loss(*features: Tensor) -> Tensor:
-        narrowest = min(feature.shape[-1] for feature in features)
-        if max(dims) > narrowest:
-            raise ValueError(
-                f"matryoshka width {max(dims)} is more than the {narrowest} coordinates there are"
-            )
-        losses = [loss(*(unit_vectors(feature[..., :dim]) for feature in features)) for dim in dims]
-        return torch.stack(losses).mean()
-
-    return mean_loss
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Narrower tables from one: the first d coordinates, scaled back to unit length.
 
-Worth as much as a table of that width where the encoder was trained so (Matryoshka, Kusupati et al. 2022).
+The whitening at the end of stage 2 sorts the coordinates by variance, so the first d say the most that d can.
+Training them to stand alone besides (Matryoshka, Kusupati et al. 2022) added nothing that five seeds could
+tell apart (experiments/LOG.md).
 
 Shapes: N ids, D embedding width, d < D the narrower one.
 """

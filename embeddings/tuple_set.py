@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict
 
 from embeddings.files import sha256_of
 from embeddings.grades import IRRELEVANT, MODERATE, Count, Grades, GradesReport, RelevanceError
-from embeddings.hard_negatives import MiningReport
 from embeddings.tuple_sampling import PROXY, TupleConfig
 
 FORMAT: Literal["tuples-1"] = "tuples-1"
@@ -69,8 +68,6 @@ class TupleReport(BaseModel):
     #: Positives for which not a single negative exists.
     positives_left_out: Count
     grades: GradesReport
-    #: When hard negatives were mined: the mixes and repetitions above are those after it.
-    mining: MiningReport | None = None
     #: Of the product ids in the order that the product indices mean.
     product_ids_sha256: str
     checksums: dict[str, str]

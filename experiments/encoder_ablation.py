@@ -27,7 +27,7 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 PRETRAIN = "pretrain"
 #: Sections that a variant may leave out, which TOML has no null for.
-_LEFT_OUT = (PRETRAIN, "warmup", "image_warmup", "mining")
+_LEFT_OUT = (PRETRAIN, "warmup", "image_warmup")
 #: What stage 1 depends on.
 _STAGE_1 = {
     "size",

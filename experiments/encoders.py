@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -17,10 +16,8 @@ from embeddings.dashclip import DashClipEncoder
 from embeddings.encode import Encoded, encode_products, encode_queries
 from embeddings.encoder_config import EncoderConfig, Size
 from embeddings.grades import read_grades
-from embeddings.hard_negatives import MiningConfig
 from embeddings.holdout import TEST, TRAIN, HoldoutConfig, product_roles, query_roles
 from embeddings.input_tables import read_distinct_queries
-from embeddings.mined_alignment import align_with_mining
 from embeddings.pretrain import PretrainConfig
 from embeddings.probe_report import ProbeReport
 from embeddings.probe_training import ProbeConfig
@@ -73,21 +70,11 @@ class EncodersConfig(BaseModel):
     pretrain: PretrainConfig | None = None
     #: None leaves stage 2 out, as without grades.
     align: AlignConfig | None = None
-    #: Beyond the paper: hard negatives for the second part of stage 2; None keeps random ones to the end.
-    mining: MiningConfig | None = None
 
     @model_validator(mode="after")
     def _images_warm_up_after_text(self) -> Self:
         if self.image_warmup is not None and self.warmup is None:
             raise ValueError("[image_warmup] needs a [warmup] section: images learn from titles understood")
-        return self
-
-    @model_validator(mode="after")
-    def _mining_has_its_epochs(self) -> Self:
-        if self.mining is not None:
-            if self.align is None:
-                raise ValueError("mining needs an [align] section, the stage that it is a part of")
-            self.mining.first_epochs(self.align.epochs)
         return self
 
     @model_validator(mode="after")
@@ -99,17 +86,12 @@ class EncodersConfig(BaseModel):
                 hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
                 raise ValueError(f"architecture.{name} is not a part of an encoder; {hint}")
         try:
-            shape = EncoderConfig.preset(self.size, vocab_size=VOCABULARY[self.size], **self.architecture)
+            EncoderConfig.preset(self.size, vocab_size=VOCABULARY[self.size], **self.architecture)
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(["architecture", *map(str, problem["loc"])])
             sentence = problem["msg"].removeprefix("Value error, ")
             raise ValueError(f"{where}: {sentence} (got {self.architecture})") from None
-        if self.align is not None and max(self.align.matryoshka_dims, default=0) > shape.embedding_dim:
-            raise ValueError(
-                f"align.matryoshka_dims must be at most the embedding_dim of {shape.embedding_dim}, got "
-                f"{list(self.align.matryoshka_dims)}"
-            )
         return self
 
     @property
@@ -217,10 +199,7 @@ def run_align(
     if config.align is None:
         raise ValueError("the config has no [align] section, which stage 2 needs")
     start = start or first_encoder(data, folder / "warmup", config, device=device, show=show)
-    stage: Callable[..., StageRun] = align
-    if config.mining is not None:
-        stage = partial(align_with_mining, mining=config.mining)
-    return stage(
+    return align(
         data,
         folder,
         start=start,

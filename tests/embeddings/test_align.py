@@ -14,7 +14,7 @@ import embeddings.align
 from embeddings.align import AlignTask, Tuples
 from embeddings.alignment import TEMPERATURE_RANGE, AlignBatch
 from embeddings.catalog import ProductCatalog
-from embeddings.relevance import MODERATE, read_grades
+from embeddings.relevance import read_grades
 from embeddings.training import train
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import NEGATIVES, align_task, build_small_tuples, small_encoder
@@ -40,14 +40,12 @@ def batches_of(task: AlignTask, epoch: int = 0, first_step: int = 0) -> list[Ali
     return list(task.micro_batches(epoch, first_step))
 
 
-def loop_loss(task: AlignTask, rows: np.ndarray, *, weighted: bool = True, dim: int | None = None) -> float:
+def loop_loss(task: AlignTask, rows: np.ndarray) -> float:
     """Paper equation 1, one tuple at a time, from the public vectors of encoder and queries."""
     catalog, queries = task.catalog, task.tuples.train.queries.to_pylist()
-    total, weights = 0.0, 0.0
+    total = 0.0
     for row in rows:
         product, *asked = task.tuples.train.tuples_NC[row].tolist()
-        moderate = task.tuples.train.grades_NC[row, 0] == MODERATE
-        weight = task.config.moderate_weight if moderate and weighted else 1.0
         batch = embeddings.align.load_batch(
             catalog,
             task.encoder.tokenizer,
@@ -57,30 +55,25 @@ def loop_loss(task: AlignTask, rows: np.ndarray, *, weighted: bool = True, dim: 
             unreadable=lambda product, error: None,
         )
         with torch.no_grad():
-            vector_D = task.encoder.product(batch)[0, :dim]
-            query_CD = task.encoder.embed_queries([queries[query] for query in asked])[:, :dim]
+            vector_D = task.encoder.product(batch)[0]
+            query_CD = task.encoder.embed_queries([queries[query] for query in asked])
         cosines = [float(vector_D @ query / vector_D.norm() / query.norm()) for query in query_CD]
         terms = [math.exp(cosine / task.config.temperature) for cosine in cosines]
-        total += weight * -math.log(terms[0] / sum(terms))
-        weights += weight
-    return total / weights
+        total += -math.log(terms[0] / sum(terms))
+    return total / len(rows)
 
 
 def first_rows(task: AlignTask) -> np.ndarray:
     return np.random.default_rng((task.config.seed, 0)).permutation(len(task.tuples.train))[: task.batch_rows]
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"moderate_weight": 0.3}, {"product_side": "all"}, {"matryoshka_dims": (8,), "temperature": 0.2}],
-)
+@pytest.mark.parametrize("settings", [{}, {"product_side": "all"}, {"temperature": 0.2}])
 def test_the_loss_is_equation_1_tuple_by_tuple(data: Path, tuples: Tuples, settings: dict[str, Any]) -> None:
     task = align_task(data, tuples, **settings)
     task.module.eval()
     with torch.no_grad():
         loss = float(task.module(batches_of(task)[0])["loss"])
-    dims = settings.get("matryoshka_dims", (None,))
-    assert loss == pytest.approx(loop_loss(task, first_rows(task), dim=dims[0]), rel=1e-4)
+    assert loss == pytest.approx(loop_loss(task, first_rows(task)), rel=1e-4)
 
 
 def test_image_tokens_kept_in_memory_give_the_same_loss(
@@ -110,17 +103,11 @@ def gradients(task: AlignTask) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in task.parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("moderate_weight", [1.0, 0.3])
-def test_accumulating_twice_gives_the_gradient_of_one_batch(
-    data: Path, tuples: Tuples, moderate_weight: float
-) -> None:
-    """The loss has no terms across rows, and weights are those of the whole step."""
+def test_accumulating_twice_gives_the_gradient_of_one_batch(data: Path, tuples: Tuples) -> None:
+    """The loss has no terms across rows."""
     encoder = small_encoder().with_query_encoder()
     whole, parts = (
-        gradients(
-            align_task(data, tuples, encoder=encoder, accumulation=times, moderate_weight=moderate_weight)
-        )
-        for times in (1, 2)
+        gradients(align_task(data, tuples, encoder=encoder, accumulation=times)) for times in (1, 2)
     )
     assert whole.keys() == parts.keys()
     largest = max(float(gradient.abs().max()) for gradient in whole.values())
@@ -163,30 +150,15 @@ def test_in_batch_negatives_raise_the_loss(data: Path, tuples: Tuples) -> None:
     assert more > plain
 
 
-def test_the_loss_of_widths_is_the_mean_over_them(data: Path, tuples: Tuples) -> None:
-    encoder = small_encoder().with_query_encoder()
-
-    def loss(*dims: int) -> float:
-        task = align_task(data, tuples, encoder=encoder, matryoshka_dims=dims)
-        return float(task.module.eval()(batches_of(task)[0])["loss"].detach())
-
-    assert loss(16) == pytest.approx(loss(), rel=1e-5)
-    assert loss(4, 8, 16) == pytest.approx((loss(4) + loss(8) + loss(16)) / 3, rel=1e-5)
-    with pytest.raises(ValueError, match=r"matryoshka_dims must be at most embedding_dim, 16, got \[8, 32\]"):
-        loss(8, 32)
-
-
 @pytest.mark.parametrize("batch_size", [4, 64])
 def test_the_evaluation_is_the_loss_of_every_validation_tuple(
     data: Path, tuples: Tuples, batch_size: int
 ) -> None:
-    task = align_task(
-        data, replace(tuples, validation=tuples.train), batch_size=batch_size, moderate_weight=0.1
-    )
+    task = align_task(data, replace(tuples, validation=tuples.train), batch_size=batch_size)
     task.module.eval()
     with torch.no_grad():
         measures = task.evaluate()
-    expected = loop_loss(task, np.arange(len(tuples.train)), weighted=False)
+    expected = loop_loss(task, np.arange(len(tuples.train)))
     assert measures["loss"] == pytest.approx(expected, rel=1e-4)
 
 

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from embeddings.losses import InBatch, matryoshka, pqc_loss, unit_vectors
+from embeddings.losses import InBatch, pqc_loss, unit_vectors
 
 DIM = 8
 TAU = 0.2
@@ -167,35 +167,6 @@ def test_pqc_of_unit_vectors_is_finite_and_not_negative(
         assert leaf.grad.isfinite().all()
 
 
-def test_matryoshka_is_the_mean_over_renormalised_prefixes() -> None:
-    features = random_pqc(5, rows=3, negatives=4)
-    parts = []
-    for dim in (2, 4, DIM):
-        prefixes = [feature[..., :dim] for feature in features]
-        scaled = [prefix / prefix.norm(dim=-1, keepdim=True) for prefix in prefixes]
-        parts.append(pqc_loss(*scaled, temperature=TAU).item())
-    nested = matryoshka(lambda *vectors: pqc_loss(*vectors, temperature=TAU), (2, 4, DIM))
-    assert nested(*features).item() == pytest.approx(sum(parts) / 3)
-    assert len(set(parts)) == 3
-
-
-def test_matryoshka_of_the_full_width_is_the_loss_itself() -> None:
-    features = random_pqc(6, rows=3, negatives=4)
-    nested = matryoshka(lambda *vectors: pqc_loss(*vectors, temperature=TAU), (DIM,))
-    torch.testing.assert_close(nested(*features), pqc_loss(*features, temperature=TAU))
-
-
-@pytest.mark.parametrize("dims", [(), (0, 4), (4, 4)])
-def test_matryoshka_refuses_widths_that_are_no_widths(dims: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="distinct positive widths"):
-        matryoshka(pqc_loss, dims)
-
-
-def test_matryoshka_refuses_a_width_beyond_the_vectors() -> None:
-    with pytest.raises(ValueError, match="16 is more than the 8 coordinates"):
-        matryoshka(lambda left, right: (left * right).sum(), (4, 16))(torch.ones(2, DIM), torch.ones(2, DIM))
-
-
 @example([1e-40, 3e-40])
 @example([1e-30, 3e38, -2e38])
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=6))
@@ -221,8 +192,6 @@ def test_gradients_equal_finite_differences() -> None:
         return pqc_loss(product, positive, negatives, temperature=temperature, in_batch=in_batch)
 
     assert torch.autograd.gradcheck(pqc, (*features, tau))
-    nested = matryoshka(lambda *vectors: pqc_loss(*vectors, temperature=TAU), (2, DIM))
-    assert torch.autograd.gradcheck(nested, features)
 
 
 def test_bfloat16_features_under_autocast_lose_what_their_float32_copies_lose() -> None:

@@ -96,7 +96,7 @@ def train_both_stages(data: Path, tuples: Tuples, out: Path, ranks: Ranks) -> No
         task: Any = (
             pretrain_task(data, **settings, frozen_layers=1)
             if stage == "pretrain"
-            else align_task(data, tuples, **settings, moderate_weight=0.4)
+            else align_task(data, tuples, **settings)
         )
         task.module.double()
         losses: list[dict[str, float]] = []

@@ -42,7 +42,7 @@ VARIANTS: dict[str, Any] = {
     "nested": {
         "title": "Nested",
         "seeds": [2],
-        "settings": {"architecture": {"embedding_dim": 24}, "align": {"matryoshka_dims": [8, 24]}},
+        "settings": {"architecture": {"embedding_dim": 24}},
     },
 }
 
@@ -185,7 +185,6 @@ def test_a_mistake_in_a_variant_names_the_variant_and_the_key() -> None:
         ({"architecture": {"vocab_size": 24}}, "architecture.vocab_size is not a part of an encoder; there"),
         ({"architecture": {"embedding_dim": 25}}, "architecture.embedding_dim: .* multiple of 4"),
         ({"architecture": {"text_heads": 3}}, "text_hidden_dim must be a multiple of text_heads"),
-        ({"align": OPTIMIZER | {"matryoshka_dims": [8, 32]}}, r"embedding_dim of 16, got \[8, 32\]"),
         ({"image_warmup": OPTIMIZER}, r"\[image_warmup\] needs a \[warmup\] section"),
     ],
 )

@@ -14,7 +14,7 @@ from embeddings.dashclip import DashClipEncoder
 from embeddings.pretrain import PretrainTask
 from embeddings.table import EmbeddingTable
 from experiments.cli import app
-from experiments.config import ConfigError, load_config, parse_config
+from experiments.config import load_config, parse_config
 from experiments.datasets.grocery_store import import_grocery_store
 from experiments.encoders import EncodersConfig, run_align
 from experiments.home_depot import OVERLAP, Vectors, evaluate_home_depot, token_overlap
@@ -242,8 +242,6 @@ def test_the_shipped_configs_leave_out_the_stage_that_their_data_lack(tmp_path: 
     assert depot.modalities == ("text",)
     with pytest.raises(ValueError, match=r"no \[align\] section"):
         run_align(tmp_path, tmp_path / "out", grocery)
-    with pytest.raises(ConfigError, match=r"mining needs an \[align\] section"):
-        parse_config({"mining": {}}, EncodersConfig, where="test")
 
 
 def test_as_many_tokens_are_learned_as_the_config_says(home_depot: tuple[Path, Path, Path]) -> None:
