@@ -171,7 +171,7 @@ def remove_old(package: Path, *, kept: int = KEPT) -> list[str]:
     """Delete the generations that neither serve nor can be rolled back to; returns their names.
 
     Kept are the live one and those it goes back to, `kept` in all. Workers that still map a deleted file keep
-    it until they let go of it.
+    it until they let go of it. What a killed refresh left half-written goes, too; call it with the lock held.
     """
     keep: list[str] = []
     name: str | None = current_generation(package)
@@ -185,7 +185,8 @@ def remove_old(package: Path, *, kept: int = KEPT) -> list[str]:
             f".{name}.removed"
         )  # a kill in between leaves no half generation under its name
         folder.rename(doomed)
-        shutil.rmtree(doomed)
+    for path in (package / GENERATIONS).glob(".*"):
+        shutil.rmtree(path)
     return removed
 
 

@@ -101,6 +101,15 @@ def test_the_last_three_are_kept_and_a_withdrawn_one_is_not_counted(tmp_path: Pa
     assert generation_names(tmp_path) == ["000002", "000004", "000005"]
 
 
+def test_what_a_killed_refresh_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    write_generation(tmp_path)
+    half = tmp_path / "generations" / ".000002.0123456789ab.writing"
+    half.mkdir()
+    (half / "rows.npy").write_bytes(b"half")
+    assert remove_old(tmp_path) == []
+    assert [path.name for path in (tmp_path / "generations").iterdir()] == ["000001"]
+
+
 def test_a_rollback_to_a_deleted_generation_is_refused(tmp_path: Path) -> None:
     for _ in range(2):
         write_generation(tmp_path)
