@@ -88,6 +88,7 @@ def build_archive(
         with atomic_folder(store / name, ours=_is_archive) as folder:
             _fill(folder, name, version=version, example=example, handler=handler, settings=inside)
             check_archive(folder, name=name, example=example)
+        (store / f"{name}.mar").unlink(missing_ok=True)
         return Archive(store / name, name, version)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=store) as stage:
         folder = Path(stage) / name
@@ -99,6 +100,8 @@ def build_archive(
         shutil.rmtree(folder)
         check_archive(Path(stage) / f"{name}.mar", name=name, example=example)
         (Path(stage) / f"{name}.mar").replace(store / f"{name}.mar")
+    if _is_archive(store / name):  # the other form of the same model would make the name ambiguous
+        shutil.rmtree(store / name)
     return Archive(store / f"{name}.mar", name, version)
 
 

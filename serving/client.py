@@ -211,6 +211,8 @@ def _refusal(status: int, body: bytes) -> Exception:
         said = orjson.loads(body)["error"]
         return RequestError(said["field"], said["came"], said["advice"], status=413 if status == 413 else 400)
     except (orjson.JSONDecodeError, KeyError, TypeError):
+        if status == 413:  # TorchServe's own, or a proxy's
+            return RequestError("body", "more than the server takes", "send fewer candidates", status=413)
         return ClientError(f"status {status}: {_words(body)}", status=status)
 
 

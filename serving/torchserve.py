@@ -61,8 +61,17 @@ class RunningServer:
 
     @property
     def alive(self) -> bool:
-        """Whether its process is there, and is TorchServe."""
-        return _process(self.pid) is not None
+        """Whether its process is there, and is this TorchServe."""
+        return self.process() is not None
+
+    def process(self) -> psutil.Process | None:
+        """Its process; None if that has ended, even if another one has its number now."""
+        try:
+            process = psutil.Process(self.pid)
+            ours = _JAVA_CLASS in process.cmdline() and Path(process.cwd()) == self.logs.parent
+            return process if ours and process.status() != psutil.STATUS_ZOMBIE else None
+        except psutil.Error:
+            return None
 
 
 def start(
@@ -81,6 +90,7 @@ def start(
     report = progress or (lambda _: None)
     folder = archive.path.parent / SERVER_FOLDER
     _check_free(archive.path.parent, settings)
+    stop(archive.path.parent)  # what a server that died has left
     for name in ("logs", DRIFT_FOLDER):  # of the run before
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / KEY_FILE).unlink(missing_ok=True)
@@ -90,7 +100,11 @@ def start(
     # A short path: the workers' sockets lie there, and the kernel takes 108 bytes.
     scratch = Path(tempfile.mkdtemp(prefix="dashclip-"))
     report("starting TorchServe")
-    launched = _launch(folder, scratch)
+    try:
+        launched = _launch(folder, scratch)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
     server = RunningServer(
         pid=launched,
         url=f"{settings.url('inference')}/predictions/{archive.name}",
@@ -112,11 +126,16 @@ def start(
 
 def running(store: Path) -> RunningServer | None:
     """The server that was started for a store and is alive; None if there is none."""
+    server = _last_started(store)
+    return server if server is not None and server.alive else None
+
+
+def _last_started(store: Path) -> RunningServer | None:
     path = store / SERVER_FOLDER / _STATE_NAME
     if not path.is_file():
         return None
     state = json.loads(path.read_text(encoding="utf-8"))
-    server = RunningServer(
+    return RunningServer(
         pid=state["pid"],
         url=state["url"],
         management_url=state["management_url"],
@@ -125,30 +144,29 @@ def running(store: Path) -> RunningServer | None:
         logs=Path(state["logs"]),
         scratch=Path(state["scratch"]),
     )
-    return server if server.alive else None
 
 
 def stop(store: Path) -> bool:
     """Stop a store's server, wait until it is gone, remove its tokens and scratch. False if none ran."""
-    server = running(store)
+    server = _last_started(store)
     folder = store / SERVER_FOLDER
+    process = server.process() if server else None
+    if process is not None:
+        family = [process, *process.children(recursive=True)]
+        process.terminate()
+        _, left = psutil.wait_procs(family, timeout=_STOP_S)
+        for one in left:
+            one.kill()
     if server is not None:
-        process = _process(server.pid)
-        if process is not None:
-            family = [process, *process.children(recursive=True)]
-            process.terminate()
-            _, left = psutil.wait_procs(family, timeout=_STOP_S)
-            for one in left:
-                one.kill()
         shutil.rmtree(server.scratch, ignore_errors=True)
     (folder / KEY_FILE).unlink(missing_ok=True)
     (folder / _STATE_NAME).unlink(missing_ok=True)
-    return server is not None
+    return process is not None
 
 
 def worker_pids(server: RunningServer) -> list[int]:
     """Process ids of the workers that live now."""
-    process = _process(server.pid)
+    process = server.process()
     children = process.children(recursive=True) if process else []
     return [child.pid for child in children if "model_service_worker" in " ".join(child.cmdline())]
 
@@ -224,16 +242,6 @@ def _check_free(store: Path, settings: ServerSettings) -> None:
                 probe.bind((settings.address, port))
             except OSError:
                 raise ServerError(f"port {port} ({use}) is taken; choose others with --port") from None
-
-
-def _process(pid: int) -> psutil.Process | None:
-    try:
-        process = psutil.Process(pid)
-        if _JAVA_CLASS in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
-            return process
-    except psutil.Error:
-        pass
-    return None
 
 
 def _tail(path: Path) -> str:

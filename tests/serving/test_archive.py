@@ -36,6 +36,8 @@ def test_a_folder_points_to_the_package_and_is_found(package: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_an_embedded_archive_is_one_file_with_the_package_inside(package: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
+    (store / "dashclip" / "MAR-INF").mkdir(parents=True)
+    (store / "dashclip" / "MAR-INF" / "MANIFEST.json").write_text('{"model": {"modelVersion": "6"}}')
     built = build_archive(package, store, version="7", example=EXAMPLE, handler=STAND_IN, embed=True)
     assert built == find_archive(store)
     assert built.example() == EXAMPLE

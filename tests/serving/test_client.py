@@ -134,6 +134,13 @@ def test_another_status_is_an_error_with_the_servers_words(server: FaultyServer)
         client.score(REQUEST)
 
 
+def test_a_413_without_words_is_a_refusal_too(server: FaultyServer) -> None:
+    server.script = [413]
+    with ScoreClient(server.url) as client, pytest.raises(RequestError, match="fewer candidates") as refusal:
+        client.score(REQUEST)
+    assert refusal.value.status == 413
+
+
 def test_an_expired_token_is_read_again_or_asked_for(server: FaultyServer, key_file: Path) -> None:
     server.token = "first"
     write_keys(key_file, "first")
