@@ -46,7 +46,11 @@ Progress = Callable[[str, int, int], None]
 LIBRARIES = ("torch", "torchserve", "fastapi", "uvicorn", "onnxruntime", "redis", "pyarrow", "numpy")
 #: Candidates that the single numbers are of.
 MAIN = 100
-_STEPS = 20
+_STEPS = 25
+#: How long the processor is watched, before and after, for what others do with it.
+_LOOK_S = 2.0
+#: Different requests of one size.
+_REQUESTS = 50
 
 
 @dataclass(frozen=True)
@@ -104,14 +108,14 @@ def run_serving_benchmark(
         done += 1
 
     work.mkdir(parents=True, exist_ok=True)
-    load_before = psutil.getloadavg()[0]
+    load = {"before": psutil.getloadavg()[0]}
     found = serving_packages.make_packages(
         packages or work / "packages", benchmark.sizes, progress=lambda stage, *_: report(stage)
     )
     small = found.pop(SMALL)
-    load_while_measuring = psutil.getloadavg()[0]
+    foreign_shares = [psutil.cpu_percent(interval=_LOOK_S) / 100]
     requests = {
-        count: serving_packages.requests_of(benchmark.sizes, count, count=20)
+        count: serving_packages.requests_of(benchmark.sizes, count, count=_REQUESTS)
         for count in benchmark.candidates
     }
     recorded = work / "requests.jsonl"
@@ -130,11 +134,14 @@ def run_serving_benchmark(
     except AccuracySkippedError as error:
         skipped["accuracy of 8 bits"] = str(error)
     bytes_of = {name: InProcess(package).table_bytes() for name, package in found.items()}
+    load["measuring"] = psutil.getloadavg()[0]
+    foreign_shares.append(psutil.cpu_percent(interval=_LOOK_S) / 100)
     report("done")
     result = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": {**vars(benchmark), "sizes": vars(benchmark.sizes)},
-        "load_average": {"before": load_before, "measuring": load_while_measuring},
+        "foreign_cpu_share": max(foreign_shares),
+        "load_average": load,
         "in_process": in_process,
         "fetch": fetch,
         "start": start,

@@ -171,7 +171,7 @@ def write_log(folder: Path, sizes: PackageSizes) -> None:
 
 
 def requests_of(sizes: PackageSizes, candidates: int, *, count: int, seed: int = 0) -> list[ScoreRequest]:
-    """Requests of known users and queries; products from the whole table, so that caches do not help."""
+    """Requests of known users and queries; products from the whole table."""
     rng = np.random.default_rng((seed, candidates))
     return [
         ScoreRequest(

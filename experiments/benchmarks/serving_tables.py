@@ -4,6 +4,8 @@ from typing import Any
 
 from experiments.benchmarks.result_table import ResultTable, machine_note
 
+#: Of the processor that others may use without a word.
+_QUIET_SHARE = 0.1
 _WAYS = {
     "two_towers": "two towers, float16 vectors",
     "two_towers_int8": "two towers, int8 vectors",
@@ -49,10 +51,10 @@ def _added(result: dict[str, Any]) -> ResultTable:
         "probabilities; *predictor*: the whole request, ids to order.",
         f"{result['settings']['rounds']} rounds in turns; p99 is the median of the rounds' p99.",
     ]
-    load = result["load_average"]["measuring"]
-    if load > 1.5:
+    share = result["foreign_cpu_share"]
+    if share > _QUIET_SHARE:
         notes.append(
-            f"**The machine was shared**: its load average was {load:.1f} on "
+            f"**The machine was shared**: others used {100 * share:.0f} % of its "
             f"{result['machine']['cores']} cores, so times are too long. To be measured "
             "again on a quiet machine."
         )

@@ -46,7 +46,7 @@ def _result() -> dict[str, Any]:
     result = {
         "created": "2026-01-31T00:00:00+00:00",
         "settings": {"sizes": vars(PackageSizes()), "rounds": 6},
-        "load_average": {"before": 0.1, "measuring": 0.1},
+        "foreign_cpu_share": 0.01,
         "in_process": {"predictor": ways, "model": {**ways, "onnxruntime": ways["two_towers"]}},
         "fetch": {count: {name: _timing(1.0, p99) for name, p99 in fetches.items()} for count in COUNTS},
         "start": {
@@ -120,7 +120,7 @@ def test_the_tables_show_every_server_and_what_was_skipped() -> None:
 
 
 def test_a_busy_machine_is_named() -> None:
-    busy = _result() | {"load_average": {"before": 0.1, "measuring": 9.0}}
+    busy = _result() | {"foreign_cpu_share": 0.9}
     assert "The machine was shared" in serving_tables(busy)[0].markdown()
 
 
