@@ -80,6 +80,7 @@ def importance(
     console = Console()
     folders = run_folders(runs)
     target = out or default_out(runs)
+    target.mkdir(parents=True, exist_ok=True)
     options = MeasureOptions(
         repeats=repeats,
         permutation_seed=seed,
@@ -98,6 +99,7 @@ def importance(
             options,
             command="dashclip " + shlex.join(sys.argv[1:]),
             parts=target / "importance_parts",
+            scratch=target,
             progress=tell,
         )
         if simulated:

@@ -56,11 +56,13 @@ def select_and_retrain(
     configs = [RunConfig.model_validate_json((folder / "config.json").read_text()) for folder in folders]
     feature_set = FeatureSet.open(configs[0].features)
     manifest, ranker = feature_set.manifest, configs[0].ranker
+    out.mkdir(parents=True, exist_ok=True)
     report = measure(
         folders,
         replace(options, split=_CHOSEN_ON, methods=("permutation",), slices=False, pairs=0),
         command="",
         parts=out / "parts",
+        scratch=out,
         progress=progress,
     )
     importance = {entry.name: entry.mean for entry in report.ranked()}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from embeddings.table import EmbeddingTable
@@ -15,6 +16,7 @@ from experiments.importance.narrow_features import narrow_manifest, write_narrow
 from experiments.importance.result import ImportanceReport
 from experiments.importance.selection import dispensable, select_and_retrain
 from experiments.importance.speed import compare_with_captum
+from experiments.importance.split_rows import open_split
 from features.build import build
 from features.feature_set import FeatureSet
 from features.schema import SparseFeature, SplitConfig
@@ -147,6 +149,22 @@ def test_nothing_is_left_of_the_decoded_columns(runs: list[Path], tmp_path: Path
     assert list(tmp_path.iterdir()) == []
     assert found.agreement.methods == ()
     assert found.convergence_delta is None
+
+
+def test_rows_are_those_of_the_loader_and_lie_on_disk(runs: list[Path], tmp_path: Path) -> None:
+    run = load_run(runs[0])
+    with open_split(run.feature_set, "test", scratch=tmp_path) as rows:
+        assert all(isinstance(matrix, np.memmap) for matrix in (rows.dense_NF, rows.sparse_NS, rows.index_N4))
+        assert run.semantic is not None
+        for expected in run.loader("test", batch_size=100):
+            found = rows.batch(expected.row_B.numpy(), run.semantic.rows)
+            assert torch.equal(found.dense_BF, expected.dense_BF)
+            assert torch.equal(found.clicked_B, expected.clicked_B)
+            for name in ("sparse", "semantic"):
+                ours, theirs = getattr(found, name), getattr(expected, name)
+                assert ours.keys() == theirs.keys()
+                assert torch.equal(ours.values(), theirs.values().to(ours.values().dtype))
+                assert torch.equal(ours.lengths(), theirs.lengths())
 
 
 def test_runs_of_different_variants_are_not_combined(runs: list[Path], tmp_path: Path) -> None:
