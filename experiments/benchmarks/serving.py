@@ -277,6 +277,7 @@ def _servers(
             requests,
             rounds=benchmark.server_rounds,
             seconds=benchmark.server_seconds,
+            failed=skipped,
             progress=report,
         )
         return {

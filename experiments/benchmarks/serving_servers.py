@@ -166,12 +166,14 @@ def measure_servers(
     *,
     rounds: int,
     seconds: float,
+    failed: dict[str, str],
     progress: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """One row for each server, body format, number of candidates and of clients, measured in turns.
 
-    Raises:
-        ValueError: an answer was not 200.
+    Args:
+        failed: gets a server's title and what went wrong, if an answer is not 200 or does not come; that
+            server has no rows then.
     """
     plan = [(name, form, count, 1) for count in requests for name in started for form in _CODECS]
     plan = [
@@ -185,11 +187,17 @@ def measure_servers(
         progress(f"servers, round {turn} of {rounds}")
         for key in plan:
             name, form, count, clients = key
-            target = started[name].target(requests[count], form)
-            answers = ask(target, connections=clients, seconds=seconds if turn else min(seconds, 0.3))
+            if SETTINGS[name].title in failed:
+                continue
+            try:
+                target = started[name].target(requests[count], form)
+                answers = ask(target, connections=clients, seconds=seconds if turn else min(seconds, 0.3))
+            except OSError as error:
+                failed[SETTINGS[name].title] = str(error)
+                continue
             if set(answers.statuses) != {200}:
-                raise ValueError(f"{SETTINGS[name].title} answered with {dict(answers.statuses)}")
-            if turn:
+                failed[SETTINGS[name].title] = f"it answered with {dict(answers.statuses)}"
+            elif turn:
                 latencies[key].append(answers.latency_ms)
                 rates[key].append(len(answers.latency_ms) / answers.seconds)
     return [
@@ -203,6 +211,7 @@ def measure_servers(
             **vars(Timing.of(latencies[name, form, count, clients])),
         }
         for name, form, count, clients in plan
+        if SETTINGS[name].title not in failed
     ]
 
 

@@ -13,6 +13,7 @@ from experiments.benchmarks.closed_loop import Target, ask, http_request
 from experiments.benchmarks.interleaved import Timing, time_ways
 from experiments.benchmarks.serving import headline
 from experiments.benchmarks.serving_packages import DCN, PACKAGES, PackageSizes, make_packages, requests_of
+from experiments.benchmarks.serving_servers import Server, measure_servers
 from experiments.benchmarks.serving_tables import serving_tables
 from experiments.evidence_latency import ServingRecord
 
@@ -181,7 +182,7 @@ def _serve(answers: list[bytes]) -> tuple[int, threading.Thread]:
         connection, _ = listening.accept()
         with listening, connection:
             for one in answers:
-                while not connection.recv(1 << 16).endswith(b"end"):
+                while not connection.recv(1 << 16):
                     pass
                 connection.sendall(one[:10])
                 connection.sendall(one[10:])
@@ -207,4 +208,17 @@ def test_an_answer_without_a_length_is_refused() -> None:
     target = Target("127.0.0.1", port, [http_request("/", b"end", "text/plain")])
     with pytest.raises(ConnectionError, match="without content-length"):
         ask(target, connections=1, seconds=0)
+    thread.join(timeout=5)
+
+
+def test_a_server_that_fails_is_named_and_has_no_rows() -> None:
+    port, thread = _serve([b"HTTP/1.1 503 Busy\r\ncontent-length: 3\r\n\r\nend"])
+    server = Server("127.0.0.1", port, "/score", 1.0, lambda: [])
+    requests = {1: requests_of(PackageSizes(), 1, count=1)}
+    failed: dict[str, str] = {}
+    rows = measure_servers(
+        {"w2": server}, requests, rounds=1, seconds=0, failed=failed, progress=lambda stage: None
+    )
+    assert rows == []
+    assert list(failed) == ["TorchServe, 2 workers"]
     thread.join(timeout=5)
