@@ -102,7 +102,9 @@ class RunMeasurement:
     def joint(self, groups: Sequence[Feature]) -> RunResult:
         """Importance of groups by permutation over all rows."""
         result = RunResult()
-        self._merge(result, "permutation", self._permuted(self.partitions[0], groups))
+        self._merge(
+            result, "permutation", self._permuted(self.partitions[0], groups, stage="correlated pairs")
+        )
         self._layout = None
         return result
 
@@ -114,7 +116,9 @@ class RunMeasurement:
     def _missing_columns(self) -> list[int]:
         return missing_columns(self.feature_set)
 
-    def _permuted(self, partition: Partition, features: Sequence[Feature]) -> Measured:
+    def _permuted(
+        self, partition: Partition, features: Sequence[Feature], *, stage: str = "permutation"
+    ) -> Measured:
         options, count = self.options, len(self.rows)
         repeats = options.repeats if partition.name == ALL else options.slice_repeats
         key = {
@@ -148,7 +152,7 @@ class RunMeasurement:
                     masks={name: partition.mask(name, count) for name in partition.slices},
                     batch_rows=options.batch_rows,
                     progress=self._tell,
-                    stage=f"{self.title}: permutation{where}",
+                    stage=f"{self.title}: {stage}{where}",
                 )
             )
 

@@ -136,11 +136,11 @@ def test_a_stopped_measurement_goes_on_to_the_same_numbers(
     )
     assert comparable(again) == comparable(report)
     assert set(stages) == {
-        "seed 1: permutation",
         "seed 2: ablation",
         "seed 2: integrated gradients",
-        "seed 2: permutation",
-    }  # fmt: skip - permutation: the correlated pairs
+        "seed 1: correlated pairs",
+        "seed 2: correlated pairs",
+    }
 
 
 def test_nothing_is_left_of_the_decoded_columns(runs: list[Path], tmp_path: Path) -> None:
