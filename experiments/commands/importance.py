@@ -63,7 +63,7 @@ def importance(
     Writes importance.json and beside it a page, pictures and a CSV for people. Parts that are done are kept
     in importance_parts/: a stopped command goes on where it was.
 
-    Examples: `dashclip importance runs/demo/dcn_pq_sim_history`,
+    Example: `dashclip importance runs/demo/dcn_pq_sim_history`,
     `dashclip importance runs/first --drop-below 0.0002`
     """
     import torch
