@@ -12,6 +12,10 @@ Size = Literal["tiny", "small", "medium", "large"]
 
 #: What the encoders leave in OUT beside their folders.
 ENCODER_RESULTS = ("table1.json", "probes.json")
+#: Files named importance… that the report on it leaves.
+IMPORTANCE_SUFFIXES = (".json", ".csv", ".html", ".png")
+#: The ranker of the paper, whose features are weighed at the end.
+FULL_RANKER = "dcn_pq_sim_history"
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +32,7 @@ def demo(
         bool, typer.Option("--fresh", help="Delete what an earlier demo left in OUT, and start again.")
     ] = False,
 ) -> None:
-    """Marketplace, features, encoders, table 1, then rankers with and without embeddings, and table 2.
+    """Marketplace, features, encoders, table 1, rankers with and without embeddings, table 2, importance.
 
     Every part that is already whole in OUT is kept, so a stopped demo goes on where it was. All data are
     simulated, and every output says so. OUT/report.html is the page to open at the end. Takes some 17 minutes
@@ -40,6 +44,7 @@ def demo(
 
     from experiments.commands.features import build_command
     from experiments.commands.generate import generate_marketplace
+    from experiments.commands.importance import importance
     from experiments.commands.report import report
     from experiments.commands.sweep import exit_if_failed, run_sweep
     from experiments.config import load_config
@@ -55,16 +60,16 @@ def demo(
     data, features, lsa_tables, encoders, embeddings = parts
     missing = [part for part, (_, mark) in parts.items() if not (part / mark).exists()]
     if data in missing:
-        console.rule("1/4 simulated marketplace")
+        console.rule("1/5 simulated marketplace")
         generate_marketplace(data, size=size)
     if features in missing:
-        console.rule("2/4 point-in-time features")
+        console.rule("2/5 point-in-time features")
         build_command(data, features, config=Path("marketplace_features"))
     settings = Path("encoders_tiny" if size == "tiny" else "encoders_small")
     if not all((out / name).exists() for name in ENCODER_RESULTS) or {lsa_tables, embeddings} & {*missing}:
-        console.rule("3/4 encoders: warm-ups, stage 1, stage 2, table 1, probes")
+        console.rule("3/5 encoders: warm-ups, stage 1, stage 2, table 1, probes")
         make_embeddings(data, lsa_tables, encoders, embeddings, out, settings)
-    console.rule(f"4/4 {len(config.variants)} rankers, trained and compared")
+    console.rule(f"4/5 {len(config.variants)} rankers, trained and compared")
     config = config.model_copy(
         update={
             "seeds": tuple(range(1, seeds + 1)),
@@ -86,6 +91,9 @@ def demo(
         }
     )
     outcomes = run_sweep(config, out, processes, f"dashclip demo --size {size} --seeds {seeds}")
+    if not any(outcome.error for outcome in outcomes):
+        console.rule("5/5 which features carry the full ranker")
+        importance([out / FULL_RANKER], out=out, repeats=2, slice_repeats=1, naive=True)
     report(out)
     exit_if_failed(outcomes)
 
@@ -136,10 +144,12 @@ def delete_demo(out: Path, variants: Iterable[str]) -> None:
     for variant in variants:
         if (out / variant).is_dir() and not any((out / variant).iterdir()):
             (out / variant).rmdir()
-    if (out / "pictures").is_dir():
-        shutil.rmtree(out / "pictures")
+    for name in ("pictures", "importance_parts"):
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
     written = ("sweep.json", "table2.json", "table2.md", "report.html", "table1.md", "probes.md")
-    for name in (*written, *ENCODER_RESULTS):
+    importances = [path.name for path in out.glob("importance*") if path.suffix in IMPORTANCE_SUFFIXES]
+    for name in (*written, *ENCODER_RESULTS, *importances):
         (out / name).unlink(missing_ok=True)
 
 
