@@ -29,7 +29,9 @@ def replay(
     run: Annotated[Path, typer.Argument(help="Run whose test predictions are the truth.")],
     target: Annotated[
         str,
-        typer.Argument(help="A package, or the URL of a server: http://127.0.0.1:8080/predictions/dashclip"),
+        typer.Argument(
+            help="A package, or the URL of a server (http://127.0.0.1:8080/predictions/dashclip)."
+        ),
     ],
     data: Annotated[
         Path | None,
