@@ -35,7 +35,7 @@ def demo(
     """Marketplace, features, encoders, table 1, rankers with and without embeddings, table 2, importance.
 
     Every part that is already whole in OUT is kept, so a stopped demo goes on where it was. All data are
-    simulated, and every output says so. OUT/report.html is the page to open at the end. Takes some 17 minutes
+    simulated, and every output says so. OUT/report.html is the page to open at the end. Takes some 20 minutes
     on two cores at size small.
 
     Example: `dashclip demo --out runs/demo --seeds 5`
