@@ -246,7 +246,7 @@ def _places(axes: Axes, report: ImportanceReport, methods: Sequence[Method]) -> 
         axes.plot(range(len(methods)), heights, marker=marker, color=colour, linewidth=1.8, markersize=6.5)
         if heights[0] < bottom:
             axes.annotate(
-                f"{feature_title(name)}  {heights[0]}",
+                f"{broken(feature_title(name), 20)}  {heights[0]}",
                 (0, heights[0]),
                 (-9, 0),
                 textcoords="offset points",
@@ -256,7 +256,7 @@ def _places(axes: Axes, report: ImportanceReport, methods: Sequence[Method]) -> 
             )
         if heights[-1] < bottom:
             axes.annotate(
-                f"{heights[-1]}  {feature_title(name)}",
+                f"{heights[-1]}  {broken(feature_title(name), 20)}",
                 (len(methods) - 1, heights[-1]),
                 (9, 0),
                 textcoords="offset points",
@@ -277,7 +277,7 @@ def _places(axes: Axes, report: ImportanceReport, methods: Sequence[Method]) -> 
                 fontsize=8,
                 color="#555555",
             )
-    axes.set_xlim(-0.85, len(methods) - 1 + 0.85)
+    axes.set_xlim(-0.95, len(methods) - 1 + 0.95)
     axes.set_ylim(bottom + (1.4 if any(beyond.values()) else 0), 0.2)
     axes.set_xticks(range(len(methods)), [METHOD_TITLES[method] for method in methods])
     axes.xaxis.tick_top()
