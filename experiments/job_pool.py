@@ -132,7 +132,7 @@ def _start(context: multiprocessing.context.SpawnContext, job: Job, threads: int
 
 
 def _run(job: Job, messages: Connection, threads: int) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     quiet_imports()
     import torch
 
@@ -152,8 +152,15 @@ def _run(job: Job, messages: Connection, threads: int) -> None:
     messages.send(_Ended(error))
 
 
-def _end_with_parent() -> None:
-    """A process that outlived a killed parent would go on writing the folders that the next call resumes."""
+def end_with_parent() -> None:
+    """From now on this process ends when the one that started it does, also when that is killed.
+
+    If it outlived it, it would go on writing the folders that the next call resumes.
+    """
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

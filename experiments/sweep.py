@@ -6,7 +6,6 @@ SWEEP/sweep.json                  what is compared
 
 import multiprocessing
 import os
-import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from experiments.config import merged, parse_config
 from experiments.environment import environment, usable_cores
 from experiments.floor import popularity_floor_of
+from experiments.job_pool import end_with_parent
 from experiments.quiet import quiet_imports
 from experiments.sweep_results import Floor
 from features.files import atomic_write_json
@@ -149,9 +149,7 @@ def execute_sweep(
         if is_finished(run.folder):
             check_same_run(run.folder, run.config)
     atomic_write_json(out / "sweep.json", _record(config, out, command))
-    cores = usable_cores()
-    processes = processes or cores
-    threads = max(1, cores // processes)
+    processes, threads = share_of_cores(processes)
     errors: dict[Path, str | None] = {run.folder: None for run in planned}
     waiting = [run for run in planned if not is_finished(run.folder)]
     for _ in range(2):
@@ -159,6 +157,13 @@ def execute_sweep(
             errors |= _execute_all(waiting, min(processes, len(waiting)), threads, on_progress)
             waiting = [run for run in waiting if errors[run.folder] == _WORKER_DIED]
     return [RunOutcome(run.folder, errors[run.folder]) for run in planned]
+
+
+def share_of_cores(processes: int | None) -> tuple[int, int]:
+    """Runs at the same time, one a core if None, and the threads of each: an equal share of the cores."""
+    cores = usable_cores()
+    processes = processes or cores
+    return processes, max(1, cores // processes)
 
 
 _WORKER_DIED = "its worker process died (out of memory?); run the sweep again to resume"
@@ -236,25 +241,26 @@ def _start_worker(messages: Any, threads: int) -> None:
 
     _messages = messages
     torch.set_num_threads(threads)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker that outlived a killed sweep would go on writing the folders that the next sweep resumes."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    end_with_parent()
 
 
 def _run_in_worker(run: PlannedRun) -> str | None:
+    return train_planned(run, _messages.put)
+
+
+def train_planned(run: PlannedRun, on_progress: OnProgress) -> str | None:
+    """Train one run in this process, or go on with it.
+
+    Returns:
+        What went wrong, also in `failure.txt`; None when the run is finished.
+    """
     name = f"{run.config.variant} seed {run.config.seed}"
 
     def on_step(progress: TrainingProgress, total_steps: int) -> None:
         if progress.step % 10 == 0:
             loss = progress.loss_sum / max(1, progress.loss_rows)
             rows_per_s = progress.rows / max(progress.seconds, 1e-9)
-            _messages.put(RunProgress(name, progress.step, total_steps, rows_per_s, loss))
+            on_progress(RunProgress(name, progress.step, total_steps, rows_per_s, loss))
 
     failure = run.folder / "failure.txt"
     failure.unlink(missing_ok=True)
@@ -267,4 +273,4 @@ def _run_in_worker(run: PlannedRun) -> str | None:
     else:
         return None
     finally:
-        _messages.put(RunProgress(name, ended=True))
+        on_progress(RunProgress(name, ended=True))

@@ -2,11 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from experiments.sweep import PlannedRun, SweepConfig
 
 Size = Literal["tiny", "small", "medium", "large"]
 
@@ -14,6 +17,10 @@ Size = Literal["tiny", "small", "medium", "large"]
 ENCODER_RESULTS = ("table1.json", "probes.json")
 #: Files named importance… that the report on it leaves.
 IMPORTANCE_SUFFIXES = (".json", ".csv", ".html", ".png")
+#: Written last of the embeddings.
+EMBEDDINGS_MARK = "queries/manifest.json"
+#: What the rankers say that train beside the encoders, in OUT.
+LOG = "rankers.log"
 #: The ranker of the paper, whose features are weighed at the end.
 FULL_RANKER = "dcn_pq_sim_history"
 
@@ -34,30 +41,32 @@ def demo(
 ) -> None:
     """Marketplace, features, encoders, table 1, rankers with and without embeddings, table 2, importance.
 
-    Every part that is already whole in OUT is kept, so a stopped demo goes on where it was. All data are
-    simulated, and every output says so. OUT/report.html is the page to open at the end. Takes some 20 minutes
-    on two cores at size small.
+    With a second core, rankers train on it while the encoders are trained and measured on the first. Every
+    part that is already whole in OUT is kept, so a stopped demo goes on where it was. All data are simulated,
+    and every output says so. OUT/report.html is the page to open at the end. Takes some 20 minutes on two
+    cores at size small.
 
     Example: `dashclip demo --out runs/demo --seeds 5`
     """
     from rich.console import Console
 
+    from experiments.commands.embed import lsa
     from experiments.commands.features import build_command
     from experiments.commands.generate import generate_marketplace
     from experiments.commands.importance import importance
     from experiments.commands.report import report
     from experiments.commands.sweep import exit_if_failed, run_sweep
-    from experiments.config import load_config
-    from experiments.sweep import SweepConfig
+    from experiments.sweep import plan
 
     console = Console()
-    config = load_config(Path("demo"), SweepConfig)
+    config = sweep_config(out, seeds)
+    runs = plan(config, out)
     if fresh:
         delete_demo(out, config.variants)
     else:
-        refuse_another_demo(out, config.variants, size=size)
+        refuse_another_demo(out, tables_read(runs), size=size)
     parts = _parts(out)
-    data, features, lsa_tables, encoders, embeddings = parts
+    data, features, lsa_tables, _, embeddings = parts
     missing = [part for part, (_, mark) in parts.items() if not (part / mark).exists()]
     if data in missing:
         console.rule("1/5 simulated marketplace")
@@ -65,31 +74,13 @@ def demo(
     if features in missing:
         console.rule("2/5 point-in-time features")
         build_command(data, features, config=Path("marketplace_features"))
-    settings = Path("encoders_tiny" if size == "tiny" else "encoders_small")
+    if lsa_tables in missing:
+        lsa(data, lsa_tables, dim=128)
     if not all((out / name).exists() for name in ENCODER_RESULTS) or {lsa_tables, embeddings} & {*missing}:
         console.rule("3/5 encoders: warm-ups, stage 1, stage 2, table 1, probes")
-        make_embeddings(data, lsa_tables, encoders, embeddings, out, settings)
+        settings = Path("encoders_tiny" if size == "tiny" else "encoders_small")
+        make_embeddings(out, settings, runs, processes)
     console.rule(f"4/5 {len(config.variants)} rankers, trained and compared")
-    config = config.model_copy(
-        update={
-            "seeds": tuple(range(1, seeds + 1)),
-            "features": features,
-            "product_table": embeddings / "products",
-            "query_table": embeddings / "queries",
-            "truth": data / "truth",
-            "variants": {
-                name: variant.model_copy(
-                    update={
-                        "product_table": lsa_tables / "products",
-                        "query_table": lsa_tables / "queries",
-                    }
-                )
-                if variant.product_table
-                else variant
-                for name, variant in config.variants.items()
-            },
-        }
-    )
     outcomes = run_sweep(config, out, processes, f"dashclip demo --size {size} --seeds {seeds}")
     if not any(outcome.error for outcome in outcomes):
         console.rule("5/5 which features carry the full ranker")
@@ -98,11 +89,46 @@ def demo(
     exit_if_failed(outcomes)
 
 
-def make_embeddings(
-    data: Path, lsa_tables: Path, encoders: Path, embeddings: Path, out: Path, config: Path
-) -> None:
-    """Train the encoders, encode with each stage of them, and write table 1 and the probes to `out`."""
-    from experiments.commands.embed import lsa
+def sweep_config(out: Path, seeds: int) -> "SweepConfig":
+    """The shipped sweep over what lies in `out`; variants with tables of their own read those of LSA."""
+    from experiments.config import load_config
+    from experiments.sweep import SweepConfig
+
+    data, features, lsa_tables, _, embeddings = _parts(out)
+    config = load_config(Path("demo"), SweepConfig)
+    lsa = {"product_table": lsa_tables / "products", "query_table": lsa_tables / "queries"}
+    return config.model_copy(
+        update={
+            "seeds": tuple(range(1, seeds + 1)),
+            "features": features,
+            "product_table": embeddings / "products",
+            "query_table": embeddings / "queries",
+            "truth": data / "truth",
+            "variants": {
+                name: variant.model_copy(update=lsa) if variant.product_table else variant
+                for name, variant in config.variants.items()
+            },
+        }
+    )
+
+
+def tables_read(runs: Iterable["PlannedRun"]) -> dict[str, Path | None]:
+    """Of each variant the folder with the tables that its rankers read; None if they read none."""
+    return {
+        run.config.variant: run.config.product_table.parent
+        if run.config.ranker.semantic and run.config.product_table
+        else None
+        for run in runs
+    }
+
+
+def make_embeddings(out: Path, config: Path, runs: Sequence["PlannedRun"], processes: int | None) -> None:
+    """Train the encoders, encode with each stage of them, and write table 1 and the probes to `out`.
+
+    Meanwhile those of `runs` train whose tables exist; the sweep trains the rest.
+    """
+    from rich.console import Console
+
     from experiments.commands.encode import (
         align_command,
         evaluate_command,
@@ -110,20 +136,30 @@ def make_embeddings(
         probe_command,
         run_command,
     )
+    from experiments.runs_meanwhile import trained_meanwhile
 
-    lsa(data, lsa_tables, dim=128)
-    pretrain_command(data, encoders / "pretrain", config=config)
-    align_command(data, encoders / "align", start=encoders / "pretrain", config=config)
+    console = Console()
+    data, _, lsa_tables, encoders, embeddings = _parts(out)
+    if not (embeddings / EMBEDDINGS_MARK).exists():
+        read = tables_read(runs)
+        early = [run for run in runs if read[run.config.variant] != embeddings]
+        with trained_meanwhile(early, processes=processes, log=out / LOG) as training:
+            if training:
+                console.print(
+                    f"{len(training)} rankers that need no DashCLIP vectors train on another core meanwhile"
+                )
+            pretrain_command(data, encoders / "pretrain", config=config)
+            align_command(data, encoders / "align", start=encoders / "pretrain", config=config)
+            run_command(data, encoders / "align", embeddings, config=config)
     initial, stage1 = encoders / "initial", encoders / "stage1"
-    for run, tables in (
-        (encoders / "pretrain" / "warmup" / "image", initial),
-        (encoders / "pretrain", stage1),
-        (encoders / "align", embeddings),
-    ):
-        run_command(data, run, tables, config=config)
     rows = {"lsa": lsa_tables, "stage1": stage1, "dashclip": embeddings}
-    evaluate_command(data, out, [f"{name}={folder}" for name, folder in rows.items()], config=config)
-    probe_command(data, initial, embeddings, out, config=config)
+    with trained_meanwhile(runs, processes=processes, log=out / LOG) as training:
+        if training:
+            console.print(f"{len(training)} rankers train on another core meanwhile")
+        run_command(data, encoders / "pretrain" / "warmup" / "image", initial, config=config)
+        run_command(data, encoders / "pretrain", stage1, config=config)
+        evaluate_command(data, out, [f"{name}={folder}" for name, folder in rows.items()], config=config)
+        probe_command(data, initial, embeddings, out, config=config)
 
 
 def delete_demo(out: Path, variants: Iterable[str]) -> None:
@@ -147,14 +183,17 @@ def delete_demo(out: Path, variants: Iterable[str]) -> None:
     for name in ("pictures", "importance_parts"):
         if (out / name).is_dir():
             shutil.rmtree(out / name)
-    written = ("sweep.json", "table2.json", "table2.md", "report.html", "table1.md", "probes.md")
+    written = (LOG, "sweep.json", "table2.json", "table2.md", "report.html", "table1.md", "probes.md")
     importances = [path.name for path in out.glob("importance*") if path.suffix in IMPORTANCE_SUFFIXES]
     for name in (*written, *ENCODER_RESULTS, *importances):
         (out / name).unlink(missing_ok=True)
 
 
-def refuse_another_demo(out: Path, variants: Iterable[str], *, size: Size) -> None:
+def refuse_another_demo(out: Path, tables: Mapping[str, Path | None], *, size: Size) -> None:
     """Refuse to resume a demo of another size, or one whose parts were made from data that are gone.
+
+    Args:
+        tables: that each variant reads, as by `tables_read`.
 
     Raises:
         FileExistsError: a part is of another kind.
@@ -175,13 +214,13 @@ def refuse_another_demo(out: Path, variants: Iterable[str], *, size: Size) -> No
             raise ValueError(f"{data} is a marketplace of size {found.get('size')}, not {size}; {advice}")
         if found != MarketplaceConfig.preset(size).model_dump(mode="json"):
             raise ValueError(f"{data} is a marketplace with other settings than the demo's; {advice}")
-    runs = [run for variant in variants for run in (out / variant).glob("seed-*/run.json")]
-    made_from = (
+    runs = {variant: list((out / variant).glob("seed-*/run.json")) for variant in tables}
+    made_from = [
         (data, [features, lsa_tables, encoders]),
         (encoders, [embeddings]),
-        (features, runs),
-        (embeddings, runs),
-    )
+        *((features, made) for made in runs.values()),
+        *((source, runs[variant]) for variant, source in tables.items() if source),
+    ]
     for source, made in made_from:
         # What is missing would be made again now, so it counts as newer than all that exists.
         source_time = _written(source / parts[source][1])
@@ -203,7 +242,7 @@ def _parts(out: Path) -> dict[Path, tuple[Callable[[Path], bool], str]]:
         out / "features": (is_feature_set, "manifest.json"),
         out / "lsa": (holds_only_lsa_tables, "products/manifest.json"),
         out / "encoders": (lambda folder: (folder / "pretrain").is_dir(), "align/training.json"),
-        out / "embeddings": (lambda folder: is_table(folder / "products"), "queries/manifest.json"),
+        out / "embeddings": (lambda folder: is_table(folder / "products"), EMBEDDINGS_MARK),
     }
 
 

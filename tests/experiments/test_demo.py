@@ -7,9 +7,18 @@ from pathlib import Path
 
 import pytest
 
+import experiments.runs_meanwhile
 import experiments.sweep
-from experiments.commands.demo import ENCODER_RESULTS, delete_demo, demo, refuse_another_demo
+from experiments.commands.demo import (
+    ENCODER_RESULTS,
+    delete_demo,
+    demo,
+    refuse_another_demo,
+    sweep_config,
+    tables_read,
+)
 from experiments.marketplace.config import MarketplaceConfig
+from experiments.sweep import plan
 from tests.experiments.sweep_folders import PAPER_VARIANTS
 
 DEMO_VARIANTS = (*PAPER_VARIANTS, "dcn_pq_sim_history_lsa")
@@ -27,7 +36,8 @@ COMPARED = ("auc_diff_mean", "auc_diff_low", "auc_diff_high", "gain_share")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "demo"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiments.sweep, "usable_cores", lambda: 2)  # one thread a process
+        for module in (experiments.sweep, experiments.runs_meanwhile):
+            patch.setattr(module, "usable_cores", lambda: 2)  # one thread a process
         demo(out, size="tiny", seeds=2, processes=2)
     return out
 
@@ -88,6 +98,14 @@ def test_each_ranker_read_the_tables_that_its_title_names(out: Path) -> None:
 
 
 @pytest.mark.slow
+def test_rankers_trained_beside_the_encoders(out: Path) -> None:
+    written = (out / "embeddings" / "queries" / "manifest.json").stat().st_mtime
+    assert (out / "dcn" / "seed-1" / "run.json").stat().st_mtime < written
+    finished = (out / "rankers.log").read_text().splitlines()
+    assert f"{out / 'dcn' / 'seed-1'}: finished" in finished
+
+
+@pytest.mark.slow
 def test_the_page_and_the_markdown_say_that_the_data_are_simulated(out: Path) -> None:
     for name in ("report.html", "table2.md"):
         text = (out / name).read_text()
@@ -125,11 +143,13 @@ def skeleton(tmp_path: Path) -> Path:
         "data/marketplace.json": {"simulated": True, "config": config},
         "features/manifest.json": {"dense_columns": []},
         "lsa/products/manifest.json": {"encoder_id": "lsa"},
+        "dcn/seed-1/run.json": {},
+        "dcn_lsa/seed-1/run.json": {},
         "encoders/pretrain/training.json": {},
         "encoders/align/training.json": {},
         "embeddings/products/manifest.json": {"encoder_id": "dashclip"},
         "embeddings/queries/manifest.json": {"encoder_id": "dashclip"},
-        "dcn/seed-1/run.json": {},
+        "dcn_pq/seed-1/run.json": {},
         "table1.json": {},
         "probes.json": {},
         "table2.json": {},
@@ -143,14 +163,30 @@ def skeleton(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def skeleton_tables(out: Path) -> dict[str, Path | None]:
+    return {"dcn": None, "dcn_lsa": out / "lsa", "dcn_pq": out / "embeddings"}
+
+
 def test_a_finished_demo_is_resumed(skeleton: Path) -> None:
-    refuse_another_demo(skeleton, ["dcn"], size="tiny")
+    """Though rankers that read no DashCLIP vectors are older than these."""
+    refuse_another_demo(skeleton, skeleton_tables(skeleton), size="tiny")
+
+
+def test_the_demo_knows_which_tables_each_variant_reads(tmp_path: Path) -> None:
+    assert tables_read(plan(sweep_config(tmp_path, seeds=2), tmp_path)) == {
+        "dcn": None,
+        "dcn_pq_sim": tmp_path / "embeddings",
+        "dcn_pq_sim_history": tmp_path / "embeddings",
+        "dcn_pq_sim_history_random": tmp_path / "embeddings",
+        "dcn_pq_sim_history_lsa": tmp_path / "lsa",
+    }
 
 
 def test_fresh_deletes_the_parts_of_the_demo_and_nothing_else(skeleton: Path) -> None:
     for name in ("notes.txt", "dcn/notes.txt"):
         (skeleton / name).write_text("mine")
-    delete_demo(skeleton, ["dcn"])
+    (skeleton / "rankers.log").write_text("finished")
+    delete_demo(skeleton, skeleton_tables(skeleton))
     left = [path.relative_to(skeleton).as_posix() for path in skeleton.rglob("*")]
     assert sorted(left) == ["dcn", "dcn/notes.txt", "notes.txt"]
 
@@ -158,24 +194,25 @@ def test_fresh_deletes_the_parts_of_the_demo_and_nothing_else(skeleton: Path) ->
 def test_neither_deletes_nor_resumes_over_data_of_another_kind(skeleton: Path) -> None:
     (skeleton / "data" / "marketplace.json").rename(skeleton / "data" / "thesis.txt")
     with pytest.raises(FileExistsError, match=r"thesis\.txt"):
-        delete_demo(skeleton, ["dcn"])
+        delete_demo(skeleton, skeleton_tables(skeleton))
     with pytest.raises(FileExistsError, match=r"thesis\.txt"):
-        refuse_another_demo(skeleton, ["dcn"], size="tiny")
+        refuse_another_demo(skeleton, skeleton_tables(skeleton), size="tiny")
     assert (skeleton / "features").exists()
 
 
 def test_a_demo_of_another_size_is_not_resumed(skeleton: Path) -> None:
     with pytest.raises(ValueError, match="of size tiny, not small; use --fresh or another --out"):
-        refuse_another_demo(skeleton, ["dcn"], size="small")
+        refuse_another_demo(skeleton, skeleton_tables(skeleton), size="small")
 
 
 @pytest.mark.parametrize(
     ("newer", "stale"),
     [
         ("data/marketplace.json", "features"),
-        ("features/manifest.json", "run.json"),
+        ("features/manifest.json", "dcn/seed-1/run.json"),
+        ("lsa/products/manifest.json", "dcn_lsa/seed-1/run.json"),
         ("encoders/align/training.json", "embeddings"),
-        ("embeddings/queries/manifest.json", "run.json"),
+        ("embeddings/queries/manifest.json", "dcn_pq/seed-1/run.json"),
     ],
 )
 def test_parts_older_than_what_they_are_made_from_are_not_reused(
@@ -183,10 +220,10 @@ def test_parts_older_than_what_they_are_made_from_are_not_reused(
 ) -> None:
     os.utime(skeleton / newer, (99, 99))
     with pytest.raises(ValueError, match=f"{stale} was made from an earlier .*use --fresh"):
-        refuse_another_demo(skeleton, ["dcn"], size="tiny")
+        refuse_another_demo(skeleton, skeleton_tables(skeleton), size="tiny")
 
 
 def test_parts_whose_source_was_deleted_are_not_reused(skeleton: Path) -> None:
     (skeleton / "data" / "marketplace.json").unlink()
     with pytest.raises(ValueError, match="features was made from an earlier"):
-        refuse_another_demo(skeleton, ["dcn"], size="tiny")
+        refuse_another_demo(skeleton, skeleton_tables(skeleton), size="tiny")

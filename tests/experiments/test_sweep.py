@@ -6,68 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
 
 import experiments.sweep
-from embeddings.table import EmbeddingTable
 from experiments.config import ConfigError
 from experiments.environment import cpu_quota
 from experiments.report import build_report
-from experiments.sweep import RunOutcome, RunProgress, SweepConfig, execute_sweep, plan
-from features.build import build
-from features.feature_set import FeatureSet
-from features.schema import SplitConfig
-from tests.features.small_logs import CONFIG, random_tables, write_tables
-
-RANKER = {"embedding_dim": 4, "cross_layers": 1, "deep_widths": [8], "top_widths": [8]}
-TRAINING = {
-    "batch_size": 50,
-    "max_epochs": 2,
-    "evaluations_per_epoch": 1,
-    "precision": "float32",
-    "optimizer": {"learning_rate": 0.01},
-}
-HISTORY = {"entities": ["product", "history"], "widths": [8]}
-
-
-def sweep_config(folder: Path = Path("data"), **changed: object) -> SweepConfig:
-    """DCN against purchase history, two seeds, over `folder`/features and `folder`/products."""
-    content: dict[str, object] = {
-        "name": "small",
-        "seeds": [3, 1],
-        "features": folder / "features",
-        "product_table": folder / "products",
-        "ranker": RANKER,
-        "training": TRAINING,
-        "variants": {
-            "dcn": {},
-            "dcn_p_sim_history": {"title": "With history", "ranker": {"semantic": HISTORY}},
-        },
-    }
-    return SweepConfig.model_validate(content | changed)
+from experiments.sweep import RunOutcome, RunProgress, execute_sweep, plan
+from tests.experiments.small_sweeps import HISTORY, TRAINING, sweep_config, write_inputs
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole feature set (worker processes compare its checksums) and vectors of its products."""
-    folder = tmp_path_factory.mktemp("sweep")
-    data = write_tables(folder / "data", random_tables(5, impressions=600))
-    config = CONFIG.model_copy(update={"split": SplitConfig(validation_days=2, test_days=2)})
-    build(data, folder / "features", config, buckets=1, threads=1, memory_limit="200MB")
-    ids = FeatureSet.open(folder / "features").catalog_ids()
-    vectors = np.random.default_rng(0).normal(size=(len(ids), 8)).astype(np.float32)
-    EmbeddingTable.write(
-        folder / "products",
-        ids=ids,
-        vectors_ND=vectors,
-        encoder_id="random",
-        kind="product",
-        normalised=False,
-    )
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("sweep"))
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +225,7 @@ _SWEEP = """
 import sys
 from pathlib import Path
 from experiments.sweep import execute_sweep
-from tests.experiments.test_sweep import TRAINING, sweep_config
+from tests.experiments.small_sweeps import TRAINING, sweep_config
 def main():
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     config = sweep_config(folder, seeds=[1], training={**TRAINING, "max_epochs": 2000})
