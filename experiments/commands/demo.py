@@ -56,7 +56,7 @@ def demo(
     from experiments.commands.importance import importance
     from experiments.commands.report import report
     from experiments.commands.sweep import exit_if_failed, run_sweep
-    from experiments.sweep import plan
+    from experiments.sweep import plan, share_of_cores
 
     console = Console()
     config = sweep_config(out, seeds)
@@ -84,7 +84,14 @@ def demo(
     outcomes = run_sweep(config, out, processes, f"dashclip demo --size {size} --seeds {seeds}")
     if not any(outcome.error for outcome in outcomes):
         console.rule("5/5 which features carry the full ranker")
-        importance([out / FULL_RANKER], out=out, repeats=2, slice_repeats=1, naive=True)
+        importance(
+            [out / FULL_RANKER],
+            out=out,
+            repeats=2,
+            slice_repeats=1,
+            naive=True,
+            processes=share_of_cores(processes)[0],
+        )
     report(out)
     exit_if_failed(outcomes)
 

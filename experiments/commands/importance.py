@@ -54,7 +54,8 @@ def importance(
             help="Retrain without the features that cost less AUC than this on the validation days."
         ),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each process.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Seeds measured at the same time.")] = 1,
 ) -> None:
     """Measure which features a trained ranker lives on: permutation, ablation, integrated gradients.
 
@@ -73,6 +74,7 @@ def importance(
     from experiments.importance.folders import default_out, run_folders
     from experiments.importance.measure import MeasureOptions, measure
     from experiments.importance.result import methods_named
+    from experiments.importance.seeds_together import measure_parts
     from experiments.importance.tables import feature_table, group_table, sentences
     from experiments.importance_report import write_importance_report
 
@@ -94,11 +96,22 @@ def importance(
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
         tell = _Bars(bars)
+        parts = target / "importance_parts"
+        if min(processes, len(folders)) > 1:
+            measure_parts(
+                folders,
+                options,
+                parts=parts,
+                scratch=target,
+                processes=processes,
+                threads=threads,
+                progress=tell,
+            )
         report = measure(
             folders,
             options,
             command="dashclip " + shlex.join(sys.argv[1:]),
-            parts=target / "importance_parts",
+            parts=parts,
             scratch=target,
             progress=tell,
         )

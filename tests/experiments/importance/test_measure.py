@@ -14,6 +14,7 @@ from experiments.importance.measure import MeasureOptions, measure
 from experiments.importance.model_features import features_of
 from experiments.importance.narrow_features import narrow_manifest, write_narrow
 from experiments.importance.result import ImportanceReport
+from experiments.importance.seeds_together import measure_parts
 from experiments.importance.selection import dispensable, select_and_retrain
 from experiments.importance.speed import compare_with_captum
 from experiments.importance.split_rows import open_split
@@ -74,6 +75,35 @@ def comparable(report: ImportanceReport) -> dict:
     for key in ("created", "environment", "command", "commit"):
         del content[key]
     return content
+
+
+def test_seeds_measured_at_the_same_time_give_the_same_report(
+    runs: list[Path], report: ImportanceReport, tmp_path: Path
+) -> None:
+    parts, said = tmp_path / "parts", set[str]()
+    measure_parts(
+        runs,
+        OPTIONS,
+        parts=parts,
+        scratch=tmp_path,
+        processes=2,
+        threads=torch.get_num_threads(),
+        progress=lambda stage, done, total: said.add(stage),
+    )
+    assert {"seed 1: ablation", "seed 2: ablation"} <= said
+    made = {path: path.stat().st_mtime_ns for path in parts.iterdir()}
+    assert made
+    stages: set[str] = set()
+    again = measure(
+        runs,
+        OPTIONS,
+        command="as typed",
+        parts=parts,
+        progress=lambda stage, done, total: stages.add(stage),
+    )
+    assert comparable(again) == comparable(report)
+    assert stages == {"seed 1: correlated pairs", "seed 2: correlated pairs"}, "a part is measured twice"
+    assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
 def test_every_feature_and_group_has_every_method(runs: list[Path], report: ImportanceReport) -> None:
