@@ -17,6 +17,8 @@ Size = Literal["tiny", "small", "medium", "large"]
 ENCODER_RESULTS = ("table1.json", "probes.json")
 #: Files named importance… that the report on it leaves.
 IMPORTANCE_SUFFIXES = (".json", ".csv", ".html", ".png")
+#: Width of the LSA vectors and of the random tables: that of the encoders at size small.
+LSA_DIM = 128
 #: Written last of the embeddings.
 EMBEDDINGS_MARK = "queries/manifest.json"
 #: What the rankers say that train beside the encoders, in OUT.
@@ -75,7 +77,7 @@ def demo(
         console.rule("2/5 point-in-time features")
         build_command(data, features, config=Path("marketplace_features"))
     if lsa_tables in missing:
-        lsa(data, lsa_tables, dim=128)
+        lsa(data, lsa_tables, dim=LSA_DIM)
     if not all((out / name).exists() for name in ENCODER_RESULTS) or {lsa_tables, embeddings} & {*missing}:
         console.rule("3/5 encoders: warm-ups, stage 1, stage 2, table 1, probes")
         settings = Path("encoders_tiny" if size == "tiny" else "encoders_small")

@@ -9,14 +9,18 @@ import pytest
 
 import experiments.runs_meanwhile
 import experiments.sweep
+from embeddings.encoder_config import EncoderConfig
 from experiments.commands.demo import (
     ENCODER_RESULTS,
+    LSA_DIM,
     delete_demo,
     demo,
     refuse_another_demo,
     sweep_config,
     tables_read,
 )
+from experiments.config import load_config
+from experiments.encoders import EncodersConfig
 from experiments.marketplace.config import MarketplaceConfig
 from experiments.sweep import plan
 from tests.experiments.sweep_folders import PAPER_VARIANTS
@@ -177,9 +181,15 @@ def test_the_demo_knows_which_tables_each_variant_reads(tmp_path: Path) -> None:
         "dcn": None,
         "dcn_pq_sim": tmp_path / "embeddings",
         "dcn_pq_sim_history": tmp_path / "embeddings",
-        "dcn_pq_sim_history_random": tmp_path / "embeddings",
+        "dcn_pq_sim_history_random": tmp_path / "lsa",
         "dcn_pq_sim_history_lsa": tmp_path / "lsa",
     }
+
+
+def test_random_tables_are_as_wide_as_the_vectors_that_they_stand_beside() -> None:
+    config = load_config(Path("encoders_small"), EncodersConfig)
+    encoder = EncoderConfig.preset(config.size, vocab_size=1000, **config.architecture)
+    assert encoder.embedding_dim == LSA_DIM
 
 
 def test_fresh_deletes_the_parts_of_the_demo_and_nothing_else(skeleton: Path) -> None:

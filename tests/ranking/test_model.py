@@ -142,6 +142,15 @@ def test_history_is_the_mean_of_the_product_vectors() -> None:
     np.testing.assert_allclose(history[0], (2 * table[5] + table[9]) / 3, rtol=1e-6)
 
 
+def test_random_tables_take_the_shape_of_the_vectors_and_nothing_else() -> None:
+    """So a control of the demo may be trained on other vectors of that shape, before DashCLIP's exist."""
+    config = RANKERS["random tables"]
+    one, other = (ranker_weights(build_ranker(config, inputs(seed), seed=1)) for seed in (0, 1))
+    assert any(name.startswith("semantic_tables") for name in one)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_eager_fused_and_quantised_tables_agree_key_by_key() -> None:
     ranker = build_ranker(RANKERS["random tables"], inputs(), seed=1)
     assert isinstance(ranker, TwoTowerRanker)
