@@ -257,8 +257,8 @@ class AlignTask:
         used = np.unique(
             np.concatenate([part.tuples_NC[:, 0] for part in (self.tuples.train, self.tuples.validation)])
         )
-        patches = (config.image_size // config.patch_size) ** 2 + 1
-        if len(used) * patches * config.vision_hidden_dim * 4 > IMAGE_CACHE_BYTES:
+        tokens = config.num_image_tokens
+        if len(used) * tokens * config.vision_hidden_dim * 4 > IMAGE_CACHE_BYTES:
             return None
         vision, parts = self.encoder.product.eval(), []
         with_image: list[npt.NDArray[np.int64]] = []
@@ -278,7 +278,7 @@ class AlignTask:
                 pixels = batch.pixels_BCHW[batch.has_image_B].to(self.device)
                 parts.append(vision.image_tokens(pixels).cpu())
         self.image_slot_P[np.concatenate(with_image)] = np.arange(sum(map(len, with_image)))
-        return torch.cat(parts) if parts else torch.zeros((0, patches, config.vision_hidden_dim))
+        return torch.cat(parts) if parts else torch.zeros((0, tokens, config.vision_hidden_dim))
 
     def _note_unreadable(self, product: int, error: ImageUnreadable) -> None:
         self.unreadable[product] = error.reason

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from embeddings.catalog import ProductBatch
+from embeddings.complete import CompletionConfig
 from embeddings.distributed import Ranks
 from embeddings.encoders import ProductEncoder, QueryEncoder, freeze_first_layers
 from embeddings.feature_queue import FeatureQueue
@@ -53,6 +54,9 @@ class AlignConfig(OptimizerConfig):
     #: the power 1 - `whitening_power` (module `whitening`).
     whitening: bool = True
     whitening_power: Annotated[float, Field(ge=0, le=1)] = 0.5
+    #: Beyond the paper: after that, learn to add what images say and titles leave out. For encoders with the
+    #: fusion "completion".
+    completion: CompletionConfig = CompletionConfig()
 
 
 class AlignBatch(NamedTuple):
@@ -211,11 +215,11 @@ class Alignment(nn.Module):
 
     def vectors(self, batch: AlignBatch) -> tuple[Tensor, Tensor]:
         """Unit vectors of the distinct products (U, D) and queries (V, D)."""
-        with_image = batch.products.has_image_B.nonzero().squeeze(1)
-        image_GIH = batch.image_GIH
-        if image_GIH is None:
-            image_GIH = self.product.image_tokens(batch.products.pixels_BCHW[with_image])
-        product_UD = self.product.embed(batch.products, image_GIH, with_image)
+        if batch.image_GIH is None:
+            product_UD = self.product(batch.products)
+        else:
+            with_image = batch.products.has_image_B.nonzero().squeeze(1)
+            product_UD = self.product.embed(batch.products, batch.image_GIH, with_image)
         return product_UD, torch.cat([self.query(ids, mask) for ids, mask in batch.query_chunks])
 
 
@@ -230,3 +234,8 @@ def freeze_product_side(product: ProductEncoder, side: ProductSide) -> None:
     }[side]
     for part in trained:
         part.requires_grad_(True)
+    if product.fusion == "completion":  # images wait for the end of stage 2
+        product.vision.requires_grad_(False)
+        for name, parameter in product.text.named_parameters():
+            if "crossattention" in name:
+                parameter.requires_grad_(False)

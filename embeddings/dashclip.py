@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from embeddings.catalog import ProductBatch
+from embeddings.completion import Completion
 from embeddings.encoder_config import EncoderConfig
 from embeddings.encoders import ProductEncoder, QueryEncoder, seeded
 from embeddings.files import atomic_folder, sha256_of
@@ -197,6 +198,8 @@ class DashClipEncoder:
         with torch.device("meta"):
             product = ProductEncoder(config, enc_id=tokenizer.enc_id)
             query = QueryEncoder(config) if any(name.startswith("query.") for name in weights) else None
+            if any(name.startswith("product.completion.") for name in weights):
+                product.completion = Completion(config.embedding_dim, config.vocab_size)
         for prefix, module in (("product.", product), ("query.", query)):
             if module is None:
                 continue

@@ -12,6 +12,12 @@ Size = Literal["tiny", "small", "base"]
 #: How the states of a text or an image become one: "cls" takes the first token's ([CLS] or [ENC]), as BLIP
 #: was trained; "mean" that of all tokens, which from scratch learns far sooner (experiments/LOG.md).
 Pooling = Literal["cls", "mean"]
+#: Of images also "flat": the states of all tokens side by side. The mean of a few tokens forgets where on the
+#: package a colour or a badge was, and from scratch does not learn to keep it (experiments/LOG.md).
+ImagePooling = Literal["cls", "mean", "flat"]
+#: What makes patch tokens: one linear layer, as in BLIP, or small convolutions with stride 2.
+ImageStem = Literal["linear", "conv"]
+Fusion = Literal["grounded", "completion"]
 Positive = Annotated[int, Field(ge=1)]
 
 #: BERT's uncased vocabulary with [DEC] and [ENC]: what BLIP was trained with.
@@ -39,9 +45,15 @@ class EncoderConfig(BaseModel):
     max_title_tokens: Annotated[int, Field(ge=3, le=512)]
     max_query_tokens: Annotated[int, Field(ge=3, le=512)]
     pooling: Pooling = "cls"
-    #: Beyond the paper: the product projection reads the image's state besides that of the grounded text.
-    #: From scratch, cross-attention takes longer to learn than the demo has; published weights know it.
-    late_fusion: bool = False
+    image_pooling: ImagePooling = "cls"
+    #: "conv" is beyond the paper (Xiao et al. 2021, "Early convolutions help transformers see better"): a few
+    #: thousand pictures are too few to learn edges and letters by one linear layer over whole patches.
+    image_stem: ImageStem = "linear"
+    #: How images come into product embeddings. "grounded", as in the paper: the state of the image-grounded
+    #: text. "completion", beyond it: the state of the text, and what the image adds is learned at the end of
+    #: stage 2 (module `completion`). From scratch, cross-attention to a few thousand pictures costs more than
+    #: it gives (experiments/LOG.md).
+    fusion: Fusion = "grounded"
     #: In attention and feed-forward layers of the text encoders; BLIP has none in the image encoder.
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     #: BLIP was trained with 1e-6 in the image encoder and 1e-12 in the text encoders.
@@ -54,6 +66,11 @@ class EncoderConfig(BaseModel):
             raise ValueError(
                 f"image_size must be a multiple of patch_size, got {self.image_size} and {self.patch_size}"
             )
+        if self.image_stem == "conv" and (self.patch_size < 4 or self.patch_size & (self.patch_size - 1)):
+            raise ValueError(
+                f"image_stem conv halves a patch until one point is left, so patch_size must be 4, 8, 16 ... "
+                f"pixels, got {self.patch_size}"
+            )
         for part in ("vision", "text"):
             width, heads = getattr(self, f"{part}_hidden_dim"), getattr(self, f"{part}_heads")
             if width % heads:
@@ -61,6 +78,16 @@ class EncoderConfig(BaseModel):
                     f"{part}_hidden_dim must be a multiple of {part}_heads, got {width} and {heads}"
                 )
         return self
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Patches, and [CLS]."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+    @property
+    def image_state_dim(self) -> int:
+        """Width of what `image_pooling` makes of an image's tokens."""
+        return self.vision_hidden_dim * (self.num_image_tokens if self.image_pooling == "flat" else 1)
 
     @classmethod
     def preset(cls, size: Size, *, vocab_size: int = BLIP_VOCABULARY, **changes: float | str) -> Self:
@@ -82,13 +109,15 @@ _PRESETS: dict[Size, dict[str, int | str]] = {
         "max_title_tokens": 24,
         "max_query_tokens": 16,
         "pooling": "mean",
-        "late_fusion": True,
+        "image_pooling": "flat",
+        "image_stem": "conv",
+        "fusion": "completion",
     },
     "small": {
         "image_size": 96,
         "patch_size": 16,
         "vision_hidden_dim": 128,
-        "vision_layers": 2,
+        "vision_layers": 1,
         "vision_heads": 4,
         "text_hidden_dim": 128,
         "text_layers": 2,
@@ -97,7 +126,9 @@ _PRESETS: dict[Size, dict[str, int | str]] = {
         "max_title_tokens": 24,
         "max_query_tokens": 16,
         "pooling": "mean",
-        "late_fusion": True,
+        "image_pooling": "flat",
+        "image_stem": "conv",
+        "fusion": "completion",
     },
     "base": {
         "image_size": 224,

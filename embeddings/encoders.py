@@ -7,7 +7,9 @@ its own. transformers carries the layers; projections, heads and forward passes 
 Shapes: B products or queries, T text tokens, I image tokens, H hidden width, D embedding width.
 """
 
+import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -18,15 +20,13 @@ from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from embeddings.catalog import ProductBatch
-from embeddings.encoder_config import EncoderConfig, Pooling
+from embeddings.completion import Completion
+from embeddings.encoder_config import EncoderConfig, ImagePooling, Pooling
 
 Module = TypeVar("Module", bound=nn.Module)
 
 #: transformers' default for BLIP's image encoder is 1e-10: from scratch all images would look the same.
 INITIAL_STD = 0.02
-
-#: Weight of the image beside the title where a product projection begins (`start_product_proj`).
-IMAGE_SHARE = 0.3
 
 
 class ProductEncoder(nn.Module):
@@ -39,16 +39,21 @@ class ProductEncoder(nn.Module):
     def __init__(self, config: EncoderConfig, *, enc_id: int) -> None:
         super().__init__()
         self.enc_id = enc_id
-        self.pooling = config.pooling
+        self.pooling, self.image_pooling = config.pooling, config.image_pooling
         self.vision = BlipVisionModel(vision_config(config))
+        self.no_image_tokens = (0, config.num_image_tokens, config.vision_hidden_dim)
+        if config.image_stem == "conv":
+            stem = ConvStem(config.patch_size, config.vision_hidden_dim)
+            self.vision.embeddings.register_module("patch_embedding", stem)
         self.text = BlipTextModel(text_config(config, cross_attention=True), add_pooling_layer=False)
-        self.vision_proj = nn.Linear(config.vision_hidden_dim, config.embedding_dim)
+        self.vision_proj = nn.Linear(config.image_state_dim, config.embedding_dim)
         self.text_proj = nn.Linear(config.text_hidden_dim, config.embedding_dim)
-        image_dim = config.vision_hidden_dim if config.late_fusion else 0
-        self.late_fusion = config.late_fusion
-        self.product_proj = nn.Linear(config.text_hidden_dim + image_dim, config.embedding_dim)
+        self.product_proj = nn.Linear(config.text_hidden_dim, config.embedding_dim)
         #: Logits of (no match, match).
         self.itm_head = nn.Linear(config.text_hidden_dim, 2)
+        self.fusion = config.fusion
+        #: What images add to the vectors of titles; only after stage 2, and only with that fusion.
+        self.completion: Completion | None = None
 
     def image_tokens(self, pixels_BCHW: Tensor) -> Tensor:
         """States of [CLS] and of the patches, (B, I, H)."""
@@ -66,7 +71,12 @@ class ProductEncoder(nn.Module):
 
     def image_features(self, image_BIH: Tensor) -> Tensor:
         """Unit vectors of images, (B, D)."""
-        return normalize(self.vision_proj(self._pooled(image_BIH)), dim=-1)
+        return normalize(self.projected_images(image_BIH), dim=-1)
+
+    def projected_images(self, image_BIH: Tensor) -> Tensor:
+        """Image features before they are made unit vectors, (B, D)."""
+        projection: Tensor = self.vision_proj(pooled_image(image_BIH, self.image_pooling))
+        return projection
 
     def text_features(self, text_BTH: Tensor, mask_BT: Tensor) -> Tensor:
         """Unit vectors of titles, (B, D)."""
@@ -77,9 +87,12 @@ class ProductEncoder(nn.Module):
         return self.itm_head(self.grounded_tokens(ids_BT, mask_BT, image_BIH)[:, 0])
 
     def forward(self, batch: ProductBatch) -> Tensor:
-        """Unit vectors of products, (B, D); zeros for a product with neither image nor title."""
-        with_image = batch.has_image_B.nonzero().squeeze(1)
-        return self.embed(batch, self.image_tokens(batch.pixels_BCHW[with_image]), with_image)
+        """Unit vectors of products, (B, D); zeros for a product with neither image nor title.
+
+        With the fusion "completion" also zeros for one without a title, as long as there is no completion.
+        """
+        image_GIH, with_image_G = self._image_tokens(batch)
+        return self.embed(batch, image_GIH, with_image_G)
 
     def embed(self, batch: ProductBatch, image_GIH: Tensor, with_image_G: Tensor) -> Tensor:
         """Product embeddings from image tokens that exist already.
@@ -89,49 +102,58 @@ class ProductEncoder(nn.Module):
             image_GIH: image tokens of the G products that have an image.
             with_image_G: their positions in the batch, ascending.
         """
-        known_B1 = (batch.has_image_B | batch.has_title_B).unsqueeze(1)
-        return normalize(self._project(batch, image_GIH, with_image_G), dim=-1) * known_B1
+        product_BD = normalize(self._project(batch, image_GIH, with_image_G), dim=-1)
+        if self.fusion == "grounded":
+            return product_BD * (batch.has_image_B | batch.has_title_B).unsqueeze(1)
+        product_BD = product_BD * batch.has_title_B.unsqueeze(1)
+        if self.completion is None:
+            return product_BD
+        completed_GD = self.completion(product_BD[with_image_G], self.image_features(image_GIH))
+        return product_BD.index_copy(0, with_image_G, completed_GD.to(product_BD))
 
     def projected(self, batch: ProductBatch) -> Tensor:
-        """Product embeddings before they are made unit vectors, (B, D)."""
+        """Product embeddings before they are completed and made unit vectors, (B, D)."""
+        return self._project(batch, *self._image_tokens(batch))
+
+    def _image_tokens(self, batch: ProductBatch) -> tuple[Tensor, Tensor]:
+        """Image tokens of the products whose image counts, and their positions in the batch.
+
+        None counts before there is a completion, if that is how images come in.
+        """
         with_image = batch.has_image_B.nonzero().squeeze(1)
-        return self._project(batch, self.image_tokens(batch.pixels_BCHW[with_image]), with_image)
+        if self.fusion == "completion" and self.completion is None:
+            with_image = with_image[:0]
+        if not len(with_image):
+            return batch.pixels_BCHW.new_zeros(self.no_image_tokens), with_image
+        return self.image_tokens(batch.pixels_BCHW[with_image]), with_image
 
     def _project(self, batch: ProductBatch, image_GIH: Tensor, with_image_G: Tensor) -> Tensor:
         """A product without an image goes through the same layers without cross-attention.
 
-        One without a title is [ENC] alone that looks at the image.
+        One without a title is [ENC] alone, which looks at the image if the fusion is "grounded".
         """
         dtype, rows = self.product_proj.weight.dtype, len(batch.ids_BT)
         state_BH = batch.ids_BT.new_zeros((rows, self.text_proj.in_features), dtype=dtype)
-        if len(with_image_G):
+        text_alone_B = batch.has_title_B
+        if self.fusion == "grounded":
+            text_alone_B = text_alone_B & ~batch.has_image_B
+        if self.fusion == "grounded" and len(with_image_G):
             mask_GT = batch.mask_BT[with_image_G]
             grounded_GTH = self.grounded_tokens(batch.ids_BT[with_image_G], mask_GT, image_GIH)
             state_BH = state_BH.index_copy(0, with_image_G, self._pooled(grounded_GTH, mask_GT).to(dtype))
-        text_only = (batch.has_title_B & ~batch.has_image_B).nonzero().squeeze(1)
+        text_only = text_alone_B.nonzero().squeeze(1)
         if len(text_only):
             mask_RT = batch.mask_BT[text_only]
             text_RTH = self.text_tokens(self._with_enc(batch.ids_BT[text_only]), mask_RT)
             state_BH = state_BH.index_copy(0, text_only, self._pooled(text_RTH, mask_RT).to(dtype))
-        if self.late_fusion:
-            image_BH = state_BH.new_zeros((rows, self.vision_proj.in_features))
-            if len(with_image_G):
-                image_BH = image_BH.index_copy(0, with_image_G, self._pooled(image_GIH).to(dtype))
-            state_BH = torch.cat([state_BH, image_BH], dim=1)
         return self.product_proj(state_BH)
 
     @torch.no_grad()
     def start_product_proj(self) -> None:
-        """Let the product projection begin where titles, and with late fusion images, are: not at chance."""
-        text, image = self.text_proj, self.vision_proj
-        if self.late_fusion:
-            both_DH = torch.cat([text.weight, IMAGE_SHARE * image.weight], dim=1)
-            self.product_proj.weight.copy_(both_DH)
-            self.product_proj.bias.copy_(text.bias + IMAGE_SHARE * image.bias)
-        else:
-            self.product_proj.load_state_dict(text.state_dict())
+        """Let the product projection begin where titles are: not at chance."""
+        self.product_proj.load_state_dict(self.text_proj.state_dict())
 
-    def _pooled(self, state_BTH: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    def _pooled(self, state_BTH: Tensor, mask_BT: Tensor) -> Tensor:
         return pooled(state_BTH, mask_BT, self.pooling)
 
     def _with_enc(self, ids_BT: Tensor) -> Tensor:
@@ -169,14 +191,43 @@ class QueryEncoder(nn.Module):
         self.query_proj.load_state_dict(product.text_proj.state_dict())
 
 
-def pooled(state_BTH: Tensor, mask_BT: Tensor | None, pooling: Pooling) -> Tensor:
-    """One state a row, (B, H): its first token's, or the mean over the tokens of the mask, or over all."""
+class ConvStem(nn.Sequential):
+    """Patch tokens of an image, (B, H, rows, columns): each layer halves its sides and doubles the channels.
+
+    Channels are normalised in groups within an image: neither a batch nor its split over ranks matters.
+    """
+
+    def __init__(self, patch_size: int, hidden_dim: int) -> None:
+        halvings = patch_size.bit_length() - 1
+        widths = [3, *(max(8, hidden_dim >> max(1, halvings - layer)) for layer in range(1, halvings + 1))]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [
+                nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1, bias=False),
+                nn.GroupNorm(math.gcd(after, max(1, after // 16)), after),
+                nn.ReLU(),
+            ]
+        super().__init__(*layers, nn.Conv2d(widths[-1], hidden_dim, kernel_size=1))
+
+    @property
+    def weight(self) -> Tensor:
+        """Tells transformers the precision that it is to bring pixels to."""
+        return next(self.parameters())
+
+
+def pooled(state_BTH: Tensor, mask_BT: Tensor, pooling: Pooling) -> Tensor:
+    """One state a text, (B, H): its first token's, or the mean over the tokens of the mask."""
     if pooling == "cls":
         return state_BTH[:, 0]
-    if mask_BT is None:
-        return state_BTH.mean(dim=1)
     weight_BT1 = mask_BT.unsqueeze(2).to(state_BTH)
     return (state_BTH * weight_BT1).sum(dim=1) / weight_BT1.sum(dim=1)
+
+
+def pooled_image(state_BIH: Tensor, pooling: ImagePooling) -> Tensor:
+    """One state an image: that of [CLS] or the mean, both (B, H), or all tokens side by side, (B, I * H)."""
+    if pooling == "cls":
+        return state_BIH[:, 0]
+    return state_BIH.mean(dim=1) if pooling == "mean" else state_BIH.flatten(1)
 
 
 def vision_config(config: EncoderConfig) -> BlipVisionConfig:

@@ -281,3 +281,20 @@ def _check_temperature(temperature: Tensor | float) -> None:
 
 def _shape(tensor: Tensor) -> str:
     return str(list(tensor.shape))
+
+
+def title_token_loss(logits_BV: Tensor, ids_BT: Tensor, mask_BT: Tensor, weight_V: Tensor) -> Tensor:
+    """Cross-entropy of the tokens that an image foretells against those of its title.
+
+    The target of a title is its set of tokens, each by its weight, in shares that add up to 1 (Huang et al.
+    2024, "SuperClass").
+
+    Args:
+        weight_V: weights of the vocabulary; rare tokens say more. Tokens of weight 0 are no target.
+
+    Returns:
+        The loss of each row in nats, (B,); 0 for a title without a weighted token.
+    """
+    target_BV = torch.zeros_like(logits_BV).scatter_(1, ids_BT, mask_BT.to(logits_BV)) * weight_V
+    target_BV = target_BV / target_BV.sum(dim=1, keepdim=True).clamp_min(torch.finfo(logits_BV.dtype).tiny)
+    return -(target_BV * logits_BV.log_softmax(dim=1)).sum(dim=1)

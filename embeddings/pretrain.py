@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from embeddings.catalog import ProductBatch, ProductCatalog, load_batch, prefetch
 from embeddings.dashclip import DashClipEncoder
 from embeddings.distributed import Ranks, gather_rows, gather_rows_with_gradient, sum_over_ranks
-from embeddings.encoders import ProductEncoder, freeze_first_layers, pooled
+from embeddings.encoders import ProductEncoder, freeze_first_layers, pooled, pooled_image
 from embeddings.feature_queue import FeatureQueue
 from embeddings.images import AugmentationConfig, ImageUnreadable
 from embeddings.losses import NO_GROUP, draw_negatives, hard_negative_probabilities, itc_loss, itm_loss
@@ -225,7 +225,7 @@ class Pretraining(nn.Module):
     def _teacher_features(self, products: ProductBatch) -> tuple[Tensor, Tensor]:
         teacher = self.teacher
         image_BIH = teacher["vision"](pixel_values=products.pixels_BCHW).last_hidden_state
-        image_BH = pooled(image_BIH, None, self.online.pooling)
+        image_BH = pooled_image(image_BIH, self.online.image_pooling)
         text_BTH = teacher["text"](
             input_ids=products.ids_BT, attention_mask=products.mask_BT
         ).last_hidden_state

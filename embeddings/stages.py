@@ -19,6 +19,7 @@ import torch
 from embeddings.align import AlignTask, Tuples
 from embeddings.alignment import AlignConfig
 from embeddings.catalog import Modality, ProductCatalog
+from embeddings.complete import complete
 from embeddings.dashclip import DashClipEncoder, Stage, is_encoder
 from embeddings.distributed import Ranks, barrier, join_ranks
 from embeddings.encoder_config import EncoderConfig, Size
@@ -270,13 +271,15 @@ def align(
         barrier(ranks)
         sets[name] = TupleSet.open(target, product_ids=catalog.ids)
     encoder = _copy(start if start.query is not None else start.with_query_encoder())
+    whole_titles = ProductCatalog.open(data, modalities=("text",), text_columns=inputs.text_columns)
+    completing = encoder.config.fusion == "completion"
     task = AlignTask(
         encoder,
-        catalog,
+        whole_titles if completing else catalog,
         Tuples(sets["train"], sets["validation"]),
         config=config,
         grades=grades,
-        query_titles=ProductCatalog.open(data, text_columns=inputs.text_columns).titles,
+        query_titles=whole_titles.titles,
         device=_device(device),
         ranks=ranks,
     )
@@ -289,12 +292,22 @@ def align(
     if config.whitening:
         counts |= whiten(
             encoder,
-            catalog,
+            whole_titles if completing else catalog,
             product_N=np.flatnonzero(seen_P),
             queries=grades.queries.filter(pa.array(roles_Q == TRAIN)).to_pylist(),
             power=config.whitening_power,
             seed=config.seed,
         )._asdict()
+    if completing and "image" in inputs.modalities:
+        completed = complete(
+            encoder,
+            catalog,
+            whole_titles=whole_titles.titles,
+            product_N=np.flatnonzero(seen_P),
+            config=config.completion,
+            seed=config.seed,
+        )
+        counts |= completed._asdict() if completed else {"completion_products": 0}
     return _finish(folder, encoder, "aligned", settings, outcome, counts, ranks)
 
 

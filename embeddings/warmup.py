@@ -4,9 +4,10 @@ The paper starts from BLIP, whose text encoder knows language and whose image en
 scratch, a few thousand products and graded pairs are too few to learn even that equal words are equal.
 
 Text: titles are contrasted with queries made from them (`title_queries`). Image: then images are contrasted
-with the titles that the text encoder, now locked, understands (Zhai et al. 2022, "LiT"); without this, stage
-1 spends its few epochs on an image encoder that tells nothing apart. Both are InfoNCE in the batch and both
-ways, with lookalike products left out.
+with the titles that the text encoder, now locked, understands (Zhai et al. 2022, "LiT"), and foretell the
+tokens of their titles (Huang et al. 2024, "SuperClass"): which words go with a picture is learned from every
+title that has them, where a contrast only asks which title it is. Both contrasts are InfoNCE in the batch and
+both ways, with lookalike products left out.
 
 Shapes: B products, T tokens, D embedding width.
 """
@@ -20,13 +21,14 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from embeddings.catalog import ProductBatch, ProductCatalog, load_batch, prefetch
 from embeddings.dashclip import DashClipEncoder
 from embeddings.distributed import Ranks
-from embeddings.encoders import ProductEncoder
+from embeddings.encoders import ProductEncoder, seeded
 from embeddings.images import AugmentationConfig, ImageUnreadable
-from embeddings.losses import NO_GROUP, Columns, itc_loss
+from embeddings.losses import NO_GROUP, Columns, itc_loss, title_token_loss
 from embeddings.title_queries import title_query
 from embeddings.tokenizer import TokenBatch
 from embeddings.training import OptimizerConfig
@@ -44,6 +46,8 @@ class ImageWarmupConfig(WarmupConfig):
     """The image warm-up."""
 
     augmentation: AugmentationConfig | None = AugmentationConfig()
+    #: Weight of the tokens that images foretell, beside the contrast.
+    token_weight: Annotated[float, Field(ge=0)] = 1.0
 
 
 class TextBatch(NamedTuple):
@@ -78,17 +82,19 @@ class Contrast(nn.Module, ABC, Generic[Batch]):
         """Unit vectors of titles and of what belongs to them, float32, both (B, D)."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """InfoNCE both ways, in nats."""
-        title_BD, other_BD = self.features(batch)
-        loss = itc_loss(
+        """The contrast."""
+        return {"loss": self.contrast(*self.features(batch), batch.group_B)}
+
+    def contrast(self, title_BD: Tensor, other_BD: Tensor, group_B: Tensor) -> Tensor:
+        """InfoNCE of unit vectors, both ways, in nats."""
+        return itc_loss(
             title_BD,
             other_BD,
-            Columns(title_BD, other_BD, batch.group_B),
+            Columns(title_BD, other_BD, group_B),
             positive_B=torch.arange(len(title_BD), device=title_BD.device),
             temperature=self.temperature,
             alpha=0.0,
         ).loss
-        return {"loss": loss}
 
 
 class TextWarmup(Contrast[TextBatch]):
@@ -108,18 +114,45 @@ class TextWarmup(Contrast[TextBatch]):
 class ImageWarmup(Contrast[ImageBatch]):
     """Trains the image encoder and its projection; the text encoder is locked."""
 
-    def __init__(self, product: ProductEncoder, *, temperature: float) -> None:
+    rarity_V: Tensor
+
+    def __init__(
+        self, product: ProductEncoder, *, temperature: float, token_weight: float, rarity_V: Tensor
+    ) -> None:
+        """Take what the tokens of the vocabulary weigh, (V,); the head that foretells them is not kept."""
         super().__init__(product, temperature=temperature)
         product.vision.requires_grad_(True)
         product.vision_proj.requires_grad_(True)
+        self.token_weight = token_weight
+        self.register_buffer("rarity_V", rarity_V, persistent=False)
+        self.token_head = nn.Linear(product.vision_proj.out_features, len(rarity_V))
 
     def features(self, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         """Of titles and of images."""
+        title_BD, image_BD = self._title_and_image(batch)
+        return title_BD, normalize(image_BD, dim=-1)
+
+    def forward(self, batch: ImageBatch) -> dict[str, Tensor]:
+        """The contrast, and the title tokens that each image foretells."""
+        title_BD, image_BD = self._title_and_image(batch)
+        contrast = self.contrast(title_BD, normalize(image_BD, dim=-1), batch.group_B)
+        if not self.token_weight:
+            return {"loss": contrast}
+        ids_BT, mask_BT = batch.products.ids_BT, batch.products.mask_BT
+        with torch.autocast(image_BD.device.type, enabled=False):
+            loss_B = title_token_loss(self.token_head(image_BD), ids_BT, mask_BT, self.rarity_V)
+        known_B = batch.group_B != NO_GROUP
+        tokens = (loss_B * known_B).sum() / known_B.sum().clamp_min(1)
+        loss = contrast + self.token_weight * tokens
+        return {"loss": loss, "contrast": contrast.detach(), "tokens": tokens.detach()}
+
+    def _title_and_image(self, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+        """Unit vectors of titles, and projected images that are not yet unit vectors; float32, (B, D)."""
         ids_BT, mask_BT = batch.products.ids_BT, batch.products.mask_BT
         with torch.no_grad():
             title_BD = self.product.text_features(self.product.text_tokens(ids_BT, mask_BT), mask_BT)
-        image_BIH = self.product.image_tokens(batch.products.pixels_BCHW)
-        return title_BD.float(), self.product.image_features(image_BIH).float()
+        image_BD = self.product.projected_images(self.product.image_tokens(batch.products.pixels_BCHW))
+        return title_BD.float(), image_BD.float()
 
 
 class ContrastTask(ABC, Generic[Batch]):
@@ -260,7 +293,18 @@ class ImageWarmupTask(ContrastTask[ImageBatch]):
             ranks=ranks,
         )
         self.device, self.augmentation = device, config.augmentation
-        self.module = ImageWarmup(encoder.product, temperature=config.temperature).to(device)
+        tokens = encoder.tokenizer(
+            [catalog.titles[row] for row in self.train.tolist()], max_tokens=encoder.config.max_title_tokens
+        )
+        self.module = seeded(
+            lambda: ImageWarmup(
+                encoder.product,
+                temperature=config.temperature,
+                token_weight=config.token_weight,
+                rarity_V=rarity(tokens, encoder.config.vocab_size),
+            ),
+            config.seed,
+        ).to(device)
         #: Why the image of a product could not be read; such a product takes no part.
         self.unreadable: dict[int, str] = {}
 
@@ -283,6 +327,17 @@ class ImageWarmupTask(ContrastTask[ImageBatch]):
 
     def _note_unreadable(self, product: int, error: ImageUnreadable) -> None:
         self.unreadable[product] = error.reason
+
+
+def rarity(titles: TokenBatch, vocabulary: int) -> Tensor:
+    """Inverse document frequency of tokens, log(titles / titles with it), float32, (V,).
+
+    0 for a token that all titles have, as [CLS], and for one that none has.
+    """
+    in_title_BV = torch.zeros((len(titles.ids_BT), vocabulary), dtype=torch.bool)
+    in_title_BV.scatter_(1, titles.ids_BT, titles.mask_BT.bool())
+    count_V = in_title_BV.sum(dim=0)
+    return torch.where(count_V > 0, (len(in_title_BV) / count_V.clamp_min(1)).log(), 0.0)
 
 
 def _text_features(product: ProductEncoder, tokens: TokenBatch) -> Tensor:

@@ -20,9 +20,11 @@ NEGATIVES = 3
 
 
 def small_encoder(*, seed: int = 0, **changes: Any) -> DashClipEncoder:
-    """A tiny encoder whose biases and heads are not zero either."""
+    """A tiny encoder whose biases and heads are not zero either; its fusion is the paper's unless changed."""
     tokenizer = small_tokenizer()
-    config = EncoderConfig.preset("tiny", vocab_size=tokenizer.vocab_size).model_copy(update=changes)
+    config = EncoderConfig.preset("tiny", vocab_size=tokenizer.vocab_size).model_copy(
+        update={"fusion": "grounded", **changes}
+    )
     encoder = DashClipEncoder.new(config, tokenizer, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from embeddings.catalog import ProductCatalog, load_batch
+from embeddings.completion import Completion
 from embeddings.dashclip import DashClipEncoder
 from embeddings.encode import Encoded, EncodeError, encode_products, encode_queries
 from embeddings.encoder_config import EncoderConfig
+from embeddings.encoders import seeded
 from embeddings.shards import WorkFolderBusyError, work_folder
 from embeddings.table import EmbeddingTable, EmbeddingTableError
 from tests.embeddings.small_catalog import FIRST_ID, small_tokenizer, write_small_catalog
@@ -63,6 +65,7 @@ def save_encoder(folder: Path, *, seed: int) -> Path:
     tokenizer = small_tokenizer()
     config = EncoderConfig.preset("tiny", vocab_size=tokenizer.vocab_size)
     encoder = DashClipEncoder.new(config, tokenizer, seed=seed).with_query_encoder()
+    encoder.product.completion = seeded(lambda: Completion(config.embedding_dim, config.vocab_size), seed)
     encoder.save(folder, stage="aligned", trained_on={})
     return folder
 
@@ -304,6 +307,7 @@ import sys, time
 from pathlib import Path
 import torch
 from embeddings.catalog import ProductCatalog
+from embeddings.completion import Completion
 from embeddings.dashclip import DashClipEncoder
 from embeddings.encode import encode_products
 torch.set_num_threads(1)
@@ -602,6 +606,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 from embeddings.catalog import ProductCatalog
+from embeddings.completion import Completion
 from embeddings.dashclip import DashClipEncoder
 from embeddings.encode import encode_products
 torch.set_num_threads(1)

@@ -1,5 +1,6 @@
 """Products with and without image or title, padding, freezing."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,18 @@ from pydantic import ValidationError
 from torch.nn.functional import normalize, pad
 
 from embeddings.catalog import ProductBatch, ProductCatalog
+from embeddings.completion import Completion
 from embeddings.dashclip import DashClipEncoder
 from embeddings.encoder_config import EncoderConfig
-from embeddings.encoders import IMAGE_SHARE, ProductEncoder, QueryEncoder, freeze_first_layers, pooled, seeded
+from embeddings.encoders import (
+    ConvStem,
+    ProductEncoder,
+    QueryEncoder,
+    freeze_first_layers,
+    pooled,
+    pooled_image,
+    seeded,
+)
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import batch_of, small_encoder
 
@@ -27,7 +37,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> ProductCatalog:
 
 @pytest.fixture(scope="module")
 def encoder() -> DashClipEncoder:
-    encoder = small_encoder()
+    encoder = small_encoder(fusion="grounded")
     encoder.product.eval()
     return encoder
 
@@ -75,18 +85,39 @@ def test_pooling_takes_the_first_token_or_the_mean_of_those_that_count() -> None
     assert pooled(state_BTH, mask_BT, "cls").equal(state_BTH[:, 0])
 
 
-def test_published_geometry_pools_and_fuses_as_blip_was_trained() -> None:
-    base, *scratch = (EncoderConfig.preset(size) for size in ("base", "tiny", "small"))
-    assert (base.pooling, base.late_fusion) == ("cls", False)
-    assert {(config.pooling, config.late_fusion) for config in scratch} == {("mean", True)}
+def test_pooling_of_images_takes_the_first_token_the_mean_or_all_side_by_side() -> None:
+    state_BIH = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    assert pooled_image(state_BIH, "cls").equal(state_BIH[:, 0])
+    torch.testing.assert_close(pooled_image(state_BIH, "mean"), sum(state_BIH[:, i] for i in range(4)) / 4)
+    flat_BH = pooled_image(state_BIH, "flat")
+    for image, token in itertools.product(range(3), range(4)):
+        assert flat_BH[image, 5 * token : 5 * token + 5].equal(state_BIH[image, token])
 
 
-@pytest.mark.parametrize("late_fusion", [False, True])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "flat"])
 @torch.no_grad()
-def test_the_product_projection_starts_where_titles_and_images_are(
-    catalog: ProductCatalog, late_fusion: bool
+def test_every_pooling_of_images_gives_unit_vectors_of_the_shared_space(
+    catalog: ProductCatalog, pooling: str
 ) -> None:
-    product = small_encoder(late_fusion=late_fusion).product.eval()
+    encoder = small_encoder(image_pooling=pooling)
+    batch = batch_of(encoder, catalog, [4, NO_IMAGE, NO_TITLE])
+    image_BIH = encoder.product.eval().image_tokens(batch.pixels_BCHW)
+    assert image_BIH.shape[1] == encoder.config.num_image_tokens
+    assert pooled_image(image_BIH, encoder.config.image_pooling).shape[1] == encoder.config.image_state_dim
+    torch.testing.assert_close(encoder.product.image_features(image_BIH).norm(dim=1), torch.ones(3))
+
+
+def test_published_geometry_sees_and_pools_as_blip_was_trained() -> None:
+    base, *scratch = (EncoderConfig.preset(size) for size in ("base", "tiny", "small"))
+    assert (base.pooling, base.image_pooling, base.image_stem) == ("cls", "cls", "linear")
+    assert base.fusion == "grounded"
+    shapes = {(config.pooling, config.image_pooling, config.image_stem) for config in scratch}
+    assert shapes == {("mean", "flat", "conv")}
+
+
+@torch.no_grad()
+def test_the_product_projection_starts_where_titles_are(catalog: ProductCatalog) -> None:
+    product = small_encoder(fusion="grounded").product.eval()
     batch = batch_of(small_encoder(), catalog, [4, NO_IMAGE, NO_TITLE])
     product.start_product_proj()
     image_BIH = product.image_tokens(batch.pixels_BCHW)
@@ -96,12 +127,25 @@ def test_the_product_projection_starts_where_titles_and_images_are(
     alone_BTH = product.text_tokens(ids_BT, batch.mask_BT)
     state_BTH = torch.stack([grounded_BTH[0], alone_BTH[1], grounded_BTH[2]])
     expected_BD = product.text_proj(pooled(state_BTH, batch.mask_BT, "mean"))
-    if late_fusion:
-        share_B1 = IMAGE_SHARE * torch.tensor([[1.0], [0.0], [1.0]])
-        image_BD = image_BIH.mean(dim=1) @ product.vision_proj.weight.T
-        expected_BD += share_B1 * image_BD + IMAGE_SHARE * product.vision_proj.bias
     torch.testing.assert_close(product.projected(batch), expected_BD)
     torch.testing.assert_close(product(batch), normalize(expected_BD, dim=-1))
+
+
+@pytest.mark.parametrize(("patch_size", "hidden_dim"), [(4, 8), (8, 32), (16, 128)])
+@torch.no_grad()
+def test_a_stem_of_convolutions_gives_one_token_a_patch_whatever_the_batch(
+    patch_size: int, hidden_dim: int
+) -> None:
+    stem = seeded(lambda: ConvStem(patch_size, hidden_dim), 0)
+    pixels_BCHW = torch.randn(3, 3, 2 * patch_size, 3 * patch_size)
+    tokens_BHRC = stem(pixels_BCHW)
+    assert tokens_BHRC.shape == (3, hidden_dim, 2, 3)
+    torch.testing.assert_close(stem(pixels_BCHW[1:2]), tokens_BHRC[1:2])
+
+
+def test_a_stem_of_convolutions_needs_patches_that_can_be_halved() -> None:
+    with pytest.raises(ValidationError, match=r"patch_size must be 4, 8, 16 \.\.\. pixels, got 24"):
+        EncoderConfig.preset("small", patch_size=24)
 
 
 @torch.no_grad()
@@ -111,6 +155,26 @@ def test_image_and_title_both_count(encoder: DashClipEncoder, batch: ProductBatc
     other_title = replace(batch, ids_BT=batch.ids_BT.flip(0), mask_BT=batch.mask_BT.flip(0))
     for changed in (other_image, other_title):
         assert (encoder.product(changed)[BOTH] - before_BD[BOTH]).norm() > 1e-3
+
+
+@torch.no_grad()
+def test_images_wait_for_the_completion_where_that_is_the_fusion(
+    encoder: DashClipEncoder, catalog: ProductCatalog
+) -> None:
+    product = small_encoder(fusion="completion").product.eval()
+    batch = batch_of(encoder, catalog, list(range(8)))
+    before_BD = product(batch)
+    assert [index for index in range(8) if not before_BD[index].any()] == [NO_TITLE, NEITHER]
+    alone_BD = product(replace(batch, has_image_B=torch.zeros(8, dtype=torch.bool)))
+    torch.testing.assert_close(before_BD, alone_BD)
+    product.completion = seeded(
+        lambda: Completion(encoder.config.embedding_dim, encoder.config.vocab_size), 0
+    )
+    product.eval()
+    after_BD = product(batch)
+    assert [index for index in range(8) if not after_BD[index].any()] == [NEITHER]
+    torch.testing.assert_close(after_BD[BOTH], before_BD[BOTH])
+    assert after_BD[NO_IMAGE].equal(before_BD[NO_IMAGE])
 
 
 @torch.no_grad()
@@ -200,7 +264,7 @@ def test_a_seed_names_the_weights_and_leaves_the_callers_random_state() -> None:
 def test_gradients_reach_every_part_that_makes_the_product_vector(
     catalog: ProductCatalog, batch: ProductBatch
 ) -> None:
-    product = small_encoder().product
+    product = small_encoder(fusion="grounded").product
     product(batch).sum().backward()
     without = {name for name, parameter in product.named_parameters() if parameter.grad is None}
     heads = ("vision_proj", "text_proj", "itm_head")

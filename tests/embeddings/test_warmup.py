@@ -1,5 +1,6 @@
 """The warm-ups of the text and of the image encoder."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ import torch
 from embeddings.catalog import ProductCatalog
 from embeddings.dashclip import DashClipEncoder
 from embeddings.distributed import Ranks
-from embeddings.encoders import IMAGE_SHARE
 from embeddings.losses import NO_GROUP
 from embeddings.stages import InputConfig, StageError, new_encoder, warm_up
+from embeddings.tokenizer import TokenBatch
 from embeddings.training import train
-from embeddings.warmup import ImageWarmupConfig, ImageWarmupTask, TextWarmupTask, WarmupConfig
+from embeddings.warmup import ImageWarmupConfig, ImageWarmupTask, TextWarmupTask, WarmupConfig, rarity
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import small_encoder
 
@@ -98,9 +99,7 @@ def test_the_product_embedding_starts_where_the_text_features_are(data: Path, tm
     start = new_encoder(data, size="tiny", inputs=InputConfig(), seed=0)
     run = warm_up(data, tmp_path / "run", start=start, config=config())
     product = run.encoder.product
-    hidden = product.text_proj.in_features
-    assert product.product_proj.weight[:, :hidden].equal(product.text_proj.weight)
-    assert product.product_proj.weight[:, hidden:].equal(IMAGE_SHARE * product.vision_proj.weight)
+    assert product.product_proj.weight.equal(product.text_proj.weight)
     assert not product.text_proj.weight.equal(start.product.text_proj.weight)
     assert run.encoder.stage == "initial"
     again = warm_up(data, tmp_path / "run", start=start, config=config())
@@ -151,8 +150,9 @@ def test_images_need_a_title_and_a_broken_one_is_noted_and_left_out(pictures: Pa
     batch = task.batch(np.array([BROKEN, 8, 9]), 0)
     assert batch.group_B.tolist() == [NO_GROUP, *task.catalog.group_P[[8, 9]].tolist()]
     assert set(task.unreadable) == {BROKEN}
-    loss = task.module(batch)["loss"]
-    torch.testing.assert_close(loss, task.module(task.batch(np.array([8, 9]), 0))["loss"])
+    losses, without = task.module(batch), task.module(task.batch(np.array([8, 9]), 0))
+    for name in ("loss", "contrast", "tokens"):
+        torch.testing.assert_close(losses[name], without[name])
 
 
 def test_too_few_images_are_refused_with_their_number(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_only_the_image_encoder_and_its_projection_move(pictures: Path, tmp_path
     before = {name: value.clone() for name, value in encoder.product.state_dict().items()}
     train(image_task_of(pictures, encoder), tmp_path, config=image_config(), fingerprint="f")
     moved = {name for name, value in encoder.product.state_dict().items() if not value.equal(before[name])}
-    assert {"vision_proj.weight", "vision.embeddings.patch_embedding.weight"} <= moved
+    assert {"vision_proj.weight", "vision.embeddings.patch_embedding.0.weight"} <= moved
     assert not [name for name in moved if not name.startswith("vision")]
 
 
@@ -192,6 +192,33 @@ def test_training_teaches_images_to_find_their_titles(pictures: Path, tmp_path: 
     outcome = train(task, tmp_path, config=config, fingerprint="f")
     assert outcome.best["loss"] < before["loss"] - 0.2
     assert outcome.best["image_finds_title"] >= before["image_finds_title"]
+
+
+def test_rare_tokens_weigh_more_and_what_all_or_no_titles_have_nothing() -> None:
+    titles = TokenBatch(
+        torch.tensor([[2, 5, 5, 3], [2, 6, 3, 0], [2, 5, 3, 0], [2, 3, 0, 0]]),
+        torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 0, 0]]),
+        torch.ones(4, dtype=torch.bool),
+    )
+    expected = torch.zeros(8)
+    expected[5], expected[6] = math.log(4 / 2), math.log(4 / 1)
+    torch.testing.assert_close(rarity(titles, 8), expected)
+
+
+def test_images_learn_to_foretell_the_tokens_of_titles_by_a_head_that_is_not_kept(
+    pictures: Path, tmp_path: Path
+) -> None:
+    task = image_task_of(pictures, augmentation=None)
+    batch = task.batch(task.train, None)
+    with torch.no_grad():
+        before = float(task.module(batch)["tokens"])
+    weights = set(task.encoder.product.state_dict())
+    config = image_config(epochs=40, learning_rate=5e-3, patience=40, augmentation=None)
+    train(task, tmp_path, config=config, fingerprint="f")
+    with torch.no_grad():
+        assert float(task.module(batch)["tokens"]) < before - 0.2
+    assert set(task.encoder.product.state_dict()) == weights
+    assert set(image_task_of(pictures, token_weight=0.0).module(batch)) == {"loss"}
 
 
 def test_both_warm_ups_are_runs_that_resume(pictures: Path, tmp_path: Path) -> None:

@@ -1,0 +1,285 @@
+"""Training of the completion (module `completion`), the last step of stage 2.
+
+Everything it needs is computed once: image features, and product vectors of whole and of shortened titles.
+What is trained are small networks on those, so it takes seconds where the stages take minutes.
+
+Shapes: N products, S shortened titles of each, D embedding width, V vocabulary, K components.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from embeddings.catalog import ProductBatch, ProductCatalog, load_batch
+from embeddings.completion import COMPONENTS, Completion
+from embeddings.dashclip import DashClipEncoder
+from embeddings.encoders import seeded
+from embeddings.losses import title_token_loss
+from embeddings.title_queries import shortened_title
+from embeddings.tokenizer import TokenBatch
+from embeddings.warmup import rarity
+
+#: Products that are learned from, at most: their vectors are held in memory.
+COMPLETION_ROWS = 50_000
+BATCH = 256
+#: Products that principal components are computed from, at most.
+COMPONENT_ROWS = 5_000
+#: Mean standard deviation of the components, so that they weigh as much as coordinates of unit vectors.
+COMPONENT_DEVIATION = 0.07
+WEIGHT_DECAY = 0.1
+#: Rows kept aside to measure what the completion does.
+EVALUATION_SHARE = 0.05
+
+
+class CompletionConfig(BaseModel):
+    """How the completion is trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: Annotated[int, Field(ge=1)] = 20
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    #: Of the head that foretells tokens, which is trained before.
+    token_learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    #: Chance that a word of a title is left out.
+    drop_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    #: Shortened titles of each product.
+    draws: Annotated[int, Field(ge=1)] = 8
+
+
+class Completed(NamedTuple):
+    """What the completion learned from, and what it does to products kept aside.
+
+    The cosines are those of a vector made of the shortened title and the image with that of the whole title.
+    """
+
+    completion_products: int
+    cosine_before: float
+    cosine_after: float
+
+
+class Vectors(NamedTuple):
+    """What the locked encoders make of the products."""
+
+    whole_ND: Tensor
+    short_SND: Tensor
+    image_ND: Tensor
+    titles: TokenBatch
+
+
+def complete(
+    encoder: DashClipEncoder,
+    catalog: ProductCatalog,
+    *,
+    whole_titles: Sequence[str],
+    product_N: npt.NDArray[np.int64],
+    config: CompletionConfig,
+    seed: int,
+) -> Completed | None:
+    """Give the product encoder a completion learned from these products; None without any to learn from.
+
+    Products without a readable image or without a title are left out. Of more than `COMPLETION_ROWS` a sample
+    drawn by `seed` is taken.
+
+    Args:
+        catalog: images and titles that product embeddings are made of.
+        whole_titles: titles to learn from, also when the catalogue was opened without its own.
+
+    Raises:
+        ValueError: images have another part in the embeddings of this encoder.
+    """
+    if encoder.config.fusion != "completion":
+        raise ValueError(f"only the fusion completion is completed, not {encoder.config.fusion}")
+    encoder.product.completion = None
+    generator = np.random.default_rng((seed, len(product_N)))
+    product_N = np.sort(generator.permutation(product_N)[:COMPLETION_ROWS])
+    vectors = _vectors(encoder, catalog, whole_titles, product_N, config=config, seed=seed)
+    count = len(vectors.whole_ND)
+    if count < 2:
+        return None
+    completion = seeded(lambda: Completion(encoder.config.embedding_dim, encoder.config.vocab_size), seed).to(
+        encoder.device
+    )
+    order = torch.from_numpy(generator.permutation(count))
+    aside = max(1, round(EVALUATION_SHARE * count))
+    evaluation, train = order[:aside], order[aside:]
+    with torch.random.fork_rng(devices=[]):  # dropout draws from the global state
+        torch.manual_seed(seed)
+        _learn_tokens(completion, vectors, train, config=config, generator=generator)
+        foretold_NK = _set_components(completion, vectors.image_ND, train)
+        _learn_networks(completion, vectors, foretold_NK, train, config=config, generator=generator)
+    completion.eval()
+    encoder.product.completion = completion.requires_grad_(False)
+    with torch.no_grad():
+        short_ND = vectors.short_SND[0, evaluation]
+        whole_ND = vectors.whole_ND[evaluation]
+        completed_ND = completion.added(short_ND, foretold_NK[evaluation])
+        before, after = (
+            float(cosine_similarity(part_ND, whole_ND).mean()) for part_ND in (short_ND, completed_ND)
+        )
+    return Completed(len(train), before, after)
+
+
+@torch.no_grad()
+def _vectors(
+    encoder: DashClipEncoder,
+    catalog: ProductCatalog,
+    whole_titles: Sequence[str],
+    product_N: npt.NDArray[np.int64],
+    *,
+    config: CompletionConfig,
+    seed: int,
+) -> Vectors:
+    """Encode whole and shortened titles of the products that have image and title."""
+    product, shape, tokenizer = encoder.product.eval(), encoder.config, encoder.tokenizer
+
+    def encoded(titles: list[str]) -> Tensor:
+        tokens = tokenizer(titles, max_tokens=shape.max_title_tokens)
+        no_image_B = torch.zeros(len(titles), dtype=torch.bool)
+        batch = ProductBatch(
+            pixels_BCHW=torch.zeros(len(titles), 3, 1, 1),
+            has_image_B=no_image_B,
+            ids_BT=tokens.ids_BT,
+            mask_BT=tokens.mask_BT,
+            has_title_B=tokens.known_B,
+            index_B=torch.arange(len(titles)),
+        )
+        return product(batch.to(encoder.device)).float()
+
+    def shortened(row: int, draw: int) -> str:
+        generator = np.random.default_rng((seed, draw, row))
+        return shortened_title(catalog.titles[row], generator, drop_share=config.drop_share)
+
+    whole, image = ([torch.empty(0, shape.embedding_dim, device=encoder.device)] for _ in range(2))
+    short = [torch.empty(config.draws, 0, shape.embedding_dim, device=encoder.device)]
+    kept: list[str] = []
+    for start in range(0, len(product_N), BATCH):
+        rows = product_N[start : start + BATCH]
+        batch = load_batch(
+            catalog,
+            tokenizer,
+            rows,
+            image_size=shape.image_size,
+            max_title_tokens=shape.max_title_tokens,
+            unreadable=lambda _row, _error: None,
+        )
+        titled_B = torch.tensor([bool(whole_titles[row]) for row in rows.tolist()])
+        both = (batch.has_image_B & titled_B).nonzero().squeeze(1)
+        if not len(both):
+            continue
+        rows_here = rows[both.numpy()].tolist()
+        pixels_BCHW = batch.pixels_BCHW[both].to(encoder.device)
+        image.append(product.image_features(product.image_tokens(pixels_BCHW)).float())
+        titles = [whole_titles[row] for row in rows_here]
+        whole.append(encoded(titles))
+        draws = [[shortened(row, draw) for row in rows_here] for draw in range(config.draws)]
+        short.append(torch.stack([encoded(texts) for texts in draws]))
+        kept += titles
+    tokens = tokenizer(kept, max_tokens=shape.max_title_tokens)
+    return Vectors(torch.cat(whole), torch.cat(short, dim=1), torch.cat(image), tokens)
+
+
+def _learn_tokens(
+    completion: Completion,
+    vectors: Vectors,
+    train: Tensor,
+    *,
+    config: CompletionConfig,
+    generator: np.random.Generator,
+) -> None:
+    """Fit the head: the tokens of a title from the features of its image."""
+    device = vectors.image_ND.device
+    ids_NT, mask_NT = vectors.titles.ids_BT, vectors.titles.mask_BT
+    known = TokenBatch(ids_NT[train], mask_NT[train], vectors.titles.known_B[train])
+    rarity_V = rarity(known, completion.token_head.out_features).to(device)
+
+    def loss_of(rows: Tensor) -> Tensor:
+        logits_BV = completion.token_logits(vectors.image_ND[rows])
+        return title_token_loss(logits_BV, ids_NT[rows].to(device), mask_NT[rows].to(device), rarity_V).mean()
+
+    _descend(
+        completion.token_head,
+        train,
+        loss_of,
+        epochs=config.epochs,
+        learning_rate=config.token_learning_rate,
+        generator=generator,
+    )
+
+
+def _learn_networks(
+    completion: Completion,
+    vectors: Vectors,
+    foretold_NK: Tensor,
+    train: Tensor,
+    *,
+    config: CompletionConfig,
+    generator: np.random.Generator,
+) -> None:
+    """Fit both networks: the vector of the whole title from the image, with a shortened title and alone."""
+
+    def with_title(rows: Tensor) -> Tensor:
+        draw = torch.from_numpy(generator.integers(len(vectors.short_SND), size=len(rows)))
+        return loss_of(vectors.short_SND[draw, rows], rows)
+
+    def alone(rows: Tensor) -> Tensor:
+        return loss_of(torch.zeros_like(vectors.whole_ND[rows]), rows)
+
+    def loss_of(product_BD: Tensor, rows: Tensor) -> Tensor:
+        completed_BD = completion.added(product_BD, foretold_NK[rows])
+        return 1 - cosine_similarity(completed_BD, vectors.whole_ND[rows]).mean()
+
+    completion.train()
+    for network, loss in ((completion.beside_title, with_title), (completion.alone, alone)):
+        _descend(
+            network,
+            train,
+            loss,
+            epochs=config.epochs,
+            learning_rate=config.learning_rate,
+            generator=generator,
+        )
+
+
+@torch.no_grad()
+def _set_components(completion: Completion, image_ND: Tensor, train: Tensor) -> Tensor:
+    """Set the principal components of what the images foretell, and give them for all products, (N, K)."""
+    sample_NV = _roots(completion, image_ND[train[:COMPONENT_ROWS]])
+    mean_V = sample_NV.mean(dim=0)
+    count = min(COMPONENTS, *sample_NV.shape)
+    _, length_K, axis_VK = torch.svd_lowrank(sample_NV - mean_V, q=count, niter=4)
+    deviation = length_K.mean() / len(sample_NV) ** 0.5
+    completion.components.weight.zero_()
+    completion.components.weight[:count] = axis_VK.T * (COMPONENT_DEVIATION / deviation.clamp_min(1e-12))
+    completion.components.bias.copy_(-(completion.components.weight @ mean_V))
+    return torch.cat([completion.components(_roots(completion, part)) for part in image_ND.split(BATCH)])
+
+
+def _roots(completion: Completion, image_BD: Tensor) -> Tensor:
+    return completion.token_logits(image_BD).softmax(dim=1).sqrt()
+
+
+def _descend(
+    module: nn.Module,
+    train: Tensor,
+    loss_of: Callable[[Tensor], Tensor],
+    *,
+    epochs: int,
+    learning_rate: float,
+    generator: np.random.Generator,
+) -> None:
+    """AdamW over shuffled rows, with a rate that falls to zero."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=epochs)
+    for _ in range(epochs):
+        shuffled = train[torch.from_numpy(generator.permutation(len(train)))]
+        for rows in shuffled.split(BATCH):
+            optimizer.zero_grad()
+            loss_of(rows).backward()
+            optimizer.step()
+        schedule.step()
