@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import nn
 
 from embeddings.catalog import ProductCatalog, load_batch
 from embeddings.completion import Completion
@@ -65,7 +66,10 @@ def save_encoder(folder: Path, *, seed: int) -> Path:
     tokenizer = small_tokenizer()
     config = EncoderConfig.preset("tiny", vocab_size=tokenizer.vocab_size)
     encoder = DashClipEncoder.new(config, tokenizer, seed=seed).with_query_encoder()
-    encoder.product.completion = seeded(lambda: Completion(config.embedding_dim, config.vocab_size), seed)
+    completion = seeded(lambda: Completion(config.embedding_dim, config.vocab_size), seed)
+    for parameter in completion.parameters():  # an untrained one would add nothing
+        nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(seed))
+    encoder.product.completion = completion
     encoder.save(folder, stage="aligned", trained_on={})
     return folder
 
