@@ -30,6 +30,11 @@ class RelevanceError(ValueError):
     """Grades or tuples that cannot be used; the message names the table or file and what to do."""
 
 
+def has_relevance(data: Path) -> bool:
+    """Whether the data folder has a relevance table."""
+    return (data / "relevance.parquet").is_file() or (data / "relevance").is_dir()
+
+
 class GradesReport(BaseModel):
     """What reading the relevance table met.
 

@@ -25,6 +25,7 @@ from embeddings.distributed import Ranks, barrier, join_ranks
 from embeddings.encoder_config import EncoderConfig, Size
 from embeddings.files import replaced_file
 from embeddings.fingerprints import settings_fingerprint, table_fingerprint, weights_fingerprint
+from embeddings.grades import has_relevance
 from embeddings.holdout import TRAIN, VALIDATION, HoldoutConfig, product_roles, query_roles
 from embeddings.pretrain import PretrainConfig, PretrainTask
 from embeddings.relevance import TupleConfig, TupleSet, build_tuples, read_grades
@@ -309,11 +310,6 @@ def align(
         )
         counts |= completed._asdict() if completed else {"completion_products": 0}
     return _finish(folder, encoder, "aligned", settings, outcome, counts, ranks)
-
-
-def has_relevance(data: Path) -> bool:
-    """Whether the data folder has a relevance table."""
-    return (data / "relevance.parquet").is_file() or (data / "relevance").is_dir()
 
 
 def _train(
