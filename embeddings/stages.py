@@ -32,7 +32,6 @@ from embeddings.relevance import TupleConfig, TupleSet, build_tuples, read_grade
 from embeddings.table import refuse_foreign_folder
 from embeddings.tokenizer import TextTokenizer
 from embeddings.training import OptimizerConfig, Report, Task, TrainingOutcome, train
-from embeddings.tuple_set import TupleSource
 from embeddings.warmup import ImageWarmupConfig, ImageWarmupTask, TextWarmupTask, WarmupConfig
 from embeddings.whitening import whiten
 
@@ -212,7 +211,6 @@ def align(
     start: DashClipEncoder,
     config: AlignConfig,
     tuple_config: TupleConfig | None = None,
-    tuple_source: TupleSource | None = None,
     sources: Sequence[str] = ("human", "llm"),
     inputs: InputConfig | None = None,
     device: str = "cpu",
@@ -221,8 +219,7 @@ def align(
 ) -> StageRun:
     """Stage 2 on the relevance data of `data`; a finished folder is opened, an interrupted one resumed.
 
-    `start` stays as it is; without a query encoder it is given one. `tuple_source` stands in for the random
-    negatives of `tuple_config`.
+    `start` stays as it is; without a query encoder it is given one.
 
     Raises:
         StageError: the folder holds a finished run of other settings or inputs.
@@ -243,8 +240,6 @@ def align(
         "relevance": table_fingerprint(data, "relevance"),
         "ranks": ranks.count,
     }
-    if tuple_source is not None:
-        settings["tuple_source"] = tuple_source.settings
     done = _finished(folder, settings)
     if done is not None:
         return done
@@ -257,18 +252,15 @@ def align(
         target = folder / TUPLES / name
         if ranks.first:
             masks = {"product_mask": seen_P, "query_mask": roles_Q == role}
-            if tuple_source is not None:
-                tuple_source.write(target, grades, catalog.aisles, **masks)
-            else:
-                build_tuples(
-                    grades,
-                    catalog.aisles,
-                    target,
-                    config=tuple_config,
-                    seed=config.seed,
-                    progress=progress,
-                    **masks,
-                )
+            build_tuples(
+                grades,
+                catalog.aisles,
+                target,
+                config=tuple_config,
+                seed=config.seed,
+                progress=progress,
+                **masks,
+            )
         barrier(ranks)
         sets[name] = TupleSet.open(target, product_ids=catalog.ids)
     encoder = _copy(start if start.query is not None else start.with_query_encoder())

@@ -5,10 +5,9 @@ Shapes: N tuples of C = 2 + K columns, K negatives of each.
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from embeddings.files import sha256_of
-from embeddings.grades import IRRELEVANT, MODERATE, Count, Grades, GradesReport, RelevanceError
+from embeddings.grades import IRRELEVANT, MODERATE, Count, GradesReport, RelevanceError
 from embeddings.tuple_sampling import PROXY, TupleConfig
 
 FORMAT: Literal["tuples-1"] = "tuples-1"
@@ -116,25 +115,6 @@ class TupleSet:
             queries=pq.read_table(folder / QUERIES).column("query").combine_chunks(),
             report=report,
         )
-
-
-class TupleSource(Protocol):
-    """What stage 2 can take its tuples from in place of drawing them at random."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All that the tuples depend on besides data and seed, as JSON."""
-
-    def write(
-        self,
-        out: Path,
-        grades: Grades,
-        aisles: Sequence[str | None],
-        *,
-        product_mask: npt.NDArray[np.bool_],
-        query_mask: npt.NDArray[np.bool_],
-    ) -> TupleSet:
-        """Write the tuples of one role, "train" or "validation" as `out` is named."""
 
 
 def negative_mix(grades_NC: npt.NDArray[np.int8], positive_grade: int) -> NegativeMix:
