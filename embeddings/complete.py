@@ -30,6 +30,10 @@ COMPLETION_ROWS = 50_000
 BATCH = 256
 #: Products that principal components are computed from, at most.
 COMPONENT_ROWS = 5_000
+#: Products that it takes to learn a completion at all.
+FEWEST_ROWS = 20
+#: Below this mean standard deviation of the components, images do not differ.
+SMALLEST_DEVIATION = 1e-5
 #: Mean standard deviation of the components, so that they weigh as much as coordinates of unit vectors.
 COMPONENT_DEVIATION = 0.07
 WEIGHT_DECAY = 0.1
@@ -55,12 +59,14 @@ class CompletionConfig(BaseModel):
 class Completed(NamedTuple):
     """What the completion learned from, and what it does to products kept aside.
 
-    The cosines are those of a vector made of the shortened title and the image with that of the whole title.
+    The cosines are those of a vector made of the shortened title and the image with that of the whole title;
+    None without products to learn from.
     """
 
     completion_products: int
-    cosine_before: float
-    cosine_after: float
+    unreadable_images: int
+    cosine_before: float | None = None
+    cosine_after: float | None = None
 
 
 class Vectors(NamedTuple):
@@ -70,6 +76,7 @@ class Vectors(NamedTuple):
     short_SND: Tensor
     image_ND: Tensor
     titles: TokenBatch
+    unreadable: int
 
 
 def complete(
@@ -80,11 +87,12 @@ def complete(
     product_N: npt.NDArray[np.int64],
     config: CompletionConfig,
     seed: int,
-) -> Completed | None:
-    """Give the product encoder a completion learned from these products; None without any to learn from.
+) -> Completed:
+    """Give the product encoder a completion learned from these products, if there are `FEWEST_ROWS`.
 
     Products without a readable image or without a title are left out. Of more than `COMPLETION_ROWS` a sample
-    drawn by `seed` is taken.
+    drawn by `seed` is taken. Beside a title, a completion that brings products kept aside no nearer to their
+    whole titles adds nothing.
 
     Args:
         catalog: images and titles that product embeddings are made of.
@@ -97,18 +105,20 @@ def complete(
         raise ValueError(f"only the fusion completion is completed, not {encoder.config.fusion}")
     encoder.product.completion = None
     generator = np.random.default_rng((seed, len(product_N)))
-    product_N = np.sort(generator.permutation(product_N)[:COMPLETION_ROWS])
+    shown_N = [row for row in product_N.tolist() if catalog.image_paths[row] and whole_titles[row]]
+    product_N = np.sort(generator.permutation(np.array(shown_N, np.int64))[:COMPLETION_ROWS])
     vectors = _vectors(encoder, catalog, whole_titles, product_N, config=config, seed=seed)
     count = len(vectors.whole_ND)
-    if count < 2:
-        return None
+    if count < FEWEST_ROWS:
+        return Completed(0, vectors.unreadable)
     completion = seeded(lambda: Completion(encoder.config.embedding_dim, encoder.config.vocab_size), seed).to(
         encoder.device
     )
     order = torch.from_numpy(generator.permutation(count))
     aside = max(1, round(EVALUATION_SHARE * count))
     evaluation, train = order[:aside], order[aside:]
-    with torch.random.fork_rng(devices=[]):  # dropout draws from the global state
+    cuda = [encoder.device] if encoder.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):  # dropout draws from the global state
         torch.manual_seed(seed)
         _learn_tokens(completion, vectors, train, config=config, generator=generator)
         foretold_NK = _set_components(completion, vectors.image_ND, train)
@@ -122,7 +132,9 @@ def complete(
         before, after = (
             float(cosine_similarity(part_ND, whole_ND).mean()) for part_ND in (short_ND, completed_ND)
         )
-    return Completed(len(train), before, after)
+        if after <= before:
+            completion.forget_titles()
+    return Completed(len(train), vectors.unreadable, before, after)
 
 
 @torch.no_grad()
@@ -158,6 +170,7 @@ def _vectors(
     whole, image = ([torch.empty(0, shape.embedding_dim, device=encoder.device)] for _ in range(2))
     short = [torch.empty(config.draws, 0, shape.embedding_dim, device=encoder.device)]
     kept: list[str] = []
+    unreadable: list[int] = []
     for start in range(0, len(product_N), BATCH):
         rows = product_N[start : start + BATCH]
         batch = load_batch(
@@ -166,10 +179,11 @@ def _vectors(
             rows,
             image_size=shape.image_size,
             max_title_tokens=shape.max_title_tokens,
-            unreadable=lambda _row, _error: None,
+            unreadable=lambda row, _error: unreadable.append(row),
         )
-        titled_B = torch.tensor([bool(whole_titles[row]) for row in rows.tolist()])
-        both = (batch.has_image_B & titled_B).nonzero().squeeze(1)
+        texts = [whole_titles[row] for row in rows.tolist()]
+        known_B = tokenizer(texts, max_tokens=shape.max_title_tokens).known_B
+        both = (batch.has_image_B & known_B).nonzero().squeeze(1)
         if not len(both):
             continue
         rows_here = rows[both.numpy()].tolist()
@@ -181,7 +195,7 @@ def _vectors(
         short.append(torch.stack([encoded(texts) for texts in draws]))
         kept += titles
     tokens = tokenizer(kept, max_tokens=shape.max_title_tokens)
-    return Vectors(torch.cat(whole), torch.cat(short, dim=1), torch.cat(image), tokens)
+    return Vectors(torch.cat(whole), torch.cat(short, dim=1), torch.cat(image), tokens, len(unreadable))
 
 
 def _learn_tokens(
@@ -249,19 +263,16 @@ def _learn_networks(
 @torch.no_grad()
 def _set_components(completion: Completion, image_ND: Tensor, train: Tensor) -> Tensor:
     """Set the principal components of what the images foretell, and give them for all products, (N, K)."""
-    sample_NV = _roots(completion, image_ND[train[:COMPONENT_ROWS]])
+    sample_NV = completion.roots(image_ND[train[:COMPONENT_ROWS]])
     mean_V = sample_NV.mean(dim=0)
     count = min(COMPONENTS, *sample_NV.shape)
     _, length_K, axis_VK = torch.svd_lowrank(sample_NV - mean_V, q=count, niter=4)
     deviation = length_K.mean() / len(sample_NV) ** 0.5
     completion.components.weight.zero_()
-    completion.components.weight[:count] = axis_VK.T * (COMPONENT_DEVIATION / deviation.clamp_min(1e-12))
+    if deviation > SMALLEST_DEVIATION:  # images that all foretell the same say nothing
+        completion.components.weight[:count] = axis_VK.T * (COMPONENT_DEVIATION / deviation)
     completion.components.bias.copy_(-(completion.components.weight @ mean_V))
-    return torch.cat([completion.components(_roots(completion, part)) for part in image_ND.split(BATCH)])
-
-
-def _roots(completion: Completion, image_BD: Tensor) -> Tensor:
-    return completion.token_logits(image_BD).softmax(dim=1).sqrt()
+    return torch.cat([completion.foretold(part) for part in image_ND.split(BATCH)])
 
 
 def _descend(

@@ -33,17 +33,26 @@ class Completion(nn.Module):
         #: For products with a title, and for those that have nothing but an image.
         self.beside_title = _network(dim + COMPONENTS, dim)
         self.alone = _network(COMPONENTS, dim)
+        self.forget_titles()
+
+    @torch.no_grad()
+    def forget_titles(self) -> None:
+        """Let it add nothing to products that have a title."""
         for parameter in self.beside_title[-1].parameters():
-            nn.init.zeros_(parameter)
+            parameter.zero_()
 
     def token_logits(self, image_BD: Tensor) -> Tensor:
         """Logits of the tokens that images foretell, (B, V), from their features (unit vectors)."""
         logits_BV: Tensor = self.token_head(image_BD * image_BD.shape[1] ** 0.5)
         return logits_BV
 
+    def roots(self, image_BD: Tensor) -> Tensor:
+        """Square roots of the probabilities of the tokens that images foretell, (B, V)."""
+        return self.token_logits(image_BD).softmax(dim=1).sqrt()
+
     def foretold(self, image_BD: Tensor) -> Tensor:
-        """Components of the tokens that images foretell, (B, K)."""
-        components_BK: Tensor = self.components(self.token_logits(image_BD).softmax(dim=1).sqrt())
+        """Their principal components, (B, K)."""
+        components_BK: Tensor = self.components(self.roots(image_BD))
         return components_BK
 
     def added(self, product_BD: Tensor, foretold_BK: Tensor) -> Tensor:

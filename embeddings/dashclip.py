@@ -45,7 +45,7 @@ class EncoderManifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1]
+    format: Literal[2]
     encoder_id: str
     stage: Stage
     created: datetime
@@ -160,7 +160,7 @@ class DashClipEncoder:
             save_file(weights, temporary / MODEL)
             checksums = {name: sha256_of(temporary / name) for name in (CONFIG, TOKENIZER, MODEL)}
             manifest = EncoderManifest(
-                format=1,
+                format=2,
                 encoder_id=f"dashclip-{stage}-{_joint_checksum(checksums)[:12]}",
                 stage=stage,
                 created=datetime.now(UTC),
@@ -254,6 +254,11 @@ def _read_manifest(folder: Path) -> EncoderManifest:
             f"{folder} is not an encoder: it has no {MANIFEST}; `dashclip encode pretrain` makes one"
         ) from None
     except (ValidationError, UnicodeDecodeError) as error:
+        if '"format": 1' in path.read_text(encoding="utf-8", errors="replace"):
+            raise EncoderError(
+                f"{folder} was written by an earlier version, whose encoders had another shape; train or "
+                "import it again"
+            ) from None
         raise EncoderError(f"{path} is not the manifest of an encoder: {error}") from None
 
 

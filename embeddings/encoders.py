@@ -192,7 +192,7 @@ class QueryEncoder(nn.Module):
 
 
 class ConvStem(nn.Sequential):
-    """Patch tokens of an image, (B, H, rows, columns): each layer halves its sides and doubles the channels.
+    """Patch tokens of an image, (B, H, rows, columns): each layer but the last halves its sides.
 
     Channels are normalised in groups within an image: neither a batch nor its split over ranks matters.
     """

@@ -266,6 +266,8 @@ def align(
     encoder = _copy(start if start.query is not None else start.with_query_encoder())
     whole_titles = ProductCatalog.open(data, modalities=("text",), text_columns=inputs.text_columns)
     completing = encoder.config.fusion == "completion"
+    if completing:
+        _check_completing(config, whole_titles)
     task = AlignTask(
         encoder,
         whole_titles if completing else catalog,
@@ -276,8 +278,10 @@ def align(
         device=_device(device),
         ranks=ranks,
     )
-    outcome = _train(task, folder, settings, config, ranks, show)
-    counts: dict[str, float] = {
+    # The completion comes after the training: a change of it alone does not start that anew.
+    training = settings | {"config": config.model_dump(mode="json", exclude={"completion"})}
+    outcome = _train(task, folder, training, config, ranks, show)
+    counts: dict[str, float | None] = {
         "training_tuples": len(sets["train"]),
         "validation_tuples": len(sets["validation"]),
         "unreadable_images": len(task.unreadable),
@@ -292,15 +296,14 @@ def align(
             seed=config.seed,
         )._asdict()
     if completing and "image" in inputs.modalities:
-        completed = complete(
+        counts |= complete(
             encoder,
             catalog,
             whole_titles=whole_titles.titles,
             product_N=np.flatnonzero(seen_P),
             config=config.completion,
             seed=config.seed,
-        )
-        counts |= completed._asdict() if completed else {"completion_products": 0}
+        )._asdict()
     return _finish(folder, encoder, "aligned", settings, outcome, counts, ranks)
 
 
@@ -328,7 +331,7 @@ def _finish(
     stage: Stage,
     settings: dict[str, Any],
     outcome: TrainingOutcome,
-    counts: Mapping[str, float],
+    counts: Mapping[str, float | None],
     ranks: Ranks,
 ) -> StageRun:
     if ranks.first:
@@ -370,14 +373,34 @@ def _finished(folder: Path, settings: dict[str, Any]) -> StageRun | None:
 
 
 def _copy(encoder: DashClipEncoder) -> DashClipEncoder:
-    """The same with weights of its own, which training changes."""
-    return replace(encoder, product=copy.deepcopy(encoder.product), query=copy.deepcopy(encoder.query))
+    """The same with weights of its own, which training changes; a completion would not fit them any more."""
+    product = copy.deepcopy(encoder.product)
+    product.completion = None
+    return replace(encoder, product=product, query=copy.deepcopy(encoder.query))
 
 
 def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise StageError("device cuda was asked for, but torch sees no CUDA device; use device cpu")
     return torch.device(name)
+
+
+def _check_completing(config: AlignConfig, titles: ProductCatalog) -> None:
+    """Images have no part in the training of stage 2 if they complete titles afterwards.
+
+    Raises:
+        StageError: the config gives them one, or there are no titles.
+    """
+    if config.product_side == "all" or config.title_dropout:
+        raise StageError(
+            'with the fusion "completion", stage 2 trains on titles alone: set product_side to "grounded" '
+            'and title_dropout to 0, or choose fusion = "grounded" in [architecture]'
+        )
+    if not any(titles.titles):
+        raise StageError(
+            'the fusion "completion" completes titles, and no product has one; choose fusion = "grounded" in '
+            "[architecture]"
+        )
 
 
 def _inputs_record(inputs: InputConfig) -> dict[str, Any]:

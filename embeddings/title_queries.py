@@ -1,8 +1,7 @@
 """Queries made from titles: some words of a title, as somebody might type them.
 
 They need no grades, so they teach an encoder without published weights that words mean themselves, in any
-order, with words left out and with typing errors; and with the same words missing from the title, that the
-image says them, too.
+order, with words left out and with typing errors. Titles with words missing teach what images say instead.
 """
 
 import numpy as np

@@ -33,6 +33,9 @@ from embeddings.title_queries import title_query
 from embeddings.tokenizer import TokenBatch
 from embeddings.training import OptimizerConfig
 
+#: Titles whose tokens are counted at a time.
+RARITY_ROWS = 4_096
+
 
 class WarmupConfig(OptimizerConfig):
     """The text warm-up, and what both have in common."""
@@ -334,10 +337,13 @@ def rarity(titles: TokenBatch, vocabulary: int) -> Tensor:
 
     0 for a token that all titles have, as [CLS], and for one that none has.
     """
-    in_title_BV = torch.zeros((len(titles.ids_BT), vocabulary), dtype=torch.bool)
-    in_title_BV.scatter_(1, titles.ids_BT, titles.mask_BT.bool())
-    count_V = in_title_BV.sum(dim=0)
-    return torch.where(count_V > 0, (len(in_title_BV) / count_V.clamp_min(1)).log(), 0.0)
+    count_V = torch.zeros(vocabulary, dtype=torch.int64)
+    for ids_BT, mask_BT in zip(
+        titles.ids_BT.split(RARITY_ROWS), titles.mask_BT.split(RARITY_ROWS), strict=True
+    ):
+        in_title_BV = torch.zeros((len(ids_BT), vocabulary), dtype=torch.bool)
+        count_V += in_title_BV.scatter_(1, ids_BT, mask_BT.bool()).sum(dim=0)
+    return torch.where(count_V > 0, (len(titles.ids_BT) / count_V.clamp_min(1)).log(), 0.0)
 
 
 def _text_features(product: ProductEncoder, tokens: TokenBatch) -> Tensor:

@@ -2,8 +2,8 @@
 
 The steps are those of `embeddings.training.train` on batches that lie ready on the device; the loops read and
 augment pictures as in training. On a CPU everything runs on one thread, so that processor seconds compare
-with the peak of one core; a GPU is measured by wall time. No layer is frozen in either stage, and stage 2
-trains the image encoder, too: the most work that a setting asks for.
+with the peak of one core; a GPU is measured by wall time. No layer is frozen in either stage, and with the
+fusion "grounded" stage 2 trains the image encoder, too: the most work that a setting asks for.
 """
 
 import os
@@ -24,6 +24,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from embeddings.align import AlignTask, Tuples
 from embeddings.alignment import AlignConfig
 from embeddings.catalog import ProductCatalog, load_batch
+from embeddings.completion import Completion
 from embeddings.dashclip import DashClipEncoder
 from embeddings.distributed import Ranks
 from embeddings.encode import encode_products
@@ -249,6 +250,9 @@ class _Stages:
     def _encoding(self) -> dict[str, _Observation]:
         self._show("encode")
         rows, shape = self.benchmark.batch_rows, self.encoder.config
+        if shape.fusion == "completion":  # without one, encoding would not look at images
+            completion = Completion(shape.embedding_dim, shape.vocab_size)
+            self.encoder.product.completion = completion.to(self.device)
         batch = load_batch(
             self.catalog,
             self.encoder.tokenizer,

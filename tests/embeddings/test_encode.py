@@ -311,7 +311,6 @@ import sys, time
 from pathlib import Path
 import torch
 from embeddings.catalog import ProductCatalog
-from embeddings.completion import Completion
 from embeddings.dashclip import DashClipEncoder
 from embeddings.encode import encode_products
 torch.set_num_threads(1)
@@ -610,7 +609,6 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 from embeddings.catalog import ProductCatalog
-from embeddings.completion import Completion
 from embeddings.dashclip import DashClipEncoder
 from embeddings.encode import encode_products
 torch.set_num_threads(1)

@@ -124,6 +124,56 @@ def test_a_run_says_what_was_trained_on_what(data: Path, whole: Path) -> None:
     assert second["outcome"]["steps"] > 0
 
 
+def completing_encoder() -> DashClipEncoder:
+    return small_encoder(fusion="completion")
+
+
+def test_images_complete_titles_at_the_end_of_stage_2_and_only_if_they_are_looked_at(
+    data: Path, tmp_path: Path
+) -> None:
+    run = run_align(data, tmp_path / "both", start=completing_encoder())
+    counts = record(tmp_path / "both")["counts"]
+    held_out = product_roles(catalog_ids(data), INPUTS.holdout) == TEST
+    usable = PRODUCTS - int(held_out.sum()) - int(not held_out[NO_IMAGE]) - int(not held_out[6])
+    assert counts["completion_products"] == usable - max(1, round(0.05 * usable))
+    assert counts["unreadable_images"] == 1
+    assert run.encoder.product.completion is not None
+    text = replace(INPUTS, modalities=("text",))
+    # A completion that the start brings along would not fit what is trained now.
+    alone = run_align(data, tmp_path / "text", start=run.encoder, inputs=text)
+    assert alone.encoder.product.completion is None
+    assert "completion_products" not in record(tmp_path / "text")["counts"]
+
+
+def test_an_interrupted_stage_2_goes_on_when_only_the_completion_changes(data: Path, tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(report: Report) -> None:
+        if report.step == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run_align(data, tmp_path / "run", start=completing_encoder(), show=stop)
+    steps: list[int] = []
+    run_align(
+        data,
+        tmp_path / "run",
+        start=completing_encoder(),
+        config=align_config(epochs=2, patience=99, completion={"epochs": 3}),
+        show=lambda report: steps.append(report.step),
+    )
+    assert steps[0] > 1
+
+
+@pytest.mark.parametrize("changes", [{"product_side": "all"}, {"title_dropout": 0.1}])
+def test_images_in_stage_2_and_completion_exclude_each_other(
+    data: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(StageError, match="stage 2 trains on titles alone"):
+        run_align(data, tmp_path, start=completing_encoder(), config=align_config(**changes))
+
+
 def catalog_ids(data: Path) -> Any:
     return pq.read_table(data / "products.parquet").column("product_id").combine_chunks()
 

@@ -50,15 +50,12 @@ def run_pretrain(data: Path, folder: Path, *, dropout: float = 0.1, **settings: 
 
 
 def run_align(data: Path, folder: Path, *, start: DashClipEncoder | None = None, **settings: Any) -> StageRun:
-    return align(
-        data,
-        folder,
-        start=start or small_encoder(dropout=0.1),
-        config=align_config(epochs=2, checkpoint_every_steps=1, patience=99),
-        tuple_config=TUPLES,
-        inputs=INPUTS,
-        **settings,
-    )
+    common = {
+        "config": align_config(epochs=2, checkpoint_every_steps=1, patience=99),
+        "tuple_config": TUPLES,
+        "inputs": INPUTS,
+    }
+    return align(data, folder, start=start or small_encoder(dropout=0.1), **{**common, **settings})
 
 
 def killed_between_checkpoints(data: Path, out: Path) -> None:

@@ -64,7 +64,7 @@ def test_an_attention_block_costs_four_projections_and_two_products_of_tokens_wi
 
 
 def test_encoding_costs_what_the_layers_of_the_image_encoder_cost() -> None:
-    config = EncoderConfig.preset("tiny", vocab_size=16)
+    config = EncoderConfig.preset("tiny", vocab_size=16, image_stem="linear")
     product = ProductEncoder(config, enc_id=6)
     rows, width, patch = 2, config.vision_hidden_dim, config.patch_size
     patches = (config.image_size // patch) ** 2
