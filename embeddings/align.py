@@ -64,7 +64,8 @@ class AlignTask:
             query_titles: what title queries are made of, when the catalogue was opened without its titles.
 
         Raises:
-            ValueError: there is no query encoder, too few tuples, or grades are missing.
+            ValueError: there is no query encoder, too few tuples, grades are missing, or the config does not fit
+                the encoder's fusion.
         """
         if encoder.query is None:
             raise ValueError("stage 2 needs a query encoder; call with_query_encoder() first")
@@ -79,6 +80,8 @@ class AlignTask:
             raise ValueError(
                 "in_batch_negatives and product_negatives need the grades, to leave relevant pairs out"
             )
+        if encoder.config.fusion == "completion":
+            _check_completing(config, catalog)
         self.encoder, self.catalog, self.tuples, self.config = encoder, catalog, tuples, config
         self.device, self.ranks = device, ranks
         self.query_titles = catalog.titles if query_titles is None else query_titles
@@ -282,6 +285,24 @@ class AlignTask:
 
     def _note_unreadable(self, product: int, error: ImageUnreadable) -> None:
         self.unreadable[product] = error.reason
+
+
+def _check_completing(config: AlignConfig, catalog: ProductCatalog) -> None:
+    """Images have no part in the training of stage 2 if they complete titles afterwards.
+
+    Raises:
+        ValueError: the config gives them one, or there are no titles.
+    """
+    if config.product_side == "all" or config.title_dropout:
+        raise ValueError(
+            'with the fusion "completion", stage 2 trains on titles alone: set product_side to "grounded" '
+            'and title_dropout to 0, or choose fusion = "grounded" in [architecture]'
+        )
+    if not any(catalog.titles):
+        raise ValueError(
+            'the fusion "completion" completes titles, and no product has one; choose fusion = "grounded" in '
+            "[architecture]"
+        )
 
 
 def _relevant_matrix(grades: Grades, products: int) -> sp.csr_matrix:

@@ -266,8 +266,6 @@ def align(
     encoder = _copy(start if start.query is not None else start.with_query_encoder())
     whole_titles = ProductCatalog.open(data, modalities=("text",), text_columns=inputs.text_columns)
     completing = encoder.config.fusion == "completion"
-    if completing:
-        _check_completing(config, whole_titles)
     task = AlignTask(
         encoder,
         whole_titles if completing else catalog,
@@ -383,24 +381,6 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise StageError("device cuda was asked for, but torch sees no CUDA device; use device cpu")
     return torch.device(name)
-
-
-def _check_completing(config: AlignConfig, titles: ProductCatalog) -> None:
-    """Images have no part in the training of stage 2 if they complete titles afterwards.
-
-    Raises:
-        StageError: the config gives them one, or there are no titles.
-    """
-    if config.product_side == "all" or config.title_dropout:
-        raise StageError(
-            'with the fusion "completion", stage 2 trains on titles alone: set product_side to "grounded" '
-            'and title_dropout to 0, or choose fusion = "grounded" in [architecture]'
-        )
-    if not any(titles.titles):
-        raise StageError(
-            'the fusion "completion" completes titles, and no product has one; choose fusion = "grounded" in '
-            "[architecture]"
-        )
 
 
 def _inputs_record(inputs: InputConfig) -> dict[str, Any]:

@@ -318,13 +318,14 @@ class _Stages:
             config=TupleConfig(),
             seed=self.benchmark.seed,
         )
+        side = "grounded" if self.encoder.config.fusion == "completion" else "all"
         # Stage 1 stopped the gradient of its first layers and of the product projection, stage 2 starts anew.
         self.encoder.product.requires_grad_(True)
         return AlignTask(
             self.encoder,
             self.catalog,
             Tuples(tuples, tuples),
-            config=AlignConfig.model_validate({**self.optimizer, "product_side": "all"}),
+            config=AlignConfig.model_validate({**self.optimizer, "product_side": side}),
             device=self.device,
             ranks=Ranks(),
         )

@@ -170,7 +170,7 @@ def test_an_interrupted_stage_2_goes_on_when_only_the_completion_changes(data: P
 def test_images_in_stage_2_and_completion_exclude_each_other(
     data: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    with pytest.raises(StageError, match="stage 2 trains on titles alone"):
+    with pytest.raises(ValueError, match="stage 2 trains on titles alone"):
         run_align(data, tmp_path, start=completing_encoder(), config=align_config(**changes))
 
 
