@@ -64,8 +64,8 @@ class AlignTask:
             query_titles: what title queries are made of, when the catalogue was opened without its titles.
 
         Raises:
-            ValueError: there is no query encoder, too few tuples, grades are missing, or the config does not fit
-                the encoder's fusion.
+            ValueError: there is no query encoder, too few tuples, grades are missing, or the config does not
+                fit the encoder's fusion.
         """
         if encoder.query is None:
             raise ValueError("stage 2 needs a query encoder; call with_query_encoder() first")
