@@ -24,7 +24,8 @@ class Difference:
     """One variant minus another on one slice, over the seeds that both have.
 
     `auc` and `norm_logloss` carry the interval over seeds (training noise), `auc_users` the one over users
-    (test-sample noise) around the same mean.
+    (test-sample noise) around the same mean. `expected_auc` is the difference in AUC that the true click
+    probabilities lead to expect, free of the noise of one draw of clicks; simulated data only.
     """
 
     seeds: int
@@ -32,6 +33,7 @@ class Difference:
     auc_users: Interval
     norm_logloss: Interval | None
     gain_share: float | None
+    expected_auc: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,10 @@ class ScoredRuns:
             return None
         one, other = ([self.metrics[name, seed, key] for seed in seeds] for name in (variant, against))
         auc = paired_difference(_require(one, "auc"), _require(other, "auc"))
+        expected = [
+            [self.expected_auc[name, seed, key] for seed in seeds if (name, seed, key) in self.expected_auc]
+            for name in (variant, against)
+        ]
         reachable = None if best_auc is None else best_auc - float(np.mean(_require(other, "auc")))
         return Difference(
             seeds=len(seeds),
@@ -120,6 +126,7 @@ class ScoredRuns:
             auc_users=percentile_interval(auc.mean, self._resampled_difference(variant, against, key)),
             norm_logloss=paired_difference(_require(one, "norm_log_loss"), _require(other, "norm_log_loss")),
             gain_share=auc.mean / reachable if reachable is not None and reachable > 0 else None,
+            expected_auc=paired_difference(*expected) if all(expected) else None,
         )
 
     def purchases_gap(self, variant: str, against: str) -> Difference | None:

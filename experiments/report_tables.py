@@ -110,10 +110,12 @@ def to_markdown(table: Table2) -> str:
     for key, facts in table.slices.items():
         lines += ["", f"## {facts.title} ({facts.rows:,} impressions)", ""]
         lines += _markdown_table(table, key)
+    expected = everything.best_auc_expected is not None
     if table.pairs:
         lines += ["", "## Every pair of variants, all impressions", ""]
-        lines += ["| Variant | against | AUC difference | 95 % over seeds | 95 % over users |"]
-        lines += ["| --- | --- | ---: | ---: | ---: |"]
+        heading = ["Variant", "against", "AUC difference", "95 % over seeds", "95 % over users"]
+        heading += ["Expected AUC difference (95 % over seeds)"] * expected
+        lines += [f"| {' | '.join(heading)} |", "| --- | --- |" + " ---: |" * (len(heading) - 2)]
         lines += [f"| {' | '.join(cells)} |" for cells in pair_rows(table)]
     lines += ["", "## Missing", ""] if table.notes or table.missing else []
     lines += [f"- {note}" for note in table.notes]
@@ -122,7 +124,9 @@ def to_markdown(table: Table2) -> str:
         "",
         "Mean ± sample standard deviation over seeds; differences are paired by seed with Student-t "
         f"intervals; intervals over users from {table.bootstrap_resamples} bootstrap resamples of whole "
-        "users. Log loss is normalised by the entropy of the CTR of the rows evaluated.",
+        "users. Log loss is normalised by the entropy of the CTR of the rows evaluated."
+        + " Expected AUC: clicks drawn anew from the true probabilities, on average."
+        * expected,
     ]
     return "\n".join(lines) + "\n"
 
@@ -154,12 +158,18 @@ def console_table(table: Table2) -> Table:
 
 
 def pair_rows(table: Table2) -> list[tuple[str, ...]]:
-    """Cells of the table of pairs: variant, against, difference, seed interval, user interval."""
+    """Cells of the table of pairs: variant, against, difference, seed interval, user interval.
+
+    Where click probabilities are known, one more: the difference in expected AUC with its seed interval.
+    """
     titles = {name: variant.title for name, variant in table.variants.items()}
-    return [
-        (titles[one], titles[other], signed(pair.auc.mean), limits(pair.auc), limits(pair.auc_users))
-        for (one, other), pair in table.pairs.items()
-    ]
+    rows = []
+    for (one, other), pair in table.pairs.items():
+        cells = [titles[one], titles[other], signed(pair.auc.mean), limits(pair.auc), limits(pair.auc_users)]
+        if table.slices["all"].best_auc_expected is not None:
+            cells.append(_with_limits(pair.expected_auc))
+        rows.append(tuple(cells))
+    return rows
 
 
 def number(value: float | None) -> str:
@@ -202,7 +212,7 @@ def _row(table: Table2, variant: VariantResult, key: str) -> Row:
         if gain is None
         else f"{100 * gain:.0f} %",
         norm_logloss=_with_sd(found.norm_logloss_mean, found.norm_logloss_sd),
-        norm_logloss_difference="" if logloss is None else f"{signed(logloss.mean)} ({limits(logloss)})",
+        norm_logloss_difference="" if logloss is None else _with_limits(logloss),
         calibration=NONE if found.calibration_mean is None else f"{found.calibration_mean:.3f}",
         expected_auc=number(found.expected_auc_mean),
         logloss=number(found.logloss_mean),
@@ -210,6 +220,10 @@ def _row(table: Table2, variant: VariantResult, key: str) -> Row:
         gauc_user=number(found.gauc_user_mean),
         paper=f"{paper[0]:.4f} / {paper[1]:.4f}" if paper else "",
     )
+
+
+def _with_limits(interval: Interval | None) -> str:
+    return NONE if interval is None else f"{signed(interval.mean)} ({limits(interval)})"
 
 
 def _with_sd(mean: float | None, sd: float | None) -> str:

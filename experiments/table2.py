@@ -142,6 +142,8 @@ def _difference(difference: Difference) -> dict[str, Any]:
     content |= _limits("auc_diff", difference.auc, difference.auc_users)
     if difference.norm_logloss is not None:
         content |= _limits("norm_logloss_diff", difference.norm_logloss)
+    if difference.expected_auc is not None:
+        content |= _limits("expected_auc_diff", difference.expected_auc)
     return content | {"gain_share": difference.gain_share}
 
 

@@ -142,6 +142,30 @@ def test_the_share_of_gain_is_that_of_the_true_probabilities(sweep, content):
         assert found["gain_share"] == pytest.approx((found["auc_mean"] - baseline) / (best - baseline))
 
 
+def test_expected_auc_differences_are_those_of_all_pairs_under_the_true_probabilities(sweep, content):
+    truth = pq.read_table(sweep / "truth" / "impressions.parquet")
+    ids, chances = (truth[name].to_pylist() for name in ("impression_id", "click_probability"))
+    probability = dict(zip(ids, chances, strict=True))
+
+    def expected_auc(variant, seed):
+        run = predictions(sweep, variant, seed)
+        clicked_N = np.array([probability[row] for row in run["impression_id"].tolist()])
+        logit_N = run["logit"]
+        chance_NN = np.outer(clicked_N, 1 - clicked_N)
+        np.fill_diagonal(chance_NN, 0)
+        won_NN = np.sign(logit_N[:, None] - logit_N) / 2 + 0.5
+        return (chance_NN * won_NN).sum() / chance_NN.sum()
+
+    one, other = "dcn_pq_sim_history", "dcn_pq_sim"
+    by_seed = [[expected_auc(name, seed) for seed in (1, 2, 3)] for name in (one, other)]
+    interval = stats.ttest_rel(*by_seed).confidence_interval(0.95)
+    pair = next(pair for pair in content["pairs"] if (pair["variant"], pair["against"]) == (one, other))
+    found = [pair[f"expected_auc_diff_{name}"] for name in ("low", "mean", "high")]
+    assert found == pytest.approx(
+        [interval.low, np.mean(by_seed[0]) - np.mean(by_seed[1]), interval.high], abs=1e-9
+    )
+
+
 def test_the_made_up_effects_are_found(content):
     variants = content["variants"]
     assert variants["dcn_pq_sim"]["auc_diff_low"] > 0
