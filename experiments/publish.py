@@ -121,29 +121,38 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _summary(table: dict[str, Any], name: str) -> str:
     kind = "**simulated data**" if table["simulated"] else "real data"
+    expects = table.get("best_auc_expected") is not None
+    heading = ["", "AUC", "difference to baseline [95 % over seeds]"]
+    heading += ["the same in expected AUC"] * expects + ["share of reachable gain", "normalised LogLoss"]
+    rows = []
+    if floor := table["floor"]:
+        cells = [f"{floor['name']} (no model)", _four(floor["auc"]), ""]
+        rows.append([*cells, *[""] * expects, "", _four(floor["norm_logloss"])])
+    for key, variant in table["variants"].items():
+        compared = key != table["baseline"]
+        cells = [variant["title"], _spread(variant["auc_mean"], variant["auc_sd"])]
+        cells.append(_difference(variant, "auc_diff") if compared else "")
+        cells += [_difference(variant, "expected_auc_diff") if compared else ""] * expects
+        cells += [
+            _share(variant.get("gain_share")),
+            _spread(variant["norm_logloss_mean"], variant["norm_logloss_sd"]),
+        ]
+        rows.append(cells)
+    if table["best_auc"] is not None:
+        cells = ["best reachable (the true click probabilities)", _four(table["best_auc"]), ""]
+        rows.append([*cells, *[""] * expects, "100 %", ""])
     lines = [
         f"**{table['name'][0].upper()}{table['name'][1:]}** ({kind}; {table['rows']:,} test impressions, "
         f"{_seeds(table['seeds'])}; [whole table](experiments/results/{name}.md)):",
         "",
-        "| | AUC | difference to baseline [95 % over seeds] | share of reachable gain | normalised LogLoss |",
-        "|---|---|---|---|---|",
+        f"| {' | '.join(heading)} |",
+        "|---" * len(heading) + "|",
+        *(f"| {' | '.join(cells)} |" for cells in rows),
+        "",
     ]
-    if floor := table["floor"]:
-        lines.append(
-            f"| {floor['name']} (no model) | {_four(floor['auc'])} | | | {_four(floor['norm_logloss'])} |"
-        )
-    for key, variant in table["variants"].items():
-        difference = _difference(variant, baseline=key == table["baseline"])
-        lines.append(
-            f"| {variant['title']} | {_spread(variant['auc_mean'], variant['auc_sd'])} | "
-            f"{difference} | {_share(variant.get('gain_share'))} | "
-            f"{_spread(variant['norm_logloss_mean'], variant['norm_logloss_sd'])} |"
-        )
-    if table["best_auc"] is not None:
-        lines.append(
-            f"| best reachable (the true click probabilities) | {table['best_auc']:.4f} | | 100 % | |"
-        )
-    return "\n".join([*lines, "", _footer(table["provenance"]), ""])
+    if expects:
+        lines += ["Expected AUC: clicks drawn anew from the true probabilities, on average.", ""]
+    return "\n".join([*lines, _footer(table["provenance"]), ""])
 
 
 def _retrieval_summary(table: dict[str, Any], name: str) -> str:
@@ -167,11 +176,11 @@ def _seeds(seeds: int) -> str:
     return "one seed, hence no spread and no interval" if seeds == 1 else f"{seeds} seeds, mean ± sd"
 
 
-def _difference(variant: dict[str, Any], *, baseline: bool) -> str:
-    mean = variant.get("auc_diff_mean")
-    if baseline or mean is None:
+def _difference(variant: dict[str, Any], name: str) -> str:
+    mean = variant.get(f"{name}_mean")
+    if mean is None:
         return ""
-    low, high = variant["auc_diff_low"], variant["auc_diff_high"]
+    low, high = variant[f"{name}_low"], variant[f"{name}_high"]
     return f"{mean:+.4f}" if low is None or high is None else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 

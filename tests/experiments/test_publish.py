@@ -29,6 +29,7 @@ TABLE = {
     "missing_runs": [],
     "variants": {"dcn": VARIANT, "more": {**VARIANT, **GAIN, "title": "more", "auc_mean": 0.78}},
 }
+LIMITS = ("mean", "low", "high")
 ENVIRONMENT = {
     "commit": "abc",
     "created": "2026-01-02T03:04:05",
@@ -113,9 +114,23 @@ def test_the_readme_block_is_replaced_and_the_rest_kept(sweep: Path, tmp_path: P
     assert once.endswith("<!-- results:end -->\nafter\n")
     assert "old" not in once
     assert "| more | 0.7800 ± 0.0010 | +0.0100 [+0.0080, +0.0120] | 25% | 0.8800 ± 0.0020 |" in once
-    assert "| popularity (no model) | 0.6000 | | |  |" in once
+    assert "| popularity (no model) | 0.6000 |  |  |  |" in once
     assert "**simulated data**" in once
     assert published(sweep, tmp_path, once) == once
+
+
+def test_known_click_probabilities_give_a_column_of_expected_auc(sweep: Path, tmp_path: Path) -> None:
+    expected = {
+        f"expected_auc_diff_{name}": value for name, value in zip(LIMITS, (0.012, 0.011, 0.013), strict=True)
+    }
+    table = json.loads(json.dumps(TABLE)) | {"best_auc_expected": 0.87}
+    table["variants"]["more"] |= expected
+    (sweep / "table2.json").write_text(json.dumps(table))
+    readme = published(sweep, tmp_path)
+    assert "| 0.7800 ± 0.0010 | +0.0100 [+0.0080, +0.0120] | +0.0120 [+0.0110, +0.0130] | 25% |" in readme
+    assert "Expected AUC" in readme
+    columns = {line.count("|") for line in readme.splitlines() if line.startswith("|")}
+    assert columns == {7}
 
 
 def test_a_sweep_without_a_report_is_refused(tmp_path: Path) -> None:
