@@ -108,7 +108,7 @@ class DashClipEncoder:
 
     @torch.no_grad()
     def embed_products(self, batch: ProductBatch) -> Tensor:
-        """Unit vectors, float32, (B, D); zeros for a product with neither image nor title."""
+        """Unit vectors, float32, (B, D); zeros for a product of which the encoder can read nothing."""
         batch = batch.to(self.device)
         self.product.eval()
         if self.query is not None:
