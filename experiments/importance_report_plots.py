@@ -64,8 +64,7 @@ def bars(report: ImportanceReport, method: Method) -> Figure | None:
             inside = [set(entry.members) <= semantic for entry in groups]
             _bars(panels[1], groups, inside)
             panels[1].set_title("Groups, each shuffled as one" if method == "permutation" else "Groups")
-        for axes in panels:
-            axes.set_xlabel(_AXIS_TITLES[method])
+        figure.supxlabel(_AXIS_TITLES[method], fontsize="medium")
         # Whatever is not shown, both panels have bars of one thickness.
         rows = max(len(shown), len(groups))
         for axes in panels:
