@@ -46,6 +46,8 @@ class Tuples:
 class AlignTask:
     """Stage 2 as the training loop sees it."""
 
+    title, rows_name = "stage 2", "tuples"
+
     def __init__(
         self,
         encoder: DashClipEncoder,

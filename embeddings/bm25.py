@@ -8,6 +8,7 @@ differ in the method alone. A title scores, for each query word that it holds,
 Shapes: P products, Q queries, K places.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -30,6 +31,7 @@ def bm25_scores(
     """
     import bm25s
 
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # its import set it to DEBUG
     words = [normalise_text(title or "").split() for title in titles]
     index = None
     if any(words):

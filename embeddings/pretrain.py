@@ -239,6 +239,8 @@ class Pretraining(nn.Module):
 class PretrainTask:
     """Stage 1 as the training loop sees it."""
 
+    title, rows_name = "stage 1", "products"
+
     def __init__(
         self,
         encoder: DashClipEncoder,

@@ -65,6 +65,10 @@ class OptimizerConfig(BaseModel):
 class Task(Protocol):
     """One stage, as the loop sees it."""
 
+    #: What it is called and what a row is, where people read of its progress: "stage 1", "products".
+    title: str
+    rows_name: str
+
     @property
     def module(self) -> nn.Module:
         """What computes the losses, their mean over ranks being that of the global micro-batch."""
@@ -111,6 +115,8 @@ class TrainingDiverged(ValueError):
 class Report:
     """What a progress display may show after a step."""
 
+    title: str
+    rows_name: str
     step: int
     total_steps: int
     losses: dict[str, float]
@@ -236,7 +242,8 @@ class _Loop:
                         self._checkpoint()
                     if self.progress and self.ranks.first:
                         rate = (self.step - first) * self.task.batch_rows / (time.perf_counter() - started)
-                        self.progress(Report(self.step, self.total, losses, rate, evaluation))
+                        names = self.task.title, self.task.rows_name
+                        self.progress(Report(*names, self.step, self.total, losses, rate, evaluation))
                     if self._stops():
                         break
         seconds = time.perf_counter() - started

@@ -162,6 +162,8 @@ class ContrastTask(ABC, Generic[Batch]):
     """A warm-up as the training loop sees it."""
 
     module: Contrast[Batch]
+    title: str
+    rows_name: str
     #: Of the share of evaluation products whose title is found.
     found_name: str
 
@@ -231,6 +233,7 @@ class ContrastTask(ABC, Generic[Batch]):
 class TextWarmupTask(ContrastTask[TextBatch]):
     """Products with a title, each with a new query of it in every epoch."""
 
+    title, rows_name = "text warm-up", "titles"
     found_name = "query_finds_title"
 
     def __init__(
@@ -270,6 +273,7 @@ class TextWarmupTask(ContrastTask[TextBatch]):
 class ImageWarmupTask(ContrastTask[ImageBatch]):
     """Products with an image and a title."""
 
+    title, rows_name = "image warm-up", "images"
     found_name = "image_finds_title"
 
     def __init__(

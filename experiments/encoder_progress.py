@@ -20,18 +20,23 @@ from experiments.job_pool import JobProgress
 
 
 @contextmanager
-def training_progress(console: Console, title: str, unit: str) -> Iterator[Callable[[Report], None]]:
-    """A bar over steps with the losses; each evaluation stays as a line above it."""
+def training_progress(console: Console) -> Iterator[Callable[[Report], None]]:
+    """One bar a stage, over its steps, with the losses; each evaluation stays as a line above."""
     with _bar(console, TextColumn("{task.fields[note]}")) as bar:
-        task = bar.add_task(title, total=None, note="")
+        tasks: dict[str, TaskID] = {}
 
         def show(report: Report) -> None:
+            if report.title not in tasks:
+                for earlier in tasks.values():
+                    bar.stop_task(earlier)
+                tasks[report.title] = bar.add_task(report.title, total=None, note="")
             losses = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
-            note = f"{report.rows_per_second:,.0f} {unit}/s  {losses}"
-            bar.update(task, completed=report.step, total=report.total_steps, note=note)
+            note = f"{report.rows_per_second:,.0f} {report.rows_name}/s  {losses}"
+            bar.update(tasks[report.title], completed=report.step, total=report.total_steps, note=note)
             if report.evaluation:
                 measures = ", ".join(f"{name} {value:.4f}" for name, value in report.evaluation.items())
-                bar.console.print(f"  step {report.step:,} of {report.total_steps:,}: {measures}")
+                line = f"  {report.title}, step {report.step:,} of {report.total_steps:,}: {measures}"
+                bar.console.print(line, soft_wrap=True)
 
         yield show
 

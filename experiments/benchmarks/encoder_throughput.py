@@ -190,6 +190,7 @@ class _Repeated:
 
     def __init__(self, task: Task, batches: Sequence[Any] | None, *, steps: int) -> None:
         self._task, self._batches = task, batches
+        self.title, self.rows_name = task.title, task.rows_name
         self.module, self.batch_rows = task.module, task.batch_rows
         self.steps_per_epoch = steps + 1
         self.parameters, self.before_step, self.evaluate = task.parameters, task.before_step, task.evaluate

@@ -57,7 +57,7 @@ def pretrain_command(
 
     console = Console()
     settings, encoder = _read(config, start)
-    with training_progress(console, "stage 1", "products") as show:
+    with training_progress(console) as show:
         run = run_pretrain(data, out, settings, start=encoder, device=device, show=show)
     _print_run(console, run)
 
@@ -84,7 +84,7 @@ def align_command(
 
     console = Console()
     settings, encoder = _read(config, start)
-    with training_progress(console, "stage 2", "tuples") as show:
+    with training_progress(console) as show:
         run = run_align(data, out, settings, start=encoder, device=device, show=show)
     _print_run(console, run)
 

@@ -50,9 +50,9 @@ def home_depot_command(
     console = Console()
     settings = load_config(config, EncodersConfig)
     rows = named_folders(row or [])
-    with training_progress(console, "text warm-up", "titles") as show:
+    with training_progress(console) as show:
         start = first_encoder(data, out / "warmup", settings, device=device, show=show)
-    with training_progress(console, "stage 2", "tuples") as show:
+    with training_progress(console) as show:
         run = run_align(data, out / "align", settings, start=start, device=device, show=show)
     with stage_progress(console) as tell:
         results = measure_home_depot(
@@ -99,10 +99,10 @@ def grocery_store_command(
     encoders = {UNTRAINED: random.save(out / "untrained", stage="initial", trained_on={})}
     start = random
     if settings.warmup is not None:
-        with training_progress(console, "warm-ups", "photos") as show:
+        with training_progress(console) as show:
             start = first_encoder(seen, out / "warmup", settings, device=device, show=show)
         encoders[WARMED_UP] = start
-    with training_progress(console, "stage 1", "photos") as show:
+    with training_progress(console) as show:
         run = run_pretrain(seen, out / "pretrain", settings, start=start, device=device, show=show)
     encoders[DASHCLIP] = run.encoder
     with stage_progress(console) as tell:

@@ -50,6 +50,8 @@ class Line(nn.Module):
 class LineTask:
     """Rows 0 to 11 in an order drawn for each epoch; measures come from a list when one is given."""
 
+    title, rows_name = "line", "points"
+
     def __init__(
         self,
         config: OptimizerConfig,
