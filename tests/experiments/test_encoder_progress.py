@@ -1,3 +1,5 @@
+"""What training shows on a terminal: stages by name, evaluations as whole lines."""
+
 import io
 
 from rich.console import Console
