@@ -23,13 +23,13 @@ def load_config(path: Path, model: type[ConfigT]) -> ConfigT:
         ConfigError: the file is missing, is not TOML, or a key is unknown, missing or out of range.
     """
     shipped = SHIPPED / f"{path}.toml"
-    if not path.exists() and path.parent == Path() and shipped.exists():
+    if not path.is_file() and path.parent == Path() and shipped.exists():
         path = shipped
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.toml")))
-        raise ConfigError(f"{path} does not exist; give a TOML file or a shipped config ({names})") from None
+        raise ConfigError(f"{path} is not a file; give a TOML file or a shipped config ({names})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     return parse_config(content, model, where=str(path))

@@ -128,6 +128,14 @@ def test_an_own_file_goes_before_a_shipped_one_of_its_name(tmp_path, monkeypatch
     assert load_config(Path("run"), RunConfig).variant == "dcn"
 
 
+def test_a_folder_of_a_shipped_name_does_not_hide_the_shipped_config(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path("run"), RunConfig).variant == load_config(SHIPPED / "run.toml", RunConfig).variant
+    with pytest.raises(ConfigError, match="is not a file; give a TOML file"):
+        load_config(tmp_path, RunConfig)
+
+
 def test_the_shipped_run_is_one_of_the_demo_and_has_every_key():
     run = load_config(Path("run"), RunConfig)
     [planned] = [
