@@ -86,7 +86,8 @@ def run_jobs(
             for job in ready[: max(0, processes - len(running))]:
                 waiting.remove(job)
                 running.append(_start(context, job, threads))
-            wait([one.messages for one in running])
+            if running:  # none when the last jobs all needed one that failed; waiting for nothing never ends
+                wait([one.messages for one in running])
             for one in [one for one in running if one.messages.poll()]:
                 try:
                     message = one.messages.recv()

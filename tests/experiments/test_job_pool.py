@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
 import pytest
 
+import experiments.job_pool
 from experiments.job_pool import DIED, Job, JobProgress, Tell, run_jobs
 
 
@@ -61,6 +63,27 @@ def test_a_failed_or_dead_job_stops_only_those_that_need_it(tmp_path: Path) -> N
     assert not (tmp_path / "first").exists()
     assert JobProgress("first", "noting", 1, 2) in said
     assert sorted(one.name for one in said if one.ended) == sorted(errors)
+
+
+def test_the_end_is_reached_when_the_last_jobs_all_need_one_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = experiments.job_pool.wait
+
+    def waits(connections: list[Connection]) -> list[object]:
+        assert connections, "waits for nothing, hence for ever"
+        return list(wait(connections))
+
+    monkeypatch.setattr(experiments.job_pool, "wait", waits)
+    errors = run_jobs(
+        [
+            Job("failed", fail, tmp_path / "failed"),
+            Job("after it", fail, tmp_path, needs=("failed",)),
+            Job("after that", fail, tmp_path, needs=("after it",)),
+        ],
+        processes=2,
+    )
+    assert all(error is not None and "no such luck" in error for error in errors.values())
 
 
 def test_a_job_without_a_failure_clears_the_record_of_an_earlier_one(tmp_path: Path) -> None:
