@@ -1,7 +1,7 @@
 """The training loop of both stages: warm-up and cosine, accumulation, bf16, DDP, early stop, exact resume.
 
 A stage is a `Task`: a module whose forward returns named losses, the batches of an epoch, and an evaluation.
-On a CPU thread a run that was killed and resumed ends with the same bits as one that was not.
+On one CPU thread a run that was killed and resumed ends with the same bits as one that was not.
 """
 
 import math

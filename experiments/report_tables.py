@@ -124,10 +124,10 @@ def to_markdown(table: Table2) -> str:
         "",
         "Mean ± sample standard deviation over seeds; differences are paired by seed with Student-t "
         f"intervals; intervals over users from {table.bootstrap_resamples} bootstrap resamples of whole "
-        "users. Log loss is normalised by the entropy of the CTR of the rows evaluated."
-        + " Expected AUC: clicks drawn anew from the true probabilities, on average."
-        * expected,
+        "users. Log loss is normalised by the entropy of the CTR of the rows evaluated.",
     ]
+    if expected:
+        lines[-1] += " Expected AUC: clicks drawn anew from the true probabilities, on average."
     return "\n".join(lines) + "\n"
 
 
