@@ -6,6 +6,7 @@ What is trained are small networks on those, so it takes seconds where the stage
 Shapes: N products, S shortened titles of each, D embedding width, V vocabulary, K components.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Annotated, NamedTuple
 
@@ -24,6 +25,8 @@ from embeddings.losses import title_token_loss
 from embeddings.title_queries import shortened_title
 from embeddings.tokenizer import TokenBatch
 from embeddings.warmup import rarity
+
+Progress = Callable[[str, int, int], None]
 
 #: Products that are learned from, at most: their vectors are held in memory.
 COMPLETION_ROWS = 50_000
@@ -87,6 +90,7 @@ def complete(
     product_N: npt.NDArray[np.int64],
     config: CompletionConfig,
     seed: int,
+    progress: Progress | None = None,
 ) -> Completed:
     """Give the product encoder a completion learned from these products, if there are `FEWEST_ROWS`.
 
@@ -97,6 +101,7 @@ def complete(
     Args:
         catalog: images and titles that product embeddings are made of.
         whole_titles: titles to learn from, also when the catalogue was opened without its own.
+        progress: called with what is being done, and how many products or epochs of how many are done.
 
     Raises:
         ValueError: images have another part in the embeddings of this encoder.
@@ -107,7 +112,8 @@ def complete(
     generator = np.random.default_rng((seed, len(product_N)))
     shown_N = [row for row in product_N.tolist() if catalog.image_paths[row] and whole_titles[row]]
     product_N = np.sort(generator.permutation(np.array(shown_N, np.int64))[:COMPLETION_ROWS])
-    vectors = _vectors(encoder, catalog, whole_titles, product_N, config=config, seed=seed)
+    tell: Progress = progress or (lambda _what, _done, _total: None)
+    vectors = _vectors(encoder, catalog, whole_titles, product_N, config=config, seed=seed, tell=tell)
     count = len(vectors.whole_ND)
     if count < FEWEST_ROWS:
         return Completed(0, vectors.unreadable)
@@ -120,9 +126,11 @@ def complete(
     cuda = [encoder.device] if encoder.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):  # dropout draws from the global state
         torch.manual_seed(seed)
-        _learn_tokens(completion, vectors, train, config=config, generator=generator)
+        _learn_tokens(completion, vectors, train, config=config, generator=generator, tell=tell)
         foretold_NK = _set_components(completion, vectors.image_ND, train)
-        _learn_networks(completion, vectors, foretold_NK, train, config=config, generator=generator)
+        _learn_networks(
+            completion, vectors, foretold_NK, train, config=config, generator=generator, tell=tell
+        )
     completion.eval()
     encoder.product.completion = completion.requires_grad_(False)
     with torch.no_grad():
@@ -146,6 +154,7 @@ def _vectors(
     *,
     config: CompletionConfig,
     seed: int,
+    tell: Progress,
 ) -> Vectors:
     """Encode whole and shortened titles of the products that have image and title."""
     product, shape, tokenizer = encoder.product.eval(), encoder.config, encoder.tokenizer
@@ -172,6 +181,7 @@ def _vectors(
     kept: list[str] = []
     unreadable: list[int] = []
     for start in range(0, len(product_N), BATCH):
+        tell("completion, vectors", start, len(product_N))
         rows = product_N[start : start + BATCH]
         batch = load_batch(
             catalog,
@@ -194,6 +204,7 @@ def _vectors(
         draws = [[shortened(row, draw) for row in rows_here] for draw in range(config.draws)]
         short.append(torch.stack([encoded(texts) for texts in draws]))
         kept += titles
+    tell("completion, vectors", len(product_N), len(product_N))
     tokens = tokenizer(kept, max_tokens=shape.max_title_tokens)
     return Vectors(torch.cat(whole), torch.cat(short, dim=1), torch.cat(image), tokens, len(unreadable))
 
@@ -205,6 +216,7 @@ def _learn_tokens(
     *,
     config: CompletionConfig,
     generator: np.random.Generator,
+    tell: Progress,
 ) -> None:
     """Fit the head: the tokens of a title from the features of its image."""
     device = vectors.image_ND.device
@@ -223,6 +235,7 @@ def _learn_tokens(
         epochs=config.epochs,
         learning_rate=config.token_learning_rate,
         generator=generator,
+        after_epoch=functools.partial(tell, "completion, title tokens"),
     )
 
 
@@ -234,6 +247,7 @@ def _learn_networks(
     *,
     config: CompletionConfig,
     generator: np.random.Generator,
+    tell: Progress,
 ) -> None:
     """Fit both networks: the vector of the whole title from the image, with a shortened title and alone."""
 
@@ -249,7 +263,10 @@ def _learn_networks(
         return 1 - cosine_similarity(completed_BD, vectors.whole_ND[rows]).mean()
 
     completion.train()
-    for network, loss in ((completion.beside_title, with_title), (completion.alone, alone)):
+    for network, loss, what in (
+        (completion.beside_title, with_title, "completion, beside titles"),
+        (completion.alone, alone, "completion, images alone"),
+    ):
         _descend(
             network,
             train,
@@ -257,6 +274,7 @@ def _learn_networks(
             epochs=config.epochs,
             learning_rate=config.learning_rate,
             generator=generator,
+            after_epoch=functools.partial(tell, what),
         )
 
 
@@ -283,14 +301,16 @@ def _descend(
     epochs: int,
     learning_rate: float,
     generator: np.random.Generator,
+    after_epoch: Callable[[int, int], None],
 ) -> None:
     """AdamW over shuffled rows, with a rate that falls to zero."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=epochs)
-    for _ in range(epochs):
+    for epoch in range(1, epochs + 1):
         shuffled = train[torch.from_numpy(generator.permutation(len(train)))]
         for rows in shuffled.split(BATCH):
             optimizer.zero_grad()
             loss_of(rows).backward()
             optimizer.step()
         schedule.step()
+        after_epoch(epoch, epochs)

@@ -13,6 +13,7 @@ Shapes: B products, C columns (teacher features of the global batch, then the qu
 each product, Q queries of other products, M unmatched pairs, D embedding width.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -22,6 +23,10 @@ from torch import Tensor
 from torch.nn import functional
 
 NO_GROUP = -1
+
+#: What ITM costs when it says "1 in 3" to every pair, in nats: with two unmatched pairs for each matched one
+#: the best answer that looks at nothing.
+CONSTANT_MATCHING_LOSS = math.log(3) - 2 / 3 * math.log(2)
 
 #: Added to every candidate's share before one is drawn (BLIP): no negative is ever out of reach.
 NEGATIVE_EPSILON = 1e-4
@@ -173,8 +178,8 @@ def itm_loss(
     """Image-text matching loss: is this the picture of this title? Logit 1 says yes.
 
     Returns:
-        Mean cross entropy over all pairs, in nats; 0 without pairs. With two unmatched pairs for each matched
-        one, the best constant answer, 1/3, gives 0.6365: a loss that stays there has learned nothing.
+        Mean cross entropy over all pairs, in nats; 0 without pairs. A loss that stays at
+        `CONSTANT_MATCHING_LOSS` has learned nothing.
     """
     for name, logits in (("positive", logits_positive_B2), ("negative", logits_negative_M2)):
         if logits.ndim != 2 or logits.shape[1] != 2:

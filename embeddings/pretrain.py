@@ -1,8 +1,8 @@
 """Stage 1: continual pre-training of the product encoders on the catalogue (paper section 3.2.1).
 
 ITC with a momentum teacher, a queue and soft targets, and ITM with hard negatives, as in ALBEF and BLIP (Li
-et al. 2021, 2022); early stop at the lowest matching loss on products kept aside. Products without image or
-title say nothing here and are left out, counted.
+et al. 2021, 2022); early stop at the lowest matching (or contrastive) loss on products kept aside. Products
+without image or title say nothing here and are left out, counted.
 
 Shapes: B products of this rank's micro-batch, G those of all ranks, T tokens, I image tokens, H hidden width,
 D embedding width, C columns.
@@ -10,7 +10,7 @@ D embedding width, C columns.
 
 import copy
 from collections.abc import Generator, Iterator
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,16 @@ from embeddings.distributed import Ranks, gather_rows, gather_rows_with_gradient
 from embeddings.encoders import ProductEncoder, freeze_first_layers, pooled, pooled_image
 from embeddings.feature_queue import FeatureQueue
 from embeddings.images import AugmentationConfig, ImageUnreadable
-from embeddings.losses import NO_GROUP, draw_negatives, hard_negative_probabilities, itc_loss, itm_loss
-from embeddings.training import OptimizerConfig, rows_of_a_step
+from embeddings.losses import (
+    CONSTANT_MATCHING_LOSS,
+    NO_GROUP,
+    Columns,
+    draw_negatives,
+    hard_negative_probabilities,
+    itc_loss,
+    itm_loss,
+)
+from embeddings.training import OptimizerConfig, TrainingOutcome, rows_of_a_step
 
 #: The range in which the learned temperature is held (BLIP).
 TEMPERATURE_RANGE = (0.001, 0.5)
@@ -57,6 +65,11 @@ class PretrainConfig(OptimizerConfig):
     #: Products kept aside for the early stop, a share and a maximum.
     evaluation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     evaluation_products: Annotated[int, Field(ge=4)] = 2_000
+    #: Which loss on the products kept aside says when to stop and which weights to keep. The paper's is
+    #: matching; from scratch it may learn nothing in the time there is, and then its lowest point is a draw.
+    early_stop: Annotated[
+        Literal["matching", "contrastive"], Field(exclude_if=lambda by: by == "matching")
+    ] = "matching"
     #: Keep aside products of any group rather than whole groups: right where few titles stand for many
     #: products, as names of classes do. Not recorded when false, so that runs without it go on.
     evaluation_within_groups: Annotated[bool, Field(exclude_if=lambda within: not within)] = False
@@ -155,11 +168,22 @@ class Pretraining(nn.Module):
 
     @torch.no_grad()
     def measure(self, batch: PretrainBatch) -> Tensor:
-        """Sums over one batch of one rank, float64 (5,).
+        """Sums over one batch of one rank, float64 (6,).
 
-        Matching loss, right answers, pairs; products that take part, those whose image finds their title.
+        Matching loss, right answers, pairs; contrastive loss, products that take part, those whose image
+        finds their title.
         """
         features = self._features(batch.products)
+        columns = Columns(features.image_BD, features.text_BD, batch.group_B)
+        contrast = itc_loss(
+            features.image_BD,
+            features.text_BD,
+            columns,
+            positive_B=torch.arange(len(batch.group_B), device=batch.group_B.device),
+            temperature=self.temperature,
+            alpha=0.0,
+            total_rows=1.0,
+        ).loss
         matched_B2, unmatched_M2 = self._match(batch, features, Ranks(), hard=False)
         loss = itm_loss(matched_B2, unmatched_M2, total_pairs=1.0)
         correct = (matched_B2.argmax(dim=1) == 1).sum() + (unmatched_M2.argmax(dim=1) == 0).sum()
@@ -169,8 +193,10 @@ class Pretraining(nn.Module):
         best_B = similarity_BB.masked_fill(~known_B, -torch.inf).argmax(dim=1)
         found = (known_B & (batch.group_B[best_B] == batch.group_B)).sum()
         pairs = len(matched_B2) + len(unmatched_M2)
-        sums = (float(loss), float(correct), float(pairs), float(known_B.sum()), float(found))
-        return torch.tensor(sums, dtype=torch.float64)
+        matching = (float(loss), float(correct), float(pairs))
+        return torch.tensor(
+            [*matching, float(contrast), float(known_B.sum()), float(found)], dtype=torch.float64
+        )
 
     def _features(self, products: ProductBatch) -> "_Features":
         image_BIH = self.online.image_tokens(products.pixels_BCHW)
@@ -308,7 +334,7 @@ class PretrainTask:
         return self._on_device(load())
 
     def evaluate(self) -> dict[str, float]:
-        """Matching loss and accuracy, and how often an image finds its own title in its chunk.
+        """Both losses, the accuracy of matching, and how often an image finds its own title in its chunk.
 
         Chunks and negatives are the same at every evaluation, on any number of ranks. The negatives are not
         hard ones: those get harder as the encoder learns, and the loss would rise as it gets better.
@@ -324,17 +350,20 @@ class PretrainTask:
                     index = self.evaluation[start : start + rows]
                     yield self._batch(index, augmentation=None, seed=0, draw=number)
 
-        sums = torch.zeros(5, dtype=torch.float64)
+        sums = torch.zeros(6, dtype=torch.float64)
         for batch in self._on_device(load()):
             sums += self.module.measure(batch)
-        loss, correct, pairs, known, found = sum_over_ranks(sums.to(self.device), self.ranks).tolist()
+        sums = sum_over_ranks(sums.to(self.device), self.ranks)
+        matching, correct, pairs, contrast, known, found = sums.tolist()
         if not known:
             raise ValueError(
                 f"none of the {len(self.evaluation)} evaluation products of stage 1 has an image that can be "
                 "read; check the image files of the data folder"
             )
+        losses = {"matching": matching / pairs, "contrastive": contrast / known}
         return {
-            "loss": loss / pairs,
+            "loss": losses[self.config.early_stop],
+            **{f"{name}_loss": loss for name, loss in losses.items()},
             "matching_accuracy": correct / pairs,
             "image_finds_title": found / known,
         }
@@ -362,6 +391,17 @@ class PretrainTask:
 
     def _note_unreadable(self, product: int, error: ImageUnreadable) -> None:
         self.unreadable[product] = error.reason
+
+
+def advice(outcome: TrainingOutcome, config: PretrainConfig) -> str | None:
+    """What to do about a run whose weights were picked by a matching loss that has learned nothing."""
+    if config.early_stop != "matching" or outcome.best["loss"] < CONSTANT_MATCHING_LOSS:
+        return None
+    return (
+        f"matching has learned nothing: its lowest loss is {outcome.best['loss']:.4f}, and saying the same "
+        f"to every pair costs {CONSTANT_MATCHING_LOSS:.4f}. So step {outcome.best_step:,} was picked by "
+        'chance; set early_stop = "contrastive" in [pretrain], or train longer'
+    )
 
 
 def _split_by_group(

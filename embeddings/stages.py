@@ -219,7 +219,8 @@ def align(
 ) -> StageRun:
     """Stage 2 on the relevance data of `data`; a finished folder is opened, an interrupted one resumed.
 
-    `start` stays as it is; without a query encoder it is given one.
+    `start` stays as it is; without a query encoder it is given one. `show` hears of the training, `progress`
+    of what comes before and after it: tuples, whitening, completion.
 
     Raises:
         StageError: the folder holds a finished run of other settings or inputs.
@@ -292,6 +293,7 @@ def align(
             queries=grades.queries.filter(pa.array(roles_Q == TRAIN)).to_pylist(),
             power=config.whitening_power,
             seed=config.seed,
+            progress=progress,
         )._asdict()
     if completing and "image" in inputs.modalities:
         counts |= complete(
@@ -301,6 +303,7 @@ def align(
             product_N=np.flatnonzero(seen_P),
             config=config.completion,
             seed=config.seed,
+            progress=progress,
         )._asdict()
     return _finish(folder, encoder, "aligned", settings, outcome, counts, ranks)
 

@@ -10,6 +10,7 @@ stay as they are, and the first d coordinates are the d leading principal compon
 Shapes: N rows, H state width, D embedding width.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,8 @@ WHITENING_ROWS = 10_000
 #: Directions with less than this share of the largest variance are noise and are not blown up further.
 SMALLEST_VARIANCE = 1e-3
 BATCH = 256
+
+Progress = Callable[[str, int, int], None]
 
 
 class Whitening(NamedTuple):
@@ -50,6 +53,7 @@ def whiten(
     queries: list[str],
     power: float,
     seed: int,
+    progress: Progress | None = None,
 ) -> Whitening:
     """Change both projections of `encoder` by what these products and queries look like.
 
@@ -64,8 +68,9 @@ def whiten(
     generator = np.random.default_rng((seed, len(product_N), len(queries)))
     product_N = np.sort(generator.permutation(product_N)[:WHITENING_ROWS])
     chosen = np.sort(generator.permutation(len(queries))[:WHITENING_ROWS])
-    product_ND = _projected_products(encoder, catalog, product_N)
-    query_ND = _projected_queries(encoder, [queries[row] for row in chosen.tolist()])
+    tell: Progress = progress or (lambda _what, _done, _total: None)
+    product_ND = _projected_products(encoder, catalog, product_N, tell)
+    query_ND = _projected_queries(encoder, [queries[row] for row in chosen.tolist()], tell)
     if not len(product_ND) or not len(query_ND):
         raise ValueError("whitening needs at least one product with an image or a title, and a known query")
     product_mean_D, query_mean_D = (unit_vectors(part_ND).mean(dim=0) for part_ND in (product_ND, query_ND))
@@ -106,7 +111,7 @@ def fold(projection: nn.Linear, map_DD: Tensor, shift_D: Tensor) -> None:
 
 
 def _projected_products(
-    encoder: DashClipEncoder, catalog: ProductCatalog, product_N: npt.NDArray[np.int64]
+    encoder: DashClipEncoder, catalog: ProductCatalog, product_N: npt.NDArray[np.int64], tell: Progress
 ) -> Tensor:
     """Product embeddings before they are made unit vectors, float64, (N, D)."""
     encoder.product.eval()
@@ -122,10 +127,11 @@ def _projected_products(
         )
         known_B = batch.has_image_B | batch.has_title_B
         parts.append(encoder.product.projected(batch.to(encoder.device)).double().cpu()[known_B])
+        tell("whitening, products", min(start + BATCH, len(product_N)), len(product_N))
     return torch.cat(parts)
 
 
-def _projected_queries(encoder: DashClipEncoder, queries: list[str]) -> Tensor:
+def _projected_queries(encoder: DashClipEncoder, queries: list[str], tell: Progress) -> Tensor:
     """Query embeddings before they are made unit vectors, float64, (N, D)."""
     assert encoder.query is not None
     encoder.query.eval()
@@ -135,6 +141,7 @@ def _projected_queries(encoder: DashClipEncoder, queries: list[str]) -> Tensor:
         tokens = encoder.tokenizer(texts, max_tokens=encoder.config.max_query_tokens)
         ids_BT, mask_BT = tokens.ids_BT.to(encoder.device), tokens.mask_BT.to(encoder.device)
         parts.append(encoder.query.projected(ids_BT, mask_BT).double().cpu()[tokens.known_B])
+        tell("whitening, queries", min(start + BATCH, len(queries)), len(queries))
     return torch.cat(parts)
 
 

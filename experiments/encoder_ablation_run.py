@@ -61,7 +61,7 @@ def run_variant(
             start=start,
             device=device,
             show=_show(tell, "stage 2", tick),
-            progress=tell,
+            progress=_with_tick(tell, tick),
         )
     tables = folder / "tables"
     with spent.on("encode") as tick:

@@ -16,47 +16,30 @@ from rich.progress import (
 )
 
 from embeddings.training import Report
-from experiments.job_pool import JobProgress
+from experiments.job_pool import JobProgress, Tell
+
+NOTE = TextColumn("{task.fields[note]}")
 
 
 @contextmanager
 def training_progress(console: Console) -> Iterator[Callable[[Report], None]]:
     """One bar a stage, over its steps, with the losses; each evaluation stays as a line above."""
-    with _bar(console, TextColumn("{task.fields[note]}")) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def show(report: Report) -> None:
-            if report.title not in tasks:
-                for earlier in tasks.values():
-                    bar.stop_task(earlier)
-                tasks[report.title] = bar.add_task(report.title, total=None, note="")
-            losses = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
-            note = f"{report.rows_per_second:,.0f} {report.rows_name}/s  {losses}"
-            bar.update(tasks[report.title], completed=report.step, total=report.total_steps, note=note)
-            if report.evaluation:
-                measures = ", ".join(f"{name} {value:.4f}" for name, value in report.evaluation.items())
-                line = f"  {report.title}, step {report.step:,} of {report.total_steps:,}: {measures}"
-                bar.console.print(line, soft_wrap=True)
-
-        yield show
+    with _bar(console, NOTE) as bar:
+        yield _reports_to(bar)
 
 
 @contextmanager
-def stage_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+def stage_progress(console: Console) -> Iterator[Tell]:
     """One bar a stage name, with rate and time left."""
-    with _bar(console, TextColumn("{task.fields[note]}")) as bar:
-        tasks: dict[str, tuple[object, int]] = {}
+    with _bar(console, NOTE) as bar:
+        yield _stages_to(bar)
 
-        def tell(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                # Work taken over from an earlier call is no rate of this one.
-                tasks[stage] = (bar.add_task(stage, total=total, completed=done, note=""), done)
-            task_id, first = tasks[stage]
-            elapsed = bar.tasks[bar.task_ids.index(task_id)].elapsed or 0.0  # type: ignore[arg-type]
-            rate = f"{(done - first) / elapsed:,.0f}/s" if elapsed > 0.5 and done > first else ""
-            bar.update(task_id, completed=done, total=total, note=rate)  # type: ignore[arg-type]
 
-        yield tell
+@contextmanager
+def training_and_stage_progress(console: Console) -> Iterator[tuple[Callable[[Report], None], Tell]]:
+    """Both on one display: for the training, and for what comes before and after it."""
+    with _bar(console, NOTE) as bar:
+        yield _reports_to(bar), _stages_to(bar)
 
 
 @contextmanager
@@ -81,6 +64,40 @@ def job_progress(console: Console) -> Iterator[Callable[[JobProgress], None]]:
             )
 
         yield tell
+
+
+def _reports_to(bar: Progress) -> Callable[[Report], None]:
+    tasks: dict[str, TaskID] = {}
+
+    def show(report: Report) -> None:
+        if report.title not in tasks:
+            for earlier in tasks.values():
+                bar.stop_task(earlier)
+            tasks[report.title] = bar.add_task(report.title, total=None, note="")
+        losses = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
+        note = f"{report.rows_per_second:,.0f} {report.rows_name}/s  {losses}"
+        bar.update(tasks[report.title], completed=report.step, total=report.total_steps, note=note)
+        if report.evaluation:
+            measures = ", ".join(f"{name} {value:.4f}" for name, value in report.evaluation.items())
+            line = f"  {report.title}, step {report.step:,} of {report.total_steps:,}: {measures}"
+            bar.console.print(line, soft_wrap=True)
+
+    return show
+
+
+def _stages_to(bar: Progress) -> Tell:
+    tasks: dict[str, tuple[TaskID, int]] = {}
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            # Work taken over from an earlier call is no rate of this one.
+            tasks[stage] = (bar.add_task(stage, total=total, completed=done, note=""), done)
+        task_id, first = tasks[stage]
+        elapsed = bar.tasks[bar.task_ids.index(task_id)].elapsed or 0.0
+        rate = f"{(done - first) / elapsed:,.0f}/s" if elapsed > 0.5 and done > first else ""
+        bar.update(task_id, completed=done, total=total, note=rate)
+
+    return tell
 
 
 def _bar(console: Console, *more: TextColumn) -> Progress:

@@ -52,6 +52,7 @@ def pretrain_command(
     """
     from rich.console import Console
 
+    from embeddings.pretrain import advice
     from experiments.encoder_progress import training_progress
     from experiments.encoders import run_pretrain
 
@@ -60,6 +61,10 @@ def pretrain_command(
     with training_progress(console) as show:
         run = run_pretrain(data, out, settings, start=encoder, device=device, show=show)
     _print_run(console, run)
+    if run.outcome is not None and settings.pretrain is not None:
+        to_do = advice(run.outcome, settings.pretrain)
+        if to_do:
+            console.print(to_do, style="yellow", soft_wrap=True)
 
 
 @encode.command("align")
@@ -79,13 +84,13 @@ def align_command(
     """
     from rich.console import Console
 
-    from experiments.encoder_progress import training_progress
+    from experiments.encoder_progress import training_and_stage_progress
     from experiments.encoders import run_align
 
     console = Console()
     settings, encoder = _read(config, start)
-    with training_progress(console) as show:
-        run = run_align(data, out, settings, start=encoder, device=device, show=show)
+    with training_and_stage_progress(console) as (show, tell):
+        run = run_align(data, out, settings, start=encoder, device=device, show=show, progress=tell)
     _print_run(console, run)
 
 

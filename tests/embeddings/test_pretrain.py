@@ -11,9 +11,9 @@ import torch
 from pydantic import ValidationError
 
 from embeddings.catalog import ProductCatalog
-from embeddings.losses import NO_GROUP
-from embeddings.pretrain import SHADOWED, TEMPERATURE_RANGE, PretrainBatch, PretrainTask
-from embeddings.training import train
+from embeddings.losses import CONSTANT_MATCHING_LOSS, NO_GROUP
+from embeddings.pretrain import SHADOWED, TEMPERATURE_RANGE, PretrainBatch, PretrainTask, advice
+from embeddings.training import TrainingOutcome, train
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import pretrain_config, pretrain_task, small_encoder
 
@@ -102,7 +102,7 @@ def test_an_unreadable_image_is_noted_and_takes_no_part(tmp_path: Path) -> None:
         module.eval()
     # Only the order of random numbers differs, so matching is compared by its pairs, contrast by its value.
     torch.testing.assert_close(task.module(got)["itc"], whole.module(rest)["itc"])
-    assert task.module.measure(got)[[2, 3]].tolist() == [3 * 15, 15]
+    assert task.module.measure(got)[[2, 4]].tolist() == [3 * 15, 15]
     assert float(task.module(got)["loss"]) > 0
 
 
@@ -124,8 +124,50 @@ def test_an_evaluation_says_the_same_twice_and_the_loss_of_a_constant_is_known(d
         task.encoder.product.itm_head.weight.zero_()
         task.encoder.product.itm_head.bias.copy_(torch.tensor([2.0, 1.0]).log())
         measures = task.evaluate()
-    assert measures["loss"] == pytest.approx(0.6365, abs=1e-4)
+    assert measures["loss"] == measures["matching_loss"] == pytest.approx(0.6365, abs=1e-4)
+    assert measures["loss"] == pytest.approx(CONSTANT_MATCHING_LOSS)
     assert measures["matching_accuracy"] == pytest.approx(2 / 3)
+
+
+def test_the_early_stop_can_go_by_the_contrastive_loss_of_products_kept_aside(data: Path) -> None:
+    task = pretrain_task(data, early_stop="contrastive", evaluation_share=0.5, batch_size=8)
+    task.module.eval()
+    with torch.no_grad():
+        measures = task.evaluate()
+        total = 0.0
+        for start in range(0, len(task.evaluation), task.batch_rows):
+            index = task.evaluation[start : start + task.batch_rows]
+            batch = task._batch(index, augmentation=None, seed=0, draw=0)
+            product = task.encoder.product
+            image_BD = product.image_features(product.image_tokens(batch.products.pixels_BCHW))
+            ids_BT, mask_BT = batch.products.ids_BT, batch.products.mask_BT
+            text_BD = product.text_features(product.text_tokens(ids_BT, mask_BT), mask_BT)
+            logits_BB = (image_BD @ text_BD.T / task.config.temperature).double()
+            for row, group in enumerate(batch.group_B.tolist()):
+                same = [other for other, its in enumerate(batch.group_B.tolist()) if its == group]
+                for side_B in (logits_BB[row], logits_BB[:, row]):  # without the loss under test
+                    chosen = [float(side_B[other] - side_B.logsumexp(0)) for other in same]
+                    total -= sum(chosen) / len(chosen) / 2
+    assert measures["contrastive_loss"] == pytest.approx(total / len(task.evaluation), rel=1e-5)
+    assert measures["loss"] == measures["contrastive_loss"] != measures["matching_loss"]
+
+
+def test_weights_picked_by_a_matching_loss_that_learned_nothing_are_told() -> None:
+    def ended(loss: float) -> TrainingOutcome:
+        return TrainingOutcome(8, 4, {"loss": loss}, [], stopped_early=False, rows_per_second=1.0)
+
+    assert advice(ended(0.6), pretrain_config()) is None
+    assert advice(ended(0.64), pretrain_config(early_stop="contrastive")) is None
+    said = advice(ended(0.64), pretrain_config())
+    assert said is not None
+    for words in ("0.6400", "0.6365", "step 4", 'early_stop = "contrastive"'):
+        assert words in said
+
+
+def test_a_record_without_early_stop_is_that_of_the_default() -> None:
+    """So that runs from before it go on."""
+    assert "early_stop" not in pretrain_config().model_dump(mode="json")
+    assert pretrain_config(early_stop="contrastive").model_dump()["early_stop"] == "contrastive"
 
 
 def test_an_image_finds_its_title_when_both_say_which_product_it_is(data: Path) -> None:

@@ -131,7 +131,22 @@ def completing_encoder() -> DashClipEncoder:
 def test_images_complete_titles_at_the_end_of_stage_2_and_only_if_they_are_looked_at(
     data: Path, tmp_path: Path
 ) -> None:
-    run = run_align(data, tmp_path / "both", start=completing_encoder())
+    told: dict[str, tuple[int, int]] = {}
+    run = run_align(
+        data,
+        tmp_path / "both",
+        start=completing_encoder(),
+        progress=lambda what, done, total: told.update({what: (done, total)}),
+    )
+    assert {what for what, (done, total) in told.items() if done == total} == {
+        "tuples",
+        "whitening, products",
+        "whitening, queries",
+        "completion, vectors",
+        "completion, title tokens",
+        "completion, beside titles",
+        "completion, images alone",
+    }
     counts = record(tmp_path / "both")["counts"]
     held_out = product_roles(catalog_ids(data), INPUTS.holdout) == TEST
     usable = PRODUCTS - int(held_out.sum()) - int(not held_out[NO_IMAGE]) - int(not held_out[6])

@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from embeddings.training import Report
-from experiments.encoder_progress import training_progress
+from experiments.encoder_progress import training_and_stage_progress, training_progress
 
 
 def shown(*reports: Report) -> list[str]:
@@ -39,3 +39,17 @@ def test_every_stage_has_a_bar_of_its_own():
         (True, False),
         (False, True),
     ]
+
+
+def test_training_and_the_steps_around_it_share_a_display():
+    console = Console(file=io.StringIO(), width=100)
+    with training_and_stage_progress(console) as (show, tell):
+        tell("tuples", 7, 7)
+        show(Report("stage 2", "tuples", 5, 5, {}, 10.0, None))
+        tell("completion, vectors", 3, 9)
+    assert isinstance(console.file, io.StringIO)
+    lines = [line for line in console.file.getvalue().splitlines() if "/" in line]
+    for line, words in zip(
+        lines, (("tuples", "7/7"), ("stage 2", "5/5"), ("completion", "3/9")), strict=True
+    ):
+        assert all(word in line for word in words)
