@@ -235,7 +235,7 @@ def _learn_tokens(
         epochs=config.epochs,
         learning_rate=config.token_learning_rate,
         generator=generator,
-        after_epoch=functools.partial(tell, "completion, title tokens"),
+        after_epoch=functools.partial(tell, "completion, tokens"),
     )
 
 
@@ -264,8 +264,8 @@ def _learn_networks(
 
     completion.train()
     for network, loss, what in (
-        (completion.beside_title, with_title, "completion, beside titles"),
-        (completion.alone, alone, "completion, images alone"),
+        (completion.beside_title, with_title, "completion, titles"),
+        (completion.alone, alone, "completion, images"),
     ):
         _descend(
             network,

@@ -14,11 +14,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from embeddings.training import Report
 from experiments.job_pool import JobProgress, Tell
 
-NOTE = TextColumn("{task.fields[note]}")
+#: Cut off where the terminal is too narrow; the other columns never are.
+NOTE = TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True))
 
 
 @contextmanager
@@ -104,11 +106,12 @@ def _bar(console: Console, *more: TextColumn) -> Progress:
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=14),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
         *more,
         console=console,
+        expand=bool(more),
     )

@@ -64,7 +64,7 @@ def pretrain_command(
     if run.outcome is not None and settings.pretrain is not None:
         to_do = advice(run.outcome, settings.pretrain)
         if to_do:
-            console.print(to_do, style="yellow", soft_wrap=True)
+            console.print(to_do, style="yellow", markup=False, soft_wrap=True)
 
 
 @encode.command("align")

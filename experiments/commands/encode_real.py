@@ -39,6 +39,7 @@ def home_depot_command(
     Example: `dashclip encode home-depot runs/home_depot/data runs/home_depot`
     """
     from rich.console import Console
+    from rich.markdown import Markdown
 
     from experiments.commands.encode import named_folders
     from experiments.config import load_config
@@ -62,7 +63,7 @@ def home_depot_command(
     write_results(
         out, to_json(results), page, command=f"dashclip encode home-depot DATA OUT --config {config.name}"
     )
-    console.print(page)
+    console.print(Markdown(page))
     console.print(f"written: {out / 'results.json'}, {out / 'results.md'}", soft_wrap=True)
 
 
@@ -78,6 +79,7 @@ def grocery_store_command(
     Example: `dashclip encode grocery-store runs/grocery_store/data runs/grocery_store`
     """
     from rich.console import Console
+    from rich.markdown import Markdown
 
     from experiments.config import load_config
     from experiments.encoder_progress import stage_progress, training_progress
@@ -118,7 +120,7 @@ def grocery_store_command(
     write_results(
         out, to_json(results), page, command=f"dashclip encode grocery-store DATA OUT --config {config.name}"
     )
-    console.print(page)
+    console.print(Markdown(page))
     console.print(f"written: {out / 'results.json'}, {out / 'results.md'}", soft_wrap=True)
 
 

@@ -143,9 +143,9 @@ def test_images_complete_titles_at_the_end_of_stage_2_and_only_if_they_are_looke
         "whitening, products",
         "whitening, queries",
         "completion, vectors",
-        "completion, title tokens",
-        "completion, beside titles",
-        "completion, images alone",
+        "completion, tokens",
+        "completion, titles",
+        "completion, images",
     }
     counts = record(tmp_path / "both")["counts"]
     held_out = product_roles(catalog_ids(data), INPUTS.holdout) == TEST

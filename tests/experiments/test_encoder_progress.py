@@ -1,11 +1,25 @@
 """What training shows on a terminal: stages by name, evaluations as whole lines."""
 
 import io
+from pathlib import Path
 
 from rich.console import Console
+from typer.testing import CliRunner
 
 from embeddings.training import Report
+from experiments.cli import app
 from experiments.encoder_progress import training_and_stage_progress, training_progress
+from tests.embeddings.small_catalog import write_small_catalog
+
+#: A rate at which nothing is learned.
+STAGE_1 = """
+size = "tiny"
+[pretrain]
+epochs = 1
+batch_size = 8
+learning_rate = 1e-9
+queue_size = 8
+"""
 
 
 def shown(*reports: Report) -> list[str]:
@@ -53,3 +67,26 @@ def test_training_and_the_steps_around_it_share_a_display():
         lines, (("tuples", "7/7"), ("stage 2", "5/5"), ("completion", "3/9")), strict=True
     ):
         assert all(word in line for word in words)
+
+
+def test_a_narrow_terminal_cuts_the_losses_and_neither_names_nor_counts():
+    console = Console(file=io.StringIO(), width=80)
+    with training_and_stage_progress(console) as (show, tell):
+        show(Report("stage 2", "tuples", 1_000, 20_000, {"loss": 14.3, "pqc": 2.4}, 829.0, None))
+        tell("whitening, products", 2_560, 10_000)
+    assert isinstance(console.file, io.StringIO)
+    lines = [line for line in console.file.getvalue().splitlines() if "/" in line]
+    for line, words in zip(
+        lines, (("stage 2", "1000/20000", "829"), ("whitening, products", "2560/10000")), strict=True
+    ):
+        assert all(word in line for word in words)
+
+
+def test_stage_1_says_when_matching_has_learned_nothing_and_what_to_set(tmp_path: Path) -> None:
+    data, config = write_small_catalog(tmp_path / "data", products=24), tmp_path / "encoders.toml"
+    for early_stop, advised in (("", True), ('early_stop = "contrastive"', False)):
+        config.write_text(STAGE_1 + early_stop)
+        arguments = ["encode", "pretrain", data, tmp_path / f"run-{advised}", "--config", config]
+        result = CliRunner().invoke(app, list(map(str, arguments)))
+        assert result.exit_code == 0, result.output
+        assert ('set early_stop = "contrastive" in [pretrain]' in result.output) == advised
