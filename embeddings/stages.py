@@ -27,7 +27,8 @@ from embeddings.files import replaced_file
 from embeddings.fingerprints import settings_fingerprint, table_fingerprint, weights_fingerprint
 from embeddings.grades import has_relevance
 from embeddings.holdout import TRAIN, VALIDATION, HoldoutConfig, product_roles, query_roles
-from embeddings.pretrain import PretrainConfig, PretrainTask
+from embeddings.pretrain import PretrainTask
+from embeddings.pretraining import PretrainConfig
 from embeddings.relevance import TupleConfig, TupleSet, build_tuples, read_grades
 from embeddings.table import refuse_foreign_folder
 from embeddings.tokenizer import TextTokenizer

@@ -18,7 +18,7 @@ from embeddings.encoder_config import EncoderConfig, Size
 from embeddings.grades import read_grades
 from embeddings.holdout import TEST, TRAIN, HoldoutConfig, product_roles, query_roles
 from embeddings.input_tables import read_distinct_queries
-from embeddings.pretrain import PretrainConfig
+from embeddings.pretraining import PretrainConfig
 from embeddings.probe_report import ProbeReport
 from embeddings.probe_training import ProbeConfig
 from embeddings.probes import ProbeLabels, VectorPair, run_probes

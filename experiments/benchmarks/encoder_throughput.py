@@ -30,7 +30,8 @@ from embeddings.distributed import Ranks
 from embeddings.encode import encode_products
 from embeddings.encoder_config import EncoderConfig, Size
 from embeddings.encoders import text_config, vision_config
-from embeddings.pretrain import PretrainConfig, PretrainTask
+from embeddings.pretrain import PretrainTask
+from embeddings.pretraining import PretrainConfig
 from embeddings.relevance import TupleConfig, build_tuples, read_grades
 from embeddings.training import OptimizerConfig, Precision, Report, Task, train
 from experiments.benchmarks.encoder_products import CatalogSize, full_size_tokenizer, write_products

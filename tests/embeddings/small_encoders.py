@@ -12,7 +12,8 @@ from embeddings.catalog import ProductBatch, ProductCatalog, load_batch
 from embeddings.dashclip import DashClipEncoder
 from embeddings.distributed import Ranks
 from embeddings.encoder_config import EncoderConfig
-from embeddings.pretrain import PretrainConfig, PretrainTask
+from embeddings.pretrain import PretrainTask
+from embeddings.pretraining import PretrainConfig
 from embeddings.relevance import TupleConfig, build_tuples, read_grades
 from tests.embeddings.small_catalog import small_tokenizer
 

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from embeddings.catalog import ProductCatalog
 from embeddings.losses import CONSTANT_MATCHING_LOSS, NO_GROUP
-from embeddings.pretrain import SHADOWED, TEMPERATURE_RANGE, PretrainBatch, PretrainTask, advice
+from embeddings.pretrain import PretrainTask, advice
+from embeddings.pretraining import SHADOWED, TEMPERATURE_RANGE, PretrainBatch
 from embeddings.training import TrainingOutcome, train
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import pretrain_config, pretrain_task, small_encoder
