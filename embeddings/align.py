@@ -24,7 +24,7 @@ from embeddings.distributed import Ranks, sum_over_ranks
 from embeddings.images import ImageUnreadable
 from embeddings.losses import NO_GROUP
 from embeddings.relevance import MODERATE, Grades, TupleSet
-from embeddings.title_queries import shortened_title, title_query
+from embeddings.title_queries import title_query
 from embeddings.training import rows_of_a_step
 
 #: Queries that are encoded together; short ones are not padded to the longest of the batch.
@@ -167,7 +167,7 @@ class AlignTask:
         total: float,
         draw: tuple[int, int] | None = None,
     ) -> AlignBatch:
-        """One micro-batch; `draw` seeds what changes from step to step, None changes nothing."""
+        """One micro-batch; `draw` seeds the queries made of titles, None makes none (an evaluation)."""
         rows = np.sort(rows)  # in the order of the file
         tuple_BC = np.asarray(tuples.tuples_NC[rows], dtype=np.int64)
         product_U, product_B = np.unique(tuple_BC[:, 0], return_inverse=True)
@@ -175,8 +175,8 @@ class AlignTask:
         chunks, place_V = self._query_chunks(query_V)
         products, image_GIH = self._products(product_U)
         title_queries = None
-        if draw is not None:
-            products, title_queries = self._drawn(products, draw)
+        if draw is not None and self.config.title_query_weight > 0:
+            title_queries = self._title_queries(products, draw)
         relevant_BV = None
         if self.relevant_PQ is not None:
             taken_BV = np.zeros((len(rows), len(query_V)), dtype=bool)
@@ -196,33 +196,16 @@ class AlignTask:
             title_queries=title_queries,
         )
 
-    def _drawn(
-        self, products: ProductBatch, draw: tuple[int, int]
-    ) -> tuple[ProductBatch, tuple[Tensor, Tensor, Tensor] | None]:
-        """Products with words left out of their titles, and queries made of the whole titles."""
-        dropout, wanted = self.config.title_dropout, self.config.title_query_weight > 0
-        if not dropout and not wanted:
-            return products, None
+    def _title_queries(self, products: ProductBatch, draw: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids and mask of a query made from each product's title, and the products' groups."""
         rows = products.index_B.tolist()
-        generators = [np.random.default_rng((self.config.seed, *draw, row)) for row in rows]
-        titles = [self.catalog.titles[row] for row in rows]
         queries = [
-            title_query(self.query_titles[row], draws) for row, draws in zip(rows, generators, strict=True)
+            title_query(self.query_titles[row], np.random.default_rng((self.config.seed, *draw, row)))
+            for row in rows
         ]
-        shape, tokenizer = self.encoder.config, self.encoder.tokenizer
-        # Without an image nothing else could say what the title leaves out.
-        shortened = [
-            shortened_title(title, draws, drop_share=dropout) if has_image else title
-            for title, draws, has_image in zip(titles, generators, products.has_image_B.tolist(), strict=True)
-        ]
-        tokens = tokenizer(shortened, max_tokens=shape.max_title_tokens)
-        products = replace(products, ids_BT=tokens.ids_BT, mask_BT=tokens.mask_BT, has_title_B=tokens.known_B)
-        if not wanted:
-            return products, None
-        asked = tokenizer(queries, max_tokens=shape.max_query_tokens)
-        group_U = torch.from_numpy(self.catalog.group_P[rows]).masked_fill(~asked.known_B, NO_GROUP)
-        found = tuple(part.to(self.device) for part in (asked.ids_BT, asked.mask_BT, group_U))
-        return products, found  # type: ignore[return-value]  # three of three
+        tokens = self.encoder.tokenizer(queries, max_tokens=self.encoder.config.max_query_tokens)
+        group_U = torch.from_numpy(self.catalog.group_P[rows]).masked_fill(~tokens.known_B, NO_GROUP)
+        return tokens.ids_BT.to(self.device), tokens.mask_BT.to(self.device), group_U.to(self.device)
 
     def _query_chunks(
         self, query_V: npt.NDArray[np.int64]
@@ -295,10 +278,10 @@ def _check_completing(config: AlignConfig, catalog: ProductCatalog) -> None:
     Raises:
         ValueError: the config gives them one, or there are no titles.
     """
-    if config.product_side == "all" or config.title_dropout:
+    if config.product_side == "all":
         raise ValueError(
-            'with the fusion "completion", stage 2 trains on titles alone: set product_side to "grounded" '
-            'and title_dropout to 0, or choose fusion = "grounded" in [architecture]'
+            'with the fusion "completion", stage 2 trains on titles alone: set product_side to "grounded", '
+            'or choose fusion = "grounded" in [architecture]'
         )
     if not any(catalog.titles):
         raise ValueError(

@@ -48,8 +48,6 @@ class AlignConfig(OptimizerConfig):
     #: Beyond the paper: weight of a second loss, for queries made from titles (`title_queries`): each product
     #: of the micro-batch picks its own. It needs no grades, and keeps rare words apart.
     title_query_weight: Annotated[float, Field(ge=0)] = 0.0
-    #: Beyond the paper: chance that a word of a title is left out, so that the image has to say it.
-    title_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     #: Beyond the paper: centre the vectors at the end, turn them to principal axes and raise the variances to
     #: the power 1 - `whitening_power` (module `whitening`).
     whitening: bool = True

@@ -272,24 +272,6 @@ def test_queries_made_of_titles_add_a_weighted_loss(data: Path, tuples: Tuples) 
     assert all(batch.title_queries is None for batch in batches_of(align_task(data, tuples)))
 
 
-def test_titles_lose_words_where_there_is_an_image_alone_and_never_in_evaluation(
-    data: Path, tuples: Tuples
-) -> None:
-    task = align_task(data, tuples, title_dropout=0.9, batch_size=64)
-    whole = task.encoder.tokenizer(task.catalog.titles, max_tokens=24).mask_BT.sum(dim=1).tolist()
-    shorter = 0
-    for batch in batches_of(task):
-        lengths = batch.products.mask_BT.sum(dim=1).tolist()
-        for product, length in zip(batch.products.index_B.tolist(), lengths, strict=True):
-            if product in (NO_IMAGE, BROKEN):
-                assert length == whole[product]
-            shorter += length < whole[product]
-    assert shorter > 0
-    with torch.no_grad():
-        expected = align_task(data, tuples, encoder=task.encoder).evaluate()
-        assert task.evaluate() == pytest.approx(expected, rel=1e-5)
-
-
 def test_what_cannot_be_aligned_is_refused(data: Path, tuples: Tuples, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"needs a query encoder; call with_query_encoder\(\) first"):
         align_task(data, tuples, encoder=small_encoder())
