@@ -16,22 +16,8 @@ from embeddings.losses import (
     hard_negative_probabilities,
     itc_loss,
     itm_loss,
-    title_token_loss,
-    unit_vectors,
 )
-
-DIM = 8
-TAU = 0.2
-seeds = st.integers(0, 2**32 - 1)
-temperatures = st.sampled_from([1e-6, 1e-3, 0.07, 1.0, 1e3])
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def unit(*shape: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
-    return unit_vectors(torch.randn(*shape, generator=generator, dtype=dtype))
+from tests.embeddings.loss_loops import DIM, TAU, dot, seeded, seeds, softmax_loop, temperatures, unit
 
 
 def random_itc(
@@ -43,16 +29,6 @@ def random_itc(
     image_CD, text_CD = (unit(rows + extra, DIM, generator=generator, dtype=dtype) for _ in range(2))
     group_C = torch.randint(NO_GROUP, groups, (rows + extra,), generator=generator)
     return image_BD, text_BD, Columns(image_CD, text_CD, group_C)
-
-
-def dot(left: list[float], right: list[float]) -> float:
-    return sum(a * b for a, b in zip(left, right, strict=True))
-
-
-def softmax_loop(logits: list[float]) -> list[float]:
-    top = max(logits)
-    total = sum(math.exp(logit - top) for logit in logits)
-    return [math.exp(logit - top) / total for logit in logits]
 
 
 def itc_loop(image_BD: Tensor, text_BD: Tensor, columns: Columns, *, tau: float, alpha: float) -> float:
@@ -386,36 +362,3 @@ def test_a_teacher_share_outside_zero_to_one_is_refused(alpha: float) -> None:
     image_BD, text_BD, columns = random_itc(12, rows=3, extra=0, groups=4)
     with pytest.raises(ValueError, match="alpha is the teacher's share"):
         itc_loss(image_BD, text_BD, columns, positive_B=torch.arange(3), temperature=TAU, alpha=alpha)
-
-
-@given(seed=seeds)
-@settings(deadline=None, max_examples=30)
-def test_title_tokens_equal_the_loop_and_repetitions_and_padding_do_not_count(seed: int) -> None:
-    generator = seeded(seed)
-    vocabulary, tokens = 7, 5
-    logits_BV = torch.randn(3, vocabulary, generator=generator, dtype=torch.float64)
-    ids_BT = torch.randint(0, vocabulary, (3, tokens), generator=generator)
-    mask_BT = (torch.rand(3, tokens, generator=generator) < 0.6).long()
-    ids_BT = ids_BT.where(mask_BT > 0, 0)  # token 0 pads, and weighs nothing
-    weight_V = torch.rand(vocabulary, generator=generator, dtype=torch.float64)
-    weight_V[[0, 1]] = 0
-    loss_B = title_token_loss(logits_BV, ids_BT, mask_BT, weight_V)
-    for row in range(3):
-        share_V = softmax_loop(logits_BV[row].tolist())
-        held = {int(token) for token, kept in zip(ids_BT[row], mask_BT[row], strict=True) if kept}
-        total = sum(float(weight_V[token]) for token in held)
-        expected = sum(
-            -float(weight_V[token]) / total * math.log(share_V[token]) for token in held if total > 0
-        )
-        assert float(loss_B[row]) == pytest.approx(expected, rel=1e-9)
-
-
-def test_a_foretold_title_costs_its_entropy_and_no_gradient_is_left() -> None:
-    ids_BT, mask_BT = torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.long)
-    weight_V = torch.tensor([0.0, 1.0, 3.0])
-    logits_BV = torch.tensor([[-1e4, math.log(0.25), math.log(0.75)]], requires_grad=True)
-    loss = title_token_loss(logits_BV, ids_BT, mask_BT, weight_V).sum()
-    loss.backward()
-    assert float(loss.detach()) == pytest.approx(-0.25 * math.log(0.25) - 0.75 * math.log(0.75))
-    assert logits_BV.grad is not None
-    torch.testing.assert_close(logits_BV.grad, torch.zeros(1, 3), atol=1e-7, rtol=0)
