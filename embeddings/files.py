@@ -25,10 +25,12 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:
         yield temporary
+        temporary.chmod(0o755)  # mkdtemp makes private folders; an artifact is readable like its siblings
         for path in sorted(temporary.rglob("*")):
+            if path.is_file() and not path.is_symlink():
+                path.chmod(path.stat().st_mode | 0o444)  # and so does safetensors with files
             _fsync(path)
         _fsync(temporary)
-        temporary.chmod(0o755)  # mkdtemp makes private folders; an artifact is readable like its siblings
         if target.exists():
             replaced = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
             target.rename(replaced / target.name)

@@ -65,6 +65,7 @@ def atomic_folder(path: Path, *, ours: Callable[[Path], bool] | None = None) -> 
         yield temporary
         for folder, _, names in os.walk(temporary):
             for name in names:
+                _give_readers(Path(folder) / name, of=temporary)
                 _fsync_file(Path(folder) / name)
             _fsync_folder(Path(folder))
         _replace_folder(temporary, path)
@@ -124,6 +125,14 @@ def sha256_of(path: Path) -> str:
 def _beside(path: Path) -> Path:
     """A free hidden name in the same folder, hence on the same file system: a rename there is atomic."""
     return path.with_name(f".{path.name}.{uuid4().hex[:12]}.writing")
+
+
+def _give_readers(path: Path, *, of: Path) -> None:
+    """Let whoever may read the folder read the file, which a library may have made private (safetensors)."""
+    mode = path.stat().st_mode
+    wanted = mode | of.stat().st_mode & 0o444
+    if wanted != mode and not path.is_symlink():
+        path.chmod(wanted)
 
 
 def _replace_folder(new: Path, path: Path) -> None:

@@ -1,8 +1,11 @@
 """A folder or file is exchanged whole, or the old one stands where it stood."""
 
+import stat
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from embeddings.files import atomic_folder, replaced_file
 
@@ -30,6 +33,12 @@ def test_an_exchange_that_fails_puts_the_old_folder_back(
 def _half_write(path: Path) -> None:
     path.write_text("ne")
     raise OSError("no space left on device")
+
+
+def test_what_a_library_makes_private_is_readable_like_its_siblings(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "out") as folder:
+        save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+    assert stat.S_IMODE((tmp_path / "out" / "model.safetensors").stat().st_mode) == 0o644
 
 
 def test_a_file_is_replaced_only_when_its_block_ends_well(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import stat
 
 import pytest
 
@@ -59,6 +61,18 @@ def test_a_folder_appears_only_when_its_block_succeeds(tmp_path):
         assert folder.parent == tmp_path
     assert (target / "inner" / "a").read_text() == "1"
     assert names_in(tmp_path) == ["features"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_a_private_file_gets_the_readers_of_its_folder(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with atomic_folder(tmp_path / "out") as folder:
+            (folder / "within").mkdir()
+            (folder / "within" / "weights").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "out" / "within" / "weights").stat().st_mode) == mode
 
 
 def test_a_failed_block_leaves_the_old_folder_and_nothing_else(tmp_path):
