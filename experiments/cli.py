@@ -5,33 +5,12 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands import (
-    archive,
-    bench,
-    config,
-    demo,
-    doctor,
-    drift,
-    embed,
-    encode,
-    features,
-    fuzz,
-    generate,
-    importance,
-    imports,
-    loadtest,
-    package,
-    publish,
-    refresh,
-    replay,
-    report,
-    serve,
-    soak,
-    sweep,
-    train,
-    validate,
-)
-from experiments.quiet import quiet_imports
+from experiments.commands import bench, config, demo, doctor
+from experiments.commands.encoders import embed, encode
+from experiments.commands.inputs import features, generate, imports, validate
+from experiments.commands.rankers import importance, publish, report, sweep, train
+from experiments.commands.serving import archive, drift, fuzz, loadtest, package, refresh, replay, serve, soak
+from experiments.runtime.quiet import quiet_imports
 
 app = typer.Typer(
     name="dashclip",

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from features.files import sha256_of
+from features.artifacts import sha256_of
+from features.columns.transforms import Transform
 from features.schema import Config, FeatureConfig
-from features.transforms import Transform
 
 #: Raised when a reader of the old format would misread the new one.
 FORMAT = 1
@@ -94,7 +94,7 @@ class Manifest(Config):
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """A folder written by `features.build.build`. Arrays are memory-mapped and read-only."""
+    """A folder written by `features.offline.build.build`. Arrays are memory-mapped and read-only."""
 
     folder: Path
     manifest: Manifest

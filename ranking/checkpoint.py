@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from features.files import atomic_folder, atomic_write_json, sha256_of
+from features.artifacts import atomic_folder, atomic_write_json, sha256_of
 from ranking.model import Ranker
 
 

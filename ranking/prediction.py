@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features.loader import BatchLoader
+from features.batches.loader import BatchLoader
 from ranking.model import Ranker
 
 

@@ -25,14 +25,14 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from features.artifacts import atomic_write_bytes, atomic_write_json
+from features.batches.loader import BatchLoader
 from features.feature_set import FeatureSet
-from features.files import atomic_write_bytes, atomic_write_json
-from features.loader import BatchLoader
 from ranking.checkpoint import load_ranker_weights, read_checkpoint
 from ranking.metrics import RankingMetrics, evaluate
 from ranking.model import Ranker, RankerConfig, RankerInputs, build_ranker
 from ranking.prediction import predict
-from ranking.semantic_inputs import SemanticInputs, join_tables
+from ranking.pretrained_tables import SemanticInputs, join_tables
 from ranking.train import OnStep, TrainingConfig, resolve_precision, train
 
 #: Columns of the test split that travel with the predictions, so that a report needs nothing else.

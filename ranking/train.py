@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from features.batch import Batch
-from features.files import atomic_write_json
-from features.loader import BatchLoader
+from features.artifacts import atomic_write_json
+from features.batches.batch import Batch
+from features.batches.loader import BatchLoader
 from ranking.checkpoint import (
     Checkpoint,
     latest_checkpoint,

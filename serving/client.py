@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from serving import arrow_codec, json_codec
-from serving.protocol import RequestError, ScoreReply, ScoreRequest
+from serving.wire import arrow_codec, json_codec
+from serving.wire.request import RequestError, ScoreReply, ScoreRequest
 
 Format = Literal["json", "arrow"]
 

@@ -22,11 +22,11 @@ import torch
 from numpy.typing import NDArray
 
 from ranking.model import RankerConfig, RankerInputs, SemanticConfig, build_ranker
-from serving.compile import BackendName, compile_ranker, load_compiled
-from serving.ranker_weights import product_projections, tables_of
-from serving.request_ranker import RankerShape, RequestRanker
-from serving.scoring import RankerScorer, ScoringBatch, array_inputs, table_inputs
-from serving.tables import ServingTable, TableDtype, open_table, write_table
+from serving.package.tables import ServingTable, TableDtype, open_table, write_table
+from serving.packaging.from_ranker import product_projections, tables_of
+from serving.scoring.compile import BackendName, compile_ranker, load_compiled
+from serving.scoring.ranker_scorer import RankerScorer, ScoringBatch, array_inputs, table_inputs
+from serving.scoring.request_ranker import RankerShape, RequestRanker
 
 CANDIDATES = (1, 20, 100, 300)
 PRODUCTS, QUERIES, DIM, PURCHASES = 200_000, 100_000, 256, 30

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.result_table import ResultTable, machine_note
-from experiments.benchmarks.serving_tables import serving_tables
-from features.files import atomic_write_bytes
+from experiments.benchmarks.serving.tables import serving_tables
+from features.artifacts import atomic_write_bytes
 
 PARTS = ("training", "features", "loader", "scaling", "encoders", "serving")
 

@@ -134,7 +134,7 @@ def bench(
     from rich.console import Console
 
     from experiments.benchmarks.tables import PARTS, read_result, tables_of, update_document
-    from features.files import atomic_write_json
+    from features.artifacts import atomic_write_json
 
     console = Console()
     encoders = _EncoderOptions(size, device, precision, compiled, batch_rows)
@@ -240,7 +240,11 @@ def _benchmark(
 ) -> dict[str, Any]:
     match name:
         case "training":
-            from experiments.benchmarks.training import QUICK, TrainingBenchmark, run_training_benchmark
+            from experiments.benchmarks.training.training import (
+                QUICK,
+                TrainingBenchmark,
+                run_training_benchmark,
+            )
 
             sizes = QUICK if quick else TrainingBenchmark()
             return run_training_benchmark(
@@ -252,17 +256,17 @@ def _benchmark(
                 progress=report,
             )
         case "features":
-            from experiments.benchmarks.feature_build import FeatureBenchmark, run_feature_benchmark
+            from experiments.benchmarks.features.feature_build import FeatureBenchmark, run_feature_benchmark
 
             build = FeatureBenchmark(500_000, 200_000) if quick else FeatureBenchmark()
             return run_feature_benchmark(build, work=work, progress=report)
         case "loader":
-            from experiments.benchmarks.loading import LoaderBenchmark, run_loader_benchmark
+            from experiments.benchmarks.features.loading import LoaderBenchmark, run_loader_benchmark
 
             loader = LoaderBenchmark(200_000, 80_000, seconds=2) if quick else LoaderBenchmark()
             return run_loader_benchmark(loader, work=work, progress=report)
         case "encoders":
-            from experiments.benchmarks.encoder_throughput import run_encoder_benchmark, setting
+            from experiments.benchmarks.encoders.throughput import run_encoder_benchmark, setting
 
             chosen = setting(
                 encoders.size,
@@ -274,8 +278,8 @@ def _benchmark(
             )
             return run_encoder_benchmark(chosen, work=work, progress=report)
         case "serving":
-            from experiments.benchmarks.serving import QUICK as QUICK_SERVING
-            from experiments.benchmarks.serving import ServingBenchmark, run_serving_benchmark
+            from experiments.benchmarks.serving.benchmark import QUICK as QUICK_SERVING
+            from experiments.benchmarks.serving.benchmark import ServingBenchmark, run_serving_benchmark
 
             return run_serving_benchmark(
                 QUICK_SERVING if quick else ServingBenchmark(),
@@ -285,7 +289,7 @@ def _benchmark(
                 progress=report,
             )
         case _:
-            from experiments.benchmarks.scaling import ScalingBenchmark, run_scaling_benchmark
+            from experiments.benchmarks.features.scaling import ScalingBenchmark, run_scaling_benchmark
 
             scaling = ScalingBenchmark(30_000, 12_000) if quick else ScalingBenchmark()
             return run_scaling_benchmark(scaling, work=work, progress=report)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from experiments.sweep import PlannedRun, SweepConfig
+    from experiments.sweeps.sweep import PlannedRun, SweepConfig
 
 Size = Literal["tiny", "small", "medium", "large"]
 
@@ -52,13 +52,13 @@ def demo(
     """
     from rich.console import Console
 
-    from experiments.commands.embed import lsa
-    from experiments.commands.features import build_command
-    from experiments.commands.generate import generate_marketplace
-    from experiments.commands.importance import importance
-    from experiments.commands.report import report
-    from experiments.commands.sweep import exit_if_failed, run_sweep
-    from experiments.sweep import plan, share_of_cores
+    from experiments.commands.encoders.embed import lsa
+    from experiments.commands.inputs.features import build_command
+    from experiments.commands.inputs.generate import generate_marketplace
+    from experiments.commands.rankers.importance import importance
+    from experiments.commands.rankers.report import report
+    from experiments.commands.rankers.sweep import exit_if_failed, run_sweep
+    from experiments.sweeps.sweep import plan, share_of_cores
 
     console = Console()
     config = sweep_config(out, seeds)
@@ -101,7 +101,7 @@ def demo(
 def sweep_config(out: Path, seeds: int) -> "SweepConfig":
     """The shipped sweep over what lies in `out`; variants with tables of their own read those of LSA."""
     from experiments.config import load_config
-    from experiments.sweep import SweepConfig
+    from experiments.sweeps.sweep import SweepConfig
 
     data, features, lsa_tables, _, embeddings = _parts(out)
     config = load_config(Path("demo"), SweepConfig)
@@ -138,14 +138,14 @@ def make_embeddings(out: Path, config: Path, runs: Sequence["PlannedRun"], proce
     """
     from rich.console import Console
 
-    from experiments.commands.encode import (
+    from experiments.commands.encoders.encode import (
         align_command,
         evaluate_command,
         pretrain_command,
         probe_command,
         run_command,
     )
-    from experiments.runs_meanwhile import trained_meanwhile
+    from experiments.sweeps.meanwhile import trained_meanwhile
 
     console = Console()
     data, _, lsa_tables, encoders, embeddings = _parts(out)
@@ -177,7 +177,7 @@ def delete_demo(out: Path, variants: Iterable[str]) -> None:
     Raises:
         FileExistsError: data, features or embeddings of `out` are of another kind; nothing is deleted then.
     """
-    from features.files import refuse_foreign_folder
+    from features.artifacts import refuse_foreign_folder
 
     parts = _parts(out)
     for part, (ours, _) in parts.items():
@@ -210,7 +210,7 @@ def refuse_another_demo(out: Path, tables: Mapping[str, Path | None], *, size: S
     """
     from experiments.marketplace.config import MarketplaceConfig
     from experiments.marketplace.generate import DESCRIPTION
-    from features.files import refuse_foreign_folder
+    from features.artifacts import refuse_foreign_folder
 
     advice = "use --fresh or another --out"
     parts = _parts(out)
@@ -241,10 +241,10 @@ def refuse_another_demo(out: Path, tables: Mapping[str, Path | None], *, size: S
 
 def _parts(out: Path) -> dict[Path, tuple[Callable[[Path], bool], str]]:
     """Each folder that the runs are made from: what recognises it, and a file in it that tells its age."""
-    from embeddings.lsa import holds_only_lsa_tables
-    from embeddings.table import is_table
+    from embeddings.embedding_table import is_table
+    from embeddings.tables.lsa import holds_only_lsa_tables
     from experiments.marketplace.generate import DESCRIPTION, is_marketplace
-    from features.build import is_feature_set
+    from features.offline.build import is_feature_set
 
     return {
         out / "data": (is_marketplace, DESCRIPTION),

@@ -25,7 +25,7 @@ def doctor(
     from rich.console import Console
     from rich.table import Table
 
-    from experiments.doctor import diagnose, exit_code
+    from experiments.runtime.doctor import diagnose, exit_code
 
     console = Console()
     with console.status("checking"):

@@ -28,9 +28,9 @@ import pyarrow.parquet as pq
 from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from embeddings.lsa import lsa_vectors, normalise_text
-from features.files import atomic_folder, atomic_write_json, json_file_has, refuse_to_replace_input
-from features.tables import InputError
+from embeddings.tables.lsa import lsa_vectors, normalise_text
+from features.artifacts import atomic_folder, atomic_write_json, json_file_has, refuse_to_replace_input
+from features.inputs.tables import InputError
 
 Progress = Callable[[str, int, int], None]
 

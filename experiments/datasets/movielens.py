@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.files import atomic_folder, atomic_write_json, json_file_has, refuse_to_replace_input
-from features.tables import InputError
+from features.artifacts import atomic_folder, atomic_write_json, json_file_has, refuse_to_replace_input
+from features.inputs.tables import InputError
 
 #: A rating at least this high is a click, and the film joins the user's history.
 LIKED = 4

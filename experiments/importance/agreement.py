@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from experiments.importance.result import Agreement, Method, MethodAgreement, SeedAgreement
-from experiments.statistics import percentile_interval
+from experiments.statistics.intervals import percentile_interval
 
 Floats = NDArray[np.float64]
 

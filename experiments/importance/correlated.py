@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from experiments.importance.methods.tower_inputs import InputLayout
 from experiments.importance.model_features import Feature
 from experiments.importance.result import CorrelatedPair
 from experiments.importance.split_rows import SplitRows
-from experiments.importance.tower_inputs import InputLayout
 
 Floats = NDArray[np.float64]
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from experiments.environment import commit, environment
 from experiments.importance.correlated import CandidatePair, correlated_pairs, described
+from experiments.importance.methods.perturbation import BATCH_ROWS, Progress
 from experiments.importance.model_features import features_of, groups_of, joined
 from experiments.importance.parts import Parts
-from experiments.importance.perturbation import BATCH_ROWS, Progress
 from experiments.importance.result import ALL, METHODS, ImportanceReport, Method
 from experiments.importance.run_parts import RunMeasurement
 from experiments.importance.slices import Partition, partitions_of, whole
@@ -26,6 +25,7 @@ from experiments.importance.summary import (
     mean_importance,
     slice_rows_of,
 )
+from experiments.runtime.environment import commit, environment
 from features.feature_set import FeatureSet
 from ranking.run import RunConfig, input_fingerprints
 

@@ -9,8 +9,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from experiments.importance.model_features import Feature, counter_sides
+from features.artifacts import atomic_folder, atomic_write_json
 from features.feature_set import FeatureSet, Manifest
-from features.files import atomic_folder, atomic_write_json
 
 
 def narrow_manifest(manifest: Manifest, dropped: Collection[Feature]) -> Manifest:

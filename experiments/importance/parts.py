@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from features.files import atomic_write_json
+from features.artifacts import atomic_write_json
 
 #: Raised when parts of older versions would mean something else.
 _FORMAT = 1

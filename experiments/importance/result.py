@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from features.files import atomic_write_bytes
+from features.artifacts import atomic_write_bytes
 
 Method = Literal["permutation", "ablation", "integrated_gradients"]
 Metric = Literal["auc", "logloss", "logit"]

@@ -6,15 +6,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.importance.attribution import STEPS, integrated_gradients
+from experiments.importance.methods.attribution import STEPS, integrated_gradients
+from experiments.importance.methods.permutations import row_permutation
+from experiments.importance.methods.perturbation import Measured, Progress, SliceMetrics, measure_exchanges
+from experiments.importance.methods.tower_inputs import InputLayout
 from experiments.importance.model_features import Feature
 from experiments.importance.parts import Parts
-from experiments.importance.permutations import row_permutation
-from experiments.importance.perturbation import Measured, Progress, SliceMetrics, measure_exchanges
 from experiments.importance.result import ALL, Method
 from experiments.importance.slices import Mask, Partition
 from experiments.importance.split_rows import SplitRows
-from experiments.importance.tower_inputs import InputLayout
 from features.feature_set import FeatureSet
 from ranking.run import Run, RunConfig, load_run
 

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from experiments.importance.measure import MeasureOptions, measure
-from experiments.importance.perturbation import Progress
-from experiments.job_pool import Job, JobProgress, Tell, run_jobs
+from experiments.importance.methods.perturbation import Progress
+from experiments.runtime.job_pool import Job, JobProgress, Tell, run_jobs
 
 
 def measure_parts(

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.environment import environment
 from experiments.importance.measure import MeasureOptions, measure
+from experiments.importance.methods.perturbation import Progress
 from experiments.importance.model_features import Feature, features_of
 from experiments.importance.narrow_features import write_narrow
-from experiments.importance.perturbation import Progress
 from experiments.importance.result import Selection, SelectionSide
-from experiments.statistics import paired_difference
-from features.batch import Batch
+from experiments.runtime.environment import environment
+from experiments.statistics.intervals import paired_difference
+from features.batches.batch import Batch
 from features.feature_set import FeatureSet, Manifest
 from ranking.model import RankerConfig
 from ranking.run import Run, RunConfig, execute_run, is_finished, load_run

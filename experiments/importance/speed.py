@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.importance.captum_peer import captum_permutation
+from experiments.importance.captum_comparison import captum_permutation
+from experiments.importance.methods.permutations import row_permutation
+from experiments.importance.methods.perturbation import Progress, measure_exchanges
 from experiments.importance.model_features import features_of
-from experiments.importance.permutations import row_permutation
-from experiments.importance.perturbation import Progress, measure_exchanges
 from experiments.importance.result import ALL
 from experiments.importance.run_parts import layout_of
 from experiments.importance.split_rows import open_split

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from features.batch import SEMANTIC_KEYS, Batch, one_id_each
+from features.batches.batch import SEMANTIC_KEYS, Batch, one_id_each
+from features.batches.pretrained_rows import SemanticRows
 from features.feature_set import FeatureSet
-from features.semantic_rows import SemanticRows
 
 Rows = NDArray[np.int64]
 _INDEX = ("product_index", "query_index", "history_start", "history_end")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from experiments.importance.agreement import agreement
-from experiments.importance.attribution import STEPS
+from experiments.importance.methods.attribution import STEPS
 from experiments.importance.model_features import Feature
 from experiments.importance.result import (
     ALL,
@@ -21,7 +21,7 @@ from experiments.importance.result import (
     Spread,
 )
 from experiments.importance.run_parts import RunResult
-from experiments.statistics import paired_difference
+from experiments.statistics.intervals import paired_difference
 
 #: The metric by which methods are compared.
 _RANKING_METRIC: dict[Method, Metric] = {

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.marketplace.catalog import BoolArray, FloatArray, IntArray
 from experiments.marketplace.config import MarketplaceConfig
-from experiments.marketplace.purchases import PurchaseRows
-from experiments.marketplace.queries import Queries
-from experiments.marketplace.searches import SLOTS, ImpressionRows
+from experiments.marketplace.days.purchases import PurchaseRows
+from experiments.marketplace.days.searches import SLOTS, ImpressionRows
+from experiments.marketplace.world.catalog import BoolArray, FloatArray, IntArray
+from experiments.marketplace.world.queries import Queries
 
 
 class LogFacts:

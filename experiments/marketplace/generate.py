@@ -11,15 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.marketplace.catalog import Catalog, IntArray, make_catalog
 from experiments.marketplace.config import MarketplaceConfig
+from experiments.marketplace.days.purchases import DAY_US, OrderSimulator, PurchaseRows, sorted_by_time
+from experiments.marketplace.days.searches import SLATE_SIZES, SearchSimulator, match_pools, promotions
 from experiments.marketplace.facts import LogFacts
-from experiments.marketplace.images import write_images
-from experiments.marketplace.purchases import DAY_US, OrderSimulator, PurchaseRows, sorted_by_time
-from experiments.marketplace.queries import Queries, make_queries
-from experiments.marketplace.relevance import Labels, label_pairs
-from experiments.marketplace.searches import SLATE_SIZES, SearchSimulator, match_pools, promotions
-from experiments.marketplace.shoppers import PurchaseMemory, Shoppers, make_shoppers
 from experiments.marketplace.tables import (
     LogWriter,
     write_products,
@@ -27,7 +22,12 @@ from experiments.marketplace.tables import (
     write_relevance,
     write_users,
 )
-from features.files import atomic_folder, atomic_write_json, json_file_has
+from experiments.marketplace.world.catalog import Catalog, IntArray, make_catalog
+from experiments.marketplace.world.graders import Labels, label_pairs
+from experiments.marketplace.world.package_images import write_images
+from experiments.marketplace.world.queries import Queries, make_queries
+from experiments.marketplace.world.shoppers import PurchaseMemory, Shoppers, make_shoppers
+from features.artifacts import atomic_folder, atomic_write_json, json_file_has
 
 Progress = Callable[[str, int, int], None]
 

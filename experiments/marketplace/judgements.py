@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embeddings.retrieval import Judgements
-from experiments.marketplace.assortment import load_assortment
-from experiments.marketplace.catalog import BoolArray, IntArray
-from experiments.marketplace.queries import KINDS
+from embeddings.evaluation.retrieval import Judgements
+from experiments.marketplace.world.assortment import load_assortment
+from experiments.marketplace.world.catalog import BoolArray, IntArray
+from experiments.marketplace.world.queries import KINDS
 
 _NO_FACET = -1
 _PRODUCT_COLUMNS = [

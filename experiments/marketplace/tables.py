@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from experiments.marketplace.catalog import Catalog, IntArray
-from experiments.marketplace.purchases import PurchaseRows
-from experiments.marketplace.queries import KINDS, NONE, Queries
-from experiments.marketplace.relevance import Labels
-from experiments.marketplace.searches import ImpressionRows
-from experiments.marketplace.shoppers import DEVICES, Shoppers
+from experiments.marketplace.days.purchases import PurchaseRows
+from experiments.marketplace.days.searches import ImpressionRows
+from experiments.marketplace.world.catalog import Catalog, IntArray
+from experiments.marketplace.world.graders import Labels
+from experiments.marketplace.world.queries import KINDS, NONE, Queries
+from experiments.marketplace.world.shoppers import DEVICES, Shoppers
 
 #: `user_id` of the first user.
 FIRST_USER_ID = 1

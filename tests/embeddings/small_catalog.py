@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from embeddings.tokenizer import TextTokenizer
+from embeddings.catalog.tokenizer import TextTokenizer
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "black", "pink")
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "bar")

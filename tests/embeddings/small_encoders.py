@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from embeddings.align import AlignTask, Tuples
-from embeddings.alignment import AlignConfig
-from embeddings.catalog import ProductBatch, ProductCatalog, load_batch
-from embeddings.dashclip import DashClipEncoder
-from embeddings.distributed import Ranks
-from embeddings.encoder_config import EncoderConfig
-from embeddings.pretrain import PretrainTask
-from embeddings.pretraining import PretrainConfig
-from embeddings.relevance import TupleConfig, build_tuples, read_grades
+from embeddings.catalog.products import ProductBatch, ProductCatalog, load_batch
+from embeddings.encoders.config import EncoderConfig
+from embeddings.encoders.dashclip import DashClipEncoder
+from embeddings.relevance.build_tuples import TupleConfig, build_tuples, read_grades
+from embeddings.stages.stage1_model import PretrainConfig
+from embeddings.stages.stage1_task import PretrainTask
+from embeddings.stages.stage2_model import AlignConfig
+from embeddings.stages.stage2_task import AlignTask, Tuples
+from embeddings.training.ranks import Ranks
 from tests.embeddings.small_catalog import small_tokenizer
 
 NEGATIVES = 3

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embeddings.relevance import Grades, read_grades
+from embeddings.relevance.build_tuples import Grades, read_grades
 
 Row = tuple[str | None, int | None, int | None, str | None]
 

@@ -6,12 +6,12 @@ import pytest
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
+from experiments.ablation.plan import AblationConfig
 from experiments.cli import app
 from experiments.commands.config import first_comment, kind_of
 from experiments.config import SHIPPED, ConfigError, load_config
-from experiments.encoder_ablation import AblationConfig
-from experiments.encoders import EncodersConfig
-from experiments.sweep import SweepConfig, plan
+from experiments.encoders.pipeline import EncodersConfig
+from experiments.sweeps.sweep import SweepConfig, plan
 from features.schema import FeatureConfig
 from ranking.run import RunConfig
 

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features.offline.splits import DAY_US
 from features.schema import (
     CounterConfig,
     DenseFeature,
@@ -14,7 +15,6 @@ from features.schema import (
     SparseFeature,
     SplitConfig,
 )
-from features.splits import DAY_US
 
 HOUR_US = DAY_US // 24
 UTC_US = pa.timestamp("us", tz="UTC")

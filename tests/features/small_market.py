@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.build import build
 from features.feature_set import FeatureSet
-from features.online import FeatureRequest
+from features.offline.build import build
+from features.online.build_snapshot import build_snapshot
+from features.online.request_features import FeatureRequest
 from features.schema import DenseFeature, SparseFeature
-from features.snapshot_build import build_snapshot
 from tests.features.small_logs import CONFIG, random_tables, write_tables
 
 #: Columns that only the catalogue, only the log or both have, several features of one column, one without

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from features.batch import SEMANTIC_KEYS, Batch, bags, one_id_each
+from features.batches.batch import SEMANTIC_KEYS, Batch, bags, one_id_each
 from ranking.model import RankerConfig, RankerInputs, SemanticConfig
 
 DIM = 8

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from embeddings.table import EmbeddingTable
-from features.build import build
+from embeddings.embedding_table import EmbeddingTable
 from features.feature_set import FeatureSet
+from features.offline.build import build
 from features.schema import SplitConfig
 from ranking.model import RankerConfig, SemanticConfig
 from ranking.run import RunConfig

@@ -9,7 +9,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.inference.modules import quantize_inference_model
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from features.batch import SEMANTIC_KEYS, Batch, bags
+from features.batches.batch import SEMANTIC_KEYS, Batch, bags
 from ranking.checkpoint import (
     Checkpoint,
     load_ranker_weights,

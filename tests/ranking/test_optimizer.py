@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from features.batch import one_id_each
+from features.batches.batch import one_id_each
 from ranking.embedding_collection import TableSpec, trainable_collection
 from ranking.model import build_ranker
 from ranking.optimizer import OptimizerConfig, RankerOptimizer, dense_parameters

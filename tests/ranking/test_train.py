@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from embeddings.table import EmbeddingTable
-from features.loader import BatchLoader
+from embeddings.embedding_table import EmbeddingTable
+from features.batches.loader import BatchLoader
 from ranking.checkpoint import Checkpoint, ranker_weights, read_checkpoint
 from ranking.metrics import roc_auc
+from ranking.pretrained_tables import join_tables
 from ranking.run import execute_run, is_finished, load_run, open_run
-from ranking.semantic_inputs import join_tables
 from ranking.train import (
     Evaluation,
     TrainingConfig,

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from embeddings.table import EmbeddingTable
-from features.build import build
+from embeddings.embedding_table import EmbeddingTable
 from features.feature_set import FeatureSet
+from features.offline.build import build
+from features.offline.splits import DAY_US
 from features.schema import SplitConfig
-from features.splits import DAY_US
 from ranking.model import RankerConfig, SemanticConfig
 from ranking.run import RunConfig, execute_run
 from ranking.train import TrainingConfig
-from serving.package import PackageOptions, build_package
+from serving.packaging.build_package import PackageOptions, build_package
 from tests.features.small_logs import CONFIG, START_US, random_tables, write_tables
 
 DIM = 8

@@ -11,14 +11,14 @@ import torch
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from features.batch import bags, one_id_each
+from features.batches.batch import bags, one_id_each
 from ranking.embedding_collection import PooledEmbeddings, TableSpec, trainable_collection
 from ranking.model import DcnRanker, Ranker, RankerConfig, RankerInputs, SemanticConfig, build_ranker
 from ranking.towers import DcnTower
-from serving.ranker_weights import tables_of, vectors_of
-from serving.request_ranker import RankerShape, RequestRanker
-from serving.scoring import ScoringBatch
-from serving.tables import ServingTable, TableDtype, open_table, write_table
+from serving.package.tables import ServingTable, TableDtype, open_table, write_table
+from serving.packaging.from_ranker import tables_of, vectors_of
+from serving.scoring.ranker_scorer import ScoringBatch
+from serving.scoring.request_ranker import RankerShape, RequestRanker
 
 DENSE = ("price", "hour", "ctr")
 SPARSE_ROWS = {"user": 30, "brand": 7, "query": 12}

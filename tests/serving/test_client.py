@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from serving import arrow_codec
 from serving.client import ClientError, ScoreClient, Tokens
-from serving.endpoint import Body, Endpoint
-from serving.protocol import RequestError, ScoreRequest
-from tests.serving.stand_in_handler import stand_in_score, stand_in_scorer
+from serving.servers.endpoint import Body, Endpoint
+from serving.wire import arrow_codec
+from serving.wire.request import RequestError, ScoreRequest
+from tests.serving.servers.stand_in_handler import stand_in_score, stand_in_scorer
 
 REQUEST = ScoreRequest(user_id=1, query="q", candidates=[101, 7])
 

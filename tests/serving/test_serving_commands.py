@@ -9,14 +9,14 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from experiments.cli import app
-from experiments.serving_files import archive_package, example_request, torchserve_version
-from serving.drift import LiveCounts
-from serving.endpoint import Body, Endpoint
-from serving.opening import open_package
-from serving.package_manifest import PackageManifest
-from serving.parity import read_requests
-from serving.protocol import MAX_CANDIDATES
-from tests.serving.test_torchserve import five_free_ports
+from experiments.serving_checks.serving_files import archive_package, example_request, torchserve_version
+from serving.package.manifest import PackageManifest
+from serving.package.parity import read_requests
+from serving.servers.drift import LiveCounts
+from serving.servers.endpoint import Body, Endpoint
+from serving.servers.opening import open_package
+from serving.wire.request import MAX_CANDIDATES
+from tests.serving.servers.test_torchserve import five_free_ports
 
 
 def run(*arguments: object) -> Result:

@@ -6,10 +6,10 @@ Shapes: N rows, F dense features, D width of the vectors.
 import numpy as np
 import torch
 
+from experiments.importance.methods.tower_inputs import InputLayout
 from experiments.importance.model_features import Feature
 from experiments.importance.split_rows import SplitRows
-from experiments.importance.tower_inputs import InputLayout
-from features.semantic_rows import PurchaseBags, SemanticRows
+from features.batches.pretrained_rows import PurchaseBags, SemanticRows
 from ranking.model import RankerConfig, RankerInputs, SemanticConfig, TwoTowerRanker, build_ranker
 from tests.ranking.random_batches import DIM, SPARSE_ROWS, inputs
 

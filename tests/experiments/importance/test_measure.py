@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from embeddings.table import EmbeddingTable
+from embeddings.embedding_table import EmbeddingTable
 from experiments.cli import app
 from experiments.importance.measure import MeasureOptions, measure
 from experiments.importance.model_features import features_of
@@ -18,8 +18,8 @@ from experiments.importance.seeds_together import measure_parts
 from experiments.importance.selection import dispensable, select_and_retrain
 from experiments.importance.speed import compare_with_captum
 from experiments.importance.split_rows import open_split
-from features.build import build
 from features.feature_set import FeatureSet
+from features.offline.build import build
 from features.schema import SparseFeature, SplitConfig
 from ranking.model import RankerConfig
 from ranking.run import RunConfig, execute_run, load_run

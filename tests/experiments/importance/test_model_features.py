@@ -2,8 +2,8 @@
 
 import pytest
 
+from experiments.importance.methods.tower_inputs import InputLayout
 from experiments.importance.model_features import counter_sides, features_of, groups_of
-from experiments.importance.tower_inputs import InputLayout
 from features.feature_set import FeatureSet
 from features.schema import CounterConfig
 from ranking.model import RankerConfig, SemanticConfig

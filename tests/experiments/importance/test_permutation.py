@@ -7,13 +7,18 @@ from captum.attr import FeatureAblation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.importance.captum_peer import captum_permutation
+from experiments.importance.captum_comparison import captum_permutation
+from experiments.importance.methods.permutations import row_permutation
+from experiments.importance.methods.perturbation import (
+    Measured,
+    exchanged_logits,
+    measure_exchanges,
+    slice_metrics,
+)
+from experiments.importance.methods.shared_forward import TILE_ROWS, SharedForward
+from experiments.importance.methods.tower_inputs import InputLayout
 from experiments.importance.model_features import Feature, joined
-from experiments.importance.permutations import row_permutation
-from experiments.importance.perturbation import Measured, exchanged_logits, measure_exchanges, slice_metrics
-from experiments.importance.shared_forward import TILE_ROWS, SharedForward
 from experiments.importance.split_rows import SplitRows
-from experiments.importance.tower_inputs import InputLayout
 from ranking.metrics import roc_auc
 from tests.experiments.importance.planted import (
     BY_NAME,

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from experiments.importance.agreement import spearman
-from experiments.importance.attribution import integrated_gradients, row_attributions
-from experiments.importance.permutations import row_permutation
-from experiments.importance.perturbation import measure_exchanges
-from experiments.importance.shared_forward import SharedForward
+from experiments.importance.methods.attribution import integrated_gradients, row_attributions
+from experiments.importance.methods.permutations import row_permutation
+from experiments.importance.methods.perturbation import measure_exchanges
+from experiments.importance.methods.shared_forward import SharedForward
+from experiments.importance.methods.tower_inputs import InputLayout
 from experiments.importance.split_rows import SplitRows
-from experiments.importance.tower_inputs import InputLayout
 from tests.experiments.importance.planted import BY_NAME, FEATURES, planted_layout, random_layout, split_rows
 from tests.ranking.random_batches import RANKERS
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.importance.methods.permutations import row_permutation
+from experiments.importance.methods.perturbation import exchanged_logits
+from experiments.importance.methods.shared_forward import SharedForward
+from experiments.importance.methods.tower_inputs import TowerInputs
 from experiments.importance.model_features import Feature, joined
-from experiments.importance.permutations import row_permutation
-from experiments.importance.perturbation import exchanged_logits
-from experiments.importance.shared_forward import SharedForward
-from experiments.importance.tower_inputs import TowerInputs
 from ranking.model import RankerConfig, SemanticConfig
 from tests.experiments.importance.planted import (
     BY_NAME,
@@ -78,7 +78,7 @@ def changed_inputs(
 
         monkeypatch.setattr(tower, "rest", recorded)
     monkeypatch.setattr(
-        "experiments.importance.shared_forward._Change.rows", lambda self: torch.ones(300) > 0
+        "experiments.importance.methods.shared_forward._Change.rows", lambda self: torch.ones(300) > 0
     )
     forward.exchanged(state, other, layout.columns(feature))
     return base, other, {"columns": layout.columns(feature), **seen}

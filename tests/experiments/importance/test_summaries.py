@@ -16,13 +16,13 @@ from experiments.importance.correlated import (
     described,
 )
 from experiments.importance.folders import default_out, run_folders
+from experiments.importance.methods.permutations import row_permutation
+from experiments.importance.methods.perturbation import measure_exchanges
 from experiments.importance.parts import Parts
-from experiments.importance.permutations import row_permutation
-from experiments.importance.perturbation import measure_exchanges
 from experiments.importance.result import ImportanceFileError, ImportanceReport, methods_named
 from experiments.importance.slices import MIN_CLASS_ROWS, Partition
 from tests.experiments.importance.planted import BY_NAME, FEATURES, planted_layout, random_layout, split_rows
-from tests.experiments.importance_reports import made_report
+from tests.experiments.reports.importance_reports import made_report
 from tests.ranking.random_batches import RANKERS
 
 NAMES = [f"feature {i}" for i in range(12)]

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from experiments.marketplace.catalog import Catalog, make_catalog
 from experiments.marketplace.config import MarketplaceConfig
 from experiments.marketplace.generate import generate
-from experiments.marketplace.queries import Queries, make_queries
-from experiments.marketplace.shoppers import Shoppers, make_shoppers
+from experiments.marketplace.world.catalog import Catalog, make_catalog
+from experiments.marketplace.world.queries import Queries, make_queries
+from experiments.marketplace.world.shoppers import Shoppers, make_shoppers
 
 
 @dataclass(frozen=True)

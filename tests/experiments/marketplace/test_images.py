@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.marketplace.images import draw_package
-from experiments.marketplace.packages import package_of
+from experiments.marketplace.world.package_images import draw_package
+from experiments.marketplace.world.package_shapes import package_of
 
 DICE = np.array([0.5, 0.5, 0.5, 0.5, 0.9, 0.5])  # the fifth: this package does not write its variety
 

@@ -5,13 +5,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from embeddings.retrieval import Judgements
-from experiments.marketplace.assortment import FLAGS
-from experiments.marketplace.catalog import make_catalog
+from embeddings.evaluation.retrieval import Judgements
 from experiments.marketplace.generate import _CATALOG, _QUERIES, _child
 from experiments.marketplace.judgements import MarketplaceTruth
-from experiments.marketplace.queries import KINDS, make_queries
-from experiments.marketplace.relevance import true_grades
+from experiments.marketplace.world.assortment import FLAGS
+from experiments.marketplace.world.catalog import make_catalog
+from experiments.marketplace.world.graders import true_grades
+from experiments.marketplace.world.queries import KINDS, make_queries
 
 
 def dense(judgements: Judgements) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 from experiments.marketplace.config import MarketplaceConfig
 from experiments.marketplace.generate import generate
 from experiments.marketplace.tables import IMPRESSIONS, PURCHASES
-from features.files import sha256_of
+from features.artifacts import sha256_of
 
 TABLES = ("products", "relevance", "impressions", "purchases")
 DAY = np.timedelta64(1, "D")

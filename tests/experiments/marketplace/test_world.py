@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.marketplace.assortment import USE_CASES, brand_names, load_assortment
-from experiments.marketplace.catalog import flag_names
-from experiments.marketplace.clicks import ClickCauses, click_delays_us, click_logits, sigmoid
 from experiments.marketplace.config import ClickModel, MarketplaceConfig, TasteModel
-from experiments.marketplace.pools import ProductPools
-from experiments.marketplace.queries import KINDS, NONE, WANTED, misspell
-from experiments.marketplace.relevance import count_facets, human_grades, llm_grades, true_grades
-from experiments.marketplace.searches import match_pools
-from experiments.marketplace.shoppers import PurchaseMemory, taste_affinity
+from experiments.marketplace.days.clicks import ClickCauses, click_delays_us, click_logits, sigmoid
+from experiments.marketplace.days.searches import match_pools
+from experiments.marketplace.world.assortment import USE_CASES, brand_names, load_assortment
+from experiments.marketplace.world.catalog import flag_names
+from experiments.marketplace.world.graders import count_facets, human_grades, llm_grades, true_grades
+from experiments.marketplace.world.pools import ProductPools
+from experiments.marketplace.world.queries import KINDS, NONE, WANTED, misspell
+from experiments.marketplace.world.shoppers import PurchaseMemory, taste_affinity
 
 
 def test_every_use_case_names_known_types():

@@ -1,0 +1,1 @@
+"""The catalogue as encoders see it: products, titles, images, tokens and what is held out."""

@@ -1,0 +1,318 @@
+"""The products of a data folder as encoders see them: pixels and title tokens, and which products look alike.
+
+Missing images and titles are a supported case: they are counted, and flagged in each batch.
+
+Shapes: P products, B products in a batch, C = 3 colours, H = W = image side, T title tokens.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from embeddings.catalog.images import (
+    AugmentationConfig,
+    ImageUnreadable,
+    Pixels,
+    augment,
+    load_image,
+    to_pixels,
+)
+from embeddings.catalog.inputs import open_input_table
+from embeddings.catalog.lookalikes import groups_of_lookalikes
+from embeddings.catalog.tokenizer import TextTokenizer
+
+Modality = Literal["image", "text"]
+Unreadable = Callable[[int, ImageUnreadable], None]
+T = TypeVar("T")
+
+
+class CatalogError(ValueError):
+    """A products table that encoders cannot work with; the message names the column or the product."""
+
+
+@dataclass(frozen=True)
+class CatalogSummary:
+    """How many products there are, and how many lack a title, an image, or both."""
+
+    products: int
+    without_title: int
+    without_image: int
+    without_both: int
+
+
+@dataclass(frozen=True, eq=False)
+class ProductCatalog:
+    """Products in the order of their table; a title "" and an image path None mean that there is none."""
+
+    ids: pa.Array
+    titles: list[str]
+    image_paths: list[Path | None]
+    aisles: list[str]
+
+    @classmethod
+    def open(
+        cls,
+        data: Path,
+        *,
+        modalities: Sequence[Modality] = ("image", "text"),
+        text_columns: Sequence[str] = ("title",),
+    ) -> Self:
+        """Read the products of a data folder; a modality left out reads as missing for all.
+
+        `text_columns` are joined by spaces, nulls left out. A table without a column `image` or `aisle` is
+        one without images or aisles. No image is opened.
+
+        Raises:
+            CatalogError: the table or a text column lacks, an id is null or repeated, or the path of an image
+                leads out of the folder.
+        """
+        data = Path(data)
+        unknown = set(modalities) - {"image", "text"}
+        if unknown or not modalities:
+            raise CatalogError(f'modalities must be some of "image" and "text", got {list(modalities)}')
+        table = open_input_table(data, "products")
+        if table is None:
+            raise CatalogError(f"{data} has no products.parquet and no products/; every data set needs one")
+        present = table.schema.names
+        texts = list(text_columns) if "text" in modalities else []
+        lacking = [name for name in ("product_id", *texts) if name not in present]
+        if lacking:
+            raise CatalogError(
+                f"products of {data} must have the columns {lacking}; they have {', '.join(present)}"
+            )
+        wanted = ["product_id", *texts, *(["image"] if "image" in modalities else []), "aisle"]
+        content = table.to_table(columns=[name for name in dict.fromkeys(wanted) if name in present])
+        count = len(content)
+        images = _strings(content, "image") if "image" in modalities else [""] * count
+        columns = [_strings(content, name) for name in texts]
+        return cls(
+            ids=_checked_ids(content.column("product_id"), data),
+            titles=[" ".join(" ".join(parts).split()) for parts in zip(*columns, strict=True)]
+            if columns
+            else [""] * count,
+            image_paths=_image_paths(data, images),
+            aisles=_strings(content, "aisle"),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def group_P(self) -> npt.NDArray[np.int64]:
+        """Products that must never be each other's negatives have one number, that of the first of them.
+
+        Computed when first asked for, since it reads the images whose file sizes coincide.
+        """
+        return groups_of_lookalikes(self.titles, self.image_paths)
+
+    def summary(self) -> CatalogSummary:
+        """Counts of products and of what they lack; a named image file may still be unreadable."""
+        no_title_P = np.array([not title for title in self.titles], dtype=bool)
+        no_image_P = np.array([path is None for path in self.image_paths], dtype=bool)
+        return CatalogSummary(
+            products=len(self),
+            without_title=int(no_title_P.sum()),
+            without_image=int(no_image_P.sum()),
+            without_both=int((no_title_P & no_image_P).sum()),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ProductBatch:
+    """B products ready for an encoder.
+
+    `pixels_BCHW` float32 is zeros where `has_image_B` is False; `ids_BT`, `mask_BT` int64 are [CLS] [SEP]
+    where there is no title. `has_title_B` is False too for a title without a known piece. `index_B` int64 is
+    the position of each product in the catalogue.
+    """
+
+    pixels_BCHW: torch.Tensor
+    has_image_B: torch.Tensor
+    ids_BT: torch.Tensor
+    mask_BT: torch.Tensor
+    has_title_B: torch.Tensor
+    index_B: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.index_B)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "ProductBatch":
+        """The same batch with every tensor on `device`."""
+        return ProductBatch(
+            **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in vars(self).items()}
+        )
+
+
+def load_batch(
+    catalog: ProductCatalog,
+    tokenizer: TextTokenizer,
+    index_B: npt.ArrayLike,
+    *,
+    image_size: int,
+    max_title_tokens: int,
+    augmentation: AugmentationConfig | None = None,
+    seed: tuple[int, ...] = (),
+    unreadable: Unreadable | None = None,
+    threads: int = 1,
+) -> ProductBatch:
+    """Read the images and titles of the products at `index_B`.
+
+    With `augmentation` each image changes by draws from (*seed, product index): put the epoch into `seed`,
+    and the result depends on neither batch, rank nor worker. An unreadable image counts as missing and is
+    passed to `unreadable` with its product index. `threads` decode side by side (decoding releases the
+    interpreter lock).
+
+    Raises:
+        ImageUnreadable: an image cannot be read and `unreadable` is None.
+        CatalogError: an index is not one of the catalogue.
+    """
+    rows_B = np.asarray(index_B, dtype=np.int64)
+    outside_B = (rows_B < 0) | (rows_B >= len(catalog))
+    if outside_B.any():
+        raise CatalogError(
+            f"product indexes must be from 0 to {len(catalog) - 1}, got {int(rows_B[outside_B][0])}"
+        )
+    rows = rows_B.tolist()
+
+    def read(row: int) -> Pixels | ImageUnreadable | None:
+        path = catalog.image_paths[row]
+        if path is None:
+            return None
+        try:
+            image = load_image(path, size=image_size)
+        except ImageUnreadable as error:
+            return error
+        if augmentation is None:
+            return image
+        return augment(image, np.random.default_rng((*seed, row)), augmentation)
+
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            images = list(pool.map(read, rows))
+    else:
+        images = [read(row) for row in rows]
+    images_BCHW = np.zeros((len(rows), 3, image_size, image_size), np.uint8)
+    has_image_B = np.zeros(len(rows), dtype=bool)
+    for position, (row, image) in enumerate(zip(rows, images, strict=True)):
+        if isinstance(image, ImageUnreadable):
+            if unreadable is None:
+                raise image
+            unreadable(row, image)
+        elif image is not None:
+            images_BCHW[position] = image
+            has_image_B[position] = True
+    pixels_BCHW = to_pixels(images_BCHW)
+    has_image = torch.from_numpy(has_image_B)
+    pixels_BCHW[~has_image] = 0
+    tokens = tokenizer([catalog.titles[row] for row in rows], max_tokens=max_title_tokens)
+    return ProductBatch(
+        pixels_BCHW=pixels_BCHW,
+        has_image_B=has_image,
+        ids_BT=tokens.ids_BT,
+        mask_BT=tokens.mask_BT,
+        has_title_B=tokens.known_B,
+        index_B=torch.from_numpy(rows_B.copy()),
+    )
+
+
+def prefetch(iterable: Iterable[T], *, depth: int = 2) -> Iterator[T]:
+    """Go through `iterable` in one background thread, at most `depth` elements ahead (and one in the making).
+
+    An exception in it is raised here, after the elements before it. When the consumer stops early, the thread
+    ends with the element in the making, and `iterable` is closed.
+    """
+    if depth < 1:
+        raise ValueError(f"depth must be at least 1, got {depth}")
+    return _prefetched(iterable, depth)
+
+
+def _prefetched(iterable: Iterable[T], depth: int) -> Iterator[T]:
+    waiting: queue.Queue[tuple[str, T | None, BaseException | None]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def produce() -> None:
+        try:
+            for element in iterable:
+                waiting.put(("element", element, None))
+                if stopped.is_set():
+                    return
+            last: tuple[str, None, BaseException | None] = ("end", None, None)
+        except BaseException as error:
+            last = ("failure", None, error)
+        finally:
+            close = getattr(iterable, "close", None)
+            if close is not None:
+                close()
+        waiting.put(last)
+
+    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, element, error = waiting.get()
+            if kind == "element":
+                yield element  # type: ignore[misc]
+            elif error is not None:
+                raise error
+            else:
+                return
+    finally:
+        stopped.set()
+        # Room for the one put that may be under way; the thread looks at `stopped` after it.
+        while not waiting.empty():
+            waiting.get_nowait()
+        thread.join()
+
+
+def _checked_ids(column: pa.ChunkedArray, data: Path) -> pa.Array:
+    ids = column.combine_chunks()
+    if pa.types.is_dictionary(ids.type):
+        ids = ids.dictionary_decode()
+    if pa.types.is_integer(ids.type):
+        ids = ids.cast(pa.int64())
+    elif pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
+        ids = ids.cast(pa.string())
+    else:
+        raise CatalogError(f"product_id of {data} must be an integer or a string, got {ids.type}")
+    if ids.null_count:
+        row = pc.index(ids.is_null(), True).as_py()
+        raise CatalogError(f"product_id of {data} must not be null, but that of row {row} is; drop that row")
+    if pc.count_distinct(ids).as_py() != len(ids):
+        counts = pc.value_counts(ids)
+        first = counts.filter(pc.greater(counts.field("counts"), 1))[0]
+        raise CatalogError(
+            f"product_id of {data} must be unique, but {first['values'].as_py()!r} appears "
+            f"{first['counts'].as_py()} times; keep one row for each product (`dashclip validate` parts them)"
+        )
+    return ids
+
+
+def _strings(content: pa.Table, name: str) -> list[str]:
+    """A column as strings, "" for null; all "" when the column is absent."""
+    if name not in content.schema.names:
+        return [""] * len(content)
+    return pc.fill_null(content.column(name).cast(pa.string()), "").to_pylist()
+
+
+def _image_paths(data: Path, names: Sequence[str]) -> list[Path | None]:
+    paths: list[Path | None] = []
+    for row, name in enumerate(names):
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise CatalogError(
+                f"images must lie inside {data}, but that of row {row} of products is {name!r}; "
+                "`dashclip validate` parts such rows from the good ones"
+            )
+        paths.append(data / path if name else None)
+    return paths

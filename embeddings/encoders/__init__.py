@@ -1,0 +1,1 @@
+"""The DashCLIP encoders: their modules, their configuration and published weights."""

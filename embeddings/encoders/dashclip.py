@@ -1,0 +1,269 @@
+"""DashClipEncoder: product encoder, query encoder and tokenizer as one folder that is whole or absent.
+
+`config.json`, `tokenizer.json`, `model.safetensors` and `manifest.json` with the checksums of the others and
+what the weights were trained on. Loading runs no code from the folder.
+
+Shapes: B products or queries, D embedding width.
+"""
+
+import hashlib
+import json
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from embeddings.catalog.products import ProductBatch
+from embeddings.catalog.tokenizer import TextTokenizer, TokenizerError
+from embeddings.embedding_table import refuse_foreign_folder
+from embeddings.encoders.completion import Completion
+from embeddings.encoders.config import EncoderConfig
+from embeddings.encoders.modules import ProductEncoder, QueryEncoder, seeded
+from embeddings.files import atomic_folder, sha256_of
+
+#: initial: no training of ours; pretrained: after stage 1; aligned: after stage 2, with a query encoder.
+Stage = Literal["initial", "pretrained", "aligned"]
+
+CONFIG, TOKENIZER, MODEL, MANIFEST = "config.json", "tokenizer.json", "model.safetensors", "manifest.json"
+
+
+class EncoderError(ValueError):
+    """An encoder folder that cannot be read, or an encoder that cannot do what is asked of it."""
+
+
+class EncoderManifest(BaseModel):
+    """What `manifest.json` says about an encoder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[2]
+    encoder_id: str
+    stage: Stage
+    created: datetime
+    trained_on: dict[str, Any]
+    checksums: dict[str, str]
+
+
+@dataclass(eq=False)
+class DashClipEncoder:
+    """Both encoders and their tokenizer, ready to embed.
+
+    Before stage 2 there is no query encoder: then a query is a title to the text encoder, and a product is
+    the normalised mean of its image and text features, the only vectors that stage 1 aligns with each other.
+    """
+
+    config: EncoderConfig
+    tokenizer: TextTokenizer
+    product: ProductEncoder
+    query: QueryEncoder | None
+    stage: Stage
+    #: Stage, and checksum of weights, config and tokenizer. "unsaved" until they are written.
+    encoder_id: str = "unsaved"
+    trained_on: dict[str, Any] | None = None
+
+    @classmethod
+    def new(cls, config: EncoderConfig, tokenizer: TextTokenizer, *, seed: int) -> Self:
+        """Random weights from `seed`, no query encoder yet.
+
+        Raises:
+            EncoderError: the tokenizer has another number of tokens than the config.
+        """
+        _check_vocabulary(config, tokenizer)
+        product = seeded(lambda: ProductEncoder(config, enc_id=tokenizer.enc_id), seed)
+        return cls(config=config, tokenizer=tokenizer, product=product, query=None, stage="initial")
+
+    def with_query_encoder(self) -> Self:
+        """The same product encoder, and a query encoder that starts as a copy of its text encoder."""
+        query = seeded(lambda: QueryEncoder(self.config), 0)
+        query.start_from(self.product)
+        return type(self)(
+            config=self.config,
+            tokenizer=self.tokenizer,
+            product=self.product,
+            query=query,
+            stage=self.stage,
+            trained_on=self.trained_on,
+        ).to(self.device)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the weights."""
+        self.product.to(device)
+        if self.query is not None:
+            self.query.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.product.text_proj.weight.device
+
+    @torch.no_grad()
+    def embed_products(self, batch: ProductBatch) -> Tensor:
+        """Unit vectors, float32, (B, D); zeros for a product of which the encoder can read nothing."""
+        batch = batch.to(self.device)
+        self.product.eval()
+        if self.query is not None:
+            return self.product(batch).float()
+        image_BD, text_BD = self.unimodal_features(batch)
+        return normalize(image_BD + text_BD, dim=-1)
+
+    @torch.no_grad()
+    def unimodal_features(self, batch: ProductBatch) -> tuple[Tensor, Tensor]:
+        """Image and text features, unit vectors in ITC's space; zeros where a product has none."""
+        batch = batch.to(self.device)
+        self.product.eval()
+        image_BD = self.product.image_features(self.product.image_tokens(batch.pixels_BCHW)).float()
+        text_BTH = self.product.text_tokens(batch.ids_BT, batch.mask_BT)
+        text_BD = self.product.text_features(text_BTH, batch.mask_BT).float()
+        return image_BD * batch.has_image_B.unsqueeze(1), text_BD * batch.has_title_B.unsqueeze(1)
+
+    @torch.no_grad()
+    def embed_queries(self, queries: Sequence[str | None]) -> Tensor:
+        """Unit vectors, float32, (B, D); zeros for a query without a single known token."""
+        tokens = self.tokenizer(queries, max_tokens=self.config.max_query_tokens)
+        ids_BT, mask_BT = tokens.ids_BT.to(self.device), tokens.mask_BT.to(self.device)
+        if self.query is None:
+            self.product.eval()
+            vectors_BD = self.product.text_features(self.product.text_tokens(ids_BT, mask_BT), mask_BT)
+        else:
+            self.query.eval()
+            vectors_BD = self.query(ids_BT, mask_BT)
+        return vectors_BD.float() * tokens.known_B.to(self.device).unsqueeze(1)
+
+    def save(self, folder: Path, *, stage: Stage, trained_on: dict[str, Any]) -> Self:
+        """Write the folder and open it; an encoder that stood there is replaced once this one is complete.
+
+        Raises:
+            EmbeddingTableError: the folder holds something else.
+        """
+        folder = Path(folder)
+        refuse_foreign_folder(folder, ours=is_encoder)
+        modules = {"product": self.product, "query": self.query}
+        weights = {
+            f"{name}.{key}": value.detach().cpu().contiguous()
+            for name, module in modules.items()
+            if module is not None
+            for key, value in module.state_dict().items()
+        }
+        with atomic_folder(folder) as temporary:
+            (temporary / CONFIG).write_text(self.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            self.tokenizer.save(temporary / TOKENIZER)
+            save_file(weights, temporary / MODEL)
+            checksums = {name: sha256_of(temporary / name) for name in (CONFIG, TOKENIZER, MODEL)}
+            manifest = EncoderManifest(
+                format=2,
+                encoder_id=f"dashclip-{stage}-{_joint_checksum(checksums)[:12]}",
+                stage=stage,
+                created=datetime.now(UTC),
+                trained_on=trained_on,
+                checksums=checksums,
+            )
+            (temporary / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return self.load(folder, verify=False)
+
+    @classmethod
+    def load(cls, folder: Path, *, verify: bool = True) -> Self:
+        """Open a folder that `save` wrote.
+
+        Raises:
+            EncoderError: a file is missing or changed, or the weights do not fit the config.
+        """
+        folder = Path(folder)
+        manifest = _read_manifest(folder)
+        for name in (CONFIG, TOKENIZER, MODEL):
+            if not (folder / name).is_file():
+                raise EncoderError(f"{folder / name} is missing; write the encoder again")
+            if verify and sha256_of(folder / name) != manifest.checksums.get(name):
+                raise EncoderError(
+                    f"{folder / name} does not have the checksum of its manifest: it was truncated or "
+                    "changed; write the encoder again"
+                )
+        try:
+            config = EncoderConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
+            weights = load_file(folder / MODEL)
+            tokenizer = TextTokenizer.load(folder / TOKENIZER)
+        except (ValidationError, UnicodeDecodeError, SafetensorError, TokenizerError) as error:
+            raise EncoderError(f"{folder} cannot be read: {error}") from error
+        _check_vocabulary(config, tokenizer)
+        # Weights on the meta device are never drawn: loading assigns every one of them, or fails.
+        with torch.device("meta"):
+            product = ProductEncoder(config, enc_id=tokenizer.enc_id)
+            query = QueryEncoder(config) if any(name.startswith("query.") for name in weights) else None
+            if any(name.startswith("product.completion.") for name in weights):
+                product.completion = Completion(config.embedding_dim, config.vocab_size)
+        for prefix, module in (("product.", product), ("query.", query)):
+            if module is None:
+                continue
+            own = {name.removeprefix(prefix): v for name, v in weights.items() if name.startswith(prefix)}
+            try:
+                module.load_state_dict(own, assign=True)
+            except RuntimeError as error:
+                reason = textwrap.shorten(str(error), 300, placeholder=" ...")
+                raise EncoderError(f"{folder / MODEL} does not fit {folder / CONFIG}: {reason}") from None
+            _restore_position_ids(module)
+        return cls(
+            config=config,
+            tokenizer=tokenizer,
+            product=product,
+            query=query,
+            stage=manifest.stage,
+            encoder_id=manifest.encoder_id,
+            trained_on=manifest.trained_on,
+        )
+
+
+def is_encoder(folder: Path) -> bool:
+    """Whether `DashClipEncoder.save` wrote this folder."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and "stage" in manifest
+
+
+def _check_vocabulary(config: EncoderConfig, tokenizer: TextTokenizer) -> None:
+    if tokenizer.vocab_size != config.vocab_size:
+        raise EncoderError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the encoder config {config.vocab_size:,}; "
+            "make the config with vocab_size=tokenizer.vocab_size"
+        )
+
+
+def _joint_checksum(checksums: dict[str, str]) -> str:
+    """Equal weights under another config or tokenizer give other vectors, hence another id."""
+    return hashlib.sha256(
+        "".join(checksums[name] for name in (CONFIG, TOKENIZER, MODEL)).encode()
+    ).hexdigest()
+
+
+def _read_manifest(folder: Path) -> EncoderManifest:
+    path = folder / MANIFEST
+    try:
+        return EncoderManifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EncoderError(
+            f"{folder} is not an encoder: it has no {MANIFEST}; `dashclip encode pretrain` makes one"
+        ) from None
+    except (ValidationError, UnicodeDecodeError) as error:
+        if '"format": 1' in path.read_text(encoding="utf-8", errors="replace"):
+            raise EncoderError(
+                f"{folder} was written by an earlier version, whose encoders had another shape; train or "
+                "import it again"
+            ) from None
+        raise EncoderError(f"{path} is not the manifest of an encoder: {error}") from None
+
+
+def _restore_position_ids(module: ProductEncoder | QueryEncoder) -> None:
+    """Position numbers are a buffer that checkpoints leave out, so the meta device left it without values."""
+    embeddings = module.text.embeddings
+    length = embeddings.position_ids.shape[-1]
+    embeddings.register_buffer("position_ids", torch.arange(length).unsqueeze(0), persistent=False)

@@ -1,0 +1,1 @@
+"""How good vectors are: retrieval, opponents that need no training, and probes."""

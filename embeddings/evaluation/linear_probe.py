@@ -1,0 +1,143 @@
+"""A linear classifier on frozen features, and how sure its accuracy and macro F1 are.
+
+Multinomial logistic regression on standardised features, all classes of equal weight, its strength of
+regularisation chosen by the macro F1 of validation rows. It has no random part and is convex, so two sets of
+vectors differ in what they know and not in how lucky the training was.
+
+Shapes: N rows, F features, C classes, G groups drawn together, R resamples.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from embeddings.embedding_table import EmbeddingTable
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+#: Inverse strengths of regularisation that are tried, weakest last.
+STRENGTHS = (0.001, 0.01, 0.1, 1.0)
+#: More steps change nothing that the intervals could see.
+MAX_STEPS = 300
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What the probe says of each row it was not trained on, and the strength it chose."""
+
+    predicted_N: IntArray
+    strength: float
+
+
+def linear_probe(
+    features_NF: npt.NDArray[np.floating],
+    classes_N: npt.NDArray[np.integer],
+    *,
+    train_N: npt.NDArray[np.bool_],
+    validation_N: npt.NDArray[np.bool_],
+) -> Probe:
+    """Train on the train rows, choose on the validation rows, predict every row.
+
+    Without validation rows the strongest regularisation but one is taken. A class that no train row has is
+    never predicted. Features scaled or shifted beforehand give the same predictions.
+
+    Raises:
+        ValueError: the train rows have fewer than two classes.
+    """
+    found = np.unique(classes_N[train_N])
+    if len(found) < 2:
+        raise ValueError(
+            f"a probe must be trained on two classes at least, but its {int(train_N.sum()):,} train rows "
+            f"have {len(found)}; the split leaves too few rows"
+        )
+    scaler = StandardScaler().fit(features_NF[train_N])
+    scaled_NF = scaler.transform(features_NF)
+    best: tuple[float, float, IntArray] | None = None
+    for strength in STRENGTHS if validation_N.any() else STRENGTHS[1:2]:
+        model = LogisticRegression(C=strength, class_weight="balanced", max_iter=MAX_STEPS, tol=1e-3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(scaled_NF[train_N], classes_N[train_N])
+        predicted_N = model.predict(scaled_NF).astype(np.int64)
+        score = macro_f1(classes_N[validation_N], predicted_N[validation_N]) if validation_N.any() else 0.0
+        if best is None or score > best[0]:
+            best = score, strength, predicted_N
+    assert best is not None
+    return Probe(predicted_N=best[2], strength=best[1])
+
+
+def unit_vectors(table: EmbeddingTable, ids: pa.Array) -> npt.NDArray[np.float32]:
+    """Vectors [N, F] of norm 1, zeros for ids that the table lacks."""
+    vectors_NF = np.asarray(table.vectors_ND[table.rows_of(ids)], np.float32)
+    norm_N1 = np.sqrt(np.square(vectors_NF).sum(axis=1, keepdims=True))
+    return np.divide(vectors_NF, norm_N1, out=np.zeros_like(vectors_NF), where=norm_N1 > 0)
+
+
+def macro_f1(classes_N: npt.ArrayLike, predicted_N: npt.ArrayLike) -> float:
+    """Mean F1 over the classes that occur among the labels or the predictions, as scikit-learn's.
+
+    F1 = 2 hits / (labelled + predicted). Always the one of two balanced classes gives 1/3.
+    """
+    classes_N = np.asarray(classes_N, np.int64)
+    rows_N = np.zeros(len(classes_N), np.int64)
+    counts = GroupedHits(classes_N, predicted_N, rows_N)
+    return float(counts.macro_f1(np.ones((1, 1)))[0])
+
+
+class GroupedHits:
+    """Labels, predictions and hits by group and class: enough for any resampling of whole groups."""
+
+    def __init__(self, classes_N: npt.ArrayLike, predicted_N: npt.ArrayLike, groups_N: npt.ArrayLike) -> None:
+        classes_N, predicted_N = np.asarray(classes_N, np.int64), np.asarray(predicted_N, np.int64)
+        groups_N = np.asarray(groups_N, np.int64)
+        if not len(classes_N) == len(predicted_N) == len(groups_N) or len(classes_N) == 0:
+            raise ValueError(
+                "labels, predictions and groups must be of one length, at least 1; "
+                f"got {len(classes_N)}, {len(predicted_N)} and {len(groups_N)}"
+            )
+        self.classes = int(max(classes_N.max(), predicted_N.max())) + 1
+        self.groups = int(groups_N.max()) + 1
+        hit_N = classes_N == predicted_N
+        self._labelled_GC = self._count(groups_N, classes_N)
+        self._predicted_GC = self._count(groups_N, predicted_N)
+        self._hits_GC = self._count(groups_N[hit_N], classes_N[hit_N])
+
+    def accuracy(self, weights_RG: FloatArray) -> FloatArray:
+        """Share of hits [R] when each row weighs what its group does; NaN where nothing weighs."""
+        rows_R = weights_RG @ self._labelled_GC.sum(axis=1)
+        hits_R = weights_RG @ self._hits_GC.sum(axis=1)
+        return np.divide(hits_R, rows_R, out=np.full(len(rows_R), np.nan), where=rows_R > 0)
+
+    def recall(self, weights_RG: FloatArray) -> FloatArray:
+        """Share of the rows of each class that are hits [R, C]; NaN for a class without rows."""
+        labelled_RC, hits_RC = weights_RG @ self._labelled_GC, weights_RG @ self._hits_GC
+        return np.divide(hits_RC, labelled_RC, out=np.full(hits_RC.shape, np.nan), where=labelled_RC > 0)
+
+    def macro_f1(self, weights_RG: FloatArray) -> FloatArray:
+        """Macro F1 [R] when each row weighs what its group does; NaN where nothing weighs."""
+        both_RC = weights_RG @ (self._labelled_GC + self._predicted_GC)
+        hits_RC = weights_RG @ self._hits_GC
+        f1_RC = np.divide(2 * hits_RC, both_RC, out=np.zeros_like(hits_RC), where=both_RC > 0)
+        present_R = (both_RC > 0).sum(axis=1)
+        return np.divide(
+            f1_RC.sum(axis=1), present_R, out=np.full(len(present_R), np.nan), where=present_R > 0
+        )
+
+    def _count(self, groups_N: IntArray, classes_N: IntArray) -> FloatArray:
+        cells = np.bincount(groups_N * self.classes + classes_N, minlength=self.groups * self.classes)
+        return cells.reshape(self.groups, self.classes).astype(np.float64)
+
+
+def group_resamples(groups: int, resamples: int, rng: np.random.Generator) -> FloatArray:
+    """How often each group is drawn [R, G] when as many as there are are drawn with replacement."""
+    weights_RG = np.empty((resamples, groups))
+    for resample in range(resamples):
+        weights_RG[resample] = np.bincount(rng.integers(0, groups, size=groups), minlength=groups)
+    return weights_RG

@@ -1,0 +1,1 @@
+"""Relevance grades and the training tuples made of them."""

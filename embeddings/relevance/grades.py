@@ -1,0 +1,233 @@
+"""Graded (query, product) pairs: one grade for each, whatever the table repeats (paper section 2.2).
+
+Nothing depends on the order of rows in the relevance table.
+
+Shapes: G graded pairs, P products of the catalogue, Q queries.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field
+
+from embeddings.catalog.inputs import BATCH_ROWS, open_input_table
+
+IRRELEVANT, MODERATE, HIGH = 0, 1, 2
+#: How many grades there are.
+GRADES = 3
+
+Count = Annotated[int, Field(ge=0)]
+IntArray = npt.NDArray[np.integer[Any]]
+
+
+class RelevanceError(ValueError):
+    """Grades or tuples that cannot be used; the message names the table or file and what to do."""
+
+
+def has_relevance(data: Path) -> bool:
+    """Whether the data folder has a relevance table."""
+    return (data / "relevance.parquet").is_file() or (data / "relevance").is_dir()
+
+
+class GradesReport(BaseModel):
+    """What reading the relevance table met.
+
+    `rows` = `pairs` + the rows set aside or merged: other_source, null, unknown_product, repeated, overruled.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: Count
+    #: Distinct (query, product) pairs kept, in all and by the source whose grade counts.
+    pairs: Count
+    pairs_by_source: dict[str, Count]
+    #: Rows set aside: of a source that was not asked for, null or blank, of a product not in the catalogue.
+    other_source_rows: Count
+    null_rows: Count
+    unknown_product_rows: Count
+    #: Further rows of a pair with the same source; their median counts.
+    repeated_rows: Count
+    #: Grades (medians) that stand back behind those of an earlier source.
+    overruled_rows: Count
+    #: Pairs that several sources grade, and those of them whose sources disagree.
+    shared_pairs: Count
+    disagreeing_pairs: Count
+
+
+@dataclass(frozen=True, eq=False)
+class Grades:
+    """Distinct graded pairs, sorted by product and query.
+
+    The pairs of product p are `product_start_P1[p] : product_start_P1[p + 1]`.
+    """
+
+    #: Distinct queries with a grade, sorted by their UTF-8 bytes.
+    queries: pa.Array
+    #: Ids of the catalogue, in the order of the products table.
+    product_ids: pa.Array
+    query_G: npt.NDArray[np.int32]
+    product_G: npt.NDArray[np.int32]
+    grade_G: npt.NDArray[np.int8]
+    #: Index into `sources`.
+    source_G: npt.NDArray[np.int8]
+    sources: tuple[str, ...]
+    product_start_P1: npt.NDArray[np.int64]
+    report: GradesReport
+
+    def __len__(self) -> int:
+        return len(self.grade_G)
+
+
+def read_grades(data: Path, *, sources: Sequence[str] = ("human", "llm")) -> Grades:
+    """Read the relevance table of a data folder, one grade for each (query, product).
+
+    An earlier source of `sources` beats a later one, whatever they say. Several grades of one source become
+    their median, rounded down: 1 and 2 give 1. Rows that cannot be used are counted in the report.
+
+    Raises:
+        RelevanceError: there is no relevance table, a column is missing, a grade is not 0, 1 or 2, or
+            product ids are of another type than in the products table.
+    """
+    product_ids = _read_product_ids(data)
+    table = open_input_table(data, "relevance")
+    if table is None:
+        raise RelevanceError(f"{data} has no relevance.parquet and no relevance/; grades are needed here")
+    columns = ["query", "product_id", "grade", "source"]
+    missing = [name for name in columns if name not in table.schema.names]
+    if missing:
+        raise RelevanceError(
+            f"relevance of {data} must have the columns {missing}; it has {', '.join(table.schema.names)}"
+        )
+    counts = dict.fromkeys(("rows", "other_source_rows", "null_rows", "unknown_product_rows"), 0)
+    code_of: dict[str, int] = {}
+    parts = [
+        _usable_rows(batch, product_ids, sources, code_of, counts, data)
+        for batch in table.to_batches(columns=columns, batch_size=BATCH_ROWS)
+    ]
+    texts = pa.array(list(code_of), pa.string())
+    order = pc.sort_indices(texts)
+    rank_Q = np.empty(len(texts), np.int64)
+    rank_Q[order.to_numpy()] = np.arange(len(texts))
+    # One number for each row, so that one sort does it all: 32 million rows take 256 MB.
+    key = np.empty(sum(len(grade) for *_, grade in parts), np.int64)
+    end = 0
+    for product, code, source, grade in parts:
+        start, end = end, end + len(grade)
+        key[start:end] = product
+        key[start:end] = (key[start:end] * len(texts) + rank_Q[code]) * len(sources) + source
+        key[start:end] = key[start:end] * GRADES + grade
+    key.sort()
+    return _one_grade_each(
+        key, queries=texts.take(order), product_ids=product_ids, sources=tuple(sources), counts=counts
+    )
+
+
+def _usable_rows(
+    batch: pa.RecordBatch,
+    product_ids: pa.Array,
+    sources: Sequence[str],
+    code_of: dict[str, int],
+    counts: dict[str, int],
+    data: Path,
+) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    """Product index, query code, source number and grade of the rows to use; new queries get new codes."""
+    query = batch.column("query").cast(pa.string())
+    source = pc.index_in(batch.column("source").cast(pa.string()), value_set=pa.array(sources, pa.string()))
+    product_id = _canonical_ids(batch.column("product_id"))
+    if product_id.type != product_ids.type:
+        raise RelevanceError(
+            f"product ids of relevance in {data} are {product_id.type}, of products {product_ids.type}; "
+            "write both tables with one type"
+        )
+    product = pc.index_in(product_id, value_set=product_ids)
+    complete = pc.and_(product_id.is_valid(), batch.column("grade").is_valid())
+    blank = pc.equal(pc.utf8_trim_whitespace(query), "")
+    complete = pc.and_(complete, pc.fill_null(pc.invert(blank), False))
+    asked = source.is_valid()
+    usable = pc.and_(pc.and_(asked, complete), product.is_valid())
+    counts["rows"] += batch.num_rows
+    counts["other_source_rows"] += batch.num_rows - asked.true_count
+    counts["null_rows"] += asked.true_count - pc.and_(asked, complete).true_count
+    counts["unknown_product_rows"] += pc.and_(asked, complete).true_count - usable.true_count
+
+    grade = batch.column("grade").filter(usable)
+    wrong = grade.filter(pc.invert(pc.is_in(grade, value_set=pa.array(range(GRADES)).cast(grade.type))))
+    if len(wrong):
+        raise RelevanceError(
+            f"grades of relevance in {data} must be 0 (irrelevant), 1 (moderate) or 2 (high), "
+            f"got {wrong[0].as_py()!r}; map them before importing"
+        )
+    encoded = query.filter(usable).dictionary_encode()
+    codes = [code_of.setdefault(text, len(code_of)) for text in encoded.dictionary.to_pylist()]
+    return (
+        product.filter(usable).to_numpy(zero_copy_only=False),
+        np.array(codes, np.int32)[encoded.indices.to_numpy(zero_copy_only=False)],
+        source.filter(usable).to_numpy(zero_copy_only=False).astype(np.int8),
+        grade.cast(pa.int8()).to_numpy(zero_copy_only=False),
+    )
+
+
+def _one_grade_each(
+    key: npt.NDArray[np.int64],
+    *,
+    queries: pa.Array,
+    product_ids: pa.Array,
+    sources: tuple[str, ...],
+    counts: dict[str, int],
+) -> Grades:
+    """Merge rows sorted by pair, source and grade."""
+    judgement, grade = np.divmod(key, GRADES)
+    start = np.flatnonzero(np.diff(judgement, prepend=-1))
+    size = np.diff(np.append(start, len(key)))
+    median = (grade[start + (size - 1) // 2] + grade[start + size // 2]) // 2
+    pair, source = np.divmod(judgement[start], max(len(sources), 1))
+    first = np.flatnonzero(np.diff(pair, prepend=-1))
+    judges = np.diff(np.append(first, len(pair)))
+    spread = np.zeros(len(first), np.int64)
+    if len(first):
+        spread = np.maximum.reduceat(median, first) - np.minimum.reduceat(median, first)
+    product_G, query_G = np.divmod(pair[first], max(len(queries), 1))
+    source_G = source[first].astype(np.int8)
+    report = GradesReport(
+        pairs=len(first),
+        pairs_by_source={name: int((source_G == code).sum()) for code, name in enumerate(sources)},
+        repeated_rows=len(key) - len(start),
+        overruled_rows=len(start) - len(first),
+        shared_pairs=int((judges > 1).sum()),
+        disagreeing_pairs=int((spread > 0).sum()),
+        **counts,
+    )
+    return Grades(
+        queries=queries,
+        product_ids=product_ids,
+        query_G=query_G.astype(np.int32),
+        product_G=product_G.astype(np.int32),
+        grade_G=median[first].astype(np.int8),
+        source_G=source_G,
+        sources=sources,
+        product_start_P1=np.searchsorted(product_G, np.arange(len(product_ids) + 1)),
+        report=report,
+    )
+
+
+def _read_product_ids(data: Path) -> pa.Array:
+    table = open_input_table(data, "products")
+    if table is None or "product_id" not in table.schema.names:
+        raise RelevanceError(f"{data} must have a products table with the column product_id")
+    ids = _canonical_ids(table.to_table(columns=["product_id"]).column("product_id").combine_chunks())
+    if ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
+        raise RelevanceError(
+            f"product ids of products in {data} must be unique and not null; drop the others"
+        )
+    return ids
+
+
+def _canonical_ids(ids: pa.Array) -> pa.Array:
+    """Ids as int64 or strings, whatever their width or encoding."""
+    return ids.cast(pa.int64() if pa.types.is_integer(ids.type) else pa.string())

@@ -1,0 +1,210 @@
+"""Drawing the positives and negatives of one product (paper section 3.2.2); `relevance` runs it over all.
+
+Shapes: J queries graded for the product, R positives of one grade, K negatives of each, D donor products.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from embeddings.relevance.grades import HIGH, MODERATE
+
+#: Stands in place of a grade: a highly relevant query of a product of another aisle.
+PROXY = -1
+#: Random proxies looked at for one tuple before all that there are get listed.
+PROXY_TRIES = 64
+#: Random proxies drawn in one call.
+PROXY_BLOCK = 128
+
+
+class TupleConfig(BaseModel):
+    """The sampling of section 3.2.2.
+
+    `high_per_moderate` = 2 means 73 HR and 37 MR of 110 positives when there are enough of both. When MR
+    queries run out, HR queries take their places. When HR queries run out there are two readings:
+    "keep_ratio" takes one MR query for every two HR queries, rounded up and at least one, so that a product
+    with MR queries alone has one positive (the paper's average of 50 positives is far below its 110, and HR
+    queries are its rare kind); "fill" takes MR queries up to the maximum.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_positives: Annotated[int, Field(ge=1)] = 110
+    high_per_moderate: Annotated[int, Field(ge=1)] = 2
+    short_of_high: Literal["keep_ratio", "fill"] = "keep_ratio"
+    negatives: Annotated[int, Field(ge=1)] = 10
+    proxy_negatives: bool = True
+
+
+def positive_counts(high: int, moderate: int, config: TupleConfig) -> tuple[int, int]:
+    """How many of a product's `high` HR and `moderate` MR queries become positives; see `TupleConfig`."""
+    most, ratio = config.max_positives, config.high_per_moderate
+    chosen_high = min(high, max(1, most * ratio // (ratio + 1)))
+    allowed = most if config.short_of_high == "fill" else max(1, -(-chosen_high // ratio))
+    chosen_moderate = min(moderate, allowed, most - chosen_high)
+    return min(high, most - chosen_moderate), chosen_moderate
+
+
+@dataclass(frozen=True, eq=False)
+class Donors:
+    """Highly relevant queries of all products that may lend them as proxies, grouped by aisle.
+
+    `query_start_D1` cuts `query` into one part for each donor; donors of aisle a stand at
+    `aisle_start[a] : aisle_start[a + 1]`.
+    """
+
+    query: npt.NDArray[np.int64]
+    query_start_D1: npt.NDArray[np.int64]
+    aisle_start: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls,
+        high_queries: Sequence[npt.NDArray[np.integer]],
+        aisle_D: npt.NDArray[np.int64],
+        *,
+        aisle_count: int,
+    ) -> "Donors":
+        """Donors with their HR queries and aisle numbers; those of one aisle keep their order."""
+        order = np.argsort(aisle_D, kind="stable")
+        parts = [high_queries[donor] for donor in order]
+        return cls(
+            query=np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64),
+            query_start_D1=np.cumsum([0, *(len(part) for part in parts)]),
+            aisle_start=np.searchsorted(aisle_D[order], np.arange(aisle_count + 1)),
+        )
+
+
+@dataclass(eq=False)
+class ProxyQueries:
+    """Proxies for one product: of a random donor outside its aisle a random HR query.
+
+    Queries that have a grade with the product itself are never proxies: an HR or MR one would be a false
+    negative, and an IR one is a negative of its own right. `aisle` None excludes no aisle.
+    """
+
+    donors: Donors
+    aisle: int | None
+    graded: frozenset[int]
+    generator: np.random.Generator
+    _stream: Iterator[int] = field(init=False)
+    _all: npt.NDArray[np.int64] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self._stream = self._random_queries()
+
+    def draw(self, count: int) -> list[int]:
+        """`count` distinct proxies, or as many as there are."""
+        found: dict[int, None] = {}
+        for query in islice(self._stream, PROXY_TRIES + 2 * count):
+            if query not in self.graded:
+                found[query] = None
+                if len(found) == count:
+                    return list(found)
+        others = np.setdiff1d(self._every_query(), np.fromiter(found, np.int64, len(found)))
+        return [*found, *self.generator.permutation(others)[: count - len(found)].tolist()]
+
+    def _excluded(self) -> tuple[int, int]:
+        if self.aisle is None:
+            return 0, 0
+        return int(self.donors.aisle_start[self.aisle]), int(self.donors.aisle_start[self.aisle + 1])
+
+    def _random_queries(self) -> Iterator[int]:
+        first, end = self._excluded()
+        start = self.donors.query_start_D1
+        outside = len(start) - 1 - (end - first)
+        while outside:
+            donor = self.generator.integers(outside, size=PROXY_BLOCK)
+            donor = np.where(donor >= first, donor + end - first, donor)
+            yield from self.donors.query[self.generator.integers(start[donor], start[donor + 1])].tolist()
+
+    def _every_query(self) -> npt.NDArray[np.int64]:
+        if self._all is None:
+            first, end = self.donors.query_start_D1[list(self._excluded())]
+            outside = np.concatenate([self.donors.query[:first], self.donors.query[end:]])
+            self._all = np.setdiff1d(outside, np.fromiter(self.graded, np.int64, len(self.graded)))
+        return self._all
+
+
+@dataclass(eq=False)
+class NegativeCounts:
+    """What drawing negatives met, summed over products."""
+
+    #: Tuples with K irrelevant negatives of which a proxy replaced one; and where no proxy exists.
+    swapped: int = 0
+    not_swapped: int = 0
+    #: Tuples that proxies completed.
+    filled: int = 0
+    #: Negatives that repeat one of their tuple, as nothing else exists.
+    repeated: int = 0
+    #: Positives without a single negative.
+    left_out: int = 0
+
+
+def draw_tuples(
+    query_J: npt.NDArray[np.integer],
+    grade_J: npt.NDArray[np.integer],
+    *,
+    config: TupleConfig,
+    proxies: ProxyQueries | None,
+    generator: np.random.Generator,
+    counts: NegativeCounts,
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Tuples of one product, HR positives first: [R, 1 + K] query indices, positive first, and their grades.
+
+    Negatives of an HR positive are the product's MR and IR queries, those of an MR positive its IR queries,
+    drawn without repetition. `proxies` None leaves proxies out. Positives without any negative are left out.
+    """
+    wanted = positive_counts(int((grade_J == HIGH).sum()), int((grade_J == MODERATE).sum()), config)
+    rows: list[list[int]] = []
+    grades: list[list[int]] = []
+    for positive_grade, number in zip((HIGH, MODERATE), wanted, strict=True):
+        if not number:
+            continue
+        positives = generator.choice(query_J[grade_J == positive_grade], number, replace=False)
+        pool = np.flatnonzero(grade_J < positive_grade)
+        drawn_RL = pool[np.argsort(generator.random((number, len(pool))), axis=1)[:, : config.negatives]]
+        drawn = zip(positives.tolist(), query_J[drawn_RL].tolist(), grade_J[drawn_RL].tolist(), strict=True)
+        for positive, row, grade in drawn:
+            _complete(row, grade, config.negatives, proxies, generator, counts)
+            if row:
+                rows.append([positive, *row])
+                grades.append([positive_grade, *grade])
+    return rows, grades
+
+
+def _complete(
+    row: list[int],
+    grade: list[int],
+    size: int,
+    proxies: ProxyQueries | None,
+    generator: np.random.Generator,
+    counts: NegativeCounts,
+) -> None:
+    """Bring negatives and their grades to `size` in place, proxies first; empty if there are none."""
+    if proxies is not None and len(row) < size:
+        found = proxies.draw(size - len(row))
+        row += found
+        grade += [PROXY] * len(found)
+        counts.filled += len(row) == size
+    elif proxies is not None and not any(grade):
+        found = proxies.draw(1)
+        counts.swapped += len(found)
+        counts.not_swapped += not found
+        for query in found:
+            place = int(generator.integers(size))
+            row[place], grade[place] = query, PROXY
+    lacking = size - len(row)
+    if not row:
+        counts.left_out += 1
+    elif lacking:
+        counts.repeated += lacking
+        # Each is repeated as often as any other, give or take one.
+        order = generator.permutation(len(row)).tolist() * (lacking // len(row) + 1)
+        row += [row[place] for place in order[:lacking]]
+        grade += [grade[place] for place in order[:lacking]]

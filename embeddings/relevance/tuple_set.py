@@ -1,0 +1,160 @@
+"""The folder of training tuples: `tuples.npy`, `grades.npy`, `queries.parquet` and `report.json`.
+
+Shapes: N tuples of C = 2 + K columns, K negatives of each.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from embeddings.files import sha256_of
+from embeddings.relevance.grades import IRRELEVANT, MODERATE, Count, GradesReport, RelevanceError
+from embeddings.relevance.sampling import PROXY, TupleConfig
+
+FORMAT: Literal["tuples-1"] = "tuples-1"
+TUPLES, GRADES, QUERIES, REPORT = "tuples.npy", "grades.npy", "queries.parquet", "report.json"
+#: Tuples looked at together when they are counted.
+CHUNK_TUPLES = 65_536
+
+
+class NegativeMix(BaseModel):
+    """How many negatives of each kind the tuples of one positive grade have."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    irrelevant: Count = 0
+    moderate: Count = 0
+    proxy: Count = 0
+
+
+class TupleReport(BaseModel):
+    """What `build_tuples` or `mine_tuples` made; stored as report.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["tuples-1"]
+    config: TupleConfig
+    seed: int
+    products: Count
+    queries: Count
+    tuples: Count
+    #: Products with tuples, and those without any HR or MR query that may be used.
+    products_with_tuples: Count
+    products_without_positives: Count
+    products_masked: Count
+    queries_masked: Count
+    high_positives: Count
+    moderate_positives: Count
+    mean_positives: float
+    median_positives: float
+    most_positives: Count
+    negatives_of_high: NegativeMix
+    negatives_of_moderate: NegativeMix
+    #: Tuples whose K negatives were all IR, so that one was replaced by a proxy; and those where none exists.
+    tuples_with_swap: Count
+    tuples_without_swap: Count
+    #: Tuples completed by proxies, and negatives that repeat one of their tuple because nothing else exists.
+    tuples_filled_by_proxies: Count
+    repeated_negatives: Count
+    #: Positives for which not a single negative exists.
+    positives_left_out: Count
+    grades: GradesReport
+    #: Of the product ids in the order that the product indices mean.
+    product_ids_sha256: str
+    checksums: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class TupleSet:
+    """Tuples on disk, memory-mapped.
+
+    `tuples_NC` int32 has C = 2 + K columns: product index, index of the positive query, indices of the
+    negative queries. `grades_NC` int8 has 1 + K: the grade of the positive and of each negative, -1 = proxy.
+    The order of negatives means nothing; tuples of a product stand together.
+    """
+
+    folder: Path
+    tuples_NC: npt.NDArray[np.int32]
+    grades_NC: npt.NDArray[np.int8]
+    queries: pa.Array
+    report: TupleReport
+
+    def __len__(self) -> int:
+        return len(self.tuples_NC)
+
+    @classmethod
+    def open(cls, folder: Path, *, product_ids: pa.Array | None = None, verify: bool = True) -> Self:
+        """Open a folder of tuples; `product_ids` of the catalogue are checked when given.
+
+        Raises:
+            RelevanceError: a file is missing or changed, or the catalogue is not the one of the tuples.
+        """
+        folder = Path(folder)
+        report = _read_report(folder)
+        for name, checksum in report.checksums.items():
+            path = folder / name
+            if not path.is_file() or (verify and sha256_of(path) != checksum):
+                raise RelevanceError(f"{path} is missing or was changed; build the tuples again")
+        if product_ids is not None and ids_sha256(product_ids) != report.product_ids_sha256:
+            raise RelevanceError(
+                f"the products of the catalogue are not those of {folder}, or in another order; "
+                "build the tuples again"
+            )
+        return cls(
+            folder=folder,
+            tuples_NC=np.load(folder / TUPLES, mmap_mode="r"),
+            grades_NC=np.load(folder / GRADES, mmap_mode="r"),
+            queries=pq.read_table(folder / QUERIES).column("query").combine_chunks(),
+            report=report,
+        )
+
+
+def negative_mix(grades_NC: npt.NDArray[np.int8], positive_grade: int) -> NegativeMix:
+    """Kinds of negatives, counted in pieces: memory stays flat in the number of tuples."""
+    found = dict.fromkeys((IRRELEVANT, MODERATE, PROXY), 0)
+    for start in range(0, len(grades_NC), CHUNK_TUPLES):
+        part = grades_NC[start : start + CHUNK_TUPLES]
+        negatives = part[part[:, 0] == positive_grade, 1:]
+        for kind in found:
+            found[kind] += int((negatives == kind).sum())
+    return NegativeMix(irrelevant=found[IRRELEVANT], moderate=found[MODERATE], proxy=found[PROXY])
+
+
+def ids_sha256(ids: pa.Array) -> str:
+    """Checksum of ids in their order."""
+    return hashlib.sha256("\0".join(map(str, ids.to_pylist())).encode()).hexdigest()
+
+
+def refuse_foreign_folder(folder: Path) -> None:
+    """Refuse to replace a folder that holds something other than tuples.
+
+    Raises:
+        RelevanceError: it does.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        ours = str(report["format"]).startswith("tuples-")
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise RelevanceError(
+            f"{folder} holds something other than tuples and is left as it is; choose another path"
+        )
+
+
+def _read_report(folder: Path) -> TupleReport:
+    path = folder / REPORT
+    try:
+        return TupleReport.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise RelevanceError(f"{folder} holds no tuples: {path} cannot be read: {error}") from None

@@ -1,0 +1,253 @@
+"""The module of stage 1: the product encoder, its momentum teacher, ITC and ITM (paper section 3.2.1).
+
+ITC with a queue and soft targets, and ITM with hard negatives, as in ALBEF and BLIP (Li et al. 2021, 2022).
+
+Shapes: B products of this rank's micro-batch, G those of all ranks, T tokens, I image tokens, H hidden width,
+D embedding width, C columns.
+"""
+
+import copy
+from typing import Annotated, Literal, NamedTuple, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from embeddings.catalog.images import AugmentationConfig
+from embeddings.catalog.products import ProductBatch
+from embeddings.encoders.modules import ProductEncoder, freeze_first_layers, pooled, pooled_image
+from embeddings.training.feature_queue import FeatureQueue
+from embeddings.training.loop import OptimizerConfig
+from embeddings.training.losses import (
+    NO_GROUP,
+    Columns,
+    draw_negatives,
+    hard_negative_probabilities,
+    itc_loss,
+    itm_loss,
+)
+from embeddings.training.ranks import Ranks, gather_rows, gather_rows_with_gradient, sum_over_ranks
+
+#: The range in which the learned temperature is held (BLIP).
+TEMPERATURE_RANGE = (0.001, 0.5)
+#: Parts of the encoder that the teacher shadows; the others have no say in ITC.
+SHADOWED = ("vision", "text", "vision_proj", "text_proj")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class PretrainConfig(OptimizerConfig):
+    """Stage 1. Defaults are BLIP's where they do not depend on the size of the catalogue."""
+
+    #: Of the image and of the text encoder; the paper freezes 8 of 12.
+    frozen_layers: Annotated[int, Field(ge=0)] = 0
+    #: Whether the text encoder is trained at all; its cross-attention always is. From scratch its warm-up is
+    #: worth more than what images teach it.
+    train_text: bool = True
+    embedding_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    #: Pairs of teacher features; at most as many as there are products.
+    queue_size: Annotated[int, Field(ge=0)] = 57_600
+    #: Weight of the teacher in the soft targets, reached linearly over the first epochs.
+    soft_target_share: Share = 0.4
+    soft_target_epochs: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=TEMPERATURE_RANGE[0], le=TEMPERATURE_RANGE[1])] = 0.07
+    augmentation: AugmentationConfig | None = AugmentationConfig()
+    #: Products kept aside for the early stop, a share and a maximum.
+    evaluation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    evaluation_products: Annotated[int, Field(ge=4)] = 2_000
+    #: Which loss on the products kept aside says when to stop and which weights to keep. The paper's is
+    #: matching; from scratch it may learn nothing in the time there is, and then its lowest point is a draw.
+    early_stop: Annotated[
+        Literal["matching", "contrastive"], Field(exclude_if=lambda by: by == "matching")
+    ] = "matching"
+    #: Keep aside products of any group rather than whole groups: right where few titles stand for many
+    #: products, as names of classes do. Not recorded when false, so that runs without it go on.
+    evaluation_within_groups: Annotated[bool, Field(exclude_if=lambda within: not within)] = False
+
+    @model_validator(mode="after")
+    def _epoch_is_long_enough(self) -> Self:
+        if self.batch_size // self.accumulation < 2:
+            raise ValueError("a micro-batch of one product has no negatives; raise batch_size")
+        return self
+
+
+class PretrainBatch(NamedTuple):
+    """Products of one micro-batch; `draw` seeds the hard negatives of all ranks alike.
+
+    Those whose image cannot be read or whose title has no known piece have no group: they take no part.
+    """
+
+    products: ProductBatch
+    group_B: Tensor
+    draw: int
+
+
+class _Features(NamedTuple):
+    image_BIH: Tensor
+    image_BD: Tensor
+    text_BD: Tensor
+
+
+class Pretraining(nn.Module):
+    """The encoder, its momentum teacher, the queue and the temperature; `forward` gives both losses."""
+
+    def __init__(
+        self,
+        online: ProductEncoder,
+        *,
+        config: PretrainConfig,
+        queue_size: int,
+        ranks: Ranks,
+        title_tokens: int,
+    ) -> None:
+        super().__init__()
+        self.online = online
+        freeze_first_layers(online.vision, config.frozen_layers)
+        freeze_first_layers(online.text, config.frozen_layers)
+        if not config.train_text:
+            online.text_proj.requires_grad_(False)
+            for name, parameter in online.text.named_parameters():
+                parameter.requires_grad_(parameter.requires_grad and "crossattention" in name)
+        online.product_proj.requires_grad_(False)
+        self.teacher = nn.ModuleDict(
+            {name: copy.deepcopy(getattr(online, name)).requires_grad_(False) for name in SHADOWED}
+        )
+        self.queue = FeatureQueue(queue_size, online.text_proj.out_features)
+        self.temperature = nn.Parameter(torch.tensor(config.temperature))
+        self.momentum = config.embedding_momentum
+        self.ranks, self.title_tokens = ranks, title_tokens
+        self.soft_share = 0.0
+
+    @torch.no_grad()
+    def before_step(self, soft_share: float) -> None:
+        """Clamp the temperature, move the teacher a little towards the online encoder."""
+        self.soft_share = soft_share
+        self.temperature.clamp_(*TEMPERATURE_RANGE)
+        for name in SHADOWED:
+            online, teacher = getattr(self.online, name), self.teacher[name]
+            for own, followed in zip(teacher.parameters(), online.parameters(), strict=True):
+                own.lerp_(followed, 1 - self.momentum)
+
+    def forward(self, batch: PretrainBatch) -> dict[str, Tensor]:
+        """Losses of this rank's rows in nats; their mean over ranks is the loss of the global batch."""
+        ranks = self.ranks
+        features = self._features(batch.products)
+        group_G = gather_rows(batch.group_B, ranks)
+        own = ranks.slice_of(len(group_G))
+        teacher_image_GD, teacher_text_GD = (
+            gather_rows(features_BD.to(self.queue.image_QD.dtype), ranks)
+            for features_BD in self._teacher_features(batch.products)
+        )
+        itc = itc_loss(
+            features.image_BD,
+            features.text_BD,
+            self.queue.columns(teacher_image_GD, teacher_text_GD, group_G),
+            positive_B=torch.arange(own.start, own.stop, device=group_G.device),
+            temperature=self.temperature,
+            alpha=self.soft_share,
+            total_rows=(group_G != NO_GROUP).sum(),
+        ).loss
+        matched_B2, unmatched_M2 = self._match(batch, features, ranks, hard=True)
+        pairs = torch.tensor(float(len(matched_B2) + len(unmatched_M2)), device=matched_B2.device)
+        itm = itm_loss(matched_B2, unmatched_M2, total_pairs=sum_over_ranks(pairs, ranks))
+        if self.training:
+            self.queue.push(teacher_image_GD, teacher_text_GD, group_G)
+        # Each is this rank's share of the global loss, and DDP averages over ranks.
+        itc, itm = itc * ranks.count, itm * ranks.count
+        return {"loss": itc + itm, "itc": itc, "itm": itm, "temperature": self.temperature.detach()}
+
+    @torch.no_grad()
+    def measure(self, batch: PretrainBatch) -> Tensor:
+        """Sums over one batch of one rank, float64 (6,).
+
+        Matching loss, right answers, pairs; contrastive loss, products that take part, those whose image
+        finds their title.
+        """
+        features = self._features(batch.products)
+        columns = Columns(features.image_BD, features.text_BD, batch.group_B)
+        contrast = itc_loss(
+            features.image_BD,
+            features.text_BD,
+            columns,
+            positive_B=torch.arange(len(batch.group_B), device=batch.group_B.device),
+            temperature=self.temperature,
+            alpha=0.0,
+            total_rows=1.0,
+        ).loss
+        matched_B2, unmatched_M2 = self._match(batch, features, Ranks(), hard=False)
+        loss = itm_loss(matched_B2, unmatched_M2, total_pairs=1.0)
+        correct = (matched_B2.argmax(dim=1) == 1).sum() + (unmatched_M2.argmax(dim=1) == 0).sum()
+        known_B = batch.group_B != NO_GROUP
+        with torch.autocast(loss.device.type, enabled=False):
+            similarity_BB = features.image_BD.float() @ features.text_BD.float().T
+        best_B = similarity_BB.masked_fill(~known_B, -torch.inf).argmax(dim=1)
+        found = (known_B & (batch.group_B[best_B] == batch.group_B)).sum()
+        pairs = len(matched_B2) + len(unmatched_M2)
+        matching = (float(loss), float(correct), float(pairs))
+        return torch.tensor(
+            [*matching, float(contrast), float(known_B.sum()), float(found)], dtype=torch.float64
+        )
+
+    def _features(self, products: ProductBatch) -> "_Features":
+        image_BIH = self.online.image_tokens(products.pixels_BCHW)
+        text_BTH = self.online.text_tokens(products.ids_BT, products.mask_BT)
+        return _Features(
+            image_BIH,
+            self.online.image_features(image_BIH),
+            self.online.text_features(text_BTH, products.mask_BT),
+        )
+
+    def _match(
+        self, batch: PretrainBatch, features: "_Features", ranks: Ranks, *, hard: bool
+    ) -> tuple[Tensor, Tensor]:
+        """ITM logits of the matched and of the unmatched pairs, both (pairs, 2).
+
+        Every product with another group in the batch of all ranks gives two unmatched pairs: its title with
+        another image, and its image with another title, hard ones first (ALBEF), or any without `hard`.
+        """
+        image_BIH, image_BD, text_BD = features
+        ids_BT, mask_BT = batch.products.ids_BT, batch.products.mask_BT
+        group_G, image_GIH = gather_rows(batch.group_B, ranks), gather_rows_with_gradient(image_BIH, ranks)
+        ids_GT, mask_GT = ids_BT, mask_BT
+        if ranks.count > 1:  # one width for all ranks
+            missing = self.title_tokens - ids_BT.shape[1]
+            ids_GT, mask_GT = (gather_rows(pad(part, (0, missing)), ranks) for part in (ids_BT, mask_BT))
+        own = ranks.slice_of(len(group_G))
+        image_GD, text_GD = (gather_rows(features_BD, ranks) for features_BD in (image_BD, text_BD))
+        # bfloat16 would round cosines to 8 bits before they are divided by the temperature.
+        with torch.autocast(image_GD.device.type, enabled=False):
+            precise = self.temperature.dtype
+            logits_GG = image_GD.to(precise) @ text_GD.to(precise).T / self.temperature.detach()
+        generator = torch.Generator().manual_seed(batch.draw)
+
+        def drawn(logits_GG: Tensor) -> Tensor:
+            logits_GG = logits_GG if hard else torch.zeros_like(logits_GG)
+            share_GG = hard_negative_probabilities(logits_GG, group_B=group_G, group_C=group_G)
+            return draw_negatives(share_GG, generator)[own]
+
+        other_image_B, other_text_B = drawn(logits_GG.T), drawn(logits_GG)
+        found_B = (other_image_B >= 0) & (other_text_B >= 0)
+        other_image_F, other_text_F = other_image_B[found_B], other_text_B[found_B]
+        ids_BT, mask_BT = ids_GT[own], mask_GT[own]
+        logits_N2 = self.online.match_logits(
+            torch.cat([ids_BT, ids_BT[found_B], ids_GT[other_text_F]]),
+            torch.cat([mask_BT, mask_BT[found_B], mask_GT[other_text_F]]),
+            torch.cat([image_BIH, image_GIH[other_image_F], image_BIH[found_B]]),
+        )
+        rows = len(ids_BT)
+        return logits_N2[:rows][batch.group_B != NO_GROUP], logits_N2[rows:]
+
+    @torch.no_grad()
+    def _teacher_features(self, products: ProductBatch) -> tuple[Tensor, Tensor]:
+        teacher = self.teacher
+        image_BIH = teacher["vision"](pixel_values=products.pixels_BCHW).last_hidden_state
+        image_BH = pooled_image(image_BIH, self.online.image_pooling)
+        text_BTH = teacher["text"](
+            input_ids=products.ids_BT, attention_mask=products.mask_BT
+        ).last_hidden_state
+        text_BH = pooled(text_BTH, products.mask_BT, self.online.pooling)
+        return (
+            nn.functional.normalize(teacher["vision_proj"](image_BH), dim=-1),
+            nn.functional.normalize(teacher["text_proj"](text_BH), dim=-1),
+        )

@@ -1,0 +1,181 @@
+"""Anybody's vectors as an EmbeddingTable: from a Parquet file, or from a .npy file and a file of ids.
+
+Shapes: N vectors, D embedding width.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from embeddings.embedding_table import NORM_TOLERANCE, EmbeddingTable, EmbeddingTableError, Kind
+
+#: Names tried for the id column when none is given, by what the vectors are of.
+ID_COLUMNS: dict[Kind, tuple[str, ...]] = {"product": ("id", "product_id"), "query": ("id", "query")}
+CHUNK_ROWS = 65_536
+
+
+def import_vectors(
+    vectors: Path,
+    folder: Path,
+    *,
+    kind: Kind,
+    encoder_id: str,
+    ids: Path | None = None,
+    id_column: str | None = None,
+    vector_column: str | None = None,
+    normalise: bool = False,
+) -> EmbeddingTable:
+    """Write the vectors of a file as an EmbeddingTable.
+
+    `vectors` is a Parquet file with an id column and a column of float lists, or a .npy matrix with `ids`
+    (.npy or .parquet; .txt has one string id a line). float16 and float32 stay, float64 becomes float32.
+    `normalise` divides each vector by its norm, zeros stay zeros. Without it the manifest says whether the
+    vectors happen to be normalised.
+
+    Raises:
+        EmbeddingTableError: a file or column is unreadable, lists differ in length, ids and vectors differ in
+            number, or what `EmbeddingTable.write` refuses.
+    """
+    if vectors.suffix == ".npy":
+        if ids is None:
+            raise EmbeddingTableError(f"{vectors} holds no ids; give the file that does with --ids")
+        vectors_ND, id_array = _read_matrix(vectors), _read_id_file(ids, kind, id_column)
+    elif vectors.suffix == ".parquet":
+        if ids is not None:
+            raise EmbeddingTableError(f"--ids belongs to .npy vectors; {vectors} has its own id column")
+        vectors_ND, id_array = _read_parquet(vectors, kind, id_column, vector_column)
+    else:
+        raise EmbeddingTableError(f"vectors must be a .parquet or .npy file, got {vectors}")
+    if normalise:
+        vectors_ND = _normalised(vectors_ND)
+    return EmbeddingTable.write(
+        folder,
+        ids=id_array,
+        vectors_ND=vectors_ND,
+        encoder_id=encoder_id,
+        kind=kind,
+        normalised=normalise or _is_normalised(vectors_ND),
+    )
+
+
+def norms_of(vectors_ND: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Euclidean norm of each vector, computed in chunks."""
+    norm_N = np.empty(len(vectors_ND), np.float64)
+    for start in range(0, len(vectors_ND), CHUNK_ROWS):
+        chunk_CD = vectors_ND[start : start + CHUNK_ROWS].astype(np.float64)
+        norm_N[start : start + len(chunk_CD)] = np.linalg.norm(chunk_CD, axis=1)
+    return norm_N
+
+
+def _read_matrix(path: Path) -> npt.NDArray[np.floating]:
+    try:
+        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise EmbeddingTableError(f"{path} is no readable .npy file: {error}") from None
+    if matrix.ndim != 2 or not np.issubdtype(matrix.dtype, np.floating):
+        raise EmbeddingTableError(
+            f"{path} must be a matrix of floats, one row for each id, "
+            f"got {matrix.dtype} of shape {matrix.shape}"
+        )
+    return matrix if matrix.dtype in (np.float16, np.float32) else matrix.astype(np.float32)
+
+
+def _read_id_file(path: Path, kind: Kind, id_column: str | None) -> pa.Array:
+    if path.suffix == ".parquet":
+        file = _open_parquet(path)
+        return file.read(columns=[_id_column(path, file, kind, id_column)]).column(0)
+    if path.suffix == ".npy":
+        try:
+            return pa.array(np.load(path, allow_pickle=False))
+        except (ValueError, EOFError, pa.ArrowInvalid) as error:
+            raise EmbeddingTableError(f"{path} must be a .npy list of integers or strings: {error}") from None
+    if path.suffix == ".txt":
+        return pa.array(path.read_text(encoding="utf-8").splitlines(), type=pa.string())
+    raise EmbeddingTableError(f"ids must be a .parquet, .npy or .txt file, got {path}")
+
+
+def _read_parquet(
+    path: Path, kind: Kind, id_column: str | None, vector_column: str | None
+) -> tuple[npt.NDArray[np.floating], pa.ChunkedArray]:
+    file = _open_parquet(path)
+    id_column = _id_column(path, file, kind, id_column)
+    vector_column = _vector_column(path, file, vector_column)
+    ids = file.read(columns=[id_column]).column(0)
+    value_type = file.schema_arrow.field(vector_column).type.value_type
+    dtype = np.float16 if pa.types.is_float16(value_type) else np.float32
+    vectors_ND: npt.NDArray[np.floating] = np.empty((0, 0), dtype)
+    filled = 0
+    for batch in file.iter_batches(columns=[vector_column], batch_size=CHUNK_ROWS):
+        lists = batch.column(0)
+        length_B = pc.fill_null(pc.list_value_length(lists), -1).to_numpy(zero_copy_only=False)
+        if not filled and len(length_B):
+            vectors_ND = np.empty((len(ids), max(int(length_B[0]), 0)), dtype)
+        wrong_B = np.flatnonzero((length_B != vectors_ND.shape[1]) | (length_B < 0))
+        if len(wrong_B):
+            row = filled + int(wrong_B[0])
+            length = int(length_B[wrong_B[0]])
+            raise EmbeddingTableError(
+                f"{path}: vectors must have one width, {vectors_ND.shape[1]} as in the first row, but that "
+                f"of id {ids[row].as_py()!r} (row {row}) {'is null' if length < 0 else f'has {length}'}"
+            )
+        flat = pc.list_flatten(lists).to_numpy(zero_copy_only=False)
+        vectors_ND[filled : filled + len(lists)] = flat.reshape(len(lists), -1)
+        filled += len(lists)
+    return vectors_ND, ids
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise EmbeddingTableError(f"{path} is no readable Parquet file: {error}") from None
+
+
+def _id_column(path: Path, file: pq.ParquetFile, kind: Kind, asked: str | None) -> str:
+    names = file.schema_arrow.names
+    for name in (asked,) if asked else ID_COLUMNS[kind]:
+        if name in names:
+            return name
+    raise EmbeddingTableError(
+        f"{path} has no column {asked or ' or '.join(ID_COLUMNS[kind])!r} for the ids; it has "
+        f"{', '.join(names)}; name the right one with --id-column"
+    )
+
+
+def _vector_column(path: Path, file: pq.ParquetFile, asked: str | None) -> str:
+    schema = file.schema_arrow
+    lists = [field.name for field in schema if _is_float_list(field.type)]
+    candidates = [name for name in lists if name == asked] if asked else lists
+    if len(candidates) == 1:
+        return candidates[0]
+    found = f"it has {', '.join(lists)}" if lists else "it has none"
+    wanted = f"a column {asked!r} of float lists" if asked else "exactly one column of float lists"
+    raise EmbeddingTableError(f"{path} must have {wanted}, but {found}; name one with --vector-column")
+
+
+def _is_float_list(kind: pa.DataType) -> bool:
+    is_list = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(kind) for test in is_list) and pa.types.is_floating(kind.value_type)
+
+
+def _normalised(vectors_ND: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    norm_N = norms_of(vectors_ND)
+    scaled_ND = np.empty_like(vectors_ND)
+    for start in range(0, len(vectors_ND), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        divisor_C1 = np.where(norm_N[rows] == 0, 1, norm_N[rows])[:, None]
+        scaled_ND[rows] = vectors_ND[rows] / divisor_C1
+    return scaled_ND
+
+
+def _is_normalised(vectors_ND: npt.NDArray[np.floating]) -> bool:
+    """Whether every vector has norm 1 or is zeros, and at least one has norm 1."""
+    if vectors_ND.ndim != 2:
+        return False
+    norm_N = norms_of(vectors_ND)
+    nonzero_N = norm_N[norm_N != 0]
+    return bool(len(nonzero_N) and (np.abs(nonzero_N - 1) <= NORM_TOLERANCE).all())

@@ -1,0 +1,1 @@
+"""Losses, the feature queue, the loop, checkpoints and ranks that both stages share."""

@@ -1,0 +1,380 @@
+"""The training loop of both stages: warm-up and cosine, accumulation, bf16, DDP, early stop, exact resume.
+
+A stage is a `Task`: a module whose forward returns named losses, the batches of an epoch, and an evaluation.
+On one CPU thread a run that was killed and resumed ends with the same bits as one that was not.
+"""
+
+import math
+import time
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, Self
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from embeddings.training.checkpoint import TrainingState, latest_state, read_state, write_state
+from embeddings.training.ranks import Ranks, sum_over_ranks
+
+#: Norm above which a step's gradient is scaled down; a guard against single bad batches.
+GRADIENT_NORM = 5.0
+#: Checkpoints that are kept: one more than needed, should the newest turn out damaged.
+CHECKPOINTS_KEPT = 2
+
+Precision = Literal["float32", "bfloat16"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class OptimizerConfig(BaseModel):
+    """AdamW with linear warm-up and cosine decay to a share of the peak."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: Annotated[int, Field(ge=1)]
+    #: Rows of one optimizer step, over all ranks and micro-batches.
+    batch_size: Annotated[int, Field(ge=2)]
+    #: Micro-batches of one optimizer step: each contrasts only its own rows.
+    accumulation: Annotated[int, Field(ge=1)] = 1
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup_share: Share = 0.1
+    final_share: Share = 0.01
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    precision: Precision = "float32"
+    #: Evaluations an epoch, evenly spread; the last one is at its end.
+    evaluations_per_epoch: Annotated[int, Field(ge=1)] = 1
+    #: Stop after this many evaluations without a new best.
+    patience: Annotated[int, Field(ge=1)] = 3
+    checkpoint_every_steps: Annotated[int, Field(ge=1)] = 200
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size must be a multiple of accumulation, got {self.batch_size} and "
+                f"{self.accumulation}"
+            )
+        return self
+
+
+class Task(Protocol):
+    """One stage, as the loop sees it."""
+
+    #: What it is called and what a row is, where people read of its progress: "stage 1", "products".
+    title: str
+    rows_name: str
+
+    @property
+    def module(self) -> nn.Module:
+        """What computes the losses, their mean over ranks being that of the global micro-batch."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch."""
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of one optimizer step, over all ranks and micro-batches."""
+
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """What is trained, by name."""
+
+    def micro_batches(self, epoch: int, first_step: int) -> Generator[Any, None, None]:
+        """This rank's micro-batches of the steps `first_step` ... of an epoch, in a fixed order."""
+
+    def before_step(self, step: int) -> None:
+        """What happens to the module before the forward passes of a step."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Measures on held-out rows; `loss` decides on the best weights, lower is better."""
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """How a run went."""
+
+    steps: int
+    best_step: int
+    best: dict[str, float]
+    #: One entry an evaluation: step, training loss since the last one, measures.
+    history: list[dict[str, float]]
+    stopped_early: bool
+    rows_per_second: float
+
+
+class TrainingDiverged(ValueError):
+    """A loss or a gradient that is not finite; the message names the step."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a progress display may show after a step."""
+
+    title: str
+    rows_name: str
+    step: int
+    total_steps: int
+    losses: dict[str, float]
+    rows_per_second: float
+    evaluation: dict[str, float] | None
+
+
+def learning_rate_share(step: int, *, total: int, warmup: int, final_share: float) -> float:
+    """Share of the peak learning rate at a step: linear up, then half a cosine down to `final_share`."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    turn = (step - warmup) / max(1, total - warmup)
+    return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * turn))
+
+
+def rows_of_a_step(config: OptimizerConfig, available: int, *, ranks: Ranks, fewest: int = 1) -> int:
+    """The batch size, or the rows there are if those are fewer, rounded down to equal micro-batches.
+
+    Args:
+        fewest: rows that a micro-batch of all ranks must have.
+
+    Raises:
+        ValueError: the ranks do not divide the micro-batches, or there are too few rows.
+    """
+    parts = config.accumulation * ranks.count
+    if config.batch_size % parts:
+        raise ValueError(
+            f"batch_size must be a multiple of accumulation times ranks, got {config.batch_size} for "
+            f"{config.accumulation} micro-batches on {ranks.count} ranks"
+        )
+    rows = min(config.batch_size, available) // parts * parts
+    if rows // config.accumulation < max(fewest, ranks.count):
+        raise ValueError(
+            f"{available} training rows are too few for {config.accumulation} micro-batches on {ranks.count} "
+            "ranks; lower accumulation or the number of ranks"
+        )
+    return rows
+
+
+def train(
+    task: Task,
+    folder: Path,
+    *,
+    config: OptimizerConfig,
+    fingerprint: str,
+    ranks: Ranks | None = None,
+    progress: Callable[[Report], None] | None = None,
+) -> TrainingOutcome:
+    """Train until the epochs or the patience end; leaves the best weights in the module.
+
+    `folder` holds the checkpoints; what an earlier call left there is resumed if its fingerprint is the same.
+
+    Args:
+        fingerprint: names config and inputs: a run resumes only its own checkpoints.
+
+    Raises:
+        TrainingDiverged: a loss or a gradient is not finite; names the step. All ranks raise it alike.
+        TrainingStateError: the checkpoints in `folder` are of another run or damaged.
+    """
+    return _Loop(task, folder, config, fingerprint, ranks or Ranks(), progress).run()
+
+
+class _Loop:
+    def __init__(
+        self,
+        task: Task,
+        folder: Path,
+        config: OptimizerConfig,
+        fingerprint: str,
+        ranks: Ranks,
+        progress: Callable[[Report], None] | None,
+    ) -> None:
+        self.task, self.folder, self.config = task, folder, config
+        self.fingerprint, self.ranks, self.progress = fingerprint, ranks, progress
+        self.named = task.parameters()
+        decayed = [p for _, p in self.named if p.ndim >= 2]
+        plain = [p for _, p in self.named if p.ndim < 2]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": config.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            lr=config.learning_rate,
+        )
+        self.device = self.named[0][1].device
+        # Products without an image leave the cross-attention of a step unused, on some ranks only.
+        self.module: nn.Module = (
+            DistributedDataParallel(task.module, find_unused_parameters=True, broadcast_buffers=False)
+            if ranks.count > 1
+            else task.module
+        )
+        self.total = config.epochs * task.steps_per_epoch
+        self.warmup = int(config.warmup_share * self.total)
+        every = task.steps_per_epoch / config.evaluations_per_epoch
+        self.evaluation_steps = {
+            epoch * task.steps_per_epoch + max(1, round((part + 1) * every))
+            for epoch in range(config.epochs)
+            for part in range(config.evaluations_per_epoch)
+        }
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, float] = {}
+        self.best_step = 0
+        self.best_weights: dict[str, Tensor] = {}
+        self.since_best = 0
+        self.loss_sum, self.loss_steps = 0.0, 0
+
+    def run(self) -> TrainingOutcome:
+        """The loop; the caller's random state is as before afterwards."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            return self._run()
+
+    def _run(self) -> TrainingOutcome:
+        self._resume()
+        started, first = time.perf_counter(), self.step
+        while self.step < self.total and not self._stops():
+            epoch, offset = divmod(self.step, self.task.steps_per_epoch)
+            with closing(self.task.micro_batches(epoch, offset)) as batches:
+                for _ in range(offset, self.task.steps_per_epoch):
+                    losses = self._one_step(batches)
+                    evaluation = self._evaluate() if self.step in self.evaluation_steps else None
+                    if self.step % self.config.checkpoint_every_steps == 0 or evaluation:
+                        self._checkpoint()
+                    if self.progress and self.ranks.first:
+                        rate = (self.step - first) * self.task.batch_rows / (time.perf_counter() - started)
+                        names = self.task.title, self.task.rows_name
+                        self.progress(Report(*names, self.step, self.total, losses, rate, evaluation))
+                    if self._stops():
+                        break
+        seconds = time.perf_counter() - started
+        weights = self.task.module.state_dict()
+        for name, value in self.best_weights.items():
+            weights[name].copy_(value)
+        return TrainingOutcome(
+            steps=self.step,
+            best_step=self.best_step,
+            best=self.best,
+            history=self.history,
+            stopped_early=self.step < self.total,
+            rows_per_second=(self.step - first) * self.task.batch_rows / max(seconds, 1e-9),
+        )
+
+    def _one_step(self, batches: Generator[Any, None, None]) -> dict[str, float]:
+        # Dropout draws anew for each step and rank, so that a resumed run draws what a whole one does.
+        draw = np.random.default_rng((self.config.seed, self.step, self.ranks.rank))
+        torch.manual_seed(int(draw.integers(2**62)))
+        share = learning_rate_share(
+            self.step, total=self.total, warmup=self.warmup, final_share=self.config.final_share
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * share
+        self.task.module.train()
+        self.task.before_step(self.step)
+        sums: dict[str, Tensor] = {}
+        for micro in range(self.config.accumulation):
+            with self._no_sync(micro):
+                with autocast(self.device, self.config.precision):
+                    parts = self.module(next(batches))
+                (parts["loss"] / self.config.accumulation).backward()
+            for name, value in parts.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
+        shared = sum_over_ranks(torch.stack(list(sums.values())), self.ranks)
+        means = (shared / (self.config.accumulation * self.ranks.count)).tolist()
+        losses = dict(zip(sums, means, strict=True))
+        norm = nn.utils.clip_grad_norm_([parameter for _, parameter in self.named], GRADIENT_NORM)
+        for what, value in (("loss", losses["loss"]), ("gradient norm", float(norm))):
+            if not math.isfinite(value):
+                raise TrainingDiverged(
+                    f"the {what} of step {self.step + 1} is {value} ({losses}); lower learning_rate, or use "
+                    'precision = "float32"'
+                )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.loss_sum += losses["loss"]
+        self.loss_steps += 1
+        return losses
+
+    def _no_sync(self, micro: int) -> AbstractContextManager[None]:
+        last = micro == self.config.accumulation - 1
+        if last or not isinstance(self.module, DistributedDataParallel):
+            return nullcontext()
+        return self.module.no_sync()
+
+    def _evaluate(self) -> dict[str, float]:
+        self.task.module.eval()
+        with torch.no_grad(), autocast(self.device, self.config.precision):
+            measures = self.task.evaluate()
+        if not math.isfinite(measures["loss"]):
+            raise TrainingDiverged(
+                f"the evaluation loss after step {self.step} is {measures['loss']} ({measures}); lower "
+                'learning_rate, or use precision = "float32"'
+            )
+        train_loss = self.loss_sum / max(1, self.loss_steps)
+        self.history.append({"step": self.step, "train_loss": train_loss, **measures})
+        self.loss_sum, self.loss_steps = 0.0, 0
+        if not self.best or measures["loss"] < self.best["loss"]:
+            self.best, self.best_step, self.since_best = measures, self.step, 0
+            trained = {name for name, _ in self.named}
+            self.best_weights = {
+                name: value.detach().clone()
+                for name, value in self.task.module.state_dict().items()
+                if name in trained
+            }
+        else:
+            self.since_best += 1
+        return measures
+
+    def _stops(self) -> bool:
+        return self.since_best >= self.config.patience
+
+    def _checkpoint(self) -> None:
+        if not self.ranks.first:
+            return
+        optimizer = {
+            f"{name}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+            for name, parameter in self.named
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+        state = TrainingState(
+            module=self.task.module.state_dict(),
+            optimizer=optimizer,
+            best=self.best_weights,
+            progress={
+                "fingerprint": self.fingerprint,
+                "step": self.step,
+                "history": self.history,
+                "best": self.best,
+                "best_step": self.best_step,
+                "since_best": self.since_best,
+                "loss_sum": self.loss_sum,
+                "loss_steps": self.loss_steps,
+            },
+        )
+        write_state(self.folder, self.step, state, keep=CHECKPOINTS_KEPT)
+
+    def _resume(self) -> None:
+        path = latest_state(self.folder)
+        if path is None:
+            return
+        state = read_state(path, fingerprint=self.fingerprint)
+        self.task.module.load_state_dict(state.module)
+        for name, parameter in self.named:
+            prefix = f"{name}."
+            own = {
+                key.removeprefix(prefix): value
+                for key, value in state.optimizer.items()
+                if key.startswith(prefix) and "." not in key.removeprefix(prefix)
+            }
+            if own:
+                self.optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
+                }
+        self.best_weights = {name: value.to(self.device) for name, value in state.best.items()}
+        for name in ("step", "history", "best", "best_step", "since_best", "loss_sum", "loss_steps"):
+            setattr(self, name, state.progress[name])
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """bfloat16 for matrix products; softmax, norms and losses stay in float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")

@@ -1,0 +1,1 @@
+"""Encoder variants over training seeds: plan, runs, tables."""

@@ -1,0 +1,209 @@
+"""One run of the ablation: stage 2, vectors, metrics. Each function is a job in a process of its own."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION, query_roles
+from embeddings.embedding_table import EmbeddingTable
+from embeddings.encoders.dashclip import DashClipEncoder
+from embeddings.relevance.grades import read_grades
+from embeddings.stages.runs import ENCODER, ShowReport
+from embeddings.tables.narrow import bytes_per_vector, narrow_table
+from embeddings.training.loop import Report
+from experiments.encoders.pipeline import (
+    EncodersConfig,
+    encode_tables,
+    measure_retrieval,
+    run_align,
+    run_pretrain,
+)
+from experiments.encoders.table1 import ALL, SliceResult, Table1, metric_key
+from experiments.runtime.job_pool import Tell
+from features.artifacts import atomic_write_json
+
+METRICS_FILE = "metrics.json"
+#: Seconds spent are saved this often, so that a killed job loses little of the count.
+SAVE_EVERY_S = 10.0
+
+
+def run_stage_1(data: Path, folder: Path, config: EncodersConfig, device: str, tell: Tell) -> None:
+    """Stage 1 to `folder`; a finished one is left as it is."""
+    seconds = SpentSeconds(folder / "seconds.json")
+    with seconds.on("stage_1") as tick:
+        run_pretrain(data, folder, config, device=device, show=_show(tell, "stage 1", tick))
+
+
+def run_variant(
+    data: Path,
+    folder: Path,
+    config: EncodersConfig,
+    tell: Tell,
+    *,
+    stage_1: Path | None,
+    identity: dict[str, Any],
+    k: int,
+    widths: Sequence[int],
+    device: str,
+) -> None:
+    """Stage 2 from the encoder of `stage_1` (from scratch if None), tables, and last of all metrics.json.
+
+    Args:
+        identity: what else goes into metrics.json: whose results these are.
+        widths: at which the first coordinates are measured alone, if the encoder has more.
+    """
+    spent = SpentSeconds(folder / "seconds.json")
+    start = None if stage_1 is None else DashClipEncoder.load(stage_1 / ENCODER)
+    with spent.on("stage_2") as tick:
+        run = run_align(
+            data,
+            folder / "align",
+            config,
+            start=start,
+            device=device,
+            show=_show(tell, "stage 2", tick),
+            progress=_with_tick(tell, tick),
+        )
+    tables = folder / "tables"
+    with spent.on("encode") as tick:
+        queries = read_grades(data).queries
+        held_out_Q = query_roles(queries, config.holdout) != TRAIN
+        encode_tables(
+            data,
+            tables,
+            run.encoder,
+            inputs=config.inputs,
+            queries=queries.filter(pa.array(held_out_Q)),
+            device=device,
+            progress=_with_tick(tell, tick),
+        )
+    with spent.on("measure"):
+        measured = measure(data, tables, config, k=k, widths=widths, tell=tell)
+    shared = {} if stage_1 is None else SpentSeconds(stage_1 / "seconds.json").spent
+    content = {
+        **identity,
+        "config": config.model_dump(mode="json"),
+        "stage_1": stage_1 and stage_1.name,
+        "encoder_id": run.encoder.encoder_id,
+        "k": k,
+        "seconds": shared | spent.spent,
+        **measured,
+    }
+    atomic_write_json(folder / METRICS_FILE, content)
+
+
+def measure(
+    data: Path, tables: Path, config: EncodersConfig, *, k: int, widths: Sequence[int], tell: Tell
+) -> dict[str, Any]:
+    """Metrics of the test and the validation queries, and at each width what a vector costs and is worth.
+
+    Queries are the same in all runs, so that the spread over seeds is what counts: no bootstrap here.
+    """
+    found = EmbeddingTable.load(tables / "products", verify=False)
+    folders = {found.dim: tables}
+    for width in sorted(width for width in widths if width < found.dim):
+        folders[width] = tables / f"first-{width}"
+        for kind in ("products", "queries"):
+            wide = EmbeddingTable.load(tables / kind, verify=False)
+            narrow_table(wide, folders[width] / kind, width)
+    own = str(found.dim)
+
+    def table1(role: int, rows: dict[str, Path]) -> Table1:
+        return measure_retrieval(
+            data,
+            rows,
+            holdout=config.holdout,
+            role=role,
+            baselines=False,
+            candidate=own,
+            k=k,
+            resamples=1,
+            progress=tell,
+        )
+
+    test = table1(TEST, {str(width): folder for width, folder in folders.items()})
+    validation = table1(VALIDATION, {own: tables})
+    return {
+        "simulated": test.simulated,
+        "description": test.description,
+        "test": _measured(test, own),
+        "validation": _measured(validation, own),
+        "widths": {
+            str(width): {
+                "bytes_per_vector": bytes_per_vector(
+                    EmbeddingTable.load(folders[width] / "products", verify=False)
+                ),
+                "metrics": _means(test.slices[ALL], str(width), k),
+            }
+            for width in sorted(folders)
+        },
+    }
+
+
+def _measured(table: Table1, row: str) -> dict[str, Any]:
+    return {
+        "queries": table.slices[ALL].queries,
+        "metrics": _means(table.slices[ALL], row, table.k),
+        "slices": {
+            title: {"queries": found.queries, "metrics": _means(found, row, table.k)}
+            for title, found in table.slices.items()
+            if title != ALL
+        },
+    }
+
+
+def _means(found: SliceResult, row: str, k: int) -> dict[str, float]:
+    """A metric without a value (no query has a highly relevant product) is left out."""
+    return {
+        metric_key(metric, k): estimate.mean
+        for metric, estimate in found.rows[row].items()
+        if estimate.mean is not None
+    }
+
+
+class SpentSeconds:
+    """Seconds spent on each part of a job, kept in a file: a killed job adds to what it had spent."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spent: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+
+    @contextmanager
+    def on(self, part: str) -> Iterator[Callable[[], None]]:
+        """Count the block; it calls what is yielded now and then, so that the file follows."""
+        before, started = self.spent.get(part, 0.0), time.perf_counter()
+        saved = started
+
+        def save() -> None:
+            nonlocal saved
+            saved = time.perf_counter()
+            self.spent[part] = round(before + saved - started, 2)
+            atomic_write_json(self.path, self.spent)
+
+        def tick() -> None:
+            if time.perf_counter() - saved >= SAVE_EVERY_S:
+                save()
+
+        yield tick
+        save()
+
+
+def _show(tell: Tell, stage: str, tick: Callable[[], None]) -> ShowReport:
+    def show(report: Report) -> None:
+        tell(stage, report.step, report.total_steps)
+        tick()
+
+    return show
+
+
+def _with_tick(tell: Tell, tick: Callable[[], None]) -> Tell:
+    def told(stage: str, done: int, total: int) -> None:
+        tell(stage, done, total)
+        tick()
+
+    return told

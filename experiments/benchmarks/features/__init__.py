@@ -1,0 +1,1 @@
+"""Speed and memory of feature building and loading, against pandas."""

@@ -1,0 +1,74 @@
+"""Feature build against pandas: processor seconds and peak memory for the same histories and counters.
+
+Both read the same Parquet logs and write the same columns and history arrays as Parquet and `.npy`, each on
+one thread in a process of its own, in turn. Ours also checks its input, hashes its output and works in
+bounded memory; pandas holds everything at once.
+"""
+
+import shutil
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.benchmarks.features.comparison import compare_with_pandas
+from experiments.benchmarks.features.feature_logs import LogSize, write_feature_logs
+from experiments.benchmarks.measure import Measurement, measure_module
+from experiments.runtime.machine import describe_machine
+from features.artifacts import atomic_folder
+from features.feature_set import FeatureSet
+
+Progress = Callable[[str, int, int], None]
+
+_MODULES = {
+    "ours": "experiments.benchmarks.features.build_runner",
+    "pandas": "experiments.benchmarks.features.pandas_features",
+}
+
+
+@dataclass(frozen=True)
+class FeatureBenchmark:
+    """Sizes of the comparison."""
+
+    impressions: int = 5_000_000
+    purchases: int = 2_000_000
+    rounds: int = 1
+    seed: int = 0
+
+
+def run_feature_benchmark(benchmark: FeatureBenchmark, *, work: Path, progress: Progress) -> dict[str, Any]:
+    """Write the logs, build their features both ways, compare the outputs, and return `features.json`."""
+    logs = work / "feature_logs"
+    size = LogSize(benchmark.impressions, benchmark.purchases)
+    with atomic_folder(logs) as folder:
+        write_feature_logs(folder, size, seed=benchmark.seed, progress=progress)
+    measured: dict[str, list[Measurement]] = {name: [] for name in _MODULES}
+    for round_number in range(benchmark.rounds):
+        for position, (name, module) in enumerate(_MODULES.items()):
+            progress(f"feature build: {name}", 2 * round_number + position, 2 * benchmark.rounds)
+            out = work / f"features_{name}"
+            shutil.rmtree(out, ignore_errors=True)
+            measured[name].append(measure_module(Path(sys.executable), module, str(logs), str(out)))
+    progress("feature build: comparing", 2 * benchmark.rounds, 2 * benchmark.rounds)
+    comparison = compare_with_pandas(FeatureSet.open(work / "features_ours"), work / "features_pandas")
+    costs = {name: summarise(runs) for name, runs in measured.items()}
+    return {
+        "settings": {**asdict(benchmark), **asdict(size), "users": size.users},
+        "machine": describe_machine(),
+        "cpu_ratio_to_pandas": costs["ours"]["cpu_s"] / costs["pandas"]["cpu_s"],
+        "memory_ratio_to_pandas": costs["ours"]["peak_mib"] / costs["pandas"]["peak_mib"],
+        "identical": comparison.identical,
+        "compared": asdict(comparison),
+        **costs,
+    }
+
+
+def summarise(runs: Sequence[Measurement]) -> dict[str, float]:
+    """Medians over the rounds; the peak is the largest."""
+    return {
+        "cpu_s": statistics.median(run.cpu_s for run in runs),
+        "wall_s": statistics.median(run.wall_s for run in runs),
+        "peak_mib": max(run.peak_mib for run in runs),
+    }

@@ -1,0 +1,66 @@
+"""Loader speed: shuffled rows a second on one thread, out of Parquet, as tensors."""
+
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.benchmarks.features.feature_logs import LogSize, write_feature_logs
+from experiments.benchmarks.measure import last_json, measure_module
+from experiments.runtime.machine import describe_machine
+from features.artifacts import atomic_folder
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class LoaderBenchmark:
+    """Sizes of the measurement."""
+
+    impressions: int = 1_000_000
+    purchases: int = 400_000
+    seconds: float = 8.0
+    memory_limit: str = "1GB"
+    seed: int = 0
+
+
+def run_loader_benchmark(benchmark: LoaderBenchmark, *, work: Path, progress: Progress) -> dict[str, Any]:
+    """Build a feature set, read it in three ways, and return `loader.json`."""
+    python = Path(sys.executable)
+    logs, features = work / "loader_logs", work / "loader_features"
+    with atomic_folder(logs) as folder:
+        size = LogSize(benchmark.impressions, benchmark.purchases)
+        write_feature_logs(folder, size, seed=benchmark.seed, progress=progress)
+    progress("loader: building its features", 0, 2)
+    measure_module(
+        python,
+        "experiments.benchmarks.features.cached_build",
+        str(logs),
+        str(features),
+        benchmark.memory_limit,
+    )
+    progress("loader: reading", 1, 2)
+    measurement = measure_module(
+        python, "experiments.benchmarks.features.loader_runner", str(features), str(benchmark.seconds)
+    )
+    found = last_json(measurement)
+    ways = {
+        name: {
+            "rows_per_s": statistics.median(epoch["rows_per_s"] for epoch in found[name]),
+            "rows_per_cpu_s": statistics.median(epoch["rows_per_cpu_s"] for epoch in found[name]),
+            "epochs": len(found[name]),
+        }
+        for name in ("shuffled", "stored_order", "shuffled_with_history")
+    }
+    progress("loader", 2, 2)
+    return {
+        "settings": asdict(benchmark),
+        "machine": describe_machine(),
+        "rows_per_s": ways["shuffled"]["rows_per_s"],
+        "rows": found["rows"],
+        "columns": found["columns"],
+        "peak_mib": measurement.peak_mib,
+        **ways,
+    }

@@ -1,0 +1,1 @@
+"""Latency, memory and start-up of serving, against other servers."""

@@ -1,0 +1,287 @@
+"""Serving, measured in one run: what embeddings add, what fetching them would cost, all ways to serve.
+
+In-process ways and servers are measured in turns, a round each. What cannot be measured here (no Redis, no
+java, no trained run) is left out of the numbers and named in `skipped`.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from experiments.benchmarks.serving import packages as serving_packages
+from experiments.benchmarks.serving.accuracy import AccuracySkippedError, compare_types
+from experiments.benchmarks.serving.fetch import (
+    FetchSkippedError,
+    fetch_only,
+    fetch_ways,
+    fill,
+    fill_purchases,
+    redis_server,
+)
+from experiments.benchmarks.serving.interleaved import Timing, Way, time_ways
+from experiments.benchmarks.serving.memory import measure_extra_worker, measure_start
+from experiments.benchmarks.serving.packages import DCN, QUICK_SIZES, SIZES, SMALL, TWO_TOWERS, PackageSizes
+from experiments.benchmarks.serving.servers import (
+    FASTAPI,
+    NOOP,
+    SETTINGS,
+    Server,
+    measure_servers,
+    servers,
+    worker_memory,
+)
+from experiments.benchmarks.serving.ways import InProcess, OnnxRuntime, model_way, predictor_way
+from experiments.runtime.machine import describe_machine
+from serving.wire.json_codec import encode_request
+from serving.wire.request import ScoreRequest
+
+Progress = Callable[[str, int, int], None]
+LIBRARIES = ("torch", "torchserve", "fastapi", "uvicorn", "onnxruntime", "redis", "pyarrow", "numpy")
+#: Candidates that the single numbers are of.
+MAIN = 100
+_STEPS = 25
+#: How long the processor is watched, before and after, for what others do with it.
+_LOOK_S = 2.0
+#: Different requests of one size.
+_REQUESTS = 50
+
+
+@dataclass(frozen=True)
+class ServingBenchmark:
+    """What is measured, and for how long.
+
+    Attributes:
+        seconds: of one round of one way in process.
+        server_seconds: of one round of one server.
+        replayed: logged requests for the accuracy of 8 bits; None for the whole test week.
+    """
+
+    sizes: PackageSizes = SIZES
+    candidates: tuple[int, ...] = (1, 20, 100, 300)
+    rounds: int = 6
+    seconds: float = 0.25
+    server_rounds: int = 4
+    server_seconds: float = 0.4
+    start_repeats: int = 3
+    replayed: int | None = 4_000
+
+
+QUICK = ServingBenchmark(
+    sizes=QUICK_SIZES,
+    rounds=1,
+    seconds=0.05,
+    server_rounds=1,
+    server_seconds=0.1,
+    start_repeats=1,
+    replayed=50,
+)
+
+
+def run_serving_benchmark(
+    benchmark: ServingBenchmark,
+    *,
+    work: Path,
+    packages: Path | None = None,
+    run: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Measure everything.
+
+    Args:
+        work: scratch folder; the caller removes it.
+        packages: where packages of these sizes are, or are to stay; in `work` if None.
+        run: a trained run for the accuracy of 8-bit vectors.
+    """
+    torch.set_num_threads(1)
+    done = 0
+
+    def report(stage: str) -> None:
+        nonlocal done
+        progress(stage, min(done, _STEPS), _STEPS)
+        done += 1
+
+    work.mkdir(parents=True, exist_ok=True)
+    load = {"before": psutil.getloadavg()[0]}
+    found = serving_packages.make_packages(
+        packages or work / "packages", benchmark.sizes, progress=lambda stage, *_: report(stage)
+    )
+    small = found.pop(SMALL)
+    foreign_shares = [psutil.cpu_percent(interval=_LOOK_S) / 100]
+    requests = {
+        count: serving_packages.requests_of(benchmark.sizes, count, count=_REQUESTS)
+        for count in benchmark.candidates
+    }
+    recorded = work / "requests.jsonl"
+    recorded.write_bytes(b"\n".join(encode_request(request) for request in requests[MAIN]))
+    skipped: dict[str, str] = {}
+    in_process = _in_process(benchmark, found, requests, work, skipped, report)
+    fetch = _fetch(benchmark, found[TWO_TOWERS], requests, skipped, report)
+    report("starting workers")
+    start = measure_start(found[TWO_TOWERS], requests=recorded, repeats=benchmark.start_repeats)
+    report("memory of workers")
+    memory = measure_extra_worker(found[TWO_TOWERS], small, requests=recorded)
+    served = _servers(benchmark, found[TWO_TOWERS], requests, work, skipped, report)
+    accuracy = None
+    try:
+        accuracy = compare_types(run, work, limit=benchmark.replayed, progress=report)
+    except AccuracySkippedError as error:
+        skipped["accuracy of 8 bits"] = str(error)
+    bytes_of = {name: InProcess(package).table_bytes() for name, package in found.items()}
+    load["measuring"] = psutil.getloadavg()[0]
+    foreign_shares.append(psutil.cpu_percent(interval=_LOOK_S) / 100)
+    report("done")
+    result = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": {**vars(benchmark), "sizes": vars(benchmark.sizes)},
+        "foreign_cpu_share": max(foreign_shares),
+        "load_average": load,
+        "in_process": in_process,
+        "fetch": fetch,
+        "start": start,
+        "memory": {**memory, "table_bytes": bytes_of[TWO_TOWERS]},
+        **served,
+        "int8": {"bytes": bytes_of, "accuracy": accuracy},
+        "skipped": skipped,
+        "machine": describe_machine(LIBRARIES),
+    }
+    return {**headline(result), "commit": result["machine"]["commit"], **result}
+
+
+def headline(result: dict[str, Any]) -> dict[str, Any]:
+    """The numbers that others read, at 100 candidates where they are single; None where not measured."""
+    in_process = result["in_process"]
+
+    def added(part: str, key: str) -> dict[str, float]:
+        rows = in_process[part]
+        return {count: two[key] - rows[DCN][count][key] for count, two in rows[TWO_TOWERS].items()}
+
+    def served(server: str, key: str, form: str = "arrow", clients: int = 1) -> float | None:
+        wanted = (server, form, MAIN, clients)
+        for row in result["servers"]:
+            if (row["server"], row["format"], row["candidates"], row["clients"]) == wanted:
+                return float(row[key])
+        return None
+
+    fetch = result["fetch"]
+    memory = result["memory"]
+    table_mib = sum(memory["table_bytes"].values()) / 2**20
+    onnx = in_process["model"].get("onnxruntime")
+    return {
+        "added_p50_ms": added("predictor", "p50_ms"),
+        "added_p99_ms": added("predictor", "p99_ms"),
+        "model_p50_ms": {count: row["p50_ms"] for count, row in in_process["model"][TWO_TOWERS].items()},
+        "model_p99_ms": {count: row["p99_ms"] for count, row in in_process["model"][TWO_TOWERS].items()},
+        "end_to_end_p50_ms": served("w1", "p50_ms"),
+        "end_to_end_p99_ms": served("w1", "p99_ms"),
+        "noop_p50_ms": served(NOOP, "p50_ms"),
+        "noop_p99_ms": served(NOOP, "p99_ms"),
+        "fetch_p99_over_fused_p99": {
+            count: row["mget"]["p99_ms"] / row["fused"]["p99_ms"] for count, row in fetch.items()
+        },
+        "extra_worker_pss_share": memory["extra_mib_of_tables"] / table_mib,
+        "extra_worker_pss_share_in_total": memory["extra_mib"] / table_mib,
+        "fastapi_p50_ms": served(FASTAPI, "p50_ms"),
+        "fastapi_p99_ms": served(FASTAPI, "p99_ms"),
+        "onnxruntime_p50_ms": onnx[str(MAIN)]["p50_ms"] if onnx else None,
+        "json_vs_arrow": {
+            f"{key.removesuffix('_ms')}_{form}_ms": served("w1", key, form)
+            for key in ("p50_ms", "p99_ms")
+            for form in ("json", "arrow")
+        },
+    }
+
+
+def _in_process(
+    benchmark: ServingBenchmark,
+    packages: dict[str, Path],
+    requests: dict[int, list[ScoreRequest]],
+    work: Path,
+    skipped: dict[str, str],
+    report: Callable[[str], None],
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Timings by part ("predictor", "model"), way and number of candidates."""
+    opened = {name: InProcess(package) for name, package in packages.items()}
+    found: dict[str, dict[str, dict[str, Any]]] = {"predictor": {}, "model": {}}
+    report("exporting to ONNX")
+    onnx = None
+    try:
+        onnx = OnnxRuntime(opened[TWO_TOWERS], work)
+    except ImportError as error:
+        skipped["ONNX Runtime"] = str(error)
+    for count, asked in requests.items():
+        report(f"in process, {count} candidates")
+        ways = {("predictor", name): predictor_way(one, asked) for name, one in opened.items()}
+        ways |= {("model", name): model_way(one, asked) for name, one in opened.items()}
+        if onnx is not None:
+            ways["model", "onnxruntime"] = onnx.way(asked)
+        named = {"|".join(key): way for key, way in ways.items()}
+        measured = time_ways(named, rounds=benchmark.rounds, seconds=benchmark.seconds)
+        for (part, name), rounds_ms in zip(ways, measured.values(), strict=True):
+            found[part].setdefault(name, {})[str(count)] = vars(Timing.of(rounds_ms))
+    return found
+
+
+def _fetch(
+    benchmark: ServingBenchmark,
+    package: Path,
+    requests: dict[int, list[ScoreRequest]],
+    skipped: dict[str, str],
+    report: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """Timings by number of candidates and way; empty if Redis is not there."""
+    found: dict[str, dict[str, Any]] = {}
+    opened = InProcess(package)
+    try:
+        report("filling Redis")
+        with redis_server() as client:
+            fill(client, opened)
+            for count, asked in requests.items():
+                prepared = [opened.prepare(request) for request in asked]
+                fill_purchases(client, prepared)
+                report(f"fetching, {count} candidates")
+                ways: dict[str, Way] = {
+                    "fused": partial(opened.score_fused, prepared),
+                    "fetch_only": fetch_only(client, prepared),
+                    **fetch_ways(client, opened, prepared),
+                }
+                measured = time_ways(ways, rounds=benchmark.rounds, seconds=benchmark.seconds)
+                found[str(count)] = {name: vars(Timing.of(ms)) for name, ms in measured.items()}
+    except FetchSkippedError as error:
+        skipped["feature fetching"] = str(error)
+    return found
+
+
+def _servers(
+    benchmark: ServingBenchmark,
+    package: Path,
+    requests: dict[int, list[ScoreRequest]],
+    work: Path,
+    skipped: dict[str, str],
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    """Rows of all servers, their start-up seconds and the memory of their workers."""
+    stores = work / "stores"
+    shutil.rmtree(stores, ignore_errors=True)
+    with servers(package, stores, list(SETTINGS), noop_candidates=MAIN, progress=report) as started:
+        running = {name: server for name, server in started.items() if isinstance(server, Server)}
+        skipped.update({SETTINGS[name].title: why for name, why in started.items() if isinstance(why, str)})
+        rows = measure_servers(
+            running,
+            requests,
+            rounds=benchmark.server_rounds,
+            seconds=benchmark.server_seconds,
+            failed=skipped,
+            progress=report,
+        )
+        return {
+            "servers": rows,
+            "server_start_s": {name: server.start_s for name, server in running.items()},
+            "worker_pss_mib": worker_memory(running),
+        }

@@ -1,0 +1,213 @@
+"""In process: what the embeddings add, what 8 bits save, and what fetching vectors costs instead.
+
+*Model* is the compiled network with its table lookups, from rows to probabilities; *predictor* is a whole
+request: ids to rows, counters, purchases, model, order.
+
+Shapes: N candidates, H purchases, D width of the vectors.
+"""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from serving.package.generations import VECTORS, current_generation, generation_folder
+from serving.package.manifest import MODEL
+from serving.package.tables import ServingTable
+from serving.package.vectors import ProductVectors, QueryVectors
+from serving.scoring.compile import WEIGHTS
+from serving.scoring.predictor import Predictor
+from serving.scoring.ranker_scorer import RankerScorer, ScoringBatch, table_inputs
+from serving.scoring.request_ranker import RequestRanker
+from serving.wire.request import ScoreRequest
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A request as rows, and the ids whose vectors it needs.
+
+    Attributes:
+        vector_ids: of the candidates, then of the purchases; None where there is no vector.
+    """
+
+    request: ScoreRequest
+    batch: ScoringBatch
+    vector_ids: list[int | None]
+
+
+class InProcess:
+    """A package opened twice: as a predictor, and as its model alone."""
+
+    def __init__(self, package: Path) -> None:
+        self.predictor = Predictor.load(package)
+        self.model = self.predictor.model
+        vectors = generation_folder(package, current_generation(package)) / VECTORS
+        shape = self.model.shape
+        self.products = ProductVectors.open(vectors / "product") if shape.reads_products else None
+        self.queries = QueryVectors.open(vectors / "query") if "query" in shape.entities else None
+        self._product_ids = self.products.ids.ids() if self.products else None
+        self.scorer = RankerScorer(
+            self.model.program,
+            shape,
+            tables=self.model.tables,
+            vectors=self.products.table if self.products else None,
+            projections=self.products.projections if self.products else None,
+        )
+
+    def prepare(self, request: ScoreRequest) -> Prepared:
+        """The rows of a request, as the predictor finds them."""
+        rows = self.predictor.feature_rows(request)
+        count = len(request.candidates)
+        batch = ScoringBatch(
+            request_dense_RF=rows.request_dense_F[None],
+            request_sparse_RS=rows.request_sparse_S[None],
+            candidate_dense_NF=rows.candidate_dense_NF,
+            candidate_sparse_NS=rows.candidate_sparse_NS,
+            request_of_N=np.zeros(count, np.int64),
+        )
+        if self.products is None:
+            return Prepared(request, batch, [])
+        product_N = self.products.rows(rows.product_N, request.candidates)
+        history = self.products.row_P[rows.history]
+        rows_K = np.concatenate([product_N, history])
+        assert self._product_ids is not None
+        found = self._product_ids.take(pa.array(np.maximum(rows_K - 1, 0))).to_pylist()
+        return Prepared(
+            request,
+            replace(
+                batch,
+                query_RD=self.query_vector(request.query),
+                history_RH=history[None],
+                product_N=product_N,
+            ),
+            [one if row else None for one, row in zip(found, rows_K, strict=True)],
+        )
+
+    def query_vector(self, query: str | None) -> NDArray[np.float32] | None:
+        """[1, D] from the package's own table."""
+        if self.queries is None:
+            return None
+        found_D = self.queries.vector(query) if query is not None else None
+        return np.zeros((1, self.queries.dim), np.float32) if found_D is None else found_D[None]
+
+    def score_model(self, prepared: Sequence[Prepared], number: int) -> NDArray[np.float32]:
+        """The model alone."""
+        return self.scorer.score(prepared[number % len(prepared)].batch)
+
+    def score_fused(self, prepared: Sequence[Prepared], number: int) -> NDArray[np.float32]:
+        """The model with the search for the query's vector, which fetching has to do as well."""
+        one = prepared[number % len(prepared)]
+        return self.scorer.score(replace(one.batch, query_RD=self.query_vector(one.request.query)))
+
+    def score_fetched(
+        self, one: Prepared, vectors_KD: NDArray[np.float16], query_D: NDArray[np.float16]
+    ) -> NDArray[np.float32]:
+        """The same program, given the vectors of this request only: row i + 1 is that of `vector_ids[i]`."""
+        rows_K = np.arange(1, len(vectors_KD) + 1)
+        count = len(one.batch.request_of_N)
+        padded_KD = np.zeros((len(vectors_KD) + 1, vectors_KD.shape[1]), np.float16)
+        padded_KD[1:] = vectors_KD
+        scorer = RankerScorer(
+            self.model.program,
+            self.model.shape,
+            tables=self.model.tables,
+            vectors=ServingTable(torch.from_numpy(padded_KD), None),
+        )
+        return scorer.score(
+            replace(
+                one.batch,
+                query_RD=query_D[None].astype(np.float32),
+                product_N=rows_K[:count],
+                history_RH=rows_K[None, count:],
+            )
+        )
+
+    def table_bytes(self) -> dict[str, int]:
+        """Bytes of the pretrained vectors and of the trained tables, as they lie in memory."""
+        pretrained = [one.table for one in (self.products, self.queries) if one is not None]
+        if self.products is not None and self.products.projections is not None:
+            pretrained.append(self.products.projections)
+        return {
+            "vectors": sum(map(_bytes, pretrained)),
+            "trained": sum(map(_bytes, self.model.tables.values())),
+        }
+
+
+def touch_tables(predictor: Predictor) -> list[ServingTable]:
+    """Read every page of every table, the most that requests can ever map; held on to, they stay mapped."""
+    tables = [*predictor.model.tables.values()]
+    package = predictor.package
+    vectors = generation_folder(package, current_generation(package)) / VECTORS
+    shape = predictor.model.shape
+    tables += [ProductVectors.open(vectors / "product").table] if shape.reads_products else []
+    tables += [QueryVectors.open(vectors / "query").table] if "query" in shape.entities else []
+    for table in tables:
+        for tensor in (table.values_MD, table.scales_M2):
+            if tensor is not None:
+                tensor.numpy().view(np.uint8).reshape(-1)[::1024].sum()
+    return tables
+
+
+def predictor_way(opened: InProcess, requests: Sequence[ScoreRequest]) -> Any:
+    """Scores request after request."""
+    return lambda number: opened.predictor.score(requests[number % len(requests)])
+
+
+def model_way(opened: InProcess, requests: Sequence[ScoreRequest]) -> Any:
+    """Scores their rows."""
+    return partial(opened.score_model, [opened.prepare(request) for request in requests])
+
+
+class OnnxRuntime:
+    """The model of an opened package in ONNX Runtime, on the same tables."""
+
+    def __init__(self, opened: InProcess, scratch: Path) -> None:
+        """
+        Raises:
+            ImportError: onnxruntime or what exports to it is not installed.
+        """
+        from experiments.benchmarks.serving.onnx_ranker import export_onnx, open_onnx
+
+        module = RequestRanker(opened.model.shape)
+        module.load_state_dict(load_file(opened.predictor.package / MODEL / WEIGHTS), assign=True)
+        bound: dict[str, Any] = {
+            "tables": opened.model.tables,
+            "vectors": opened.products.table if opened.products else None,
+        }
+        path = scratch / "ranker.onnx"
+        with warnings.catch_warnings():  # deprecations inside of torch
+            warnings.simplefilter("ignore")
+            logging.getLogger("torch.onnx").setLevel(
+                logging.ERROR
+            )  # operators of libraries that are not here
+            export_onnx(module.eval().requires_grad_(False), table_inputs(module.shape, **bound), path)
+        self._opened = opened
+        self._scorer = RankerScorer(open_onnx(path), module.shape, **bound)
+
+    def way(self, requests: Sequence[ScoreRequest]) -> Any:
+        """Scores the rows of requests.
+
+        Raises:
+            ValueError: its scores are not the model's.
+        """
+        prepared = [self._opened.prepare(request) for request in requests]
+        difference = np.abs(
+            self._scorer.score(prepared[0].batch) - self._opened.score_model(prepared, 0)
+        ).max()
+        if not difference < 1e-4:
+            raise ValueError(f"ONNX Runtime scores differ by {difference:.2g}")
+        return lambda number: self._scorer.score(prepared[number % len(prepared)].batch)
+
+
+def _bytes(table: ServingTable) -> int:
+    tensors = [table.values_MD] + ([] if table.scales_M2 is None else [table.scales_M2])
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

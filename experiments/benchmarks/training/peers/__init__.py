@@ -1,0 +1,1 @@
+"""Other CTR libraries, each in an environment of its own."""

@@ -1,0 +1,283 @@
+"""Training speed against the peers and against the machine: the same DCN-v2 on the same Criteo-like rows.
+
+Runs alternate (ours, peer, peer, ours, ...) so that a slow minute of the machine falls on all. The first
+round trains a whole epoch and gives the AUC; later rounds train its first rows and add to the speed only.
+Speeds are rows per processor second on one thread: processor time is what a cluster bills, and is the
+steadier of the two clocks.
+"""
+
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sklearn.metrics import roc_auc_score
+
+from experiments.benchmarks.measure import last_json, measure_module
+from experiments.benchmarks.training.criteo_like import (
+    NUM_DENSE,
+    NUM_SPARSE,
+    TrainingParts,
+    draw_rows,
+    write_feature_set,
+    write_peer_arrays,
+)
+from experiments.benchmarks.training.peers import protocol
+from experiments.benchmarks.training.peers.environments import PEERS, ensure_environment
+from experiments.benchmarks.training.roofline import (
+    DcnShape,
+    MachinePeaks,
+    measure_peaks,
+    roofline_rows_per_s,
+)
+from experiments.runtime.machine import describe_machine
+from features.artifacts import atomic_folder
+
+Progress = Callable[[str, int, int], None]
+
+SHAPE = DcnShape(
+    dense_features=NUM_DENSE,
+    sparse_features=NUM_SPARSE,
+    embedding_dim=protocol.EMBEDDING_DIM,
+    cross_layers=protocol.CROSS_LAYERS,
+    deep_widths=protocol.DEEP_WIDTHS,
+)
+OURS = "ours"
+_OURS_MODULE = "experiments.benchmarks.training.ours_runner"
+
+
+@dataclass(frozen=True)
+class TrainingBenchmark:
+    """Sizes of the comparison."""
+
+    rows: int = 1_000_000
+    test_share: float = 0.1
+    #: Rows of the rounds after the first.
+    short_rows: int = 65_536
+    #: Rows on which bfloat16 and float32 are compared where bfloat16 has no units and crawls.
+    tiny_rows: int = 49_152
+    rounds: int = 3
+    batch_size: int = 4096
+    step_batches: int = 8
+    seed: int = 0
+
+    @property
+    def parts(self) -> TrainingParts:
+        first_test_row = round(self.rows * (1 - self.test_share))
+        return TrainingParts(
+            {"train": first_test_row, "train_short": self.short_rows, "train_tiny": self.tiny_rows},
+            first_test_row,
+        )
+
+
+QUICK = TrainingBenchmark(rows=200_000, short_rows=24_576, tiny_rows=8_192, rounds=2, step_batches=4)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """One column of the comparison: an interpreter, what it runs, and in which precision."""
+
+    name: str
+    title: str
+    python: Path
+    module: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process: its outcome (`protocol.Outcome` as JSON) and the peak memory seen from outside."""
+
+    trainer: str
+    part: str
+    outcome: dict[str, Any]
+    peak_mib: float
+
+
+def run_training_benchmark(
+    benchmark: TrainingBenchmark,
+    *,
+    work: Path,
+    environments: Path,
+    with_peers: bool,
+    with_bfloat16: bool,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Make the data and the peers' environments, run all trainers in turn, and return `training.json`."""
+    data, best_auc = _criteo_like_folder(benchmark, work, progress)
+    peaks = [measure_peaks()]
+    bfloat16_is_native = peaks[0].bfloat16_gflops > peaks[0].float32_gflops
+    python = Path(sys.executable)
+    ours = [Trainer(OURS, "DashCLIP Ranker, float32", python, _OURS_MODULE, "float32")]
+    ours_bfloat16 = Trainer(f"{OURS}_bfloat16", "DashCLIP Ranker, bfloat16", python, _OURS_MODULE, "bfloat16")
+    if with_bfloat16 and bfloat16_is_native:
+        ours.append(ours_bfloat16)
+    peers = [
+        Trainer(
+            peer.name,
+            peer.title,
+            ensure_environment(peer, environments, progress=progress),
+            peer.runner,
+            "float32",
+        )
+        for peer in (PEERS if with_peers else ())
+    ]
+    schedule = [
+        (trainer, "train" if round_number == 0 else "train_short")
+        for round_number in range(benchmark.rounds)
+        for trainer in (*ours, *peers)
+    ]
+    if with_bfloat16 and not bfloat16_is_native:  # the two precisions after the same few rows
+        schedule += [(ours[0], "train_tiny"), (ours_bfloat16, "train_tiny")]
+    runs = []
+    for done, (trainer, part) in enumerate(schedule):
+        progress(f"training: {trainer.title} ({part})", done, len(schedule))
+        runs.append(_run(trainer, part, data, benchmark))
+        if trainer.name == OURS and part != "train_tiny":
+            peaks.append(measure_peaks(seconds_each=1.0))
+    progress("training", len(schedule), len(schedule))
+    trainers = {trainer.name: trainer for trainer, _ in schedule}
+    result = summarise(runs, trainers=trainers, peaks=_best(peaks), best_auc=best_auc)
+    return {
+        "settings": asdict(benchmark),
+        "machine": describe_machine(),
+        **result,
+    }
+
+
+def summarise(
+    runs: Sequence[Run], *, trainers: dict[str, Trainer], peaks: MachinePeaks, best_auc: float
+) -> dict[str, Any]:
+    """The published numbers of a set of runs: medians with ranges, ratios, shares of the roofline.
+
+    The short runs that compare precisions do not enter the speeds of the others.
+    """
+    speeds = {
+        name: _speeds(
+            [run for run in runs if run.trainer == name and run.part != "train_tiny"]
+            or [run for run in runs if run.trainer == name]
+        )
+        for name in trainers
+    }
+    ours = {name: speed for name, speed in speeds.items() if name.startswith(OURS)}
+    peers = {name: speed for name, speed in speeds.items() if name not in ours}
+    chosen = max(ours, key=lambda name: ours[name]["loop_rows_per_cpu_s"]["median"])
+    ours_speed = ours[chosen]["loop_rows_per_cpu_s"]["median"]
+    fastest_peer = max((speed["loop_rows_per_cpu_s"]["median"] for speed in peers.values()), default=None)
+    float32_speed = ours[OURS]["loop_rows_per_cpu_s"]["median"]
+    roofline = {
+        precision: roofline_rows_per_s(SHAPE, gflops=gflops, copy_gb_per_s=peaks.copy_gb_per_s)
+        for precision, gflops in (("float32", peaks.float32_gflops), ("bfloat16", peaks.bfloat16_gflops))
+    }
+    return {
+        "ours_rows_per_cpu_s": ours_speed,
+        "precision": trainers[chosen].precision,
+        "peers": {name: speed["loop_rows_per_cpu_s"]["median"] for name, speed in peers.items()},
+        "ratio_to_fastest_peer": ours_speed / fastest_peer if fastest_peer else None,
+        "float32_ratio_to_fastest_peer": float32_speed / fastest_peer if fastest_peer else None,
+        "auc": {
+            "best_reachable": best_auc,
+            **{run.trainer: run.outcome["auc"] for run in runs if run.part == "train"},
+        },
+        "precisions": _precisions(runs),
+        "roofline": {
+            "flop_per_row": SHAPE.flop_per_row,
+            "embedding_bytes_per_row": SHAPE.embedding_bytes_per_row,
+            **peaks.as_json(),
+            "rows_per_s": roofline,
+            "step_share": {
+                trainers[name].precision: speed["step_rows_per_cpu_s"]["median"]
+                / roofline[trainers[name].precision]
+                for name, speed in ours.items()
+            },
+            "end_to_end_share": {
+                trainers[name].precision: speed["loop_rows_per_cpu_s"]["median"]
+                / roofline[trainers[name].precision]
+                for name, speed in ours.items()
+            },
+        },
+        "trainers": {
+            name: {
+                "title": trainers[name].title,
+                "precision": trainers[name].precision,
+                **speed,
+                "versions": next(run.outcome["versions"] for run in runs if run.trainer == name),
+                "parameters": next(run.outcome["parameters"] for run in runs if run.trainer == name),
+            }
+            for name, speed in speeds.items()
+        },
+    }
+
+
+def _criteo_like_folder(benchmark: TrainingBenchmark, work: Path, progress: Progress) -> tuple[Path, float]:
+    """The folder with the rows in both forms, and the test AUC of the true click probabilities."""
+    rows = draw_rows(benchmark.rows, seed=benchmark.seed, progress=progress)
+    test = slice(benchmark.parts.first_test_row, None)
+    best_auc = float(roc_auc_score(rows.clicked_N[test], rows.probability_N[test]))
+    with atomic_folder(work / "criteo_like") as folder:
+        write_peer_arrays(rows, benchmark.parts, folder)
+        features = folder / "features"
+        features.mkdir()
+        write_feature_set(rows, benchmark.parts, features)
+    return work / "criteo_like", best_auc
+
+
+def _run(trainer: Trainer, part: str, data: Path, benchmark: TrainingBenchmark) -> Run:
+    emulated = part == "train_tiny"
+    measurement = measure_module(
+        trainer.python,
+        trainer.module,
+        f"--data={data / 'features' if trainer.name.startswith(OURS) else data}",
+        f"--train={part}",
+        f"--batch-size={benchmark.batch_size}",
+        f"--step-batches={1 if emulated else benchmark.step_batches}",
+        f"--seed={benchmark.seed}",
+        f"--precision={trainer.precision}",
+    )
+    return Run(trainer.name, part, last_json(measurement), measurement.peak_mib)
+
+
+def _speeds(runs: Sequence[Run]) -> dict[str, Any]:
+    return {
+        "loop_rows_per_cpu_s": _spread(
+            [run.outcome["loop"]["rows"] / run.outcome["loop"]["cpu_s"] for run in runs]
+        ),
+        "step_rows_per_cpu_s": _spread(
+            [run.outcome["step"]["rows"] / run.outcome["step"]["cpu_s"] for run in runs]
+        ),
+        "loop_rows_per_s": _spread(
+            [run.outcome["loop"]["rows"] / run.outcome["loop"]["wall_s"] for run in runs]
+        ),
+        "peak_mib": max(run.peak_mib for run in runs),
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    return {"median": statistics.median(values), "low": min(values), "high": max(values), "runs": len(values)}
+
+
+def _precisions(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """AUC of both precisions after the same rows, and their difference."""
+    for part in ("train", "train_tiny"):
+        found = {
+            run.outcome["precision"]: run for run in runs if run.part == part and run.trainer.startswith(OURS)
+        }
+        if len(found) == 2:
+            aucs = {precision: run.outcome["auc"] for precision, run in sorted(found.items())}
+            return {
+                "rows": found["float32"].outcome["loop"]["rows"],
+                "auc": aucs,
+                "difference": aucs["bfloat16"] - aucs["float32"],
+            }
+    return None
+
+
+def _best(peaks: Sequence[MachinePeaks]) -> MachinePeaks:
+    """The highest rate ever seen: other load only lowers what is measured."""
+    return MachinePeaks(
+        float32_gflops=max(peak.float32_gflops for peak in peaks),
+        bfloat16_gflops=max(peak.bfloat16_gflops for peak in peaks),
+        copy_gb_per_s=max(peak.copy_gb_per_s for peak in peaks),
+    )

@@ -1,0 +1,75 @@
+"""The training loop of `ranking.train` without its evaluations and checkpoints, for measuring."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from features.batches.batch import Batch
+from features.batches.loader import BatchLoader
+from features.feature_set import FeatureSet
+from ranking.model import Ranker, RankerConfig, RankerInputs, build_ranker
+from ranking.prediction import predict
+from ranking.train import TrainingConfig, TrainingLoop
+
+
+@dataclass(frozen=True)
+class TrainingSteps:
+    """An untrained ranker without semantic tables, its loader and the loop that trains it."""
+
+    ranker: Ranker
+    training: BatchLoader
+    feature_set: FeatureSet
+    loop: TrainingLoop
+
+    def epoch(self) -> None:
+        """Read one epoch and take a step with each batch."""
+        self.take(self.training)
+
+    def take(self, batches: Iterable[Batch]) -> None:
+        """Take a step with each batch."""
+        self.ranker.train()
+        for batch in batches:
+            self.loop.step(batch)
+
+    def scores(self, split: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Clicks and logits of a split."""
+        loader = BatchLoader(self.feature_set, split, batch_size=self.training.batch_size)
+        return predict(self.ranker, loader, device=torch.device("cpu"))
+
+
+@contextmanager
+def training_steps(
+    feature_set: FeatureSet,
+    split: str,
+    ranker_config: RankerConfig,
+    config: TrainingConfig,
+    *,
+    seed: int,
+    folder: Path,
+) -> Iterator[TrainingSteps]:
+    """Set up a run on `split`; `folder` receives its TensorBoard scalars."""
+    manifest = feature_set.manifest
+    ranker = build_ranker(
+        ranker_config,
+        RankerInputs(
+            dense_features=len(manifest.dense_columns),
+            sparse_rows={column.name: column.rows for column in manifest.sparse_columns},
+            vectors={},
+        ),
+        seed=seed,
+        embedding_learning_rate=config.optimizer.embedding_learning_rate,
+    )
+    training = BatchLoader(
+        feature_set, split, batch_size=config.batch_size, shuffle_seed=seed, id_dropout=config.id_dropout
+    )
+    unused = BatchLoader(feature_set, "test", batch_size=config.batch_size)
+    loop = TrainingLoop(ranker, config, training, unused, folder, torch.device("cpu"), None)
+    try:
+        yield TrainingSteps(ranker, training, feature_set, loop)
+    finally:
+        loop.scalars.close()

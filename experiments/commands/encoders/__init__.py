@@ -1,0 +1,1 @@
+"""Commands that train encoders and make embedding tables."""

@@ -1,0 +1,371 @@
+"""`dashclip encode`: train the encoders, make tables with them, measure what they are worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from experiments.commands.encoders import published_sets as encode_real
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from embeddings.encoders.dashclip import DashClipEncoder
+    from embeddings.stages.runs import StageRun
+    from experiments.encoders.pipeline import EncodersConfig
+
+encode = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Train DashCLIP encoders, encode catalogue and queries, measure retrieval and probes.",
+)
+
+DATA = Annotated[Path, typer.Argument(help="Folder with the four tables.")]
+CONFIG = Annotated[Path, typer.Option(help="TOML file, or the name of a shipped config.")]
+DEVICE = Annotated[str, typer.Option(help="`cpu` or `cuda`.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the `encode` commands."""
+    encode_real.register(encode)
+    app.add_typer(encode, name="encode")
+
+
+@encode.command("pretrain")
+def pretrain_command(
+    data: DATA,
+    out: Annotated[Path, typer.Argument(help="Folder of the run; an interrupted one goes on.")],
+    config: CONFIG = Path("encoders_small"),
+    start: Annotated[
+        Path | None,
+        typer.Option(help="Encoder to start from, as of `encode import-blip`; from scratch without it."),
+    ] = None,
+    device: DEVICE = "cpu",
+) -> None:
+    """Stage 1: adapt the product encoders to the catalogue by ITC and ITM (paper 3.2.1).
+
+    On several GPUs: `torchrun --nproc-per-node 4 -m experiments encode pretrain DATA OUT --device cuda`
+
+    Example: `dashclip encode pretrain runs/data runs/encoders/pretrain --config encoders_small`
+    """
+    from rich.console import Console
+
+    from embeddings.stages.stage1_task import advice
+    from experiments.encoders.pipeline import run_pretrain
+    from experiments.runtime.progress import training_progress
+
+    console = Console()
+    settings, encoder = _read(config, start)
+    with training_progress(console) as show:
+        run = run_pretrain(data, out, settings, start=encoder, device=device, show=show)
+    _print_run(console, run)
+    if run.outcome is not None and settings.pretrain is not None:
+        to_do = advice(run.outcome, settings.pretrain)
+        if to_do:
+            console.print(to_do, style="yellow", markup=False, soft_wrap=True)
+
+
+@encode.command("align")
+def align_command(
+    data: DATA,
+    out: Annotated[Path, typer.Argument(help="Folder of the run; an interrupted one goes on.")],
+    start: Annotated[
+        Path | None,
+        typer.Option(help="Encoder of stage 1: `<run>/encoder` or the run; from scratch without it."),
+    ] = None,
+    config: CONFIG = Path("encoders_small"),
+    device: DEVICE = "cpu",
+) -> None:
+    """Stage 2: align query and product encoders by PQC on the graded pairs (paper 3.2.2).
+
+    Example: `dashclip encode align runs/data runs/encoders/align --start runs/encoders/pretrain`
+    """
+    from rich.console import Console
+
+    from experiments.encoders.pipeline import run_align
+    from experiments.runtime.progress import training_and_stage_progress
+
+    console = Console()
+    settings, encoder = _read(config, start)
+    with training_and_stage_progress(console) as (show, tell):
+        run = run_align(data, out, settings, start=encoder, device=device, show=show, progress=tell)
+    _print_run(console, run)
+
+
+@encode.command("run")
+def run_command(
+    data: DATA,
+    encoder: Annotated[Path, typer.Argument(help="Encoder folder, or the run that made it.")],
+    out: Annotated[Path, typer.Argument(help="Folder for `products/`, `queries/` and the quarantine.")],
+    only_new: Annotated[
+        bool,
+        typer.Option("--only-new", help="Keep the vectors that OUT has from this encoder; encode the rest."),
+    ] = False,
+    config: CONFIG = Path("encoders_small"),
+    batch_size: Annotated[int, typer.Option(min=1, help="Products at a time.")] = 64,
+    device: DEVICE = "cpu",
+) -> None:
+    """Encode the whole catalogue and all queries to embedding tables; goes on after a kill.
+
+    The modalities and text columns are those of the config. Unreadable images are listed in
+    OUT/quarantine.parquet, and their products encoded from the title alone.
+
+    Example: `dashclip encode run runs/data runs/encoders/align runs/encoders/tables`
+    """
+    from rich.console import Console
+
+    from experiments.encoders.pipeline import encode_tables
+    from experiments.runtime.progress import stage_progress
+
+    console = Console()
+    settings, loaded = _read(config, encoder)
+    assert loaded is not None  # `encoder` was given
+    with stage_progress(console) as tell:
+        products, queries = encode_tables(
+            data,
+            out,
+            loaded,
+            inputs=settings.inputs,
+            only_new=only_new,
+            batch_size=batch_size,
+            device=device,
+            progress=tell,
+        )
+    for found in (products, queries):
+        if found is None:
+            console.print("queries    none: impressions and relevance of this data set have no query")
+            continue
+        table = found.table
+        console.print(
+            f"{table.folder.name:<10} {len(table):,} vectors of {table.dim} in {table.folder}: "
+            f"{found.encoded:,} encoded now, {found.resumed:,} by a stopped call, {found.copied:,} kept",
+            soft_wrap=True,
+        )
+    console.print(
+        f"products without image {products.without_image:,}, without title {products.without_title:,}, "
+        f"without either {products.table.manifest.zero_vectors:,} (zeros: they act like missing ids)"
+    )
+    if products.quarantined:
+        console.print(
+            f"[bold red]{products.quarantined:,} images could not be read[/]: {out / 'quarantine.parquet'}",
+            soft_wrap=True,
+        )
+
+
+@encode.command("evaluate")
+def evaluate_command(
+    data: DATA,
+    out: Annotated[Path, typer.Argument(help="Folder for table1.json and table1.md.")],
+    row: Annotated[
+        list[str],
+        typer.Option(help="NAME=FOLDER with `products/` and `queries/`; repeat it. `dashclip` is compared."),
+    ],
+    config: CONFIG = Path("encoders_small"),
+    k: Annotated[int, typer.Option("--k", min=1, help="Places that count.")] = 10,
+) -> None:
+    """Table 1: retrieval for held-out queries, against random, BM25 and each row.
+
+    Example: `dashclip encode evaluate runs/data runs/encoders --row lsa=runs/lsa --row dashclip=runs/tables`
+    """
+    from rich.console import Console
+
+    from experiments.config import load_config
+    from experiments.encoders.pipeline import EncodersConfig, measure_retrieval
+    from experiments.encoders.table1 import to_json
+    from experiments.reports.table1_text import console_table, to_markdown
+    from experiments.runtime.environment import environment
+    from experiments.runtime.progress import stage_progress
+    from features.artifacts import atomic_write_bytes, atomic_write_json
+
+    console = Console()
+    settings = load_config(config, EncodersConfig)
+    tables = named_folders(row)
+    with stage_progress(console) as tell:
+        table = measure_retrieval(data, tables, holdout=settings.holdout, k=k, progress=tell)
+    console.print(console_table(table))
+    command = ["dashclip encode evaluate", str(data), str(out), *(f"--row {named}" for named in row)]
+    made = {"command": " ".join([*command, f"--config {config} --k {k}"]), "environment": environment()}
+    atomic_write_json(out / "table1.json", to_json(table) | made)
+    atomic_write_bytes(out / "table1.md", to_markdown(table).encode())
+    console.print(f"written: {out / 'table1.json'}, {out / 'table1.md'}", soft_wrap=True)
+
+
+@encode.command("probe")
+def probe_command(
+    data: DATA,
+    before: Annotated[Path, typer.Argument(help="Tables of the encoder before training.")],
+    after: Annotated[Path, typer.Argument(help="Tables of the trained encoder.")],
+    out: Annotated[Path, typer.Argument(help="Folder for probes.json, probes.md and pictures/.")],
+    config: CONFIG = Path("encoders_small"),
+    pictures: Annotated[bool, typer.Option(help="Draw t-SNE, cosines by grade, confusions.")] = True,
+) -> None:
+    """The probes of paper section 5: aisle and relevance classifiers on frozen vectors, and pictures.
+
+    Example: `dashclip encode probe runs/data runs/encoders/initial runs/encoders/tables runs/encoders`
+    """
+    from rich.console import Console
+
+    from experiments.config import load_config
+    from experiments.encoders.pictures import write_pictures
+    from experiments.encoders.pipeline import EncodersConfig, measure_probes
+    from experiments.runtime.environment import environment
+    from experiments.runtime.progress import stage_progress
+    from features.artifacts import atomic_write_bytes, atomic_write_json
+
+    console = Console()
+    settings = load_config(config, EncodersConfig)
+    with stage_progress(console) as tell:
+        report, before_pair, after_pair, labels = measure_probes(
+            data, before, after, holdout=settings.holdout, progress=tell
+        )
+    markdown = report.to_markdown()
+    command = f"dashclip encode probe {data} {before} {after} {out} --config {config}"
+    made = {"command": command, "environment": environment()}
+    atomic_write_json(out / "probes.json", report.to_json() | made)
+    atomic_write_bytes(out / "probes.md", markdown.encode())
+    console.print(markdown)
+    if pictures:
+        with console.status("drawing"):
+            paths = write_pictures(out / "pictures", before_pair, after_pair, labels, report, seed=0)
+        console.print(f"{len(paths)} pictures in {out / 'pictures'}", soft_wrap=True)
+
+
+@encode.command("import-blip")
+def import_blip_command(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Original BLIP `.pth`, a Hugging Face folder, or a name on the hub.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Encoder folder to write.")],
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="BERT's vocab.txt or tokenizer.json; needed for a `.pth`.")
+    ] = None,
+) -> None:
+    """Turn published BLIP weights into an encoder that stage 1 can start from; no weight stays random.
+
+    Example: `dashclip encode import-blip model_base_14M.pth runs/blip --vocabulary vocab.txt`
+    """
+    from rich.console import Console
+
+    from embeddings.encoders.blip_checkpoint import encoder_from_checkpoint
+
+    encoder = encoder_from_checkpoint(checkpoint, out, vocabulary=vocabulary)
+    Console().print(f"{encoder.encoder_id} in {out}", soft_wrap=True)
+
+
+@encode.command("off-the-shelf")
+def off_the_shelf_command(
+    data: DATA,
+    out: Annotated[Path, typer.Argument(help="Folder for `products/` and `queries/`.")],
+    kind: Annotated[Literal["clip", "blip", "flava"], typer.Option(help="Which model it is.")],
+    checkpoint: Annotated[str, typer.Option(help="Hugging Face folder or name on the hub.")],
+    modality: Annotated[
+        Literal["image", "text"], typer.Option(help="What stands for a product: its image or its title.")
+    ] = "image",
+    device: DEVICE = "cpu",
+) -> None:
+    """Tables of CLIP, BLIP or FLAVA as published: the off-the-shelf rows of table 1.
+
+    Example: `dashclip encode off-the-shelf DATA OUT --kind clip --checkpoint openai/clip-vit-base-patch32`
+    """
+    from rich.console import Console
+
+    from embeddings.tables.off_the_shelf import embed_off_the_shelf
+    from experiments.runtime.progress import stage_progress
+
+    console = Console()
+    with stage_progress(console) as tell:
+        tables = embed_off_the_shelf(
+            kind, checkpoint, data, out, modality=modality, device=device, progress=tell
+        )
+    console.print(
+        f"{len(tables.products):,} products in {tables.products.folder}; "
+        f"{tables.products_without_input:,} have no {modality}",
+        soft_wrap=True,
+    )
+
+
+@encode.command("ablate")
+def ablate_command(
+    data: DATA,
+    out: Annotated[Path, typer.Argument(help="Folder for the runs and the report; finished runs are kept.")],
+    config: CONFIG = Path("encoder_ablation"),
+    processes: Annotated[int, typer.Option(min=1, help="Runs at the same time, one thread each.")] = 2,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Train nothing; report what is finished.")
+    ] = False,
+    device: DEVICE = "cpu",
+) -> None:
+    """Train variants of the encoders with several seeds, and compare each with the default.
+
+    Variants that agree on what stage 1 depends on share it. The same command continues a stopped ablation.
+
+    Example: `dashclip encode ablate runs/data runs/ablation --config encoder_ablation --processes 2`
+    """
+    from rich.console import Console
+
+    from experiments.ablation.plan import AblationConfig, execute_ablation, plan
+    from experiments.ablation.report import build_report, to_json
+    from experiments.ablation.text import console_table, to_markdown
+    from experiments.config import load_config
+    from experiments.runtime.progress import job_progress
+    from features.artifacts import atomic_write_bytes, atomic_write_json
+
+    console = Console()
+    settings = load_config(config, AblationConfig)
+    errors: dict[str, str | None] = {}
+    if not report_only:
+        finished = sum(run.metrics.is_file() for run in plan(settings, out))
+        console.print(f"{finished} runs are finished already")
+        with job_progress(console) as tell:
+            errors = execute_ablation(
+                settings, data, out, processes=processes, device=device, on_progress=tell
+            )
+    failed = {name: error for name, error in errors.items() if error}
+    for name, error in failed.items():
+        typer.secho(f"failed: {name}: {error}", err=True, fg=typer.colors.RED)
+    report = build_report(settings, out)
+    command = f"dashclip encode ablate DATA OUT --config {config.name} --processes {processes}"
+    atomic_write_json(out / "ablation.json", to_json(report, command=command))
+    atomic_write_bytes(out / "ablation.md", to_markdown(report).encode())
+    console.print(console_table(report))
+    console.print(f"written: {out / 'ablation.json'}, {out / 'ablation.md'}", soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _read(config: Path, encoder: Path | None) -> tuple[EncodersConfig, DashClipEncoder | None]:
+    """The config and, if there is one, the encoder in a folder or in the run that made it."""
+    from embeddings.encoders.dashclip import DashClipEncoder
+    from embeddings.stages.runs import ENCODER
+    from experiments.config import load_config
+    from experiments.encoders.pipeline import EncodersConfig
+
+    settings = load_config(config, EncodersConfig)
+    if encoder is None:
+        return settings, None
+    inner = encoder / ENCODER
+    return settings, DashClipEncoder.load(inner if inner.is_dir() else encoder)
+
+
+def named_folders(rows: list[str]) -> dict[str, Path]:
+    """NAME=FOLDER, as given by `--row`, by name."""
+    named = dict(row.partition("=")[::2] for row in rows)
+    for name, folder in named.items():
+        if not name or not folder:
+            raise typer.BadParameter(f"must be NAME=FOLDER, got {name or folder!r}", param_hint="--row")
+    return {name: Path(folder) for name, folder in named.items()}
+
+
+def _print_run(console: Console, run: StageRun) -> None:
+    if run.outcome is None:
+        console.print(f"{run.folder} was finished already: {run.encoder.encoder_id}", soft_wrap=True)
+        return
+    outcome = run.outcome
+    best = ", ".join(f"{name} {value:.4f}" for name, value in outcome.best.items())
+    console.print(
+        f"{run.encoder.encoder_id} in {run.folder / 'encoder'}: best at step {outcome.best_step:,} of "
+        f"{outcome.steps:,} ({best}){'; stopped early' if outcome.stopped_early else ''}",
+        soft_wrap=True,
+    )

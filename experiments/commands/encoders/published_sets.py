@@ -1,0 +1,141 @@
+"""`dashclip encode home-depot`, `grocery-store` and `publish`: the encoders on real data."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DATA = Annotated[Path, typer.Argument(help="Folder that `dashclip import` wrote.")]
+OUT = Annotated[
+    Path,
+    typer.Argument(help="Folder for runs, tables and results; a stopped call goes on, finished runs stay."),
+]
+CONFIG = Annotated[Path, typer.Option(help="TOML file, or the name of a shipped config.")]
+DEVICE = Annotated[str, typer.Option(help="`cpu` or `cuda`.")]
+
+
+def register(encode: typer.Typer) -> None:
+    """Add the commands to `encode`."""
+    encode.command("home-depot")(home_depot_command)
+    encode.command("grocery-store")(grocery_store_command)
+    encode.command("publish")(publish_command)
+
+
+def home_depot_command(
+    data: DATA,
+    out: OUT,
+    config: CONFIG = Path("encoders_home_depot"),
+    row: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FOLDER with `products/` and `queries/` to compare as well; repeat it."),
+    ] = None,
+    device: DEVICE = "cpu",
+) -> None:
+    """**Home Depot**: train text-only encoders on human grades, measure relevance on unseen queries.
+
+    Text warm-up and stage 2 from scratch; then AUC of high against irrelevant pairs and macro F1 of the three
+    grades, beside token overlap and LSA, to OUT/results.json and OUT/results.md.
+
+    Example: `dashclip encode home-depot runs/home_depot/data runs/home_depot`
+    """
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from experiments.commands.encoders.encode import named_folders
+    from experiments.config import load_config
+    from experiments.datasets.encoder_runs import measure_home_depot, write_results
+    from experiments.datasets.home_depot_relevance import to_json, to_markdown
+    from experiments.encoders.pipeline import EncodersConfig, first_encoder, run_align
+    from experiments.runtime.progress import stage_progress, training_progress
+
+    console = Console()
+    settings = load_config(config, EncodersConfig)
+    rows = named_folders(row or [])
+    with training_progress(console) as show:
+        start = first_encoder(data, out / "warmup", settings, device=device, show=show)
+    with training_progress(console) as show:
+        run = run_align(data, out / "align", settings, start=start, device=device, show=show)
+    with stage_progress(console) as tell:
+        results = measure_home_depot(
+            data, out, run.encoder, settings, rows=rows, device=device, progress=tell
+        )
+    page = to_markdown(results)
+    write_results(
+        out, to_json(results), page, command=f"dashclip encode home-depot DATA OUT --config {config.name}"
+    )
+    console.print(Markdown(page))
+    console.print(f"written: {out / 'results.json'}, {out / 'results.md'}", soft_wrap=True)
+
+
+def grocery_store_command(
+    data: DATA, out: OUT, config: CONFIG = Path("encoders_grocery_store"), device: DEVICE = "cpu"
+) -> None:
+    """**Grocery Store**: train stage 1 on the train photos, measure frozen vectors on the test photos.
+
+    Linear probes on image-only vectors for the fine and the coarse classes, and which description belongs to
+    a photo, beside floors and the encoder before training, to OUT/results.json and OUT/results.md. There are
+    no grades, hence no stage 2.
+
+    Example: `dashclip encode grocery-store runs/grocery_store/data runs/grocery_store`
+    """
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from experiments.config import load_config
+    from experiments.datasets.encoder_runs import (
+        DASHCLIP,
+        UNTRAINED,
+        WARMED_UP,
+        measure_grocery_store,
+        photos_to_train_on,
+        write_results,
+    )
+    from experiments.datasets.grocery_store_photos import to_json, to_markdown
+    from experiments.encoders.pipeline import EncodersConfig, first_encoder, run_pretrain
+    from experiments.runtime.progress import stage_progress, training_progress
+
+    console = Console()
+    settings = load_config(config, EncodersConfig)
+    seen = photos_to_train_on(data, out / "train_photos")
+    random = first_encoder(seen, out, settings.model_copy(update={"warmup": None, "image_warmup": None}))
+    encoders = {UNTRAINED: random.save(out / "untrained", stage="initial", trained_on={})}
+    start = random
+    if settings.warmup is not None:
+        with training_progress(console) as show:
+            start = first_encoder(seen, out / "warmup", settings, device=device, show=show)
+        encoders[WARMED_UP] = start
+    with training_progress(console) as show:
+        run = run_pretrain(seen, out / "pretrain", settings, start=start, device=device, show=show)
+    encoders[DASHCLIP] = run.encoder
+    with stage_progress(console) as tell:
+        results = measure_grocery_store(
+            data,
+            out,
+            encoders,
+            settings,
+            device=device,
+            progress=tell,
+        )
+    page = to_markdown(results)
+    write_results(
+        out, to_json(results), page, command=f"dashclip encode grocery-store DATA OUT --config {config.name}"
+    )
+    console.print(Markdown(page))
+    console.print(f"written: {out / 'results.json'}, {out / 'results.md'}", soft_wrap=True)
+
+
+def publish_command(
+    run: Annotated[Path, typer.Argument(help="OUT of `encode home-depot` or `encode grocery-store`.")],
+    name: Annotated[str, typer.Argument(help="File name of the result, without an ending.")],
+    results: Annotated[Path, typer.Option(help="Folder of published results.")] = Path("experiments/results"),
+) -> None:
+    """Copy the results on real data into the repository.
+
+    Example: `dashclip encode publish runs/home_depot home_depot`
+    """
+    from rich.console import Console
+
+    from experiments.datasets.encoder_runs import publish_results
+
+    for path in publish_results(run, name, results=results):
+        Console().print(f"wrote {path}", highlight=False)

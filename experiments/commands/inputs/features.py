@@ -1,0 +1,151 @@
+"""`dashclip features`: build feature sets from the four tables, and show them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from features.feature_set import Manifest
+
+features = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="markdown", help="Build and inspect point-in-time features."
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the `features` commands."""
+    app.add_typer(features, name="features")
+
+
+@features.command("build")
+def build_command(
+    data: Annotated[Path, typer.Argument(help="Folder with the four tables.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the feature set; an older one is replaced.")],
+    config: Annotated[Path, typer.Option(help="TOML file with every feature of an impression.")],
+    memory_limit: Annotated[
+        str, typer.Option(help="Memory to work in, at least 200MB; less memory means more buckets.")
+    ] = "2GB",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine and of the kernels.")] = 2,
+    buckets: Annotated[
+        int | None,
+        typer.Option(min=1, help="Buckets of each key; chosen from the memory limit when left out."),
+    ] = None,
+) -> None:
+    """Build the feature set of a log: histories, counters, vocabularies, splits in time.
+
+    Nothing is learnt from the validation and test windows, and no feature sees its own moment. Tables with a
+    bad row are refused; `dashclip validate` lists such rows and separates them.
+
+    Example: `dashclip features build runs/data runs/features --config marketplace_features.toml`
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    from experiments.config import load_config
+    from features.inputs.tables import InputTables
+    from features.inputs.validation import check_or_raise
+    from features.offline.build import build, memory_limit_bytes
+    from features.schema import FeatureConfig
+
+    console = Console()
+    resolved = load_config(config, FeatureConfig)
+    bar = Progress(
+        TextColumn("{task.description:>16}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+    tasks = {}
+    with bar:
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done)
+
+        report("checking rows", 0, 1)
+        memory = f"{memory_limit_bytes(memory_limit) // 1000}KB"
+        check_or_raise(InputTables.open(data), memory_limit=memory, threads=threads)
+        report("checking rows", 1, 1)
+        manifest = build(
+            data,
+            out,
+            resolved,
+            threads=threads,
+            memory_limit=memory_limit,
+            buckets=buckets,
+            progress=report,
+        )
+    _print(console, out, manifest)
+
+
+@features.command("show")
+def show_command(
+    folder: Annotated[Path, typer.Argument(metavar="FEATURES", help="Folder of a feature set.")],
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare every file with its checksum.")
+    ] = True,
+) -> None:
+    """Show what a feature set holds: splits, click rates, unknown ids, empty histories.
+
+    Example: `dashclip features show runs/features`
+    """
+    from rich.console import Console
+
+    from features.feature_set import FeatureSet
+
+    _print(Console(), folder, FeatureSet.open(folder, verify=verify).manifest)
+
+
+def _print(console: Console, folder: Path, manifest: Manifest) -> None:
+    from rich.table import Table
+
+    log = manifest.data
+    console.print(
+        f"[bold]{folder}[/bold]: {log.impressions:,} impressions of {manifest.num_users:,} users, "
+        f"{manifest.num_products:,} products, {manifest.num_queries:,} queries; "
+        f"{manifest.events:,} purchases in histories"
+    )
+    splits = Table(title="Splits", title_justify="left")
+    for column in ("split", "impressions", "CTR", "empty history", "first", "last"):
+        splits.add_column(column, justify="left" if column in ("split", "first", "last") else "right")
+    for name, split in manifest.splits.items():
+        splits.add_row(
+            name,
+            f"{split.rows:,}",
+            f"{split.ctr:.2%}",
+            f"{manifest.empty_history_share[name]:.1%}",
+            split.start[:19],
+            split.end[:19],
+        )
+    console.print(splits)
+    ids = Table(title="Share of impressions whose id has no row of its own", title_justify="left")
+    ids.add_column("feature")
+    for column in ("table rows", *manifest.splits, "missing (test)"):
+        ids.add_column(column, justify="right")
+    for feature in manifest.sparse_columns:
+        shares = [f"{manifest.oov_share[split][feature.name]:.2%}" for split in manifest.splits]
+        missing = f"{manifest.missing_share['test'][feature.name]:.2%}"
+        ids.add_row(feature.name, f"{feature.rows:,}", *shares, missing)
+    console.print(ids)
+    constant = [name for name, transform in manifest.transforms.items() if transform.sd == 0]
+    console.print(f"{len(manifest.dense_columns)} dense columns: {', '.join(manifest.dense_columns)}")
+    if constant:
+        console.print(f"[yellow]constant in training, hence always 0: {', '.join(constant)}[/yellow]")
+    if manifest.counter_prior_ctr is not None:
+        console.print(
+            f"click counters use the {log.clicks_counted_from.replace('_', ' ')}"
+            f" ({log.clicks_without_time:,} clicks have none of their own); "
+            f"prior CTR {manifest.counter_prior_ctr:.2%}"
+        )
+    if log.unused_impressions:
+        console.print(f"{log.unused_impressions:,} impressions are in no split (burn-in)")
+    for absence in log.absences:
+        console.print(f"[yellow]{absence}[/yellow]")

@@ -1,0 +1,1 @@
+"""Commands that train rankers and compare them."""

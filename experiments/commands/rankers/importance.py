@@ -1,0 +1,153 @@
+"""`dashclip importance`: which features carry a trained ranker."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("importance")(importance)
+
+
+def importance(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run folders of one variant, or the folder of a sweep's variant (all its seeds)."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for importance.json; the run's, or that of its sweep, if not given."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Permutations of each run.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the permutations.")] = 0,
+    methods: Annotated[
+        str, typer.Option(help="Of permutation, ablation and integrated_gradients, separated by commas.")
+    ] = "permutation,ablation,integrated_gradients",
+    split: Annotated[str, typer.Option(help="Rows to evaluate: test or validation.")] = "test",
+    slices: Annotated[
+        bool,
+        typer.Option("--slices/--no-slices", help="Also within user, query and product slices and aisles."),
+    ] = True,
+    slice_repeats: Annotated[int, typer.Option(min=1, help="Permutations within each slice.")] = 2,
+    pairs: Annotated[int, typer.Option(min=0, help="Correlated pairs of features to permute together.")] = 10,
+    batch_rows: Annotated[
+        int, typer.Option(min=1, help="Rows scored at once: changes memory, never a result.")
+    ] = 4096,
+    naive: Annotated[
+        bool, typer.Option("--naive", help="Also time Captum's FeaturePermutation, which takes minutes.")
+    ] = False,
+    simulated: Annotated[
+        bool, typer.Option("--simulated", help="Say that the data are simulated, if no sweep.json says so.")
+    ] = False,
+    drop_below: Annotated[
+        float | None,
+        typer.Option(
+            help="Retrain without the features that cost less AUC than this on the validation days."
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each process.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Seeds measured at the same time.")] = 1,
+) -> None:
+    """Measure which features a trained ranker lives on: permutation, ablation, integrated gradients.
+
+    Features are those of the schema, and groups of them. AUC and LogLoss are exact, over all rows of the
+    split. Several seeds are combined, methods and seeds compared, correlated features permuted together.
+    Writes importance.json and beside it a page, pictures and a CSV for people. Parts that are done are kept
+    in importance_parts/: a stopped command goes on where it was.
+
+    Example: `dashclip importance runs/demo/dcn_pq_sim_history`,
+    `dashclip importance runs/first --drop-below 0.0002`
+    """
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    from experiments.importance.folders import default_out, run_folders
+    from experiments.importance.measure import MeasureOptions, measure
+    from experiments.importance.result import methods_named
+    from experiments.importance.seeds_together import measure_parts
+    from experiments.reports.importance.page import write_importance_report
+    from experiments.reports.importance.tables import feature_table, group_table, sentences
+
+    torch.set_num_threads(threads)
+    console = Console()
+    folders = run_folders(runs)
+    target = out or default_out(runs)
+    target.mkdir(parents=True, exist_ok=True)
+    options = MeasureOptions(
+        repeats=repeats,
+        permutation_seed=seed,
+        split=split,
+        methods=methods_named(methods),
+        slices=slices,
+        slice_repeats=slice_repeats,
+        pairs=pairs,
+        batch_rows=batch_rows,
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars:
+        tell = _Bars(bars)
+        parts = target / "importance_parts"
+        if min(processes, len(folders)) > 1:
+            measure_parts(
+                folders,
+                options,
+                parts=parts,
+                scratch=target,
+                processes=processes,
+                threads=threads,
+                progress=tell,
+            )
+        report = measure(
+            folders,
+            options,
+            command="dashclip " + shlex.join(sys.argv[1:]),
+            parts=parts,
+            scratch=target,
+            progress=tell,
+        )
+        if simulated:
+            report = report.model_copy(update={"simulated": True})
+        if naive:
+            from experiments.importance.speed import compare_with_captum
+
+            speedup = compare_with_captum(folders[0], split=split, seed=seed, progress=tell)
+            report = report.model_copy(update={"speedup": speedup, "speedup_to_naive": speedup["speedup"]})
+        if drop_below is not None:
+            from experiments.importance.selection import select_and_retrain
+
+            selection = select_and_retrain(
+                folders, options, threshold=drop_below, out=target / "importance_selection", progress=tell
+            )
+            report = report.model_copy(update={"selection": selection})
+    report.write(target / "importance.json")
+    with console.status("drawing"):
+        paths = write_importance_report(target)
+    for table in (feature_table(report), group_table(report)):
+        console.print(table)
+    for sentence in sentences(report):
+        console.print(f"• {sentence}", markup=False, highlight=False)
+    for path in (target / "importance.json", paths["csv"], paths["page"]):
+        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+class _Bars:
+    """A bar for each stage."""
+
+    def __init__(self, bars: "Progress") -> None:
+        self.bars = bars
+        self.bar_of: dict[str, TaskID] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage not in self.bar_of:
+            self.bar_of[stage] = self.bars.add_task(stage, total=total)
+        self.bars.update(self.bar_of[stage], completed=done, total=total)

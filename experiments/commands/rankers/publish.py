@@ -1,0 +1,33 @@
+"""`dashclip publish`: a sweep's table into the repository."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("publish")(publish_command)
+
+
+def publish_command(
+    sweep: Annotated[Path, typer.Argument(help="Folder of a sweep with its report.")],
+    name: Annotated[str, typer.Argument(help="File name of the result, without an ending.")],
+    results: Annotated[Path, typer.Option(help="Folder of published results.")] = Path("experiments/results"),
+    readme: Annotated[Path, typer.Option(help="Document whose results block is written again.")] = Path(
+        "README.md"
+    ),
+) -> None:
+    """Copy a report to the published results and write the README's results block again.
+
+    Refused while runs of the sweep are missing.
+
+    Example: `dashclip publish runs/demo marketplace_table2`
+    """
+    from rich.console import Console
+
+    from experiments.reports.publish import publish
+
+    for path in publish(sweep, name, results=results, readme=readme):
+        Console().print(f"wrote {path}", highlight=False)

@@ -1,0 +1,82 @@
+"""`dashclip report`: the evidence page of a sweep, made again from what it left on disk."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="report")(report)
+
+
+def report(
+    sweep: Annotated[Path, typer.Argument(help="Folder that `dashclip sweep` wrote (it holds sweep.json).")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write the report; the sweep folder if not given.")
+    ] = None,
+    resamples: Annotated[
+        int, typer.Option(min=200, help="Bootstrap resamples of users for the interval over users.")
+    ] = 1000,
+    rng_seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    latency: Annotated[
+        Path | None,
+        typer.Option(
+            help="serving.json to show; if not given, SWEEP's or that of the folder bench beside it."
+        ),
+    ] = None,
+) -> None:
+    """The evidence page: a sweep's variants compared, and what else was measured, on one page.
+
+    Compares from the test predictions of the finished runs, so it can be repeated at will, also while a sweep
+    still runs; runs that are missing are named. Joins table1.json, probes.json with its pictures,
+    importance.json and serving.json as far as they exist, and names the command that makes each of the
+    others. Writes table2.json, table2.md and report.html.
+
+    Example: `dashclip report runs/demo`
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from experiments.reports.evidence import gather
+    from experiments.reports.page import Absent
+    from experiments.reports.table2.build import build_report, write_report
+    from experiments.reports.table2.text import console_table, findings
+
+    if latency is not None and not latency.exists():
+        raise FileNotFoundError(f"{latency} does not exist; `make bench-serving` writes such a file")
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        tasks = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total)
+            progress.update(tasks[stage], completed=done)
+
+        table = build_report(sweep, rng_seed=rng_seed, bootstrap_resamples=resamples, progress=advance)
+    with console.status("drawing"):
+        evidence = gather(sweep, latency=latency, queries="head_query" in table.slices)
+        paths = write_report(table, out or sweep, evidence=evidence)
+
+    console.print(console_table(table))
+    for sentence in findings(table):
+        console.print(f"• {escape(sentence)}")
+    for note in table.notes:
+        console.print(f"[dim]note: {escape(note)}[/dim]")
+    for run in table.missing:
+        sentence = escape(f"{run.variant}, seed {run.seed}: {run.reason}")
+        console.print(f"[yellow]missing:[/yellow] {sentence}")
+    for part in evidence:
+        if isinstance(part, Absent):
+            command = f" To make it: {part.command}" if part.command else ""
+            sentence = escape(f"{part.title}: {part.reason}{command}")
+            console.print(f"[yellow]not on the page:[/yellow] {sentence}", highlight=False)
+    for path in (paths["json"], paths["markdown"]):
+        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"[bold]evidence page:[/bold] {escape(str(paths['page']))}", highlight=False, soft_wrap=True
+    )

@@ -1,0 +1,89 @@
+"""`dashclip train`: one run of one variant."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from ranking.train import TrainingProgress
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("train")(train)
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="TOML file of a run (see `dashclip config show run`).")],
+    out: Annotated[Path, typer.Argument(help="Run folder to write.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that OUT holds.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:1.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not given.")] = None,
+) -> None:
+    """Train one ranker and evaluate it on the test days.
+
+    OUT receives the resolved config, checkpoints, TensorBoard scalars (`tensorboard --logdir OUT`), test
+    predictions and metrics. Interrupted at any point, the same command with `--resume` ends with the same
+    bits.
+
+    Example: `dashclip train run.toml runs/first`
+    """
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from experiments.config import load_config
+    from experiments.runtime.environment import environment, usable_cores
+    from ranking.run import RunConfig, execute_run
+
+    run = load_config(config, RunConfig)
+    chosen = _device(device)
+    torch.set_num_threads(threads or usable_cores())
+    console = Console()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        bar = bars.add_task("training", total=1)
+
+        def on_step(progress: "TrainingProgress", total_steps: int) -> None:
+            loss = progress.loss_sum / max(1, progress.loss_rows)
+            rows_per_s = progress.rows / max(progress.seconds, 1e-9)
+            bars.update(
+                bar,
+                completed=progress.step,
+                total=total_steps,
+                description=f"loss {loss:.4f}  {rows_per_s:,.0f} rows/s",
+            )
+
+        metrics = execute_run(
+            run, out, environment=environment(), device=chosen, resume=resume, on_step=on_step
+        )
+        bars.update(bar, total=bars.tasks[0].completed)
+    test = metrics["test"]
+    for kind, coverage in metrics["coverage"].items():
+        console.print(f"{kind} vectors: {coverage}")
+    console.print(
+        f"test: AUC {test['auc']:.4f}  normalised LogLoss {test['norm_log_loss']:.4f}  "
+        f"calibration {test['calibration']:.3f}  rows {test['rows']:,}"
+    )
+    console.print(f"written to {out}")
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    try:
+        chosen = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name!r} is not a device; use cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no CUDA device; `dashclip doctor` says why")
+    return chosen

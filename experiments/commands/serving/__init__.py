@@ -1,0 +1,1 @@
+"""Commands that package, serve and check a served model."""

@@ -1,0 +1,92 @@
+"""`dashclip fuzz`: hostile bodies against a server or a package."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from experiments.serving_checks.fuzz import Ask
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("fuzz")(fuzz)
+
+
+def fuzz(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="A model's URL, the STORE that `dashclip serve` runs, or a package (in process)."
+        ),
+    ],
+    requests: Annotated[
+        Path, typer.Option(help="A package, or a file with one JSON request a line: what is damaged.")
+    ],
+    bodies: Annotated[int, typer.Option(min=1, help="How many.")] = 50_000,
+    seed: Annotated[int, typer.Option(help="The same seed sends the same bodies.")] = 1,
+) -> None:
+    """Send damaged and absurd requests; each must be answered with scores, 400 or 413, and no worker may die.
+
+    Exit code 1 if one is not.
+
+    Example: `dashclip fuzz runs/store --requests runs/package`
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from experiments.serving_checks.fuzz import FuzzResult, fuzz_bodies, run_fuzz
+    from experiments.serving_checks.loadtest import read_requests
+    from serving.package.manifest import PARITY
+    from serving.package.parity import REQUESTS
+    from serving.servers.torchserve import running, worker_pids
+
+    console = Console()
+    recorded = read_requests(requests / PARITY / REQUESTS if requests.is_dir() else requests)
+    server = None if "://" in target else running(Path(target))
+    before = worker_pids(server) if server else []
+    ask = _ask(target)
+    made = fuzz_bodies(recorded, seed)
+    result = FuzzResult()
+    for _ in track(range(0, bodies, 100), description="asking", console=console):
+        part = run_fuzz(ask, made, count=min(100, bodies - result.statuses.total()))
+        result.statuses += part.statuses
+        result.faults += part.faults
+    console.print(", ".join(f"{count:,} x {status}" for status, count in sorted(result.statuses.items())))
+    for fault in result.faults[:10]:
+        console.print(fault, soft_wrap=True, highlight=False, markup=False)
+    if server is not None:
+        after = worker_pids(server)
+        console.print(f"workers before {before}, after {after}")
+        if before != after:
+            raise typer.Exit(1)
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+def _ask(target: str) -> "Ask":
+    from serving.client import ScoreClient
+    from serving.servers.torchserve import running
+
+    if "://" in target:
+        return ScoreClient(target, timeout_s=15, retries=0).post
+    server = running(Path(target))
+    if server is not None:
+        return ScoreClient(
+            server.url,
+            key_file=server.key_file,
+            management_url=server.management_url,
+            timeout_s=15,
+            retries=0,
+        ).post
+    from serving.servers.endpoint import Body, Endpoint
+    from serving.servers.opening import open_package
+
+    endpoint = Endpoint(open_package(Path(target))[0])
+
+    def ask(body: bytes, content_type: str) -> tuple[int, bytes, str]:
+        (answer,) = endpoint.answer([Body(body, content_type)])
+        return answer.status, answer.content, answer.content_type
+
+    return ask

@@ -1,0 +1,112 @@
+"""`dashclip refresh`: new vectors and a new snapshot for a package that serves."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from serving.packaging.refresh import Refreshed
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("refresh")(refresh)
+
+
+def refresh(
+    package: Annotated[Path, typer.Argument(help="Folder that `dashclip package` wrote; it may be serving.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with the four tables: makes a new snapshot of users, products and counters."
+        ),
+    ] = None,
+    as_of: Annotated[
+        str,
+        typer.Option(help="Moment of the new snapshot, UTC; `end` for after the last event of the log."),
+    ] = "end",
+    product_table: Annotated[
+        Path | None, typer.Option(help="Embedding table of the products, from the model's own encoder.")
+    ] = None,
+    query_table: Annotated[
+        Path | None, typer.Option(help="Embedding table of the queries, from the model's own encoder.")
+    ] = None,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Go back to the generation that was live before this one.")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch while verifying.")] = 1,
+) -> None:
+    """Bring new products, queries, purchases and counters to a running server, without a restart.
+
+    Writes a new generation beside the live one, checks that the compiled model scores recorded requests with
+    it as it should, and switches with one rename; servers notice within a second and answer all along.
+    Products that are new in DATA can be scored from then on. Vectors of another encoder or width are refused.
+    The last three generations are kept for `--rollback`.
+
+    Example: `dashclip refresh runs/package --data runs/demo/data --product-table
+    runs/demo/embeddings/products`
+    """
+    import torch
+    from rich.console import Console
+
+    from embeddings.embedding_table import EmbeddingTable
+    from experiments.runtime.stage_bars import stage_bars
+    from serving.package.generations import rollback as roll_back
+    from serving.package.manifest import EntityKind
+    from serving.packaging.as_of import snapshot_source
+    from serving.packaging.build_generation import vectors_of_table
+    from serving.packaging.refresh import refresh as refresh_package
+
+    torch.set_num_threads(threads)
+    console = Console()
+    if rollback:
+        if data or product_table or query_table:
+            raise typer.BadParameter("takes no other option: it only switches back", param_hint="--rollback")
+        left, now = roll_back(package)
+        console.print(f"{package}: generation {now} is live again, {left} no longer")
+        return
+    tables: dict[EntityKind, Path | None] = {"product": product_table, "query": query_table}
+    with stage_bars(console) as report:
+        done = refresh_package(
+            package,
+            snapshot=snapshot_source(data, as_of) if data else None,
+            vectors={
+                kind: vectors_of_table(EmbeddingTable.load(folder), kind=kind)
+                for kind, folder in tables.items()
+                if folder is not None
+            },
+            progress=report,
+        )
+    _show(console, package, done)
+
+
+def _show(console: "Console", package: Path, done: "Refreshed") -> None:
+    from rich.table import Table
+
+    grid = Table("", done.before.name, done.now.name, title=f"{package}: generation {done.now.name} is live")
+    grid.add_row("as of (UTC)", _to_seconds(done.before.as_of), _to_seconds(done.now.as_of))
+    for name, count in done.now.counts.items():
+        grid.add_row(name, f"{done.before.counts[name]:,}", f"{count:,}")
+    for kind, record in done.now.vectors.items():
+        before = done.before.vectors[kind]
+        grid.add_row(f"{kind} vectors", f"{before.count:,}", f"{record.count:,}")
+        missing = ("products" if kind == "product" else "queries") + " without a vector"
+        grid.add_row(missing, f"{before.missing:,}", f"{record.missing:,}")
+    console.print(grid)
+    console.print(
+        f"recorded requests moved by {done.moved_mean:.2g} on average, {done.moved_most:.2g} at most; "
+        f"written, verified and switched in {done.seconds:.1f} s"
+    )
+    if done.now.as_of < done.before.as_of:
+        console.print(
+            f"[yellow]note:[/yellow] the snapshot is older than the one before ({done.before.as_of})"
+        )
+    if done.removed:
+        console.print(f"removed generation {', '.join(done.removed)}")
+
+
+def _to_seconds(moment: str) -> str:
+    return moment[:19].replace("T", " ")

@@ -1,0 +1,116 @@
+"""`dashclip serve` and `dashclip stop`: a store behind TorchServe."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from serving.servers.archive import Archive
+    from serving.servers.torchserve import RunningServer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("serve")(serve)
+    app.command("stop")(stop)
+
+
+def serve(
+    store: Annotated[
+        Path, typer.Argument(help="Model store that `dashclip archive` filled; a package with --fastapi.")
+    ],
+    name: Annotated[str | None, typer.Option(help="Which archive, if the store has several.")] = None,
+    port: Annotated[int, typer.Option(help="Of predictions; TorchServe takes the next four, too.")] = 8080,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each; tables are shared.")] = 1,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Requests a worker may take at once; pays under heavy load only.")
+    ] = 1,
+    batch_delay_ms: Annotated[
+        int, typer.Option(min=1, help="How long a worker waits to fill a batch (TorchServe takes 0 for 100).")
+    ] = 1,
+    address: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
+    token: Annotated[
+        bool, typer.Option("--token/--no-token", help="Whether a prediction needs a token of key_file.json.")
+    ] = True,
+    access_log: Annotated[
+        bool, typer.Option("--access-log", help="Write a line for each request, with its peer's address.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for the first prediction.")] = 120.0,
+    fastapi: Annotated[
+        bool,
+        typer.Option("--fastapi", help="Serve a package by FastAPI and uvicorn instead, in the foreground."),
+    ] = False,
+) -> None:
+    """Start TorchServe on a model store, and wait until it has scored a request.
+
+    It runs in the background; its configuration, tokens and logs are in STORE/server. `dashclip stop STORE`
+    ends it.
+
+    Example: `dashclip serve runs/store --workers 2`
+    """
+    from rich.console import Console
+
+    console = Console()
+    if fastapi:
+        _serve_by_fastapi(store, address=address, port=port, workers=workers)
+        return
+    from serving.servers.archive import find_archive
+    from serving.servers.torchserve import start
+    from serving.servers.torchserve_files import ServerSettings
+
+    settings = ServerSettings(
+        port=port,
+        workers=workers,
+        batch_size=batch_size,
+        batch_delay_ms=batch_delay_ms,
+        address=address,
+        token_authorization=token,
+        access_log=access_log,
+    )
+    archive = find_archive(store, name)
+    with console.status("") as status:
+        server = start(archive, settings, timeout_s=timeout, progress=status.update)
+    console.print(f"{archive.name} {archive.version} is being served (process {server.pid})")
+    for what, where in (("predictions", server.url), ("metrics", server.metrics_url), ("logs", server.logs)):
+        console.print(f"  {what:12}{where}", soft_wrap=True, highlight=False)
+    console.print("try it with:")
+    console.print(_curl(archive, server), soft_wrap=True, highlight=False, markup=False)
+
+
+def stop(
+    store: Annotated[Path, typer.Argument(help="Model store that `dashclip serve` was given.")],
+) -> None:
+    """Stop the server of a model store and wait until it is gone.
+
+    Example: `dashclip stop runs/store`
+    """
+    from serving.servers.torchserve import stop as stop_server
+
+    typer.echo("stopped" if stop_server(store) else f"no server runs for {store}")
+
+
+def _curl(archive: "Archive", server: "RunningServer") -> str:
+    lines = [f"  curl {server.url} -H 'content-type: application/json' \\"]
+    if server.key_file is not None:
+        key = f'import json; print(json.load(open("{server.key_file}"))["inference"]["key"])'
+        lines.append(f"    -H \"authorization: Bearer $(python3 -c '{key}')\" \\")
+    if archive.path.is_dir():
+        lines.append(f"    --data-binary @{archive.path / 'example.json'}")
+    else:
+        lines.append(f"    --data-binary '{archive.example().decode()}'")
+    return "\n".join(lines)
+
+
+def _serve_by_fastapi(package: Path, *, address: str, port: int, workers: int) -> None:
+    from functools import partial
+
+    try:
+        from serving.servers.fastapi_app import serve as serve_app
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error}; install the extra: pip install 'dashclip-ranker[fastapi]'") from None
+    from serving.servers.opening import open_package
+
+    open_package(package)  # what is wrong with it is said once, not by each worker
+    typer.echo(f"serving {package} at http://{address}:{port}/score; Ctrl-C ends it")
+    serve_app(partial(open_package, package.resolve()), host=address, port=port, workers=workers)

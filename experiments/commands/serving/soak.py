@@ -1,0 +1,230 @@
+"""`dashclip soak`: long mixed load with killed workers and refreshes, then hostile bodies."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from experiments.serving_checks.soak import SoakResult
+    from serving.servers.torchserve import RunningServer
+
+#: Said so often where there is no terminal.
+_SAY_S = 30.0
+#: What must be zero or empty.
+_FAULTS = (
+    *("wrong_scores", "unexplained_5xx", "refused_good_requests", "bad_requests_not_refused_with_400"),
+    *("unchecked_replies", "failed_refreshes", "fuzz_5xx", "fuzz_faults", "fuzz_dead_workers"),
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("soak")(soak)
+
+
+def soak(
+    run: Annotated[Path, typer.Option(help="Trained run; a package is made of it for the soak.")] = Path(
+        "runs/demo/dcn_pq_sim_history/seed-1"
+    ),
+    minutes: Annotated[float, typer.Option(min=0, help="Of load.")] = 30.0,
+    bodies: Annotated[int, typer.Option(min=0, help="Fuzzed bodies, after the load.")] = 50_000,
+    rate: Annotated[float, typer.Option(min=0.1, help="Requests a second, at random moments.")] = 100.0,
+    workers: Annotated[int, typer.Option(min=1, help="Of TorchServe; with one, none is killed.")] = 2,
+    kill_every: Annotated[float, typer.Option(min=1, help="Seconds between two killed workers.")] = 60.0,
+    refresh_every: Annotated[float, typer.Option(min=1, help="Seconds between two refreshes.")] = 300.0,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the four tables; that of the run if not given.")
+    ] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(help="Encoder of unseen queries; `encoders/align` beside the features if it is there."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for soak.json.")] = Path("runs/bench"),
+) -> None:
+    """Load TorchServe for a long time while workers are killed and generations change, and check every reply.
+
+    JSON and Arrow, 1 to 300 candidates, known and unknown users, queries and products, 1 % malformed
+    requests. Scores are compared with those of the generation that a reply names. Exit code 1 if a score was
+    wrong, a server error has no killed worker to explain it, or a fuzzed body was not answered as it should.
+
+    Example: `dashclip soak --minutes 30`, `dashclip soak --minutes 0 --bodies 50000`
+    """
+    import shutil
+
+    from rich.console import Console
+
+    from features.artifacts import atomic_write_json
+
+    console = Console()
+    work = (out / "soak.work").absolute()
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        found = _soak(
+            console,
+            work,
+            run,
+            data,
+            encoder,
+            minutes=minutes,
+            bodies=bodies,
+            workers=workers,
+            every=(rate, kill_every, refresh_every),
+        )
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    command = f"dashclip soak --minutes {minutes:g} --bodies {bodies}"
+    atomic_write_json(out / "soak.json", {"command": command, **found})
+    _show(console, found)
+    console.print(f"results in {out / 'soak.json'}")
+    if any(found.get(name) for name in _FAULTS):
+        raise typer.Exit(1)
+
+
+def _soak(
+    console: "Console",
+    work: Path,
+    run: Path,
+    data: Path | None,
+    encoder: Path | None,
+    *,
+    minutes: float,
+    bodies: int,
+    workers: int,
+    every: tuple[float, float, float],
+) -> dict[str, Any]:
+    from datetime import UTC, datetime
+
+    import torch
+
+    from experiments.benchmarks.serving.servers import free_ports
+    from experiments.commands.serving.package import _exporter
+    from experiments.runtime.machine import describe_machine
+    from experiments.runtime.run_layout import log_of_run, run_config
+    from experiments.serving_checks.serving_files import archive_package
+    from experiments.serving_checks.soak import SoakPlan, fuzz_server, run_soak, soak_summary
+    from experiments.serving_checks.soak_requests import Expectations, extend_log, make_pool
+    from features.inputs.tables import InputTables
+    from serving.packaging.as_of import end_of_log_us
+    from serving.packaging.build_package import build_package
+    from serving.scoring.predictor import Predictor
+    from serving.servers.torchserve import start, stop
+    from serving.servers.torchserve_files import ServerSettings
+
+    torch.set_num_threads(1)
+    log = data or log_of_run(run)
+    tables = InputTables.open(log)
+    end_us = end_of_log_us(tables)
+    if encoder is None:
+        beside = run_config(run).features.parent / "encoders" / "align"
+        encoder = beside if beside.is_dir() else None
+    console.print(f"making a package of {run}")
+    package, store = work / "package", work / "store"
+    work.mkdir(parents=True)
+    build_package(
+        run, package, log=log, as_of_us=end_us, export_encoder=_exporter(encoder) if encoder else None
+    )
+    extended = extend_log(tables, work / "data")
+    day_us = 86_400_000_000
+    moments = [
+        datetime.fromtimestamp((end_us - days * day_us) // 1_000_000, UTC).isoformat()
+        for days in (0, 1, 2, 3)
+    ]
+    logs = (extended, log.absolute(), extended, extended)
+    plan = SoakPlan(
+        minutes=minutes,
+        refreshes=list(zip(logs, moments, strict=True)),
+        rate_per_s=every[0],
+        kill_every_s=every[1],
+        refresh_every_s=every[2],
+    )
+    expectations = Expectations(make_pool(tables, timestamp_us=end_us, size=250, seed=1))
+    expectations.add(Predictor.load(package))
+    console.print("starting TorchServe")
+    settings = ServerSettings(port=free_ports(), workers=workers, token_minutes=10)
+    server = start(archive_package(package, store, name="dashclip", embed=False), settings)
+    try:
+        found: dict[str, Any] = {}
+        if minutes > 0:
+            result = _under_bar(console, server, package, expectations, plan, run_soak)
+            found = soak_summary(result, expectations, plan)
+        if bodies:
+            good = [one.request for one in expectations.pool]
+            found |= _fuzz_under_bar(console, server, good, bodies, fuzz_server)
+    finally:
+        stop(store)
+    machine = describe_machine(("torch", "torchserve", "pyarrow", "numpy"))
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": machine["commit"],
+        **found,
+        "workers": workers,
+        "machine": machine,
+    }
+
+
+def _under_bar(
+    console: "Console",
+    server: "RunningServer",
+    package: Path,
+    expectations: Any,
+    plan: Any,
+    run_soak: Any,
+) -> "SoakResult":
+    import time
+
+    said = 0.0
+
+    def say(share: float, so_far: "SoakResult") -> None:
+        nonlocal said
+        text = (
+            f"{100 * share:.0f} %: {sum(so_far.statuses.values()):,} requests, "
+            f"{len(expectations.wrong)} wrong scores, {len(so_far.failures)} failures, "
+            f"{len(so_far.kills_s)} kills, {len(so_far.refreshes)} refreshes"
+        )
+        if console.is_terminal:
+            status.update(text)
+        elif time.monotonic() - said > _SAY_S:
+            said = time.monotonic()
+            console.print(text)
+
+    with console.status("") as status:
+        return run_soak(server, package, expectations, plan, progress=say)
+
+
+def _fuzz_under_bar(
+    console: "Console", server: "RunningServer", good: Any, bodies: int, fuzz_server: Any
+) -> dict[str, Any]:
+    def say(done: int) -> None:
+        if done % 1_000 == 0:
+            text = f"fuzzing: {done:,} of {bodies:,} bodies"
+            status.update(text)
+            if not console.is_terminal and done % 10_000 == 0:
+                console.print(text)
+
+    with console.status("") as status:
+        return fuzz_server(server, good, bodies, progress=say)
+
+
+def _show(console: "Console", found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    grid = Table("what", "measured", title="Soak", title_justify="left")
+    grid.columns[1].justify = "right"
+    for name, value in found.items():
+        if isinstance(value, float):
+            grid.add_row(name.replace("_", " "), f"{value:,.4g}")
+        elif isinstance(value, int | str):
+            grid.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
+        elif name in ("statuses", "fuzz_statuses", "latency_ms"):
+            cells = (f"{key}: {one:,.5g}" for key, one in value.items())
+            grid.add_row(name.replace("_", " "), ", ".join(cells))
+    console.print(grid)
+    for failure in (
+        *found.get("first_wrong", ()),
+        *found.get("failed_refreshes", ()),
+        *found.get("fuzz_faults", ()),
+    ):
+        console.print(failure, markup=False)

@@ -1,0 +1,186 @@
+"""Encoders on real data: what `dashclip encode home-depot` and `encode grocery-store` encode and measure.
+
+Tables are made again only when the encoder that made them was another one.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from embeddings.catalog.inputs import open_input_table, read_distinct_queries
+from embeddings.catalog.products import Modality, ProductCatalog
+from embeddings.embedding_table import EmbeddingTable, is_table
+from embeddings.encoders.dashclip import DashClipEncoder
+from embeddings.tables.encode import encode_products, encode_queries
+from embeddings.tables.lsa import embed_lsa
+from experiments.datasets.grocery_store_photos import GroceryStoreResults, evaluate_grocery_store
+from experiments.datasets.home_depot_relevance import HomeDepotResults, Vectors, evaluate_home_depot
+from experiments.encoders.pipeline import EncodersConfig
+from experiments.runtime.environment import environment
+from features.artifacts import atomic_folder, atomic_write_bytes, atomic_write_json
+
+Progress = Callable[[str, int, int], None]
+
+LSA, DASHCLIP, UNTRAINED, WARMED_UP = "lsa", "dashclip", "untrained", "warm-ups"
+#: Wide enough to be hard to beat: LSA of 64 dimensions orders Home Depot's pairs worse.
+LSA_DIM = 256
+RESULTS, RESULTS_PAGE = "results.json", "results.md"
+
+
+def measure_home_depot(
+    data: Path,
+    out: Path,
+    encoder: DashClipEncoder,
+    config: EncodersConfig,
+    *,
+    rows: Mapping[str, Path] | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> HomeDepotResults:
+    """Token overlap, LSA, the folders of `rows` (with both tables) and `encoder`, on the test queries.
+
+    LSA's tables go to `out`/lsa, those of the encoder to `out`/tables.
+    """
+    if not is_table(out / LSA / "products"):
+        embed_lsa(data, out / LSA, dim=LSA_DIM, progress=progress)
+    for kind in ("products", "queries"):
+        write_table(
+            encoder,
+            data,
+            out / "tables" / kind,
+            modalities=config.modalities,
+            text_columns=config.text_columns,
+            device=device,
+            progress=progress,
+        )
+    folders = {LSA: out / LSA, **(rows or {}), DASHCLIP: out / "tables"}
+    vectors = {
+        name: Vectors(*(EmbeddingTable.load(folder / kind) for kind in ("products", "queries")))
+        for name, folder in folders.items()
+    }
+    return evaluate_home_depot(
+        data, vectors, holdout=config.holdout, with_overlap=(LSA, DASHCLIP), progress=progress
+    )
+
+
+def measure_grocery_store(
+    data: Path,
+    out: Path,
+    encoders: Mapping[str, DashClipEncoder],
+    config: EncodersConfig,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> GroceryStoreResults:
+    """Probes on and retrieval by image-only and text-only vectors of each encoder.
+
+    The tables go to `out`/tables/NAME/images and `out`/tables/NAME/texts.
+    """
+    tables: dict[Modality, dict[str, EmbeddingTable]] = {"image": {}, "text": {}}
+    for name, encoder in encoders.items():
+        for modality, found in tables.items():
+            found[name] = write_table(
+                encoder,
+                data,
+                out / "tables" / name / f"{modality}s" / "products",
+                modalities=(modality,),
+                text_columns=config.text_columns,
+                device=device,
+                progress=progress,
+            )
+    return evaluate_grocery_store(data, tables["image"], tables["text"], progress=progress)
+
+
+def photos_to_train_on(data: Path, folder: Path, *, split: str = "train") -> Path:
+    """A data folder with the products of one split of Grocery Store alone; the pictures are linked.
+
+    Nothing that is trained on it can have seen a photo of another split.
+
+    Raises:
+        ValueError: `data` has no products with a `split`, or none in this one.
+    """
+    products = open_input_table(data, "products")
+    if products is None or "split" not in products.schema.names:
+        raise ValueError(
+            f"{data} holds no products with a split; `dashclip import grocery-store` writes them"
+        )
+    table = products.to_table()
+    chosen = table.filter(pc.equal(table.column("split"), split))
+    if not len(chosen):
+        raise ValueError(f"no product of {data} has split {split!r}; import the whole data set again")
+    with atomic_folder(folder, ours=_is_photo_folder) as temporary:
+        pq.write_table(chosen, temporary / "products.parquet")
+        os.symlink((data / "images").resolve(), temporary / "images", target_is_directory=True)
+    return folder
+
+
+def write_table(
+    encoder: DashClipEncoder,
+    data: Path,
+    folder: Path,
+    *,
+    modalities: Sequence[Modality],
+    text_columns: Sequence[str] = ("title",),
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> EmbeddingTable:
+    """The table of `encoder` in `folder`: of queries if that is its name, else of products.
+
+    One that this encoder left there is opened. Delete the folder when titles or pictures have changed.
+    """
+    if is_table(folder):
+        table = EmbeddingTable.load(folder)
+        if table.manifest.encoder_id == encoder.encoder_id:
+            return table
+    if folder.name == "queries":
+        queries: pa.Array = read_distinct_queries(data)
+        return encode_queries(encoder, queries, folder, device=device, progress=progress).table
+    catalog = ProductCatalog.open(data, modalities=tuple(modalities), text_columns=tuple(text_columns))
+    return encode_products(encoder, catalog, folder, device=device, progress=progress).table
+
+
+def write_results(folder: Path, content: Mapping[str, Any], markdown: str, *, command: str) -> None:
+    """`results.json` and `results.md` in `folder`, with where and how they were made."""
+    made = environment()
+    provenance = {
+        "command": command,
+        "commit": made["commit"],
+        "created": made["created"],
+        "machine": f"{made['cores']} cores of {made['cpu']}",
+        "torch": made["packages"]["torch"],
+    }
+    footer = (
+        f"`{command}`, commit {made['commit']}, {made['created'][:10]}, {provenance['machine']}, "
+        f"torch {provenance['torch']}."
+    )
+    atomic_write_json(folder / RESULTS, {**content, "provenance": provenance})
+    atomic_write_bytes(folder / RESULTS_PAGE, f"{markdown.rstrip()}\n\n{footer}\n".encode())
+
+
+def publish_results(run: Path, name: str, *, results: Path) -> list[Path]:
+    """Copy what `write_results` left in `run` to `results`/NAME.json and NAME.md.
+
+    Raises:
+        FileNotFoundError: `run` has no results yet.
+    """
+    sources = (run / RESULTS, run / RESULTS_PAGE)
+    for source in sources:
+        if not source.is_file():
+            raise FileNotFoundError(
+                f"{source} does not exist; run `dashclip encode home-depot` or `grocery-store` first"
+            )
+    content = json.loads(sources[0].read_text(encoding="utf-8"))
+    targets = [results / f"{name}.json", results / f"{name}.md"]
+    atomic_write_json(targets[0], content)
+    atomic_write_bytes(targets[1], sources[1].read_bytes())
+    return targets
+
+
+def _is_photo_folder(folder: Path) -> bool:
+    return {child.name for child in folder.iterdir()} <= {"products.parquet", "images"}

@@ -1,0 +1,1 @@
+"""The demo's encoders from data to table 1."""

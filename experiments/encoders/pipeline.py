@@ -1,0 +1,368 @@
+"""Encoders end to end: train both stages, encode, measure retrieval (table 1) and probes (section 5)."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Self
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from embeddings.catalog.holdout import TEST, TRAIN, HoldoutConfig, product_roles, query_roles
+from embeddings.catalog.inputs import read_distinct_queries
+from embeddings.catalog.products import Modality, ProductCatalog
+from embeddings.embedding_table import EmbeddingTable
+from embeddings.encoders.config import EncoderConfig, Size
+from embeddings.encoders.dashclip import DashClipEncoder
+from embeddings.evaluation.probe_report import ProbeReport
+from embeddings.evaluation.probe_training import ProbeConfig
+from embeddings.evaluation.probes import ProbeLabels, VectorPair, run_probes
+from embeddings.evaluation.retrieval import Judgements
+from embeddings.relevance.grades import read_grades
+from embeddings.relevance.sampling import TupleConfig
+from embeddings.stages.runs import (
+    VOCABULARY,
+    InputConfig,
+    ShowReport,
+    StageRun,
+    align,
+    new_encoder,
+    pretrain,
+    warm_up,
+)
+from embeddings.stages.stage1_model import PretrainConfig
+from embeddings.stages.stage2_model import AlignConfig
+from embeddings.stages.warmup import ImageWarmupConfig, WarmupConfig
+from embeddings.tables.encode import Encoded, encode_products, encode_queries
+from experiments.encoders.retrieval_rows import Bm25Row, RandomRow, TableRow, VectorRow
+from experiments.encoders.table1 import Table1, evaluate_rows
+from experiments.marketplace.judgements import MarketplaceTruth
+
+Progress = Callable[[str, int, int], None]
+
+
+class EncodersConfig(BaseModel):
+    """Both stages and what they see; one complete TOML of these trains an encoder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: Size = "small"
+    #: Tokens learned from titles and queries, special ones included; that of the size if None.
+    vocab_size: Annotated[int, Field(ge=100)] | None = None
+    #: Fields of EncoderConfig that differ from those of the size, such as embedding_dim.
+    architecture: dict[str, bool | int | float | str] = {}
+    #: Of the first weights; the stages have seeds of their own.
+    seed: Annotated[int, Field(ge=0)] = 0
+    modalities: tuple[Modality, ...] = ("image", "text")
+    text_columns: tuple[str, ...] = ("title",)
+    #: Whose grades count; where both grade a pair the first one named here wins.
+    sources: tuple[str, ...] = ("human", "llm")
+    holdout: HoldoutConfig = HoldoutConfig()
+    tuples: TupleConfig = TupleConfig()
+    #: The text warm-up from scratch; None, and training from published weights, leave it out.
+    warmup: WarmupConfig | None = None
+    #: The image warm-up after it; it needs images, titles and a text encoder that knows them. Without "image"
+    #: among the modalities it is left out.
+    image_warmup: ImageWarmupConfig | None = None
+    #: None leaves stage 1 out, as without images.
+    pretrain: PretrainConfig | None = None
+    #: None leaves stage 2 out, as without grades.
+    align: AlignConfig | None = None
+
+    @model_validator(mode="after")
+    def _images_warm_up_after_text(self) -> Self:
+        if self.image_warmup is not None and self.warmup is None:
+            raise ValueError("[image_warmup] needs a [warmup] section: images learn from titles understood")
+        return self
+
+    @model_validator(mode="after")
+    def _architecture_fits(self) -> Self:
+        known = sorted(set(EncoderConfig.model_fields) - {"vocab_size"})  # the tokenizer says how many tokens
+        for name in self.architecture:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+                hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+                raise ValueError(f"architecture.{name} is not a part of an encoder; {hint}")
+        try:
+            EncoderConfig.preset(self.size, vocab_size=VOCABULARY[self.size], **self.architecture)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(["architecture", *map(str, problem["loc"])])
+            sentence = problem["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{where}: {sentence} (got {self.architecture})") from None
+        return self
+
+    @property
+    def inputs(self) -> InputConfig:
+        """What both stages see of the data."""
+        return InputConfig(modalities=self.modalities, text_columns=self.text_columns, holdout=self.holdout)
+
+    @property
+    def stage1_inputs(self) -> InputConfig:
+        """What stage 1 sees: titles too when products are embedded from images alone, as ITC needs both."""
+        return replace(self.inputs, modalities=("image", "text"))
+
+    def with_seed(self, seed: int) -> "EncodersConfig":
+        """The same with another seed for weights, batches and tuples; the hold-out stays."""
+        return self.model_copy(
+            update={
+                "seed": seed,
+                "warmup": self.warmup and self.warmup.model_copy(update={"seed": seed}),
+                "image_warmup": self.image_warmup and self.image_warmup.model_copy(update={"seed": seed}),
+                "pretrain": self.pretrain and self.pretrain.model_copy(update={"seed": seed}),
+                "align": self.align and self.align.model_copy(update={"seed": seed}),
+            }
+        )
+
+
+def first_encoder(
+    data: Path,
+    folder: Path,
+    config: EncodersConfig,
+    *,
+    device: str = "cpu",
+    show: ShowReport | None = None,
+) -> DashClipEncoder:
+    """What training from scratch starts with: a tokenizer learned from the data, and random weights.
+
+    With warm-ups in the config the weights have gone through those, runs of their own in `folder`/text and
+    `folder`/image.
+    """
+    start = new_encoder(
+        data,
+        size=config.size,
+        inputs=config.inputs,
+        seed=config.seed,
+        vocab_size=config.vocab_size,
+        architecture=config.architecture,
+    )
+    of_images = config.image_warmup if "image" in config.modalities else None
+    for name, warmup in (("text", config.warmup), ("image", of_images)):
+        if warmup is not None:
+            start = warm_up(
+                data,
+                folder / name,
+                start=start,
+                config=warmup,
+                inputs=config.stage1_inputs,
+                device=device,
+                show=show,
+            ).encoder
+    return start
+
+
+def run_pretrain(
+    data: Path,
+    folder: Path,
+    config: EncodersConfig,
+    *,
+    start: DashClipEncoder | None = None,
+    device: str = "cpu",
+    show: ShowReport | None = None,
+) -> StageRun:
+    """Stage 1, from `start` or from scratch.
+
+    Raises:
+        ValueError: the config has no stage 1.
+    """
+    if config.pretrain is None:
+        raise ValueError("the config has no [pretrain] section, which stage 1 needs")
+    start = start or first_encoder(data, folder / "warmup", config, device=device, show=show)
+    return pretrain(
+        data,
+        folder,
+        start=start,
+        config=config.pretrain,
+        inputs=config.stage1_inputs,
+        device=device,
+        show=show,
+    )
+
+
+def run_align(
+    data: Path,
+    folder: Path,
+    config: EncodersConfig,
+    *,
+    start: DashClipEncoder | None = None,
+    device: str = "cpu",
+    show: ShowReport | None = None,
+    progress: Progress | None = None,
+) -> StageRun:
+    """Stage 2, from the encoder of stage 1 or from scratch.
+
+    Raises:
+        ValueError: the config has no stage 2.
+    """
+    if config.align is None:
+        raise ValueError("the config has no [align] section, which stage 2 needs")
+    start = start or first_encoder(data, folder / "warmup", config, device=device, show=show)
+    return align(
+        data,
+        folder,
+        start=start,
+        config=config.align,
+        tuple_config=config.tuples,
+        sources=config.sources,
+        inputs=config.inputs,
+        device=device,
+        show=show,
+        progress=progress,
+    )
+
+
+def encode_tables(
+    data: Path,
+    folder: Path,
+    encoder: DashClipEncoder,
+    *,
+    inputs: InputConfig,
+    queries: pa.Array | None = None,
+    only_new: bool = False,
+    batch_size: int = 64,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[Encoded, Encoded | None]:
+    """All products of `data` to `folder`/products and the queries, all if None, to `folder`/queries."""
+    catalog = ProductCatalog.open(data, modalities=inputs.modalities, text_columns=inputs.text_columns)
+    products_folder, queries_folder = folder / "products", folder / "queries"
+    products = encode_products(
+        encoder,
+        catalog,
+        products_folder,
+        batch_size=batch_size,
+        only_new_from=products_folder if only_new else None,
+        device=device,
+        progress=progress,
+    )
+    queries = read_distinct_queries(data) if queries is None else queries
+    if not len(queries):
+        return products, None
+    return products, encode_queries(
+        encoder,
+        queries,
+        queries_folder,
+        only_new_from=queries_folder if only_new else None,
+        device=device,
+        progress=progress,
+    )
+
+
+def measure_retrieval(
+    data: Path,
+    tables: Mapping[str, Path],
+    *,
+    holdout: HoldoutConfig,
+    role: int = TEST,
+    baselines: bool = True,
+    candidate: str = "dashclip",
+    k: int = 10,
+    resamples: int = 1000,
+    progress: Progress | None = None,
+) -> Table1:
+    """Table 1 on the held-out queries: random, BM25 and the rows of `tables` (folders with both tables).
+
+    `role` takes the validation queries instead of the test queries, and without `baselines` the rows of
+    `tables` stand alone.
+
+    On the simulated marketplace every product is judged by the simulated truth, and all products compete. On
+    other data the graded pairs judge, and the graded products of a query compete.
+
+    Raises:
+        ValueError: no query is held out, or a table is missing.
+    """
+    catalog = ProductCatalog.open(data, modalities=("text",))
+    rows: dict[str, TableRow] = {}
+    if baselines:
+        rows |= {"random": RandomRow(), "bm25": Bm25Row(catalog.ids, catalog.titles)}
+    for name, folder in tables.items():
+        rows[name] = VectorRow(
+            EmbeddingTable.load(folder / "products", verify=False),
+            EmbeddingTable.load(folder / "queries", verify=False),
+        )
+    grades = read_grades(data)
+    held_out_Q = query_roles(grades.queries, holdout) == role
+    unseen_P = product_roles(catalog.ids, holdout) == TEST
+    if (data / "truth").is_dir():
+        truth = MarketplaceTruth.read(data)
+        judgements = truth.judgements(grades.queries.filter(pa.array(held_out_Q)))
+        return evaluate_rows(
+            rows,
+            judgements,
+            simulated=True,
+            description="simulated marketplace, complete simulated truth",
+            k=k,
+            candidate=candidate,
+            resamples=resamples,
+            query_slices=truth.kind_masks(judgements.queries),
+            product_slices={
+                "held-out products": unseen_P,
+                "products whose title hides a fact": truth.hides_fact_P,
+            },
+            progress=progress,
+        )
+    judgements = graded_judgements(data).select_queries(held_out_Q)
+    return evaluate_rows(
+        rows,
+        judgements,
+        simulated=False,
+        description="graded pairs of held-out queries",
+        k=k,
+        pool="judged",
+        candidate=candidate,
+        resamples=resamples,
+        progress=progress,
+    )
+
+
+def graded_judgements(data: Path) -> Judgements:
+    """What the relevance table says, for all its queries."""
+    grades = read_grades(data)
+    return Judgements.from_pairs(
+        queries=grades.queries,
+        products=grades.product_ids,
+        query_J=grades.query_G,
+        product_J=grades.product_G,
+        grade_J=grades.grade_G,
+        complete=False,
+    )
+
+
+def measure_probes(
+    data: Path,
+    before: Path,
+    after: Path,
+    *,
+    holdout: HoldoutConfig,
+    config: ProbeConfig | None = None,
+    progress: Progress | None = None,
+) -> tuple[ProbeReport, VectorPair, VectorPair, ProbeLabels]:
+    """Both probes of paper section 5 on two folders of tables.
+
+    Like the paper's, the labels are set aside: only grades of held-out queries are used, and aisles of all
+    products, which no stage has seen.
+    """
+    catalog = ProductCatalog.open(data)
+    grades = read_grades(data)
+    held_out_Q = query_roles(grades.queries, holdout) != TRAIN
+    labels = ProbeLabels(
+        aisles=catalog.aisles,
+        product_N=grades.product_G.astype(np.int64),
+        query_N=grades.query_G.astype(np.int64),
+        grade_N=grades.grade_G.astype(np.int64),
+        product_group_P=catalog.group_P,
+    ).restricted_to(queries_Q=held_out_Q)
+    pairs = [
+        VectorPair.from_tables(
+            name,
+            EmbeddingTable.load(folder / "products", verify=False),
+            EmbeddingTable.load(folder / "queries", verify=False),
+            product_ids=catalog.ids,
+            query_texts=grades.queries,
+        )
+        for name, folder in (("before training", before), ("DashCLIP", after))
+    ]
+    report = run_probes(pairs[0], pairs[1], labels, config=config, progress=progress)
+    return report, pairs[0], pairs[1], labels

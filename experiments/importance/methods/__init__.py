@@ -1,0 +1,1 @@
+"""How importance is measured: perturbation and attribution."""

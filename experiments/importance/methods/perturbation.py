@@ -1,0 +1,173 @@
+"""Permutation and ablation: what the exact metric loses when a feature's information is taken away.
+
+A permuted feature takes the values of other rows, an ablated one those of a missing feature. Both run over
+all rows in mini-batches; AUC and LogLoss are taken of the whole slice, never averaged over batches.
+
+Shapes: N rows, B rows of a batch, F features, A alternatives (permutations, or the missing values).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.importance.methods.shared_forward import TILE_ROWS, SharedForward
+from experiments.importance.methods.tower_inputs import InputLayout, TowerInputs
+from experiments.importance.model_features import Feature
+from experiments.importance.slices import Mask
+from experiments.importance.split_rows import Rows, SplitRows
+from ranking.metrics import UndefinedMetricError, log_loss, roc_auc
+
+Progress = Callable[[str, int, int], None]
+Logits = NDArray[np.float32]
+
+#: Rows whose embeddings are looked up at once, by default.
+BATCH_ROWS = 4 * TILE_ROWS
+#: Logits of all features and alternatives that are kept at once; more features take several passes.
+_LOGIT_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class SliceMetrics:
+    """AUC and LogLoss of a slice; None where the slice has one class only."""
+
+    rows: int
+    clicks: int
+    auc: float | None
+    logloss: float | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Importance by feature key, slice and metric, one value an alternative; positive is useful."""
+
+    base: dict[str, SliceMetrics]
+    values: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
+
+
+def slice_metrics(clicked_N: NDArray[np.int8], logit_N: Logits) -> SliceMetrics:
+    """Exact metrics of the rows given."""
+    rows, clicks = len(clicked_N), int(clicked_N.sum())
+    try:
+        auc: float | None = float(roc_auc(clicked_N, logit_N))
+    except UndefinedMetricError:
+        auc = None
+    return SliceMetrics(rows, clicks, auc, log_loss(clicked_N, logit_N) if rows else None)
+
+
+def measure_exchanges(
+    layout: InputLayout,
+    rows: SplitRows,
+    features: Sequence[Feature],
+    *,
+    permutations: Sequence[Rows] | None,
+    missing_columns: Sequence[int] = (),
+    masks: Mapping[str, Mask],
+    batch_rows: int = BATCH_ROWS,
+    logit_bytes: int = _LOGIT_BYTES,
+    progress: Progress | None = None,
+    stage: str = "permutation",
+) -> Measured:
+    """Importance of every feature in every slice of `masks`.
+
+    Args:
+        permutations: where rows take a feature's values from, one array a repeat; None exchanges them
+            once, for what a ranker is given when the feature is missing (`InputLayout.missing`).
+        missing_columns: dense columns that are 1 when their feature is missing.
+        batch_rows: rows looked up at once, rounded up to whole tiles: it changes memory, never a bit.
+        logit_bytes: memory for logits. Embeddings take that of a batch, columns are memory-mapped.
+    """
+    forward = SharedForward(layout)
+    clicked_N = rows.flags["clicked"]
+    alternatives = 1 if permutations is None else len(permutations)
+    at_once = max(1, logit_bytes // (4 * alternatives * max(1, len(rows))))
+    measured: Measured | None = None
+    for first in range(0, max(1, len(features)), at_once):
+        chunk = features[first : first + at_once]
+
+        def advance(done: int, first: int = first, size: int = len(chunk)) -> None:
+            if progress:
+                progress(stage, first * len(rows) + done * size, max(1, len(features)) * len(rows))
+
+        base_N, logit_FAN = exchanged_logits(
+            forward,
+            rows,
+            chunk,
+            permutations=permutations,
+            missing_columns=missing_columns,
+            batch_rows=batch_rows,
+            advance=advance,
+        )
+        if measured is None:
+            measured = Measured(
+                {name: slice_metrics(clicked_N[mask], base_N[mask]) for name, mask in masks.items()}
+            )
+        for feature, logit_AN in zip(chunk, logit_FAN, strict=True):
+            measured.values[feature.key] = {
+                name: _losses(measured.base[name], clicked_N[mask], logit_AN[:, mask])
+                for name, mask in masks.items()
+            }
+    assert measured is not None
+    return measured
+
+
+def exchanged_logits(
+    forward: SharedForward,
+    rows: SplitRows,
+    features: Sequence[Feature],
+    *,
+    permutations: Sequence[Rows] | None,
+    missing_columns: Sequence[int] = (),
+    batch_rows: int = BATCH_ROWS,
+    advance: Callable[[int], None] | None = None,
+) -> tuple[Logits, NDArray[np.float32]]:
+    """Logits [N] as they are, and [F, A, N] with each feature exchanged under each alternative.
+
+    Raises:
+        ValueError: a logit of the model as it is, is not finite.
+    """
+    layout, count = forward.layout, len(rows)
+    columns = [layout.columns(feature) for feature in features]
+    alternatives = 1 if permutations is None else len(permutations)
+    base_N = np.empty(count, np.float32)
+    logit_FAN = np.empty((len(features), alternatives, count), np.float32)
+    batch_rows = -(-batch_rows // TILE_ROWS) * TILE_ROWS
+    for first in range(0, count, batch_rows):
+        row_B = np.arange(first, min(first + batch_rows, count))
+        inputs = layout.inputs(rows, row_B)
+        others: list[TowerInputs]
+        if permutations is None:
+            others = [layout.missing(len(row_B), missing_columns=missing_columns)]
+        else:
+            others = [layout.inputs(rows, permutation[row_B]) for permutation in permutations]
+        for start in range(0, len(row_B), TILE_ROWS):
+            end = min(start + TILE_ROWS, len(row_B))
+            state = forward.state(inputs.rows(start, end))
+            tile = slice(first + start, first + end)
+            base_N[tile] = state.logit_B.numpy()
+            if not np.isfinite(base_N[tile]).all():
+                raise ValueError(
+                    f"the model's logit of row {tile.start + int(np.argmin(np.isfinite(base_N[tile])))} of "
+                    "the split is not finite; importance of such a model means nothing: train it again"
+                )
+            for a, other in enumerate(others):
+                other_tile = other.rows(start, end)
+                for f, feature_columns in enumerate(columns):
+                    logit_FAN[f, a, tile] = forward.exchanged(state, other_tile, feature_columns).numpy()
+            if advance:
+                advance(tile.stop)
+    return base_N, logit_FAN
+
+
+def _losses(
+    base: SliceMetrics, clicked_N: NDArray[np.int8], logit_AN: NDArray[np.float32]
+) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {"auc": [], "logloss": []}
+    for logit_N in logit_AN:
+        without = slice_metrics(clicked_N, logit_N)
+        if base.auc is not None and without.auc is not None:
+            found["auc"].append(base.auc - without.auc)
+        if base.logloss is not None and without.logloss is not None:
+            found["logloss"].append(without.logloss - base.logloss)
+    return found

@@ -1,0 +1,1 @@
+"""What happens on each simulated day: searches, clicks, purchases."""

@@ -1,0 +1,67 @@
+"""The click model: the log-odds of a click as a sum of named terms, and when a click comes.
+
+Shapes: N impressions.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.marketplace.config import ClickModel
+from experiments.marketplace.world.catalog import BoolArray, FloatArray, IntArray
+
+#: A click comes this long after its impression at most, and one second at least.
+LONGEST_CLICK_SECONDS = 30 * 60
+_MEDIAN_CLICK_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class ClickCauses:
+    """What a click depends on, one entry per impression."""
+
+    grade_N: IntArray
+    facets_found_N: IntArray
+    taste_N: FloatArray
+    quality_N: FloatArray
+    price_sensitivity_N: FloatArray
+    log_relative_price_N: FloatArray
+    position_N: IntArray
+    device_N: IntArray
+    click_tendency_N: FloatArray
+    hour_N: FloatArray
+    bought_recently_N: BoolArray
+
+
+def click_logits(model: ClickModel, causes: ClickCauses) -> FloatArray:
+    """Log-odds of a click, float64: the sum of the terms in docs/marketplace.md.
+
+    The first position of a grade 1 product at its usual price, average in all else, at 14:00 on the second
+    device: `intercept + grade_1`.
+    """
+    grades = np.array([model.grade_0, model.grade_1, model.grade_2])
+    # +1 at 20:00, -1 at 8:00.
+    evening_N = np.cos(2 * np.pi * (causes.hour_N - 20.0) / 24.0)
+    return (
+        model.intercept
+        + grades[causes.grade_N]
+        + model.facet_match * causes.facets_found_N
+        + model.taste * causes.taste_N
+        + model.quality * causes.quality_N
+        + model.relative_price * causes.price_sensitivity_N * causes.log_relative_price_N
+        + np.array(model.positions)[causes.position_N - 1]
+        + np.array(model.devices)[causes.device_N]
+        + model.user * causes.click_tendency_N
+        + model.evening * evening_N
+        + model.repeat_purchase * causes.bought_recently_N
+    ).astype(np.float64)
+
+
+def sigmoid(logit_N: FloatArray) -> FloatArray:
+    """Probability of log-odds, without overflow; `sigmoid(0)` is one half."""
+    return np.where(logit_N >= 0, 1.0, np.exp(np.minimum(logit_N, 0))) / (1.0 + np.exp(-np.abs(logit_N)))
+
+
+def click_delays_us(count: int, rng: np.random.Generator) -> IntArray:
+    """Microseconds from impression to click: log-normal, between one second and thirty minutes."""
+    seconds_N = rng.lognormal(np.log(_MEDIAN_CLICK_SECONDS), 1.2, count)
+    return (np.clip(seconds_N, 1.0, LONGEST_CLICK_SECONDS) * 1e6).astype(np.int64)

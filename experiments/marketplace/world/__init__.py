@@ -1,0 +1,1 @@
+"""What stays the same in the simulated marketplace: products, queries, shoppers, graders."""

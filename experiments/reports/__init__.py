@@ -1,0 +1,1 @@
+"""Pages and published tables made of measured files."""

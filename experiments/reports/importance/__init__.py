@@ -1,0 +1,1 @@
+"""The importance report: page, text, plots."""

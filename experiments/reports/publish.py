@@ -1,0 +1,204 @@
+"""Results into the repository: `experiments/results/NAME.md` and `.json`, and the README's block.
+
+A sweep gives table 2. What the demo measured on its encoders beside it, table 1 and the probes, goes along.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.reports.table1_text import row_title
+from features.artifacts import atomic_write_bytes, atomic_write_json
+
+_BLOCK = re.compile(r"(<!-- results:begin[^\n]*-->\n).*?(<!-- results:end -->)", re.DOTALL)
+
+
+def publish(sweep: Path, name: str, *, results: Path, readme: Path) -> list[Path]:
+    """Copy the report that `dashclip report` left in `sweep`, with where and how its runs were made.
+
+    Everything is rendered before anything is written. The README's block gets all results of `results`.
+
+    Returns:
+        The written files, the README last.
+
+    Raises:
+        FileNotFoundError: `sweep` holds no report yet, or a run lacks its environment.json.
+        ValueError: runs of the sweep are missing, or the README lacks its markers.
+    """
+    try:
+        table = _load(sweep / "table2.json")
+        markdown = (sweep / "table2.md").read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error.filename} does not exist; run `dashclip report {sweep}` first"
+        ) from None
+    if missing := table["missing_runs"]:
+        names = ", ".join(f"{run['variant']} seed {run['seed']}" for run in missing)
+        raise ValueError(
+            f"{sweep} lacks {len(missing)} runs ({names}); finish the sweep and run `dashclip report {sweep}`"
+        )
+    provenance = _provenance(sweep)
+    published = {**table, "provenance": provenance}
+    tables = {path.stem: _load(path) for path in results.glob("*.json")} | {name: published}
+    encoders = _encoder_results(sweep, name, provenance)
+    tables |= {
+        path.removesuffix(".json"): _load(sweep / source)
+        for path, source, _ in encoders
+        if path.endswith("json")
+    }
+    page = render_readme(readme.read_text(encoding="utf-8"), tables)
+    written = [results / f"{name}.md", results / f"{name}.json"]
+    atomic_write_bytes(written[0], f"{markdown.rstrip()}\n\n{_footer(provenance)}\n".encode())
+    atomic_write_json(written[1], published)
+    for target, _, content in encoders:
+        written.append(results / target)
+        atomic_write_bytes(written[-1], content)
+    atomic_write_bytes(readme, page.encode())
+    return [*written, readme]
+
+
+def _encoder_results(sweep: Path, name: str, provenance: dict[str, Any]) -> list[tuple[str, str, bytes]]:
+    """(target, source, content) of table 1 and the probes, where `sweep` has them."""
+    found = []
+    for part in ("table1", "probes"):
+        for ending in ("md", "json"):
+            source = f"{part}.{ending}"
+            if not (sweep / source).is_file():
+                continue
+            content = (sweep / source).read_bytes()
+            if ending == "md":
+                content = content.rstrip() + f"\n\n{_footer(provenance)}\n".encode()
+            found.append((f"{name.removesuffix('_table2')}_{part}.{ending}", source, content))
+    return found
+
+
+def render_readme(readme: str, tables: Mapping[str, dict[str, Any]]) -> str:
+    """`readme` with each published table, by its file name, between the markers; simulated ones first.
+
+    Raises:
+        ValueError: the markers are missing.
+    """
+    if not _BLOCK.search(readme):
+        raise ValueError("the README needs <!-- results:begin … --> and then <!-- results:end -->")
+    second = [(name, table) for name, table in tables.items() if "baseline" in table]
+    ordered = sorted(second, key=lambda named: (not named[1]["simulated"], named[0]))
+    first = sorted((name, table) for name, table in tables.items() if "pool" in table)
+    blocks = [_retrieval_summary(table, name) for name, table in first]
+    block = "\n".join([*blocks, *(_summary(table, name) for name, table in ordered)])
+    return _BLOCK.sub(lambda found: f"{found[1]}\n{block}\n{found[2]}", readme)
+
+
+def _provenance(sweep: Path) -> dict[str, Any]:
+    """The command of the sweep, and what its runs recorded about themselves: a sweep may resume elsewhere."""
+    record = _load(sweep / "sweep.json")
+    runs = []
+    for variant in record["variants"]:
+        for seed in record["seeds"]:
+            path = sweep / variant / f"seed-{seed}" / "environment.json"
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} does not exist, so nobody knows how this run was made")
+            runs.append(_load(path))
+    return {
+        "command": record["command"],
+        "commit": _distinct(run["commit"] for run in runs),
+        "created": min(run["created"] for run in runs),
+        "machine": _distinct(f"{run['cores']} cores of {run['cpu']}" for run in runs),
+        "torch": _distinct(run["packages"]["torch"] for run in runs),
+    }
+
+
+def _distinct(values: Any) -> str:
+    """`abc` if all are equal, else `abc, def`."""
+    return ", ".join(sorted({str(value) for value in values}))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _summary(table: dict[str, Any], name: str) -> str:
+    kind = "**simulated data**" if table["simulated"] else "real data"
+    expects = table.get("best_auc_expected") is not None
+    heading = ["", "AUC", "difference to baseline [95 % over seeds]"]
+    heading += ["the same in expected AUC"] * expects + ["share of reachable gain", "normalised LogLoss"]
+    rows = []
+    if floor := table["floor"]:
+        cells = [f"{floor['name']} (no model)", _four(floor["auc"]), ""]
+        rows.append([*cells, *[""] * expects, "", _four(floor["norm_logloss"])])
+    for key, variant in table["variants"].items():
+        compared = key != table["baseline"]
+        cells = [variant["title"], _spread(variant["auc_mean"], variant["auc_sd"])]
+        cells.append(_difference(variant, "auc_diff") if compared else "")
+        cells += [_difference(variant, "expected_auc_diff") if compared else ""] * expects
+        cells += [
+            _share(variant.get("gain_share")),
+            _spread(variant["norm_logloss_mean"], variant["norm_logloss_sd"]),
+        ]
+        rows.append(cells)
+    if table["best_auc"] is not None:
+        cells = ["best reachable (the true click probabilities)", _four(table["best_auc"]), ""]
+        rows.append([*cells, *[""] * expects, "100 %", ""])
+    lines = [
+        f"**{table['name'][0].upper()}{table['name'][1:]}** ({kind}; {table['rows']:,} test impressions, "
+        f"{_seeds(table['seeds'])}; [whole table](experiments/results/{name}.md)):",
+        "",
+        f"| {' | '.join(heading)} |",
+        "|---" * len(heading) + "|",
+        *(f"| {' | '.join(cells)} |" for cells in rows),
+        "",
+    ]
+    if expects:
+        lines += ["Expected AUC: clicks drawn anew from the true probabilities, on average.", ""]
+    return "\n".join([*lines, _footer(table["provenance"]), ""])
+
+
+def _retrieval_summary(table: dict[str, Any], name: str) -> str:
+    kind = "**simulated data**" if table["simulated"] else "real data"
+    measures = ("graded_rel", "recall_at_10", "precision_at_10", "ndcg_at_10", "mrr")
+    lines = [
+        f"**Table 1, retrieval** ({kind}; {table['queries']:,} held-out queries, {table['description']}; "
+        f"[whole table](experiments/results/{name}.md)):",
+        "",
+        "| | Graded Rel | Recall@10 | Precision@10 | nDCG@10 [95 % over queries] | MRR@10 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key, row in table["rows"].items():
+        cells = [f"{row[measure]:.3f}" for measure in measures]
+        cells[3] += f" [{row['ndcg_at_10_low']:.3f}, {row['ndcg_at_10_high']:.3f}]"
+        lines.append(f"| {row_title(key)} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _seeds(seeds: int) -> str:
+    return "one seed, hence no spread and no interval" if seeds == 1 else f"{seeds} seeds, mean ± sd"
+
+
+def _difference(variant: dict[str, Any], name: str) -> str:
+    mean = variant.get(f"{name}_mean")
+    if mean is None:
+        return ""
+    low, high = variant[f"{name}_low"], variant[f"{name}_high"]
+    return f"{mean:+.4f}" if low is None or high is None else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
+
+
+def _four(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _spread(mean: float | None, sd: float | None) -> str:
+    return _four(mean) if sd is None else f"{_four(mean)} ± {sd:.4f}"
+
+
+def _footer(provenance: dict[str, Any]) -> str:
+    several = "s" if "," in provenance["commit"] else ""
+    return (
+        f"`{provenance['command']}`, commit{several} {provenance['commit']}, {provenance['created'][:10]}, "
+        f"{provenance['machine']}, torch {provenance['torch']}."
+    )

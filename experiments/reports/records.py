@@ -1,0 +1,61 @@
+"""Results that other commands left in a sweep folder, read and checked."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from experiments.reports.page import Origin
+
+
+class EvidenceError(ValueError):
+    """A result that cannot be shown; the message says what is wrong with it."""
+
+
+class Recorded(BaseModel):
+    """What a result file may say of its own making; a result may record more than a page needs."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    command: str | None = None
+    commit: str | None = None
+    created: datetime | None = None
+    environment: dict[str, Any] = {}
+    machine: dict[str, Any] = {}
+
+    def origin(self, path: Path) -> Origin:
+        """Command, commit and time as recorded; the time the file was written where none is."""
+        commit = self.commit or self.environment.get("commit") or self.machine.get("commit")
+        created = self.created or _time(self.environment.get("created")) or _time(self.machine.get("date"))
+        if created is None:
+            created = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        return Origin(command=self.command, commits=(str(commit),) if commit else (), created=created)
+
+
+Record = TypeVar("Record", bound=Recorded)
+
+
+def read_record(path: Path, kind: type[Record]) -> Record | None:
+    """The result in a JSON file; None if there is no such file.
+
+    Raises:
+        EvidenceError: the file is not JSON, or lacks what the page shows; the message names the place.
+    """
+    if not path.exists():
+        return None
+    try:
+        return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise EvidenceError(f"{path} cannot be shown: {place}: {first['msg']}") from None
+    except (OSError, ValueError) as error:
+        raise EvidenceError(f"{path} cannot be read: {error}") from None
+
+
+def _time(text: Any) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None

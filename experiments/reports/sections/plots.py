@@ -1,0 +1,135 @@
+"""Plots of the evidence page as SVG: table 1, its slices, latency."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from experiments.reports.table1_text import row_title
+from experiments.reports.table2.plots import STYLE, WIDTH_INCHES, broken, svg_of
+
+if TYPE_CHECKING:
+    from experiments.reports.sections.latency import Measured
+    from experiments.reports.sections.retrieval import RetrievalRecord, Values
+
+# Okabe and Ito (2008): told apart with every common colour vision; shapes differ as well.
+_CANDIDATE, _OTHER, _THIRD = "#0072B2", "#6e6e6e", "#D55E00"
+
+
+def retrieval(record: "RetrievalRecord", metrics: Mapping[str, str]) -> str:
+    """Each metric a panel, each row a dot with its interval; the dotted line is the best possible order."""
+    names = list(record.rows)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCHES, 1.1 + 0.34 * len(names)), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
+        for axes, (key, title) in zip(panels, metrics.items(), strict=True):
+            _dots(axes, record.rows, key, record.candidate, record.best_possible.get(key))
+            axes.set_title(title)
+        panels[0].set_yticks(range(len(names)), [row_title(name) for name in reversed(names)])
+        return svg_of(figure)
+
+
+def retrieval_slices(record: "RetrievalRecord") -> str:
+    """Graded relevance of each row in each slice."""
+    names = list(record.rows)
+    columns = min(3, len(record.slices))
+    rows = -(-len(record.slices) // columns)
+    with matplotlib.rc_context(STYLE):
+        # Room between the rows: a title stands close below the ticks of the panel above it.
+        layout = ConstrainedLayoutEngine(hspace=0.1)
+        figure = Figure(figsize=(WIDTH_INCHES, rows * (1.15 + 0.3 * len(names))), layout=layout)
+        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        for axes, (title, found) in zip(grid.flat, record.slices.items(), strict=False):
+            _dots(axes, found.rows, "graded_rel", record.candidate, found.best_possible.get("graded_rel"))
+            axes.set_title(f"{title[:1].upper()}{title[1:]} ({found.queries:,} queries)")
+        for axes in grid[:, 0]:
+            axes.set_yticks(range(len(names)), [row_title(name) for name in reversed(names)])
+        for axes in list(grid.flat)[len(record.slices) :]:
+            axes.set_visible(False)
+        figure.supxlabel("Graded relevance", fontsize=10)
+        return svg_of(figure)
+
+
+def latency(model: Mapping[str, float], added: Mapping[str, float], ladder: "Sequence[Measured]") -> str:
+    """Milliseconds by number of candidates, beside the ways to serve one request."""
+    curves = [
+        (points, look)
+        for points, look in (
+            (_points(model), (_CANDIDATE, "o", "Model alone, p50")),
+            (_points(added), (_THIRD, "D", "Embeddings add, p99")),
+        )
+        if points
+    ]
+    with matplotlib.rc_context(STYLE):
+        height = max(3.0, 1.0 + 0.36 * len(ladder))
+        figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+        shown = [kind for kind, there in (("curves", curves), ("ladder", ladder)) if there]
+        panels = dict(zip(shown, np.atleast_1d(figure.subplots(1, len(shown))), strict=True))
+        if curves:
+            axes = panels["curves"]
+            counts = sorted({x for points, _ in curves for x, _ in points})
+            for points, (colour, marker, title) in curves:
+                x, y = zip(*points, strict=True)
+                axes.plot(x, y, marker=marker, color=colour, linewidth=2, label=title)
+            axes.set_xscale("log")
+            axes.set_xticks(counts, [f"{count:,}" for count in counts])
+            axes.minorticks_off()
+            axes.set_xlabel("Candidates of a request")
+            axes.set_ylabel("Milliseconds")
+            axes.set_ylim(bottom=min(0.0, *(y for points, _ in curves for _, y in points)))
+            axes.margins(x=0.08, y=0.1)
+            axes.grid(axis="y", color="#e4e4e4")
+            axes.legend(frameon=False, fontsize=9, loc="upper left")
+        if ladder:
+            axes = panels["ladder"]
+            heights = range(len(ladder))[::-1]
+            colours = [_THIRD if found.title.endswith("p99") else _CANDIDATE for found in ladder]
+            axes.barh(heights, [found.value_ms for found in ladder], height=0.62, color=colours)
+            for place, found in zip(heights, ladder, strict=True):
+                axes.annotate(
+                    f"{found.value_ms:.2f}",
+                    (max(found.value_ms, 0), place),
+                    (4, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=9,
+                )
+            axes.set_yticks(heights, [broken(found.title, 24) for found in ladder])
+            axes.set_xlabel("Milliseconds")
+            axes.margins(x=0.12)
+            axes.spines["left"].set_visible(False)
+            axes.tick_params(axis="y", length=0)
+        return svg_of(figure)
+
+
+def _dots(
+    axes: Axes, rows: "Mapping[str, Values]", key: str, candidate: str, best_possible: float | None
+) -> None:
+    for height, (name, values) in enumerate(reversed(list(rows.items()))):
+        value, low, high = (values.get(found) for found in (key, f"{key}_low", f"{key}_high"))
+        colour, marker = (_CANDIDATE, "D") if name == candidate else (_OTHER, "o")
+        if value is None:
+            axes.text(0, height, "no value", va="center", fontsize=8, color="#555555")
+            continue
+        if low is not None and high is not None:
+            axes.plot([low, high], [height, height], "-", color=colour, linewidth=2.2, solid_capstyle="butt")
+        axes.plot(value, height, marker, color=colour, markersize=6.5, markeredgecolor="white")
+    if best_possible is not None:
+        axes.axvline(best_possible, color="black", linewidth=1.1, linestyle=":")
+    ends = [value for values in rows.values() for value in (values.get(key), values.get(f"{key}_high"))]
+    right = max([0.0, best_possible or 0.0, *(value for value in ends if value is not None)]) or 1.0
+    axes.set_xlim(-0.04 * right, 1.06 * right)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.grid(axis="x", color="#e4e4e4")
+    axes.locator_params(axis="x", nbins=5)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _points(by_candidates: Mapping[str, float]) -> list[tuple[int, float]]:
+    """Sorted by the number of candidates; a key that is no number has no place on the axis."""
+    return sorted((int(key), value) for key, value in by_candidates.items() if key.isdigit())

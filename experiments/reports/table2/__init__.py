@@ -1,0 +1,1 @@
+"""Table 2 as text, plots and page."""

@@ -1,0 +1,220 @@
+"""What table 2 answers on the evidence page: the gain, for whom, calibration, learning curves."""
+
+from datetime import datetime
+
+import numpy as np
+
+from experiments.reports.page import Origin, Plot, Section, listed, svg_source
+from experiments.reports.table2 import plots
+from experiments.reports.table2.text import limits, signed
+from experiments.sweeps.table2 import Table2, VariantResult
+
+_NO_COMPARISON = "There is no baseline with another variant beside it to compare."
+#: Slices that the answer for whom is taken from, if the sweep has them.
+_COMPARED = (
+    "has_purchases",
+    "no_purchases",
+    "seen_product",
+    "unseen_product",
+    "head_query",
+    "torso_query",
+    "tail_query",
+)
+
+
+def table2_sections(table: Table2) -> list[Section]:
+    """The gain, the slices, calibration, and learning curves where runs recorded any."""
+    origin = _origin(table)
+    sections = [_lift(table, origin), _slices(table, origin), _calibration(table, origin)]
+    learning = _learning(table, origin)
+    return [*sections, learning] if learning else sections
+
+
+def _lift(table: Table2, origin: Origin) -> Section:
+    return Section(
+        anchor="table2",
+        title="Table 2: what each variant gains",
+        question="Do semantic embeddings make the CTR model better, and by how much?",
+        answer=_lift_answer(table),
+        origin=origin,
+    )
+
+
+def _lift_answer(table: Table2) -> str:
+    compared = _compared(table)
+    if not compared:
+        return _NO_COMPARISON
+    title = table.variants[table.baseline].title
+    best = max(compared, key=_gain)
+    found = best.slices["all"].difference
+    assert found is not None
+    if found.auc.low is None:
+        return f"{best.title}: {signed(found.auc.mean)} AUC against {title}; one seed gives no interval."
+    sure = [variant for variant in compared if _surely_gains(variant)]
+    if not sure:
+        return f"No: none of {len(compared)} variants surely gains AUC against {title}."
+    interval = f"95 % over seeds {limits(found.auc)}, over users {limits(found.auc_users)}"
+    rivals = [variant.title for variant in compared if _cannot_be_told_apart(table, variant, best)]
+    apart = f" It cannot be told from {listed(rivals)}." if rivals else ""
+    share = "" if found.gain_share is None else f", {100 * found.gain_share:.0f} % of what can be gained"
+    return (
+        f"Yes: {len(sure)} of {len(compared)} variants gain AUC against {title}. The most gains "
+        f"{best.title}: {signed(found.auc.mean)} ({interval}){share}.{apart}"
+    )
+
+
+def _slices(table: Table2, origin: Origin) -> Section:
+    drawn = []
+    if _compared(table):
+        drawn.append(
+            Plot(
+                "How much each variant gains, and for whom",
+                "AUC difference to the baseline in each slice. Thick line: 95 % interval over seeds "
+                "(training noise). Thin line: 95 % interval over users (test-sample noise). Right of the "
+                "vertical line is better than the baseline.",
+                svg_source(plots.forest(table)),
+            )
+        )
+    drawn.append(
+        Plot(
+            "AUC by slice",
+            "Mean over seeds, bars start at chance (0.5), whiskers are one standard deviation over seeds. A "
+            "black line marks the best reachable AUC where it is known. Slices differ in difficulty: compare "
+            "bars within a slice.",
+            svg_source(plots.slice_bars(table)),
+        )
+    )
+    return Section(
+        anchor="slices",
+        title="By slice",
+        question="For whom do they make it better?",
+        answer=_slices_answer(table),
+        origin=origin,
+        plots=tuple(drawn),
+    )
+
+
+def _slices_answer(table: Table2) -> str:
+    compared = _compared(table)
+    if not compared:
+        return _NO_COMPARISON
+    best = max(compared, key=_gain)
+    gains = {
+        key: difference.auc
+        for key in _COMPARED
+        if key in best.slices and (difference := best.slices[key].difference) is not None
+    }
+    # Where enough slices have a sure gain, the others would only rank their own noise.
+    sure = {key: gain for key, gain in gains.items() if gain.excludes_zero}
+    gains = sure if len(sure) > 1 else gains
+    if not gains:
+        return "No slice has enough clicks to compare."
+    shown = [
+        f"{table.slices[key].title.lower()} {signed(gain.mean)} ({limits(gain)})"
+        for key, gain in sorted(gains.items(), key=lambda pair: -pair[1].mean)
+    ]
+    if len(shown) > 3:
+        shown = [*shown[:2], shown[-1]]
+        return f"{best.title} gains most for {shown[0]} and {shown[1]}, least for {shown[2]}."
+    return f"{best.title}: {'; '.join(shown)}."
+
+
+def _calibration(table: Table2, origin: Origin) -> Section:
+    ratios = [
+        found
+        for variant in table.variants.values()
+        if (found := variant.slices["all"].calibration_mean) is not None
+    ]
+    answer = "Calibration is undefined without clicks."
+    if ratios:
+        span = (
+            f"{min(ratios):.3f} to {max(ratios):.3f} times" if len(ratios) > 1 else f"{ratios[0]:.3f} times"
+        )
+        near = all(0.95 < ratio < 1.05 for ratio in ratios)
+        answer = (
+            f"{'Yes' if near else 'Not everywhere'}: on average the variants predict {span} the observed CTR."
+        )
+    return Section(
+        anchor="calibration",
+        title="Calibration",
+        question="Is a predicted click probability what it says?",
+        answer=answer,
+        origin=origin,
+        plots=(
+            Plot(
+                "Observed against predicted CTR",
+                "Ten bins of equal row count, all seeds pooled. On the dashed line a prediction of 10 % is "
+                "clicked one time in ten; below it the model promises too much.",
+                svg_source(plots.calibration(table)),
+            ),
+        ),
+    )
+
+
+def _learning(table: Table2, origin: Origin) -> Section | None:
+    svg = plots.learning_curves(table)
+    if svg is None:
+        return None
+    last_steps = [
+        aucs[-1] - aucs[-2]
+        for variant in table.variants.values()
+        for _, aucs in variant.learning_curves.values()
+        if len(aucs) > 1
+    ]
+    answer = "Validation AUC was measured once a run."
+    if last_steps:
+        change = float(np.mean(last_steps))
+        verb = "still rose" if change > 0 else "fell"
+        answer = (
+            f"Between the last two evaluations validation AUC {verb} by {abs(change):.4f} on average over "
+            f"{len(last_steps)} runs."
+        )
+    return Section(
+        anchor="learning",
+        title="Learning curves",
+        question="Was training long enough?",
+        answer=answer,
+        origin=origin,
+        plots=(
+            Plot(
+                "Validation AUC while training",
+                "Each seed thin, the mean of all seeds thick (only where every seed was evaluated). The test "
+                "days are never looked at while training.",
+                svg_source(svg),
+            ),
+        ),
+    )
+
+
+def _compared(table: Table2) -> list[VariantResult]:
+    """The variants that have a difference to the baseline over all rows."""
+    return [variant for variant in table.variants.values() if variant.slices["all"].difference is not None]
+
+
+def _gain(variant: VariantResult) -> float:
+    difference = variant.slices["all"].difference
+    assert difference is not None
+    return difference.auc.mean
+
+
+def _surely_gains(variant: VariantResult) -> bool:
+    difference = variant.slices["all"].difference
+    return difference is not None and difference.auc.low is not None and difference.auc.low > 0
+
+
+def _cannot_be_told_apart(table: Table2, one: VariantResult, other: VariantResult) -> bool:
+    """Two variants whose AUC difference has an interval over seeds that reaches zero."""
+    pair = table.pairs.get((one.name, other.name)) or table.pairs.get((other.name, one.name))
+    return pair is not None and pair.auc.low is not None and not pair.auc.excludes_zero
+
+
+def _origin(table: Table2) -> Origin:
+    """The sweep's command, the commits of its runs, and when the last of them ended."""
+    runs = [run for by_seed in table.results.runs.values() for run in by_seed.values()]
+    commits = sorted({str(found) for run in runs if (found := run.environment.get("commit"))})
+    ended = sorted(str(found) for run in runs if (found := run.record.get("created")))
+    return Origin(
+        command=table.results.record.command,
+        commits=tuple(commits),
+        created=datetime.fromisoformat(ended[-1]) if ended else None,
+    )

@@ -1,0 +1,246 @@
+"""A sweep's result as text: rows of cells shared by the page and the Markdown, and the console table."""
+
+from dataclasses import dataclass
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from experiments.statistics.intervals import Interval
+from experiments.sweeps.table2 import Table2, VariantResult
+
+#: Table 2 of the paper (AUC, normalised log loss), by slice and variant. Other data: only directions compare.
+PAPER: dict[str, dict[str, tuple[float, float]]] = {
+    "all": {
+        "dcn": (0.7731, 0.8788),
+        "dcn_pq_sim": (0.7741, 0.8781),
+        "dcn_pq_sim_history": (0.7787, 0.8747),
+        "dcn_pq_sim_history_random": (0.7731, 0.8788),
+    },
+    "has_purchases": {"dcn": (0.7807, 0.8706), "dcn_pq_sim_history": (0.7876, 0.8653)},
+    "no_purchases": {"dcn": (0.7456, 0.9183), "dcn_pq_sim_history": (0.7475, 0.9077)},
+}
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant on one slice, ready to print; `sure` marks a difference whose seed interval excludes 0."""
+
+    name: str
+    title: str
+    seeds: str
+    auc: str
+    difference: str
+    seeds_interval: str
+    users_interval: str
+    sure: bool
+    gain_share: str
+    norm_logloss: str
+    norm_logloss_difference: str
+    calibration: str
+    expected_auc: str
+    logloss: str
+    gauc_query: str
+    gauc_user: str
+    paper: str
+
+
+def rows_of_slice(table: Table2, key: str) -> list[Row]:
+    """The variants in the sweep's order, measured on one slice."""
+    return [_row(table, variant, key) for variant in table.variants.values()]
+
+
+def compares_with_paper(table: Table2) -> bool:
+    """Whether the sweep has one of the paper's variants besides the baseline."""
+    return any(name in PAPER["all"] for name in table.variants if name != table.baseline)
+
+
+def findings(table: Table2) -> list[str]:
+    """One sentence for each variant: what it does to the AUC, and how sure that is."""
+    base = table.variants.get(table.baseline)
+    if base is None:
+        return []
+    sentences = []
+    for variant in table.variants.values():
+        found = variant.slices["all"].difference
+        if found is None:
+            continue
+        interval = f"95 % interval over seeds {limits(found.auc)}, over users {limits(found.auc_users)}"
+        if found.auc.low is None:
+            verdict = f"differs by {signed(found.auc.mean)} AUC from {base.title}; one seed gives no interval"
+        elif not found.auc.excludes_zero:
+            verdict = f"cannot be told from {base.title}: {signed(found.auc.mean)} AUC ({interval})"
+        else:
+            verb = "gains" if found.auc.mean > 0 else "loses"
+            verdict = f"{verb} {abs(found.auc.mean):.4f} AUC against {base.title} ({interval})"
+        if found.gain_share is not None and found.auc.excludes_zero and found.auc.mean > 0:
+            verdict += f", {100 * found.gain_share:.0f} % of the reachable gain"
+        sentences.append(f"{variant.title} {verdict}.")
+    return sentences
+
+
+def gap_sentences(table: Table2) -> list[str]:
+    """For each variant, whether users with purchases gain more than those without."""
+    return [
+        f"{variant.title}: users with purchases gain {abs(gap.auc.mean):.4f} AUC "
+        f"{'more' if gap.auc.mean >= 0 else 'less'} than users without "
+        f"(difference of gains, 95 % interval over seeds {limits(gap.auc)}, "
+        f"over users {limits(gap.auc_users)})."
+        for variant in table.variants.values()
+        if (gap := variant.purchases_gap) is not None
+    ]
+
+
+def to_markdown(table: Table2) -> str:
+    """The report as Markdown: the main table, the slices, the pairs, and what is missing."""
+    record = table.results.record
+    everything = table.slices["all"]
+    kind = "SIMULATED data (generated, not real users)" if record.simulated else "Real data"
+    lines = [
+        f"# {record.name}: variants compared",
+        "",
+        f"**{kind}.** {everything.rows:,} test impressions of {everything.users:,} users, CTR "
+        f"{100 * everything.clicks / everything.rows:.1f} %; {table.seeds} seeds.",
+        "",
+    ]
+    if everything.best_auc is not None:
+        lines += [f"Best reachable AUC (true click probabilities as scores): {everything.best_auc:.4f}.", ""]
+    lines += [f"- {sentence}" for sentence in findings(table) + gap_sentences(table)]
+    for key, facts in table.slices.items():
+        lines += ["", f"## {facts.title} ({facts.rows:,} impressions)", ""]
+        lines += _markdown_table(table, key)
+    expected = everything.best_auc_expected is not None
+    if table.pairs:
+        lines += ["", "## Every pair of variants, all impressions", ""]
+        heading = ["Variant", "against", "AUC difference", "95 % over seeds", "95 % over users"]
+        heading += ["Expected AUC difference (95 % over seeds)"] * expected
+        lines += [f"| {' | '.join(heading)} |", "| --- | --- |" + " ---: |" * (len(heading) - 2)]
+        lines += [f"| {' | '.join(cells)} |" for cells in pair_rows(table)]
+    lines += ["", "## Missing", ""] if table.notes or table.missing else []
+    lines += [f"- {note}" for note in table.notes]
+    lines += [f"- {run.variant}, seed {run.seed}: {run.reason}" for run in table.missing]
+    lines += [
+        "",
+        "Mean ± sample standard deviation over seeds; differences are paired by seed with Student-t "
+        f"intervals; intervals over users from {table.bootstrap_resamples} bootstrap resamples of whole "
+        "users. Log loss is normalised by the entropy of the CTR of the rows evaluated.",
+    ]
+    if expected:
+        lines[-1] += " Expected AUC: clicks drawn anew from the true probabilities, on average."
+    return "\n".join(lines) + "\n"
+
+
+def console_table(table: Table2) -> Table:
+    """The main table for a terminal."""
+    record = table.results.record
+    label = "[bold]SIMULATED data[/bold]" if record.simulated else "real data"
+    title = f"{escape(record.name)}: {label}, {table.seeds} seeds"
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown.add_column("Variant", min_width=15)
+    headings = ("AUC", "AUC\ndiff", "95 %\nseeds", "95 %\nusers", "Gain\nshare", "Norm.\nlog loss", "Calib.")
+    for heading in headings:
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for row in rows_of_slice(table, "all"):
+        difference = f"[bold]{row.difference}[/bold]" if row.sure else row.difference
+        cells = [row.auc, difference, row.seeds_interval, row.users_interval]
+        cells += [row.gain_share, row.norm_logloss, row.calibration]
+        # Two lines a cell, so that all columns fit a terminal of 80.
+        stacked = [cell.replace(" ± ", "\n±").replace(" … ", "\n…") for cell in cells]
+        shown.add_row(escape(row.title), *stacked)
+    if record.floor:
+        logloss = number(record.floor.norm_logloss)
+        shown.add_row(escape(record.floor.name), number(record.floor.auc), "", "", "", "", logloss, "")
+    best = table.slices["all"].best_auc
+    if best is not None:
+        shown.add_row("Best reachable", number(best), "", "", "", "100 %", "", "", style="dim")
+    return shown
+
+
+def pair_rows(table: Table2) -> list[tuple[str, ...]]:
+    """Cells of the table of pairs: variant, against, difference, seed interval, user interval.
+
+    Where click probabilities are known, one more: the difference in expected AUC with its seed interval.
+    """
+    titles = {name: variant.title for name, variant in table.variants.items()}
+    rows = []
+    for (one, other), pair in table.pairs.items():
+        cells = [titles[one], titles[other], signed(pair.auc.mean), limits(pair.auc), limits(pair.auc_users)]
+        if table.slices["all"].best_auc_expected is not None:
+            cells.append(_with_limits(pair.expected_auc))
+        rows.append(tuple(cells))
+    return rows
+
+
+def number(value: float | None) -> str:
+    """Four decimals, or a dash for no value."""
+    return NONE if value is None else f"{value:.4f}"
+
+
+def signed(value: float | None) -> str:
+    """Four decimals with a sign. A negative zero has none."""
+    return (
+        NONE if value is None else f"{value:+.4f}".replace("-0.0000", "0.0000").replace("+0.0000", "0.0000")
+    )
+
+
+def limits(interval: Interval) -> str:
+    """`-0.0012 … 0.0034`, or a dash where there are no limits."""
+    if interval.low is None or interval.high is None:
+        return NONE
+    return f"{signed(interval.low)} … {signed(interval.high)}".replace("+", "")
+
+
+def _row(table: Table2, variant: VariantResult, key: str) -> Row:
+    found = variant.slices[key]
+    difference = found.difference
+    gain = None if difference is None else difference.gain_share
+    logloss = None if difference is None else difference.norm_logloss
+    paper = PAPER.get(key, {}).get(variant.name)
+    return Row(
+        name=variant.name,
+        title=variant.title,
+        seeds=str(len(variant.seeds)),
+        auc=_with_sd(found.auc_mean, found.auc_sd),
+        difference=""
+        if variant.name == table.baseline
+        else signed(difference.auc.mean if difference else None),
+        seeds_interval="" if difference is None else limits(difference.auc),
+        users_interval="" if difference is None else limits(difference.auc_users),
+        sure=difference is not None and difference.auc.excludes_zero,
+        gain_share=("" if variant.name == table.baseline else NONE)
+        if gain is None
+        else f"{100 * gain:.0f} %",
+        norm_logloss=_with_sd(found.norm_logloss_mean, found.norm_logloss_sd),
+        norm_logloss_difference="" if logloss is None else _with_limits(logloss),
+        calibration=NONE if found.calibration_mean is None else f"{found.calibration_mean:.3f}",
+        expected_auc=number(found.expected_auc_mean),
+        logloss=number(found.logloss_mean),
+        gauc_query=number(found.gauc_query_mean),
+        gauc_user=number(found.gauc_user_mean),
+        paper=f"{paper[0]:.4f} / {paper[1]:.4f}" if paper else "",
+    )
+
+
+def _with_limits(interval: Interval | None) -> str:
+    return NONE if interval is None else f"{signed(interval.mean)} ({limits(interval)})"
+
+
+def _with_sd(mean: float | None, sd: float | None) -> str:
+    return NONE if mean is None else f"{mean:.4f}" + ("" if sd is None else f" ± {sd:.4f}")
+
+
+def _markdown_table(table: Table2, key: str) -> list[str]:
+    paper = compares_with_paper(table) and key in PAPER
+    heading = ["Variant", "AUC", "AUC difference", "95 % over seeds", "95 % over users", "Share of gain"]
+    heading += ["Normalised log loss", "Calibration"] + ["Paper: AUC / log loss"] * paper
+    lines = [f"| {' | '.join(heading)} |", "| --- |" + " ---: |" * (len(heading) - 1)]
+    for row in rows_of_slice(table, key):
+        cells = [row.title, row.auc, row.difference, row.seeds_interval, row.users_interval]
+        cells += [row.gain_share, row.norm_logloss, row.calibration] + [row.paper] * paper
+        lines.append(f"| {' | '.join(cells)} |")
+    floor = table.results.record.floor
+    if floor and key == "all":
+        cells = [floor.name, number(floor.auc), "", "", "", "", number(floor.norm_logloss), ""] + [""] * paper
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines

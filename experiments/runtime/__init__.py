@@ -1,0 +1,1 @@
+"""What every command runs on: machine, jobs, progress, folders of a run."""

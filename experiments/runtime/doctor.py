@@ -1,0 +1,309 @@
+"""Is this machine able to train, and what is the exact fix where it is not?
+
+Each check is a pure function from facts to a `Finding`; `diagnose` gathers the facts. The facts behind them:
+torch, fbgemm and torchrec must fit together, but no resolver can see it (torchrec asks for any `fbgemm-gpu`,
+which declares no torch), so a mismatch ends in an undefined symbol at the first lookup.
+"""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Status = Literal["ok", "warn", "fail"]
+
+#: The versions this project is tested with; torch, fbgemm and torchrec are built for one another.
+TESTED = {"torch": "2.13.0", "fbgemm": "1.8.0", "torchrec": "1.8.0", "torchmetrics": "1.0.3"}
+CPU_BUILD, CUDA_BUILD = "fbgemm-gpu-cpu", "fbgemm-gpu"
+GIB = 1 << 30
+PROBE_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis; `fix` is empty when the status is ok."""
+
+    name: str
+    status: Status
+    found: str
+    fix: str = ""
+
+
+def diagnose(folder: Path) -> list[Finding]:
+    """Check this machine; `folder` is where runs will be written."""
+    versions = installed_versions((*TESTED, CPU_BUILD, CUDA_BUILD))
+    findings = [check_python(sys.version_info[:3]), *check_versions(versions), check_builds(versions)]
+    if all(finding.status != "fail" for finding in findings):
+        findings.append(check_op_library(*run_probe()))
+    findings += _check_processor()
+    memory_bytes = _available_memory()
+    findings += [
+        check_memory(memory_bytes),
+        check_disk(shutil.disk_usage(_existing(folder)).free),
+        check_java(_java_version()),
+    ]
+    return findings
+
+
+def exit_code(findings: Sequence[Finding]) -> int:
+    """1 when something fails, else 0; warnings do not count."""
+    return int(any(finding.status == "fail" for finding in findings))
+
+
+def installed_versions(names: Sequence[str]) -> dict[str, str | None]:
+    """Version of each distribution, None when it is not installed."""
+    versions: dict[str, str | None] = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def check_python(version: tuple[int, ...]) -> Finding:
+    """3.11 or later, for tomllib and the typing that the code uses."""
+    found = ".".join(str(part) for part in version)
+    if version < (3, 11):
+        return Finding("python", "fail", found, "make the virtual environment with Python 3.11 or later")
+    return Finding("python", "ok", found)
+
+
+def check_versions(versions: Mapping[str, str | None]) -> list[Finding]:
+    """torch, fbgemm, torchrec and torchmetrics, each against the tested version.
+
+    Another release of torch, fbgemm or torchrec fails; another patch of the same minor release warns.
+    """
+    fbgemm = versions.get(CPU_BUILD) or versions.get(CUDA_BUILD)
+    fbgemm_name = CPU_BUILD if versions.get(CPU_BUILD) or not versions.get(CUDA_BUILD) else CUDA_BUILD
+    return [
+        _check_version("torch", versions.get("torch"), "torch", f"pip install torch=={TESTED['torch']}"),
+        _check_version("fbgemm", fbgemm, fbgemm_name, f"pip install {fbgemm_name}=={TESTED['fbgemm']}"),
+        _check_version(
+            "torchrec",
+            versions.get("torchrec"),
+            "torchrec",
+            f"pip install --no-deps torchrec=={TESTED['torchrec']}",
+        ),
+        _check_version(
+            "torchmetrics",
+            versions.get("torchmetrics"),
+            "torchmetrics",
+            f"pip install torchmetrics=={TESTED['torchmetrics']}",
+        ),
+    ]
+
+
+def check_builds(versions: Mapping[str, str | None]) -> Finding:
+    """Not both builds of fbgemm: they own the same files, and the later one wins."""
+    cpu, cuda = versions.get(CPU_BUILD), versions.get(CUDA_BUILD)
+    if cpu and cuda:
+        return Finding(
+            "fbgemm builds",
+            "fail",
+            f"{CPU_BUILD} {cpu} and {CUDA_BUILD} {cuda} overwrite each other's files",
+            f"pip uninstall --yes {CUDA_BUILD} {CPU_BUILD}, then install one: "
+            f"pip install {CPU_BUILD}=={TESTED['fbgemm']} without a GPU, else {CUDA_BUILD} "
+            "(torchrec installed without --no-deps brings the CUDA build)",
+        )
+    return Finding("fbgemm builds", "ok", CPU_BUILD if cpu else CUDA_BUILD if cuda else "none")
+
+
+def check_op_library(return_code: int, output: str) -> Finding:
+    """Whether one training step of a fused embedding table went through."""
+    if return_code == 0:
+        return Finding("op library", "ok", "a fused embedding table was trained for one step")
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    reason = lines[-1] if lines else "no output"
+    if return_code < 0:
+        reason = f"killed by signal {-return_code}; {reason}"
+    return Finding(
+        "op library",
+        "fail",
+        reason,
+        f"torch and fbgemm do not fit together: pip install --force-reinstall torch=={TESTED['torch']} "
+        f"{CPU_BUILD}=={TESTED['fbgemm']} (with a GPU: {CUDA_BUILD})",
+    )
+
+
+def check_cpu(model: str, capability: str, *, bf16: bool) -> Finding:
+    """AVX2 is what fbgemm needs to be fast; native bf16 is what makes bf16 training fast."""
+    found = f"{model}, {capability}, {'bf16 in hardware' if bf16 else 'no bf16 in hardware'}"
+    if "AVX" not in capability:
+        return Finding(
+            "processor", "warn", found, "embedding lookups are slow without AVX2; use another machine"
+        )
+    if not bf16:
+        return Finding(
+            "processor",
+            "warn",
+            found,
+            "bf16 training runs here, but emulated and slowly: keep float32. "
+            "It needs AVX-512 with BF16 or AMX",
+        )
+    return Finding("processor", "ok", found)
+
+
+def check_gpu(names: Sequence[str], fbgemm_build: str | None, *, torch_cuda: str | None) -> Finding:
+    """A GPU is optional; one that neither torch nor fbgemm can use is worth a warning."""
+    if not names:
+        return Finding("GPU", "ok", "none that torch can use; training runs on the processor")
+    found = f"{', '.join(names)} (torch for CUDA {torch_cuda})"
+    if fbgemm_build != CUDA_BUILD:
+        return Finding(
+            "GPU",
+            "warn",
+            f"{found}, but {fbgemm_build or 'no fbgemm'} is installed",
+            f"pip uninstall --yes {CPU_BUILD}; pip install {CUDA_BUILD}=={TESTED['fbgemm']}",
+        )
+    return Finding("GPU", "ok", found)
+
+
+def check_threads(threads: int, usable_cores: int) -> Finding:
+    """More threads than cores make OpenMP spin: a tenth of the speed was measured."""
+    found = f"torch threads: {threads}, usable cores: {usable_cores}"
+    if threads > usable_cores:
+        return Finding("threads", "warn", found, f"export OMP_NUM_THREADS={usable_cores}")
+    return Finding("threads", "ok", found)
+
+
+def check_memory(available_bytes: int) -> Finding:
+    """The demo needs about 2 GiB."""
+    found = f"{available_bytes / GIB:.1f} GiB available"
+    if available_bytes < 2 * GIB:
+        return Finding("memory", "fail", found, "free memory until 2 GiB are available, or use --size tiny")
+    if available_bytes < 4 * GIB:
+        return Finding("memory", "warn", found, "enough for the demo; run one process at a time in sweeps")
+    return Finding("memory", "ok", found)
+
+
+def check_disk(free_bytes: int) -> Finding:
+    """The demo writes about 1 GiB."""
+    found = f"{free_bytes / GIB:.1f} GiB free"
+    if free_bytes < 2 * GIB:
+        return Finding("disk", "fail", found, "free 2 GiB where the runs are written, or choose another disk")
+    if free_bytes < 10 * GIB:
+        return Finding("disk", "warn", found, "enough for the demo; medium and large data sets need more")
+    return Finding("disk", "ok", found)
+
+
+def check_java(version: str | None) -> Finding:
+    """Only TorchServe needs Java, 11 or later."""
+    if version is None:
+        return Finding(
+            "Java", "warn", "not found", "only serving with TorchServe needs it: install OpenJDK 17 for that"
+        )
+    return Finding("Java", "ok", version)
+
+
+def probe_op_library() -> None:
+    """Train a fused embedding table for one step; raises or crashes where the op library does not load."""
+    import torch
+    from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+    from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+    from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+    table = EmbeddingBagConfig(
+        name="t", num_embeddings=8, embedding_dim=4, feature_names=["f"], pooling=PoolingType.MEAN
+    )
+    tables = FusedEmbeddingBagCollection(
+        tables=[table], optimizer_type=RowWiseAdagrad, optimizer_kwargs={"lr": 0.1}
+    )
+    bags = KeyedJaggedTensor.from_lengths_sync(
+        keys=["f"], values=torch.tensor([1, 2, 3]), lengths=torch.tensor([2, 1])
+    )
+    before = tables(bags)["f"].detach().clone()
+    tables(bags)["f"].sum().backward()
+    if torch.equal(before, tables(bags)["f"]):
+        raise RuntimeError("the backward pass of the fused table changed nothing")
+
+
+def run_probe() -> tuple[int, str]:
+    """Exit code and error output of `probe_op_library` in a process of its own, as a mismatch may crash."""
+    command = [
+        sys.executable,
+        "-c",
+        "from experiments.runtime.doctor import probe_op_library as probe; probe()",
+    ]
+    root = Path(__file__).resolve().parents[2]
+    try:
+        done = subprocess.run(
+            command, cwd=root, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return 1, f"no answer within {PROBE_TIMEOUT_S} s"
+    return done.returncode, done.stderr
+
+
+def _check_version(name: str, version: str | None, distribution: str, fix: str) -> Finding:
+    wanted = TESTED[name]
+    if version is None:
+        return Finding(name, "fail", f"{distribution} is not installed", fix)
+    public = version.partition("+")[0]
+    if public == wanted:
+        return Finding(name, "ok", f"{distribution} {version}")
+    same_minor = public.split(".")[:2] == wanted.split(".")[:2]
+    return Finding(
+        name, "warn" if same_minor else "fail", f"{distribution} {version}; tested with {wanted}", fix
+    )
+
+
+def _check_processor() -> list[Finding]:
+    """Processor, GPU and threads as torch sees them; nothing when torch cannot be imported."""
+    try:
+        import torch
+    except (ImportError, OSError):
+        return []
+    builds = installed_versions((CPU_BUILD, CUDA_BUILD))
+    build = CPU_BUILD if builds[CPU_BUILD] else CUDA_BUILD if builds[CUDA_BUILD] else None
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    usable_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return [
+        check_cpu(
+            _cpu_model(),
+            torch.backends.cpu.get_cpu_capability(),
+            bf16=torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        ),
+        check_gpu(gpus, build, torch_cuda=torch.version.cuda),
+        check_threads(torch.get_num_threads(), usable_cores),
+    ]
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux: the architecture has to do
+    return platform.processor() or platform.machine()
+
+
+def _available_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def _java_version() -> str | None:
+    java = shutil.which("java")
+    if java is None:
+        return None
+    done = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=False)
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    return lines[0] if done.returncode == 0 and lines else None
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or its nearest parent that exists."""
+    folder = folder.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    return folder

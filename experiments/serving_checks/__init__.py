@@ -1,0 +1,1 @@
+"""Proofs of a served model: replay, load, soak, fuzz."""

@@ -1,0 +1,153 @@
+"""Bodies that no client should send: damaged, absurd, hostile. A server answers each with 200, 400 or 413.
+
+Every body starts from a recorded request, so that the damage lies deep: in a type, a length, a number, a byte
+of an Arrow buffer. The same seed gives the same bodies.
+"""
+
+import copy
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+
+from serving.wire import arrow_codec, json_codec
+from serving.wire.request import MAX_CANDIDATES, ScoreRequest
+
+#: (body, content type) to (status, answer, content type of the answer).
+Ask = Callable[[bytes, str], tuple[int, bytes, str]]
+
+ALLOWED = (200, 400, 413)
+_SHOWN = 10
+_CONTENT_TYPES = (json_codec.CONTENT_TYPE, arrow_codec.CONTENT_TYPE, "application/octet-stream", "text/plain")
+#: Values that break what trusts its input.
+_ABSURD: tuple[Any, ...] = (
+    None, True, False, 0, -1, 1.5, -0.0, 1e308, -1e308, 2**31, 2**32, 2**63 - 1, -(2**63), 2**64 - 1,
+    "", " ", "\x00", "NaN", "💥" * 50, "é́" * 700, "x" * 20_000, "../../etc/passwd", "' OR 1=1 --", "{}",
+    [], {}, [[]], [None], {"a": {"b": {}}}, [0] * 3, ["a"] * 3, [1, "a"], [1.5, 2], [True, False], [{}],
+    list(range(200)), list(range(MAX_CANDIDATES + 1)), ["y" * 600], [2**63 - 1], [-1],
+)  # fmt: skip
+
+
+@dataclass
+class FuzzResult:
+    """Answers by status, and the bodies (with what was said) that got one that is not allowed."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every answer was allowed."""
+        return not self.faults
+
+
+def fuzz_bodies(requests: Sequence[ScoreRequest], seed: int) -> Iterator[tuple[bytes, str]]:
+    """Endless bodies with content types, one in ten of them unharmed."""
+    chance = random.Random(seed)
+    while True:
+        request = chance.choice(requests)
+        kind = chance.random()
+        if kind < 0.1:
+            codec = chance.choice((json_codec, arrow_codec))
+            yield codec.encode_request(request), codec.CONTENT_TYPE
+        elif kind < 0.55:
+            yield _absurd_json(request, chance), json_codec.CONTENT_TYPE
+        elif kind < 0.7:
+            yield _damaged(json_codec.encode_request(request), chance), json_codec.CONTENT_TYPE
+        elif kind < 0.95:
+            yield _damaged(arrow_codec.encode_request(request), chance), arrow_codec.CONTENT_TYPE
+        else:
+            noise = chance.randbytes(chance.choice((0, 1, 4, 100, 5_000)))
+            head = chance.choice((b"", b"{", arrow_codec.FIRST_BYTES, b"[" * 2_000))
+            yield head + noise, chance.choice(_CONTENT_TYPES)
+
+
+def run_fuzz(
+    ask: Ask,
+    bodies: Iterator[tuple[bytes, str]],
+    *,
+    count: int,
+    progress: Callable[[int], None] | None = None,
+) -> FuzzResult:
+    """Ask `count` times; what is answered with scores must be readable, finite and within 0 to 1.
+
+    `ask` may raise what a lost connection raises; that is a fault, too.
+    """
+    result = FuzzResult()
+    for number in range(count):
+        body, content_type = next(bodies)
+        try:
+            status, answer, kind = ask(body, content_type)
+            fault = None if status in ALLOWED else answer[:200].decode(errors="replace")
+            if status == 200:
+                fault = _wrong_reply(answer, kind)
+        except (OSError, RuntimeError) as error:
+            status, fault = 0, str(error)
+        result.statuses[str(status) if status else "no answer"] += 1
+        if fault is not None and len(result.faults) < _SHOWN:
+            result.faults.append(f"{status} ({fault}) for {content_type} {body[:300]!r}")
+        if progress is not None:
+            progress(number + 1)
+    return result
+
+
+def _wrong_reply(answer: bytes, kind: str) -> str | None:
+    try:
+        reply = (arrow_codec if kind == arrow_codec.CONTENT_TYPE else json_codec).decode_reply(answer)
+    except ValueError as error:
+        return str(error)
+    scores_N = reply.scores_N
+    if not (np.isfinite(scores_N).all() and (scores_N >= 0).all() and (scores_N <= 1).all()):
+        return "scores that are no probabilities"
+    return None if sorted(reply.order_N.tolist()) == list(range(len(scores_N))) else "an order that is none"
+
+
+def _absurd_json(request: ScoreRequest, chance: random.Random) -> bytes:
+    """One to three places of a request's JSON replaced, removed or added."""
+    fields = orjson.loads(json_codec.encode_request(request))
+    for _ in range(chance.randint(1, 3)):
+        parent: Any = fields
+        while True:
+            places = list(parent) if isinstance(parent, dict) else list(range(len(parent)))
+            if not places:
+                break
+            place = chance.choice(places)
+            if isinstance(parent[place], dict | list) and parent[place] and chance.random() < 0.6:
+                parent = parent[place]
+                continue
+            action = chance.random()
+            if action < 0.75:
+                parent[place] = copy.deepcopy(chance.choice(_ABSURD))
+            elif action < 0.9:
+                del parent[place]
+            elif isinstance(parent, dict):
+                parent[str(chance.choice(_ABSURD))[:300]] = copy.deepcopy(chance.choice(_ABSURD))
+            break
+    return orjson.dumps(fields, option=orjson.OPT_NON_STR_KEYS)
+
+
+def _damaged(body: bytes, chance: random.Random) -> bytes:
+    """Bytes changed, cut, doubled or moved."""
+    damaged = bytearray(body)
+    for _ in range(chance.choice((1, 1, 2, 5, 20))):
+        if not damaged:
+            break
+        start = chance.randrange(len(damaged))
+        action = chance.random()
+        if action < 0.5:
+            damaged[start] = chance.choice((0, 1, 127, 128, 255, chance.randrange(256)))
+        elif action < 0.7:
+            width = chance.choice((4, 8))
+            number = chance.choice((-1, 0, 1, 2**31 - 1, -(2**31), chance.randrange(2**31)))
+            damaged[start : start + width] = number.to_bytes(width, "little", signed=True)
+        elif action < 0.8:
+            del damaged[start : start + chance.randint(1, 64)]
+        elif action < 0.9:
+            damaged[start:start] = damaged[start : start + chance.randint(1, 64)]
+        else:
+            del damaged[start:]
+    return bytes(damaged)

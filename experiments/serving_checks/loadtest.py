@@ -1,0 +1,298 @@
+"""A load test of any scoring server, with open-loop arrivals.
+
+Requests are due at random moments of a given rate, whether or not earlier ones are answered, and latency
+counts from the moment a request was due to be sent: a server that stalls is charged for everyone who waits. A
+closed loop, where each client waits for its answer, would send less just then and report a fast server.
+
+The generator shares one event loop; how late it was itself is reported beside the latencies.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import orjson
+
+from serving.client import TOKEN_REFUSED, Tokens
+from serving.wire import arrow_codec, json_codec
+from serving.wire.request import ScoreRequest
+
+#: Reported percentiles.
+PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
+#: A generator later than this at its own p99 says little about the server.
+LATE_MS = 5.0
+#: Sent with `bad_share`: each must be refused with 400.
+BAD_BODIES = (
+    b"",
+    b"{",
+    b"[]",
+    b'{"user_id": 1, "query": "q"}',
+    b'{"user_id": 1, "query": "q", "candidates": []}',
+    b'{"user_id": 1.5, "query": "q", "candidates": [1]}',
+    b'{"user_id": 1, "query": "q", "candidates": [1, "a"]}',
+    b'{"user_id": 1, "query": "q", "candidates": [1], "context": {"no_such_column": 1}}',
+    b'{"user_id": 1, "query": "q", "candidates": [1], "candidate_columns": {"no_such_column": [1, 2]}}',
+    b"\xff\xff\xff\xff\x10\x00\x00\x00arrow, but not really",
+)
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """What is sent.
+
+    Attributes:
+        bodies: sent in turn, all of one content type.
+        rate_per_s: mean of the Poisson arrivals.
+        connections: open at most; a request that finds none free waits, and its latency with it.
+        warmup_s: sent and not counted.
+        bad_share: share of requests that are malformed, in JSON.
+    """
+
+    bodies: Sequence[bytes]
+    content_type: str
+    rate_per_s: float
+    seconds: float
+    connections: int = 64
+    warmup_s: float = 1.0
+    timeout_s: float = 10.0
+    bad_share: float = 0.0
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.bodies:
+            raise ValueError("a load test needs at least one request")
+        if not (self.rate_per_s > 0 and self.seconds > 0 and self.connections > 0):
+            raise ValueError("rate, seconds and connections must be above 0")
+        if not 0 <= self.bad_share <= 1:
+            raise ValueError(f"bad_share is {self.bad_share}; it is a share, 0 to 1")
+
+
+@dataclass
+class LoadResult:
+    """What came back. Arrays have one entry for each counted request that got an answer to a good body.
+
+    Attributes:
+        due_s: when it was due, from the start of the counted time.
+        latency_ms: from then to its last byte.
+        outcomes: answers to good bodies, by status or kind of failure; "200" is the one that is wanted.
+        bad_outcomes: the same for malformed bodies; "400" is wanted.
+        late_ms: how late the generator sent.
+    """
+
+    seconds: float = 0.0
+    due_s: list[float] = field(default_factory=list)
+    latency_ms: list[float] = field(default_factory=list)
+    late_ms: list[float] = field(default_factory=list)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    bad_outcomes: Counter[str] = field(default_factory=Counter)
+
+    def summary(self) -> dict[str, Any]:
+        """Counts, rates and percentiles, JSON-able; percentiles are None if nothing was answered."""
+        latency_ms = np.array(self.latency_ms)
+        answered = len(latency_ms) > 0
+        return {
+            "seconds": round(self.seconds, 3),
+            "requests": sum(self.outcomes.values()),
+            "answered_per_s": round(self.outcomes["200"] / self.seconds, 1) if self.seconds else 0.0,
+            "outcomes": dict(self.outcomes),
+            "bad_outcomes": dict(self.bad_outcomes),
+            "latency_ms": {
+                **{
+                    f"p{p:g}": round(float(np.percentile(latency_ms, p)), 3) if answered else None
+                    for p in PERCENTILES
+                },
+                "mean": round(float(latency_ms.mean()), 3) if answered else None,
+                "max": round(float(latency_ms.max()), 3) if answered else None,
+            },
+            "generator_late_p99_ms": round(float(np.percentile(self.late_ms, 99)), 3)
+            if self.late_ms
+            else None,
+        }
+
+
+def read_requests(path: Path) -> list[ScoreRequest]:
+    """Requests of a file with one JSON request a line, as `dashclip package` records them in parity/.
+
+    Raises:
+        RequestError: a line is not a request.
+        ValueError: the file is empty.
+    """
+    requests = [json_codec.decode_request(line) for line in path.read_bytes().splitlines() if line.strip()]
+    if not requests:
+        raise ValueError(f"{path} holds no request; it needs one JSON request a line")
+    return requests
+
+
+def resized(request: ScoreRequest, candidates: int) -> ScoreRequest:
+    """The same request with this many candidates: its own, in turn, with their live features."""
+    rows_N = np.arange(candidates) % len(request.candidates)
+    columns = {
+        name: values[rows_N] if isinstance(values, np.ndarray) else [values[row] for row in rows_N]
+        for name, values in request.candidate_columns.items()
+    }
+    return ScoreRequest(
+        user_id=request.user_id,
+        query=request.query,
+        candidates=request.candidates.take(rows_N),
+        timestamp_us=request.timestamp_us,
+        context=request.context,
+        candidate_columns=columns,
+        history=request.history,
+    )
+
+
+def encoded(requests: Sequence[ScoreRequest], body_format: str) -> tuple[list[bytes], str]:
+    """Bodies and their content type."""
+    codec = arrow_codec if body_format == "arrow" else json_codec
+    return [codec.encode_request(request) for request in requests], codec.CONTENT_TYPE
+
+
+def run_load(
+    url: str,
+    plan: LoadPlan,
+    *,
+    tokens: Tokens | None = None,
+    progress: Callable[[float, LoadResult], None] | None = None,
+) -> LoadResult:
+    """Send the plan to `url` and wait for the last answer.
+
+    Args:
+        progress: told about once a second: the share that is done, and what came back so far.
+
+    Raises:
+        ValueError: `url` is not plain http.
+        ConnectionError: nobody listens there.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        raise ValueError(f"{url!r}: the load test speaks plain http; write http://host:port/path")
+    return asyncio.run(_Load(parts.hostname, parts.port or 80, parts.path or "/", plan, tokens).run(progress))
+
+
+class _Load:
+    def __init__(self, host: str, port: int, path: str, plan: LoadPlan, tokens: Tokens | None) -> None:
+        self._host, self._port, self._path, self._plan, self._tokens = host, port, path, plan, tokens
+        self._token = tokens.current() if tokens else None
+        self._renewing = asyncio.Lock()
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._slots = asyncio.Semaphore(plan.connections)
+        self._result = LoadResult()
+
+    async def run(self, progress: Callable[[float, LoadResult], None] | None) -> LoadResult:
+        try:
+            self._idle.append(await asyncio.open_connection(self._host, self._port))
+        except OSError as error:
+            raise ConnectionError(f"nobody listens at {self._host}:{self._port} ({error})") from None
+        plan = self._plan
+        random = np.random.default_rng(plan.seed)
+        total_s = plan.warmup_s + plan.seconds
+        gaps_s = random.exponential(1 / plan.rate_per_s, int(total_s * plan.rate_per_s * 1.5) + 50)
+        due_s = np.cumsum(gaps_s)
+        due_s = due_s[due_s < total_s]
+        bad = random.random(len(due_s)) < plan.bad_share
+        start = time.perf_counter()
+        told = start
+        tasks: set[asyncio.Task[None]] = set()
+        for number, moment_s in enumerate(due_s):
+            wait_s = start + moment_s - time.perf_counter()
+            await asyncio.sleep(max(0.0, wait_s))
+            task = asyncio.create_task(self._one(number, start, float(moment_s), bad=bool(bad[number])))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            if progress is not None and time.perf_counter() - told > 1:
+                told = time.perf_counter()
+                progress(float(moment_s / total_s), self._result)
+        if tasks:
+            await asyncio.gather(*tasks)
+        self._result.seconds = max(plan.seconds, time.perf_counter() - start - plan.warmup_s)
+        for _, writer in self._idle:
+            writer.close()
+        return self._result
+
+    async def _one(self, number: int, start: float, moment_s: float, *, bad: bool) -> None:
+        plan = self._plan
+        fired = time.perf_counter()
+        body = BAD_BODIES[number % len(BAD_BODIES)] if bad else plan.bodies[number % len(plan.bodies)]
+        content_type = json_codec.CONTENT_TYPE if bad else plan.content_type
+        try:
+            async with self._slots:
+                outcome = str(await asyncio.wait_for(self._exchange(body, content_type), plan.timeout_s))
+        except TimeoutError:
+            outcome = "timeout"
+        except (OSError, EOFError, ValueError):
+            outcome = "connection lost"
+        if moment_s < plan.warmup_s:
+            return
+        (self._result.bad_outcomes if bad else self._result.outcomes)[outcome] += 1
+        if not bad:
+            # From firing: the event loop wakes up to a millisecond late, which is not the server's doing.
+            self._result.due_s.append(moment_s - plan.warmup_s)
+            self._result.latency_ms.append((time.perf_counter() - fired) * 1e3)
+            self._result.late_ms.append((fired - start - moment_s) * 1e3)
+
+    async def _exchange(self, body: bytes, content_type: str) -> int:
+        token = self._token
+        status, answer = await self._post(body, content_type, token)
+        if status == 400 and self._tokens is not None and TOKEN_REFUSED in answer:
+            async with self._renewing:
+                if self._token == token:
+                    self._token = await asyncio.to_thread(self._tokens.renewed, than=token)
+            status, _ = await self._post(body, content_type, self._token)
+        return status
+
+    async def _post(self, body: bytes, content_type: str, token: str | None) -> tuple[int, bytes]:
+        connection = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
+        reader, writer = connection
+        try:
+            authorization = f"Authorization: Bearer {token}\r\n" if token else ""
+            head = (
+                f"POST {self._path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n{authorization}"
+                f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
+            writer.write(head.encode() + body)
+            status, length, keep = _parsed(await reader.readuntil(b"\r\n\r\n"))
+            answer = await reader.readexactly(length)
+        except BaseException:
+            writer.close()
+            raise
+        if keep:
+            self._idle.append(connection)
+        else:
+            writer.close()
+        return status, answer
+
+
+def _parsed(head: bytes) -> tuple[int, int, bool]:
+    """Status, length of the body, and whether the connection stays."""
+    first, *lines = head.decode("latin-1").split("\r\n")
+    headers = {
+        name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+    }
+    if "content-length" not in headers:
+        raise ValueError("an answer without content-length")
+    return (
+        int(first.split()[1]),
+        int(headers["content-length"]),
+        headers.get("connection", "").lower() != "close",
+    )
+
+
+def result_json(url: str, plan: LoadPlan, result: LoadResult, **more: Any) -> bytes:
+    """The result with its plan, as indented JSON."""
+    content = {
+        "url": url,
+        "rate_per_s": plan.rate_per_s,
+        "connections": plan.connections,
+        "bad_share": plan.bad_share,
+        "content_type": plan.content_type,
+        "body_bytes": round(float(np.mean([len(body) for body in plan.bodies]))),
+        **more,
+        **result.summary(),
+    }
+    return orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n"

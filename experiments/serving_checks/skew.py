@@ -1,0 +1,85 @@
+"""Training-serving skew: what a package's snapshot says of logged impressions, against what was logged.
+
+Differences have two causes only: the snapshot's age (counters and purchases since then) and the product
+attributes of its log. A feature that differs although the snapshot is fresh would be a fault.
+
+Shapes: M impressions, N candidates of a request.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features.online.request_features import FeatureRows
+from serving.packaging.logged_requests import LoggedImpressions
+from serving.wire.request import ScoreRequest
+
+
+@dataclass(frozen=True)
+class FeatureSkew:
+    """One feature: how often, and how far, the snapshot differs from the log.
+
+    Attributes:
+        kind: "dense", "sparse" or "history".
+        differs: share of impressions (of requests, for the history) whose value is another one.
+        mean, largest: absolute difference of a dense feature, in standard deviations of training.
+    """
+
+    name: str
+    kind: str
+    differs: float
+    mean: float | None = None
+    largest: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For a JSON file."""
+        return asdict(self)
+
+
+def skew(
+    logged: LoggedImpressions,
+    groups: Sequence[npt.NDArray[np.int64]],
+    feature_rows: Callable[[ScoreRequest], FeatureRows],
+    *,
+    dense_columns: Sequence[str],
+    sparse_columns: Sequence[str],
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[FeatureSkew]:
+    """Compare feature by feature, the most different first.
+
+    Args:
+        groups: rows of the requests to compare.
+        feature_rows: of a package: `Predictor.feature_rows`.
+    """
+    rows_M = np.concatenate(groups) if groups else np.zeros(0, np.int64)
+    dense_MF = np.empty((len(rows_M), len(dense_columns)), np.float32)
+    sparse_MS = np.empty((len(rows_M), len(sparse_columns)), np.int32)
+    other_histories = end = 0
+    for number, rows_N in enumerate(groups, start=1):
+        seen, served = (feature_rows(logged.request(rows_N, live=live)) for live in (True, False))
+        start, end = end, end + len(rows_N)
+        dense_MF[start:end], sparse_MS[start:end] = served.dense_NF, served.sparse_NS
+        other_histories += not np.array_equal(seen.history, served.history)
+        if progress:
+            progress("reading the snapshot", number, len(groups))
+    found = [
+        FeatureSkew("purchase history", "history", other_histories / max(1, len(groups))),
+    ]
+    for column, name in enumerate(dense_columns):
+        gap_M = np.abs(dense_MF[:, column] - logged.rows[name].to_numpy()[rows_M])
+        found.append(
+            FeatureSkew(
+                name,
+                "dense",
+                float((gap_M != 0).mean()) if len(gap_M) else 0.0,
+                mean=float(gap_M.mean()) if len(gap_M) else 0.0,
+                largest=float(gap_M.max(initial=0.0)),
+            )
+        )
+    for column, name in enumerate(sparse_columns):
+        other_M = sparse_MS[:, column] != logged.rows[name].to_numpy()[rows_M]
+        found.append(FeatureSkew(name, "sparse", float(other_M.mean()) if len(other_M) else 0.0))
+    return sorted(found, key=lambda one: (-one.differs, one.name))

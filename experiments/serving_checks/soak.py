@@ -1,0 +1,322 @@
+"""A soak: hours of mixed load on TorchServe while workers are killed and generations change under it.
+
+Every reply is compared with what its generation must give. A server error is explained only if its request
+was under way when a worker was killed, and only as many a kill as a worker holds requests.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from experiments.benchmarks.serving.memory import pss_mib
+from experiments.serving_checks.fuzz import ALLOWED, FuzzResult, fuzz_bodies, run_fuzz
+from experiments.serving_checks.loadtest import BAD_BODIES
+from experiments.serving_checks.soak_requests import Asked, Expectations
+from serving.client import ClientError, ScoreClient
+from serving.packaging.as_of import moment_us
+from serving.scoring.predictor import Predictor
+from serving.servers.torchserve import RunningServer, worker_pids
+from serving.wire import arrow_codec, json_codec
+from serving.wire.request import ScoreRequest
+
+#: A request sent so long after a kill may still be given to the dead worker.
+_NOTICED_S = 1.0
+_SAMPLE_S = 5.0
+
+
+@dataclass(frozen=True)
+class SoakPlan:
+    """What happens, and how often.
+
+    Attributes:
+        rate_per_s: requests of all clients together, at random moments.
+        refreshes: (log, moment) of each refresh, in turn.
+        in_flight: requests that one worker holds at most: its batch size.
+    """
+
+    minutes: float
+    refreshes: Sequence[tuple[Path, str]]
+    rate_per_s: float = 100.0
+    clients: int = 6
+    bad_share: float = 0.01
+    kill_every_s: float = 60.0
+    refresh_every_s: float = 300.0
+    in_flight: int = 1
+    seed: int = 1
+
+
+@dataclass
+class Failure:
+    """A good request that got no scores; times are seconds of the soak."""
+
+    sent_s: float
+    answered_s: float
+    outcome: str
+
+
+@dataclass
+class SoakResult:
+    """What came back.
+
+    Attributes:
+        bad_outcomes: answers to bad bodies by status.
+        memory_s, memory_mib: PSS of the server and its workers.
+        oldest_mib: PSS of the worker that is never killed.
+    """
+
+    seconds: float = 0.0
+    statuses: Counter[str] = field(default_factory=Counter)
+    bad_outcomes: Counter[str] = field(default_factory=Counter)
+    failures: list[Failure] = field(default_factory=list)
+    latency_ms: list[float] = field(default_factory=list)
+    kills_s: list[float] = field(default_factory=list)
+    refreshes: list[str] = field(default_factory=list)
+    failed_refreshes: list[str] = field(default_factory=list)
+    memory_s: list[float] = field(default_factory=list)
+    memory_mib: list[float] = field(default_factory=list)
+    oldest_mib: list[float] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def run_soak(
+    server: RunningServer,
+    package: Path,
+    expectations: Expectations,
+    plan: SoakPlan,
+    *,
+    progress: Callable[[float, SoakResult], None],
+) -> SoakResult:
+    """Load a server of `package` for the planned time; the last generation's replies are checked, too."""
+    result = SoakResult()
+    stopped = threading.Event()
+    start = time.monotonic()
+    clients = [
+        threading.Thread(
+            target=_send, args=(server, expectations, plan, result, stopped, start, number), daemon=True
+        )
+        for number in range(plan.clients)
+    ]
+    for client in clients:
+        client.start()
+    end_s = 60 * plan.minutes
+    kill_s, refresh_s, sample_s = plan.kill_every_s, plan.refresh_every_s, 0.0
+    refreshing: subprocess.Popen[bytes] | None = None
+    while (now_s := time.monotonic() - start) < end_s or refreshing is not None:
+        if now_s >= kill_s and now_s < end_s:
+            kill_s += plan.kill_every_s
+            _kill_youngest(server, result, start)
+        if refreshing is not None and refreshing.poll() is not None:
+            _refreshed(refreshing, package, expectations, result)
+            refreshing = None
+        if refreshing is None and now_s >= refresh_s and now_s < end_s:
+            turn = len(result.refreshes) + len(result.failed_refreshes)
+            log, moment = plan.refreshes[turn % len(plan.refreshes)]
+            refreshing = _refresh(package, log, moment)
+            refresh_s += plan.refresh_every_s
+        if now_s >= sample_s:
+            sample_s += _SAMPLE_S
+            _sample(server, result, now_s)
+        progress(min(1.0, now_s / end_s), result)
+        time.sleep(0.2)
+    stopped.set()
+    for client in clients:
+        client.join(timeout=60)
+    result.seconds = time.monotonic() - start
+    return result
+
+
+def explained(failures: Sequence[Failure], kills_s: Sequence[float], *, in_flight: int) -> int:
+    """How many failures the kills account for: under way at a kill, and at most `in_flight` of each."""
+    left = sorted(failures, key=lambda one: one.answered_s)
+    count = 0
+    for kill_s in kills_s:
+        caused = [one for one in left if one.sent_s <= kill_s + _NOTICED_S and one.answered_s >= kill_s]
+        for one in caused[:in_flight]:
+            left.remove(one)
+            count += 1
+    return count
+
+
+def soak_summary(result: SoakResult, expectations: Expectations, plan: SoakPlan) -> dict[str, Any]:
+    """The numbers of a soak, JSON-able."""
+    server_errors = [one for one in result.failures if not one.outcome.startswith("4")]
+    refused = len(result.failures) - len(server_errors)
+    from_kills = explained(server_errors, result.kills_s, in_flight=plan.in_flight)
+    wrong_bad = sum(count for status, count in result.bad_outcomes.items() if status != "400")
+    tenth = max(1, len(result.memory_mib) // 10)
+    settled = result.memory_mib[tenth:] or result.memory_mib
+    oldest = result.oldest_mib[tenth:] or result.oldest_mib
+    latency_ms = np.array(result.latency_ms or [np.nan])
+    return {
+        "minutes": round(result.seconds / 60, 2),
+        "requests": sum(result.statuses.values()) + sum(result.bad_outcomes.values()),
+        "bad_requests": sum(result.bad_outcomes.values()),
+        "bad_requests_not_refused_with_400": wrong_bad,
+        "statuses": dict(result.statuses),
+        "wrong_scores": len(expectations.wrong),
+        "first_wrong": expectations.wrong[:5],
+        "unchecked_replies": len(expectations.waiting),
+        "largest_difference": expectations.largest_difference,
+        "replies_by_generation": dict(expectations.checked),
+        "refused_good_requests": refused,
+        "explained_5xx": from_kills,
+        "unexplained_5xx": len(server_errors) - from_kills,
+        "failures": [vars(one) for one in result.failures[:50]],
+        "kills": len(result.kills_s),
+        "refreshes": len(result.refreshes),
+        "failed_refreshes": result.failed_refreshes,
+        "memory_mib_start": _median(settled[:tenth]),
+        "memory_mib_end": _median(settled[-tenth:]),
+        "oldest_worker_mib_start": _median(oldest[:tenth]),
+        "oldest_worker_mib_end": _median(oldest[-tenth:]),
+        "latency_ms": {f"p{p:g}": float(np.percentile(latency_ms, p)) for p in (50.0, 99.0, 99.9)},
+        "clients": plan.clients,
+        "rate_per_s": plan.rate_per_s,
+    }
+
+
+def fuzz_server(
+    server: RunningServer,
+    requests: Sequence[ScoreRequest],
+    count: int,
+    *,
+    threads: int = 4,
+    progress: Callable[[int], None],
+) -> dict[str, Any]:
+    """Send `count` hostile bodies; answers by status, those that are not allowed, and workers that died."""
+    workers = set(worker_pids(server))
+    total = FuzzResult()
+    lock = threading.Lock()
+    done = Counter[int]()
+
+    def send(number: int) -> None:
+        share = len(range(number, count, threads))
+
+        def count_one(so_far: int) -> None:
+            done[number] = so_far
+            progress(done.total())
+
+        with _client(server) as client:
+            part = run_fuzz(client.post, fuzz_bodies(requests, number), count=share, progress=count_one)
+        with lock:
+            total.statuses += part.statuses
+            total.faults += part.faults
+
+    senders = [threading.Thread(target=send, args=(number,), daemon=True) for number in range(threads)]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
+    allowed = sum(total.statuses[str(status)] for status in ALLOWED)
+    return {
+        "fuzzed_bodies": total.statuses.total(),
+        "fuzz_statuses": dict(total.statuses),
+        "fuzz_faults": total.faults,
+        "fuzz_5xx": total.statuses.total() - allowed,
+        "fuzz_dead_workers": len(workers - set(worker_pids(server))),
+    }
+
+
+def _client(server: RunningServer) -> ScoreClient:
+    return ScoreClient(
+        server.url,
+        key_file=server.key_file,
+        management_url=server.management_url,
+        retries=0,
+        timeout_s=60.0,
+    )
+
+
+def _send(
+    server: RunningServer,
+    expectations: Expectations,
+    plan: SoakPlan,
+    result: SoakResult,
+    stopped: threading.Event,
+    start: float,
+    number: int,
+) -> None:
+    chance = random.Random(plan.seed * 1000 + number)
+    with _client(server) as client:
+        while not stopped.wait(chance.expovariate(plan.rate_per_s / plan.clients)):
+            if chance.random() < plan.bad_share:
+                status = _post(client, chance.choice(BAD_BODIES), json_codec.CONTENT_TYPE)[0]
+                with result.lock:
+                    result.bad_outcomes[status] += 1
+                continue
+            position = chance.randrange(len(expectations.pool))
+            asked: Asked = expectations.pool[position]
+            sent_s = time.monotonic() - start
+            status, answer, kind = _post(client, asked.body, asked.content_type)
+            answered_s = time.monotonic() - start
+            with result.lock:
+                result.statuses[status] += 1
+                result.latency_ms.append(1e3 * (answered_s - sent_s))
+                if status != "200":
+                    result.failures.append(Failure(sent_s, answered_s, status))
+            if status == "200":
+                codec = arrow_codec if kind == arrow_codec.CONTENT_TYPE else json_codec
+                expectations.check(position, codec.decode_reply(answer))
+
+
+def _post(client: ScoreClient, body: bytes, content_type: str) -> tuple[str, bytes, str]:
+    try:
+        status, answer, kind = client.post(body, content_type)
+        return str(status), answer, kind
+    except ClientError as error:
+        return str(error.status or "connection lost"), b"", ""
+
+
+def _kill_youngest(server: RunningServer, result: SoakResult, start: float) -> None:
+    """The youngest: one worker then lives from the first request to the last, and its memory shows leaks."""
+    pids = sorted(worker_pids(server), key=lambda pid: psutil.Process(pid).create_time())
+    if len(pids) > 1:
+        result.kills_s.append(time.monotonic() - start)
+        os.kill(pids[-1], signal.SIGKILL)
+
+
+def _refresh(package: Path, log: Path, moment: str) -> subprocess.Popen[bytes]:
+    moment_us(moment)
+    command = [sys.executable, "-m", "experiments", "refresh", str(package)]
+    command += ["--data", str(log), "--as-of", moment]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+
+
+def _refreshed(
+    process: subprocess.Popen[bytes], package: Path, expectations: Expectations, result: SoakResult
+) -> None:
+    said = process.stderr.read().decode(errors="replace") if process.stderr else ""
+    if process.returncode:
+        result.failed_refreshes.append(said.strip()[-300:])
+    else:
+        result.refreshes.append(expectations.add(Predictor.load(package)))
+
+
+def _sample(server: RunningServer, result: SoakResult, now_s: float) -> None:
+    try:
+        root = psutil.Process(server.pid)
+        total = sum(pss_mib(one.pid) for one in (root, *root.children(recursive=True)))
+        oldest = min(worker_pids(server), key=lambda pid: psutil.Process(pid).create_time())
+        oldest_mib = pss_mib(oldest)
+    except (OSError, psutil.Error, ValueError):  # a worker ended between the look and the count
+        return
+    result.memory_s.append(round(now_s, 1))
+    result.memory_mib.append(round(total, 1))
+    result.oldest_mib.append(round(oldest_mib, 1))
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return float(np.median(values)) if values else None

@@ -1,0 +1,1 @@
+"""Intervals, the paper's numbers, and both as table cells."""

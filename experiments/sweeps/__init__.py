@@ -1,0 +1,1 @@
+"""Variants times seeds, and what they come to: table 2."""

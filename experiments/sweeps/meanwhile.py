@@ -1,0 +1,70 @@
+"""Runs of a sweep that train on cores of their own while this process is busy with something else.
+
+The sweep that comes later finds them finished: they have its configs, its folders and its number of threads.
+"""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from experiments.runtime.environment import usable_cores
+from experiments.runtime.job_pool import end_with_parent
+from experiments.runtime.quiet import quiet_imports
+from experiments.sweeps.sweep import PlannedRun, share_of_cores, train_planned
+from ranking.run import is_finished
+
+
+@contextmanager
+def trained_meanwhile(
+    runs: Sequence[PlannedRun], *, processes: int | None, log: Path
+) -> Iterator[list[PlannedRun]]:
+    """Train those of `runs` that are not finished, one after the other in one process, while the block runs.
+
+    Torch in this process has the other cores for as long. At the end of the block the training stops where it
+    is. What was stopped or failed is left to the sweep, which goes on with it and reports it.
+
+    Args:
+        processes: of the sweep that comes later, as given to `execute_sweep`.
+        log: a line for each run, and all that its process has to say.
+
+    Yields:
+        The runs that train: none if all are finished, or without a second core or process.
+    """
+    import torch
+
+    waiting = [run for run in runs if not is_finished(run.folder)]
+    processes, threads = share_of_cores(processes)
+    left = usable_cores() - threads
+    if processes < 2 or left < 1 or not waiting:
+        yield []
+        return
+    before = torch.get_num_threads()
+    process = multiprocessing.get_context("spawn").Process(
+        target=_train, args=(waiting, threads, log), daemon=True
+    )
+    process.start()
+    torch.set_num_threads(min(before, left))
+    try:
+        yield waiting
+    finally:
+        torch.set_num_threads(before)
+        process.terminate()
+        process.join()
+
+
+def _train(runs: Sequence[PlannedRun], threads: int, log: Path) -> None:
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent ends this process
+    with log.open("a", encoding="utf-8") as file:
+        for stream in (1, 2):  # the terminal belongs to the parent
+            os.dup2(file.fileno(), stream)
+    quiet_imports()
+    import torch
+
+    torch.set_num_threads(threads)
+    for run in runs:
+        error = train_planned(run, lambda progress: None)
+        print(f"{run.folder}: {error or 'finished'}", flush=True)

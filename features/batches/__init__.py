@@ -1,0 +1,1 @@
+"""Rows of a feature set as training batches."""

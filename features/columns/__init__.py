@@ -1,0 +1,1 @@
+"""Kernels of single columns, the same offline and online."""

@@ -1,0 +1,28 @@
+"""Parts of an impression's UTC time, the same when features are built and when a request is served.
+
+Shapes: N impressions.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from features.offline.splits import DAY_US
+
+_HOUR_US = 3_600_000_000
+
+#: How many values each part of the time has, from 0.
+VALUES_OF_PART = {"hour_of_day": 24, "day_of_week": 7}
+
+
+def timestamp_part(part: str, time_us_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """hour_of_day 0..23 or day_of_week 0..6 from Monday, in UTC. 1970-01-01 was a Thursday, 3."""
+    if part == "hour_of_day":
+        return (time_us_N % DAY_US // _HOUR_US).astype(np.int32)
+    assert part == "day_of_week"
+    return ((time_us_N // DAY_US + 3) % 7).astype(np.int32)
+
+
+def timestamp_part_of(part: str, time_us: int) -> int:
+    """`timestamp_part` of one moment."""
+    assert part in VALUES_OF_PART
+    return time_us % DAY_US // _HOUR_US if part == "hour_of_day" else (time_us // DAY_US + 3) % 7

@@ -1,0 +1,1 @@
+"""The four input tables: specification, reading, validation."""

@@ -1,0 +1,1 @@
+"""A feature set from raw logs, point-in-time correct."""

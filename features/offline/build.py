@@ -1,0 +1,345 @@
+"""From four tables to a feature set, point-in-time correct, in bounded memory.
+
+DuckDB numbers the ids and hands out the impressions in time order; they are stored and scattered to buckets
+of keys; the kernels count and find histories bucket by bucket; the rows are put together and written. What is
+learnt from data (vocabularies, means, the prior CTR) comes from the training window alone.
+
+Shapes: N impressions of a batch.
+"""
+
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.artifacts import (
+    atomic_folder,
+    atomic_write_json,
+    json_file_has,
+    refuse_to_replace_input,
+    sha256_of,
+)
+from features.columns.counters import (
+    PARTITION_OF_KEY,
+    KeyCounters,
+    counter_names,
+    counter_transforms,
+    merge_moments,
+)
+from features.columns.transforms import ExactMoments, Transform
+from features.feature_set import FORMAT, FeatureSet, LogSummary, Manifest
+from features.feature_set import SparseColumn as SparseSummary
+from features.inputs.tables import InputTables
+from features.offline.buckets import Buckets
+from features.offline.fitted_columns import DenseColumn, SparseColumn
+from features.offline.history import EventWriter
+from features.offline.log_reader import LogError, LogReader
+from features.offline.row_files import SplitWriter
+from features.offline.rows import RowAssembler
+from features.offline.splits import CODE_OF_SPLIT, DAY_US
+from features.offline.time_ordered_log import EncodedLog, Progress
+from features.schema import CounterKey, FeatureConfig
+
+#: What the kernels need for one row of a bucket, measured; sets how many buckets a memory limit asks for.
+_BUCKET_BYTES_PER_ROW = 256
+#: Larger buckets fall out of the processor's caches: 2 M rows took 12.8 CPU-seconds in 1 bucket, 11.8 in 4.
+_BUCKET_ROWS = 500_000
+#: Each of three partitions keeps that many files open while it is written; systems allow about a thousand.
+_MAX_BUCKETS = 256
+_BYTES_OF_UNIT = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_LEAST_MEMORY_BYTES = 200 * 10**6
+
+
+def build(
+    data: Path,
+    out: Path,
+    config: FeatureConfig,
+    *,
+    threads: int = 2,
+    memory_limit: str = "2GB",
+    buckets: int | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write the feature set of `data` to the folder `out`, which appears whole or not at all.
+
+    Only an older feature set or an empty folder is replaced.
+
+    Args:
+        memory_limit: such as "2GB". Half is the engine's; a quarter bounds the buckets. Id lists come on top.
+        buckets: of each key; by default as many as the memory limit asks for. They change no number.
+
+    Raises:
+        ValueError: tables, columns or rows that cannot be used, or a split that is empty or knows one class
+            only, or an `out` that would replace `data`. Says which and what to do.
+        FileExistsError: `out` holds something that is not a feature set.
+    """
+    refuse_to_replace_input(out, data)
+    _check_names(config)
+    tables = InputTables.open(data)
+    memory_bytes = memory_limit_bytes(memory_limit)
+    if buckets is None:
+        rows = tables.rows("impressions") + (tables.rows("purchases") if tables.has_purchases else 0)
+        fit_in_memory = memory_bytes // (4 * threads * _BUCKET_BYTES_PER_ROW)
+        buckets = max(-(-rows // fit_in_memory), min(-(-rows // _BUCKET_ROWS), _MAX_BUCKETS))
+    if not 1 <= buckets <= _MAX_BUCKETS:
+        raise ValueError(
+            f"{buckets} buckets are asked for, 1 to {_MAX_BUCKETS} work; "
+            "raise the memory limit or set the buckets"
+        )
+    report = progress or _silent
+    with atomic_folder(out, ours=is_feature_set) as folder:
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        try:
+            with LogReader(
+                tables,
+                config,
+                threads=threads,
+                memory_limit=f"{memory_bytes // 2000}KB",
+                spill=scratch / "spill",
+            ) as reader:
+                parts = _read(reader, folder, scratch, buckets=buckets, report=report)
+        except duckdb.Error as error:
+            raise LogError(f"{data}: the engine stopped: {error}") from error
+        transforms = _compute(parts, config, threads=threads, report=report)
+        manifest = _write(parts, folder, config, transforms=transforms, report=report)
+        shutil.rmtree(scratch)
+        manifest = manifest.model_copy(update={"checksums": _checksums(folder)})
+        atomic_write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
+    return FeatureSet.open(out, verify=False).manifest
+
+
+def is_feature_set(folder: Path) -> bool:
+    """Whether `build` wrote this folder."""
+    return json_file_has(folder / "manifest.json", "dense_columns")
+
+
+def memory_limit_bytes(text: str) -> int:
+    """`2GB` gives 2,000,000,000.
+
+    Raises:
+        ValueError: not a size, or less than 200 MB, below which the engine cannot sort.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?B)\s*", text, flags=re.IGNORECASE)
+    if not match:
+        raise ValueError(f"memory limit {text!r} is not a size; write for example 2GB or 512MiB")
+    size = int(float(match[1]) * _BYTES_OF_UNIT[match[2].upper()])
+    if size < _LEAST_MEMORY_BYTES:
+        raise ValueError(f"memory limit {text!r} is too small; give at least 200MB")
+    return size
+
+
+def _check_names(config: FeatureConfig) -> None:
+    """Every column of the row files has its own name, and every vocabulary a file name."""
+    names = [feature.name for feature in config.features]
+    names += [f"{feature.name}_missing" for feature in config.dense]
+    if config.counters:
+        for key in config.counters.keys:
+            for window in config.counters.windows_days:
+                names += counter_names(key, window)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"the feature set would have two columns named {twice[0]!r}; rename the feature (counters are "
+            "named <key>_<quantity>_<days>d, flags of missing values <feature>_missing)"
+        )
+    for feature in config.features:
+        if not re.fullmatch(r"\w[\w.-]*", feature.name):
+            raise ValueError(
+                f"feature name {feature.name!r} cannot be a file name; use letters, digits, _ - and ."
+            )
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the first pass leaves for the other two."""
+
+    log: EncodedLog
+    partitions: dict[str, Buckets]
+    events: EventWriter
+    counters: tuple[KeyCounters, ...]
+    dense: tuple[DenseColumn, ...]
+    sparse: tuple[SparseColumn, ...]
+    users: int
+    summary: LogSummary
+
+
+def _read(reader: LogReader, folder: Path, scratch: Path, *, buckets: int, report: Progress) -> _Parts:
+    """First pass: write ids and events, store and scatter the impressions, learn from the training window."""
+    config, indexes, facts = reader.config, reader.indexes, reader.facts
+    for file, column, key in (
+        ("catalog", "product_id", "product"),
+        ("queries", "query", "query"),
+        ("users", "user_id", "user"),
+    ):
+        table = pa.table({column: indexes[key].ids})
+        pq.write_table(table, folder / f"{file}.parquet", compression="zstd")
+    users = indexes["user"]
+    with_history = config.history is not None
+    events = EventWriter(
+        folder / "history",
+        reader.purchases() if with_history else iter(()),
+        purchases_U=users.purchases_K if with_history else np.zeros_like(users.purchases_K),
+    )
+    keys = config.counters.keys if config.counters else ()
+    weight_of_partition = {"user": users.impressions_K + users.purchases_K} | {
+        name: indexes[name].impressions_K for name in ("product", "query") if name in _partitions(keys)
+    }
+    partitions = {
+        name: Buckets(scratch / name, weight_K=weight_K, count=buckets)
+        for name, weight_K in weight_of_partition.items()
+    }
+    dense = tuple(DenseColumn(feature, reader) for feature in config.dense)
+    sparse = tuple(SparseColumn(feature, reader) for feature in config.sparse)
+    log = EncodedLog.store(
+        reader,
+        scratch / "log.arrow",
+        partitions=partitions,
+        observers=(*dense, *sparse),
+        report=report,
+    )
+    counters = tuple(
+        KeyCounters(
+            key,
+            partitions[PARTITION_OF_KEY[key]],
+            config.counters,
+            prior_ctr=log.tally.train_ctr,
+            products=len(indexes["product"]),
+        )
+        for key in keys
+        if config.counters
+    )
+    summary = LogSummary(
+        impressions=facts.impressions,
+        purchases=int(users.purchases_K.sum()),
+        products=len(indexes["product"]),
+        unused_impressions=log.tally.unused_rows,
+        clicks_counted_from="click_timestamp" if facts.has_click_times else "impression_timestamp",
+        clicks_without_time=facts.clicks_without_time,
+        absences=reader.tables.absences,
+    )
+    return _Parts(log, partitions, events, counters, dense, sparse, len(users), summary)
+
+
+def _partitions(keys: tuple[CounterKey, ...]) -> set[str]:
+    return {PARTITION_OF_KEY[key] for key in keys}
+
+
+def _compute(parts: _Parts, config: FeatureConfig, *, threads: int, report: Progress) -> dict[str, Transform]:
+    """Second pass: counters and histories, bucket by bucket; returns the counters' transforms."""
+
+    def compute(task: tuple[str, int]) -> dict[str, ExactMoments]:
+        name, bucket = task
+        partition = parts.partitions[name]
+        first, last = partition.keys(bucket)
+        history = config.history if name == "user" else None
+        if history:
+            parts.events.link(first, last)
+        moments: dict[str, ExactMoments] = {}
+        columns = partition.read(bucket)
+        if columns is None:
+            return moments
+        if history:
+            offsets_N2 = parts.events.offsets(
+                columns["key"],
+                columns["time_us"],
+                first_user=first,
+                last_user=last,
+                window_us=history.window_days * DAY_US,
+            )
+            partition.write_result("history", bucket, offsets_N2)
+        for counter in parts.counters:
+            if PARTITION_OF_KEY[counter.key] == name:
+                moments |= counter.count(bucket, columns)
+        partition.discard(bucket)
+        return moments
+
+    tasks = [(name, bucket) for name, buckets in parts.partitions.items() for bucket in range(buckets.count)]
+    total = {name: ExactMoments() for counter in parts.counters for name in counter.names}
+    with ThreadPoolExecutor(threads) as pool:
+        for done, moments in enumerate(pool.map(compute, tasks), start=1):
+            merge_moments(total, moments)
+            report("counting", done, len(tasks))
+    parts.events.finish()
+    tally = parts.log.tally
+    without_query = tally.train_rows - int(tally.train_impressions_Q.sum())
+    for counter in parts.counters:
+        if PARTITION_OF_KEY[counter.key] == "query":
+            merge_moments(total, counter.count_absent(without_query))
+    return counter_transforms(total)
+
+
+def _write(
+    parts: _Parts,
+    folder: Path,
+    config: FeatureConfig,
+    *,
+    transforms: dict[str, Transform],
+    report: Progress,
+) -> Manifest:
+    """Third pass: write the vocabularies and the rows; returns the manifest without its checksums."""
+    fitted = {column.feature.name: column.fit() for column in parts.dense}
+    sparse = [(column, column.fit()) for column in parts.sparse]
+    (folder / "vocabularies").mkdir()
+    for _, vocabulary in sparse:
+        path = folder / "vocabularies" / f"{vocabulary.name}.parquet"
+        pq.write_table(vocabulary.table(), path, compression="zstd")
+    tally = parts.log.tally
+    writers = {name: SplitWriter(folder, name) for name in CODE_OF_SPLIT}
+    assembler = RowAssembler(
+        users=parts.partitions["user"],
+        tally=tally,
+        dense=parts.dense,
+        counters=parts.counters,
+        counter_transforms=transforms,
+        sparse=sparse,
+    )
+    for number, batch in enumerate(parts.log.batches(), start=1):
+        rows, oov = assembler.next(batch)
+        split_N = batch.column("split").to_numpy()
+        for name, code in CODE_OF_SPLIT.items():
+            of_split_N = split_N == code
+            if of_split_N.all():
+                writers[name].append(rows, oov)
+            elif of_split_N.any():
+                part = rows.filter(pa.array(of_split_N))
+                writers[name].append(part, {key: flags[of_split_N] for key, flags in oov.items()})
+        report("writing rows", number, parts.log.count)
+    return Manifest(
+        format=FORMAT,
+        config=config,
+        dense_columns=assembler.dense_names,
+        sparse_columns=tuple(
+            SparseSummary(name=vocabulary.name, rows=vocabulary.rows, oov_rows=vocabulary.oov_rows)
+            for _, vocabulary in sparse
+        ),
+        num_products=len(tally.train_impressions_P),
+        num_queries=len(tally.train_impressions_Q),
+        num_users=parts.users,
+        splits={name: writer.finish() for name, writer in writers.items()},
+        transforms=fitted | transforms,
+        counter_prior_ctr=tally.train_ctr if config.counters else None,
+        oov_share={name: writer.oov_share for name, writer in writers.items()},
+        missing_share={name: writer.missing_share for name, writer in writers.items()},
+        empty_history_share={name: writer.empty_history_share for name, writer in writers.items()},
+        events=parts.events.events,
+        checksums={},
+        data=parts.summary,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""

@@ -1,0 +1,129 @@
+"""The row files of a feature set: one declared schema, row groups of 65,536 rows, zstd, no dictionaries.
+
+Dictionaries make integer columns larger and slower to read; every reader relies on the row group size.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.feature_set import SplitSummary
+from features.offline.log_reader import BATCH_ROWS
+from features.offline.splits import iso
+
+ROW_GROUPS_PER_FILE = 64
+
+
+def row_schema(impression_id: pa.DataType, *, dense: tuple[str, ...], sparse: tuple[str, ...]) -> pa.Schema:
+    """Columns of a row file, none of which holds nulls."""
+    head: list[tuple[str, pa.DataType]] = [
+        ("impression_id", impression_id),
+        ("timestamp", pa.timestamp("us", tz="UTC")),
+        ("clicked", pa.int8()),
+        ("product_index", pa.int32()),
+        ("query_index", pa.int32()),
+        ("user_index", pa.int32()),
+        ("history_start", pa.int32()),
+        ("history_end", pa.int32()),
+    ]
+    features = [(name, pa.float32()) for name in dense] + [(name, pa.int32()) for name in sparse]
+    slices: list[tuple[str, pa.DataType]] = [
+        ("slice_has_purchases", pa.bool_()),
+        ("slice_seen_product", pa.bool_()),
+        ("slice_query_frequency", pa.int8()),
+    ]
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in (*head, *features, *slices)])
+
+
+class SplitWriter:
+    """Writes one split's rows as part files of whole row groups, and sums them up."""
+
+    def __init__(self, root: Path, split: str) -> None:
+        self._root = root
+        self._split = split
+        self._writer: pq.ParquetWriter | None = None
+        self._groups = 0
+        self._waiting: list[pa.RecordBatch] = []
+        self._waiting_rows = 0
+        self._files: list[str] = []
+        self._rows = self._clicked = self._without_history = 0
+        self._first_us: int | None = None
+        self._last_us = 0
+        self._oov: dict[str, int] = {}
+        self._missing: dict[str, int] = {}
+        (root / split).mkdir()
+
+    def append(self, batch: pa.RecordBatch, oov: dict[str, npt.NDArray[np.bool_]]) -> None:
+        """Take rows in time order; `oov` says for each sparse feature which ids the vocabulary lacks."""
+        if not len(batch):
+            return
+        time_us_N = batch.column("timestamp").cast(pa.int64()).to_numpy()
+        if self._first_us is None:
+            self._first_us = int(time_us_N[0])
+        self._last_us = int(time_us_N[-1])
+        self._rows += len(batch)
+        self._clicked += int(batch.column("clicked").to_numpy().sum(dtype=np.int64))
+        with_history = batch.column("slice_has_purchases").true_count
+        self._without_history += len(batch) - with_history
+        for name, oov_N in oov.items():
+            self._oov[name] = self._oov.get(name, 0) + int(np.count_nonzero(oov_N))
+            missing = len(batch) - int(np.count_nonzero(batch.column(name).to_numpy()))
+            self._missing[name] = self._missing.get(name, 0) + missing
+        self._waiting.append(batch)
+        self._waiting_rows += len(batch)
+        while self._waiting_rows >= BATCH_ROWS:
+            whole = pa.Table.from_batches(self._waiting)
+            self._write(whole.slice(0, BATCH_ROWS))
+            self._waiting = whole.slice(BATCH_ROWS).to_batches()
+            self._waiting_rows -= BATCH_ROWS
+
+    def finish(self) -> SplitSummary:
+        """Write what waits and close; the split has at least one row."""
+        if self._waiting_rows:
+            self._write(pa.Table.from_batches(self._waiting))
+        if self._writer is not None:
+            self._writer.close()
+        assert self._first_us is not None
+        return SplitSummary(
+            rows=self._rows,
+            clicked=self._clicked,
+            start=iso(self._first_us),
+            end=iso(self._last_us),
+            files=tuple(self._files),
+        )
+
+    @property
+    def oov_share(self) -> dict[str, float]:
+        """Share of the rows whose id the vocabulary lacks, by feature."""
+        return {name: count / self._rows for name, count in self._oov.items()}
+
+    @property
+    def missing_share(self) -> dict[str, float]:
+        """Share of the rows without an id, by feature."""
+        return {name: count / self._rows for name, count in self._missing.items()}
+
+    @property
+    def empty_history_share(self) -> float:
+        """Share of the rows without a purchase in the history window."""
+        return self._without_history / self._rows
+
+    def _write(self, rows: pa.Table) -> None:
+        if self._writer is not None and self._groups == ROW_GROUPS_PER_FILE:
+            self._writer.close()
+            self._writer = None
+        if self._writer is None:
+            name = f"{self._split}/part-{len(self._files):05d}.parquet"
+            self._writer = pq.ParquetWriter(
+                self._root / name,
+                rows.schema,
+                compression="zstd",
+                use_dictionary=False,
+                write_statistics=False,  # nobody filters these columns
+            )
+            self._files.append(name)
+            self._groups = 0
+        self._writer.write_table(rows.combine_chunks(), row_group_size=BATCH_ROWS)
+        self._groups += 1

@@ -1,0 +1,1 @@
+"""The same features for a request: snapshot, plan, values."""

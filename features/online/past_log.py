@@ -1,0 +1,103 @@
+"""The input tables as they were before a moment: no query of this reader sees a later row.
+
+Shapes: N impressions.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features.columns.kernels import NO_CLICK
+from features.inputs.table_specs import TableName
+from features.inputs.tables import InputTables
+from features.offline.log_reader import LogError, LogReader
+from features.offline.splits import iso
+from features.schema import FeatureConfig
+
+#: Impressions that are counted at once, about; at least all of one key.
+_RANGE_ROWS = 4_000_000
+
+
+class PastLog(LogReader):
+    """A `LogReader` of the impressions and purchases before `before_us`; products have no time.
+
+    Features that a request brings itself (store, device, position) are of no concern here: the log may lack
+    their columns.
+    """
+
+    def __init__(
+        self,
+        tables: InputTables,
+        config: FeatureConfig,
+        *,
+        before_us: int,
+        threads: int,
+        memory_limit: str,
+        spill: Path,
+    ) -> None:
+        """
+        Raises:
+            LogError: there was no impression before the moment.
+        """
+        self._before_us = before_us
+        known = config.model_copy(
+            update={
+                "dense": tuple(feature for feature in config.dense if feature.source == "products"),
+                "sparse": tuple(feature for feature in config.sparse if feature.source == "products"),
+            }
+        )
+        super().__init__(tables, known, threads=threads, memory_limit=memory_limit, spill=spill)
+        if not self.facts.impressions:
+            self._connection.close()
+            raise LogError(
+                f"{tables.path_glob('impressions')}: no impression before {iso(before_us)}; "
+                "choose a later moment"
+            )
+
+    def keep_since(self, first_us: int) -> None:
+        """Keep the impressions that were, or were clicked, at `first_us` or later, for `ranges`."""
+        tables = self.tables
+        has_time = self.facts.has_click_times
+        click_time = "coalesce(i.click_timestamp, i.timestamp)" if has_time else "i.timestamp"
+        query, join = "CAST(-1 AS INTEGER)", ""
+        if tables.has_queries:
+            query, join = "coalesce(q.code, -1)", 'LEFT JOIN "index of query" q ON i.query = q.id'
+        self._connection.execute(
+            "CREATE TABLE kept AS SELECT * FROM ("
+            f"SELECT u.code AS user, p.code AS product, {query} AS query, "
+            "epoch_us(CAST(i.timestamp AS TIMESTAMPTZ)) AS time_us, if(CAST(i.clicked AS TINYINT) = 1, "
+            f"epoch_us(CAST({click_time} AS TIMESTAMPTZ)), {NO_CLICK}) AS click_us "
+            f"FROM {self._scan('impressions')} i JOIN user_index u ON i.user_id = u.id "
+            f"JOIN product_index p ON i.product_id = p.id {join}) "
+            f"WHERE time_us >= {first_us} OR click_us >= {first_us}"
+        )
+
+    def ranges(self, key: str) -> Iterator[tuple[int, int, dict[str, npt.NDArray[Any]]]]:
+        """All keys ("user", "product" or "query") in ranges [first, last), each with its kept impressions.
+
+        These have key, product int32, time_us and click_us int64 (NO_CLICK where there was none).
+        """
+        ends = np.cumsum(self.indexes[key].impressions_K)
+        first = 0
+        while first < len(ends):
+            before = int(ends[first - 1]) if first else 0
+            last = max(int(np.searchsorted(ends, before + _RANGE_ROWS, side="right")), first + 1)
+            table = self._arrow(
+                f"SELECT {key} AS key, product, time_us, click_us FROM kept "
+                f"WHERE {key} >= {first} AND {key} < {last}"
+            )
+            yield first, last, {name: table.column(name).to_numpy() for name in table.column_names}
+            first = last
+
+    def _scan(self, table: TableName, *, positions: bool = False) -> str:
+        scan = super()._scan(table, positions=positions)
+        if table not in ("impressions", "purchases"):
+            return scan
+        # A row without a time is kept: it is refused by name, not lost.
+        return (
+            f"(SELECT * FROM {scan} WHERE timestamp IS NULL "
+            f"OR epoch_us(CAST(timestamp AS TIMESTAMPTZ)) < {self._before_us})"
+        )

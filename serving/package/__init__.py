@@ -1,0 +1,1 @@
+"""What a served package holds, and how it is opened."""

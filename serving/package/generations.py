@@ -1,0 +1,213 @@
+"""Generations of a package: vectors and feature snapshot that are replaced while the model stays.
+
+PACKAGE/generations/000001/ is whole or absent and never changes; PACKAGE/CURRENT names the live one and is
+replaced atomically, so a worker sees the old generation or the new one. The older ones stay for a rollback.
+"""
+
+import fcntl
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from features.artifacts import atomic_folder, atomic_write_bytes
+from serving.package.sealed_folder import (
+    FileRecord,
+    PackageError,
+    read_manifest,
+    record_files,
+    write_manifest,
+)
+
+GENERATIONS, CURRENT = "generations", "CURRENT"
+SNAPSHOT, VECTORS, PARITY_SCORES = "snapshot", "vectors", "parity_scores.npy"
+#: Generations kept: the live one and what a rollback, and one more, would go back to.
+KEPT = 3
+ADVICE = (
+    "`dashclip refresh` writes a new generation, `dashclip refresh --rollback` goes back to the one before"
+)
+_NAME = re.compile(r"\d{6,}")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class VectorRecord(_Record):
+    """The vectors of one kind in a generation; `missing` of the catalogue's ids have none."""
+
+    encoder_id: str
+    dim: int
+    dtype: str
+    count: int
+    created: str
+    missing: int
+
+
+class GenerationManifest(_Record):
+    """manifest.json of a generation.
+
+    Attributes:
+        based_on: the generation that was live when this one was written: where a rollback goes.
+        as_of: the moment of the snapshot, ISO 8601 in UTC.
+        counts: users, products, queries of the snapshot.
+    """
+
+    format: Literal[1]
+    name: str
+    based_on: str | None
+    created: datetime
+    as_of: str
+    schema_fingerprint: str
+    counts: Mapping[str, int]
+    vectors: Mapping[str, VectorRecord]
+    files: Mapping[str, FileRecord]
+
+    @classmethod
+    def read(cls, folder: Path) -> "GenerationManifest":
+        """Read it.
+
+        Raises:
+            PackageError: no generation, or its manifest is damaged.
+        """
+        content = read_manifest(folder, what="a generation of a package", advice=ADVICE)
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise PackageError(f"{folder}: manifest.json: {first['loc']}: {first['msg']}; {ADVICE}") from None
+
+
+def generation_folder(package: Path, name: str) -> Path:
+    """Where a generation lies."""
+    return package / GENERATIONS / name
+
+
+def current_generation(package: Path) -> str:
+    """Name of the live generation.
+
+    Raises:
+        PackageError: CURRENT is missing, or names a generation that is not there.
+    """
+    path = package / CURRENT
+    try:
+        name = path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise PackageError(
+            f"{path} is missing: {package} is not a package; `dashclip package` makes one"
+        ) from None
+    except UnicodeDecodeError:
+        name = ""
+    if not _NAME.fullmatch(name) or not generation_folder(package, name).is_dir():
+        raise PackageError(
+            f"{path} names generation {name!r}, but there are "
+            f"{', '.join(generation_names(package)) or 'none'}; write one of these names into it, or make "
+            "the package again"
+        )
+    return name
+
+
+def generation_names(package: Path) -> list[str]:
+    """Names of the generations there are, oldest first."""
+    folder = package / GENERATIONS
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path.name for path in found if _NAME.fullmatch(path.name)), key=int)
+
+
+def next_name(package: Path) -> str:
+    """Name for a generation to be written: one more than the highest, whatever was rolled back."""
+    names = generation_names(package)
+    return f"{int(names[-1]) + 1 if names else 1:06d}"
+
+
+@contextmanager
+def new_generation(package: Path, name: str) -> Iterator[Path]:
+    """A temporary folder that becomes generation `name` once the block ends without an error.
+
+    The block fills it and ends with `seal_generation`. It does not become the live one; `activate` does that.
+    """
+    with atomic_folder(generation_folder(package, name), ours=lambda _: False) as folder:
+        yield folder
+
+
+def seal_generation(folder: Path, about: GenerationManifest) -> GenerationManifest:
+    """Write the manifest of a filled folder: `about` with the checksums of all its files."""
+    files = record_files(folder, sorted(path.name for path in folder.iterdir()))
+    manifest = about.model_copy(update={"files": files})
+    write_manifest(folder, manifest.model_dump(mode="json"))
+    return manifest
+
+
+def activate(package: Path, name: str) -> None:
+    """Make `name` the live generation: one rename, seen by workers at their next look."""
+    if not generation_folder(package, name).is_dir():
+        raise PackageError(
+            f"{package} has no generation {name}; there are {', '.join(generation_names(package))}"
+        )
+    atomic_write_bytes(package / CURRENT, f"{name}\n".encode())
+
+
+def rollback(package: Path) -> tuple[str, str]:
+    """Go back to the generation that was live before the current one; returns (from, to).
+
+    Raises:
+        PackageError: there is none, or it is no longer there.
+    """
+    with locked(package):
+        name = current_generation(package)
+        before = GenerationManifest.read(generation_folder(package, name)).based_on
+        if before is None:
+            raise PackageError(f"generation {name} of {package} is its first; there is none to go back to")
+        if not generation_folder(package, before).is_dir():
+            raise PackageError(
+                f"generation {before}, which was live before {name}, is no longer in {package}, which keeps "
+                f"{KEPT}; write a new one with `dashclip refresh`"
+            )
+        GenerationManifest.read(generation_folder(package, before))
+        activate(package, before)
+        return name, before
+
+
+def remove_old(package: Path, *, kept: int = KEPT) -> list[str]:
+    """Delete the generations that neither serve nor can be rolled back to; returns their names.
+
+    Kept are the live one and those it goes back to, `kept` in all. Workers that still map a deleted file keep
+    it until they let go of it. What a killed refresh left half-written goes, too; call it with the lock held.
+    """
+    keep: list[str] = []
+    name: str | None = current_generation(package)
+    while name is not None and len(keep) < kept and generation_folder(package, name).is_dir():
+        keep.append(name)
+        name = GenerationManifest.read(generation_folder(package, name)).based_on
+    removed = [name for name in generation_names(package) if name not in keep]
+    for name in removed:
+        folder = generation_folder(package, name)
+        doomed = folder.with_name(
+            f".{name}.removed"
+        )  # a kill in between leaves no half generation under its name
+        folder.rename(doomed)
+    for path in (package / GENERATIONS).glob(".*"):
+        shutil.rmtree(path)
+    return removed
+
+
+@contextmanager
+def locked(package: Path) -> Iterator[None]:
+    """Keep a second refresh out; the lock goes when the process does, however it ends.
+
+    Raises:
+        PackageError: another process holds it.
+    """
+    if not package.is_dir():
+        raise PackageError(f"{package} is not a package; `dashclip package` makes one")
+    with (package / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PackageError(f"another process is refreshing {package}; wait for it, or stop it") from None
+        yield

@@ -1,0 +1,106 @@
+"""Folders that are loaded only as they were written: every file is listed with its size and checksum.
+
+A manifest carries a checksum of itself, so that no file can change or be cut off unseen. That guards against
+accidents and mix-ups, not against someone who may write the manifest as well.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from features.artifacts import atomic_write_json, sha256_of
+
+MANIFEST = "manifest.json"
+_SEAL = "seal"
+
+
+class PackageError(ValueError):
+    """A package, or a generation of it, that must not be served; names the file and says what to do."""
+
+
+class FileRecord(BaseModel):
+    """One file as it was written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str
+    size: int
+
+
+def record_files(folder: Path, parts: Iterable[str]) -> dict[str, FileRecord]:
+    """Every file in these files and subfolders by its path relative to `folder`; absent parts are skipped."""
+    records: dict[str, FileRecord] = {}
+    for part in parts:
+        path = folder / part
+        found = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in found:
+            if file.is_file():
+                name = file.relative_to(folder).as_posix()
+                records[name] = FileRecord(sha256=sha256_of(file), size=file.stat().st_size)
+    return records
+
+
+def check_files(
+    folder: Path,
+    records: dict[str, FileRecord],
+    *,
+    verify: bool,
+    advice: str,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Compare files with what was written: sizes always, contents with `verify`.
+
+    Raises:
+        PackageError: a file is missing or has another size or content; names it, and ends with `advice`.
+    """
+    total, done = sum(record.size for record in records.values()), 0
+    for name, record in records.items():
+        path = folder / name
+        if not path.is_file():
+            raise PackageError(f"{path} is missing; {advice}")
+        size = path.stat().st_size
+        if size != record.size:
+            raise PackageError(f"{path} has {size:,} bytes, but {record.size:,} were written; {advice}")
+        if verify and sha256_of(path) != record.sha256:
+            raise PackageError(f"{path} has changed since it was written (its checksum differs); {advice}")
+        done += size
+        if progress:
+            progress("verifying files", done, total)
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Write `folder`/manifest.json with a seal: the checksum of everything else in it."""
+    atomic_write_json(folder / MANIFEST, {**content, _SEAL: _seal_of(content)})
+
+
+def read_manifest(folder: Path, *, what: str, advice: str) -> dict[str, Any]:
+    """The content of `folder`/manifest.json without its seal.
+
+    Args:
+        what: what the folder should be, for the error: "a package".
+
+    Raises:
+        PackageError: there is none, it is cut off, or it is not what was written.
+    """
+    path = folder / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except FileNotFoundError:
+        raise PackageError(f"{folder} is not {what}: it has no {MANIFEST}; {advice}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PackageError(f"{path} was cut off or changed: {error}; {advice}") from None
+    if not isinstance(content, dict) or _SEAL not in content:
+        raise PackageError(f"{path} is not the manifest of {what}; {advice}")
+    seal = content.pop(_SEAL)
+    if seal != _seal_of(content) or not text.endswith("}\n"):
+        raise PackageError(f"{path} has changed since it was written (its seal differs); {advice}")
+    return content
+
+
+def _seal_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Making a package from a trained run, and refreshing it."""

@@ -1,0 +1,125 @@
+"""Refreshes a package: new vectors, a new feature snapshot, the same model.
+
+A new generation is written beside the live one, verified with the program that will serve it, and only then
+named in CURRENT. Workers see that, load it beside the old one and swap; no request waits or fails.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file
+
+from serving.package.generations import ADVICE as GENERATION_ADVICE
+from serving.package.generations import (
+    GenerationManifest,
+    activate,
+    current_generation,
+    generation_folder,
+    locked,
+    new_generation,
+    next_name,
+    remove_old,
+    seal_generation,
+)
+from serving.package.manifest import ADVICE, MODEL, EntityKind, PackageManifest
+from serving.package.parity import read_scores, scores_of, write_scores
+from serving.package.sealed_folder import PackageError, check_files
+from serving.package.vectors import SourceVectors
+from serving.packaging.build_generation import SnapshotSource, check_source, fill_generation
+from serving.scoring.compile import WEIGHTS
+from serving.scoring.live_generation import LiveGeneration, Model
+from serving.scoring.predictor import open_checked, open_model, score_recorded
+from serving.scoring.request_ranker import RequestRanker
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """What a refresh did.
+
+    Attributes:
+        moved_most, moved_mean: by how much probabilities of the recorded requests differ from the generation
+            before; their counters and purchases are recorded, so only vectors and attributes move them.
+        removed: generations that were deleted.
+    """
+
+    before: GenerationManifest
+    now: GenerationManifest
+    moved_most: float
+    moved_mean: float
+    removed: tuple[str, ...]
+    seconds: float
+
+
+def refresh(
+    package: Path,
+    *,
+    snapshot: SnapshotSource | None = None,
+    vectors: Mapping[EntityKind, SourceVectors] | None = None,
+    progress: Progress | None = None,
+) -> Refreshed:
+    """Write, verify and activate a new generation; what is not given stays as it is.
+
+    Raises:
+        PackageError: nothing is given, the vectors are of another encoder or width, the package is damaged
+            or another refresh is running.
+        ValueError: the log cannot be used. In every case the live generation stays.
+    """
+    started = time.monotonic()
+    vectors = vectors or {}
+    if snapshot is None and not vectors:
+        raise PackageError(
+            "there is nothing to refresh; give a log (--data), product vectors (--product-table) or query "
+            "vectors (--query-table)"
+        )
+    with locked(package):
+        manifest = PackageManifest.read(package)
+        for kind, source in vectors.items():
+            check_source(manifest, kind, source)
+        live_name = current_generation(package)
+        live_folder = generation_folder(package, live_name)
+        before = GenerationManifest.read(live_folder)
+        check_files(package, dict(manifest.files), verify=True, advice=ADVICE, progress=progress)
+        check_files(live_folder, dict(before.files), verify=True, advice=GENERATION_ADVICE, progress=progress)
+        model = open_model(package, manifest)
+        module = _module(package, model)
+        name = next_name(package)
+        with new_generation(package, name) as folder:
+            about = fill_generation(
+                folder,
+                package,
+                manifest,
+                module,
+                name=name,
+                based_on=live_name,
+                snapshot=snapshot,
+                vectors=vectors,
+                progress=progress,
+            )
+            uncompiled = replace(model, program=lambda inputs: module(*inputs))
+            scores_C = scores_of(score_recorded(LiveGeneration.open(folder, uncompiled, about), package))
+            moved_C = np.abs(scores_C - read_scores(live_folder))
+            write_scores(folder, scores_C)
+            now = seal_generation(folder, about)
+            open_checked(folder, package, manifest, model, verify=True)
+        activate(package, name)
+        removed = remove_old(package)
+    return Refreshed(
+        before=before,
+        now=now,
+        moved_most=float(moved_C.max(initial=0.0)),
+        moved_mean=float(moved_C.mean()) if len(moved_C) else 0.0,
+        removed=tuple(removed),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _module(package: Path, model: Model) -> RequestRanker:
+    """The model as it was exported, not compiled: what the compiled one has to agree with."""
+    module = RequestRanker(model.shape)
+    module.load_state_dict(load_file(package / MODEL / WEIGHTS), assign=True)
+    return module.eval().requires_grad_(False)

@@ -1,0 +1,243 @@
+"""The predictor: a package in memory, requests in, scores out. It knows nothing of servers.
+
+A worker imports this module and what lies below it: no torchrec, no fbgemm, no transformers, no pandas.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from features.online.request_features import FeatureRows
+from serving.package.generations import ADVICE as GENERATION_ADVICE
+from serving.package.generations import CURRENT, GenerationManifest, current_generation, generation_folder
+from serving.package.manifest import ADVICE, MODEL, QUERY_ENCODER, PackageManifest
+from serving.package.parity import largest_difference, read_requests, read_scores, scores_of
+from serving.package.sealed_folder import PackageError, check_files
+from serving.package.tables import open_table
+from serving.scoring.compile import load_compiled
+from serving.scoring.live_generation import LiveGeneration, Model, Scored
+from serving.scoring.query_encoder import QueryTextEncoder
+from serving.wire.request import RequestError, ScoreReply, ScoreRequest, best_first
+
+_log = logging.getLogger(__name__)
+
+TABLES = "tables"
+_PARITY_BATCH = 16
+
+
+class Predictor:
+    """A verified package, ready to score. Threads may share it.
+
+    A call uses one generation from its first request to its last, whatever happens to CURRENT meanwhile.
+    """
+
+    def __init__(
+        self,
+        package: Path,
+        manifest: PackageManifest,
+        model: Model,
+        live: LiveGeneration,
+        *,
+        seen: "_Stamp | None",
+    ) -> None:
+        """For `load`. `seen` is what CURRENT was before `live` was opened."""
+        self.package = package
+        self.manifest = manifest
+        self.model = model
+        self._live = live
+        self._seen = seen
+        self._reloading = threading.Lock()
+        self._refused: str | None = None
+
+    @classmethod
+    def load(cls, package: Path, *, verify: bool = True) -> Self:
+        """Open a package: checks the size of every file and, with `verify`, checksums and the parity record.
+
+        Raises:
+            PackageError: a file is missing, damaged or altered (it is named), or recorded requests get other
+                scores.
+        """
+        package = Path(package)
+        manifest = PackageManifest.read(package)
+        seen = _stamp(package)
+        check_files(package, dict(manifest.files), verify=verify, advice=ADVICE)
+        model = open_model(package, manifest)
+        live = _open_generation(package, current_generation(package), manifest, model, verify=verify)
+        return cls(package, manifest, model, live, seen=seen)
+
+    def score(self, request: ScoreRequest) -> ScoreReply:
+        """Score one request.
+
+        Raises:
+            RequestError: the request names columns or values that the model does not have.
+        """
+        reply = self.score_many([request])[0]
+        if isinstance(reply, RequestError):
+            raise reply
+        return reply
+
+    def score_many(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply | RequestError]:
+        """One reply or refusal for each request, all from one generation and as few calls as fit."""
+        live = self._live
+        return [
+            _reply(self.manifest.model_version, live.manifest, result)
+            if isinstance(result, Scored)
+            else result
+            for result in live.score(requests)
+        ]
+
+    def feature_rows(self, request: ScoreRequest) -> FeatureRows:
+        """What the model reads of a request, for comparisons with logged features.
+
+        Raises:
+            RequestError: the request names columns or values that the model does not have.
+        """
+        return self._live.feature_rows(request)
+
+    def reload_if_changed(self, *, wait: bool = False) -> bool:
+        """Look whether CURRENT names another generation; if so load and verify it, then swap it in.
+
+        Costs one stat if nothing changed. The loading happens in a thread of its own unless `wait`; requests
+        are scored by the old generation until the new one is ready, and go on so if it is refused: `facts`
+        then say why.
+
+        Returns:
+            Whether a change was seen.
+        """
+        stamp = _stamp(self.package)
+        if stamp == self._seen or not self._reloading.acquire(blocking=wait):
+            return False
+        self._seen = stamp
+        if wait:
+            self._reload()
+        else:
+            threading.Thread(target=self._reload, name="dashclip-reload", daemon=True).start()
+        return True
+
+    def facts(self) -> Mapping[str, Any]:
+        """What is being served, JSON-able."""
+        generation = self._live.manifest
+        return {
+            "model_version": self.manifest.model_version,
+            "variant": self.manifest.variant,
+            "simulated": self.manifest.simulated,
+            "generation": generation.name,
+            "as_of": generation.as_of,
+            "created": generation.created.isoformat(),
+            "encoders": {kind: record.encoder_id for kind, record in generation.vectors.items()},
+            "query_encoder": self.manifest.query_encoder,
+            "counts": dict(generation.counts),
+            "without_vector": {kind: record.missing for kind, record in generation.vectors.items()},
+            "backend": self.model.backend.name,
+            "backend_reason": self.model.backend.reason,
+            "tables": self.manifest.tables,
+            "parity_difference": self._live.parity_difference,
+            "refused_generation": self._refused,
+        }
+
+    def _reload(self) -> None:
+        """Runs with the lock held, and gives it back."""
+        try:
+            version = PackageManifest.read(self.package).model_version
+            if version != self.manifest.model_version:
+                raise PackageError(
+                    f"{self.package} holds {version} now, this process serves {self.manifest.model_version}; "
+                    "start it again"
+                )
+            name = current_generation(self.package)
+            if name != self._live.manifest.name:
+                self._live = _open_generation(self.package, name, self.manifest, self.model, verify=True)
+                _log.info("serving generation %s", name)
+            self._refused = None
+        except (ValueError, OSError) as error:
+            self._refused = str(error)
+            _log.error("keeping generation %s: %s", self._live.manifest.name, error)
+        finally:
+            self._reloading.release()
+
+
+def open_checked(
+    folder: Path, package: Path, manifest: PackageManifest, model: Model, *, verify: bool
+) -> LiveGeneration:
+    """A generation in `folder` once its files have passed; with `verify` the parity record has to, too.
+
+    Raises:
+        PackageError: a file is damaged, it does not fit the model, or recorded requests get other scores.
+    """
+    about = GenerationManifest.read(folder)
+    check_files(folder, dict(about.files), verify=verify, advice=GENERATION_ADVICE)
+    live = LiveGeneration.open(folder, model, about)
+    if live.manifest.schema_fingerprint != manifest.schema_fingerprint:
+        raise PackageError(
+            f"{folder} was made with another feature schema than the model "
+            f"({live.manifest.schema_fingerprint} instead of {manifest.schema_fingerprint}); "
+            f"{GENERATION_ADVICE}"
+        )
+    if verify:
+        served_C = scores_of(score_recorded(live, package))
+        difference = largest_difference(served_C, read_scores(folder))
+        if not difference <= manifest.parity.tolerance:
+            raise PackageError(
+                f"{folder}: recorded requests get probabilities up to {difference:.2g} away from what was "
+                f"recorded, {manifest.parity.tolerance:.0e} is allowed; this machine computes another model: "
+                "make the package again here, or with `--backend eager`"
+            )
+        live.parity_difference = difference
+    return live
+
+
+def score_recorded(live: LiveGeneration, package: Path) -> list[ScoreReply | RequestError]:
+    """What the recorded requests get from a generation."""
+    requests = read_requests(package)
+    replies: list[ScoreReply | RequestError] = []
+    for start in range(0, len(requests), _PARITY_BATCH):
+        for result in live.score(requests[start : start + _PARITY_BATCH]):
+            replies.append(_reply("", live.manifest, result) if isinstance(result, Scored) else result)
+    return replies
+
+
+def open_model(package: Path, manifest: PackageManifest) -> Model:
+    """What all generations of a package share; its files have been checked."""
+    compiled = load_compiled(package / MODEL)
+    return Model(
+        program=compiled.program,
+        shape=compiled.shape,
+        backend=compiled.choice,
+        tables={name: open_table(package / MODEL / TABLES / f"{name}.npy") for name in manifest.sparse_rows},
+        context=manifest.context,
+        encoder=QueryTextEncoder.open(package / QUERY_ENCODER) if manifest.query_encoder else None,
+    )
+
+
+def _open_generation(
+    package: Path, name: str, manifest: PackageManifest, model: Model, *, verify: bool
+) -> LiveGeneration:
+    return open_checked(generation_folder(package, name), package, manifest, model, verify=verify)
+
+
+def _reply(model_version: str, generation: GenerationManifest, scored: Scored) -> ScoreReply:
+    return ScoreReply(
+        scores_N=scored.scores_N,
+        order_N=best_first(scored.scores_N),
+        model_version=model_version,
+        generation=generation.name,
+        as_of=generation.as_of,
+        unknown=scored.unknown,
+        history_length=scored.history_length,
+        dense_NF=scored.dense_NF,
+    )
+
+
+_Stamp = tuple[int, int, int]
+
+
+def _stamp(package: Path) -> _Stamp | None:
+    """Changes whenever CURRENT is replaced; None while it is away."""
+    try:
+        stat = os.stat(package / CURRENT)
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size

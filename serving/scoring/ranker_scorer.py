@@ -1,0 +1,201 @@
+"""From arrays of a few requests to probabilities: the one door to a compiled ranker.
+
+A compiled program trusts its inputs: a wrong type is read as other numbers, a row too large aborts the
+request or the process, a negative one silently reads the end of the table. All of it is checked here.
+
+Shapes: R requests, N candidates in all, H purchases of the longest history, D width of the vectors.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from serving.package.tables import ServingTable, check_rows
+from serving.scoring.request_ranker import RankerShape
+
+#: A compiled or plain `RequestRanker`: its inputs in order, to probabilities.
+Program = Callable[[list[torch.Tensor]], torch.Tensor]
+
+
+class ScoringError(ValueError):
+    """Inputs or tables that do not fit the ranker: a mistake of the caller, not of its client."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScoringBatch:
+    """R requests with N candidates in all; what the ranker does not read may be None.
+
+    Attributes:
+        request_dense_RF: float32, columns `RankerShape.request_dense`.
+        request_sparse_RS: int32 rows, columns `RankerShape.request_sparse`.
+        candidate_dense_NF, candidate_sparse_NS: likewise, one row for each candidate.
+        request_of_N: int64, the request of each candidate.
+        query_RD: float32, zeros for a query without a vector.
+        history_RH: int64 rows of the product vectors, 0 where there is none; the order does not matter. As
+            in training, purchases whose product has no vector are dropped *before* the history is capped.
+        product_N: int64 rows of the product vectors, 0 for a product without one.
+    """
+
+    request_dense_RF: NDArray[np.float32]
+    request_sparse_RS: NDArray[np.int32]
+    candidate_dense_NF: NDArray[np.float32]
+    candidate_sparse_NS: NDArray[np.int32]
+    request_of_N: NDArray[np.int64]
+    query_RD: NDArray[np.float32] | None = None
+    history_RH: NDArray[np.int64] | None = None
+    product_N: NDArray[np.int64] | None = None
+
+
+class RankerScorer:
+    """A program bound to its tables. New tables need a new scorer, which costs nothing; no new program."""
+
+    def __init__(
+        self,
+        program: Program,
+        shape: RankerShape,
+        *,
+        tables: Mapping[str, ServingTable],
+        vectors: ServingTable | None = None,
+        projections: ServingTable | None = None,
+    ) -> None:
+        """Bind.
+
+        Args:
+            tables: the table of each sparse column.
+            vectors: the product vectors, if the ranker reads any.
+            projections: `serving.packaging.from_ranker.product_projections` of them, if the ranker is
+                `projected`.
+
+        Raises:
+            ScoringError: a table is missing, or of another width or type than the program was made for.
+        """
+        self.shape = shape
+        self._program = program
+        self._tables = table_inputs(shape, tables=tables, vectors=vectors, projections=projections)
+        self._vector_rows = vectors.rows if vectors else 0
+        self._sparse_rows = {
+            "request_sparse": [(name, tables[name].rows) for name in shape.request_sparse],
+            "candidate_sparse": [(name, tables[name].rows) for name in shape.candidate_sparse],
+        }
+        self._arrays = array_inputs(shape)
+
+    def score(self, batch: ScoringBatch) -> NDArray[np.float32]:
+        """Probabilities of a click [N].
+
+        Raises:
+            ScoringError: an array is missing, or of another type or shape than it must be.
+            TableError: a row is not in its table.
+        """
+        counts = {"R": len(batch.request_dense_RF), "N": len(batch.request_of_N)}
+        inputs = list(self._tables)
+        for name, spec in self._arrays.items():
+            array = spec.take(batch, counts)
+            if name in self._sparse_rows:
+                self._check_sparse(name, array)
+            elif name in ("history", "product"):
+                check_rows("the product vectors", array, self._vector_rows)
+            elif name == "request_of":
+                check_rows("the requests", array, counts["R"])
+            inputs.append(torch.from_numpy(array))
+        if counts["N"] == 0:
+            return np.empty(0, np.float32)
+        with torch.inference_mode():
+            scores_N: NDArray[np.float32] = self._program(inputs).numpy()
+        return scores_N
+
+    def _check_sparse(self, part: str, rows_XS: NDArray[np.integer]) -> None:
+        if rows_XS.size == 0:
+            return
+        lowest_S, highest_S = rows_XS.min(axis=0), rows_XS.max(axis=0)
+        for (name, count), lowest, highest in zip(
+            self._sparse_rows[part], lowest_S.tolist(), highest_S.tolist(), strict=True
+        ):
+            if lowest < 0 or highest >= count:
+                check_rows(f"the table of {name!r}", np.array([lowest, highest]), count)
+
+
+@dataclass(frozen=True)
+class ArrayInput:
+    """What an input that is not a table must be: the attribute of `ScoringBatch`, its type and its axes.
+
+    An axis is "R", "N", "H" (at least 1) or a number of columns.
+    """
+
+    attribute: str
+    dtype: type[np.generic]
+    axes: tuple[str | int, ...]
+
+    def take(self, batch: ScoringBatch, counts: Mapping[str, int]) -> NDArray[Any]:
+        """The array of a batch of so many requests and candidates, contiguous.
+
+        Raises:
+            ScoringError: it is missing, or of another type or shape.
+        """
+        array = getattr(batch, self.attribute)
+        if array is None or array.dtype != self.dtype or array.ndim != len(self.axes):
+            raise self._error(array, counts)
+        for axis, length in zip(self.axes, array.shape, strict=True):
+            if axis != "H" and length != (counts[axis] if isinstance(axis, str) else axis):
+                raise self._error(array, counts)
+        if self.axes[-1] == "H" and array.shape[1] == 0:
+            return np.zeros((len(array), 1), array.dtype)
+        return np.ascontiguousarray(array)
+
+    def _error(self, array: NDArray[Any] | None, counts: Mapping[str, int]) -> ScoringError:
+        came = "None" if array is None else f"{array.dtype} of shape {array.shape}"
+        shape = ", ".join(str(counts.get(str(axis), axis)) for axis in self.axes)
+        return ScoringError(f"{self.attribute} must be {self.dtype.__name__} of shape ({shape}), got {came}")
+
+
+def array_inputs(shape: RankerShape) -> dict[str, ArrayInput]:
+    """The inputs behind the tables, by name and in the program's order."""
+    dim = shape.semantic.dim if shape.semantic else 0
+    specs = {
+        "request_dense": ArrayInput("request_dense_RF", np.float32, ("R", len(shape.request_dense))),
+        "request_sparse": ArrayInput("request_sparse_RS", np.int32, ("R", len(shape.request_sparse))),
+        "query": ArrayInput("query_RD", np.float32, ("R", dim)),
+        "history": ArrayInput("history_RH", np.int64, ("R", "H")),
+        "candidate_dense": ArrayInput("candidate_dense_NF", np.float32, ("N", len(shape.candidate_dense))),
+        "candidate_sparse": ArrayInput("candidate_sparse_NS", np.int32, ("N", len(shape.candidate_sparse))),
+        "product": ArrayInput("product_N", np.int64, ("N",)),
+        "request_of": ArrayInput("request_of_N", np.int64, ("N",)),
+    }
+    return {name: specs[name] for name in shape.inputs if name in specs}
+
+
+def table_inputs(
+    shape: RankerShape,
+    *,
+    tables: Mapping[str, ServingTable],
+    vectors: ServingTable | None,
+    projections: ServingTable | None = None,
+) -> list[torch.Tensor]:
+    """The inputs that are tables, in the program's order.
+
+    Raises:
+        ScoringError: a table is missing, or of another width or type than the program was made for.
+    """
+    wanted = [
+        (f"the table of {name!r}", tables.get(name), shape.table_dims[name], False)
+        for name in (*shape.request_sparse, *shape.candidate_sparse)
+    ]
+    if shape.semantic and shape.reads_products:
+        wanted.append(("the table of product vectors", vectors, shape.semantic.dim, shape.quantised))
+    if shape.projected:
+        wanted.append(("the table of projections", projections, shape.projection_dim, False))
+    inputs = []
+    for what, table, dim, is_quantised in wanted:
+        if table is None or table.dim != dim or (table.dtype == "int8") != is_quantised:
+            came = f"{table.dtype}, {table.dim} wide" if table else "none"
+            types = "int8" if is_quantised else "float16 or float32"
+            raise ScoringError(f"{what} must be {types}, {dim} wide, got {came}")
+        inputs += [table.values_MD] if table.scales_M2 is None else [table.values_MD, table.scales_M2]
+    if projections and vectors and shape.projected and projections.rows != vectors.rows:
+        raise ScoringError(
+            f"projections must be those of the {vectors.rows:,} product vectors, got {projections.rows:,}"
+        )
+    return inputs

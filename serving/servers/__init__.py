@@ -1,0 +1,1 @@
+"""TorchServe and FastAPI around the predictor."""

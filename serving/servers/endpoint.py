@@ -1,0 +1,147 @@
+"""From bodies to answers: what every server does with a predictor, so that a server is only its protocol.
+
+A client's mistake is answered with 400 or 413 and says field, what came and what to do. A fault of ours is
+answered with 500 and says nothing; the log has the place, and no value of the request.
+"""
+
+import logging
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+
+from serving.servers.drift import LiveCounts
+from serving.servers.measures import RequestCounts, Series
+from serving.wire import arrow_codec, json_codec
+from serving.wire.request import MAX_BODY_BYTES, RequestError, Scorer, ScoreReply, ScoreRequest
+
+_log = logging.getLogger(__name__)
+
+#: What `curl -d` sends unless it is told otherwise.
+FORM = "application/x-www-form-urlencoded"
+
+
+@dataclass(frozen=True)
+class Body:
+    """One request as it came. An unknown or absent content type is told by the first bytes."""
+
+    content: bytes | bytearray | memoryview
+    content_type: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, ready to be sent."""
+
+    status: int
+    content_type: str
+    content: bytes
+
+
+class Endpoint:
+    """Answers bodies by a predictor, and counts what it does."""
+
+    def __init__(self, scorer: Scorer, *, live: LiveCounts | None = None) -> None:
+        self.scorer = scorer
+        self.counts = RequestCounts()
+        self._live = live
+
+    def answer(self, bodies: Sequence[Body]) -> list[Answer]:
+        """One answer for each body, in order; a bad one does not fail its neighbours."""
+        start = time.perf_counter()
+        arrow = [_is_arrow(body) for body in bodies]
+        decoded = [_decoded(body, is_arrow) for body, is_arrow in zip(bodies, arrow, strict=True)]
+        requests = [request for request in decoded if isinstance(request, ScoreRequest)]
+        replies = iter(self._score(requests) if requests else [])
+        outcomes = [next(replies) if isinstance(one, ScoreRequest) else one for one in decoded]
+        answers = [_answer(outcome, is_arrow) for outcome, is_arrow in zip(outcomes, arrow, strict=True)]
+        latency_ms = (time.perf_counter() - start) * 1e3
+        for outcome in outcomes:
+            self._count(outcome, latency_ms)
+        return answers
+
+    def series(self) -> Series:
+        """All measures now."""
+        series = self.counts.sums()
+        as_of = datetime.fromisoformat(str(self.scorer.facts()["as_of"]))
+        if as_of.tzinfo is None:
+            as_of = as_of.replace(tzinfo=UTC)
+        series["dashclip_snapshot_age_seconds", ""] = time.time() - as_of.timestamp()
+        return series
+
+    def _score(self, requests: list[ScoreRequest]) -> list[ScoreReply | RequestError | None]:
+        try:
+            replies = self.scorer.score_many(requests)
+            return [_finite(reply, request) for reply, request in zip(replies, requests, strict=True)]
+        except Exception as error:
+            _log.error("scoring %d requests failed: %s", len(requests), place_of(error))
+        if len(requests) == 1:
+            return [None]
+        return [reply for request in requests for reply in self._score([request])]
+
+    def _count(self, outcome: ScoreReply | RequestError | None, latency_ms: float) -> None:
+        if isinstance(outcome, ScoreReply):
+            self.counts.scored(outcome, latency_ms=latency_ms)
+            if self._live is not None:
+                self._live.count(outcome.scores_N, outcome.dense_NF)
+        elif isinstance(outcome, RequestError):
+            self.counts.refused(outcome.status)
+        else:
+            self.counts.failed()
+
+
+def _finite(reply: ScoreReply | RequestError, request: ScoreRequest) -> ScoreReply | RequestError | None:
+    """The reply, unless a score is not finite: absurd live values do that; without any it is our fault."""
+    if isinstance(reply, RequestError) or np.isfinite(reply.scores_N).all():
+        return reply
+    if not request.context and not request.candidate_columns:
+        _log.error("a request without live values was given a score that is not finite")
+        return None
+    field = "candidate_columns" if request.candidate_columns else "context"
+    return RequestError(
+        field, "a value so extreme that a score is not finite", "send values as they were logged"
+    )
+
+
+def _is_arrow(body: Body) -> bool:
+    kind = (body.content_type or "").split(";", 1)[0].strip().lower()
+    if kind in (arrow_codec.CONTENT_TYPE, json_codec.CONTENT_TYPE):
+        return kind == arrow_codec.CONTENT_TYPE
+    return bytes(body.content[:4]) == arrow_codec.FIRST_BYTES
+
+
+def _decoded(body: Body, is_arrow: bool) -> ScoreRequest | RequestError:
+    try:
+        if len(body.content) > MAX_BODY_BYTES:
+            came = f"{len(body.content):,} bytes"
+            raise RequestError("body", came, f"send at most {MAX_BODY_BYTES:,}", status=413)
+        if body.content_type == FORM:
+            advice = f"send it with content-type {json_codec.CONTENT_TYPE} or {arrow_codec.CONTENT_TYPE}"
+            raise RequestError("body", "a form", advice)
+        return (arrow_codec if is_arrow else json_codec).decode_request(body.content)
+    except RequestError as error:
+        return error
+    except Exception as error:
+        # Nothing but the body is at work here, so it is the body's fault, if in a way nobody thought of.
+        _log.error("decoding a request failed: %s", place_of(error))
+        return RequestError("body", "bytes that cannot be read", "see docs/serving.md for the two formats")
+
+
+def _answer(outcome: ScoreReply | RequestError | None, is_arrow: bool) -> Answer:
+    """Errors are JSON, whatever the request was."""
+    if isinstance(outcome, ScoreReply):
+        codec = arrow_codec if is_arrow else json_codec
+        return Answer(200, codec.CONTENT_TYPE, codec.encode_reply(outcome))
+    if isinstance(outcome, RequestError):
+        return Answer(outcome.status, json_codec.CONTENT_TYPE, json_codec.encode_error(outcome))
+    return Answer(
+        500, json_codec.CONTENT_TYPE, b'{"error":{"message":"the server failed; its log says where"}}'
+    )
+
+
+def place_of(error: BaseException) -> str:
+    """Type and place of an exception; its message may quote the request, which is nobody's business."""
+    return type(error).__name__ + " at\n" + "".join(traceback.format_tb(error.__traceback__))

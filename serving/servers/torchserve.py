@@ -1,0 +1,253 @@
+"""TorchServe as a background process: started, waited for, stopped.
+
+    STORE/server/     config.properties, log4j2.xml, metrics.yaml; key_file.json (the tokens, mode 0600);
+                      logs/*.jsonl; drift/ (live counts); server.json (what is running)
+
+`start` does what `torchserve --start` does from STORE/server, and waits for a real prediction: TorchServe's
+own /ping says 200 while no worker lives.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from features.artifacts import atomic_write_json
+from serving.client import ClientError, ScoreClient
+from serving.servers.archive import Archive
+from serving.servers.torchserve_files import CONFIG_NAME, LOGGING_NAME, ServerSettings, write_server_files
+from serving.wire.json_codec import decode_request
+
+SERVER_FOLDER = "server"
+KEY_FILE = "key_file.json"
+DRIFT_FOLDER = "drift"
+_STATE_NAME = "server.json"
+_JAVA_CLASS = "org.pytorch.serve.ModelServer"
+_STOP_S = 30.0
+_WORKER_END = "Backend worker process died"
+_SHOWN_LINES = 12
+
+
+class ServerError(ValueError):
+    """A server that does not start, or is not there."""
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """What runs for a store.
+
+    Attributes:
+        url: where predictions are asked for, up to the model's name.
+        key_file: tokens of this run, None without token authorization.
+        scratch: the folder of its sockets and unpacked archives, removed by `stop`.
+    """
+
+    pid: int
+    url: str
+    management_url: str
+    metrics_url: str
+    key_file: Path | None
+    logs: Path
+    scratch: Path
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process is there, and is this TorchServe."""
+        return self.process() is not None
+
+    def process(self) -> psutil.Process | None:
+        """Its process; None if that has ended, even if another one has its number now."""
+        try:
+            process = psutil.Process(self.pid)
+            ours = _JAVA_CLASS in process.cmdline() and Path(process.cwd()) == self.logs.parent
+            return process if ours and process.status() != psutil.STATUS_ZOMBIE else None
+        except psutil.Error:
+            return None
+
+
+def start(
+    archive: Archive,
+    settings: ServerSettings,
+    *,
+    timeout_s: float = 120.0,
+    progress: Callable[[str], None] | None = None,
+) -> RunningServer:
+    """Start TorchServe for one archive and wait until it answers its example with scores.
+
+    Raises:
+        ServerError: java is missing, a port is taken, a server already runs here, or no worker answers in
+            time; then the end of the workers' log is in the error, and nothing is left running.
+    """
+    report = progress or (lambda _: None)
+    folder = archive.path.parent / SERVER_FOLDER
+    _check_free(archive.path.parent, settings)
+    stop(archive.path.parent)  # what a server that died has left
+    for name in ("logs", DRIFT_FOLDER):  # of the run before
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / KEY_FILE).unlink(missing_ok=True)
+    for name in ("logs", DRIFT_FOLDER):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    write_server_files(folder, archive, settings)
+    # A short path: the workers' sockets lie there, and the kernel takes 108 bytes.
+    scratch = Path(tempfile.mkdtemp(prefix="dashclip-"))
+    report("starting TorchServe")
+    try:
+        launched = _launch(folder, scratch)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    server = RunningServer(
+        pid=launched,
+        url=f"{settings.url('inference')}/predictions/{archive.name}",
+        management_url=settings.url("management"),
+        metrics_url=f"{settings.url('metrics')}/metrics",
+        key_file=(folder / KEY_FILE).resolve() if settings.token_authorization else None,
+        logs=(folder / "logs").resolve(),
+        scratch=scratch,
+    )
+    atomic_write_json(folder / _STATE_NAME, {key: _plain(value) for key, value in vars(server).items()})
+    report("waiting for the first prediction")
+    try:
+        _wait(server, archive.example(), timeout_s)
+    except BaseException:
+        stop(archive.path.parent)
+        raise
+    return server
+
+
+def running(store: Path) -> RunningServer | None:
+    """The server that was started for a store and is alive; None if there is none."""
+    server = _last_started(store)
+    return server if server is not None and server.alive else None
+
+
+def _last_started(store: Path) -> RunningServer | None:
+    path = store / SERVER_FOLDER / _STATE_NAME
+    if not path.is_file():
+        return None
+    state = json.loads(path.read_text(encoding="utf-8"))
+    return RunningServer(
+        pid=state["pid"],
+        url=state["url"],
+        management_url=state["management_url"],
+        metrics_url=state["metrics_url"],
+        key_file=Path(state["key_file"]) if state["key_file"] else None,
+        logs=Path(state["logs"]),
+        scratch=Path(state["scratch"]),
+    )
+
+
+def stop(store: Path) -> bool:
+    """Stop a store's server, wait until it is gone, remove its tokens and scratch. False if none ran."""
+    server = _last_started(store)
+    folder = store / SERVER_FOLDER
+    process = server.process() if server else None
+    if process is not None:
+        family = [process, *process.children(recursive=True)]
+        process.terminate()
+        _, left = psutil.wait_procs(family, timeout=_STOP_S)
+        for one in left:
+            one.kill()
+    if server is not None:
+        shutil.rmtree(server.scratch, ignore_errors=True)
+    (folder / KEY_FILE).unlink(missing_ok=True)
+    (folder / _STATE_NAME).unlink(missing_ok=True)
+    return process is not None
+
+
+def worker_pids(server: RunningServer) -> list[int]:
+    """Process ids of the workers that live now."""
+    process = server.process()
+    children = process.children(recursive=True) if process else []
+    return [child.pid for child in children if "model_service_worker" in " ".join(child.cmdline())]
+
+
+def _launch(folder: Path, scratch: Path) -> int:
+    if shutil.which("java") is None:
+        raise ServerError("TorchServe needs java 11 or later (Debian: apt-get install default-jre-headless)")
+    command = [sys.executable, "-m", "ts.model_server", "--start", "--ncs", "--model-store", ".."]
+    command += ["--ts-config", CONFIG_NAME, "--log-config", LOGGING_NAME]
+    logs = str((folder / "logs").resolve())
+    environment = {
+        **os.environ,
+        "TMPDIR": str(scratch),
+        "TEMP": str(scratch),
+        "LOG_LOCATION": logs,
+        "METRICS_LOCATION": logs,
+        "OMP_NUM_THREADS": "1",
+    }
+    with (folder / "logs" / "console.log").open("wb") as console:
+        subprocess.run(
+            command, cwd=folder, env=environment, stdout=console, stderr=subprocess.STDOUT, check=False
+        )
+    pid_file = scratch / ".model_server.pid"
+    if not pid_file.is_file():
+        raise ServerError(f"TorchServe did not start: {_tail(folder / 'logs' / 'console.log')}")
+    return int(pid_file.read_text())
+
+
+def _wait(server: RunningServer, example: bytes, timeout_s: float) -> None:
+    client = ScoreClient(
+        server.url,
+        key_file=server.key_file,
+        management_url=server.management_url,
+        retries=0,
+        timeout_s=timeout_s,
+    )
+    request = decode_request(example)
+    deadline = time.monotonic() + timeout_s
+    with client:
+        while True:
+            try:
+                client.score(request)
+                return
+            except (ClientError, OSError) as error:
+                last = error
+            if not server.alive:
+                raise ServerError(f"TorchServe ended: {_tail(server.logs / 'console.log')}")
+            ends = _worker_ends(server.logs / "workers.jsonl")
+            if ends or time.monotonic() > deadline:
+                raise ServerError(f"no worker answers ({last}). {ends}")
+            time.sleep(0.1)
+
+
+def _worker_ends(log: Path) -> str:
+    """What the workers' log says of a worker that ended; empty if none did."""
+    if not log.is_file():
+        return ""
+    messages = [json.loads(line)["message"] for line in log.read_text(encoding="utf-8").splitlines()]
+    if not any(_WORKER_END in message for message in messages):
+        return ""
+    return "The worker's log ends:\n" + "\n".join(messages[-_SHOWN_LINES:])
+
+
+def _check_free(store: Path, settings: ServerSettings) -> None:
+    server = running(store)
+    if server is not None:
+        already = f"a server runs for {store} already (process {server.pid})"
+        raise ServerError(f"{already}; `dashclip stop {store}` ends it")
+    for use, port in settings.ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.address, port))
+            except OSError:
+                raise ServerError(f"port {port} ({use}) is taken; choose others with --port") from None
+
+
+def _tail(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.is_file() else []
+    return "\n".join(lines[-_SHOWN_LINES:]) or "it said nothing"
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value

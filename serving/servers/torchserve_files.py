@@ -1,0 +1,185 @@
+"""The three files that TorchServe is started with: config.properties, log4j2.xml and metrics.yaml.
+
+Every value differs from TorchServe's default for a reason that was measured or that is about safety; the
+reasons are beside the values.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from features.artifacts import atomic_write_bytes
+from serving.servers.archive import Archive
+from serving.servers.measures import MEASURES
+
+CONFIG_NAME, LOGGING_NAME, METRICS_NAME = "config.properties", "log4j2.xml", "metrics.yaml"
+LOOPBACK = "127.0.0.1"
+#: Above the limit of our own, whose answer says what to do; TorchServe's has an empty body.
+_MAX_REQUEST_BYTES = 6_553_500
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How one server runs.
+
+    Attributes:
+        port: of predictions; management is the next one, then metrics, gRPC and gRPC management.
+        workers: processes, one thread each; the tables are shared.
+        batch_size: requests that a worker may take at once.
+        batch_delay_ms: how long it waits for them, at least 1: TorchServe reads 0 as 100.
+        address: what to bind; anything but loopback wants a reverse proxy in front.
+        token_authorization: whether predictions need a token of key_file.json.
+        token_minutes: how long a token lives.
+        queue_size: requests that may wait; beyond, TorchServe answers 503.
+        access_log: one line a request, with its peer's address.
+    """
+
+    port: int = 8080
+    workers: int = 1
+    batch_size: int = 1
+    batch_delay_ms: int = 1
+    address: str = LOOPBACK
+    token_authorization: bool = True
+    token_minutes: int = 60
+    queue_size: int = 200
+    heap_mib: int = 512
+    access_log: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1024 <= self.port <= 65_531:
+            raise ValueError(f"port {self.port}: five ports from it on are used; choose 1024 to 65531")
+        positive = (
+            "workers",
+            "batch_size",
+            "batch_delay_ms",
+            "token_minutes",
+            "queue_size",
+        )
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Each port by its use."""
+        uses = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
+        return {use: self.port + offset for offset, use in enumerate(uses)}
+
+    def url(self, use: str) -> str:
+        """http://address:port of one use."""
+        return f"http://{self.address}:{self.ports[use]}"
+
+
+def write_server_files(folder: Path, archive: Archive, settings: ServerSettings) -> None:
+    """Write the three files into `folder`."""
+    atomic_write_bytes(folder / CONFIG_NAME, config_text(folder, archive, settings).encode())
+    atomic_write_bytes(folder / LOGGING_NAME, logging_text(access_log=settings.access_log).encode())
+    atomic_write_bytes(folder / METRICS_NAME, metrics_text().encode())
+
+
+def config_text(folder: Path, archive: Archive, settings: ServerSettings) -> str:
+    """config.properties."""
+    model = {
+        "minWorkers": settings.workers,
+        "maxWorkers": settings.workers,
+        "batchSize": settings.batch_size,
+        "maxBatchDelay": settings.batch_delay_ms,
+        "jobQueueSize": settings.queue_size,
+    }
+    store = archive.path.resolve().parent
+    properties = {
+        "model_store": store,
+        "load_models": f"{archive.name}={archive.path.name}",
+        "models": json.dumps({archive.name: {archive.version: model}}),
+        "default_workers_per_model": settings.workers,
+        "job_queue_size": settings.queue_size,
+        # Safety: tokens, no address beyond the one given, nothing registered or fetched at run time.
+        "disable_token_authorization": str(not settings.token_authorization).lower(),
+        "token_expiration_min": settings.token_minutes,
+        "inference_address": settings.url("inference"),
+        "management_address": settings.url("management"),
+        "metrics_address": settings.url("metrics"),
+        "grpc_inference_address": settings.address,
+        "grpc_management_address": settings.address,
+        "grpc_inference_port": settings.ports["grpc_inference"],
+        "grpc_management_port": settings.ports["grpc_management"],
+        "enable_model_api": "false",
+        "allowed_urls": f"file://{store}/.*",
+        "install_py_dep_per_model": "false",
+        "blacklist_env_vars": "(?i).*(token|secret|password|credential|private).*",
+        "max_request_size": _MAX_REQUEST_BYTES,
+        "max_response_size": _MAX_REQUEST_BYTES,
+        # Speed: bodies go to the handler unparsed (the largest gain), no process is spawned for statistics.
+        "decode_input_request": "false",
+        "disable_system_metrics": "true",
+        "metrics_mode": "prometheus",
+        "metrics_config": folder.resolve() / METRICS_NAME,
+        "vmargs": f"-Xmx{settings.heap_mib}m -XX:+UseSerialGC",
+    }
+    return "".join(f"{name}={value}\n" for name, value in properties.items())
+
+
+def logging_text(*, access_log: bool) -> str:
+    """log4j2.xml: JSON lines of the workers' words and TorchServe's warnings; nothing per request."""
+    return _LOGGING.replace("ACCESS_LEVEL", "info" if access_log else "off")
+
+
+def metrics_text() -> str:
+    """metrics.yaml: TorchServe's own counts of requests and waiting, and ours."""
+    ours: dict[str, list[dict[str, object]]] = {"counter": [], "gauge": []}
+    for measure in MEASURES:
+        dimensions = ["ModelName", *([measure.label] if measure.label else [])]
+        ours[measure.kind].append({"name": measure.name, "unit": measure.unit, "dimensions": dimensions})
+    # Every worker reports this at each request; without an entry it would be a warning each time.
+    ours["gauge"].append({"name": "PredictionTime", "unit": "ms", "dimensions": ["ModelName", "Level"]})
+    of_requests = {"unit": "Microseconds", "dimensions": ["model_name", "model_version", "hostname"]}
+    of_statuses = {"unit": "Count", "dimensions": ["Level", "Hostname"]}
+    counters = [{"name": f"Requests{status}XX", **of_statuses} for status in (2, 4, 5)]
+    counters.append({"name": "ts_inference_requests_total", **of_requests, "unit": "Count"})
+    counters += [
+        {"name": f"ts_{what}_latency_microseconds", **of_requests} for what in ("inference", "queue")
+    ]
+    gauges = [
+        {"name": name, "unit": "Milliseconds", "dimensions": ["Level", "Hostname"]}
+        for name in ("QueueTime", "WorkerThreadTime")
+    ]
+    gauges.append(
+        {"name": "WorkerLoadTime", "unit": "Milliseconds", "dimensions": ["WorkerName", "Level", "Hostname"]}
+    )
+    content = {
+        "dimensions": [],
+        "ts_metrics": {"counter": counters, "gauge": gauges},
+        "model_metrics": ours,
+    }
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+_LINE = '{"time":"%d{yyyy-MM-dd\'T\'HH:mm:ss.SSS}","level":"%p","logger":"%c","message":"%enc{%m}{JSON}"}%n'
+_APPENDER = """
+    <RollingFile name="NAME" fileName="${folder}/NAME.jsonl" filePattern="${folder}/NAME.%i.jsonl.gz">
+      <PatternLayout pattern="${line}"/>
+      <SizeBasedTriggeringPolicy size="20 MB"/>
+      <DefaultRolloverStrategy max="5"/>
+    </RollingFile>"""
+_APPENDERS = "".join(_APPENDER.replace("NAME", name) for name in ("server", "workers", "access"))
+_LOGGING = f"""<?xml version="1.0" encoding="UTF-8"?>
+<Configuration status="warn">
+  <Properties>
+    <Property name="line">{_LINE.replace('"', "&quot;")}</Property>
+    <Property name="folder">${{env:LOG_LOCATION:-logs}}</Property>
+  </Properties>
+  <Appenders>{_APPENDERS}
+  </Appenders>
+  <Loggers>
+    <Logger name="ACCESS_LOG" level="ACCESS_LEVEL" additivity="false"><AppenderRef ref="access"/></Logger>
+    <Logger name="MODEL_LOG" level="info" additivity="false"><AppenderRef ref="workers"/></Logger>
+    <Logger name="MODEL_METRICS" level="off"/>
+    <Logger name="TS_METRICS" level="off"/>
+    <Logger name="io.netty" level="error"/>
+    <Logger name="org.apache" level="off"/>
+    <Root level="warn"><AppenderRef ref="server"/></Root>
+  </Loggers>
+</Configuration>
+"""

@@ -1,0 +1,99 @@
+"""The TorchServe handler: how TorchServe's worker talks to an `Endpoint`, and nothing else.
+
+`dashclip archive` puts a copy of this file into the model store. TorchServe wants exactly one class in it.
+
+Batching: TorchServe hands over as many requests as its `batchSize` and `maxBatchDelay` let it collect; each
+gets its own status.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from serving.servers.background import Background
+from serving.servers.drift import LiveCounts
+from serving.servers.endpoint import FORM, Body, Endpoint
+from serving.servers.measures import BY_NAME, Series, increase
+from serving.wire.request import Scorer
+
+_PHRASES = {200: "OK", 400: "Bad Request", 413: "Payload Too Large", 500: "Internal Server Error"}
+
+
+class DashclipHandler:
+    """One of these lives in each worker process."""
+
+    def __init__(self) -> None:
+        self._endpoint: Endpoint | None = None
+        self._background: Background | None = None
+
+    def initialize(self, context: Any) -> None:
+        """Open the package named in model-config.yaml; TorchServe logs what it raises as the worker's end."""
+        settings = context.model_yaml_config["dashclip"]
+        torch.set_num_threads(1)  # workers scale; threads of several workers would fight for the cores
+        _quiet_logs()
+        scorer, live = self.open(settings, Path(context.system_properties["model_dir"]))
+        folder = settings.get("drift_counts")
+        self._endpoint = Endpoint(scorer, live=live)
+        self._background = Background(
+            self._endpoint,
+            export=_exporter(context),
+            live=live,
+            counts_folder=Path(folder) if folder else None,
+        )
+        self._background.start()
+
+    def open(self, settings: Mapping[str, Any], model_dir: Path) -> tuple[Scorer, LiveCounts | None]:
+        """The predictor of the package, which is beside this file if it was embedded."""
+        from serving.servers.opening import open_package
+
+        return open_package(model_dir / settings["package"])
+
+    def handle(self, requests: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
+        """Answer a batch."""
+        assert self._endpoint is not None
+        answers = self._endpoint.answer([_body(request, context, i) for i, request in enumerate(requests)])
+        for position, answer in enumerate(answers):
+            context.set_response_status(answer.status, _PHRASES[answer.status], position)
+            context.set_response_content_type(position, answer.content_type)
+        return [answer.content for answer in answers]
+
+
+def _body(request: Mapping[str, Any], context: Any, position: int) -> Body:
+    """The bytes of a request; none if TorchServe took it for a form, which may have altered them."""
+    name = "body" if "body" in request else "data" if "data" in request else None
+    if name is None:
+        return Body(b"", FORM if request else None)
+    content = request[name]
+    header = context.get_request_header(position, name)
+    kind = header.get("content-type") if isinstance(header, Mapping) else None
+    return Body(content.encode() if isinstance(content, str) else content, kind)
+
+
+def _exporter(context: Any) -> Any:
+    """A function that tells TorchServe's frontend what was counted since it was last called."""
+    from ts.metrics.metric_type_enum import MetricTypes
+
+    kinds = {"counter": MetricTypes.COUNTER, "gauge": MetricTypes.GAUGE}
+    before: Series = {}
+
+    def export(series: Series) -> None:
+        counters = {key: value for key, value in series.items() if BY_NAME[key[0]].kind == "counter"}
+        gauges = {key: value for key, value in series.items() if key not in counters}
+        for (name, label), value in (increase(counters, before) | gauges).items():
+            metric = context.metrics.get_metric(name, kinds[BY_NAME[name].kind])
+            metric.add_or_update(round(value, 6), [context.model_name, *([label] if label else [])])
+        before.update(counters)
+
+    return export
+
+
+def _quiet_logs() -> None:
+    """TorchServe's worker writes two lines a request to its frontend; what they say is in our measures."""
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("ts.metrics.caching_metric").setLevel(logging.INFO)
+    logging.getLogger("ts.metrics.caching_metric").addFilter(
+        lambda record: not record.getMessage().startswith("[METRICS]PredictionTime")
+    )

@@ -1,0 +1,1 @@
+"""The request, its reply, and how both travel."""

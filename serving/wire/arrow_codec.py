@@ -1,0 +1,165 @@
+"""Requests and replies as Arrow IPC streams: one record batch with a row for each candidate.
+
+A request has the column `product_id` (integers or strings) and one column for each live feature; its other
+fields are JSON under the key `dashclip` of the schema's metadata, named as in a JSON request. A reply has the
+columns `score` (float32) and `order` (int64), and its facts under the same key.
+
+A body comes from anybody, so it is read message by message: compressed buffers (a few kilobytes may unpack to
+gigabytes) and dictionaries are refused, and every buffer is validated before a value is read.
+"""
+
+import struct
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from serving.wire.json_codec import (
+    BESIDE_CANDIDATES,
+    check_fields,
+    encode_beside_candidates,
+    facts_of_reply,
+    parse_object,
+    printable,
+    without_nulls,
+)
+from serving.wire.request import MAX_COLUMNS, RequestError, ScoreReply, ScoreRequest
+
+CONTENT_TYPE = "application/vnd.apache.arrow.stream"
+#: How every Arrow stream begins, and no JSON text.
+FIRST_BYTES = b"\xff\xff\xff\xff"
+
+_KEY = b"dashclip"
+_IDS = "product_id"
+_ADVICE = "send an Arrow IPC stream of one record batch of plain, uncompressed columns"
+
+
+def decode_request(body: bytes | bytearray | memoryview) -> ScoreRequest:
+    """A request from its bytes. Columns stay in the body's memory where Arrow and NumPy allow it.
+
+    Raises:
+        RequestError: not such a stream, or a column or field that is missing, unknown or wrong.
+    """
+    batch = _read_batch(body)
+    schema = batch.schema
+    names = schema.names
+    if names.count(_IDS) != 1:
+        raise RequestError(
+            _IDS, f"{names.count(_IDS)} columns of this name", "send one, with a row for each candidate"
+        )
+    if len(set(names)) != len(names):
+        raise RequestError("body", "two columns of one name", "send each column once")
+    fields = parse_object("metadata.dashclip", (schema.metadata or {}).get(_KEY, b""))
+    check_fields(fields, required=("user_id", "query"), optional=BESIDE_CANDIDATES[2:])
+    history = fields.get("history")
+    if history is not None and not isinstance(history, list):
+        raise RequestError("history", "no list", "send a list of product ids, newest first, or null")
+    columns = dict(zip(names, batch.columns, strict=True))
+    return ScoreRequest(candidates=columns.pop(_IDS), candidate_columns=columns, **without_nulls(fields))
+
+
+def encode_request(request: ScoreRequest) -> bytes:
+    """The bytes of a request."""
+    arrays = [request.candidates, *(pa.array(values) for values in request.candidate_columns.values())]
+    names = [_IDS, *request.candidate_columns]
+    return _stream(arrays, names, encode_beside_candidates(request))
+
+
+def encode_reply(reply: ScoreReply) -> bytes:
+    """The bytes of a reply."""
+    arrays = [pa.array(reply.scores_N, pa.float32()), pa.array(reply.order_N, pa.int64())]
+    return _stream(arrays, ["score", "order"], orjson.dumps(facts_of_reply(reply)))
+
+
+def decode_reply(body: bytes) -> ScoreReply:
+    """A reply from its bytes.
+
+    Raises:
+        ValueError: these are not the bytes of a reply.
+    """
+    try:
+        batch = _read_batch(body)
+        facts = orjson.loads(batch.schema.metadata[_KEY])
+        return ScoreReply(
+            scores_N=batch.column("score").to_numpy(),
+            order_N=batch.column("order").to_numpy(),
+            **facts,
+        )
+    except (RequestError, orjson.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"not a reply: {bytes(body[:80])!r}") from None
+
+
+def _stream(arrays: list[pa.Array], names: list[str], metadata: bytes) -> bytes:
+    schema = pa.schema(
+        [pa.field(name, array.type) for name, array in zip(names, arrays, strict=True)],
+        metadata={_KEY: metadata},
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_batch(pa.record_batch(arrays, schema=schema))
+    return sink.getvalue().to_pybytes()
+
+
+def _read_batch(body: bytes | bytearray | memoryview) -> pa.RecordBatch:
+    try:
+        reader = pa.ipc.MessageReader.open_stream(pa.py_buffer(body))
+        schema = _read_schema(reader.read_next_message())
+        message = reader.read_next_message()
+        if message.type != "record batch":
+            raise RequestError("body", f"a message of type {printable(message.type)}", _ADVICE)
+        if _is_compressed(message):
+            raise RequestError("body", "a compressed record batch", _ADVICE)
+        batch = pa.ipc.read_record_batch(message, schema)
+        batch.validate(full=True)
+        if _messages_left(reader):
+            raise RequestError("body", "more than one record batch", _ADVICE)
+    except StopIteration:
+        raise RequestError("body", "a stream without a record batch", _ADVICE) from None
+    except (pa.ArrowException, OSError, EOFError, OverflowError, UnicodeDecodeError) as error:
+        raise RequestError("body", f"malformed Arrow ({_first_line(error)})", _ADVICE) from None
+    return batch
+
+
+def _read_schema(message: Any) -> pa.Schema:
+    if message.type != "schema":
+        raise RequestError("body", f"a stream that begins with a {printable(message.type)}", _ADVICE)
+    schema = pa.ipc.read_schema(message)
+    if len(schema) > MAX_COLUMNS:
+        raise RequestError("body", f"{len(schema):,} columns", f"send at most {MAX_COLUMNS}")
+    # Reading the names fails if one is not UTF-8, which nothing above has checked.
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        if pa.types.is_nested(kind) or pa.types.is_dictionary(kind):
+            raise RequestError(printable(name), f"a column of {kind}", _ADVICE)
+    return schema
+
+
+def _is_compressed(message: Any) -> bool:
+    """Whether the record batch names a codec: field 3 of the table in field 2 of the flatbuffer.
+
+    `pyarrow` does not tell before it has unpacked. The flatbuffer was verified when the message was opened.
+    """
+    buffer = memoryview(message.metadata)
+    root = struct.unpack_from("<I", buffer, 0)[0]
+    batch = root + _field(buffer, root, 2)
+    batch += struct.unpack_from("<I", buffer, batch)[0]
+    return _field(buffer, batch, 3) != 0
+
+
+def _field(buffer: memoryview, table: int, slot: int) -> int:
+    """Offset of a field from its table's start; 0 if it is absent."""
+    vtable = table - struct.unpack_from("<i", buffer, table)[0]
+    vtable_bytes = struct.unpack_from("<H", buffer, vtable)[0]
+    position = 4 + 2 * slot
+    return int(struct.unpack_from("<H", buffer, vtable + position)[0]) if position < vtable_bytes else 0
+
+
+def _messages_left(reader: Any) -> bool:
+    try:
+        reader.read_next_message()
+    except StopIteration:
+        return False
+    return True
+
+
+def _first_line(error: BaseException) -> str:
+    return ascii(str(error).split("\n", 1)[0])[1:-1][:80]

@@ -1,0 +1,110 @@
+"""Hold-out: a role is a property of the text and the seed, never of the other rows."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION, HoldoutConfig, product_roles, query_roles
+
+HALF = HoldoutConfig(test_query_share=0.3, validation_query_share=0.2, test_product_share=0.5)
+TEXTS = [f"query {number}" for number in range(20_000)]
+
+
+@given(st.lists(st.text(), unique=True, max_size=20), st.randoms(use_true_random=False), st.integers(0, 5))
+def test_a_role_depends_neither_on_other_rows_nor_on_their_order(queries: list, random, seed: int) -> None:
+    config = HALF.model_copy(update={"seed": seed})
+    together = dict(zip(queries, query_roles(queries, config).tolist(), strict=True))
+    products = dict(zip(queries, product_roles(queries, config).tolist(), strict=True))
+    random.shuffle(queries)
+    for query in queries[: len(queries) // 2 + 1]:
+        assert query_roles([query], config).tolist() == [together[query]]
+        assert product_roles([query], config).tolist() == [products[query]]
+
+
+def test_roles_of_given_texts_never_change() -> None:
+    """Written down on purpose: another hash would move test queries into training of older encoders."""
+    queries = ["oat milk", "batteries aa", "dog food", "sushi", "ice", "café", "12oz cola", "nappies"]
+    assert query_roles(queries, HALF).tolist() == [0, 1, 0, 0, 0, 0, 2, 2]
+    assert product_roles(range(8), HALF).tolist() == [2, 0, 0, 0, 2, 0, 2, 2]
+
+
+def test_shares_come_out_as_asked() -> None:
+    roles = query_roles(TEXTS, HoldoutConfig(test_query_share=0.1, validation_query_share=0.05))
+    share = np.bincount(roles, minlength=3) / len(TEXTS)
+    # Five standard deviations of a share of 20,000.
+    np.testing.assert_allclose(share, [0.85, 0.05, 0.1], atol=5 * (0.15 * 0.85 / 20_000) ** 0.5)
+    held_out = (product_roles(range(20_000), HoldoutConfig(test_product_share=0.05)) == TEST).mean()
+    assert held_out == pytest.approx(0.05, abs=5 * (0.05 * 0.95 / 20_000) ** 0.5)
+
+
+def test_nothing_is_held_out_at_share_zero() -> None:
+    config = HoldoutConfig(test_query_share=0, validation_query_share=0, test_product_share=0)
+    assert not query_roles(TEXTS[:1000], config).any()
+    assert not product_roles(TEXTS[:1000], config).any()
+
+
+def test_a_larger_share_only_takes_from_training() -> None:
+    small = query_roles(TEXTS, HoldoutConfig(test_query_share=0.1, validation_query_share=0.05))
+    more_test = query_roles(TEXTS, HoldoutConfig(test_query_share=0.3, validation_query_share=0.05))
+    more_validation = query_roles(TEXTS, HoldoutConfig(test_query_share=0.1, validation_query_share=0.4))
+    assert (more_test[small == TEST] == TEST).all()
+    np.testing.assert_array_equal(more_test == VALIDATION, small == VALIDATION)
+    assert (more_validation[small == VALIDATION] == VALIDATION).all()
+    np.testing.assert_array_equal(more_validation == TEST, small == TEST)
+
+
+def test_seeds_choose_independently() -> None:
+    first = query_roles(TEXTS, HALF) == TEST
+    second = query_roles(TEXTS, HALF.model_copy(update={"seed": 1})) == TEST
+    assert (first & second).mean() == pytest.approx(0.3 * 0.3, abs=0.012)
+
+
+def test_a_query_and_a_product_of_one_spelling_are_independent() -> None:
+    config = HoldoutConfig(test_query_share=0.5, validation_query_share=0, test_product_share=0.5)
+    alike = (query_roles(TEXTS, config) == product_roles(TEXTS, config)).mean()
+    assert alike == pytest.approx(0.5, abs=0.02)
+
+
+@given(st.text())
+def test_case_width_and_spaces_do_not_part_a_query_from_its_twin(query: str) -> None:
+    spaced = f"  {query}\t"
+    assert query_roles([query], HALF) == query_roles([spaced], HALF)
+    roles = query_roles(["Oat  Milk", "oat milk", "ｏａｔ milk", "OAT MILK "], HALF)
+    assert len(set(roles.tolist())) == 1
+
+
+def test_integer_and_string_ids_have_one_role() -> None:
+    numbers = list(range(500))
+    np.testing.assert_array_equal(product_roles(numbers, HALF), product_roles(map(str, numbers), HALF))
+    np.testing.assert_array_equal(product_roles(pa.array(numbers), HALF), product_roles(numbers, HALF))
+
+
+def test_no_rows_have_no_roles() -> None:
+    roles = query_roles(pa.array([], pa.string()), HALF)
+    assert (roles.shape, roles.dtype) == ((0,), np.int8)
+    assert set(product_roles(TEXTS, HALF).tolist()) == {TRAIN, TEST}
+
+
+def test_nulls_are_refused_with_their_position() -> None:
+    with pytest.raises(ValueError, match="queries must not be null, but number 1 is"):
+        query_roles(pa.array(["a", None]), HALF)
+    with pytest.raises(ValueError, match="product ids must not be null, but number 0 is"):
+        product_roles(pa.array([None, 3]), HALF)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"test_query_share": 1.0},
+        {"test_product_share": -0.1},
+        {"test_query_share": 0.6, "validation_query_share": 0.4},
+        {"seed": -1},
+        {"test_share": 0.1},
+    ],
+)
+def test_nonsense_shares_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValidationError):
+        HoldoutConfig(**wrong)

@@ -1,0 +1,370 @@
+"""The catalogue: what lacks is counted, lookalikes share a group, a batch equals its products alone."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embeddings.catalog import lookalikes as catalog_groups
+from embeddings.catalog.images import AugmentationConfig, ImageUnreadable, load_image, to_pixels
+from embeddings.catalog.lookalikes import groups_of_lookalikes, without_size
+from embeddings.catalog.products import CatalogError, ProductBatch, ProductCatalog, load_batch, prefetch
+from embeddings.catalog.tokenizer import TextTokenizer
+from tests.embeddings.small_catalog import small_tokenizer, write_small_catalog
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 products; product 3 has no title, 5 no image, 7 neither."""
+    folder = tmp_path_factory.mktemp("small") / "data"
+    return write_small_catalog(folder, without_title=[3, 7], without_image=[5, 7])
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return small_tokenizer()
+
+
+def write_products(folder: Path, **columns: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.table(columns), folder / "products.parquet")
+    return folder
+
+
+def batch_of(data: Path, tokenizer: TextTokenizer, index: object, **options: object) -> ProductBatch:
+    catalog = ProductCatalog.open(data)
+    return load_batch(catalog, tokenizer, index, image_size=16, max_title_tokens=12, **options)
+
+
+def test_products_keep_the_order_of_their_table_and_say_what_they_lack(data: Path) -> None:
+    catalog = ProductCatalog.open(data)
+    assert catalog.ids.to_pylist() == list(range(100, 124))
+    assert catalog.titles[:4] == ["Acme Red Circle", "Borvo Green Square", "Celto Blue Triangle", ""]
+    assert catalog.image_paths[0] == data / "images" / "100.png"
+    assert catalog.image_paths[5] is None
+    assert catalog.aisles[:3] == ["Round", "Angular", "Angular"]
+    summary = catalog.summary()
+    assert (summary.products, summary.without_title, summary.without_image, summary.without_both) == (
+        (24, 2, 2, 1)
+    )
+    assert len(catalog) == 24
+
+
+def test_a_modality_left_out_reads_as_missing_for_all(data: Path) -> None:
+    texts, pictures = (ProductCatalog.open(data, modalities=[kind]) for kind in ("text", "image"))
+    assert texts.summary().without_image == pictures.summary().without_title == 24
+    assert (texts.summary().without_title, pictures.summary().without_image) == (2, 2)
+
+
+def test_several_text_columns_are_joined_without_nulls_and_stray_spaces(tmp_path: Path) -> None:
+    data = write_products(
+        tmp_path / "data",
+        product_id=["a", "b", "c"],
+        title=[" Cola \t Zero", None, " "],
+        brand=["Acme", "Borvo", None],
+    )
+    catalog = ProductCatalog.open(data, text_columns=("brand", "title"))
+    assert catalog.titles == ["Acme Cola Zero", "Borvo", ""]
+    assert (catalog.aisles, catalog.image_paths) == (["", "", ""], [None, None, None])
+    assert catalog.ids.type == pa.string()
+
+
+def test_a_folder_of_files_is_one_table(tmp_path: Path) -> None:
+    for name, product in (("b", 2), ("a", 1)):
+        write_products(tmp_path / name, product_id=pa.array([product], pa.int32()), title=["x"])
+        (tmp_path / "products").mkdir(exist_ok=True)
+        shutil.move(tmp_path / name / "products.parquet", tmp_path / "products" / f"{name}.parquet")
+    catalog = ProductCatalog.open(tmp_path)
+    assert catalog.ids.to_pylist() == [1, 2]
+    assert catalog.ids.type == pa.int64()
+
+
+def test_no_products_are_a_catalogue_of_length_zero(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    data = write_products(
+        tmp_path / "data", product_id=pa.array([], pa.int64()), title=pa.array([], pa.string())
+    )
+    catalog = ProductCatalog.open(data)
+    assert len(catalog) == len(catalog.group_P) == 0
+    batch = load_batch(catalog, tokenizer, [], image_size=8, max_title_tokens=8)
+    assert batch.pixels_BCHW.shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "columns, said",
+    [
+        ({"product_id": [1, 2, 1], "title": ["a"] * 3}, "1 appears 2 times"),
+        ({"product_id": [1, None], "title": ["a"] * 2}, "that of row 1 is"),
+        ({"product_id": [1.5], "title": ["a"]}, "integer or a string, got double"),
+        ({"product_id": [1], "name": ["a"]}, r"columns \['title'\]; they have product_id, name"),
+        ({"product_id": [1], "title": ["a"], "image": ["../secret.png"]}, "must lie inside"),
+        ({"product_id": [1], "title": ["a"], "image": ["/etc/logo.png"]}, "must lie inside"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_refused(tmp_path: Path, columns: dict, said: str) -> None:
+    with pytest.raises(CatalogError, match=said):
+        ProductCatalog.open(write_products(tmp_path / "data", **columns))
+
+
+def test_a_folder_without_products_and_unknown_modalities_are_refused(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(CatalogError, match=r"no products\.parquet"):
+        ProductCatalog.open(tmp_path)
+    for modalities in ([], ["sound"]):
+        with pytest.raises(CatalogError, match="modalities"):
+            ProductCatalog.open(data, modalities=modalities)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "title, plain",
+    [
+        ("Cola Zero, 6 x 330ml", "cola zero"),
+        ("Cola Zero 12 fl. oz (Pack of 8)", "cola zero"),
+        ("Whole Milk 1.5 L", "whole milk"),
+        ("Vitamins, 30 pcs", "vitamins"),
+        ("Plywood 3 in. x 4 ft. x 8 ft.", "plywood"),
+        ("Family Size Crackers 12-count", "crackers"),
+        ("7 Up", "7 up"),
+        ("2% Milk", "2 milk"),
+        ("Vitamin B 12", "vitamin b 12"),
+        ("Series 3 Razor", "series 3 razor"),
+        ("Pack Light Bag", "pack light bag"),
+        ("500 g", ""),
+        ("🍊", ""),
+    ],
+)
+def test_sizes_leave_a_title_and_other_numbers_stay(title: str, plain: str) -> None:
+    assert without_size(title) == plain
+
+
+def test_size_variants_and_equal_titles_share_a_group() -> None:
+    titles = ["Cola 330 ml", "COLA, 6 x 1 l", "Cola Zero 1 l", "cola", "", "", "🍊", "🍊", "500 g", "1 kg"]
+    groups = groups_of_lookalikes(titles, [None] * len(titles))
+    assert groups.tolist() == [0, 0, 2, 0, 4, 5, 6, 7, 8, 9]
+    assert groups.dtype == np.int64
+
+
+def test_pictures_with_the_same_bytes_share_a_group(tmp_path: Path) -> None:
+    contents = {"a": b"one", "b": b"two", "c": b"one", "d": b"longer"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [tmp_path / name for name in "abcdda"] + [tmp_path / "lost", tmp_path / "lost", None, None]
+    titles = [f"word{position}" for position in range(len(paths))]
+    assert groups_of_lookalikes(titles, paths).tolist() == [0, 1, 0, 3, 3, 0, 6, 7, 8, 9]
+
+
+def test_lookalikes_are_joined_through_chains(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / "b").write_bytes(b"one")
+    paths = [None, tmp_path / "a", tmp_path / "b", None]
+    assert groups_of_lookalikes(["x", "y", "z 1 l", "z"], paths).tolist() == [0, 1, 1, 1]
+
+
+def test_only_pictures_of_equal_length_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, length in (("a", 3), ("b", 4), ("c", 4)):
+        (tmp_path / name).write_bytes(bytes(length))
+    read: list[str] = []
+    monkeypatch.setattr(catalog_groups, "sha256_of", lambda path: read.append(path.name) or "digest")
+    groups_of_lookalikes(["w1", "w2", "w3", "w4"], [tmp_path / name for name in "abca"])
+    assert read == ["b", "c"]
+
+
+@given(
+    facts=st.lists(
+        st.tuples(st.sampled_from(["a", "b", "c 1 l", "c", "a 2 kg", ""]), st.sampled_from("xyz-")),
+        max_size=12,
+    )
+)
+@settings(max_examples=40, deadline=None)
+def test_groups_equal_the_connected_parts_found_by_brute_force(
+    tmp_path_factory: pytest.TempPathFactory, facts: list[tuple[str, str]]
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    for name in "xyz":
+        (folder / name).write_bytes(name.encode())
+    paths = [None if name == "-" else folder / name for _, name in facts]
+    groups = groups_of_lookalikes([title for title, _ in facts], paths)
+    expected = list(range(len(facts)))
+    for _ in facts:
+        for first, (title, name) in enumerate(facts):
+            for second, (other_title, other_name) in enumerate(facts):
+                same_title = title != "" and without_size(title) == without_size(other_title)
+                if same_title or (name != "-" and name == other_name):
+                    expected[first] = expected[second] = min(expected[first], expected[second])
+    assert groups.tolist() == expected
+
+
+def test_groups_are_those_of_titles_and_pictures(data: Path) -> None:
+    assert ProductCatalog.open(data).group_P.tolist() == list(range(24))
+
+
+def test_a_batch_holds_pixels_tokens_and_what_lacks(data: Path, tokenizer: TextTokenizer) -> None:
+    batch = batch_of(data, tokenizer, [5, 0, 7, 3])
+    assert batch.index_B.tolist() == [5, 0, 7, 3]
+    assert batch.has_image_B.tolist() == [False, True, False, True]
+    assert batch.has_title_B.tolist() == [True, True, False, False]
+    assert not batch.pixels_BCHW[[0, 2]].any()
+    image = load_image(data / "images" / "100.png", size=16)
+    assert torch.equal(batch.pixels_BCHW[1], to_pixels(image[None])[0])
+    assert batch.ids_BT[2].tolist()[:2] == [tokenizer.cls_id, tokenizer.sep_id]
+    assert batch.mask_BT.sum(dim=1).tolist()[2:] == [2, 2]
+    assert batch.pixels_BCHW.dtype == torch.float32
+    assert batch.index_B.dtype == torch.int64
+    assert len(batch) == 4
+
+
+@given(index=st.lists(st.integers(0, 23), min_size=1, max_size=6), seed=st.integers(0, 99))
+@settings(max_examples=8, deadline=None)
+def test_a_batch_equals_its_products_one_by_one(
+    data: Path, tokenizer: TextTokenizer, index: list[int], seed: int
+) -> None:
+    options = {"augmentation": AugmentationConfig(), "seed": (seed, 1)}
+    batch = batch_of(data, tokenizer, index, **options, threads=2)
+    for position, product in enumerate(index):
+        alone = batch_of(data, tokenizer, [product], **options)
+        length = int(batch.mask_BT[position].sum())
+        assert torch.equal(alone.pixels_BCHW[0], batch.pixels_BCHW[position])
+        assert torch.equal(alone.ids_BT[0], batch.ids_BT[position, :length])
+        assert alone.has_image_B[0] == batch.has_image_B[position]
+        assert alone.has_title_B[0] == batch.has_title_B[position]
+
+
+def test_each_seed_augments_anew_and_each_product_apart(data: Path, tokenizer: TextTokenizer) -> None:
+    config = AugmentationConfig()
+    plain = batch_of(data, tokenizer, [0, 0])
+    first = batch_of(data, tokenizer, [0, 0], augmentation=config, seed=(1,))
+    second = batch_of(data, tokenizer, [0, 0], augmentation=config, seed=(2,))
+    assert torch.equal(first.pixels_BCHW[0], first.pixels_BCHW[1])
+    assert not torch.equal(first.pixels_BCHW, second.pixels_BCHW)
+    assert not torch.equal(first.pixels_BCHW, plain.pixels_BCHW)
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """The picture of product 1 is cut off and that of product 2 is gone."""
+    data = write_small_catalog(tmp_path / "data", products=4)
+    picture = data / "images" / "101.png"
+    picture.write_bytes(picture.read_bytes()[:200])
+    (data / "images" / "102.png").unlink()
+    return data
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_unreadable_image_is_reported_and_counts_as_missing(
+    damaged: Path, tokenizer: TextTokenizer, threads: int
+) -> None:
+    reported: list[tuple[int, str]] = []
+    batch = batch_of(
+        damaged,
+        tokenizer,
+        [2, 0, 1],
+        unreadable=lambda product, error: reported.append((product, error.path.name)),
+        threads=threads,
+    )
+    assert reported == [(2, "102.png"), (1, "101.png")]
+    assert batch.has_image_B.tolist() == [False, True, False]
+    assert not batch.pixels_BCHW[[0, 2]].any()
+    assert batch.has_title_B.all()
+
+
+def test_an_unreadable_image_stops_the_batch_unless_asked_otherwise(
+    damaged: Path, tokenizer: TextTokenizer
+) -> None:
+    with pytest.raises(ImageUnreadable, match=r"101\.png"):
+        batch_of(damaged, tokenizer, [0, 1])
+
+
+@pytest.mark.parametrize("index", [[24], [0, -1]])
+def test_an_index_outside_the_catalogue_is_refused(
+    data: Path, tokenizer: TextTokenizer, index: list[int]
+) -> None:
+    with pytest.raises(CatalogError, match=f"from 0 to 23, got {index[-1]}"):
+        batch_of(data, tokenizer, index)
+
+
+def test_a_batch_moves_as_a_whole(data: Path, tokenizer: TextTokenizer) -> None:
+    moved = batch_of(data, tokenizer, [0, 1]).to("meta")
+    assert {tensor.device.type for tensor in vars(moved).values()} == {"meta"}
+    assert isinstance(moved, ProductBatch)
+
+
+def prefetch_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def test_prefetching_keeps_order_and_ends() -> None:
+    assert list(prefetch(range(50), depth=3)) == list(range(50))
+    assert list(prefetch([], depth=1)) == []
+    assert list(prefetch([None, None])) == [None, None]
+    assert not prefetch_threads()
+
+
+def test_prefetching_runs_ahead_by_its_depth_and_no_further() -> None:
+    begun: list[int] = []
+    waits = threading.Semaphore(0)
+
+    def source() -> Iterator[int]:
+        for number in range(10):
+            begun.append(number)
+            waits.release()
+            yield number
+
+    elements = prefetch(source(), depth=2)
+    assert next(elements) == 0
+    for _ in range(4):  # one taken, two waiting, one in the making
+        assert waits.acquire(timeout=10)
+    assert not waits.acquire(timeout=0.1)
+    assert begun == [0, 1, 2, 3]
+    elements.close()  # type: ignore[attr-defined]
+
+
+def test_an_exception_arrives_after_the_elements_before_it() -> None:
+    def source() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise ImageUnreadable(Path("a.png"), "it is cut off")
+
+    elements = prefetch(source(), depth=8)
+    assert [next(elements), next(elements)] == [1, 2]
+    with pytest.raises(ImageUnreadable, match="it is cut off"):
+        next(elements)
+    assert not prefetch_threads()
+
+
+@pytest.mark.parametrize("taken", [1, 3])
+@pytest.mark.parametrize("depth", [1, 4])
+def test_a_consumer_that_stops_early_ends_the_thread_and_closes_the_source(taken: int, depth: int) -> None:
+    closed = threading.Event()
+
+    def source() -> Iterator[int]:
+        try:
+            yield from range(1_000_000)
+        finally:
+            closed.set()
+
+    elements = prefetch(source(), depth=depth)
+    for _ in range(taken):
+        next(elements)
+    elements.close()  # type: ignore[attr-defined]
+    assert closed.is_set()
+    assert not prefetch_threads()
+
+
+def test_nothing_runs_before_the_first_element_is_asked_for() -> None:
+    def source() -> Iterator[int]:
+        raise AssertionError("asked too early")
+        yield
+
+    prefetch(source())
+    assert not prefetch_threads()
+
+
+def test_a_depth_below_one_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
+        prefetch([1], depth=0)

@@ -1,0 +1,371 @@
+"""Stage 2: its batches, losses and what may be a negative."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import embeddings.stages.stage2_task
+from embeddings.catalog.products import ProductCatalog
+from embeddings.relevance.build_tuples import read_grades
+from embeddings.stages.stage2_model import TEMPERATURE_RANGE, AlignBatch
+from embeddings.stages.stage2_task import AlignTask, Tuples
+from embeddings.training.loop import train
+from tests.embeddings.small_catalog import write_small_catalog
+from tests.embeddings.small_encoders import NEGATIVES, align_task, build_small_tuples, small_encoder
+
+PRODUCTS, NO_IMAGE, BROKEN = 24, 2, 5
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_small_catalog(
+        tmp_path_factory.mktemp("align"), products=PRODUCTS, without_image={NO_IMAGE}, without_title={3}
+    )
+    (folder / "images" / f"{100 + BROKEN}.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuples(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Tuples:
+    return build_small_tuples(data, tmp_path_factory.mktemp("tuples"))
+
+
+def batches_of(task: AlignTask, epoch: int = 0, first_step: int = 0) -> list[AlignBatch]:
+    return list(task.micro_batches(epoch, first_step))
+
+
+def loop_loss(task: AlignTask, rows: np.ndarray) -> float:
+    """Paper equation 1, one tuple at a time, from the public vectors of encoder and queries."""
+    catalog, queries = task.catalog, task.tuples.train.queries.to_pylist()
+    total = 0.0
+    for row in rows:
+        product, *asked = task.tuples.train.tuples_NC[row].tolist()
+        batch = embeddings.stages.stage2_task.load_batch(
+            catalog,
+            task.encoder.tokenizer,
+            [product],
+            image_size=32,
+            max_title_tokens=24,
+            unreadable=lambda product, error: None,
+        )
+        with torch.no_grad():
+            vector_D = task.encoder.product(batch)[0]
+            query_CD = task.encoder.embed_queries([queries[query] for query in asked])
+        cosines = [float(vector_D @ query / vector_D.norm() / query.norm()) for query in query_CD]
+        terms = [math.exp(cosine / task.config.temperature) for cosine in cosines]
+        total += -math.log(terms[0] / sum(terms))
+    return total / len(rows)
+
+
+def first_rows(task: AlignTask) -> np.ndarray:
+    return np.random.default_rng((task.config.seed, 0)).permutation(len(task.tuples.train))[: task.batch_rows]
+
+
+@pytest.mark.parametrize("settings", [{}, {"product_side": "all"}, {"temperature": 0.2}])
+def test_the_loss_is_equation_1_tuple_by_tuple(data: Path, tuples: Tuples, settings: dict[str, Any]) -> None:
+    task = align_task(data, tuples, **settings)
+    task.module.eval()
+    with torch.no_grad():
+        loss = float(task.module(batches_of(task)[0])["loss"])
+    assert loss == pytest.approx(loop_loss(task, first_rows(task)), rel=1e-4)
+
+
+def test_image_tokens_kept_in_memory_give_the_same_loss(
+    data: Path, tuples: Tuples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = align_task(data, tuples)
+    monkeypatch.setattr(embeddings.stages.stage2_task, "IMAGE_CACHE_BYTES", 0)
+    fresh = align_task(data, tuples)
+    assert cached.image_cache is not None
+    assert fresh.image_cache is None
+    for one, other in zip(batches_of(cached)[:3], batches_of(fresh)[:3], strict=True):
+        assert one.products.has_image_B.equal(other.products.has_image_B)
+        assert one.image_GIH is not None
+        assert other.image_GIH is None
+        torch.testing.assert_close(cached.module(one)["loss"], fresh.module(other)["loss"], rtol=1e-5, atol=0)
+    assert list(cached.unreadable) == list(fresh.unreadable) == [BROKEN]
+
+
+def test_image_tokens_are_not_kept_when_the_image_encoder_is_trained(data: Path, tuples: Tuples) -> None:
+    assert align_task(data, tuples, product_side="all").image_cache is None
+
+
+def gradients(task: AlignTask) -> dict[str, Tensor]:
+    task.module.zero_grad()
+    for batch in batches_of(task)[: task.config.accumulation]:
+        (task.module(batch)["loss"] / task.config.accumulation).backward()
+    return {name: p.grad.clone() for name, p in task.parameters() if p.grad is not None}
+
+
+def test_accumulating_twice_gives_the_gradient_of_one_batch(data: Path, tuples: Tuples) -> None:
+    """The loss has no terms across rows."""
+    encoder = small_encoder().with_query_encoder()
+    whole, parts = (
+        gradients(align_task(data, tuples, encoder=encoder, accumulation=times)) for times in (1, 2)
+    )
+    assert whole.keys() == parts.keys()
+    largest = max(float(gradient.abs().max()) for gradient in whole.values())
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-3, atol=1e-5 * largest, msg=name)
+
+
+def test_in_batch_negatives_are_never_relevant_and_never_of_the_own_tuple(data: Path, tuples: Tuples) -> None:
+    task = align_task(data, tuples, in_batch_negatives=True)
+    queries, grades = tuples.train.queries.to_pylist(), read_grades(data)
+    relevant = {
+        (int(product), queries[query])
+        for product, query, grade in zip(grades.product_G, grades.query_G, grades.grade_G, strict=True)
+        if grade > 0
+    }
+    known_ids = {
+        tuple(ids[mask > 0].tolist()): query
+        for query, ids, mask in zip(queries, *task.query_tokens, strict=True)
+    }
+    free = 0
+    for batch in batches_of(task):
+        assert batch.relevant_BV is not None
+        asked = [
+            known_ids[tuple(row[mask > 0].tolist())]
+            for ids, masks in batch.query_chunks
+            for row, mask in zip(ids, masks, strict=True)
+        ]
+        for row, product in enumerate(batch.products.index_B[batch.product_B].tolist()):
+            own = {asked[place] for place in batch.query_BC[row].tolist()}
+            for place, query in enumerate(asked):
+                assert bool(batch.relevant_BV[row, place]) == (query in own or (product, query) in relevant)
+                free += not batch.relevant_BV[row, place]
+    assert free > 0
+
+
+def test_in_batch_negatives_raise_the_loss(data: Path, tuples: Tuples) -> None:
+    encoder = small_encoder().with_query_encoder()
+    tasks = [align_task(data, tuples, encoder=encoder, in_batch_negatives=flag) for flag in (False, True)]
+    plain, more = (float(task.module.eval()(batches_of(task)[0])["loss"].detach()) for task in tasks)
+    assert more > plain
+
+
+@pytest.mark.parametrize("batch_size", [4, 64])
+def test_the_evaluation_is_the_loss_of_every_validation_tuple(
+    data: Path, tuples: Tuples, batch_size: int
+) -> None:
+    task = align_task(data, replace(tuples, validation=tuples.train), batch_size=batch_size)
+    task.module.eval()
+    with torch.no_grad():
+        measures = task.evaluate()
+    expected = loop_loss(task, np.arange(len(tuples.train)))
+    assert measures["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_equal_vectors_give_the_logarithm_of_the_candidates_and_no_product_its_query(
+    data: Path, tuples: Tuples
+) -> None:
+    task = align_task(data, tuples)
+    assert task.encoder.query is not None
+    with torch.no_grad():
+        task.encoder.query.query_proj.weight.zero_()
+        task.encoder.query.query_proj.bias.fill_(1.0)
+        measures = task.evaluate()
+    assert measures["loss"] == pytest.approx(math.log(1 + NEGATIVES), rel=1e-5)
+    assert measures["positive_first"] == 0.0
+
+
+def test_steps_along_the_gradient_lower_the_loss(data: Path, tuples: Tuples) -> None:
+    task = align_task(data, tuples, batch_size=64)
+    optimizer = torch.optim.AdamW([parameter for _, parameter in task.parameters()], lr=3e-3)
+    batch, losses = batches_of(task)[0], []
+    for _ in range(14):
+        loss = task.module(batch)["loss"]
+        losses.append(float(loss.detach()))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_an_epoch_shows_each_tuple_at_most_once_and_resumes_at_any_step(data: Path, tuples: Tuples) -> None:
+    task = align_task(data, tuples, accumulation=2)
+    batches = batches_of(task, epoch=1)
+    assert sum(len(batch.product_B) for batch in batches) == task.steps_per_epoch * task.batch_rows
+    later = batches_of(task, epoch=1, first_step=2)
+    assert len(later) == len(batches) - 4
+    for got, expected in zip(later, batches[4:], strict=True):
+        assert got.products.index_B.equal(expected.products.index_B)
+        assert got.query_BC.equal(expected.query_BC)
+
+
+TEXT, PROJECTION, VISION = "product.text.", "product.product_proj.", "product.vision."
+
+
+@pytest.mark.parametrize(
+    ("side", "parts"),
+    [
+        ("frozen", ()),
+        ("projection", (PROJECTION,)),
+        ("grounded", (PROJECTION, TEXT)),
+        ("all", (PROJECTION, TEXT, VISION)),
+    ],
+)
+@pytest.mark.parametrize("layers", [0, 1])
+def test_freezing_leaves_exactly_the_named_parts(
+    data: Path, tuples: Tuples, side: str, parts: tuple[str, ...], layers: int
+) -> None:
+    task = align_task(data, tuples, product_side=side, frozen_layers=layers)
+    still = ("query.text.embeddings.", "query.text.encoder.layer.0.") if layers else ()
+    expected = {
+        name
+        for name, _ in task.module.named_parameters()
+        if name.startswith(parts) or (name.startswith("query.") and not (still and name.startswith(still)))
+    }
+    assert {name for name, _ in task.parameters()} == expected
+
+
+def test_training_moves_what_is_trained_and_nothing_else(data: Path, tuples: Tuples, tmp_path: Path) -> None:
+    task = align_task(data, tuples, frozen_layers=1, batch_size=64, learn_temperature=True, weight_decay=0.0)
+    before = {name: value.clone() for name, value in task.module.state_dict().items()}
+    train(task, tmp_path, config=task.config, fingerprint="a")
+    moved = {name for name, value in task.module.state_dict().items() if not value.equal(before[name])}
+    assert moved == {name for name, _ in task.parameters()}
+
+
+def test_a_learned_temperature_is_held_in_its_range(data: Path, tuples: Tuples) -> None:
+    task = align_task(data, tuples, learn_temperature=True)
+    for value, held in ((3.0, TEMPERATURE_RANGE[1]), (0.0, TEMPERATURE_RANGE[0])):
+        with torch.no_grad():
+            task.module.temperature.fill_(value)
+        task.before_step(0)
+        assert float(task.module.temperature.detach()) == pytest.approx(held)
+
+
+def test_each_distinct_query_is_encoded_once_among_queries_of_its_length(
+    data: Path, tuples: Tuples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embeddings.stages.stage2_task, "QUERY_CHUNK", 4)
+    batch = batches_of(align_task(data, tuples))[0]
+    rows = [row for ids, mask in batch.query_chunks for row in zip(ids.tolist(), mask.tolist(), strict=True)]
+    texts = [tuple(token for token, used in zip(*row, strict=True) if used) for row in rows]
+    assert len(set(texts)) == len(texts) == int(batch.query_BC.max()) + 1
+    assert [len(text) for text in texts] == sorted(len(text) for text in texts)
+    assert all(mask.bool().any(dim=0).all() for _, mask in batch.query_chunks)
+    assert len(batch.products.index_B.unique()) == len(batch.products.index_B)
+
+
+def test_bfloat16_evaluates_nearly_the_same(data: Path, tuples: Tuples) -> None:
+    task = align_task(data, tuples)
+    with torch.no_grad():
+        exact = task.evaluate()["loss"]
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = task.evaluate()["loss"]
+    assert rounded == pytest.approx(exact, rel=0.03)
+
+
+def test_queries_made_of_titles_add_a_weighted_loss(data: Path, tuples: Tuples) -> None:
+    task = align_task(data, tuples, title_query_weight=0.5)
+    losses = task.module.eval()(batches_of(task)[0])
+    assert float(losses["title_queries"]) > 0
+    torch.testing.assert_close(losses["loss"], losses["pqc"] + 0.5 * losses["title_queries"])
+    assert all(batch.title_queries is None for batch in batches_of(align_task(data, tuples)))
+
+
+def test_what_cannot_be_aligned_is_refused(data: Path, tuples: Tuples, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"needs a query encoder; call with_query_encoder\(\) first"):
+        align_task(data, tuples, encoder=small_encoder())
+    no_tuples = replace(tuples.train, tuples_NC=tuples.train.tuples_NC[:1])
+    with pytest.raises(ValueError, match=r"needs at least two training tuples .* got 1 and "):
+        align_task(data, replace(tuples, train=no_tuples))
+    other = build_small_tuples(write_small_catalog(tmp_path / "other", products=12), tmp_path / "tuples")
+    with pytest.raises(ValueError, match="must come from the same relevance data"):
+        align_task(data, replace(tuples, validation=other.validation))
+    encoder = small_encoder().with_query_encoder()
+    config = align_task(data, tuples).config.model_copy(update={"in_batch_negatives": True})
+    with pytest.raises(ValueError, match=r"in_batch_negatives .*the grades"):
+        AlignTask(
+            encoder,
+            ProductCatalog.open(data),
+            tuples,
+            config=config,
+            device=torch.device("cpu"),
+            ranks=embeddings.stages.stage2_task.Ranks(),
+        )
+
+
+def test_the_module_is_made_of_the_encoders_of_the_task(data: Path, tuples: Tuples) -> None:
+    task = align_task(data, tuples)
+    parts: tuple[nn.Module, nn.Module] = (task.module.product, task.module.query)
+    assert parts == (task.encoder.product, task.encoder.query)
+
+
+def test_a_query_never_picks_against_lookalikes_or_products_of_at_least_its_grade(
+    data: Path, tuples: Tuples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = align_task(data, tuples, product_negatives=64)
+    grades = read_grades(data)
+    grade_of = {
+        (int(product), int(query)): int(grade)
+        for product, query, grade in zip(grades.product_G, grades.query_G, grades.grade_G, strict=True)
+    }
+    seen: list[tuple[Any, np.ndarray]] = []
+    pick = task.module._pick
+
+    def noted(
+        candidates: Any, query_BD: Tensor, own_B: Tensor, excluded_BC: np.ndarray, **more: Any
+    ) -> Tensor:
+        seen.append((candidates, excluded_BC))
+        return pick(candidates, query_BD, own_B, excluded_BC, **more)
+
+    monkeypatch.setattr(task.module, "_pick", noted)
+    task.module.train()
+    negatives = 0
+    for batch in batches_of(task):
+        task.module(batch)
+        candidates, excluded_BC = seen.pop()
+        own = candidates.product_C[batch.product_B.numpy()]
+        for row, (product, query, grade) in enumerate(
+            zip(own.tolist(), batch.positive_B.tolist(), batch.grade_B.tolist(), strict=True)
+        ):
+            for place, other in enumerate(candidates.product_C.tolist()):
+                alike = other >= 0 and task.catalog.group_P[other] == task.catalog.group_P[product]
+                expected = other < 0 or alike or grade_of.get((other, query), 0) >= grade
+                assert excluded_BC[row, place] == expected, (product, query, other)
+                negatives += not expected
+    assert negatives
+    assert len(task.module.remembered) > task.batch_rows  # the last batches are candidates of the next
+
+
+def test_a_remembered_product_is_a_negative_and_takes_no_gradient(data: Path, tuples: Tuples) -> None:
+    task = align_task(data, tuples, product_negatives=64)
+    first, second, *_ = batches_of(task)
+    task.module.train()
+    alone = float(task.module(second)["products"].detach())
+    task.module.remembered.group_Q.fill_(-1)
+    task.module(first)
+    together = task.module(second)
+    assert float(together["products"].detach()) > alone
+    assert not task.module.remembered.image_QD.requires_grad
+
+
+def test_picking_products_equals_a_loop(data: Path, tuples: Tuples) -> None:
+    task = align_task(data, tuples, product_negatives=8, title_query_weight=0.0)
+    batch = batches_of(task)[0]
+    task.module.train()
+    with torch.no_grad():
+        product_UD, query_VD = task.module.vectors(batch)
+        found = float(task.module(batch)["products"])
+    grade_PQ = task.module.grade_PQ
+    assert grade_PQ is not None
+    losses = []
+    places = batch.products.index_B.tolist()
+    for row, own in enumerate(batch.product_B.tolist()):
+        query_D, query = query_VD[batch.query_BC[row, 0]], int(batch.positive_B[row])
+        terms = {}
+        for place, product in enumerate(places):
+            alike = task.catalog.group_P[product] == task.catalog.group_P[places[own]]
+            if place == own or not (alike or grade_PQ[product, query] >= batch.grade_B[row]):
+                terms[place] = math.exp(float(query_D @ product_UD[place]) / task.config.temperature)
+        losses.append(-math.log(terms[own] / sum(terms.values())))
+    assert found == pytest.approx(sum(losses) / len(losses), rel=1e-4)

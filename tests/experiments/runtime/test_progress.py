@@ -1,0 +1,92 @@
+"""What training shows on a terminal: stages by name, evaluations as whole lines."""
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+from typer.testing import CliRunner
+
+from embeddings.training.loop import Report
+from experiments.cli import app
+from experiments.runtime.progress import training_and_stage_progress, training_progress
+from tests.embeddings.small_catalog import write_small_catalog
+
+#: A rate at which nothing is learned.
+STAGE_1 = """
+size = "tiny"
+[pretrain]
+epochs = 1
+batch_size = 8
+learning_rate = 1e-9
+queue_size = 8
+"""
+
+
+def shown(*reports: Report) -> list[str]:
+    console = Console(file=io.StringIO(), width=60)
+    with training_progress(console) as show:
+        for report in reports:
+            show(report)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_each_evaluation_is_one_line_that_names_its_stage_however_narrow_the_terminal():
+    measures = {"loss": 1.25, "matching_accuracy": 0.5, "image_finds_title": 0.125}
+    lines = shown(
+        Report("text warm-up", "titles", 1, 2, {"contrast": 1.0}, 10.0, None),
+        Report("text warm-up", "titles", 2, 2, {"contrast": 1.0}, 10.0, {"loss": 2.0}),
+        Report("stage 1", "products", 1_500, 3_000, {"itc": 3.0}, 20.0, measures),
+    )
+    assert lines[0] == "  text warm-up, step 2 of 2: loss 2.0000"
+    assert lines[1] == (
+        "  stage 1, step 1,500 of 3,000: loss 1.2500, matching_accuracy 0.5000, image_finds_title 0.1250"
+    )
+
+
+def test_every_stage_has_a_bar_of_its_own():
+    lines = shown(
+        Report("text warm-up", "titles", 1, 2, {}, 10.0, None),
+        Report("image warm-up", "images", 3, 5, {}, 10.0, None),
+    )
+    assert [("1/2" in line, "3/5" in line) for line in lines if "━" in line or "/" in line] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_training_and_the_steps_around_it_share_a_display():
+    console = Console(file=io.StringIO(), width=100)
+    with training_and_stage_progress(console) as (show, tell):
+        tell("tuples", 7, 7)
+        show(Report("stage 2", "tuples", 5, 5, {}, 10.0, None))
+        tell("completion, vectors", 3, 9)
+    assert isinstance(console.file, io.StringIO)
+    lines = [line for line in console.file.getvalue().splitlines() if "/" in line]
+    for line, words in zip(
+        lines, (("tuples", "7/7"), ("stage 2", "5/5"), ("completion", "3/9")), strict=True
+    ):
+        assert all(word in line for word in words)
+
+
+def test_a_narrow_terminal_cuts_the_losses_and_neither_names_nor_counts():
+    console = Console(file=io.StringIO(), width=80)
+    with training_and_stage_progress(console) as (show, tell):
+        show(Report("stage 2", "tuples", 1_000, 20_000, {"loss": 14.3, "pqc": 2.4}, 829.0, None))
+        tell("whitening, products", 2_560, 10_000)
+    assert isinstance(console.file, io.StringIO)
+    lines = [line for line in console.file.getvalue().splitlines() if "/" in line]
+    for line, words in zip(
+        lines, (("stage 2", "1000/20000", "829"), ("whitening, products", "2560/10000")), strict=True
+    ):
+        assert all(word in line for word in words)
+
+
+def test_stage_1_says_when_matching_has_learned_nothing_and_what_to_set(tmp_path: Path) -> None:
+    data, config = write_small_catalog(tmp_path / "data", products=24), tmp_path / "encoders.toml"
+    for early_stop, advised in (("", True), ('early_stop = "contrastive"', False)):
+        config.write_text(STAGE_1 + early_stop)
+        arguments = ["encode", "pretrain", data, tmp_path / f"run-{advised}", "--config", config]
+        result = CliRunner().invoke(app, list(map(str, arguments)))
+        assert result.exit_code == 0, result.output
+        assert ('set early_stop = "contrastive" in [pretrain]' in result.output) == advised

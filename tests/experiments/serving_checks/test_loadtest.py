@@ -1,0 +1,237 @@
+"""The load generator against a server whose faults are known, and hostile bodies against the endpoint."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from experiments.cli import app
+from experiments.serving_checks.fuzz import FuzzResult, fuzz_bodies, run_fuzz
+from experiments.serving_checks.loadtest import (
+    LoadPlan,
+    LoadResult,
+    encoded,
+    read_requests,
+    resized,
+    result_json,
+    run_load,
+)
+from experiments.serving_checks.loadtest_plot import plot_load
+from serving.servers.endpoint import Body, Endpoint
+from serving.wire.json_codec import encode_request
+from serving.wire.request import ScoreRequest
+from tests.serving.servers.stand_in_handler import stand_in_scorer
+
+REQUEST = ScoreRequest(
+    user_id=1,
+    query="oat milk",
+    candidates=[101, 7, 35],
+    context={"device": "web"},
+    candidate_columns={"price": np.array([1.0, 2.0, 3.0]), "brand": ["a", None, "b"]},
+    history=[5, 6],
+)
+
+
+class SmallServer:
+    """Answers over HTTP by the endpoint; stalls once, or drops requests, where told to."""
+
+    def __init__(self) -> None:
+        self.endpoint = Endpoint(stand_in_scorer())
+        self.stall_s = 0.0
+        self.drop_next = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        server = asyncio.run_coroutine_threadsafe(
+            asyncio.start_server(self._serve, "127.0.0.1", 0), self._loop
+        ).result()
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/score"
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except (asyncio.IncompleteReadError, ConnectionError):
+                writer.close()
+                return
+            headers = dict(line.lower().split(b": ") for line in head.split(b"\r\n")[1:] if line)
+            body = await reader.readexactly(int(headers[b"content-length"]))
+            if self.drop_next:
+                self.drop_next -= 1
+                writer.close()
+                return
+            await asyncio.sleep(self.stall_s)
+            self.stall_s = 0.0
+            (answer,) = self.endpoint.answer([Body(body, headers[b"content-type"].decode())])
+            length = len(answer.content)
+            writer.write(
+                f"HTTP/1.1 {answer.status} X\r\nContent-Length: {length}\r\n\r\n".encode() + answer.content
+            )
+
+
+@pytest.fixture
+def server() -> Iterator[SmallServer]:
+    small = SmallServer()
+    yield small
+    small.close()
+
+
+def plan(**changes: object) -> LoadPlan:
+    bodies, content_type = encoded([REQUEST], "json")
+    settings = {"rate_per_s": 100.0, "seconds": 0.5, "warmup_s": 0.0, **changes}
+    return LoadPlan(bodies=bodies, content_type=content_type, **settings)  # type: ignore[arg-type]
+
+
+def test_every_due_request_is_answered_and_the_same_seed_sends_as_many(server: SmallServer) -> None:
+    first, second = (run_load(server.url, plan(seed=3)) for _ in range(2))
+    assert first.outcomes == second.outcomes
+    assert set(first.outcomes) == {"200"}
+    assert 20 < first.outcomes["200"] < 100
+    assert len(first.latency_ms) == len(first.due_s) == first.outcomes["200"]
+
+
+def test_a_stall_is_charged_to_everyone_who_waits(server: SmallServer) -> None:
+    run_load(server.url, plan(seconds=0.1))
+    server.stall_s = 0.3
+    result = run_load(server.url, plan(connections=1))
+    waited = [latency for latency in result.latency_ms if latency > 50]
+    assert len(waited) > 5
+
+
+def test_malformed_requests_are_counted_apart(server: SmallServer) -> None:
+    result = run_load(server.url, plan(bad_share=0.5))
+    assert set(result.outcomes) == {"200"}
+    assert result.bad_outcomes["400"] > 5
+
+
+def test_a_lost_connection_is_an_outcome_and_not_the_end(server: SmallServer) -> None:
+    server.drop_next = 3
+    result = run_load(server.url, plan(seconds=1.0))
+    assert result.outcomes["connection lost"] == 3
+    assert result.outcomes["200"] > 10
+
+
+def test_nobody_listening_and_other_schemes_are_said() -> None:
+    with pytest.raises(ConnectionError, match="nobody listens"):
+        run_load("http://127.0.0.1:9/score", plan())
+    with pytest.raises(ValueError, match="plain http"):
+        run_load("https://127.0.0.1:9/score", plan())
+
+
+@pytest.mark.parametrize("wrong", [{"bodies": []}, {"rate_per_s": 0.0}, {"bad_share": 2.0}])
+def test_a_plan_that_cannot_be_sent_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        LoadPlan(**{"bodies": [b"x"], "content_type": "a", "rate_per_s": 1.0, "seconds": 1.0, **wrong})  # type: ignore[arg-type]
+
+
+def test_percentiles_of_a_hundred_latencies_are_theirs() -> None:
+    result = LoadResult(seconds=2.0, latency_ms=list(map(float, range(1, 101))), late_ms=[0.0])
+    result.outcomes["200"] = 100
+    summary = result.summary()
+    assert summary["answered_per_s"] == 50
+    assert summary["latency_ms"]["p50"] == 50.5
+    assert summary["latency_ms"]["max"] == 100
+
+
+def test_without_answers_there_are_no_percentiles() -> None:
+    result = LoadResult(seconds=1.0)
+    result.outcomes["timeout"] = 4
+    assert result.summary()["latency_ms"]["p99"] is None
+    assert json.loads(result_json("http://x", plan(), result))["outcomes"] == {"timeout": 4}
+    with pytest.raises(ValueError, match="nothing to plot"):
+        plot_load(result, Path("unused.png"), title="")
+
+
+def test_a_resized_request_repeats_its_candidates_with_their_live_values() -> None:
+    five = resized(REQUEST, 5)
+    assert five.candidates.to_pylist() == [101, 7, 35, 101, 7]
+    assert list(five.candidate_columns["price"]) == [1, 2, 3, 1, 2]
+    assert five.candidate_columns["brand"] == ["a", None, "b", "a", None]
+    assert resized(REQUEST, 2).candidates.to_pylist() == [101, 7]
+
+
+def test_recorded_requests_are_read_and_an_empty_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    path.write_bytes(encode_request(REQUEST) + b"\n\n")
+    assert [request.candidates.to_pylist() for request in read_requests(path)] == [[101, 7, 35]]
+    path.write_bytes(b"\n")
+    with pytest.raises(ValueError, match="one JSON request a line"):
+        read_requests(path)
+
+
+def test_the_command_writes_json_and_a_picture_and_fails_on_wrong_answers(
+    server: SmallServer, tmp_path: Path
+) -> None:
+    path = tmp_path / "requests.jsonl"
+    path.write_bytes(encode_request(REQUEST) + b"\n")
+    arguments = ["loadtest", server.url, "--requests", str(path), "--rate", "60", "--seconds", "0.5"]
+    arguments += ["--candidates", "20", "--format", "arrow", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    written = json.loads((tmp_path / "out" / "loadtest.json").read_text())
+    assert (written["candidates"], written["format"]) == (20, "arrow")
+    assert set(written["outcomes"]) == {"200"}
+    assert (tmp_path / "out" / "loadtest.png").stat().st_size > 1_000
+    server.drop_next = 1000
+    assert CliRunner().invoke(app, arguments).exit_code == 1
+
+
+def test_the_same_seed_gives_the_same_hostile_bodies() -> None:
+    first, second, other = (list(islice(fuzz_bodies([REQUEST], seed), 50)) for seed in (1, 1, 2))
+    assert first == second != other
+
+
+def test_hostile_bodies_are_answered_with_scores_or_a_refusal() -> None:
+    endpoint = Endpoint(stand_in_scorer())
+
+    def ask(body: bytes, content_type: str) -> tuple[int, bytes, str]:
+        (answer,) = endpoint.answer([Body(body, content_type)])
+        return answer.status, answer.content, answer.content_type
+
+    result = run_fuzz(ask, fuzz_bodies([REQUEST], 7), count=2_000)
+    assert result.faults == []
+    assert result.statuses["200"] > 100
+    assert result.statuses["400"] > 500
+
+
+def test_a_server_error_a_bad_reply_and_a_lost_connection_are_faults() -> None:
+    answers = iter(
+        [
+            (500, b"oops", "application/json"),
+            (200, b"{}", "application/json"),
+            (
+                200,
+                b'{"scores":[2.0],"order":[0],"model_version":"","generation":"","as_of":"","unknown":{}}',
+                "",
+            ),
+            (
+                200,
+                b'{"scores":[0.5],"order":[3],"model_version":"","generation":"","as_of":"","unknown":{}}',
+                "",
+            ),
+        ]
+    )
+
+    def ask(body: bytes, content_type: str) -> tuple[int, bytes, str]:
+        for answer in answers:
+            return answer
+        raise ConnectionResetError("gone")
+
+    result: FuzzResult = run_fuzz(ask, fuzz_bodies([REQUEST], 1), count=5)
+    assert len(result.faults) == 5
+    assert not result.passed
+    assert result.statuses["no answer"] == 1

@@ -1,0 +1,155 @@
+"""Intervals by hand, against slow formulations, and by what they promise: coverage."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from experiments.statistics.intervals import (
+    Interval,
+    UserWeightedAuc,
+    bootstrap_aucs,
+    paired_difference,
+    percentile_interval,
+    summarize_seeds,
+)
+from ranking.metrics import roc_auc
+
+rows_of_users = st.lists(
+    st.tuples(st.integers(0, 1), st.integers(-2, 2), st.integers(0, 5)), min_size=2, max_size=40
+)
+
+
+def test_summary_by_hand_uses_the_sample_standard_deviation():
+    summary = summarize_seeds([1.0, 3.0])
+    assert (summary.mean, summary.sd, summary.seeds) == (2.0, pytest.approx(math.sqrt(2)), 2)
+
+
+def test_one_seed_has_a_mean_and_no_spread():
+    assert summarize_seeds([0.7]).sd is None
+    assert paired_difference([0.8], [0.7]) == Interval(mean=pytest.approx(0.1), low=None, high=None)
+
+
+def test_paired_interval_by_hand_with_the_tabulated_t_value():
+    # Differences 1, 2, 3: mean 2, sd 1; t(0.975, 2 degrees of freedom) = 4.302653.
+    interval = paired_difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    half = 4.302653 / math.sqrt(3)
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((2.0, 2.0 - half, 2.0 + half))
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=8), st.floats(-5, 5))
+def test_what_a_seed_does_to_both_sides_cancels(seed_effect_S, gain):
+    baseline_S = np.array(seed_effect_S)
+    interval = paired_difference(baseline_S + gain, baseline_S)
+    assert (interval.low, interval.high) == pytest.approx((gain, gain), abs=1e-12)
+
+
+@given(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=2, max_size=8))
+def test_swapping_the_sides_mirrors_the_interval(pairs):
+    candidate_S, baseline_S = zip(*pairs, strict=True)
+    one, other = paired_difference(candidate_S, baseline_S), paired_difference(baseline_S, candidate_S)
+    assert (one.mean, one.low, one.high) == pytest.approx((-other.mean, -other.high, -other.low))
+
+
+def test_the_paired_interval_covers_the_true_mean_as_often_as_promised():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(1000):
+        interval = paired_difference(rng.normal(0.3, 1, 5), rng.normal(0, 1, 5))
+        covered += interval.low <= 0.3 <= interval.high
+    # Binomial(1000, 0.95) has a standard deviation of 6.9.
+    assert abs(covered - 950) < 4 * 6.9
+
+
+def test_unequal_seeds_cannot_be_paired():
+    with pytest.raises(ValueError, match="same seeds on both sides, at least one; got 2 and 1"):
+        paired_difference([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="at least one"):
+        summarize_seeds([])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "excluded"),
+    [(0.1, 0.2, True), (-0.2, -0.1, True), (-0.1, 0.1, False), (0.0, 0.1, False), (None, None, False)],
+)
+def test_an_interval_excludes_zero_only_when_it_lies_on_one_side(low, high, excluded):
+    assert Interval(mean=0.0, low=low, high=high).excludes_zero is excluded
+
+
+@given(rows_of_users, st.lists(st.integers(0, 3), min_size=6, max_size=6))
+def test_user_weighted_auc_equals_the_weighted_auc(rows, weights_U):
+    labels_N, scores_N, users_N = (np.array(column) for column in zip(*rows, strict=True))
+    weights_U = np.array(weights_U, dtype=float)
+    weight_N = weights_U[users_N]
+    assume((weight_N @ labels_N) * (weight_N @ (1 - labels_N)) > 0)
+    fast = UserWeightedAuc(labels_N, scores_N, users_N)(weights_U)
+    assert fast == pytest.approx(roc_auc(labels_N, scores_N, weight_N))
+
+
+def test_user_weighted_auc_without_ties_equals_the_weighted_auc():
+    rng = np.random.default_rng(0)
+    labels_N, users_N, scores_N = rng.integers(0, 2, 90), rng.integers(0, 12, 90), rng.normal(size=90)
+    weights_U = rng.poisson(1, 12).astype(float)
+    fast = UserWeightedAuc(labels_N, scores_N, users_N)(weights_U)
+    assert fast == pytest.approx(roc_auc(labels_N, scores_N, weights_U[users_N]))
+
+
+def test_a_resample_of_one_class_has_no_auc():
+    auc = UserWeightedAuc([0, 1], [0.0, 1.0], [0, 1])
+    assert math.isnan(auc(np.array([2.0, 0.0])))
+
+
+def test_runs_with_the_same_scores_never_differ_in_a_resample():
+    rng = np.random.default_rng(1)
+    labels_N, users_N, scores_N = rng.integers(0, 2, 200), rng.integers(0, 30, 200), rng.normal(size=200)
+    runs = [UserWeightedAuc(labels_N, scores, users_N) for scores in (scores_N, np.exp(scores_N))]
+    aucs_RM = bootstrap_aucs(runs, num_users=30, resamples=20, rng=np.random.default_rng(2))
+    np.testing.assert_array_equal(aucs_RM[:, 0], aucs_RM[:, 1])
+    assert aucs_RM[:, 0].std() > 0
+
+
+def test_bootstrap_equals_repeating_the_rows_of_the_drawn_users():
+    rng = np.random.default_rng(1)
+    labels_N, users_N, scores_N = rng.integers(0, 2, 60), rng.integers(0, 8, 60), rng.integers(0, 4, 60)
+    run = UserWeightedAuc(labels_N, scores_N, users_N)
+    aucs_RM = bootstrap_aucs([run], num_users=8, resamples=5, rng=np.random.default_rng(7))
+    again = np.random.default_rng(7)
+    for resample in range(5):
+        rows = np.concatenate([np.flatnonzero(users_N == user) for user in again.integers(0, 8, size=8)])
+        assert aucs_RM[resample, 0] == pytest.approx(roc_auc(labels_N[rows], scores_N[rows]))
+
+
+def test_users_with_correlated_rows_widen_the_bootstrap_interval():
+    rng = np.random.default_rng(3)
+    users_N = np.repeat(np.arange(40), 20)
+    scores_N = rng.normal(size=40)[users_N]
+    labels_N = (rng.random(40) < 0.5).astype(int)[users_N]  # one label a user: 40 facts, not 800
+
+    def width(units_N):
+        run = UserWeightedAuc(labels_N, scores_N, units_N)
+        aucs_RM = bootstrap_aucs(
+            [run], num_users=int(units_N.max()) + 1, resamples=200, rng=np.random.default_rng(4)
+        )
+        interval = percentile_interval(0.5, aucs_RM[:, 0])
+        return interval.high - interval.low
+
+    assert width(users_N) > 2.5 * width(np.arange(800))  # about sqrt(20) = 4.5
+
+
+def test_percentile_interval_by_hand():
+    interval = percentile_interval(50.0, np.arange(1.0, 100.0), confidence=0.5)
+    assert (interval.mean, interval.low, interval.high) == (50.0, 25.5, 74.5)
+
+
+def test_resamples_without_a_value_are_left_out_and_too_many_leave_no_limits():
+    assert percentile_interval(1.0, [1.0, 2.0, 3.0, np.nan], confidence=0.999).low == pytest.approx(
+        1, abs=0.01
+    )
+    assert percentile_interval(1.0, [1.0, np.nan, np.nan, np.nan]).low is None
+
+
+def test_a_bootstrap_without_users_is_refused():
+    with pytest.raises(ValueError, match="at least one user"):
+        bootstrap_aucs([], num_users=0, resamples=3, rng=np.random.default_rng(0))

@@ -1,0 +1,285 @@
+"""A sweep: planned seed by seed, run once each, whatever fails or stops, on however many processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+import experiments.sweeps.sweep
+from experiments.config import ConfigError
+from experiments.reports.table2.build import build_report
+from experiments.runtime.environment import cpu_quota
+from experiments.sweeps.sweep import RunOutcome, RunProgress, execute_sweep, plan
+from tests.experiments.sweeps.small_sweeps import HISTORY, TRAINING, sweep_config, write_inputs
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> tuple[Path, list[RunOutcome], list[RunProgress]]:
+    """A sweep in two processes of one thread each, what it returned, and what it said meanwhile."""
+    said: list[RunProgress] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiments.sweeps.sweep, "usable_cores", lambda: 2)
+        outcomes = execute_sweep(
+            sweep_config(folder), folder / "two", processes=2, command="as typed", on_progress=said.append
+        )
+    return folder / "two", outcomes, said
+
+
+def test_runs_are_planned_seed_by_seed_so_that_an_early_stop_still_compares():
+    planned = plan(sweep_config(), Path("out"))
+    assert [(run.config.seed, run.config.variant) for run in planned] == [
+        (3, "dcn"),
+        (3, "dcn_p_sim_history"),
+        (1, "dcn"),
+        (1, "dcn_p_sim_history"),
+    ]
+    assert planned[3].folder == Path("out/dcn_p_sim_history/seed-1")
+
+
+def test_settings_of_a_variant_go_over_those_of_the_sweep_key_by_key():
+    own = {
+        "ranker": {"cross_layers": 2, "semantic": {"entities": ["product"]}},
+        "training": {"optimizer": {"weight_decay": 0.1}},
+        "product_table": "other/products",
+    }
+    dcn, changed = (
+        run.config for run in plan(sweep_config(seeds=[1], variants={"dcn": {}, "b": own}), Path())
+    )
+    assert (dcn.ranker.cross_layers, changed.ranker.cross_layers) == (1, 2)
+    assert dcn.ranker.embedding_dim == changed.ranker.embedding_dim == 4
+    assert dcn.ranker.semantic is None
+    assert changed.ranker.semantic is not None
+    assert changed.ranker.semantic.entities == ("product",)
+    optimizer = changed.training.optimizer
+    assert (optimizer.learning_rate, optimizer.weight_decay) == (0.01, 0.1)
+    assert dcn.training.optimizer.weight_decay == 0
+    assert (dcn.product_table, changed.product_table) == (Path("data/products"), Path("other/products"))
+
+
+def test_an_unknown_key_inside_a_variant_names_the_variant():
+    config = sweep_config(variants={"dcn": {}, "wide": {"ranker": {"deep_width": [8]}}})
+    with pytest.raises(ConfigError) as caught:
+        plan(config, Path("out"))
+    assert str(caught.value) == (
+        "variant 'wide' of sweep 'small': unknown key 'ranker.deep_width'; did you mean 'deep_widths'?"
+    )
+
+
+@pytest.mark.parametrize(
+    "changed, sentence",
+    [
+        ({"baseline": "base"}, r"baseline 'base' is not one of the variants \['dcn', 'dcn_p_sim_history'\]"),
+        ({"seeds": [1, 2, 1]}, r"seeds must differ from each other, got \(1, 2, 1\)"),
+        ({"seeds": []}, "at least 1 item"),
+        ({"variants": {}}, "at least 1 item"),
+    ],
+)
+def test_a_sweep_that_cannot_be_compared_is_refused(changed, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        sweep_config(**changed)
+
+
+def test_every_run_of_a_sweep_ends_and_is_recorded(finished):
+    out, outcomes, said = finished
+    assert {(outcome.folder, outcome.error) for outcome in outcomes} == {
+        (run.folder, None) for run in plan(sweep_config(), out)
+    }
+    record = json.loads((out / "sweep.json").read_text())
+    assert record["variants"] == ["dcn", "dcn_p_sim_history"]
+    assert record["titles"] == {"dcn_p_sim_history": "With history"}
+    assert record["seeds"] == [3, 1]
+    assert record["command"] == "as typed"
+    assert record["simulated"] is False
+    for run in plan(sweep_config(), out):
+        assert json.loads((run.folder / "run.json").read_text())["seed"] == run.config.seed
+        assert not (run.folder / "failure.txt").exists()
+    ended = [progress.name for progress in said if progress.ended]
+    assert sorted(ended) == [
+        "dcn seed 1",
+        "dcn seed 3",
+        "dcn_p_sim_history seed 1",
+        "dcn_p_sim_history seed 3",
+    ]
+    assert all(0 < progress.step <= progress.total_steps for progress in said if not progress.ended)
+
+
+def test_a_finished_sweep_is_not_run_again(finished, folder, monkeypatch):
+    out, _, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in sorted(out.glob("*/*/*")) if path.is_file()}
+    assert len(before) >= 4 * 4
+
+    def no_pool(*_: object, **__: object) -> None:
+        raise AssertionError("a worker is started although nothing is left to do")
+
+    monkeypatch.setattr(experiments.sweeps.sweep, "ProcessPoolExecutor", no_pool)
+    outcomes = execute_sweep(sweep_config(folder), out, processes=2)
+    assert [outcome.error for outcome in outcomes] == [None] * 4
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_seeds_added_later_leave_the_finished_runs_alone(folder, tmp_path, monkeypatch):
+    started = []
+
+    class InThisProcess:
+        """The pool's interface without processes: what is submitted is only noted."""
+
+        def __init__(self, *_: object, **__: object) -> None: ...
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def submit(self, _, run):
+            started.append((run.config.variant, run.config.seed))
+            return _Done()
+
+    monkeypatch.setattr(experiments.sweeps.sweep, "ProcessPoolExecutor", InThisProcess)
+    run = tmp_path / "dcn" / "seed-1"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    execute_sweep(sweep_config(folder, seeds=[1, 2]), tmp_path, processes=1)
+    assert started == [("dcn_p_sim_history", 1), ("dcn", 2), ("dcn_p_sim_history", 2)]
+
+
+class _Done:
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> None:
+        return None
+
+
+def test_numbers_do_not_depend_on_how_many_processes_share_the_work_and_a_failed_run_fails_alone(
+    finished, folder, monkeypatch
+):
+    """One sweep shows both, as starting workers is what takes the time here."""
+    out, _, _ = finished
+    monkeypatch.setattr(experiments.sweeps.sweep, "usable_cores", lambda: 1)
+    missing = folder / "nowhere"
+    variants = {
+        "dcn": {},
+        "broken": {"product_table": missing, "ranker": {"semantic": HISTORY}},
+        "dcn_p_sim_history": {"ranker": {"semantic": HISTORY}},
+    }
+    config = sweep_config(folder, seeds=[1], variants=variants)
+    outcomes = {
+        outcome.folder.parent.name: outcome.error
+        for outcome in execute_sweep(config, folder / "one", processes=1)
+    }
+
+    assert outcomes.keys() == set(variants)
+    assert outcomes["dcn"] is outcomes["dcn_p_sim_history"] is None
+    assert outcomes["broken"] is not None
+    assert str(missing) in outcomes["broken"]
+    assert str(missing) in (folder / "one" / "broken" / "seed-1" / "failure.txt").read_text()
+
+    for variant in ("dcn", "dcn_p_sim_history"):
+        one, two = (
+            pq.read_table(sweep / variant / "seed-1" / "predictions" / "test.parquet")
+            for sweep in (folder / "one", out)
+        )
+        assert one.num_rows > 50
+        assert one.equals(two)
+
+    table = build_report(folder / "one", bootstrap_resamples=20)
+    assert list(table.variants) == ["dcn", "dcn_p_sim_history"]
+    [unusable] = table.missing
+    assert (unusable.variant, unusable.seed) == ("broken", 1)
+    assert str(missing) in unusable.reason
+
+
+def test_a_run_that_failed_before_is_tried_again(folder, tmp_path, monkeypatch):
+    """In this process: the worker's function is the unit that clears the record of an earlier failure."""
+
+    class Messages:
+        def put(self, message: object) -> None: ...
+
+    monkeypatch.setattr(experiments.sweeps.sweep, "_messages", Messages())
+    [run] = plan(sweep_config(folder, seeds=[1], variants={"dcn": {}}), tmp_path)
+    run.folder.mkdir(parents=True)
+    (run.folder / "failure.txt").write_text("out of memory")
+    assert experiments.sweeps.sweep._run_in_worker(run) is None
+    assert not (run.folder / "failure.txt").exists()
+    assert (run.folder / "run.json").exists()
+
+
+def test_finished_runs_of_another_config_are_refused_before_anything_is_written(folder, finished) -> None:
+    out = finished[0]
+    record = (out / "sweep.json").read_bytes()
+    changed = sweep_config(folder, training={**TRAINING, "batch_size": 60})
+    with pytest.raises(ValueError, match=r"config\.json differs from the config given"):
+        execute_sweep(changed, out, processes=1)
+    assert (out / "sweep.json").read_bytes() == record
+
+
+_SWEEP = """
+import sys
+from pathlib import Path
+from experiments.sweeps.sweep import execute_sweep
+from tests.experiments.sweeps.small_sweeps import TRAINING, sweep_config
+def main():
+    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    config = sweep_config(folder, seeds=[1], training={**TRAINING, "max_epochs": 2000})
+    def say(progress):
+        print(progress.step, flush=True)
+    execute_sweep(config, out, processes=1, on_progress=say)
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_workers_end_with_a_killed_sweep(folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "sweep_script.py"
+    script.write_text(_SWEEP)
+    command = [sys.executable, "-W", "ignore", str(script), str(folder), str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as sweep:
+        assert sweep.stdout is not None
+        for line in sweep.stdout:
+            if int(line) >= 20:
+                break
+        family = psutil.Process(sweep.pid).children(recursive=True)
+        assert family
+        sweep.kill()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+
+
+def test_a_worker_that_dies_takes_no_other_run_along(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """The pool breaks in the first round; the second one trains what is left."""
+    rounds: list[int] = []
+    whole = experiments.sweeps.sweep._execute_all
+
+    def break_the_first(runs, processes, threads, on_progress):
+        rounds.append(len(runs))
+        if len(rounds) == 1:
+            return {run.folder: experiments.sweeps.sweep._WORKER_DIED for run in runs}
+        return whole(runs, processes, threads, on_progress)
+
+    monkeypatch.setattr(experiments.sweeps.sweep, "_execute_all", break_the_first)
+    outcomes = execute_sweep(sweep_config(folder, seeds=[1]), tmp_path / "out", processes=1)
+    assert rounds == [2, 2]
+    assert [outcome.error for outcome in outcomes] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "content, cores", [("max 100000\n", None), ("200000 100000\n", 2), ("50000 100000", 0)]
+)
+def test_the_quota_of_a_container_is_read_in_whole_cores(
+    tmp_path: Path, content: str, cores: int | None
+) -> None:
+    (tmp_path / "cpu.max").write_text(content)
+    assert cpu_quota(tmp_path / "cpu.max") == cores
+
+
+def test_a_machine_without_control_groups_has_no_quota(tmp_path: Path) -> None:
+    assert cpu_quota(tmp_path / "cpu.max") is None

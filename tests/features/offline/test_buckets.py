@@ -1,0 +1,50 @@
+"""What is scattered to buckets comes back row by row."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from features.offline.buckets import Buckets
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 40])
+def test_results_return_to_their_rows_whatever_the_number_of_buckets(tmp_path, count):
+    rng = np.random.default_rng(count)
+    batches = [rng.integers(-1, 12, size).astype(np.int32) for size in (50, 1, 30)]
+    weights = np.bincount(np.concatenate(batches) + 1, minlength=13)[1:]
+    buckets = Buckets(tmp_path / "user", weight_K=weights, count=count)
+    first = 0
+    for key_N in batches:
+        buckets.append(key_N, {"key": key_N, "row": np.arange(first, first + len(key_N))})
+        first += len(key_N)
+    buckets.finish()
+    for bucket in range(count):
+        columns = buckets.read(bucket)
+        if columns is None:
+            continue
+        low, high = buckets.keys(bucket)
+        assert ((columns["key"] >= low) & (columns["key"] < high)).all()
+        assert (np.diff(columns["row"]) > 0).all()  # time order is kept
+        result = np.stack([columns["row"] + 1, columns["key"] * 100], axis=1).astype(np.int32)
+        buckets.write_result("double", bucket, result)
+        buckets.discard(bucket)
+    reader = buckets.results("double", columns=2)
+    first = 0
+    for key_N in batches:
+        row_N = np.arange(first, first + len(key_N))
+        expected = np.stack([row_N + 1, key_N * 100], axis=1)
+        expected[key_N < 0] = 0
+        assert reader.next(key_N).tolist() == expected.tolist()
+        first += len(key_N)
+
+
+def test_buckets_share_the_traffic_and_cover_every_key(tmp_path):
+    weights = np.array([1, 1, 90, 1, 1, 1, 3, 0, 2])
+    buckets = Buckets(tmp_path / "query", weight_K=weights, count=4)
+    ranges = [buckets.keys(bucket) for bucket in range(4)]
+    assert ranges[0][0] == 0
+    assert ranges[-1][1] == len(weights)
+    assert all(left[1] == right[0] for left, right in pairwise(ranges))
+    hot = next(bucket for bucket, (low, high) in enumerate(ranges) if low <= 2 < high)
+    assert ranges[hot][1] == 3  # nothing follows the hot key into its bucket

@@ -1,0 +1,120 @@
+"""An archive appears in the store only after it answered a request in a fresh process."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serving.servers.archive import HANDLER_NAME, SETTINGS_NAME, ArchiveError, build_archive, find_archive
+from serving.servers.torchserve_files import ServerSettings, config_text, logging_text, metrics_text
+
+STAND_IN = Path(__file__).with_name("stand_in_handler.py")
+EXAMPLE = b'{"user_id": 1, "query": "q", "candidates": [101, 2]}'
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    folder = tmp_path / "package"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    return folder
+
+
+def test_a_folder_points_to_the_package_and_is_found(package: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    built = build_archive(package, store, version="7", example=EXAMPLE, handler=STAND_IN)
+    assert built == find_archive(store) == find_archive(store, "dashclip")
+    assert (built.name, built.version, built.example()) == ("dashclip", "7", EXAMPLE)
+    settings = yaml.safe_load((built.path / SETTINGS_NAME).read_text())
+    assert settings["dashclip"]["package"] == str(package)
+    assert not (built.path / "package").exists()
+    assert sorted(path.name for path in store.iterdir()) == ["dashclip"]
+
+
+@pytest.mark.slow
+def test_an_embedded_archive_is_one_file_with_the_package_inside(package: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    (store / "dashclip" / "MAR-INF").mkdir(parents=True)
+    (store / "dashclip" / "MAR-INF" / "MANIFEST.json").write_text('{"model": {"modelVersion": "6"}}')
+    built = build_archive(package, store, version="7", example=EXAMPLE, handler=STAND_IN, embed=True)
+    assert built == find_archive(store)
+    assert built.example() == EXAMPLE
+    with zipfile.ZipFile(built.path) as archive:
+        names = set(archive.namelist())
+        assert {"MAR-INF/MANIFEST.json", HANDLER_NAME, "package/manifest.json"} <= names
+        assert yaml.safe_load(archive.read(SETTINGS_NAME))["dashclip"]["package"] == "package"
+    assert sorted(path.name for path in store.iterdir()) == ["dashclip.mar"]
+
+
+def test_a_handler_that_cannot_be_imported_is_refused_in_its_own_words(package: Path, tmp_path: Path) -> None:
+    handler = tmp_path / "broken.py"
+    handler.write_text("import no_such_library_at_all\n")
+    store = tmp_path / "store"
+    with pytest.raises(ArchiveError, match="No module named 'no_such_library_at_all'"):
+        build_archive(package, store, version="7", example=EXAMPLE, handler=handler)
+    assert list(store.iterdir()) == []
+
+
+def test_an_archive_that_refuses_its_example_does_not_replace_the_old_one(
+    package: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    (store / "dashclip" / "MAR-INF").mkdir(parents=True)
+    (store / "dashclip" / "MAR-INF" / "MANIFEST.json").write_text('{"model": {"modelVersion": "7"}}')
+    with pytest.raises(ArchiveError, match="answered with status 400"):
+        build_archive(package, store, version="8", example=b"{}", handler=STAND_IN)
+    assert find_archive(store).version == "7"
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "-x", "a b"])
+def test_a_name_that_cannot_be_part_of_a_url_is_refused(package: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ArchiveError, match="letters, digits"):
+        build_archive(package, tmp_path / "store", version="7", example=EXAMPLE, name=name)
+
+
+def test_a_store_with_none_or_several_archives_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="dashclip archive"):
+        find_archive(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name / "MAR-INF").mkdir(parents=True)
+        (tmp_path / name / "MAR-INF" / "MANIFEST.json").write_text('{"model": {"modelVersion": 3}}')
+    with pytest.raises(ArchiveError, match="--name"):
+        find_archive(tmp_path)
+    assert find_archive(tmp_path, "b").version == "3"
+
+
+def test_the_configuration_is_safe_and_avoids_the_traps(tmp_path: Path) -> None:
+    (tmp_path / "dashclip" / "MAR-INF").mkdir(parents=True)
+    (tmp_path / "dashclip" / "MAR-INF" / "MANIFEST.json").write_text('{"model": {"modelVersion": "1"}}')
+    archive = find_archive(tmp_path)
+    text = config_text(tmp_path / "server", archive, ServerSettings(workers=2, batch_size=8))
+    properties = dict(line.split("=", 1) for line in text.splitlines())
+    assert properties["disable_token_authorization"] == "false"
+    assert properties["enable_model_api"] == "false"
+    assert all(
+        properties[f"{use}_address"].startswith("http://127.0.0.1:") for use in ("inference", "management")
+    )
+    assert properties["grpc_inference_address"] == "127.0.0.1"
+    assert properties["allowed_urls"].startswith("file://")
+    assert properties["decode_input_request"] == "false"
+    model = json.loads(properties["models"])["dashclip"]["1"]
+    assert (model["minWorkers"], model["batchSize"], model["maxBatchDelay"]) == (2, 8, 1)
+
+
+@pytest.mark.parametrize("wrong", [{"port": 80}, {"port": 65_535}, {"workers": 0}, {"batch_delay_ms": 0}])
+def test_settings_that_cannot_work_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ServerSettings(**wrong)
+
+
+def test_the_access_log_is_off_unless_it_is_asked_for() -> None:
+    assert 'name="ACCESS_LOG" level="off"' in logging_text(access_log=False)
+    assert 'name="ACCESS_LOG" level="info"' in logging_text(access_log=True)
+
+
+def test_every_measure_has_a_place_in_the_metrics_file() -> None:
+    model_metrics = yaml.safe_load(metrics_text())["model_metrics"]
+    names = {entry["name"] for entries in model_metrics.values() for entry in entries}
+    assert {"dashclip_requests", "dashclip_snapshot_age_seconds", "PredictionTime"} <= names

@@ -1,0 +1,123 @@
+"""PSI by hand, and counts that add up over workers."""
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.servers.drift import (
+    Distribution,
+    LiveCounts,
+    TrainingRecord,
+    count_bins,
+    drift_of,
+    population_stability,
+    read_counts,
+)
+
+
+def record(seed: int = 0, rows: int = 5_000) -> tuple[TrainingRecord, np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    scores_N = random.beta(1, 8, rows).astype(np.float32)
+    dense_NF = np.stack([random.normal(size=rows), random.integers(0, 3, rows)], axis=1).astype(np.float32)
+    return TrainingRecord.of(scores_N, dense_NF, ["price", "clicks"]), scores_N, dense_NF
+
+
+def test_psi_of_halves_against_a_quarter_and_three_quarters_is_a_quarter_of_log_3() -> None:
+    psi = population_stability(np.array([0.5, 0.5]), np.array([0.25, 0.75]))
+    assert psi == pytest.approx(0.25 * math.log(3))
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=2, max_size=10))
+def test_psi_is_zero_for_equal_shares_and_symmetric(masses: list[float]) -> None:
+    shares = np.array(masses) / sum(masses)
+    other = shares[::-1]
+    assert population_stability(shares, shares) == 0
+    assert population_stability(shares, other) == pytest.approx(population_stability(other, shares))
+
+
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=200))
+def test_every_value_is_in_one_bin_and_the_bins_are_those_of_a_slow_count(values: list[float]) -> None:
+    values_N = np.array(values, np.float32)
+    distribution = Distribution.of(values_N)
+    edges = [-math.inf, *distribution.edges, math.inf]
+    slow = [sum(low < value <= high for value in values_N.astype(float)) for low, high in pairwise(edges)]
+    assert count_bins(values_N, np.array(distribution.edges)).tolist() == slow
+    assert distribution.shares == pytest.approx([count / len(values) for count in slow])
+
+
+def test_a_feature_with_three_values_gets_no_more_bins_than_values() -> None:
+    trained, _, _ = record()
+    assert len(trained.features["clicks"].edges) == 3
+
+
+def test_the_same_rows_served_have_no_drift_and_shifted_ones_have(tmp_path: Path) -> None:
+    trained, scores_N, dense_NF = record()
+    same, shifted = (LiveCounts(trained, ["price", "clicks"], every=1) for _ in range(2))
+    for start in range(0, len(scores_N), 100):
+        rows = slice(start, start + 100)
+        same.count(scores_N[rows], dense_NF[rows])
+        shifted.count(scores_N[rows], dense_NF[rows] + np.array([2.0, 0.0], np.float32))
+    assert [one.psi for one in drift_of(trained, same.as_json())] == pytest.approx([0, 0, 0], abs=1e-9)
+    verdicts = {one.name: one.verdict for one in drift_of(trained, shifted.as_json())}
+    assert verdicts == {"score": "same", "price": "moved", "clicks": "same"}
+
+
+def test_few_candidates_give_no_verdict() -> None:
+    trained, scores_N, dense_NF = record()
+    live = LiveCounts(trained, ["price", "clicks"])
+    live.count(scores_N[:50], dense_NF[:50])
+    assert {one.verdict for one in drift_of(trained, live.as_json())} == {"too little seen"}
+
+
+def test_features_are_counted_on_one_request_in_so_many_and_scores_on_all() -> None:
+    trained, scores_N, dense_NF = record()
+    live = LiveCounts(trained, ["price", "clicks"], every=3)
+    for _ in range(7):
+        live.count(scores_N[:10], dense_NF[:10])
+    counts = live.as_json()
+    assert counts["requests"] == 7
+    assert sum(counts["scores"]) == 70
+    assert sum(counts["features"]["price"]) == 30
+
+
+def test_counts_of_workers_add_up_and_other_versions_stay_out(tmp_path: Path) -> None:
+    trained, scores_N, dense_NF = record()
+    live = LiveCounts(trained, ["price", "clicks"], every=1)
+    live.count(scores_N, dense_NF)
+    live.write(tmp_path, model_version="a")
+    once = json.loads(next(tmp_path.glob("*.json")).read_text())
+    (tmp_path / "worker-other.json").write_text(json.dumps(once))
+    (tmp_path / "worker-old.json").write_text(json.dumps({**once, "model_version": "b"}))
+    total = read_counts(tmp_path, model_version="a")
+    assert total["requests"] == 2
+    assert sum(total["scores"]) == 2 * len(scores_N)
+    assert read_counts(tmp_path, model_version="c")["requests"] == 0
+
+
+def test_a_damaged_file_of_counts_is_named(tmp_path: Path) -> None:
+    (tmp_path / "worker-1.json").write_text("{")
+    with pytest.raises(ValueError, match=r"worker-1\.json"):
+        read_counts(tmp_path, model_version="a")
+
+
+def test_counts_want_the_features_of_the_record() -> None:
+    trained, _, _ = record()
+    with pytest.raises(ValueError, match="build the package again"):
+        LiveCounts(trained, ["price"])
+
+
+def test_a_distribution_refuses_nan_and_nothing() -> None:
+    for values_N in (np.array([]), np.array([1.0, np.nan])):
+        with pytest.raises(ValueError, match="finite"):
+            Distribution.of(values_N)
+
+
+def test_a_record_survives_json() -> None:
+    trained, _, _ = record()
+    assert TrainingRecord.model_validate_json(trained.model_dump_json()) == trained

@@ -1,0 +1,177 @@
+"""A real TorchServe around the stand-in: started, asked, hurt, stopped. Needs java."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serving.client import ClientError, ScoreClient
+from serving.servers.archive import build_archive
+from serving.servers.torchserve import RunningServer, ServerError, running, start, stop, worker_pids
+from serving.servers.torchserve_files import ServerSettings
+from serving.wire.request import RequestError, ScoreRequest
+from tests.serving.servers.stand_in_handler import stand_in_score
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("java") is None, reason="TorchServe needs java"),
+]
+
+REQUEST = ScoreRequest(user_id=1, query="q", candidates=[101, 7])
+SCORES = [stand_in_score(101), stand_in_score(7)]
+
+
+def five_free_ports() -> int:
+    for first in range(18_080, 60_000, 97):
+        try:
+            for port in range(first, first + 5):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    raise AssertionError("no five free ports in a row")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    build_archive(
+        folder,
+        folder,
+        version="1.0",
+        example=b'{"user_id": 1, "query": "q", "candidates": [101]}',
+        handler=Path(__file__).with_name("stand_in_handler.py"),
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(store: Path) -> Iterator[RunningServer]:
+    from serving.servers.archive import find_archive
+
+    settings = ServerSettings(port=five_free_ports(), workers=2, batch_size=4, batch_delay_ms=2)
+    yield start(find_archive(store), settings)
+    scratch = running(store)
+    assert scratch is not None
+    assert stop(store)
+    assert not scratch.alive
+    assert not scratch.scratch.exists()
+    assert not (store / "server" / "key_file.json").exists()
+    assert not stop(store)
+
+
+def client(server: RunningServer, **options: object) -> ScoreClient:
+    options = {"key_file": server.key_file, "management_url": server.management_url, **options}
+    return ScoreClient(server.url, timeout_s=30, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("body_format", ["json", "arrow"])
+def test_torchserve_scores_both_formats(server: RunningServer, body_format: str) -> None:
+    with client(server, body_format=body_format) as one:
+        assert one.score(REQUEST).scores_N.tolist() == pytest.approx(SCORES)
+
+
+def test_a_client_error_is_400_or_413_and_names_its_field(server: RunningServer) -> None:
+    with client(server, retries=0) as one:
+        for candidates, field in (([14], "candidate_columns.price"), ([], "candidates")):
+            body = json.dumps({"user_id": 1, "query": "q", "candidates": candidates}).encode()
+            status, answer, _ = one.post(body, "application/json")
+            assert (status, json.loads(answer)["error"]["field"]) == (400, field)
+        for kind in ("application/json", "text/plain", "no kind"):
+            assert one.post(b"", kind)[0] == 400
+            assert one.post(b"{&=+%", kind)[0] == 400
+        # A form is refused by us if TorchServe can parse it; if not, its frontend says 500 (docs/serving.md).
+        for form in (b"", b'{"user_id":1,"query":"a b","candidates":[1]}'):
+            assert one.post(form, "application/x-www-form-urlencoded")[0] == 400
+        assert one.post(b" " * 4_500_000, "application/json")[0] == 413
+        assert one.post(b" " * 7_000_000, "application/json")[0] == 413
+
+
+def test_a_bad_request_in_a_batch_does_not_fail_its_neighbours(server: RunningServer) -> None:
+    outcomes: list[object] = []
+
+    def ask(candidates: list[int]) -> None:
+        with client(server) as one:
+            try:
+                request = ScoreRequest(user_id=1, query="q", candidates=candidates)
+                outcomes.append(one.score(request).scores_N.tolist()[0])
+            except RequestError as refusal:
+                outcomes.append(refusal.field)
+
+    threads = [threading.Thread(target=ask, args=([14] if i % 4 == 0 else [101],)) for i in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count("candidate_columns.price") == 4
+    assert outcomes.count(pytest.approx(SCORES[0])) == 12
+
+
+def test_without_a_token_nothing_is_scored_and_a_stale_one_is_renewed(server: RunningServer) -> None:
+    with ScoreClient(server.url) as one, pytest.raises(ClientError, match="Token Authorization failed"):
+        one.score(REQUEST)
+    with client(server, token="stale") as one:
+        one.score(REQUEST)
+        assert one._tokens is not None
+        old = one._tokens.current()
+        assert one._tokens.renewed(than=old) != old
+        one.score(REQUEST)
+
+
+def test_remote_models_cannot_be_registered(server: RunningServer) -> None:
+    assert server.key_file is not None
+    token = json.loads(server.key_file.read_text())["management"]["key"]
+    request = urllib.request.Request(
+        f"{server.management_url}/models?url=http://127.0.0.1:9/x.mar",
+        method="POST",
+        headers={"Authorization": f"Bearer {token}"},
+    )
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(request)
+    assert error.value.code == 405
+
+
+def test_measures_reach_prometheus(server: RunningServer) -> None:
+    with client(server) as one:
+        one.score(REQUEST)
+    deadline = time.monotonic() + 10
+    text = ""
+    while "dashclip_candidates{" not in text and time.monotonic() < deadline:
+        time.sleep(0.2)
+        text = urllib.request.urlopen(server.metrics_url).read().decode()
+    for name in ("dashclip_requests", "dashclip_candidates", "dashclip_snapshot_age_seconds"):
+        assert f"{name}{{" in text
+    assert 'le="+Inf"' in text
+
+
+def test_a_killed_worker_is_replaced_while_the_other_goes_on(server: RunningServer) -> None:
+    before = worker_pids(server)
+    assert len(before) == 2
+    os.kill(before[0], signal.SIGKILL)
+    with client(server, retries=4) as one:
+        for _ in range(20):
+            assert one.score(REQUEST).scores_N.tolist() == pytest.approx(SCORES)
+
+
+def test_a_second_server_for_the_store_and_a_taken_port_are_refused(
+    server: RunningServer, store: Path, tmp_path: Path
+) -> None:
+    from serving.servers.archive import find_archive
+
+    archive = find_archive(store)
+    with pytest.raises(ServerError, match="dashclip stop"):
+        start(archive, ServerSettings(port=five_free_ports()))
+    other = shutil.copytree(archive.path, tmp_path / "dashclip")
+    taken = int(server.url.split(":")[2].split("/")[0])
+    with pytest.raises(ServerError, match="--port"):
+        start(find_archive(other.parent), ServerSettings(port=taken))

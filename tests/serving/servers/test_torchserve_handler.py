@@ -1,0 +1,136 @@
+"""The handler as TorchServe's worker calls it, and what a worker process imports."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ts.context import Context
+from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+from ts.model_loader import TsModelLoader
+from ts.service import Service
+
+from serving.servers.measures import Series
+from serving.servers.torchserve_files import metrics_text
+from serving.servers.torchserve_handler import _exporter
+from tests.serving.servers.stand_in_handler import StandInHandler
+
+ROOT = Path(__file__).resolve().parents[3]
+#: What a worker has no use for; each costs tens of megabytes or seconds.
+NOT_IN_A_WORKER = (
+    "torchrec",
+    "fbgemm_gpu",
+    "transformers",
+    "duckdb",
+    "pandas",
+    "sklearn",
+    "matplotlib",
+    "scipy",
+)
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> MetricsCacheYamlImpl:
+    path = tmp_path / "metrics.yaml"
+    path.write_text(metrics_text())
+    cache = MetricsCacheYamlImpl(str(path))
+    cache.initialize_cache()
+    cache.model_name = "dashclip"
+    return cache
+
+
+@pytest.fixture
+def service(metrics: MetricsCacheYamlImpl, tmp_path: Path) -> Iterator[Service]:
+    handler = StandInHandler()
+    service = Service("dashclip", str(tmp_path), None, handler.handle, None, 1, metrics_cache=metrics)
+    service.context.model_yaml_config = {"dashclip": {"package": "."}}
+    service.set_cl_socket(None)
+    level, filters = logging.getLogger().level, list(logging.getLogger("ts.metrics.caching_metric").filters)
+    handler.initialize(service.context)
+    yield service
+    assert handler._background is not None
+    handler._background.stop()
+    logging.getLogger().setLevel(level)
+    logging.getLogger("ts.metrics.caching_metric").filters[:] = filters
+
+
+def predict(service: Service, *requests: dict[str, bytes], kind: str = "application/json") -> Context:
+    batch = [
+        {
+            "requestId": f"r{position}".encode(),
+            "headers": [],
+            "parameters": [
+                {"name": name, "contentType": kind, "value": value} for name, value in request.items()
+            ],
+        }
+        for position, request in enumerate(requests)
+    ]
+    service.predict(batch)
+    return service.context
+
+
+GOOD = {"body": b'{"user_id": 1, "query": "q", "candidates": [1]}'}
+
+
+def test_each_request_of_a_batch_has_its_own_status(service: Service) -> None:
+    bad = {"body": b'{"user_id": 1}'}
+    context = predict(service, GOOD, bad, {"body": b"[13]"}, GOOD, {"data": GOOD["body"]})
+    assert [context.get_response_status(i)[0] for i in range(5)] == [200, 400, 400, 200, 200]
+    assert context.get_response_content_type(1) == "application/json"
+
+
+def test_a_request_without_a_body_is_refused(service: Service) -> None:
+    context = predict(service, {}, {'{"user_id":1': b'"query"'}, {"body": b""})
+    assert [context.get_response_status(i)[0] for i in range(3)] == [400, 400, 400]
+
+
+def test_torchserve_finds_exactly_one_class_in_the_handler_file() -> None:
+    import serving.servers.torchserve_handler
+
+    handle, initialize = TsModelLoader()._get_class_entry_point(serving.servers.torchserve_handler)
+    assert handle.__self__ is initialize.__self__
+
+
+def test_counters_are_exported_as_what_they_gained(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    export = _exporter(service.context)
+    first: Series = {("dashclip_requests", ""): 5.0, ("dashclip_unknown", "users"): 2.0}
+    with caplog.at_level(logging.INFO, logger="ts.metrics.caching_metric"):
+        export({**first, ("dashclip_snapshot_age_seconds", ""): 60.0})
+        export({**first, ("dashclip_requests", ""): 7.0, ("dashclip_snapshot_age_seconds", ""): 61.0})
+    lines = [record.getMessage() for record in caplog.records]
+    values = [line.split("|")[0].removeprefix("[METRICS]") for line in lines]
+    assert values == [
+        "dashclip_requests.Count:5.0",
+        "dashclip_unknown.Count:2.0",
+        "dashclip_snapshot_age_seconds.seconds:60.0",
+        "dashclip_requests.Count:2.0",
+        "dashclip_snapshot_age_seconds.seconds:61.0",
+    ]
+    assert "kind:users" in lines[1]
+
+
+def test_a_worker_says_nothing_per_request(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="ts.metrics.caching_metric"):
+        predict(service, GOOD)
+    assert caplog.records == []
+    assert not logging.getLogger("ts.protocol.otf_message_handler").isEnabledFor(logging.INFO)
+
+
+def test_a_worker_imports_only_what_it_needs() -> None:
+    code = (
+        "import sys, serving.servers.torchserve_handler, serving.servers.opening, serving.servers.background;"
+        f"print([name for name in {NOT_IN_A_WORKER} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.replace("'", '"')) == []
+
+
+def test_a_client_needs_no_torch() -> None:
+    code = "import sys, serving.client; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,147 @@
+"""A request is either one shape after construction, or a refusal that says what to do."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.wire.request import (
+    MAX_CANDIDATES,
+    MAX_COLUMNS,
+    MAX_HISTORY,
+    MAX_QUERY_CHARACTERS,
+    RequestError,
+    ScoreRequest,
+    best_first,
+    what_came,
+)
+
+
+def request(**fields: Any) -> ScoreRequest:
+    return ScoreRequest(**{"user_id": 1, "query": "milk", "candidates": [1, 2], **fields})
+
+
+@pytest.mark.parametrize(
+    "candidates",
+    [
+        [5, 6],
+        (5, 6),
+        np.array([5, 6], np.int32),
+        np.array([5, 6], np.uint8),
+        pa.array([5, 6], pa.int16()),
+        pa.chunked_array([[5], [6]]),
+        pa.array([5, 6]).dictionary_encode(),
+    ],
+)
+def test_integer_ids_become_one_array_of_int64_whatever_they_came_as(candidates: Any) -> None:
+    assert request(candidates=candidates).candidates.equals(pa.array([5, 6], pa.int64()))
+
+
+@pytest.mark.parametrize(
+    "candidates",
+    [["a", "b"], np.array(["a", "b"]), pa.array(["a", "b"], pa.large_string()), pa.array(["a", "b"])],
+)
+def test_text_ids_become_one_array_of_strings(candidates: Any) -> None:
+    assert request(candidates=candidates).candidates.equals(pa.array(["a", "b"], pa.string()))
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "status"),
+    [
+        ({"candidates": []}, "candidates", 400),
+        ({"candidates": [1, "a"]}, "candidates[1]", 400),
+        ({"candidates": [1, None]}, "candidates[1]", 400),
+        ({"candidates": [True]}, "candidates[0]", 400),
+        ({"candidates": [1.0]}, "candidates[0]", 400),
+        ({"candidates": [[1]]}, "candidates[0]", 400),
+        ({"candidates": [2**63]}, "candidates", 400),
+        ({"candidates": ["\ud800"]}, "candidates", 400),
+        ({"candidates": ["x" * 513]}, "candidates", 400),
+        ({"candidates": "abc"}, "candidates", 400),
+        ({"candidates": {"a": 1}}, "candidates", 400),
+        ({"candidates": np.zeros((2, 2), np.int64)}, "candidates", 400),
+        ({"candidates": pa.array([1.5])}, "candidates", 400),
+        ({"candidates": pa.array([1, None])}, "candidates", 400),
+        ({"candidates": pa.array([2**63], pa.uint64())}, "candidates", 400),
+        ({"candidates": list(range(MAX_CANDIDATES + 1))}, "candidates", 413),
+        ({"user_id": 1.5}, "user_id", 400),
+        ({"user_id": True}, "user_id", 400),
+        ({"user_id": 2**63}, "user_id", 400),
+        ({"user_id": "x" * 513}, "user_id", 400),
+        ({"query": 3}, "query", 400),
+        ({"query": "x" * (MAX_QUERY_CHARACTERS + 1)}, "query", 400),
+        ({"query": "\udc00"}, "query", 400),
+        ({"timestamp_us": -1}, "timestamp_us", 400),
+        ({"timestamp_us": 1.5}, "timestamp_us", 400),
+        ({"timestamp_us": 2**62}, "timestamp_us", 400),
+        ({"history": list(range(MAX_HISTORY + 1))}, "history", 400),
+        ({"history": [1.5]}, "history[0]", 400),
+        ({"context": [1]}, "context", 400),
+        ({"context": {"a": [1]}}, "context.a", 400),
+        ({"context": {"a": float("nan")}}, "context.a", 400),
+        ({"context": {"a": 2**64}}, "context.a", 400),
+        ({"context": {str(i): 1 for i in range(MAX_COLUMNS + 1)}}, "context", 400),
+        ({"candidate_columns": {"a": [1]}}, "candidate_columns.a", 400),
+        ({"candidate_columns": {"a": 1}}, "candidate_columns.a", 400),
+        ({"candidate_columns": {"a": "xy"}}, "candidate_columns.a", 400),
+        ({"candidate_columns": {"a": np.array([1, np.inf])}}, "candidate_columns.a", 400),
+        ({"candidate_columns": {"a": np.zeros((2, 1))}}, "candidate_columns.a", 400),
+        ({"candidate_columns": {"a": pa.array([[1], [2]])}}, "candidate_columns.a", 400),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_by_its_field(
+    fields: dict[str, Any], field: str, status: int
+) -> None:
+    with pytest.raises(RequestError) as refusal:
+        request(**fields)
+    assert (refusal.value.field, refusal.value.status) == (field, status)
+    assert refusal.value.advice
+
+
+def test_a_column_with_missing_values_is_a_list_and_one_without_an_array() -> None:
+    columns = {
+        "price": pa.array([1.5, None]),
+        "position": pa.array([1, 2], pa.int16()),
+        "brand": pa.array(["a", None]).dictionary_encode(),
+        "shelf": (3, 4),
+    }
+    read = request(candidate_columns=columns).candidate_columns
+    assert read["price"] == [1.5, None]
+    assert read["brand"] == ["a", None]
+    assert read["shelf"] == [3, 4]
+    assert isinstance(read["position"], np.ndarray)
+    assert read["position"].tolist() == [1, 2]
+
+
+def test_an_empty_history_is_not_the_snapshots() -> None:
+    assert request().history is None
+    assert len(request(history=[]).history) == 0
+
+
+def test_scores_of_2_5_5_tenths_have_the_order_1_2_0() -> None:
+    assert best_first(np.array([0.2, 0.5, 0.5], np.float32)).tolist() == [1, 2, 0]
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=1))
+def test_the_order_is_a_permutation_by_falling_score_and_keeps_ties(scores: list[float]) -> None:
+    order = best_first(np.array(scores, np.float32)).tolist()
+    assert order == sorted(range(len(scores)), key=lambda position: (-scores[position], position))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "null"),
+        (1, "integer 1"),
+        (True, "boolean True"),
+        ("a", "string 'a'"),
+        ("a" * 100, "a long string"),
+        ([1, 2], "a list of 2"),
+        ({}, "an object"),
+    ],
+)
+def test_what_came_is_said_in_words(value: object, words: str) -> None:
+    assert what_came(value) == words
