@@ -7,6 +7,8 @@ an epsilon) times the sum of their absolute values (Higham, Accuracy and Stabili
 section 3.1). A whole epsilon a term leaves room for the exp, log or square root around the sum.
 """
 
+import math
+
 import torch
 
 FLOAT32_EPSILON = torch.finfo(torch.float32).eps  # 2 ** -23
@@ -23,3 +25,18 @@ def float32_error(terms: int, *, size: float = 1.0) -> float:
             the rounding of a logit is what its exp is off by, in relation to the exp.
     """
     return FLOAT32_EPSILON * terms * size
+
+
+def float32_drift(terms: int, *, size: float = 1.0) -> float:
+    """How far apart two float32 results of a network may lie: 3 * epsilon * sqrt(`terms`) * `size`.
+
+    A network adds up hundreds of terms, and rounding errors of either sign cancel: of n of them, six units of
+    rounding times sqrt(n) are exceeded once in 3e7 (Higham and Mary, A New Approach to Probabilistic Rounding
+    Error Analysis, 2019). `float32_error` assumes that no two cancel and would let mistakes in the fifth
+    decimal pass.
+
+    Args:
+        terms: the terms of the sums that stand one after another on the longest way through the network.
+        size: how large the result is; 1 for a unit vector.
+    """
+    return 3 * FLOAT32_EPSILON * math.sqrt(terms) * size

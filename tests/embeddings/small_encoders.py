@@ -16,8 +16,12 @@ from embeddings.stages.stage2_model import AlignConfig
 from embeddings.stages.stage2_task import AlignTask, Tuples
 from embeddings.training.ranks import Ranks
 from tests.embeddings.small_catalog import small_tokenizer
+from tests.tolerances import float32_drift
 
 NEGATIVES = 3
+#: Of the vectors of size "tiny". A layer sums over 32 values, 24 tokens, 32, 32 and 128; there are four of
+#: them, two for images and two for titles; then five tokens of 32 lie side by side.
+ROUNDING = float32_drift(4 * (32 + 24 + 32 + 32 + 128) + 5 * 32)
 
 
 def small_encoder(*, seed: int = 0, **changes: Any) -> DashClipEncoder:

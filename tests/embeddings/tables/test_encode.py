@@ -16,6 +16,7 @@ from embeddings.catalog.products import ProductCatalog, load_batch
 from embeddings.embedding_table import EmbeddingTableError
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.tables.encode import Encoded, EncodeError, encode_products, encode_queries
+from tests.embeddings.small_encoders import ROUNDING
 from tests.embeddings.tables.small_tables import PRODUCTS, QUERIES, encode, vectors_by_id
 
 
@@ -29,7 +30,7 @@ def test_the_table_holds_what_the_encoder_gives_product_by_product(
     for row in range(len(catalog)):
         batch = load_batch(catalog, encoder.tokenizer, [row], image_size=32, max_title_tokens=24)
         alone_D = encoder.embed_products(batch)[0].numpy()
-        np.testing.assert_allclose(table.vectors_ND[row + 1], alone_D, atol=1e-6)
+        np.testing.assert_allclose(table.vectors_ND[row + 1], alone_D, rtol=0, atol=ROUNDING)
     assert len(np.unique(np.round(table.vectors_ND[1:], 5), axis=0)) == PRODUCTS, "products must differ"
 
 
@@ -68,7 +69,7 @@ def test_neither_batches_nor_shards_nor_the_order_of_products_change_a_vector(
         dtype="float32",
     )
     for product_id, vector_D in vectors_by_id(found.table).items():
-        np.testing.assert_allclose(vector_D, expected[product_id], atol=1e-6)
+        np.testing.assert_allclose(vector_D, expected[product_id], rtol=0, atol=ROUNDING)
 
 
 def test_float16_is_the_rounded_float32(
@@ -85,7 +86,7 @@ def test_queries_get_the_vectors_of_the_query_encoder(encoder: DashClipEncoder, 
     assert found.table.manifest.kind == "query"
     assert found.table.ids.equals(QUERIES)
     expected_QD = encoder.embed_queries(QUERIES.to_pylist()).numpy()
-    np.testing.assert_allclose(found.table.vectors_ND[1:], expected_QD, atol=1e-6)
+    np.testing.assert_allclose(found.table.vectors_ND[1:], expected_QD, rtol=0, atol=ROUNDING)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["queries"]
 
 

@@ -12,6 +12,7 @@ from embeddings.catalog.products import ProductCatalog
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.tables.encode import Encoded, encode_products
 from tests.embeddings.small_catalog import FIRST_ID, write_small_catalog
+from tests.embeddings.small_encoders import ROUNDING
 from tests.embeddings.tables.small_tables import change_products, encode
 
 
@@ -69,7 +70,9 @@ def test_unreadable_images_are_quarantined_and_their_products_encoded_from_the_t
     assert all(row["reason"] for row in listed)
     assert odd.quarantined == 3
     for row in (1, 2, 3):
-        np.testing.assert_allclose(odd.table.vectors_ND[row], odd_titles.table.vectors_ND[row], atol=1e-6)
+        np.testing.assert_allclose(
+            odd.table.vectors_ND[row], odd_titles.table.vectors_ND[row], rtol=0, atol=ROUNDING
+        )
         assert odd.table.vectors_ND[row].any()
 
 
@@ -88,7 +91,9 @@ def test_a_title_of_emojis_with_an_image_is_encoded_from_the_image(odd: Encoded)
 def test_a_title_of_10000_characters_counts_up_to_its_cut(odd: Encoded, odd_data: Path) -> None:
     assert len(ProductCatalog.open(odd_data).titles[10]) == 9_999
     assert odd.table.vectors_ND[10 + 1].any()
-    np.testing.assert_allclose(odd.table.vectors_ND[10 + 1], odd.table.vectors_ND[11 + 1], atol=1e-6)
+    np.testing.assert_allclose(
+        odd.table.vectors_ND[10 + 1], odd.table.vectors_ND[11 + 1], rtol=0, atol=ROUNDING
+    )
 
 
 def test_large_cmyk_and_animated_images_are_read(odd: Encoded, odd_titles: Encoded) -> None:
@@ -107,7 +112,7 @@ def test_an_animated_image_counts_as_its_first_frame(encoder: DashClipEncoder, t
     )
     change_products(data, title={1: "Acme Red Circle"}, image={0: "images/still.gif", 1: "images/moving.gif"})
     table = encode(encoder, data, tmp_path / "products").table
-    np.testing.assert_allclose(table.vectors_ND[1], table.vectors_ND[2], atol=1e-6)
+    np.testing.assert_allclose(table.vectors_ND[1], table.vectors_ND[2], rtol=0, atol=ROUNDING)
 
 
 def test_quarantine_of_a_good_catalogue_is_an_empty_table(

@@ -11,6 +11,7 @@ from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.tables.encode import EncodeError, encode_queries
 from tests.embeddings.small_catalog import FIRST_ID, write_small_catalog
+from tests.embeddings.small_encoders import ROUNDING
 from tests.embeddings.tables.small_tables import (
     PRODUCTS,
     QUERIES,
@@ -42,7 +43,7 @@ def test_only_new_products_are_encoded_and_all_equal_a_full_run(
     found = vectors_by_id(grown.table)
     assert found.keys() == expected.keys()
     for product_id, vector_D in found.items():
-        np.testing.assert_allclose(vector_D, expected[product_id], atol=1e-6)
+        np.testing.assert_allclose(vector_D, expected[product_id], rtol=0, atol=ROUNDING)
 
 
 def test_zeros_and_quarantined_products_of_the_older_table_are_tried_again(

@@ -12,7 +12,7 @@ from embeddings.encoders.dashclip import DashClipEncoder, EncoderError
 from embeddings.encoders.query_export import export_query_encoder
 from serving.scoring.query_encoder import QueryEncoderError, QueryTextEncoder
 from tests.embeddings.small_catalog import small_tokenizer
-from tests.embeddings.small_encoders import small_encoder
+from tests.embeddings.small_encoders import ROUNDING, small_encoder
 
 TEXTS = [
     "fruit",
@@ -61,7 +61,7 @@ def test_vectors_are_those_of_the_trained_encoder(
     served = QueryTextEncoder.open(tmp_path / "exported")
     assert config.encoder_id == served.config.encoder_id == encoder.encoder_id
     expected_QD = encoder.embed_queries(known_texts()).numpy()
-    np.testing.assert_allclose(served.embed(known_texts()), expected_QD, atol=1e-6)
+    np.testing.assert_allclose(served.embed(known_texts()), expected_QD, rtol=0, atol=ROUNDING)
     assert np.count_nonzero(expected_QD.any(axis=1)) >= 6
 
 
@@ -69,7 +69,7 @@ def test_a_query_does_not_depend_on_those_beside_it(folders: tuple[Path, Path]) 
     together_QD = QueryTextEncoder.open(folders[1]).embed(known_texts())
     alone = QueryTextEncoder.open(folders[1])
     alone_QD = np.concatenate([alone.embed([text]) for text in known_texts()])
-    np.testing.assert_allclose(alone_QD, together_QD, atol=1e-6)
+    np.testing.assert_allclose(alone_QD, together_QD, rtol=0, atol=ROUNDING)
 
 
 def test_no_query_gets_no_vector_and_null_gets_zeros(folders: tuple[Path, Path]) -> None:
