@@ -31,18 +31,18 @@ CLASSES = {
 }
 #: Files whose float32 results depend on the order in which a kernel adds.
 SENSITIVE = (
-    "embeddings/encode/test_odd_products.py",
-    "embeddings/test_encoders.py",
-    "embeddings/test_losses.py",
-    "embeddings/test_off_the_shelf.py",
-    "embeddings/test_pqc_loss.py",
-    "embeddings/test_title_token_loss.py",
+    "embeddings/tables/test_odd_products.py",
+    "embeddings/encoders/test_modules.py",
+    "embeddings/training/test_losses.py",
+    "embeddings/tables/test_off_the_shelf.py",
+    "embeddings/training/test_pqc_loss.py",
+    "embeddings/training/test_title_token_loss.py",
     "ranking/test_cross_network.py",
     "ranking/test_model.py",
     "ranking/test_towers.py",
-    "serving/test_query_encoder.py",
-    "serving/test_request_ranker.py",
-    "serving/test_scoring.py",
+    "serving/scoring/test_query_encoder.py",
+    "serving/scoring/test_request_ranker.py",
+    "serving/scoring/test_ranker_scorer.py",
 )
 #: The one test of precision; the rest of its file trains.
 DECISION = "ranking/test_train.py::test_bfloat16_is_chosen_only_where_the_processor_has_it"
