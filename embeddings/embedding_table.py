@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from embeddings.files import atomic_folder, sha256_of
+from features.artifacts import atomic_folder, sha256_of
 
 FORMAT: Literal[1] = 1
 #: Beyond it FBGEMM's CUDA kernels return zeros without a word (pytorch/torchrec issue 3673).

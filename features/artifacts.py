@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name beside the target, fsynced, renamed."""
+"""Files and folders that are whole or absent: written under a temporary name beside, fsynced, renamed."""
 
 import hashlib
 import json
@@ -71,6 +71,23 @@ def atomic_folder(path: Path, *, ours: Callable[[Path], bool] | None = None) -> 
         _replace_folder(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _fsync_folder(path.parent)
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; the file written there takes its place if the block ends well.
+
+    After an error `path` is as it was and the temporary file gone.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        _fsync_file(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
         raise
     _fsync_folder(path.parent)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from embeddings.files import sha256_of
 from embeddings.tables.lsa import normalise_text
+from features.artifacts import sha256_of
 
 _NUMBER = r"\d+(?:\.\d+)?"
 _UNIT = (

@@ -28,7 +28,7 @@ from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import ProductEncoder, seeded
 from embeddings.encoders.pretrained import CheckpointError, first_line, load_pretrained, read_model_config
-from embeddings.files import sha256_of
+from features.artifacts import sha256_of
 
 #: All published BLIP and BERT models have attention heads of this width.
 HEAD_WIDTH = 64

@@ -28,7 +28,7 @@ from embeddings.embedding_table import refuse_foreign_folder
 from embeddings.encoders.completion import Completion
 from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.modules import ProductEncoder, QueryEncoder, seeded
-from embeddings.files import atomic_folder, sha256_of
+from features.artifacts import atomic_folder, sha256_of
 
 #: initial: no training of ours; pretrained: after stage 1; aligned: after stage 2, with a query encoder.
 Stage = Literal["initial", "pretrained", "aligned"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from embeddings.encoders.dashclip import DashClipEncoder, EncoderError
 from embeddings.encoders.query_network import CONFIG, MODEL, TOKENIZER, QueryNetwork, QueryNetworkConfig
-from embeddings.files import atomic_folder
+from features.artifacts import atomic_folder
 
 #: Largest difference in any entry of the vectors of the probes.
 TOLERANCE = 1e-5

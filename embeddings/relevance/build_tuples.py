@@ -16,8 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embeddings.files import atomic_folder, sha256_of
-
 # These names belong to this module's interface: `as` says so.
 from embeddings.relevance.grades import HIGH as HIGH
 from embeddings.relevance.grades import IRRELEVANT as IRRELEVANT
@@ -41,6 +39,7 @@ from embeddings.relevance.tuple_set import (
 )
 from embeddings.relevance.tuple_set import TupleReport as TupleReport
 from embeddings.relevance.tuple_set import TupleSet as TupleSet
+from features.artifacts import atomic_folder, sha256_of
 
 #: Products between two calls of `progress`.
 PROGRESS_PRODUCTS = 500

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from embeddings.files import sha256_of
 from embeddings.relevance.grades import IRRELEVANT, MODERATE, Count, GradesReport, RelevanceError
 from embeddings.relevance.sampling import PROXY, TupleConfig
+from features.artifacts import sha256_of
 
 FORMAT: Literal["tuples-1"] = "tuples-1"
 TUPLES, GRADES, QUERIES, REPORT = "tuples.npy", "grades.npy", "queries.parquet", "report.json"

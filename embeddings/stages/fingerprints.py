@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from embeddings.encoders.dashclip import DashClipEncoder
-from embeddings.files import sha256_of
+from features.artifacts import sha256_of
 
 
 def settings_fingerprint(settings: dict[str, Any]) -> str:

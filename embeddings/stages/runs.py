@@ -22,7 +22,6 @@ from embeddings.catalog.tokenizer import TextTokenizer
 from embeddings.embedding_table import refuse_foreign_folder
 from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder, Stage, is_encoder
-from embeddings.files import replaced_file
 from embeddings.relevance.build_tuples import TupleConfig, TupleSet, build_tuples, read_grades
 from embeddings.relevance.grades import has_relevance
 from embeddings.stages.completion_training import complete
@@ -35,6 +34,7 @@ from embeddings.stages.warmup import ImageWarmupConfig, ImageWarmupTask, TextWar
 from embeddings.stages.whitening import whiten
 from embeddings.training.loop import OptimizerConfig, Report, Task, TrainingOutcome, train
 from embeddings.training.ranks import Ranks, barrier, join_ranks
+from features.artifacts import replaced_file
 
 ENCODER, TRAINING, CHECKPOINTS, TUPLES = "encoder", "training.json", "checkpoints", "tuples"
 

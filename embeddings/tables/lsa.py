@@ -31,7 +31,7 @@ from embeddings.embedding_table import (
     is_table,
     refuse_foreign_folder,
 )
-from embeddings.files import atomic_folder
+from features.artifacts import atomic_folder
 
 Progress = Callable[[str, int, int], None]
 

@@ -29,8 +29,8 @@ from embeddings.catalog.products import ProductCatalog, prefetch
 from embeddings.embedding_table import EmbeddingTable, EmbeddingTableError, refuse_foreign_folder
 from embeddings.encoders.blip_checkpoint import load_blip_retrieval
 from embeddings.encoders.pretrained import CheckpointError, first_line, load_pretrained, read_model_config
-from embeddings.files import atomic_folder
 from embeddings.tables.lsa import holds_only_lsa_tables
+from features.artifacts import atomic_folder
 
 Kind = Literal["clip", "blip", "flava"]
 Modality = Literal["image", "text"]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embeddings.files import replaced_file, sha256_of
+from features.artifacts import replaced_file, sha256_of
 
 LOCK, JOINED = "lock", "vectors.npy"
 

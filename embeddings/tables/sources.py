@@ -20,7 +20,7 @@ from embeddings.catalog.images import ImageUnreadable
 from embeddings.catalog.products import ProductBatch, ProductCatalog, load_batch
 from embeddings.embedding_table import Kind
 from embeddings.encoders.dashclip import DashClipEncoder
-from embeddings.files import replaced_file
+from features.artifacts import replaced_file
 
 Rows = npt.NDArray[np.int64]
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from embeddings.files import atomic_folder, sha256_of
+from features.artifacts import atomic_folder, sha256_of
 
 PROGRESS, CHECKSUMS = "progress.json", "checksums.json"
 TENSORS = ("module", "optimizer", "best")
@@ -32,8 +32,9 @@ class TrainingState:
 
 def write_state(folder: Path, step: int, state: TrainingState, *, keep: int) -> None:
     """Write `folder`/step-… and delete all but the newest `keep`."""
-    for leftover in folder.glob(".step-*.tmp"):  # of a process that was killed while it wrote
-        shutil.rmtree(leftover)
+    for ending in ("writing", "tmp"):  # of a process that was killed while it wrote; "tmp" until release 0.1
+        for leftover in folder.glob(f".step-*.{ending}"):
+            shutil.rmtree(leftover)
     with atomic_folder(folder / f"step-{step:08d}") as temporary:
         for name in TENSORS:
             tensors = {key: value.detach().cpu().clone() for key, value in getattr(state, name).items()}

@@ -17,11 +17,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from embeddings.files import sha256_of
 from experiments.ablation.run import METRICS_FILE, run_stage_1, run_variant
 from experiments.config import load_config, merged, parse_config
 from experiments.encoders.pipeline import EncodersConfig
 from experiments.runtime.job_pool import Job, OnProgress, run_jobs
+from features.artifacts import sha256_of
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 

@@ -22,7 +22,7 @@ from embeddings.encoders.blip_checkpoint import (
 )
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.pretrained import CheckpointError
-from embeddings.files import sha256_of
+from features.artifacts import sha256_of
 from tests.embeddings.encoders.original_blip import (
     BERT_TOKENS,
     DIM,

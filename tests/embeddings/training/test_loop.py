@@ -327,8 +327,9 @@ def test_a_damaged_checkpoint_is_refused_and_an_older_one_serves(
     assert resumed.module.weight.equal(whole.module.weight)
 
 
-def test_a_checkpoint_removes_what_a_killed_process_left_half_written(tmp_path: Path) -> None:
-    leftover = tmp_path / ".step-00000004.abc.tmp"
+@pytest.mark.parametrize("ending", ["writing", "tmp"])
+def test_a_checkpoint_removes_what_a_killed_process_left_half_written(tmp_path: Path, ending: str) -> None:
+    leftover = tmp_path / f".step-00000004.abc.{ending}"
     leftover.mkdir()
     empty: dict[str, Tensor] = {}
     state = TrainingState(
