@@ -36,7 +36,7 @@ class NegativeMix(BaseModel):
 
 
 class TupleReport(BaseModel):
-    """What `build_tuples` or `mine_tuples` made; stored as report.json."""
+    """What `build_tuples` made; stored as report.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -5,16 +5,15 @@ Shapes: R runs, F features.
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from experiments.importance.correlated import CandidatePair, correlated_pairs, described
-from experiments.importance.methods.perturbation import BATCH_ROWS, Progress
+from experiments.importance.methods.perturbation import Progress
 from experiments.importance.model_features import features_of, groups_of, joined
 from experiments.importance.parts import Parts
-from experiments.importance.result import ALL, METHODS, ImportanceReport, Method
-from experiments.importance.run_parts import RunMeasurement
+from experiments.importance.result import ALL, ImportanceReport
+from experiments.importance.run_parts import MeasureOptions, RunMeasurement
 from experiments.importance.slices import Partition, partitions_of, whole
 from experiments.importance.split_rows import SplitRows, open_split
 from experiments.importance.summary import (
@@ -28,37 +27,6 @@ from experiments.importance.summary import (
 from experiments.runtime.environment import commit, environment
 from features.feature_set import FeatureSet
 from ranking.run import RunConfig, input_fingerprints
-
-
-@dataclass(frozen=True)
-class MeasureOptions:
-    """What is measured.
-
-    Attributes:
-        repeats: permutations of each run.
-        permutation_seed: from which they are drawn.
-        split: whose rows are evaluated.
-        slices: also within slices and aisles.
-        slice_repeats: permutations there; fewer do, since a slice is shown beside its interval over seeds.
-        pairs: so many correlated pairs are permuted together.
-    """
-
-    repeats: int = 5
-    permutation_seed: int = 0
-    split: str = "test"
-    methods: tuple[Method, ...] = METHODS
-    slices: bool = True
-    slice_repeats: int = 2
-    pairs: int = 10
-    batch_rows: int = BATCH_ROWS
-
-    def __post_init__(self) -> None:
-        if min(self.repeats, self.slice_repeats) < 1:
-            raise ValueError(
-                f"repeats must be at least 1, got {self.repeats} and {self.slice_repeats} in slices"
-            )
-        if not self.methods:
-            raise ValueError(f"methods must name at least one of {', '.join(METHODS)}")
 
 
 def measure(

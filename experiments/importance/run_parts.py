@@ -4,25 +4,59 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.importance.methods.attribution import STEPS, integrated_gradients
 from experiments.importance.methods.permutations import row_permutation
-from experiments.importance.methods.perturbation import Measured, Progress, SliceMetrics, measure_exchanges
+from experiments.importance.methods.perturbation import (
+    BATCH_ROWS,
+    Measured,
+    Progress,
+    SliceMetrics,
+    measure_exchanges,
+)
 from experiments.importance.methods.tower_inputs import InputLayout
 from experiments.importance.model_features import Feature
 from experiments.importance.parts import Parts
-from experiments.importance.result import ALL, Method
+from experiments.importance.result import ALL, METHODS, Method
 from experiments.importance.slices import Mask, Partition
 from experiments.importance.split_rows import SplitRows
 from features.feature_set import FeatureSet
 from ranking.run import Run, RunConfig, load_run
 
-if TYPE_CHECKING:
-    from experiments.importance.measure import MeasureOptions
-
 #: Of a feature key, slice and metric, one value a repeat.
 Values = dict[str, dict[str, dict[str, list[float]]]]
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What is measured.
+
+    Attributes:
+        repeats: permutations of each run.
+        permutation_seed: from which they are drawn.
+        split: whose rows are evaluated.
+        slices: also within slices and aisles.
+        slice_repeats: permutations there; fewer do, since a slice is shown beside its interval over seeds.
+        pairs: so many correlated pairs are permuted together.
+    """
+
+    repeats: int = 5
+    permutation_seed: int = 0
+    split: str = "test"
+    methods: tuple[Method, ...] = METHODS
+    slices: bool = True
+    slice_repeats: int = 2
+    pairs: int = 10
+    batch_rows: int = BATCH_ROWS
+
+    def __post_init__(self) -> None:
+        if min(self.repeats, self.slice_repeats) < 1:
+            raise ValueError(
+                f"repeats must be at least 1, got {self.repeats} and {self.slice_repeats} in slices"
+            )
+        if not self.methods:
+            raise ValueError(f"methods must name at least one of {', '.join(METHODS)}")
 
 
 @dataclass
@@ -44,7 +78,7 @@ class RunMeasurement:
         config: RunConfig,
         feature_set: FeatureSet,
         rows: SplitRows,
-        options: "MeasureOptions",
+        options: MeasureOptions,
         partitions: Sequence[Partition],
         parts: Parts,
         progress: Progress | None,

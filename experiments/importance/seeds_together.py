@@ -5,8 +5,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from experiments.importance.measure import MeasureOptions, measure
+from experiments.importance.measure import measure
 from experiments.importance.methods.perturbation import Progress
+from experiments.importance.run_parts import MeasureOptions
 from experiments.runtime.job_pool import Job, JobProgress, Tell, run_jobs
 
 

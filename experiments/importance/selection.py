@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.importance.measure import MeasureOptions, measure
+from experiments.importance.measure import measure
 from experiments.importance.methods.perturbation import Progress
 from experiments.importance.model_features import Feature, features_of
 from experiments.importance.narrow_features import write_narrow
 from experiments.importance.result import Selection, SelectionSide
+from experiments.importance.run_parts import MeasureOptions
 from experiments.runtime.environment import environment
 from experiments.statistics.intervals import paired_difference
 from features.batches.batch import Batch

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiments.reports.page import Origin
 
@@ -31,6 +31,71 @@ class Recorded(BaseModel):
         if created is None:
             created = datetime.fromtimestamp(path.stat().st_mtime, UTC)
         return Origin(command=self.command, commits=(str(commit),) if commit else (), created=created)
+
+
+Values = dict[str, float | None]
+
+
+class RetrievalSlice(BaseModel):
+    """One set of queries against one catalogue; keys of values are metric, metric_low, metric_high."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    queries: int
+    products: int
+    rows: dict[str, Values]
+    differences: dict[str, Values] = {}
+    best_possible: Values = {}
+
+
+class RetrievalRecord(Recorded, RetrievalSlice):
+    """`table1.json` as far as the page shows it."""
+
+    simulated: bool
+    k: int
+    pool: str
+    candidate: str
+    slices: dict[str, RetrievalSlice] = {}
+    bootstrap_resamples: int = 0
+
+
+#: Milliseconds (or a ratio) by number of candidates.
+ByCandidates = dict[str, float]
+
+
+class ServingRecord(Recorded):
+    """`serving.json` as far as the page shows it; every measurement may be missing."""
+
+    added_p99_ms: ByCandidates = Field(default_factory=dict)
+    model_p50_ms: ByCandidates = Field(default_factory=dict)
+    fetch_p99_over_fused_p99: ByCandidates = Field(default_factory=dict)
+    end_to_end_p50_ms: float | ByCandidates | None = None
+    end_to_end_p99_ms: float | ByCandidates | None = None
+    noop_p50_ms: float | ByCandidates | None = None
+    fastapi_p50_ms: float | ByCandidates | None = None
+    fastapi_p99_ms: float | ByCandidates | None = None
+    onnxruntime_p50_ms: float | ByCandidates | None = None
+    #: Of the machine, by when it was read: timings on a busy machine are too long.
+    load_average: dict[str, Any] = Field(default_factory=dict)
+    extra_worker_pss_share: float | None = None
+    json_vs_arrow: Any = None
+
+
+class SoakRecord(Recorded):
+    """`soak.json`: mixed load with bad requests, killed workers and refreshes."""
+
+    requests: int
+    wrong_scores: int
+    unexplained_5xx: int
+    memory_mib_start: float | None = None
+    memory_mib_end: float | None = None
+
+
+class Measured(BaseModel):
+    """One measurement at the number of candidates that the page answers for."""
+
+    model_config = ConfigDict(frozen=True)
+    title: str
+    value_ms: float
 
 
 Record = TypeVar("Record", bound=Recorded)

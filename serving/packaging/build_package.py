@@ -49,7 +49,7 @@ from serving.package.sealed_folder import MANIFEST, PackageError, record_files
 from serving.package.tables import ServingTable, open_table, write_table, zero_rows
 from serving.package.vectors import SourceVectors
 from serving.packaging.build_generation import SnapshotSource, fill_generation, vectors_of_table
-from serving.packaging.from_ranker import tables_of, vectors_of
+from serving.packaging.from_ranker import request_ranker_of, tables_of, vectors_of
 from serving.packaging.logged_requests import LoggedImpressions
 from serving.scoring.compile import Backend, BackendChoice, compile_ranker
 from serving.scoring.predictor import TABLES, Predictor
@@ -226,7 +226,7 @@ class _Parts:
         columns = self._run.feature_set.manifest
         if self._options.projected and "product" not in self.entities:
             raise ValueError(f"{self.model_version} reads no vectors of candidates; leave --projected out")
-        return RequestRanker.from_ranker(
+        return request_ranker_of(
             self._run.ranker,
             dense_columns=columns.dense_columns,
             sparse_columns=[column.name for column in columns.sparse_columns],

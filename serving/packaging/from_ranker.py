@@ -36,6 +36,39 @@ _PADDING = -1
 _CHUNK_ROWS = 16_384
 
 
+def request_ranker_of(
+    ranker: Ranker,
+    *,
+    dense_columns: Sequence[str],
+    sparse_columns: Sequence[str],
+    request_columns: Iterable[str],
+    quantised: bool = False,
+    projected: bool = False,
+) -> RequestRanker:
+    """The same ranker for requests, in evaluation mode; its tables come from `tables_of` and `vectors_of`.
+
+    Args:
+        dense_columns: what the ranker's dense inputs are, in order.
+        sparse_columns: the ids that it embeds; their order does not matter, tables are found by key.
+        request_columns: those of them that all candidates of a request share. Any choice gives the same
+            scores.
+
+    Raises:
+        ValueError: the columns are not those of the ranker.
+    """
+    shape = shape_of(
+        ranker,
+        dense_columns=dense_columns,
+        sparse_columns=sparse_columns,
+        request_columns=request_columns,
+        quantised=quantised,
+        projected=projected,
+    )
+    module = RequestRanker(shape)
+    copy_weights(ranker, module)
+    return module.eval().requires_grad_(False)
+
+
 def shape_of(
     ranker: Ranker,
     *,
@@ -45,7 +78,7 @@ def shape_of(
     quantised: bool = False,
     projected: bool = False,
 ) -> RankerShape:
-    """What `RequestRanker.from_ranker` builds.
+    """The shape that `request_ranker_of` builds.
 
     Raises:
         ValueError: the columns are not those of the ranker.

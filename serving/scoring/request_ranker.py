@@ -28,8 +28,8 @@ compiled program checks none of this; `serving.scoring.ranker_scorer.RankerScore
 Shapes: as above; D width of the pretrained vectors, K inputs of a layer, H (last) outputs of a tower.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -37,9 +37,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from serving.scoring.request_towers import ParallelTower, SemanticTower, mlp, semantic_widths
-
-if TYPE_CHECKING:  # a worker has no torchrec
-    from ranking.model import Ranker
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -202,43 +199,6 @@ class RequestRanker(nn.Module):
             empty = request_RK[:, :0], candidate_NK[:, :0]
             outputs.append(self.semantic(*empty, vectors_RD, products_ND, projections_NK, request_of_N))
         return self.head(torch.cat(outputs, dim=1)).squeeze(1)
-
-    @classmethod
-    def from_ranker(
-        cls,
-        ranker: "Ranker",
-        *,
-        dense_columns: Sequence[str],
-        sparse_columns: Sequence[str],
-        request_columns: Iterable[str],
-        quantised: bool = False,
-        projected: bool = False,
-    ) -> Self:
-        """The same ranker; its tables come from `tables_of` and `vectors_of` of
-        `serving.packaging.from_ranker`.
-
-        Args:
-            dense_columns: what the ranker's dense inputs are, in order.
-            sparse_columns: the ids that it embeds; their order does not matter, tables are found by key.
-            request_columns: those of them that all candidates of a request share. Any choice gives the same
-                scores.
-
-        Raises:
-            ValueError: the columns are not those of the ranker.
-        """
-        from serving.packaging.from_ranker import copy_weights, shape_of
-
-        shape = shape_of(
-            ranker,
-            dense_columns=dense_columns,
-            sparse_columns=sparse_columns,
-            request_columns=request_columns,
-            quantised=quantised,
-            projected=projected,
-        )
-        module = cls(shape)
-        copy_weights(ranker, module)
-        return module.eval().requires_grad_(False)
 
 
 def _width(shape: RankerShape, dense: Sequence[str], sparse: Sequence[str]) -> int:

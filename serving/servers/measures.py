@@ -16,7 +16,6 @@ Kind = Literal["counter", "gauge"]
 
 #: Upper ends of the latency buckets.
 LATENCY_BUCKETS_MS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 25.0, 50.0, 100.0, 250.0, 1000.0)
-UNKNOWN_KINDS = ("users", "queries", "products", "history")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ranking.embedding_collection import PooledEmbeddings, TableSpec, trainable_
 from ranking.model import DcnRanker, Ranker, RankerConfig, RankerInputs, SemanticConfig, build_ranker
 from ranking.towers import DcnTower
 from serving.package.tables import ServingTable, TableDtype, open_table, write_table
-from serving.packaging.from_ranker import tables_of, vectors_of
+from serving.packaging.from_ranker import request_ranker_of, tables_of, vectors_of
 from serving.scoring.ranker_scorer import ScoringBatch
 from serving.scoring.request_ranker import RankerShape, RequestRanker
 
@@ -100,7 +100,7 @@ def with_random_weights(ranker: Ranker, *, seed: int) -> Ranker:
 
 
 def request_ranker(ranker: Ranker, request_columns: tuple[str, ...], **changes: bool) -> RequestRanker:
-    return RequestRanker.from_ranker(
+    return request_ranker_of(
         ranker,
         dense_columns=DENSE,
         sparse_columns=tuple(SPARSE_ROWS),

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from experiments.commands.encoders import published_sets as encode_real
+from experiments.commands.encoders import published_sets
+from experiments.commands.encoders.rows import named_folders
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +30,7 @@ DEVICE = Annotated[str, typer.Option(help="`cpu` or `cuda`.")]
 
 def register(app: typer.Typer) -> None:
     """Add the `encode` commands."""
-    encode_real.register(encode)
+    published_sets.register(encode)
     app.add_typer(encode, name="encode")
 
 
@@ -347,15 +348,6 @@ def _read(config: Path, encoder: Path | None) -> tuple[EncodersConfig, DashClipE
         return settings, None
     inner = encoder / ENCODER
     return settings, DashClipEncoder.load(inner if inner.is_dir() else encoder)
-
-
-def named_folders(rows: list[str]) -> dict[str, Path]:
-    """NAME=FOLDER, as given by `--row`, by name."""
-    named = dict(row.partition("=")[::2] for row in rows)
-    for name, folder in named.items():
-        if not name or not folder:
-            raise typer.BadParameter(f"must be NAME=FOLDER, got {name or folder!r}", param_hint="--row")
-    return {name: Path(folder) for name, folder in named.items()}
 
 
 def _print_run(console: Console, run: StageRun) -> None:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from experiments.commands.encoders.rows import named_folders
+
 DATA = Annotated[Path, typer.Argument(help="Folder that `dashclip import` wrote.")]
 OUT = Annotated[
     Path,
@@ -41,7 +43,6 @@ def home_depot_command(
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from experiments.commands.encoders.encode import named_folders
     from experiments.config import load_config
     from experiments.datasets.encoder_runs import measure_home_depot, write_results
     from experiments.datasets.home_depot_relevance import to_json, to_markdown

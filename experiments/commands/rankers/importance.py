@@ -72,8 +72,9 @@ def importance(
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     from experiments.importance.folders import default_out, run_folders
-    from experiments.importance.measure import MeasureOptions, measure
+    from experiments.importance.measure import measure
     from experiments.importance.result import methods_named
+    from experiments.importance.run_parts import MeasureOptions
     from experiments.importance.seeds_together import measure_parts
     from experiments.reports.importance.page import write_importance_report
     from experiments.reports.importance.tables import feature_table, group_table, sentences

@@ -4,10 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from experiments.reports.page import Grid, Plot, Section, svg_source
-from experiments.reports.records import Recorded, read_record
+from experiments.reports.records import ByCandidates, Measured, ServingRecord, SoakRecord, read_record
 from experiments.reports.sections import plots as evidence_plots
 
 FILE, SOAK_FILE = "serving.json", "soak.json"
@@ -15,45 +13,6 @@ TITLE = "Latency: from request to score"
 QUESTION = "Can it be served within the latency budget?"
 #: Candidates of a request that the answer is given for, and what the paper allows the embeddings to add.
 CANDIDATES, PAPER_ADDED_P99_MS = "100", 4.0
-
-#: Milliseconds (or a ratio) by number of candidates.
-ByCandidates = dict[str, float]
-
-
-class ServingRecord(Recorded):
-    """`serving.json` as far as the page shows it; every measurement may be missing."""
-
-    added_p99_ms: ByCandidates = Field(default_factory=dict)
-    model_p50_ms: ByCandidates = Field(default_factory=dict)
-    fetch_p99_over_fused_p99: ByCandidates = Field(default_factory=dict)
-    end_to_end_p50_ms: float | ByCandidates | None = None
-    end_to_end_p99_ms: float | ByCandidates | None = None
-    noop_p50_ms: float | ByCandidates | None = None
-    fastapi_p50_ms: float | ByCandidates | None = None
-    fastapi_p99_ms: float | ByCandidates | None = None
-    onnxruntime_p50_ms: float | ByCandidates | None = None
-    #: Of the machine, by when it was read: timings on a busy machine are too long.
-    load_average: dict[str, Any] = Field(default_factory=dict)
-    extra_worker_pss_share: float | None = None
-    json_vs_arrow: Any = None
-
-
-class SoakRecord(Recorded):
-    """`soak.json`: mixed load with bad requests, killed workers and refreshes."""
-
-    requests: int
-    wrong_scores: int
-    unexplained_5xx: int
-    memory_mib_start: float | None = None
-    memory_mib_end: float | None = None
-
-
-class Measured(BaseModel):
-    """One measurement at CANDIDATES candidates."""
-
-    model_config = ConfigDict(frozen=True)
-    title: str
-    value_ms: float
 
 
 def latency_section(sweep: Path, found: Path | None = None) -> Section | None:

@@ -1,7 +1,6 @@
 """Plots of the evidence page as SVG: table 1, its slices, latency."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -9,18 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from experiments.reports.records import Measured, RetrievalRecord, Values
 from experiments.reports.table1_text import row_title
 from experiments.reports.table2.plots import STYLE, WIDTH_INCHES, broken, svg_of
-
-if TYPE_CHECKING:
-    from experiments.reports.sections.latency import Measured
-    from experiments.reports.sections.retrieval import RetrievalRecord, Values
 
 # Okabe and Ito (2008): told apart with every common colour vision; shapes differ as well.
 _CANDIDATE, _OTHER, _THIRD = "#0072B2", "#6e6e6e", "#D55E00"
 
 
-def retrieval(record: "RetrievalRecord", metrics: Mapping[str, str]) -> str:
+def retrieval(record: RetrievalRecord, metrics: Mapping[str, str]) -> str:
     """Each metric a panel, each row a dot with its interval; the dotted line is the best possible order."""
     names = list(record.rows)
     with matplotlib.rc_context(STYLE):
@@ -33,7 +29,7 @@ def retrieval(record: "RetrievalRecord", metrics: Mapping[str, str]) -> str:
         return svg_of(figure)
 
 
-def retrieval_slices(record: "RetrievalRecord") -> str:
+def retrieval_slices(record: RetrievalRecord) -> str:
     """Graded relevance of each row in each slice."""
     names = list(record.rows)
     columns = min(3, len(record.slices))
@@ -54,7 +50,7 @@ def retrieval_slices(record: "RetrievalRecord") -> str:
         return svg_of(figure)
 
 
-def latency(model: Mapping[str, float], added: Mapping[str, float], ladder: "Sequence[Measured]") -> str:
+def latency(model: Mapping[str, float], added: Mapping[str, float], ladder: Sequence[Measured]) -> str:
     """Milliseconds by number of candidates, beside the ways to serve one request."""
     curves = [
         (points, look)
@@ -107,7 +103,7 @@ def latency(model: Mapping[str, float], added: Mapping[str, float], ladder: "Seq
 
 
 def _dots(
-    axes: Axes, rows: "Mapping[str, Values]", key: str, candidate: str, best_possible: float | None
+    axes: Axes, rows: Mapping[str, Values], key: str, candidate: str, best_possible: float | None
 ) -> None:
     for height, (name, values) in enumerate(reversed(list(rows.items()))):
         value, low, high = (values.get(found) for found in (key, f"{key}_low", f"{key}_high"))

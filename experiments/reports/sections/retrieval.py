@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from embeddings.evaluation.retrieval import METRICS
 from experiments.encoders.table1 import metric_key
 from experiments.reports.page import Grid, Plot, Section, svg_source
-from experiments.reports.records import Recorded, read_record
+from experiments.reports.records import RetrievalRecord, Values, read_record
 from experiments.reports.sections import plots as evidence_plots
 from experiments.reports.table1_text import PAPER, metric_title, row_title
 
@@ -15,30 +13,6 @@ FILE = "table1.json"
 TITLE = "Table 1: products found for a query"
 QUESTION = "Do the vectors find the right products?"
 NONE = "–"
-
-Values = dict[str, float | None]
-
-
-class RetrievalSlice(BaseModel):
-    """One set of queries against one catalogue; keys of values are metric, metric_low, metric_high."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-    queries: int
-    products: int
-    rows: dict[str, Values]
-    differences: dict[str, Values] = {}
-    best_possible: Values = {}
-
-
-class RetrievalRecord(Recorded, RetrievalSlice):
-    """`table1.json` as far as the page shows it."""
-
-    simulated: bool
-    k: int
-    pool: str
-    candidate: str
-    slices: dict[str, RetrievalSlice] = {}
-    bootstrap_resamples: int = 0
 
 
 def retrieval_section(sweep: Path) -> Section | None:

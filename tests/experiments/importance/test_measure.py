@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 
 from embeddings.embedding_table import EmbeddingTable
 from experiments.cli import app
-from experiments.importance.measure import MeasureOptions, measure
+from experiments.importance.measure import measure
 from experiments.importance.model_features import features_of
 from experiments.importance.narrow_features import narrow_manifest, write_narrow
 from experiments.importance.result import ImportanceReport
+from experiments.importance.run_parts import MeasureOptions
 from experiments.importance.seeds_together import measure_parts
 from experiments.importance.selection import dispensable, select_and_retrain
 from experiments.importance.speed import compare_with_captum

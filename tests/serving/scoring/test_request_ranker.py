@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ranking.model import Ranker, RankerConfig, SemanticConfig
 from serving.package.tables import ServingTable
-from serving.packaging.from_ranker import product_projections, vectors_of
+from serving.packaging.from_ranker import product_projections, request_ranker_of, vectors_of
 from serving.scoring.ranker_scorer import RankerScorer, ScoringBatch
 from serving.scoring.request_ranker import RankerShape, RequestRanker
 from tests.serving.small_rankers import (
@@ -91,7 +91,7 @@ def test_tables_of_different_widths_are_told_apart_by_key(request_columns: tuple
 
 def test_the_order_in_which_sparse_columns_are_named_does_not_matter() -> None:
     ranker = mixed_width_ranker()
-    module = RequestRanker.from_ranker(
+    module = request_ranker_of(
         ranker, dense_columns=DENSE, sparse_columns=("query", "user", "brand"), request_columns=("brand",)
     )
     requests = random_requests([4], purchases=0, request_columns=("brand",))
@@ -203,7 +203,7 @@ def test_a_shape_survives_its_file() -> None:
 def test_columns_of_another_ranker_are_refused(changes: dict[str, tuple[str, ...]], message: str) -> None:
     columns = {"dense_columns": DENSE, "sparse_columns": tuple(SPARSE_ROWS), "request_columns": ()}
     with pytest.raises(ValueError, match=message):
-        RequestRanker.from_ranker(small_ranker(TWO_TOWERS), **{**columns, **changes})
+        request_ranker_of(small_ranker(TWO_TOWERS), **{**columns, **changes})
 
 
 def test_only_vectors_of_candidates_can_be_projected() -> None:
