@@ -23,7 +23,6 @@ from embeddings.relevance.grades import MODERATE as MODERATE
 from embeddings.relevance.grades import Grades as Grades
 from embeddings.relevance.grades import RelevanceError as RelevanceError
 from embeddings.relevance.grades import read_grades as read_grades
-from embeddings.relevance.row_file import RowFile
 from embeddings.relevance.sampling import PROXY as PROXY
 from embeddings.relevance.sampling import Donors, NegativeCounts, ProxyQueries, draw_tuples
 from embeddings.relevance.sampling import TupleConfig as TupleConfig
@@ -33,6 +32,7 @@ from embeddings.relevance.tuple_set import (
     QUERIES,
     REPORT,
     TUPLES,
+    RowFile,
     ids_sha256,
     negative_mix,
     refuse_foreign_folder,

@@ -1,5 +1,7 @@
 """The folder of training tuples: `tuples.npy`, `grades.npy`, `queries.parquet` and `report.json`.
 
+A `.npy` file whose number of rows is known only at the end is written row by row, so memory does not grow.
+
 Shapes: N tuples of C = 2 + K columns, K negatives of each.
 """
 
@@ -7,7 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import IO, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,49 @@ from pydantic import BaseModel, ConfigDict
 from embeddings.relevance.grades import IRRELEVANT, MODERATE, Count, GradesReport, RelevanceError
 from embeddings.relevance.sampling import PROXY, TupleConfig
 from features.artifacts import sha256_of
+
+
+class RowFile:
+    """Rows of one width and type, appended; closing writes their number into the header.
+
+    `np.load`, also memory-mapped, gives the same array as if all rows had been saved at once.
+    """
+
+    def __init__(self, path: Path, width: int, dtype: np.dtype[Any]) -> None:
+        self.rows = 0
+        self._width, self._dtype = width, dtype
+        self._file: IO[bytes] = path.open("w+b")
+        self._header_bytes = self._write_header()
+
+    def append(self, rows_NW: npt.NDArray[Any]) -> None:
+        """Add rows, cast to the file's type."""
+        assert rows_NW.shape[1:] == (self._width,), rows_NW.shape
+        self._file.write(np.ascontiguousarray(rows_NW, self._dtype).tobytes())
+        self.rows += len(rows_NW)
+
+    def close(self) -> None:
+        """Complete the header and close the file."""
+        self._file.seek(0)
+        header_bytes = self._write_header()
+        self._file.close()
+        # NumPy leaves room for any number of rows in the header, so that it can be written again in place.
+        assert header_bytes == self._header_bytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _write_header(self) -> int:
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (self.rows, self._width),
+        }
+        np.lib.format.write_array_header_1_0(self._file, header)
+        return self._file.tell()
+
 
 FORMAT: Literal["tuples-1"] = "tuples-1"
 TUPLES, GRADES, QUERIES, REPORT = "tuples.npy", "grades.npy", "queries.parquet", "report.json"

@@ -11,9 +11,8 @@ from pathlib import Path
 from experiments.importance.correlated import CandidatePair, correlated_pairs, described
 from experiments.importance.methods.perturbation import Progress
 from experiments.importance.model_features import features_of, groups_of, joined
-from experiments.importance.parts import Parts
 from experiments.importance.result import ALL, ImportanceReport
-from experiments.importance.run_parts import MeasureOptions, RunMeasurement
+from experiments.importance.run_parts import MeasureOptions, Parts, RunMeasurement
 from experiments.importance.slices import Partition, partitions_of, whole
 from experiments.importance.split_rows import SplitRows, open_split
 from experiments.importance.summary import (

@@ -1,28 +1,65 @@
-"""One trained run, measured part by part: each method, each partition into slices, each joint permutation."""
+"""One trained run, measured part by part: each method, each partition into slices, each joint permutation.
+
+Finished parts lie on disk, found again by what they depend on: a stopped measurement goes on where it was,
+and one with another seed measures only that seed.
+"""
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from experiments.importance.methods.attribution import STEPS, integrated_gradients
-from experiments.importance.methods.permutations import row_permutation
 from experiments.importance.methods.perturbation import (
     BATCH_ROWS,
     Measured,
     Progress,
     SliceMetrics,
     measure_exchanges,
+    row_permutation,
 )
 from experiments.importance.methods.tower_inputs import InputLayout
 from experiments.importance.model_features import Feature
-from experiments.importance.parts import Parts
 from experiments.importance.result import ALL, METHODS, Method
 from experiments.importance.slices import Mask, Partition
 from experiments.importance.split_rows import SplitRows
+from features.artifacts import atomic_write_json
 from features.feature_set import FeatureSet
 from ranking.run import Run, RunConfig, load_run
+
+#: Raised when parts of older versions would mean something else.
+_FORMAT = 1
+
+
+class Parts:
+    """Results in a folder, one JSON file each, named by the hash of their key."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def get(self, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The stored result of `key`, or that of `compute`, which is stored.
+
+        A file that is damaged or of another key is computed again.
+        """
+        key = {"format": _FORMAT, **key}
+        if self.folder is None:
+            return compute()
+        text = json.dumps(key, sort_keys=True)
+        path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored["key"] == json.loads(text):
+                content: dict[str, Any] = stored["content"]
+                return content
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            pass
+        content = compute()
+        atomic_write_json(path, {"key": key, "content": content})
+        return content
+
 
 #: Of a feature key, slice and metric, one value a repeat.
 Values = dict[str, dict[str, dict[str, list[float]]]]

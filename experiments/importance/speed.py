@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from experiments.importance.captum_comparison import captum_permutation
-from experiments.importance.methods.permutations import row_permutation
-from experiments.importance.methods.perturbation import Progress, measure_exchanges
+from experiments.importance.methods.perturbation import Progress, measure_exchanges, row_permutation
 from experiments.importance.model_features import features_of
 from experiments.importance.result import ALL
 from experiments.importance.run_parts import layout_of

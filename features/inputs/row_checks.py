@@ -1,24 +1,63 @@
 """Which rows of the input tables break which rules, found by DuckDB with bounded memory.
 
 Each table is read once for its rules; ids that occur twice are found by an aggregation before that. What
-outgrows the memory limit goes to temporary files.
+outgrows the memory limit goes to temporary files. Images are opened in threads: decoding releases the
+interpreter lock.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from features.inputs.findings import Example, RuleFinding, TableFinding
-from features.inputs.image_check import unreadable_images
 from features.inputs.rules import IDENTITY, LATEST, RULES, Rule
 from features.inputs.table_specs import TableName
 from features.inputs.tables import RESERVED, InputError, InputTables, sql_text
+
+_BATCH = 2048
+
+
+def unreadable_images(root: Path, names: Iterable[str], *, threads: int) -> Iterator[str]:
+    """Go through images, named relative to `root`; yield the names of those that cannot be used.
+
+    PNG files are checked by their checksums, others are decoded (JPEG at an eighth of its size), which
+    finds a file that was cut off. A path that leads out of `root` counts as unreadable.
+    """
+    base = root.resolve()
+    waiting = iter(names)
+    with ThreadPoolExecutor(threads) as pool:
+        while batch := list(islice(waiting, _BATCH)):
+            readable = pool.map(lambda name: _is_readable(base, name), batch)
+            yield from (name for name, good in zip(batch, readable, strict=True) if not good)
+
+
+def _is_readable(base: Path, name: str) -> bool:
+    path = (base / name).resolve()
+    if not path.is_relative_to(base) or not path.is_file():
+        return False
+    try:
+        with Image.open(path) as image:
+            if image.format == "PNG":
+                image.verify()
+            else:
+                image.draft("L", (1, 1))
+                image.load()
+    # Pillow raises SyntaxError for a broken PNG, its own error for huge sizes, and plain Exception kinds from
+    # codecs; whichever it is, the image cannot be used.
+    except Exception:
+        return False
+    return True
+
 
 Progress = Callable[[str, int, int], None]
 

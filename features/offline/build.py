@@ -41,8 +41,7 @@ from features.offline.buckets import Buckets
 from features.offline.fitted_columns import DenseColumn, SparseColumn
 from features.offline.history import EventWriter
 from features.offline.log_reader import LogError, LogReader
-from features.offline.row_files import SplitWriter
-from features.offline.rows import RowAssembler
+from features.offline.row_files import RowAssembler, SplitWriter
 from features.offline.splits import CODE_OF_SPLIT, DAY_US
 from features.offline.time_ordered_log import EncodedLog, Progress
 from features.schema import CounterKey, FeatureConfig

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from features.columns.clock import VALUES_OF_PART
 from features.columns.online_counters import CounterBlock
-from features.columns.online_vocabulary import OnlineVocabulary
 from features.columns.transforms import Transform
+from features.columns.vocabulary import OnlineVocabulary
 from features.online.snapshot import Known, Snapshot
 from features.schema import CounterKey, DenseFeature, FeatureConfig, SparseFeature
 

@@ -21,8 +21,16 @@ from features.columns.id_map import UNKNOWN, IdKind, IdMap
 from features.columns.online_counters import CounterBlock
 from features.offline.splits import DAY_US, iso
 from features.online.plan import OWN_FIELDS, CounterPlan, DensePlan, Part, SparsePlan, make_plan
-from features.online.request import any_ids, describe, ids, numbers, one_id, one_number, only_value
-from features.online.request_error import RequestError
+from features.online.request import (
+    RequestError,
+    any_ids,
+    describe,
+    ids,
+    numbers,
+    one_id,
+    one_number,
+    only_value,
+)
 from features.online.snapshot import Snapshot
 from features.schema import CounterKey
 

@@ -1,6 +1,7 @@
 """What a worker does beside its requests: look for a new generation, export measures, write drift counts.
 
-A thread, so that none of it is paid by a request.
+A thread, so that none of it is paid by a request. `open_package` opens the predictor and its counts for
+drift.
 """
 
 import logging
@@ -8,6 +9,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from serving.package.manifest import PackageManifest
+from serving.scoring.predictor import Predictor
 from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import Endpoint, place_of
 from serving.servers.measures import Series
@@ -78,3 +81,14 @@ class Background:
             work()
         except Exception as error:
             _log.error("%s failed: %s", what, place_of(error))
+
+
+def open_package(package: Path) -> tuple[Predictor, LiveCounts]:
+    """Load and verify a package.
+
+    Raises:
+        PackageError: a file is missing, damaged or altered, or the parity record does not come out.
+    """
+    predictor = Predictor.load(package)
+    manifest = PackageManifest.read(package)
+    return predictor, LiveCounts(manifest.training_record, manifest.dense_columns)

@@ -47,7 +47,7 @@ class DashclipHandler:
 
     def open(self, settings: Mapping[str, Any], model_dir: Path) -> tuple[Scorer, LiveCounts | None]:
         """The predictor of the package, which is beside this file if it was embedded."""
-        from serving.servers.opening import open_package
+        from serving.servers.background import open_package
 
         return open_package(model_dir / settings["package"])
 

@@ -1,6 +1,6 @@
 """What every server speaks: one request, its reply, and what a predictor has to offer.
 
-No torch here: clients import this module, too. `RequestError` comes from `features.online.request_error`,
+No torch here: clients import this module, too. `RequestError` comes from `features.online.request`,
 below.
 
 Shapes: N candidates.
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from features.online.request_error import RequestError
+from features.online.request import RequestError
 
 __all__ = ["MAX_CANDIDATES", "RequestError", "ScoreReply", "ScoreRequest", "Scorer"]
 

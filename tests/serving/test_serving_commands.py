@@ -12,9 +12,9 @@ from experiments.cli import app
 from experiments.serving_checks.serving_files import archive_package, example_request, torchserve_version
 from serving.package.manifest import PackageManifest
 from serving.package.parity import read_requests
+from serving.servers.background import open_package
 from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import Body, Endpoint
-from serving.servers.opening import open_package
 from serving.wire.request import MAX_CANDIDATES
 from tests.serving.servers.test_torchserve import five_free_ports
 

@@ -16,7 +16,7 @@ def main(package: Path, mode: str, requests: Path) -> None:
     """Run one mode."""
     import torch
 
-    from serving.servers.opening import open_package
+    from serving.servers.background import open_package
     from serving.wire.json_codec import decode_request
 
     torch.set_num_threads(1)

@@ -80,8 +80,8 @@ def _ask(target: str) -> "Ask":
             timeout_s=15,
             retries=0,
         ).post
+    from serving.servers.background import open_package
     from serving.servers.endpoint import Body, Endpoint
-    from serving.servers.opening import open_package
 
     endpoint = Endpoint(open_package(Path(target))[0])
 

@@ -109,7 +109,7 @@ def _serve_by_fastapi(package: Path, *, address: str, port: int, workers: int) -
         from serving.servers.fastapi_app import serve as serve_app
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}; install the extra: pip install 'dashclip-ranker[fastapi]'") from None
-    from serving.servers.opening import open_package
+    from serving.servers.background import open_package
 
     open_package(package)  # what is wrong with it is said once, not by each worker
     typer.echo(f"serving {package} at http://{address}:{port}/score; Ctrl-C ends it")

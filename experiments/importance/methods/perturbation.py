@@ -3,9 +3,13 @@
 A permuted feature takes the values of other rows, an ablated one those of a missing feature. Both run over
 all rows in mini-batches; AUC and LogLoss are taken of the whole slice, never averaged over batches.
 
+Permutations are a function of (seed, repeat, cells) alone. Every feature of a repeat is moved by the same
+one: features are compared under the same chance, and a joint permutation of two is the permutation of each.
+
 Shapes: N rows, B rows of a batch, F features, A alternatives (permutations, or the missing values).
 """
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +22,30 @@ from experiments.importance.model_features import Feature
 from experiments.importance.slices import Mask
 from experiments.importance.split_rows import Rows, SplitRows
 from ranking.metrics import UndefinedMetricError, log_loss, roc_auc
+
+
+def row_permutation(
+    rows: int,
+    *,
+    seed: int,
+    repeat: int,
+    cells_N: NDArray[np.integer] | None = None,
+    name: str = "all",
+) -> Rows:
+    """Where each row takes its values from: row i those of row `result[i]`.
+
+    Args:
+        cells_N: rows change places only with rows of the same cell. A cell of one row keeps its own.
+        name: of the partition into cells, so that partitions are permuted independently.
+    """
+    rng = np.random.default_rng([seed, repeat, zlib.crc32(name.encode())])
+    if cells_N is None:
+        return rng.permutation(rows)
+    result = np.empty(rows, np.int64)
+    by_cell = np.argsort(cells_N, kind="stable")
+    result[by_cell] = np.lexsort((rng.random(rows), cells_N))
+    return result
+
 
 Progress = Callable[[str, int, int], None]
 Logits = NDArray[np.float32]

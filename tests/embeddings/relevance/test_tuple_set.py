@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from embeddings.relevance.build_tuples import RelevanceError, TupleConfig, TupleSet, build_tuples
-from embeddings.relevance.row_file import RowFile
+from embeddings.relevance.tuple_set import RowFile
 from tests.embeddings.small_grades import small_grades
 
 AISLES = ["Snacks", "Pets", "Baby"] * 4

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.importance.captum_comparison import captum_permutation
-from experiments.importance.methods.permutations import row_permutation
 from experiments.importance.methods.perturbation import (
     Measured,
     exchanged_logits,
     measure_exchanges,
+    row_permutation,
     slice_metrics,
 )
 from experiments.importance.methods.shared_forward import TILE_ROWS, SharedForward

@@ -6,8 +6,7 @@ import torch
 
 from experiments.importance.agreement import spearman
 from experiments.importance.methods.attribution import integrated_gradients, row_attributions
-from experiments.importance.methods.permutations import row_permutation
-from experiments.importance.methods.perturbation import measure_exchanges
+from experiments.importance.methods.perturbation import measure_exchanges, row_permutation
 from experiments.importance.methods.shared_forward import SharedForward
 from experiments.importance.methods.tower_inputs import InputLayout
 from experiments.importance.split_rows import SplitRows

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.importance.methods.permutations import row_permutation
-from experiments.importance.methods.perturbation import exchanged_logits
+from experiments.importance.methods.perturbation import exchanged_logits, row_permutation
 from experiments.importance.methods.shared_forward import SharedForward
 from experiments.importance.methods.tower_inputs import TowerInputs
 from experiments.importance.model_features import Feature, joined

@@ -16,10 +16,9 @@ from experiments.importance.correlated import (
     described,
 )
 from experiments.importance.folders import default_out, run_folders
-from experiments.importance.methods.permutations import row_permutation
-from experiments.importance.methods.perturbation import measure_exchanges
-from experiments.importance.parts import Parts
+from experiments.importance.methods.perturbation import measure_exchanges, row_permutation
 from experiments.importance.result import ImportanceFileError, ImportanceReport, methods_named
+from experiments.importance.run_parts import Parts
 from experiments.importance.slices import MIN_CLASS_ROWS, Partition
 from tests.experiments.importance.planted import BY_NAME, FEATURES, planted_layout, random_layout, split_rows
 from tests.experiments.reports.importance_reports import made_report

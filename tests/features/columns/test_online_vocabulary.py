@@ -10,9 +10,8 @@ from features.columns.clock import VALUES_OF_PART, timestamp_part, timestamp_par
 from features.columns.counters import counter_names, smoothed_ctr
 from features.columns.id_map import IdMap
 from features.columns.online_counters import CounterBlock
-from features.columns.online_vocabulary import OnlineVocabulary
 from features.columns.transforms import Transform
-from features.columns.vocabulary import Vocabulary, stable_hash, stable_hash_of
+from features.columns.vocabulary import OnlineVocabulary, Vocabulary, stable_hash, stable_hash_of
 from features.schema import CounterConfig
 
 INTEGERS = st.integers(-(2**63), 2**63 - 1)

@@ -2,7 +2,7 @@
 
 import pickle
 
-from features.online.request_error import LONGEST_ECHO, RequestError
+from features.online.request import LONGEST_ECHO, RequestError
 
 
 def test_the_sentence_names_the_field_what_came_and_what_to_do() -> None:

@@ -13,7 +13,7 @@ from features.columns.transforms import Transform
 from features.columns.vocabulary import Vocabulary
 from features.offline.splits import DAY_US
 from features.online.build_snapshot import build_snapshot
-from features.online.request_error import RequestError
+from features.online.request import RequestError
 from features.online.request_features import FeatureRequest, OnlineFeatures
 from tests.features.small_logs import START_US
 from tests.features.small_market import WIDE, Market
