@@ -32,7 +32,7 @@ class TrainingState:
 
 def write_state(folder: Path, step: int, state: TrainingState, *, keep: int) -> None:
     """Write `folder`/step-… and delete all but the newest `keep`."""
-    for ending in ("writing", "tmp"):  # of a process that was killed while it wrote; "tmp" until release 0.1
+    for ending in ("writing", "tmp"):  # of a process that was killed while it wrote; "tmp" in older folders
         for leftover in folder.glob(f".step-*.{ending}"):
             shutil.rmtree(leftover)
     with atomic_folder(folder / f"step-{step:08d}") as temporary:
