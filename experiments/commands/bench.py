@@ -1,6 +1,5 @@
 """`dashclip bench`: speed and memory, measured against peers and against the limit of the machine."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +9,8 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from features.progress import Progress
 
 
 class Part(StrEnum):
@@ -28,7 +29,6 @@ class Part(StrEnum):
 Size = Literal["tiny", "small", "base"]
 Device = Literal["cpu", "cuda"]
 Precision = Literal["float32", "bfloat16"]
-Report = Callable[[str, int, int], None]
 _PANEL = "Encoders"
 _SERVING = "Serving"
 
@@ -191,21 +191,14 @@ def _measure(
     """Run one part behind a progress bar; its scratch data is removed whatever happens."""
     import shutil
 
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from experiments.runtime.progress import progress_bars
 
     work = (out / f"{name}.work").absolute()
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-    ) as bars:
-        task = bars.add_task(name, total=None)
+    with progress_bars(console) as bars:
         said = [""]
 
         def report(stage: str, done: int, total: int) -> None:
-            bars.update(task, description=stage, completed=done, total=total)
+            bars(name, done, total, stage)
             if not console.is_terminal and stage != said[-1]:
                 said.append(stage)
                 console.print(f"{name}: {stage}")
@@ -236,7 +229,7 @@ def _benchmark(
     encoders: "_EncoderOptions",
     serving: "_ServingOptions",
     work: Path,
-    report: Report,
+    report: "Progress",
 ) -> dict[str, Any]:
     match name:
         case "training":

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from experiments.importance.correlated import CandidatePair, correlated_pairs, described
-from experiments.importance.methods.perturbation import Progress
 from experiments.importance.model_features import features_of, groups_of, joined
 from experiments.importance.result import ALL, ImportanceReport
 from experiments.importance.run_parts import MeasureOptions, Parts, RunMeasurement
@@ -25,6 +24,7 @@ from experiments.importance.summary import (
 )
 from experiments.runtime.environment import commit, environment
 from features.feature_set import FeatureSet
+from features.progress import Progress, silent
 from ranking.run import RunConfig, input_fingerprints
 
 
@@ -35,7 +35,7 @@ def measure(
     command: str,
     parts: Path | None = None,
     scratch: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> ImportanceReport:
     """Measure the runs in `folders` and combine them.
 

@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from experiments.importance.measure import measure
-from experiments.importance.methods.perturbation import Progress
 from experiments.importance.run_parts import MeasureOptions
-from experiments.runtime.job_pool import Job, JobProgress, Tell, run_jobs
+from experiments.runtime.job_pool import Job, JobProgress, run_jobs
+from features.progress import Progress
 
 
 def measure_parts(
@@ -43,6 +43,6 @@ def measure_parts(
 
 
 def _measure(
-    folders: Sequence[Path], options: MeasureOptions, parts: Path, scratch: Path, tell: Tell
+    folders: Sequence[Path], options: MeasureOptions, parts: Path, scratch: Path, tell: Progress
 ) -> None:
     measure(folders, options, command="", parts=parts, scratch=scratch, progress=tell)

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from experiments.importance.measure import measure
-from experiments.importance.methods.perturbation import Progress
 from experiments.importance.model_features import Feature, features_of
 from experiments.importance.narrow_features import write_narrow
 from experiments.importance.result import Selection, SelectionSide
@@ -25,6 +24,7 @@ from experiments.runtime.environment import environment
 from experiments.statistics.intervals import paired_difference
 from features.batches.batch import Batch
 from features.feature_set import FeatureSet, Manifest
+from features.progress import Progress, silent
 from ranking.model import RankerConfig
 from ranking.run import Run, RunConfig, execute_run, is_finished, load_run
 from ranking.train import TrainingProgress
@@ -40,7 +40,7 @@ def select_and_retrain(
     *,
     threshold: float,
     out: Path,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Selection:
     """Drop every feature whose importance lies below `threshold`, train each seed again, compare.
 
@@ -133,11 +133,10 @@ def _narrowed(config: RunConfig, features: Path, dropped: Sequence[Feature]) -> 
 
 
 def _retrained(
-    config: RunConfig, features: Path, dropped: Sequence[Feature], folder: Path, progress: Progress | None
+    config: RunConfig, features: Path, dropped: Sequence[Feature], folder: Path, progress: Progress
 ) -> Path:
     def on_step(done: TrainingProgress, total_steps: int) -> None:
-        if progress:
-            progress(f"seed {config.seed}: training without {len(dropped)} features", done.step, total_steps)
+        progress(f"seed {config.seed}: training without {len(dropped)} features", done.step, total_steps)
 
     if not is_finished(folder):
         execute_run(

@@ -8,18 +8,19 @@ import numpy as np
 import torch
 
 from experiments.importance.captum_comparison import captum_permutation
-from experiments.importance.methods.perturbation import Progress, measure_exchanges, row_permutation
+from experiments.importance.methods.perturbation import measure_exchanges, row_permutation
 from experiments.importance.model_features import features_of
 from experiments.importance.result import ALL
 from experiments.importance.run_parts import layout_of
 from experiments.importance.split_rows import open_split
+from features.progress import Progress, silent
 from ranking.run import load_run
 
 _WARM_UP_FEATURES = 2
 
 
 def compare_with_captum(
-    folder: Path, *, split: str = "test", seed: int = 0, progress: Progress | None = None
+    folder: Path, *, split: str = "test", seed: int = 0, progress: Progress = silent
 ) -> dict[str, Any]:
     """CPU seconds of both for one permutation of every feature (without groups), and the largest difference.
 
@@ -45,8 +46,7 @@ def compare_with_captum(
             return seconds, [measured.values[f.key][ALL]["auc"][0] for f in features[:count]]
 
         def tell(calls: int) -> None:
-            if progress:
-                progress("Captum's FeaturePermutation", calls, len(features) + 1)
+            progress("Captum's FeaturePermutation", calls, len(features) + 1)
 
         ours(_WARM_UP_FEATURES)
         before, values = ours(len(features))

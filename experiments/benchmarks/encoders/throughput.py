@@ -38,8 +38,8 @@ from experiments.benchmarks.encoders.products import CatalogSize, full_size_toke
 from experiments.benchmarks.encoders.step_timing import Observed, Schedule, StepObserver, count_flop
 from experiments.benchmarks.training.roofline import measure_product_peak
 from experiments.runtime.machine import describe_machine
+from features.progress import Progress
 
-Progress = Callable[[str, int, int], None]
 Device = Literal["cpu", "cuda"]
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pillow")

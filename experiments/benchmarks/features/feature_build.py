@@ -8,7 +8,7 @@ bounded memory; pandas holds everything at once.
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ from experiments.benchmarks.measure import Measurement, measure_module
 from experiments.runtime.machine import describe_machine
 from features.artifacts import atomic_folder
 from features.feature_set import FeatureSet
-
-Progress = Callable[[str, int, int], None]
+from features.progress import Progress
 
 _MODULES = {
     "ours": "experiments.benchmarks.features.build_runner",

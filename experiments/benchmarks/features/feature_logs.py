@@ -7,7 +7,6 @@ purchases fall exactly on a moment where the history window opens or closes.
 Shapes: N impressions, P purchases, U users.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-Progress = Callable[[str, int, int], None]
+from features.progress import Progress, silent
+
 Ints = NDArray[np.int64]
 
 _SECOND_US = 1_000_000
@@ -44,7 +44,7 @@ class LogSize:
         return max(1, self.impressions // 25)
 
 
-def write_feature_logs(folder: Path, size: LogSize, *, seed: int, progress: Progress | None = None) -> None:
+def write_feature_logs(folder: Path, size: LogSize, *, seed: int, progress: Progress = silent) -> None:
     """Write `products`, `impressions` and `purchases` into `folder`, both logs in time order."""
     if min(size.impressions, size.purchases) < 1:
         raise ValueError(f"logs need at least one impression and one purchase, but {size} was asked for")
@@ -52,8 +52,7 @@ def write_feature_logs(folder: Path, size: LogSize, *, seed: int, progress: Prog
     steps = 4
 
     def report(stage: str, done: int) -> None:
-        if progress is not None:
-            progress(stage, done, steps)
+        progress(stage, done, steps)
 
     report("drawing impressions", 0)
     user_weights_U = np.cumsum(generator.lognormal(0.0, 1.5, size.users))

@@ -2,7 +2,6 @@
 
 import statistics
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ from experiments.benchmarks.features.feature_logs import LogSize, write_feature_
 from experiments.benchmarks.measure import last_json, measure_module
 from experiments.runtime.machine import describe_machine
 from features.artifacts import atomic_folder
-
-Progress = Callable[[str, int, int], None]
+from features.progress import Progress
 
 
 @dataclass(frozen=True)

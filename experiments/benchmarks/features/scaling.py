@@ -5,7 +5,6 @@ Users grow with the rows, each with as many impressions as before; products and 
 
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ from experiments.benchmarks.features.feature_logs import LogSize, write_feature_
 from experiments.benchmarks.measure import measure_module
 from experiments.runtime.machine import describe_machine
 from features.artifacts import atomic_folder
-
-Progress = Callable[[str, int, int], None]
+from features.progress import Progress
 
 
 @dataclass(frozen=True)

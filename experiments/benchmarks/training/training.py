@@ -8,7 +8,7 @@ steadier of the two clocks.
 
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,7 @@ from experiments.benchmarks.training.roofline import (
 )
 from experiments.runtime.machine import describe_machine
 from features.artifacts import atomic_folder
-
-Progress = Callable[[str, int, int], None]
+from features.progress import Progress
 
 SHAPE = DcnShape(
     dense_features=NUM_DENSE,
