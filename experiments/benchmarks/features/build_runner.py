@@ -1,6 +1,7 @@
-"""Our feature build with the settings of the comparison, in a process of its own.
+"""Our feature build on one thread, in a process of its own.
 
-`python -m experiments.benchmarks.features.build_runner LOGS OUT`.
+`python -m experiments.benchmarks.features.build_runner LOGS OUT` has the settings of the comparison with
+pandas; with a MEMORY_LIMIT after them, it builds counters, histories and some ids under it.
 """
 
 import sys
@@ -14,7 +15,7 @@ from experiments.benchmarks.features.pandas_features import (
     WINDOWS_DAYS,
 )
 from features.offline.build import build
-from features.schema import CounterConfig, FeatureConfig, HistoryConfig, SplitConfig
+from features.schema import CounterConfig, FeatureConfig, HistoryConfig, SparseFeature, SplitConfig
 
 CONFIG = FeatureConfig(
     sparse=(),
@@ -24,11 +25,23 @@ CONFIG = FeatureConfig(
     history=HistoryConfig(window_days=HISTORY_DAYS),
     split=SplitConfig(validation_days=VALIDATION_DAYS, test_days=TEST_DAYS),
 )
+#: No user id: its table would grow with the log, and the scaling benchmark asks what else grows.
+CONFIG_WITH_IDS = FeatureConfig(
+    sparse=(
+        SparseFeature(name="product", column="product_id"),
+        SparseFeature(name="query", column="query"),
+        SparseFeature(name="hour", source="timestamp", column="hour_of_day"),
+    )
+)
 
 
 def main() -> None:
-    """Build features from LOGS into OUT on one thread."""
-    build(Path(sys.argv[1]), Path(sys.argv[2]), CONFIG, threads=1)
+    """Build features from LOGS into OUT."""
+    logs, out, *memory_limit = sys.argv[1:]
+    if memory_limit:
+        build(Path(logs), Path(out), CONFIG_WITH_IDS, threads=1, memory_limit=memory_limit[0])
+    else:
+        build(Path(logs), Path(out), CONFIG, threads=1)
 
 
 if __name__ == "__main__":

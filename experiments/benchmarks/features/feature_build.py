@@ -16,7 +16,7 @@ from typing import Any
 from experiments.benchmarks.features.comparison import compare_with_pandas
 from experiments.benchmarks.features.feature_logs import LogSize, write_feature_logs
 from experiments.benchmarks.measure import Measurement, measure_module
-from experiments.runtime.machine import describe_machine
+from experiments.runtime.environment import describe_machine
 from features.artifacts import atomic_folder
 from features.feature_set import FeatureSet
 from features.progress import Progress

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.benchmarks.features.feature_logs import LogSize, write_feature_logs
 from experiments.benchmarks.measure import last_json, measure_module
-from experiments.runtime.machine import describe_machine
+from experiments.runtime.environment import describe_machine
 from features.artifacts import atomic_folder
 from features.progress import Progress
 
@@ -32,13 +32,8 @@ def run_loader_benchmark(benchmark: LoaderBenchmark, *, work: Path, progress: Pr
         size = LogSize(benchmark.impressions, benchmark.purchases)
         write_feature_logs(folder, size, seed=benchmark.seed, progress=progress)
     progress("loader: building its features", 0, 2)
-    measure_module(
-        python,
-        "experiments.benchmarks.features.cached_build",
-        str(logs),
-        str(features),
-        benchmark.memory_limit,
-    )
+    build = ("experiments.benchmarks.features.build_runner", str(logs), str(features))
+    measure_module(python, *build, benchmark.memory_limit)
     progress("loader: reading", 1, 2)
     measurement = measure_module(
         python, "experiments.benchmarks.features.loader_runner", str(features), str(benchmark.seconds)

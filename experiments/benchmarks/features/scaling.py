@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.benchmarks.features.feature_logs import LogSize, write_feature_logs
 from experiments.benchmarks.measure import measure_module
-from experiments.runtime.machine import describe_machine
+from experiments.runtime.environment import describe_machine
 from features.artifacts import atomic_folder
 from features.progress import Progress
 
@@ -51,7 +51,7 @@ def run_scaling_benchmark(benchmark: ScalingBenchmark, *, work: Path, progress: 
             ("build", "build_runner", (str(logs), str(features), benchmark.memory_limit)),
             ("training", "epoch_runner", (str(features),)),
         ):
-            measurement = measure_module(python, f"experiments.benchmarks.{module}", *arguments)
+            measurement = measure_module(python, f"experiments.benchmarks.features.{module}", *arguments)
             parts[part]["seconds"].append(measurement.wall_s)
             parts[part]["cpu_s"].append(measurement.cpu_s)
             parts[part]["peak_mib"].append(measurement.peak_mib)

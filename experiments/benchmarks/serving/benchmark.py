@@ -38,7 +38,7 @@ from experiments.benchmarks.serving.servers import (
     worker_memory,
 )
 from experiments.benchmarks.serving.ways import InProcess, OnnxRuntime, model_way, predictor_way
-from experiments.runtime.machine import describe_machine
+from experiments.runtime.environment import describe_machine
 from features.progress import Progress
 from serving.wire.json_codec import encode_request
 from serving.wire.request import ScoreRequest

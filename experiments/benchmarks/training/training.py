@@ -32,7 +32,7 @@ from experiments.benchmarks.training.roofline import (
     measure_peaks,
     roofline_rows_per_s,
 )
-from experiments.runtime.machine import describe_machine
+from experiments.runtime.environment import describe_machine
 from features.artifacts import atomic_folder
 from features.progress import Progress
 

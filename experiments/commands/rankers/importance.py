@@ -67,11 +67,9 @@ def importance(
     import torch
     from rich.console import Console
 
-    from experiments.importance.folders import default_out, run_folders
-    from experiments.importance.measure import measure
+    from experiments.importance.measure import default_out, measure, measure_parts, run_folders
     from experiments.importance.result import methods_named
     from experiments.importance.run_parts import MeasureOptions
-    from experiments.importance.seeds_together import measure_parts
     from experiments.reports.importance.page import write_importance_report
     from experiments.reports.importance.tables import feature_table, group_table, sentences
     from experiments.runtime.progress import progress_bars
@@ -114,7 +112,7 @@ def importance(
         if simulated:
             report = report.model_copy(update={"simulated": True})
         if naive:
-            from experiments.importance.speed import compare_with_captum
+            from experiments.importance.captum_comparison import compare_with_captum
 
             speedup = compare_with_captum(folders[0], split=split, seed=seed, progress=bars)
             report = report.model_copy(update={"speedup": speedup, "speedup_to_naive": speedup["speedup"]})

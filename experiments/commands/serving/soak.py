@@ -101,7 +101,7 @@ def _soak(
 
     from experiments.benchmarks.serving.servers import free_ports
     from experiments.commands.serving.package import _exporter
-    from experiments.runtime.machine import describe_machine
+    from experiments.runtime.environment import describe_machine
     from experiments.runtime.run_layout import log_of_run, run_config
     from experiments.serving_checks.serving_files import archive_package
     from experiments.serving_checks.soak import SoakPlan, fuzz_server, run_soak, soak_summary
