@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from experiments.benchmarks.features.feature_logs import draw, zipf
 from features.artifacts import atomic_write_json
 from features.feature_set import FORMAT, LogSummary, Manifest, SparseColumn, SplitSummary
 from features.progress import Progress, silent
@@ -62,7 +63,7 @@ def draw_rows(num_rows: int, *, seed: int, progress: Progress = silent) -> Crite
     ids_NS = np.empty((num_rows, NUM_SPARSE), dtype=np.int32)
     factor_NS = np.empty((num_rows, NUM_SPARSE), dtype=np.float32)
     for feature, (size, exponent) in enumerate(zip(VOCABULARY_SIZES, ZIPF_EXPONENTS, strict=True)):
-        ranks_N = _zipf_ranks(num_rows, size, exponent, generator)
+        ranks_N = draw(zipf(size, exponent), num_rows, generator)
         ids_NS[:, feature] = ranks_N + FIRST_ID_ROW
         logit_N += generator.normal(0.0, 0.35, size)[ranks_N]
         factor_NS[:, feature] = generator.normal(0.0, 1.0, size)[ranks_N]
@@ -164,13 +165,6 @@ def _row_table(rows: CriteoLikeRows, part: slice) -> pa.Table:
     columns |= {name: rows.dense_NF[part, i] for i, name in enumerate(DENSE_COLUMNS)}
     columns |= {name: rows.ids_NS[part, i] for i, name in enumerate(SPARSE_COLUMNS)}
     return pa.table(columns)
-
-
-def _zipf_ranks(count: int, size: int, exponent: float, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Ranks 0 ... size - 1 with probability proportional to (rank + 1) ** -exponent."""
-    cumulative = np.cumsum(np.arange(1, size + 1, dtype=np.float64) ** -exponent)
-    ranks = np.searchsorted(cumulative, generator.random(count) * cumulative[-1], side="right")
-    return np.minimum(ranks, size - 1)
 
 
 def _intercept(logit_N: NDArray[np.float64], share: float) -> float:
