@@ -4,8 +4,8 @@ Requests are due at random moments of a given rate, whether or not earlier ones 
 counts from the moment a request was due to be sent: a server that stalls is charged for everyone who waits. A
 closed loop, where each client waits for its answer, would send less just then and report a fast server.
 
-The generator shares one event loop and sends up to a millisecond late, more on a busy machine. That is part of
-the latency, too; `late_ms` says how much.
+The generator shares one event loop and sends up to a millisecond late, more on a busy machine. That is part
+of the latency, too; `late_ms` says how much.
 """
 
 import asyncio
@@ -297,3 +297,33 @@ def result_json(url: str, plan: LoadPlan, result: LoadResult, **more: Any) -> by
         **result.summary(),
     }
     return orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n"
+
+
+def plot_load(result: LoadResult, path: Path, *, title: str) -> None:
+    """Draw how latencies are distributed and how they went over time, as PNG (or what the suffix says).
+
+    Raises:
+        ValueError: no request was answered.
+    """
+    from matplotlib.figure import Figure
+
+    if not result.latency_ms:
+        raise ValueError("no request was answered, so there is nothing to plot")
+    latency_ms, due_s = np.array(result.latency_ms), np.array(result.due_s)
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    shares, times = figure.subplots(1, 2)
+    bins = np.geomspace(latency_ms.min(), latency_ms.max() * 1.001, 60)
+    shares.hist(latency_ms, bins=bins, color="#4c72b0")
+    for percentile, style in ((50, "-"), (99, "--"), (99.9, ":")):
+        value = float(np.percentile(latency_ms, percentile))
+        shares.axvline(value, color="black", linestyle=style, label=f"p{percentile:g} {value:.2f} ms")
+    shares.set(xscale="log", xlabel="latency, ms", ylabel="requests", title=title)
+    shares.legend()
+    seconds = np.floor(due_s).astype(int)
+    shown = np.unique(seconds)
+    for percentile, style in ((50, "-"), (99, "--")):
+        values = [float(np.percentile(latency_ms[seconds == second], percentile)) for second in shown]
+        times.plot(shown, values, color="#4c72b0", linestyle=style, label=f"p{percentile} of each second")
+    times.set(xlabel="seconds", ylabel="latency, ms", yscale="log")
+    times.legend()
+    figure.savefig(path, dpi=110)

@@ -18,12 +18,12 @@ from experiments.serving_checks.loadtest import (
     LoadPlan,
     LoadResult,
     encoded,
+    plot_load,
     read_requests,
     resized,
     result_json,
     run_load,
 )
-from experiments.serving_checks.loadtest_plot import plot_load
 from serving.servers.endpoint import Body, Endpoint
 from serving.wire.json_codec import encode_request
 from serving.wire.request import ScoreRequest
