@@ -48,6 +48,7 @@ from serving.package.manifest import (
 from serving.package.parity import TOLERANCE, write_requests, write_scores
 from serving.package.sealed_folder import MANIFEST, PackageError, record_files
 from serving.package.tables import ServingTable, open_table, write_table, zero_rows
+from serving.package.training_record import TrainingRecord
 from serving.package.vectors import SourceVectors
 from serving.packaging.build_generation import SnapshotSource, fill_generation, vectors_of_table
 from serving.packaging.from_ranker import request_ranker_of, tables_of, vectors_of
@@ -56,7 +57,6 @@ from serving.scoring.compile import Backend, BackendChoice, compile_ranker
 from serving.scoring.predictor import TABLES, Predictor
 from serving.scoring.ranker_scorer import table_inputs
 from serving.scoring.request_ranker import RequestRanker
-from serving.servers.drift import TrainingRecord
 from serving.wire.request_columns import context_columns, request_columns
 
 #: Recorded requests: enough to meet every branch of the model, few enough to be scored in a blink.

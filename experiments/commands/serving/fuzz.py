@@ -70,13 +70,7 @@ def _ask(target: str) -> "Ask":
         return ScoreClient(target, timeout_s=15, retries=0).post
     server = running(Path(target))
     if server is not None:
-        return ScoreClient(
-            server.url,
-            key_file=server.key_file,
-            management_url=server.management_url,
-            timeout_s=15,
-            retries=0,
-        ).post
+        return server.client(timeout_s=15).post
     from serving.servers.background import open_package
     from serving.servers.endpoint import Body, Endpoint
 

@@ -51,6 +51,7 @@ def loadtest(
     from experiments.serving_checks.loadtest import (
         LoadPlan,
         encoded,
+        plot_load,
         read_requests,
         resized,
         result_json,
@@ -92,8 +93,6 @@ def loadtest(
         more = {"candidates": candidates, "format": body_format}
         atomic_write_bytes(out / "loadtest.json", result_json(target, plan, result, **more))
         if result.latency_ms:
-            from experiments.serving_checks.loadtest_plot import plot_load
-
             plot_load(result, out / "loadtest.png", title=f"{rate:g} requests a second, {body_format}")
         console.print(f"written to {out}")
     if set(result.outcomes) - {"200"} or set(result.bad_outcomes) - {"400"}:
