@@ -23,7 +23,7 @@ def run_config(run: Path) -> RunConfig:
 
 
 def log_of_run(run: Path) -> Path:
-    """The folder `data` beside the run's feature set, as `dashclip demo` and the README lay it out.
+    """The folder `data` beside the run's feature set, as `dashclip demo` lays it out.
 
     Raises:
         ValueError: not a run, or there is no such folder.

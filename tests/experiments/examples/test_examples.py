@@ -1,6 +1,7 @@
 """Each example does what it says, on a tiny marketplace."""
 
 import inspect
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +11,7 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 
+import experiments
 from experiments.examples import bring_your_own_vectors, rank_your_log, score_a_request
 
 
@@ -63,3 +65,18 @@ def test_a_request_gets_a_probability_for_each_candidate_best_first(
     assert len(scores_N) == len(request.candidates) > 0
     assert (np.diff(scores_N) <= 0).all()
     assert ((scores_N > 0) & (scores_N < 1)).all()
+
+
+def test_the_python_of_the_readme_ranks_a_log(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = Path(experiments.__file__).parents[1] / "README.md"
+    (block,) = re.findall(
+        r"^```python\n(.*?)^```", readme.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    (tmp_path / "my_log").symlink_to(log)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, str(readme), "exec"), {})
+    auc = re.fullmatch(r"AUC on the last seven days: (0\.\d{3})", capsys.readouterr().out.strip())
+    assert auc is not None
+    assert 0.55 < float(auc[1]) < 0.95
