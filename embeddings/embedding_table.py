@@ -77,6 +77,19 @@ class EmbeddingTable:
 
     `vectors_ND[0]` is zeros and stands for every id that the table does not know; the vector of `ids[i]`
     is `vectors_ND[i + 1]`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     table = EmbeddingTable.write(
+    ...         Path(folder) / "products",
+    ...         ids=pa.array(["milk", "bread"]),
+    ...         vectors_ND=np.eye(2, 4, dtype=np.float32),
+    ...         encoder_id="by hand",
+    ...         kind="product",
+    ...         normalised=True,
+    ...     )
+    ...     table.rows_of(pa.array(["bread", "caviar"])).tolist()
+    [2, 0]
     """
 
     folder: Path

@@ -59,6 +59,15 @@ class DashClipEncoder:
 
     Before stage 2 there is no query encoder: then a query is a title to the text encoder, and a product is
     the normalised mean of its image and text features, the only vectors that stage 1 aligns with each other.
+
+    Section 3 of https://arxiv.org/abs/2504.07110
+
+    >>> from embeddings.catalog.tokenizer import TextTokenizer
+    >>> tokenizer = TextTokenizer.train(["oat milk", "rye bread"] * 2, vocab_size=100)
+    >>> config = EncoderConfig.preset("tiny", vocab_size=tokenizer.vocab_size)
+    >>> encoder = DashClipEncoder.new(config, tokenizer, seed=0)
+    >>> encoder.embed_queries(["oat milk", ""]).norm(dim=1).round(decimals=4).tolist()
+    [1.0, 0.0]
     """
 
     config: EncoderConfig

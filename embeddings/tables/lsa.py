@@ -133,6 +133,12 @@ def lsa_vectors(
 
     Raises:
         EmbeddingTableError: `dim` is not a multiple of 4 up to 1024, or no text holds a letter or digit.
+
+    Deerwester et al. 1990, https://doi.org/10.1002/(SICI)1097-4571(199009)41:6%3C391::AID-ASI1%3E3.0.CO;2-9
+
+    >>> found = lsa_vectors(["Oat milk", "Rye bread"], ["oat milk!"], dim=4, seed=0)
+    >>> abs(found.products_ND @ found.queries_QD[0]).round(3).tolist()
+    [1.0, 0.0]
     """
     if dim % 4 or not 4 <= dim <= MAX_DIM:
         raise EmbeddingTableError(f"dim must be a multiple of 4 from 4 to {MAX_DIM}, got {dim}")
