@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.columns.clock import VALUES_OF_PART
-from features.columns.online_counters import CounterBlock
+from features.columns.counters import CounterBlock
 from features.columns.transforms import Transform
 from features.columns.vocabulary import OnlineVocabulary
 from features.online.snapshot import Known, Snapshot
