@@ -133,7 +133,7 @@ class OnlineFeatures:
             ValueError: a context column that no feature reads from the impressions.
         """
         self.snapshot = snapshot
-        self.plan = make_plan(snapshot, tuple(dict.fromkeys(context_columns)))
+        self.plan = make_plan(snapshot, context_columns)
         self.has_vector_P = product_has_vector
         if product_has_vector is not None and len(product_has_vector) != len(snapshot.products):
             raise ValueError(

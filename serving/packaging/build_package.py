@@ -28,6 +28,7 @@ from embeddings.embedding_table import EmbeddingTable
 from features.artifacts import atomic_folder, json_file_has, refuse_to_replace_input
 from features.feature_set import FeatureSet
 from features.inputs.tables import InputTables
+from features.online.plan import context_columns, request_columns
 from features.online.snapshot import schema_fingerprint
 from ranking.run import Run, is_finished, load_run
 from serving.package.generations import activate, new_generation, next_name, seal_generation
@@ -56,7 +57,6 @@ from serving.scoring.predictor import TABLES, Predictor
 from serving.scoring.ranker_scorer import table_inputs
 from serving.scoring.request_ranker import RequestRanker
 from serving.servers.drift import TrainingRecord
-from serving.wire.request_columns import context_columns, request_columns
 
 #: Recorded requests: enough to meet every branch of the model, few enough to be scored in a blink.
 PARITY_REQUESTS = 64
