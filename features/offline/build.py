@@ -26,13 +26,8 @@ from features.artifacts import (
     refuse_to_replace_input,
     sha256_of,
 )
-from features.columns.counters import (
-    PARTITION_OF_KEY,
-    KeyCounters,
-    counter_names,
-    counter_transforms,
-    merge_moments,
-)
+from features.columns.clock import DAY_US
+from features.columns.counters import counter_names, counter_transforms
 from features.columns.transforms import ExactMoments, Transform
 from features.feature_set import FORMAT, FeatureSet, LogSummary, Manifest
 from features.feature_set import SparseColumn as SparseSummary
@@ -40,9 +35,10 @@ from features.inputs.tables import InputTables
 from features.offline.buckets import Buckets
 from features.offline.fitted_columns import DenseColumn, SparseColumn
 from features.offline.history import EventWriter
+from features.offline.key_counters import PARTITION_OF_KEY, KeyCounters, merge_moments
 from features.offline.log_reader import LogError, LogReader
 from features.offline.row_files import RowAssembler, SplitWriter
-from features.offline.splits import CODE_OF_SPLIT, DAY_US
+from features.offline.splits import CODE_OF_SPLIT
 from features.offline.time_ordered_log import EncodedLog
 from features.progress import Progress, silent
 from features.schema import CounterKey, FeatureConfig
