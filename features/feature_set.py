@@ -1,6 +1,6 @@
 """A built feature set: its manifest and typed access to its files.
 
-Shapes: E purchase events, U users.
+Shapes: E purchase events.
 """
 
 import json
@@ -22,7 +22,6 @@ from features.schema import Config, FeatureConfig
 #: Raised when a reader of the old format would misread the new one.
 FORMAT = 1
 SPLITS = ("train", "validation", "test")
-_HISTORY_FILES = ("product_index", "timestamp_us", "next_same_product", "user_start")
 
 
 class FeatureSetError(ValueError):
@@ -168,20 +167,11 @@ class FeatureSet:
         """int32[E]: the product of each purchase, events sorted by (user_index, timestamp, purchase_id)."""
         return self._history("product_index")
 
-    def history_timestamp_us(self) -> npt.NDArray[np.int64]:
-        """int64[E]: microseconds since 1970 UTC."""
-        return self._history("timestamp_us")
-
     def history_next_same_product(self) -> npt.NDArray[np.int32]:
         """int32[E]: index of the user's next purchase of the same product, E when there is none."""
         return self._history("next_same_product")
 
-    def history_user_start(self) -> npt.NDArray[np.int64]:
-        """int64[U + 1]: events[start[u]:start[u + 1]] are all purchases of user u."""
-        return self._history("user_start")
-
     def _history(self, name: str) -> npt.NDArray[Any]:
-        assert name in _HISTORY_FILES
         return np.load(self.folder / "history" / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 
 
