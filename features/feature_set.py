@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from features.artifacts import sha256_of
+from features.artifacts import verify_checksums
 from features.columns.transforms import Transform
 from features.schema import Config, FeatureConfig
 
@@ -120,23 +120,11 @@ class FeatureSet:
             manifest = Manifest.model_validate(content)
         except (json.JSONDecodeError, ValidationError) as error:
             raise FeatureSetError(f"{path} cannot be read ({error}); build the feature set again") from error
-        feature_set = cls(folder, manifest)
         if verify:
-            feature_set.verify()
-        return feature_set
-
-    def verify(self) -> None:
-        """Compare every file with its SHA-256 in the manifest.
-
-        Raises:
-            FeatureSetError: a file is missing or differs; names it.
-        """
-        for name, expected in self.manifest.checksums.items():
-            path = self.folder / name
-            if not path.is_file():
-                raise FeatureSetError(f"{path} is missing; build the feature set again")
-            if sha256_of(path) != expected:
-                raise FeatureSetError(f"{path} has changed since it was built; build the feature set again")
+            verify_checksums(
+                folder, manifest.checksums, error=FeatureSetError, advice="build the feature set again"
+            )
+        return cls(folder, manifest)
 
     def split_files(self, split: str) -> list[Path]:
         """Row files of "train", "validation" or "test", in time order."""
