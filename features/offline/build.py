@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from features.artifacts import (
     atomic_folder,
     atomic_write_json,
+    checksums_of,
     json_file_has,
     refuse_to_replace_input,
-    sha256_of,
 )
 from features.columns.clock import DAY_US
 from features.columns.counters import counter_names, counter_transforms
@@ -106,7 +106,7 @@ def build(
         transforms = _compute(parts, config, threads=threads, report=progress)
         manifest = _write(parts, folder, config, transforms=transforms, report=progress)
         shutil.rmtree(scratch)
-        manifest = manifest.model_copy(update={"checksums": _checksums(folder)})
+        manifest = manifest.model_copy(update={"checksums": checksums_of(folder)})
         atomic_write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
     return FeatureSet.open(out, verify=False).manifest
 
@@ -329,8 +329,3 @@ def _write(
         data=parts.summary,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}

@@ -15,7 +15,12 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 
-from features.artifacts import atomic_folder, atomic_write_json, refuse_to_replace_input, sha256_of
+from features.artifacts import (
+    atomic_folder,
+    atomic_write_json,
+    checksums_of,
+    refuse_to_replace_input,
+)
 from features.columns.clock import DAY_US, iso
 from features.columns.counters import UNIT_US, CounterBlock
 from features.columns.id_map import IdMap
@@ -91,9 +96,7 @@ def build_snapshot(
         except duckdb.Error as error:
             raise LogError(f"{data}: the engine stopped: {error}") from error
         shutil.rmtree(folder / "spill", ignore_errors=True)
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        checksums = {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
-        manifest = manifest.model_copy(update={"checksums": checksums})
+        manifest = manifest.model_copy(update={"checksums": checksums_of(folder)})
         atomic_write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
     return Snapshot.open(out, verify=False)
 
