@@ -7,7 +7,7 @@ Shapes: P products of the catalogue, Q queries, N tuples, K negatives of each, J
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,11 +40,10 @@ from embeddings.relevance.tuple_set import (
 from embeddings.relevance.tuple_set import TupleReport as TupleReport
 from embeddings.relevance.tuple_set import TupleSet as TupleSet
 from features.artifacts import atomic_folder, sha256_of
+from features.progress import Progress, silent
 
 #: Products between two calls of `progress`.
 PROGRESS_PRODUCTS = 500
-
-Progress = Callable[[str, int, int], None]
 
 
 def build_tuples(
@@ -56,7 +55,7 @@ def build_tuples(
     seed: int,
     product_mask: npt.NDArray[np.bool_] | None = None,
     query_mask: npt.NDArray[np.bool_] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> TupleSet:
     """Draw the tuples of section 3.2.2 and write them to `out_folder`, complete or not at all.
 
@@ -109,7 +108,7 @@ def build_tuples(
             RowFile(temporary / GRADES, 1 + config.negatives, np.dtype(np.int8)) as grade_file,
         ):
             for done, product in enumerate(order.tolist()):
-                if progress is not None and done % PROGRESS_PRODUCTS == 0:
+                if done % PROGRESS_PRODUCTS == 0:
                     progress("tuples", done, len(order))
                 query_J, grade_J = pairs_of(product)
                 if not grade_J.any():
@@ -132,8 +131,7 @@ def build_tuples(
                 "no tuple can be made: no product has an HR or MR query that may be used together with a "
                 "negative; check the grades, the masks and the aisles"
             )
-        if progress is not None:
-            progress("tuples", len(order), len(order))
+        progress("tuples", len(order), len(order))
         grades_NC = np.load(temporary / GRADES, mmap_mode="r")
         pq.write_table(pa.table({"query": grades.queries}), temporary / QUERIES, compression="zstd")
         report = TupleReport(

@@ -35,6 +35,7 @@ from embeddings.stages.whitening import whiten
 from embeddings.training.loop import OptimizerConfig, Report, Task, TrainingOutcome, train
 from embeddings.training.ranks import Ranks, barrier, join_ranks
 from features.artifacts import replaced_file
+from features.progress import Progress, silent
 
 ENCODER, TRAINING, CHECKPOINTS, TUPLES = "encoder", "training.json", "checkpoints", "tuples"
 
@@ -42,7 +43,6 @@ ENCODER, TRAINING, CHECKPOINTS, TUPLES = "encoder", "training.json", "checkpoint
 VOCABULARY: dict[Size, int] = {"tiny": 1_000, "small": 4_000, "base": 30_524}
 
 ShowReport = Callable[[Report], None]
-Progress = Callable[[str, int, int], None]
 
 
 class StageError(ValueError):
@@ -216,7 +216,7 @@ def align(
     inputs: InputConfig | None = None,
     device: str = "cpu",
     show: ShowReport | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> StageRun:
     """Stage 2 on the relevance data of `data`; a finished folder is opened, an interrupted one resumed.
 

@@ -1,6 +1,5 @@
 """`dashclip bench`: speed and memory, measured against peers and against the limit of the machine."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +9,8 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from features.progress import Progress
 
 
 class Part(StrEnum):
@@ -28,7 +29,6 @@ class Part(StrEnum):
 Size = Literal["tiny", "small", "base"]
 Device = Literal["cpu", "cuda"]
 Precision = Literal["float32", "bfloat16"]
-Report = Callable[[str, int, int], None]
 _PANEL = "Encoders"
 _SERVING = "Serving"
 
@@ -180,21 +180,14 @@ def _measure(name: str, out: Path, options: _Options, console: "Console") -> dic
     """Run one part behind a progress bar; its scratch data is removed whatever happens."""
     import shutil
 
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from experiments.runtime.progress import progress_bars
 
     work = (out / f"{name}.work").absolute()
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-    ) as bars:
-        task = bars.add_task(name, total=None)
+    with progress_bars(console) as bars:
         said = [""]
 
         def report(stage: str, done: int, total: int) -> None:
-            bars.update(task, description=stage, completed=done, total=total)
+            bars(name, done, total, stage)
             if not console.is_terminal and stage != said[-1]:
                 said.append(stage)
                 console.print(f"{name}: {stage}")
@@ -205,7 +198,7 @@ def _measure(name: str, out: Path, options: _Options, console: "Console") -> dic
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _benchmark(name: str, options: _Options, *, work: Path, report: Report) -> dict[str, Any]:
+def _benchmark(name: str, options: _Options, *, work: Path, report: "Progress") -> dict[str, Any]:
     match name:
         case "training":
             from experiments.benchmarks.training.training import (

@@ -26,7 +26,6 @@ from features.inputs.table_specs import is_text
 from features.inputs.tables import InputTables
 from features.offline.log_reader import LogError
 from features.offline.splits import DAY_US, iso
-from features.offline.time_ordered_log import Progress
 from features.online.past_log import PastLog
 from features.online.snapshot import (
     FORMAT,
@@ -38,6 +37,7 @@ from features.online.snapshot import (
     is_snapshot,
     schema_fingerprint,
 )
+from features.progress import Progress, silent
 from features.schema import CounterConfig, CounterKey, DenseFeature, SparseFeature
 
 Int64s = npt.NDArray[np.int64]
@@ -56,7 +56,7 @@ def build_snapshot(
     as_of_us: int,
     threads: int = 1,
     memory_limit: str = "2GB",
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Snapshot:
     """Write the snapshot of `data` as of a moment to the folder `out`, which appears whole or not at all.
 
@@ -75,7 +75,6 @@ def build_snapshot(
     """
     refuse_to_replace_input(out, data)
     refuse_to_replace_input(out, feature_set.folder)
-    report = progress or _silent
     tables = InputTables.open(data)
     with atomic_folder(out, ours=is_snapshot) as folder:
         try:
@@ -88,7 +87,7 @@ def build_snapshot(
                 spill=folder / "spill",
             ) as log:
                 _check_id_types(log, feature_set)
-                manifest = _write(log, feature_set, folder, as_of_us=as_of_us, report=report)
+                manifest = _write(log, feature_set, folder, as_of_us=as_of_us, report=progress)
         except duckdb.Error as error:
             raise LogError(f"{data}: the engine stopped: {error}") from error
         shutil.rmtree(folder / "spill", ignore_errors=True)
@@ -333,7 +332,3 @@ class _Pairs:
         np.save(folder / "pair_start.npy", np.cumsum(np.concatenate(self._per_query)))
         np.save(folder / "pair_product.npy", np.concatenate([np.zeros(0, np.int32), *self._product]))
         return len(count_MC) - 1
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""

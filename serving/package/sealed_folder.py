@@ -6,13 +6,14 @@ accidents and mix-ups, not against someone who may write the manifest as well.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from features.artifacts import atomic_write_json, sha256_of
+from features.progress import Progress, silent
 
 MANIFEST = "manifest.json"
 _SEAL = "seal"
@@ -50,7 +51,7 @@ def check_files(
     *,
     verify: bool,
     advice: str,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Compare files with what was written: sizes always, contents with `verify`.
 
@@ -68,8 +69,7 @@ def check_files(
         if verify and sha256_of(path) != record.sha256:
             raise PackageError(f"{path} has changed since it was written (its checksum differs); {advice}")
         done += size
-        if progress:
-            progress("verifying files", done, total)
+        progress("verifying files", done, total)
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:

@@ -37,9 +37,9 @@ from embeddings.training.ranks import Ranks
 from experiments.benchmarks.encoders.products import CatalogSize, full_size_tokenizer, write_products
 from experiments.benchmarks.encoders.step_timing import Observed, Schedule, StepObserver, count_flop
 from experiments.benchmarks.training.roofline import measure_product_peak, one_thread
-from experiments.runtime.machine import describe_machine
+from experiments.runtime.environment import describe_machine
+from features.progress import Progress
 
-Progress = Callable[[str, int, int], None]
 Device = Literal["cpu", "cuda"]
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pillow")

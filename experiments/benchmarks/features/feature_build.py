@@ -7,7 +7,7 @@ bounded memory; pandas holds everything at once.
 
 import shutil
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,9 @@ from typing import Any
 from experiments.benchmarks.features.comparison import compare_with_pandas
 from experiments.benchmarks.features.feature_logs import BUILD, LogSize, write_feature_logs
 from experiments.benchmarks.measure import Measurement, measure_module
-from experiments.runtime.machine import describe_machine
+from experiments.runtime.environment import describe_machine
 from features.feature_set import FeatureSet
-
-Progress = Callable[[str, int, int], None]
+from features.progress import Progress
 
 _PANDAS = f"{__package__}.pandas_features"
 

@@ -7,7 +7,6 @@ purchases fall exactly on a moment where the history window opens or closes.
 Shapes: N impressions, P purchases, U users.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from numpy.typing import NDArray
 
 from features.artifacts import atomic_folder
 from features.offline.splits import DAY_US
+from features.progress import Progress, silent
 
-Progress = Callable[[str, int, int], None]
 Ints = NDArray[np.int64]
 
 TIME = pa.timestamp("us", tz="UTC")
@@ -56,18 +55,17 @@ class LogSize:
         return max(1, self.impressions // 25)
 
 
-def write_feature_logs(folder: Path, size: LogSize, *, seed: int, progress: Progress | None = None) -> None:
+def write_feature_logs(folder: Path, size: LogSize, *, seed: int, progress: Progress = silent) -> None:
     """Write `products`, `impressions` and `purchases` to `folder`, whole or not at all, in time order."""
     if min(size.impressions, size.purchases) < 1:
         raise ValueError(f"logs need at least one impression and one purchase, but {size} was asked for")
     generator = np.random.default_rng(seed)
-    report = progress or (lambda stage, done, total: None)
-    report("drawing impressions", 0, 4)
+    progress("drawing impressions", 0, 4)
     user_weights_U = np.cumsum(generator.lognormal(0.0, 1.5, size.users))
     impressions = _draw_impressions(size, user_weights_U, generator)
-    report("drawing purchases", 1, 4)
+    progress("drawing purchases", 1, 4)
     purchases = _draw_purchases(size, user_weights_U, impressions, generator)
-    report("writing impressions", 2, 4)
+    progress("writing impressions", 2, 4)
     queries = pa.array([f"query {number}" for number in range(size.queries)])
     numbers = np.arange(size.products)
     with atomic_folder(folder) as target:
@@ -83,7 +81,7 @@ def write_feature_logs(folder: Path, size: LogSize, *, seed: int, progress: Prog
                 "click_timestamp": pa.array(impressions["click_us"], TIME, mask=impressions["clicked"] == 0),
             },
         )
-        report("writing purchases", 3, 4)
+        progress("writing purchases", 3, 4)
         write_table(
             target / "purchases.parquet",
             {
@@ -101,7 +99,7 @@ def write_feature_logs(folder: Path, size: LogSize, *, seed: int, progress: Prog
                 "aisle": [f"aisle {number % 50}" for number in numbers],
             },
         )
-    report("writing purchases", 4, 4)
+    progress("writing purchases", 4, 4)
 
 
 def write_table(path: Path, columns: dict[str, Any]) -> None:

@@ -1,16 +1,14 @@
 """Loader speed: shuffled rows a second on one thread, out of Parquet, as tensors."""
 
 import statistics
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.features.feature_logs import BUILD, LogSize, write_feature_logs
 from experiments.benchmarks.measure import last_json, measure_module
-from experiments.runtime.machine import describe_machine
-
-Progress = Callable[[str, int, int], None]
+from experiments.runtime.environment import describe_machine
+from features.progress import Progress
 
 
 @dataclass(frozen=True)

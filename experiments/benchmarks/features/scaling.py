@@ -4,16 +4,14 @@ Users grow with the rows, each with as many impressions as before; products and 
 """
 
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.features.feature_logs import BUILD, LogSize, write_feature_logs
 from experiments.benchmarks.measure import measure_module
-from experiments.runtime.machine import describe_machine
-
-Progress = Callable[[str, int, int], None]
+from experiments.runtime.environment import describe_machine
+from features.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,11 @@ from experiments.benchmarks.serving.servers import (
     worker_memory,
 )
 from experiments.benchmarks.serving.ways import InProcess, OnnxRuntime
-from experiments.runtime.machine import describe_machine
+from experiments.runtime.environment import describe_machine
+from features.progress import Progress
 from serving.wire.json_codec import encode_request
 from serving.wire.request import ScoreRequest
 
-Progress = Callable[[str, int, int], None]
 LIBRARIES = ("torch", "torchserve", "fastapi", "uvicorn", "onnxruntime", "redis", "pyarrow", "numpy")
 #: Candidates that the single numbers are of.
 MAIN = 100

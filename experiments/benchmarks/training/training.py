@@ -6,7 +6,7 @@ Speeds are rows per processor second on one thread: processor time is what a clu
 steadier of the two clocks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,9 @@ from experiments.benchmarks.training.roofline import (
     measure_peaks,
     roofline_rows_per_s,
 )
-from experiments.runtime.machine import describe_machine
+from experiments.runtime.environment import describe_machine
 from features.artifacts import atomic_folder
-
-Progress = Callable[[str, int, int], None]
+from features.progress import Progress
 
 SHAPE = DcnShape(
     dense_features=NUM_DENSE,

@@ -82,8 +82,8 @@ def package(
     from rich.console import Console
 
     from experiments.runtime.environment import commit
+    from experiments.runtime.progress import progress_bars
     from experiments.runtime.run_layout import log_of_run
-    from experiments.runtime.stage_bars import stage_bars
     from serving.packaging.as_of import snapshot_source
     from serving.packaging.build_package import PackageOptions, build_package
     from serving.scoring.predictor import Predictor
@@ -100,7 +100,7 @@ def package(
     )
     log = data or log_of_run(run)
     snapshot = snapshot_source(log, as_of)
-    with stage_bars(console) as report:
+    with progress_bars(console) as bars:
         build_package(
             run,
             out,
@@ -109,7 +109,7 @@ def package(
             options=options,
             export_encoder=_exporter(encoder) if encoder else None,
             commit=commit(),
-            progress=report,
+            progress=bars,
         )
     packaged_s = time.monotonic() - started
     started = time.monotonic()
