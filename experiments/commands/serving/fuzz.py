@@ -74,10 +74,10 @@ def _ask(target: str) -> "Ask":
     server = running(Path(target))
     if server is not None:
         return server.client(timeout_s=15).post
-    from serving.servers.background import open_package
+    from serving.scoring.predictor import Predictor
     from serving.servers.endpoint import Body, Endpoint
 
-    endpoint = Endpoint(open_package(Path(target))[0])
+    endpoint = Endpoint(Predictor.load(Path(target)))
 
     def ask(body: bytes, content_type: str) -> tuple[int, bytes, str]:
         (answer,) = endpoint.answer([Body(body, content_type)])
