@@ -37,13 +37,11 @@ def fuzz(
     from rich.progress import track
 
     from experiments.serving_checks.fuzz import FuzzResult, fuzz_bodies, run_fuzz
-    from experiments.serving_checks.loadtest import read_requests
-    from serving.package.manifest import PARITY
-    from serving.package.parity import REQUESTS
+    from serving.package.parity import read_requests
     from serving.servers.torchserve import running, worker_pids
 
     console = Console()
-    recorded = read_requests(requests / PARITY / REQUESTS if requests.is_dir() else requests)
+    recorded = read_requests(requests)
     server = None if "://" in target else running(Path(target))
     before = worker_pids(server) if server else []
     ask = _ask(target)
