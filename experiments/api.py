@@ -26,7 +26,6 @@ from experiments.marketplace.generate import generate as generate_marketplace
 from experiments.reports.table2.build import build_report, write_report
 from experiments.runtime.environment import environment
 from experiments.runtime.run_layout import package_run
-from experiments.serving_checks.serving_files import archive_package, example_request
 from experiments.sweeps.sweep import SweepConfig, VariantConfig, execute_sweep
 from features.feature_set import FeatureSet
 from features.inputs.tables import InputTables
@@ -48,6 +47,7 @@ from serving.client import ScoreClient
 from serving.packaging.build_package import PackageOptions
 from serving.packaging.refresh import refresh as refresh_package
 from serving.scoring.predictor import Predictor
+from serving.servers.torchserve import archive_package, example_request
 from serving.wire.request import ScoreReply, ScoreRequest
 
 __all__ = [  # noqa: RUF022 - in the order of the work

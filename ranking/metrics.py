@@ -33,16 +33,6 @@ class GroupedAuc:
     rows: int
     rows_used: int
 
-    @property
-    def group_share(self) -> float:
-        """Share of the groups that have both classes."""
-        return self.groups_used / self.groups
-
-    @property
-    def row_share(self) -> float:
-        """Share of the rows that lie in such groups."""
-        return self.rows_used / self.rows
-
 
 @dataclass(frozen=True)
 class CalibrationCurve:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from experiments.runtime.environment import commit
 from features.inputs.tables import InputTables
+from features.progress import Progress, silent
 from ranking.run import RunConfig
 from serving.package.manifest import PackageManifest
 from serving.packaging.as_of import END, snapshot_source
-from serving.packaging.build_package import ExportEncoder, PackageOptions, Progress, build_package
+from serving.packaging.build_package import ExportEncoder, PackageOptions, build_package
 
 
 def run_config(run: Path) -> RunConfig:
@@ -46,7 +47,7 @@ def package_run(
     as_of: str = END,
     encoder: Path | None = None,
     options: PackageOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> PackageManifest:
     """Make a package of a finished run: a folder that a server opens without the run and the log.
 

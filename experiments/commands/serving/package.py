@@ -80,8 +80,8 @@ def package(
     import torch
     from rich.console import Console
 
+    from experiments.runtime.progress import progress_bars
     from experiments.runtime.run_layout import package_run
-    from experiments.runtime.stage_bars import stage_bars
     from serving.packaging.build_package import PackageOptions
     from serving.scoring.predictor import Predictor
 
@@ -95,8 +95,8 @@ def package(
         projected=projected,
         parity_requests=parity_requests,
     )
-    with stage_bars(console) as report:
-        package_run(run, out, data=data, as_of=as_of, encoder=encoder, options=options, progress=report)
+    with progress_bars(console) as bars:
+        package_run(run, out, data=data, as_of=as_of, encoder=encoder, options=options, progress=bars)
     packaged_s = time.monotonic() - started
     started = time.monotonic()
     predictor = Predictor.load(out)
