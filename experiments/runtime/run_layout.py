@@ -3,19 +3,7 @@
 from pathlib import Path
 
 from features.inputs.tables import InputTables
-from ranking.run import RunConfig
-
-
-def run_config(run: Path) -> RunConfig:
-    """What the run was asked for.
-
-    Raises:
-        ValueError: not a run.
-    """
-    try:
-        return RunConfig.model_validate_json((run / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{run} is not a run: it has no config.json") from None
+from ranking.run import run_config
 
 
 def log_of_run(run: Path) -> Path:

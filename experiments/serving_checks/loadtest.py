@@ -20,6 +20,7 @@ import numpy as np
 import orjson
 
 from serving.client import TOKEN_REFUSED, Tokens
+from serving.package import parity
 from serving.wire import arrow_codec, json_codec
 from serving.wire.request import ScoreRequest
 
@@ -117,12 +118,14 @@ class LoadResult:
 
 
 def read_requests(path: Path) -> list[ScoreRequest]:
-    """Requests of a file with one JSON request a line, as `dashclip package` records them in parity/.
+    """Requests that a package records, or those of a file with one JSON request a line.
 
     Raises:
         RequestError: a line is not a request.
         ValueError: the file is empty.
     """
+    if path.is_dir():
+        return parity.read_requests(path)
     requests = [json_codec.decode_request(line) for line in path.read_bytes().splitlines() if line.strip()]
     if not requests:
         raise ValueError(f"{path} holds no request; it needs one JSON request a line")

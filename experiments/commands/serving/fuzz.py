@@ -38,16 +38,13 @@ def fuzz(
     from experiments.runtime.progress import progress_bars
     from experiments.serving_checks.fuzz import fuzz_bodies, run_fuzz
     from experiments.serving_checks.loadtest import read_requests
-    from serving.package.manifest import PARITY
-    from serving.package.parity import REQUESTS
     from serving.servers.torchserve import running, worker_pids
 
     console = Console()
-    recorded = read_requests(requests / PARITY / REQUESTS if requests.is_dir() else requests)
     server = None if "://" in target else running(Path(target))
     before = worker_pids(server) if server else []
     ask = _ask(target)
-    made = fuzz_bodies(recorded, seed)
+    made = fuzz_bodies(read_requests(requests), seed)
     with progress_bars(console) as bars:
         result = run_fuzz(ask, made, count=bodies, progress=lambda done: bars("asking", done, bodies))
     console.print(", ".join(f"{count:,} x {status}" for status, count in sorted(result.statuses.items())))

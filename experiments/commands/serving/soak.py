@@ -100,13 +100,14 @@ def _soak(
     import torch
 
     from experiments.benchmarks.serving.servers import free_ports
-    from experiments.commands.serving.package import _exporter
+    from experiments.commands.serving.package import exporter
     from experiments.runtime.environment import describe_machine
-    from experiments.runtime.run_layout import log_of_run, run_config
+    from experiments.runtime.run_layout import log_of_run
     from experiments.serving_checks.serving_files import archive_package
     from experiments.serving_checks.soak import SoakPlan, fuzz_server, run_soak, soak_summary
     from experiments.serving_checks.soak_requests import Expectations, extend_log, make_pool
     from features.inputs.tables import InputTables
+    from ranking.run import run_config
     from serving.packaging.as_of import end_of_log_us
     from serving.packaging.build_package import build_package
     from serving.scoring.predictor import Predictor
@@ -124,7 +125,7 @@ def _soak(
     package, store = work / "package", work / "store"
     work.mkdir(parents=True)
     build_package(
-        run, package, log=log, as_of_us=end_us, export_encoder=_exporter(encoder) if encoder else None
+        run, package, log=log, as_of_us=end_us, export_encoder=exporter(encoder) if encoder else None
     )
     extended = extend_log(tables, work / "data")
     day_us = 86_400_000_000
