@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from experiments.commands.encoders import published_sets
-from experiments.commands.encoders.rows import named_folders
+from experiments.commands.options import CONFIG, DATA, DEVICE, named_folders
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,10 +22,6 @@ encode = typer.Typer(
     rich_markup_mode="markdown",
     help="Train DashCLIP encoders, encode catalogue and queries, measure retrieval and probes.",
 )
-
-DATA = Annotated[Path, typer.Argument(help="Folder with the four tables.")]
-CONFIG = Annotated[Path, typer.Option(help="TOML file, or the name of a shipped config.")]
-DEVICE = Annotated[str, typer.Option(help="`cpu` or `cuda`.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -309,6 +305,7 @@ def ablate_command(
     from experiments.ablation.plan import AblationConfig, execute_ablation, plan
     from experiments.ablation.report import build_report, to_json
     from experiments.ablation.text import console_table, to_markdown
+    from experiments.commands.rankers.sweep import exit_if_failed
     from experiments.config import load_config
     from experiments.runtime.progress import progress_bars
     from features.artifacts import atomic_write_bytes, atomic_write_json
@@ -323,17 +320,13 @@ def ablate_command(
             errors = execute_ablation(
                 settings, data, out, processes=processes, device=device, on_progress=bars.job
             )
-    failed = {name: error for name, error in errors.items() if error}
-    for name, error in failed.items():
-        typer.secho(f"failed: {name}: {error}", err=True, fg=typer.colors.RED)
     report = build_report(settings, out)
     command = f"dashclip encode ablate DATA OUT --config {config.name} --processes {processes}"
     atomic_write_json(out / "ablation.json", to_json(report, command=command))
     atomic_write_bytes(out / "ablation.md", to_markdown(report).encode())
     console.print(console_table(report))
     console.print(f"written: {out / 'ablation.json'}, {out / 'ablation.md'}", soft_wrap=True)
-    if failed:
-        raise typer.Exit(1)
+    exit_if_failed(errors)
 
 
 def _read(config: Path, encoder: Path | None) -> tuple[EncodersConfig, DashClipEncoder | None]:

@@ -5,15 +5,13 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands.encoders.rows import named_folders
+from experiments.commands.options import CONFIG, DEVICE, named_folders
 
 DATA = Annotated[Path, typer.Argument(help="Folder that `dashclip import` wrote.")]
 OUT = Annotated[
     Path,
     typer.Argument(help="Folder for runs, tables and results; a stopped call goes on, finished runs stay."),
 ]
-CONFIG = Annotated[Path, typer.Option(help="TOML file, or the name of a shipped config.")]
-DEVICE = Annotated[str, typer.Option(help="`cpu` or `cuda`.")]
 
 
 def register(encode: typer.Typer) -> None:

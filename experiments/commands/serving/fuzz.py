@@ -41,11 +41,10 @@ def fuzz(
     from serving.servers.torchserve import running, worker_pids
 
     console = Console()
-    recorded = read_requests(requests)
     server = None if "://" in target else running(Path(target))
     before = worker_pids(server) if server else []
     ask = _ask(target)
-    made = fuzz_bodies(recorded, seed)
+    made = fuzz_bodies(read_requests(requests), seed)
     with progress_bars(console) as bars:
         result = run_fuzz(ask, made, count=bodies, progress=lambda done: bars("asking", done, bodies))
     console.print(", ".join(f"{count:,} x {status}" for status, count in sorted(result.statuses.items())))

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from experiments.commands.options import KEY_FILE, MANAGEMENT_URL
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -34,8 +36,8 @@ def loadtest(
     connections: Annotated[int, typer.Option(min=1, help="Open at most.")] = 64,
     bad_share: Annotated[float, typer.Option(help="Share of malformed requests; all must get 400.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the moments.")] = 1,
-    key_file: Annotated[Path | None, typer.Option(help="TorchServe's key_file.json, with a URL.")] = None,
-    management_url: Annotated[str | None, typer.Option(help="Where expired tokens are renewed.")] = None,
+    key_file: KEY_FILE = None,
+    management_url: MANAGEMENT_URL = None,
     out: Annotated[Path | None, typer.Option(help="Folder for loadtest.json and loadtest.png.")] = None,
 ) -> None:
     """Load a scoring server with requests that come when they come, and report its latencies.
