@@ -167,7 +167,7 @@ def pretrain(
 
     Raises:
         StageError: the folder holds a finished run of other settings or inputs.
-        TrainingStateError: it holds an interrupted one, or a damaged checkpoint.
+        CheckpointError: it holds an interrupted one, or a damaged checkpoint.
         EmbeddingTableError: it holds something else.
         ValueError: too few products have both an image and a title.
     """
@@ -225,7 +225,7 @@ def align(
 
     Raises:
         StageError: the folder holds a finished run of other settings or inputs.
-        TrainingStateError: it holds an interrupted one, or a damaged checkpoint.
+        CheckpointError: it holds an interrupted one, or a damaged checkpoint.
         EmbeddingTableError, RelevanceError: it holds something else, or no tuple can be made.
         ValueError: there are too few tuples.
     """

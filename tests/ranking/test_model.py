@@ -9,14 +9,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.inference.modules import quantize_inference_model
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from embeddings.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from features.batches.batch import SEMANTIC_KEYS, Batch, bags
-from ranking.checkpoint import (
-    Checkpoint,
-    load_ranker_weights,
-    ranker_weights,
-    read_checkpoint,
-    write_checkpoint,
-)
+from ranking.checkpoint import WEIGHTS, load_ranker_weights, ranker_weights
 from ranking.embedding_collection import PooledEmbeddings, TableSpec, eager_twin
 from ranking.model import Ranker, RankerConfig, RankerInputs, SemanticConfig, TwoTowerRanker, build_ranker
 from ranking.optimizer import OptimizerConfig, RankerOptimizer
@@ -64,10 +59,10 @@ def test_a_batch_equals_its_rows_one_by_one(config: RankerConfig) -> None:
 def test_saved_and_reloaded_scores_are_the_same_bits(config: RankerConfig, tmp_path: Path) -> None:
     ranker = build_ranker(config, inputs(), seed=1)
     train_a_little(ranker)
-    write_checkpoint(tmp_path / "saved", Checkpoint(ranker_weights(ranker), {}, {}))
+    write_checkpoint(tmp_path / "saved", Checkpoint({WEIGHTS: ranker_weights(ranker)}, {}))
     other = build_ranker(config, inputs(), seed=2)
     assert not torch.equal(logits(other, batch(9)), logits(ranker, batch(9)))
-    load_ranker_weights(other, read_checkpoint(tmp_path / "saved").weights, source=tmp_path / "saved")
+    load_ranker_weights(other, read_checkpoint(tmp_path / "saved").parts[WEIGHTS], source=tmp_path / "saved")
     assert torch.equal(logits(other, batch(9)), logits(ranker, batch(9)))
 
 
