@@ -26,10 +26,8 @@ from embeddings.relevance.build_tuples import TupleConfig, TupleSet, build_tuple
 from embeddings.relevance.grades import has_relevance
 from embeddings.stages.completion_training import complete
 from embeddings.stages.fingerprints import settings_fingerprint, table_fingerprint, weights_fingerprint
-from embeddings.stages.stage1_model import PretrainConfig
-from embeddings.stages.stage1_task import PretrainTask
-from embeddings.stages.stage2_model import AlignConfig
-from embeddings.stages.stage2_task import AlignTask, Tuples
+from embeddings.stages.stage1 import PretrainConfig, PretrainTask
+from embeddings.stages.stage2 import AlignConfig, AlignTask, Tuples
 from embeddings.stages.warmup import ImageWarmupConfig, ImageWarmupTask, TextWarmupTask, WarmupConfig
 from embeddings.stages.whitening import whiten
 from embeddings.training.loop import OptimizerConfig, Report, Task, TrainingOutcome, train

@@ -28,7 +28,7 @@ from embeddings.stages.runs import (
     pretrain,
     train_tokenizer,
 )
-from embeddings.stages.stage2_model import freeze_product_side
+from embeddings.stages.stage2 import freeze_product_side
 from embeddings.training.checkpoint import CheckpointError
 from embeddings.training.loop import Report
 from tests.embeddings.small_catalog import write_small_catalog
