@@ -22,10 +22,11 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from embeddings.training.checkpoint import read_checkpoint
 from features.artifacts import atomic_write_json, file_lock, replaced_file
 from features.batches.loader import BatchLoader
 from features.feature_set import FeatureSet
-from ranking.checkpoint import load_ranker_weights, read_checkpoint
+from ranking.checkpoint import WEIGHTS, load_ranker_weights
 from ranking.metrics import RankingMetrics, evaluate
 from ranking.model import Ranker, RankerConfig, RankerInputs, build_ranker
 from ranking.prediction import predict
@@ -120,7 +121,8 @@ def load_run(folder: Path, *, device: torch.device | None = None) -> Run:
     config = run_config(folder)
     check_same_run(folder, config)
     run = open_run(config, device=device)
-    load_ranker_weights(run.ranker, read_checkpoint(folder / "best").weights, source=folder / "best")
+    best = folder / "best"
+    load_ranker_weights(run.ranker, read_checkpoint(best).parts[WEIGHTS], source=best)
     return run
 
 

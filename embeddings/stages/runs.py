@@ -25,10 +25,8 @@ from embeddings.relevance.build_tuples import TupleConfig, TupleSet, build_tuple
 from embeddings.relevance.grades import has_relevance
 from embeddings.stages.completion_training import complete
 from embeddings.stages.fingerprints import settings_fingerprint, table_fingerprint, weights_fingerprint
-from embeddings.stages.stage1_model import PretrainConfig
-from embeddings.stages.stage1_task import PretrainTask
-from embeddings.stages.stage2_model import AlignConfig
-from embeddings.stages.stage2_task import AlignTask, Tuples
+from embeddings.stages.stage1 import PretrainConfig, PretrainTask
+from embeddings.stages.stage2 import AlignConfig, AlignTask, Tuples
 from embeddings.stages.warmup import ImageWarmupConfig, ImageWarmupTask, TextWarmupTask, WarmupConfig
 from embeddings.stages.whitening import whiten
 from embeddings.training.loop import OptimizerConfig, Report, Task, TrainingOutcome, train
@@ -166,7 +164,7 @@ def pretrain(
 
     Raises:
         StageError: the folder holds a finished run of other settings or inputs.
-        TrainingStateError: it holds an interrupted one, or a damaged checkpoint.
+        CheckpointError: it holds an interrupted one, or a damaged checkpoint.
         EmbeddingTableError: it holds something else.
         ValueError: too few products have both an image and a title.
     """
@@ -224,7 +222,7 @@ def align(
 
     Raises:
         StageError: the folder holds a finished run of other settings or inputs.
-        TrainingStateError: it holds an interrupted one, or a damaged checkpoint.
+        CheckpointError: it holds an interrupted one, or a damaged checkpoint.
         EmbeddingTableError, RelevanceError: it holds something else, or no tuple can be made.
         ValueError: there are too few tuples.
     """

@@ -32,8 +32,8 @@ from embeddings.stages.runs import (
     pretrain,
     warm_up,
 )
-from embeddings.stages.stage1_model import PretrainConfig
-from embeddings.stages.stage2_model import AlignConfig
+from embeddings.stages.stage1 import PretrainConfig
+from embeddings.stages.stage2 import AlignConfig
 from embeddings.stages.warmup import ImageWarmupConfig, WarmupConfig
 from embeddings.tables.encode import Encoded, encode_products, encode_queries
 from experiments.encoders.retrieval_rows import Bm25Row, RandomRow, TableRow, VectorRow

@@ -49,7 +49,7 @@ def pretrain_command(
     """
     from rich.console import Console
 
-    from embeddings.stages.stage1_task import advice
+    from embeddings.stages.stage1 import advice
     from experiments.encoders.pipeline import run_pretrain
     from experiments.runtime.progress import progress_bars
 

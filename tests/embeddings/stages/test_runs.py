@@ -27,8 +27,8 @@ from embeddings.stages.runs import (
     pretrain,
     train_tokenizer,
 )
-from embeddings.stages.stage2_model import freeze_product_side
-from embeddings.training.checkpoint import TrainingStateError
+from embeddings.stages.stage2 import freeze_product_side
+from embeddings.training.checkpoint import CheckpointError
 from embeddings.training.loop import Report
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import align_config, pretrain_config, small_encoder
@@ -267,7 +267,7 @@ def test_an_interrupted_run_of_other_settings_is_refused(data: Path, tmp_path: P
     with pytest.raises(Interrupted):
         pretrain(data, folder, start=start, config=config, inputs=INPUTS, show=interrupt)
     other = config.model_copy(update={"learning_rate": 0.5})
-    with pytest.raises(TrainingStateError, match="is of a run with other settings or inputs; delete"):
+    with pytest.raises(CheckpointError, match="is of a run with other settings or inputs; delete"):
         pretrain(data, folder, start=start, config=other, inputs=INPUTS)
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from embeddings.catalog.products import ProductCatalog
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.dashclip import DashClipEncoder
-from embeddings.stages.stage1_task import PretrainTask
+from embeddings.stages.stage1 import PretrainTask
 from experiments.cli import app
 from experiments.config import load_config, parse_config
 from experiments.datasets.encoder_runs import photos_to_train_on, publish_results, write_table

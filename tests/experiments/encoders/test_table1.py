@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from embeddings.embedding_table import EmbeddingTable
-from embeddings.evaluation.bm25 import bm25_ranking
-from embeddings.evaluation.retrieval import METRICS, Judgements, bootstrap, retrieval_metrics
+from embeddings.evaluation.bm25 import bm25_scores
+from embeddings.evaluation.retrieval import METRICS, Judgements, bootstrap, retrieval_metrics, top_rows
 from experiments.encoders.retrieval_rows import Bm25Row, Missing, RandomRow, VectorRow
 from experiments.encoders.table1 import ALL, evaluate_rows, to_json, write_table1
 from experiments.reports.table1_text import console_table, to_markdown
@@ -184,7 +184,8 @@ def test_random_is_as_good_as_chance_and_differs_by_seed():
 
 def test_bm25_takes_its_word_statistics_from_all_titles(rows):
     everything = rows["bm25"].ranking(shop(), 20)
-    np.testing.assert_array_equal(everything, bm25_ranking(TITLES, NOUNS, 20))
+    expected = [top_rows(scores, 20) for scores in bm25_scores(TITLES, NOUNS)]
+    np.testing.assert_array_equal(everything, expected)
     few = shop().select_products(np.arange(20) >= 15)
     assert rows["bm25"].ranking(few, 2).tolist() == [[0, 1]] * 4
 
