@@ -34,12 +34,12 @@ from embeddings.relevance.tuple_set import (
     TUPLES,
     RowFile,
     ids_sha256,
+    is_tuple_set,
     negative_mix,
-    refuse_foreign_folder,
 )
 from embeddings.relevance.tuple_set import TupleReport as TupleReport
 from embeddings.relevance.tuple_set import TupleSet as TupleSet
-from features.artifacts import atomic_folder, sha256_of
+from features.artifacts import atomic_folder, checksums_of, refuse_foreign_folder
 from features.progress import Progress, silent
 
 #: Products between two calls of `progress`.
@@ -73,10 +73,11 @@ def build_tuples(
     Grades are held in memory, the written tuples are not: one product is worked on at a time.
 
     Raises:
-        RelevanceError: lengths do not fit, no tuple can be made, or `out_folder` holds something else.
+        RelevanceError: lengths do not fit, or no tuple can be made.
+        FileExistsError: `out_folder` holds something other than tuples.
     """
     out_folder = Path(out_folder)
-    refuse_foreign_folder(out_folder)
+    refuse_foreign_folder(out_folder, ours=is_tuple_set)
     products, queries = len(grades.product_ids), len(grades.queries)
     product_mask = checked_mask(product_mask, products, "product_mask")
     query_mask = checked_mask(query_mask, queries, "query_mask")
@@ -159,7 +160,7 @@ def build_tuples(
             positives_left_out=counts.left_out,
             grades=grades.report,
             product_ids_sha256=ids_sha256(grades.product_ids),
-            checksums={name: sha256_of(temporary / name) for name in (TUPLES, GRADES, QUERIES)},
+            checksums=checksums_of(temporary, (TUPLES, GRADES, QUERIES)),
         )
         (temporary / REPORT).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return TupleSet.open(out_folder, verify=False)

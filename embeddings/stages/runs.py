@@ -19,7 +19,6 @@ import torch
 from embeddings.catalog.holdout import TRAIN, VALIDATION, HoldoutConfig, product_roles, query_roles
 from embeddings.catalog.products import Modality, ProductCatalog
 from embeddings.catalog.tokenizer import TextTokenizer
-from embeddings.embedding_table import refuse_foreign_folder
 from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder, Stage, is_encoder
 from embeddings.relevance.build_tuples import TupleConfig, TupleSet, build_tuples, read_grades
@@ -34,7 +33,7 @@ from embeddings.stages.warmup import ImageWarmupConfig, ImageWarmupTask, TextWar
 from embeddings.stages.whitening import whiten
 from embeddings.training.loop import OptimizerConfig, Report, Task, TrainingOutcome, train
 from embeddings.training.ranks import Ranks, barrier, join_ranks
-from features.artifacts import replaced_file
+from features.artifacts import refuse_foreign_folder, replaced_file
 from features.progress import Progress, silent
 
 ENCODER, TRAINING, CHECKPOINTS, TUPLES = "encoder", "training.json", "checkpoints", "tuples"

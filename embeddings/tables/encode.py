@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 import torch
 
 from embeddings.catalog.products import ProductCatalog
-from embeddings.embedding_table import EmbeddingTable, is_table, refuse_foreign_folder
+from embeddings.embedding_table import EmbeddingTable, is_table
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.tables.shards import Shard, work_folder
 from embeddings.tables.sources import Products, Queries, Rows, Source
+from features.artifacts import refuse_foreign_folder
 from features.progress import Progress, silent
 
 Dtype = Literal["float16", "float32"]
@@ -87,7 +88,7 @@ def encode_products(
         EncodeError: ids are null or repeated, the older table is of another encoder, or a vector is not
             finite.
         WorkFolderBusyError: another process encodes to the same `out`.
-        EmbeddingTableError: `out` holds something that is not an embedding table.
+        FileExistsError: `out` holds something that is not an embedding table.
     """
     source = Products(encoder, catalog, batch_size=batch_size, loaders=loaders)
     return _encode(

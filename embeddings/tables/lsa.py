@@ -29,9 +29,8 @@ from embeddings.embedding_table import (
     EmbeddingTable,
     EmbeddingTableError,
     is_table,
-    refuse_foreign_folder,
 )
-from features.artifacts import atomic_folder
+from features.artifacts import atomic_folder, refuse_foreign_folder, refuse_to_replace_input
 from features.progress import Progress, silent
 
 #: Terms and components are learned on at most this many texts, titles and queries in equal parts while both
@@ -82,11 +81,11 @@ def embed_lsa(
     `folder` appears complete or not at all.
 
     Raises:
-        EmbeddingTableError: a table or column is missing, a product id is null or repeated, or `folder`
-            holds something else, `data` included.
+        EmbeddingTableError: a table or column is missing, or a product id is null or repeated.
+        FileExistsError: `folder` holds something else.
+        ValueError: `folder` would replace `data`.
     """
-    if folder.resolve() in (data.resolve(), *data.resolve().parents):
-        raise EmbeddingTableError(f"{folder} would replace the input {data}; choose another folder")
+    refuse_to_replace_input(folder, data)
     refuse_foreign_folder(folder, ours=holds_only_lsa_tables)
     product_ids, texts = read_product_texts(data, columns)
     queries = read_distinct_queries(data)
@@ -133,6 +132,12 @@ def lsa_vectors(
 
     Raises:
         EmbeddingTableError: `dim` is not a multiple of 4 up to 1024, or no text holds a letter or digit.
+
+    Deerwester et al. 1990, https://doi.org/10.1002/(SICI)1097-4571(199009)41:6%3C391::AID-ASI1%3E3.0.CO;2-9
+
+    >>> found = lsa_vectors(["Oat milk", "Rye bread"], ["oat milk!"], dim=4, seed=0)
+    >>> abs(found.products_ND @ found.queries_QD[0]).round(3).tolist()
+    [1.0, 0.0]
     """
     if dim % 4 or not 4 <= dim <= MAX_DIM:
         raise EmbeddingTableError(f"dim must be a multiple of 4 from 4 to {MAX_DIM}, got {dim}")

@@ -26,11 +26,11 @@ from transformers.models.flava.image_processing_pil_flava import FlavaImageProce
 from embeddings.catalog.images import ImageUnreadable, load_image
 from embeddings.catalog.inputs import read_distinct_queries
 from embeddings.catalog.products import ProductCatalog, prefetch
-from embeddings.embedding_table import EmbeddingTable, EmbeddingTableError, refuse_foreign_folder
+from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.blip_checkpoint import load_blip_retrieval
 from embeddings.encoders.pretrained import CheckpointError, first_line, load_pretrained, read_model_config
 from embeddings.tables.lsa import holds_only_lsa_tables
-from features.artifacts import atomic_folder
+from features.artifacts import atomic_folder, refuse_foreign_folder, refuse_to_replace_input
 from features.progress import Progress, silent
 
 Kind = Literal["clip", "blip", "flava"]
@@ -164,10 +164,10 @@ def embed_off_the_shelf(
 
     Raises:
         CheckpointError: the model cannot be loaded whole.
-        EmbeddingTableError: a table or column is missing, or `out` holds something else, `data` included.
+        ValueError: a table or column is missing, or `out` would replace `data`.
+        FileExistsError: `out` holds something else.
     """
-    if out.resolve() in (data.resolve(), *data.resolve().parents):
-        raise EmbeddingTableError(f"{out} would replace the input {data}; choose another folder")
+    refuse_to_replace_input(out, data)
     refuse_foreign_folder(out, ours=holds_only_lsa_tables)
     catalog = ProductCatalog.open(data, modalities=(modality,))
     queries = read_distinct_queries(data)

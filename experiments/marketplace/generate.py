@@ -27,7 +27,7 @@ from experiments.marketplace.world.package_images import write_images
 from experiments.marketplace.world.queries import Queries, make_queries
 from experiments.marketplace.world.shoppers import PurchaseMemory, Shoppers, make_shoppers
 from features.artifacts import atomic_folder, atomic_write_json, json_file_has
-from features.offline.splits import DAY_US
+from features.columns.clock import DAY_US
 from features.progress import Progress, silent
 
 DESCRIPTION = "marketplace.json"

@@ -22,17 +22,12 @@ import pyarrow.parquet as pq
 from features.artifacts import (
     atomic_folder,
     atomic_write_json,
+    checksums_of,
     json_file_has,
     refuse_to_replace_input,
-    sha256_of,
 )
-from features.columns.counters import (
-    PARTITION_OF_KEY,
-    KeyCounters,
-    counter_names,
-    counter_transforms,
-    merge_moments,
-)
+from features.columns.clock import DAY_US
+from features.columns.counters import counter_names, counter_transforms
 from features.columns.transforms import ExactMoments, Transform
 from features.feature_set import FORMAT, FeatureSet, LogSummary, Manifest
 from features.feature_set import SparseColumn as SparseSummary
@@ -40,9 +35,10 @@ from features.inputs.tables import InputTables
 from features.offline.buckets import Buckets
 from features.offline.fitted_columns import DenseColumn, SparseColumn
 from features.offline.history import EventWriter
+from features.offline.key_counters import PARTITION_OF_KEY, KeyCounters, merge_moments
 from features.offline.log_reader import LogError, LogReader
 from features.offline.row_files import RowAssembler, SplitWriter
-from features.offline.splits import CODE_OF_SPLIT, DAY_US
+from features.offline.splits import CODE_OF_SPLIT
 from features.offline.time_ordered_log import EncodedLog
 from features.progress import Progress, silent
 from features.schema import CounterKey, FeatureConfig
@@ -110,7 +106,7 @@ def build(
         transforms = _compute(parts, config, threads=threads, report=progress)
         manifest = _write(parts, folder, config, transforms=transforms, report=progress)
         shutil.rmtree(scratch)
-        manifest = manifest.model_copy(update={"checksums": _checksums(folder)})
+        manifest = manifest.model_copy(update={"checksums": checksums_of(folder)})
         atomic_write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
     return FeatureSet.open(out, verify=False).manifest
 
@@ -333,8 +329,3 @@ def _write(
         data=parts.summary,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from features.artifacts import atomic_write_json, sha256_of
+from features.artifacts import atomic_write_json, sha256_of, verify_checksums
 from features.progress import Progress, silent
 
 MANIFEST = "manifest.json"
@@ -61,14 +61,10 @@ def check_files(
     total, done = sum(record.size for record in records.values()), 0
     for name, record in records.items():
         path = folder / name
-        if not path.is_file():
-            raise PackageError(f"{path} is missing; {advice}")
-        size = path.stat().st_size
-        if size != record.size:
+        if path.is_file() and (size := path.stat().st_size) != record.size:
             raise PackageError(f"{path} has {size:,} bytes, but {record.size:,} were written; {advice}")
-        if verify and sha256_of(path) != record.sha256:
-            raise PackageError(f"{path} has changed since it was written (its checksum differs); {advice}")
-        done += size
+        verify_checksums(folder, {name: record.sha256}, error=PackageError, advice=advice, contents=verify)
+        done += record.size
         progress("verifying files", done, total)
 
 

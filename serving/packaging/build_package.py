@@ -28,6 +28,7 @@ from embeddings.embedding_table import EmbeddingTable
 from features.artifacts import atomic_folder, json_file_has, refuse_to_replace_input
 from features.feature_set import FeatureSet
 from features.inputs.tables import InputTables
+from features.online.plan import context_columns, request_columns
 from features.online.snapshot import schema_fingerprint
 from features.progress import Progress, silent
 from ranking.run import Run, is_finished, load_run
@@ -57,7 +58,6 @@ from serving.scoring.compile import Backend, BackendChoice, compile_ranker
 from serving.scoring.predictor import TABLES, Predictor
 from serving.scoring.ranker_scorer import table_inputs
 from serving.scoring.request_ranker import RequestRanker
-from serving.wire.request_columns import context_columns, request_columns
 
 #: Recorded requests: enough to meet every branch of the model, few enough to be scored in a blink.
 PARITY_REQUESTS = 64

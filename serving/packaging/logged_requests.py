@@ -23,10 +23,10 @@ from features.columns.counters import counter_names, smoothed_ctr
 from features.columns.transforms import Transform
 from features.feature_set import FeatureSet
 from features.inputs.tables import InputTables
+from features.online.plan import SHARED_KEYS, impression_columns
 from features.progress import Progress, silent
 from features.schema import CounterKey, FeatureConfig
 from serving.wire.request import MAX_HISTORY, ScoreRequest
-from serving.wire.request_columns import REQUEST_KEYS, impression_columns
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class LoggedImpressions:
         if live:
             for key, counters in self._counters.items():
                 for name, value_M in counters.items():
-                    if key in REQUEST_KEYS:
+                    if key in SHARED_KEYS:
                         context[name] = value_M[first].item()
                     else:
                         columns[name] = value_M[rows_N]

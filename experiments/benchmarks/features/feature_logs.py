@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features.artifacts import atomic_folder
-from features.offline.splits import DAY_US
+from features.columns.clock import DAY_US
 from features.progress import Progress, silent
 
 Ints = NDArray[np.int64]

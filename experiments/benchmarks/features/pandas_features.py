@@ -25,7 +25,7 @@ from experiments.benchmarks.features.feature_logs import (
     VALIDATION_DAYS,
     WINDOWS_DAYS,
 )
-from features.offline.splits import DAY_US
+from features.columns.clock import DAY_US
 
 Ints = NDArray[np.int64]
 

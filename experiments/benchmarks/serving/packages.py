@@ -21,8 +21,8 @@ from embeddings.embedding_table import EmbeddingTable
 from experiments.benchmarks.features.feature_logs import START_US, TIME, write_table
 from experiments.config import load_config
 from features.artifacts import atomic_write_json
+from features.columns.clock import DAY_US
 from features.offline.build import build
-from features.offline.splits import DAY_US
 from features.progress import Progress
 from features.schema import FeatureConfig
 from ranking.model import RankerConfig, SemanticConfig

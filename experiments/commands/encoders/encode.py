@@ -287,7 +287,7 @@ def off_the_shelf_command(
     )
 
 
-@encode.command("ablate")
+@encode.command("ablate", hidden=True)
 def ablate_command(
     data: DATA,
     out: Annotated[Path, typer.Argument(help="Folder for the runs and the report; finished runs are kept.")],

@@ -20,7 +20,7 @@ def register(encode: typer.Typer) -> None:
     """Add the commands to `encode`."""
     encode.command("home-depot")(home_depot_command)
     encode.command("grocery-store")(grocery_store_command)
-    encode.command("publish")(publish_command)
+    encode.command("publish", hidden=True)(publish_command)
 
 
 def home_depot_command(

@@ -52,19 +52,17 @@ def loadtest(
         LoadPlan,
         encoded,
         plot_load,
-        read_requests,
         resized,
         result_json,
         run_load,
     )
     from features.artifacts import atomic_write_bytes
-    from serving.package.manifest import PARITY
-    from serving.package.parity import REQUESTS
+    from serving.package.parity import read_requests
 
     if body_format not in ("json", "arrow"):
         raise ValueError(f"--format {body_format!r}; choose json or arrow")
     target, tokens = _target(url, key_file, management_url)
-    recorded = read_requests(requests / PARITY / REQUESTS if requests.is_dir() else requests)
+    recorded = read_requests(requests)
     if candidates is not None:
         recorded = [resized(request, candidates) for request in recorded]
     bodies, content_type = encoded(recorded, body_format)

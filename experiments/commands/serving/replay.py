@@ -93,9 +93,9 @@ def replay(
     from features.artifacts import atomic_write_json
     from features.feature_set import FeatureSet
     from features.inputs.tables import InputTables
+    from features.online.plan import context_columns
     from serving.packaging.logged_requests import LoggedImpressions, spread
     from serving.scoring.predictor import Predictor
-    from serving.wire.request_columns import context_columns
 
     torch.set_num_threads(1)
     console = Console()

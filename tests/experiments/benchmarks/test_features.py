@@ -12,9 +12,9 @@ from experiments.benchmarks.features.build_runner import CONFIGS
 from experiments.benchmarks.features.comparison import compare_with_pandas
 from experiments.benchmarks.features.feature_logs import HISTORY_DAYS, LogSize, write_feature_logs
 from experiments.benchmarks.features.pandas_features import pandas_features
+from features.columns.clock import DAY_US
 from features.feature_set import FeatureSet
 from features.offline.build import build
-from features.offline.splits import DAY_US
 
 SIZE = LogSize(3_000, 1_200, products=60, queries=20, days=60)
 
