@@ -166,9 +166,9 @@ def write_log(folder: Path, sizes: PackageSizes) -> None:
     )
 
 
-def requests_of(sizes: PackageSizes, candidates: int, *, count: int, seed: int = 0) -> list[ScoreRequest]:
+def requests_of(sizes: PackageSizes, candidates: int, *, count: int) -> list[ScoreRequest]:
     """Requests of known users and queries; products from the whole table."""
-    rng = np.random.default_rng((seed, candidates))
+    rng = np.random.default_rng((0, candidates))
     return [
         ScoreRequest(
             user_id=int(rng.integers(sizes.users)),
