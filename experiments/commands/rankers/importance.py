@@ -77,7 +77,7 @@ def importance(
     from experiments.importance.run_parts import MeasureOptions
     from experiments.importance.seeds_together import measure_parts
     from experiments.reports.importance.page import write_importance_report
-    from experiments.reports.importance.tables import feature_table, group_table, sentences
+    from experiments.reports.importance.text import feature_table, group_table, sentences
 
     torch.set_num_threads(threads)
     console = Console()

@@ -7,14 +7,14 @@ from typing import Any
 from experiments.reports.page import Absent, Section, render, time_of
 from experiments.reports.table2.sections import table2_sections
 from experiments.reports.table2.text import (
-    PAPER,
     compares_with_paper,
     findings,
     gap_sentences,
-    number,
     pair_rows,
     rows_of_slice,
 )
+from experiments.statistics.cells import number
+from experiments.statistics.paper import TABLE2
 from experiments.sweeps.table2 import Table2
 
 
@@ -32,7 +32,7 @@ def to_html(table: Table2, evidence: Sequence[Section | Absent] = ()) -> str:
         gaps=gap_sentences(table),
         rows=rows_of_slice(table, "all"),
         slices=[
-            (facts, rows_of_slice(table, key), key in PAPER)
+            (facts, rows_of_slice(table, key), key in TABLE2)
             for key, facts in table.slices.items()
             if key != "all"
         ],
