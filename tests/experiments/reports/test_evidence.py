@@ -20,8 +20,8 @@ from experiments.reports.sections.latency import ServingRecord, ladder, latency_
 from experiments.reports.sections.probes import probes_section
 from experiments.reports.sections.retrieval import retrieval_section
 from experiments.reports.table2 import plots
-from experiments.reports.table2.build import build_report
 from experiments.reports.table2.page import to_html
+from experiments.sweeps.table2 import build_report
 from tests.experiments.encoders.test_pictures import small_world
 from tests.experiments.encoders.test_table1 import MEASURE, shop, vector_row
 from tests.experiments.reports.importance_reports import made_report

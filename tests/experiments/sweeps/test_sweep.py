@@ -12,9 +12,9 @@ import pytest
 
 import experiments.sweeps.sweep
 from experiments.config import ConfigError
-from experiments.reports.table2.build import build_report
 from experiments.runtime.environment import cpu_quota
 from experiments.sweeps.sweep import RunOutcome, RunProgress, execute_sweep, plan
+from experiments.sweeps.table2 import build_report
 from tests.experiments.sweeps.small_sweeps import HISTORY, TRAINING, sweep_config, write_inputs
 
 
