@@ -23,10 +23,11 @@ from experiments.encoders.pipeline import (
 )
 from experiments.marketplace.config import MarketplaceConfig
 from experiments.marketplace.generate import generate as generate_marketplace
-from experiments.reports.table2.build import build_report, write_report
+from experiments.reports.table2.page import write_report
 from experiments.runtime.environment import environment
 from experiments.runtime.run_layout import package_run
 from experiments.sweeps.sweep import SweepConfig, VariantConfig, execute_sweep
+from experiments.sweeps.table2 import build_report
 from features.feature_set import FeatureSet
 from features.inputs.tables import InputTables
 from features.inputs.validation import check_or_raise, validate

@@ -12,10 +12,10 @@ import pytest
 
 import experiments.sweeps.sweep
 from experiments.config import ConfigError
-from experiments.reports.table2.build import build_report
 from experiments.runtime.environment import cpu_quota
 from experiments.runtime.job_pool import DIED, Job, JobProgress, run_job
 from experiments.sweeps.sweep import execute_sweep, job_of, plan
+from experiments.sweeps.table2 import build_report
 from features.progress import silent
 from tests.experiments.sweeps.small_sweeps import HISTORY, TRAINING, sweep_config, write_inputs
 
