@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from features.online.request import ScoreRequest
 from serving.package.manifest import PackageManifest
 from serving.package.parity import read_requests
 from serving.servers.archive import Archive, build_archive
 from serving.servers.torchserve import DRIFT_FOLDER, SERVER_FOLDER
 from serving.wire.json_codec import encode_request
-from serving.wire.request import ScoreRequest
 
 _EXAMPLE_CANDIDATES = 5
 

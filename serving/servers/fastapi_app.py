@@ -17,11 +17,12 @@ import torch
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
+from features.online.request import MAX_BODY_BYTES
 from serving.servers.background import Background
 from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import Body, Endpoint
 from serving.servers.measures import prometheus_text
-from serving.wire.request import MAX_BODY_BYTES, Scorer
+from serving.wire.reply import Scorer
 
 Opened = tuple[Scorer, LiveCounts | None]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from serving.wire.request import ScoreReply
+from serving.wire.reply import ScoreReply
 
 Kind = Literal["counter", "gauge"]
 

@@ -39,8 +39,8 @@ from experiments.benchmarks.serving.servers import (
 )
 from experiments.benchmarks.serving.ways import InProcess, OnnxRuntime, model_way, predictor_way
 from experiments.runtime.machine import describe_machine
+from features.online.request import ScoreRequest
 from serving.wire.json_codec import encode_request
-from serving.wire.request import ScoreRequest
 
 Progress = Callable[[str, int, int], None]
 LIBRARIES = ("torch", "torchserve", "fastapi", "uvicorn", "onnxruntime", "redis", "pyarrow", "numpy")

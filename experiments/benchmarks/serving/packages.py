@@ -23,12 +23,12 @@ from embeddings.embedding_table import EmbeddingTable
 from experiments.config import load_config
 from features.artifacts import atomic_write_json
 from features.offline.build import build
+from features.online.request import ScoreRequest
 from features.schema import FeatureConfig
 from ranking.model import RankerConfig, SemanticConfig
 from ranking.run import RunConfig, execute_run
 from ranking.train import TrainingConfig
 from serving.packaging.build_package import PackageOptions, build_package
-from serving.wire.request import ScoreRequest
 
 Progress = Callable[[str, int, int], None]
 

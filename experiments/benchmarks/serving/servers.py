@@ -19,12 +19,12 @@ from experiments.benchmarks.serving.fetch import free_port
 from experiments.benchmarks.serving.interleaved import Floats, Timing
 from experiments.benchmarks.serving.memory import pss_mib
 from experiments.serving_checks.serving_files import archive_package
+from features.online.request import ScoreRequest
 from serving.client import Tokens
 from serving.servers.archive import build_archive
 from serving.servers.torchserve import start, stop, worker_pids
 from serving.servers.torchserve_files import ServerSettings
 from serving.wire import arrow_codec, json_codec
-from serving.wire.request import ScoreRequest
 
 _HANDLER = Path(__file__).with_name("noop_handler.py")
 _CODECS = {"json": json_codec, "arrow": arrow_codec}

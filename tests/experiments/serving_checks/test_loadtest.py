@@ -23,9 +23,9 @@ from experiments.serving_checks.loadtest import (
     run_load,
 )
 from experiments.serving_checks.loadtest_plot import plot_load
+from features.online.request import ScoreRequest
 from serving.servers.endpoint import Body, Endpoint
 from serving.wire.json_codec import encode_request
-from serving.wire.request import ScoreRequest
 from tests.serving.servers.stand_in_handler import stand_in_scorer
 
 REQUEST = ScoreRequest(

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from features.online.request import MAX_BODY_BYTES, ScoreRequest
 from serving.client import ScoreClient
-from serving.wire.request import MAX_BODY_BYTES, ScoreRequest
 from tests.serving.servers.stand_in_handler import stand_in_score, stand_in_scorer
 
 uvicorn = pytest.importorskip("uvicorn", reason="the extra `fastapi` is not installed")

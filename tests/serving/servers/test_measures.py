@@ -3,7 +3,7 @@
 import numpy as np
 
 from serving.servers.measures import BY_NAME, LATENCY_BUCKETS_MS, RequestCounts, increase, prometheus_text
-from serving.wire.request import ScoreReply
+from serving.wire.reply import ScoreReply
 
 
 def reply(scores: list[float], *, history_length: int = 0, **unknown: int) -> ScoreReply:
