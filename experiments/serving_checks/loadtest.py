@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import orjson
 
+from features.online.request import ScoreRequest
 from serving.client import TOKEN_REFUSED, Tokens
 from serving.wire import arrow_codec, json_codec
-from serving.wire.request import ScoreRequest
 
 #: Reported percentiles.
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from features.artifacts import atomic_write_bytes
+from features.online.request import RequestError, ScoreRequest
 from serving.package.generations import PARITY_SCORES
 from serving.package.manifest import PARITY
 from serving.package.sealed_folder import PackageError
 from serving.wire.json_codec import decode_request, encode_request
-from serving.wire.request import RequestError, ScoreReply, ScoreRequest
+from serving.wire.reply import ScoreReply
 
 REQUESTS = "requests.jsonl"
 #: Largest difference of a probability, by type of the product vectors: rounding, not another model.

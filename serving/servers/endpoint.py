@@ -13,10 +13,11 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from features.online.request import MAX_BODY_BYTES, RequestError, ScoreRequest
 from serving.servers.drift import LiveCounts
 from serving.servers.measures import Measures
 from serving.wire import arrow_codec, json_codec
-from serving.wire.request import MAX_BODY_BYTES, RequestError, Scorer, ScoreReply, ScoreRequest
+from serving.wire.reply import Scorer, ScoreReply
 
 _log = logging.getLogger(__name__)
 

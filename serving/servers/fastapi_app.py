@@ -22,9 +22,10 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from uvicorn.supervisors import Multiprocess
 
+from features.online.request import MAX_BODY_BYTES
 from serving.servers.background import Background
 from serving.servers.endpoint import Body, Endpoint
-from serving.wire.request import MAX_BODY_BYTES, Scorer
+from serving.wire.reply import Scorer
 
 #: A worker that says nothing for so long is replaced; it says nothing while it imports torch.
 _IMPORT_S = 60

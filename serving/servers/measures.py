@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
 
-from serving.wire.request import ScoreReply
+from serving.wire.reply import ScoreReply
 
 #: Upper ends of the latency buckets.
 LATENCY_BUCKETS_S = tuple(ms / 1e3 for ms in (0.5, 1, 1.5, 2, 3, 4, 5, 7.5, 10, 15, 25, 50, 100, 250, 1000))

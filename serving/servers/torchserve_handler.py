@@ -18,7 +18,7 @@ from serving.servers.background import Background
 from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import FORM, Body, Endpoint
 from serving.servers.measures import SNAPSHOT_AGE, Series, increase
-from serving.wire.request import Scorer
+from serving.wire.reply import Scorer
 
 _PHRASES = {200: "OK", 400: "Bad Request", 413: "Payload Too Large", 500: "Internal Server Error"}
 

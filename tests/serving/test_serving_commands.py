@@ -9,13 +9,13 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from experiments.cli import app
+from features.online.request import MAX_CANDIDATES
 from serving.package.manifest import PackageManifest
 from serving.package.parity import read_requests
 from serving.scoring.predictor import Predictor
 from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import Body, Endpoint
 from serving.servers.torchserve import archive_package, example_request, torchserve_version
-from serving.wire.request import MAX_CANDIDATES
 from tests.serving.servers.test_torchserve import five_free_ports
 
 

@@ -37,9 +37,9 @@ from experiments.benchmarks.serving.servers import (
 )
 from experiments.benchmarks.serving.ways import InProcess, OnnxRuntime
 from experiments.runtime.environment import describe_machine
+from features.online.request import ScoreRequest
 from features.progress import Progress
 from serving.wire.json_codec import encode_request
-from serving.wire.request import ScoreRequest
 
 LIBRARIES = ("torch", "torchserve", "fastapi", "uvicorn", "onnxruntime", "redis", "pyarrow", "numpy")
 #: Candidates that the single numbers are of.

@@ -23,13 +23,13 @@ from experiments.config import load_config
 from features.artifacts import atomic_write_json
 from features.columns.clock import DAY_US
 from features.offline.build import build
+from features.online.request import ScoreRequest
 from features.progress import Progress
 from features.schema import FeatureConfig
 from ranking.model import RankerConfig, SemanticConfig
 from ranking.run import RunConfig, execute_run
 from ranking.train import TrainingConfig
 from serving.packaging.build_package import PackageOptions, build_package
-from serving.wire.request import ScoreRequest
 
 TWO_TOWERS, INT8, PROJECTED, DCN = "two_towers", "two_towers_int8", "two_towers_projected", "dcn"
 #: Each package: the run that it is made of, and how.

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
     from experiments.serving_checks.replay import Ints, Replay, Score
     from experiments.serving_checks.skew import FeatureSkew
+    from features.online.request import RequestError, ScoreRequest
     from serving.packaging.logged_requests import LoggedImpressions
     from serving.scoring.predictor import Predictor
-    from serving.wire.request import RequestError, ScoreReply, ScoreRequest
+    from serving.wire.reply import ScoreReply
 
 #: What is promised at float16: largest difference of a probability, share of requests in order.
 TOLERANCE, SAME_ORDER = 1e-3, 0.999
@@ -165,8 +166,8 @@ def _scorer(
     if predictor is not None:
         yield predictor.score_many
         return
+    from features.online.request import RequestError
     from serving.client import ClientError, ScoreClient
-    from serving.wire.request import RequestError
 
     with ScoreClient(
         target,

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from features.online.request import MAX_BODY_BYTES, ScoreRequest
 from serving.package.training_record import TrainingRecord
 from serving.servers.background import Background
 from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import FORM, Body, Endpoint
 from serving.servers.measures import Series
 from serving.wire import arrow_codec, json_codec
-from serving.wire.request import MAX_BODY_BYTES, ScoreRequest
 from tests.serving.servers.stand_in_handler import stand_in_score, stand_in_scorer
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from features.online.request import MAX_BODY_BYTES, ScoreRequest
 from serving.client import ClientError, ScoreClient
-from serving.wire.request import MAX_BODY_BYTES, ScoreRequest
 from tests.serving.servers.stand_in_handler import stand_in_score, stand_in_scorer
 
 uvicorn = pytest.importorskip("uvicorn", reason="the extra `fastapi` is not installed")

@@ -6,7 +6,7 @@ import yaml
 
 from serving.servers.measures import LATENCY_BUCKETS_S, Measures, increase
 from serving.servers.torchserve_files import metrics_text
-from serving.wire.request import ScoreReply
+from serving.wire.reply import ScoreReply
 
 
 def reply(scores: list[float], *, history_length: int = 0, **unknown: int) -> ScoreReply:

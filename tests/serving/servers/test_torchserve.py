@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from features.online.request import RequestError, ScoreRequest
 from serving.client import ClientError, ScoreClient
 from serving.servers.archive import build_archive
 from serving.servers.torchserve import RunningServer, ServerError, running, start, stop, worker_pids
 from serving.servers.torchserve_files import ServerSettings
-from serving.wire.request import RequestError, ScoreRequest
 from tests.serving.servers.stand_in_handler import stand_in_score
 
 pytestmark = [
