@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from features.artifacts import atomic_folder, atomic_write_json, sha256_of
+from features.artifacts import atomic_folder, atomic_write_json, checksums_of, remove_folder, verify_checksums
 
 PROGRESS, CHECKSUMS = "progress.json", "checksums.json"
 
@@ -39,8 +39,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
             save_file(contiguous, temporary / f"{part}.safetensors")
         atomic_write_json(temporary / PROGRESS, checkpoint.progress)
-        checksums = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
-        atomic_write_json(temporary / CHECKSUMS, checksums)
+        atomic_write_json(temporary / CHECKSUMS, checksums_of(temporary))
 
 
 def add_checkpoint(folder: Path, name: str, checkpoint: Checkpoint, *, keep: int) -> None:
@@ -50,7 +49,7 @@ def add_checkpoint(folder: Path, name: str, checkpoint: Checkpoint, *, keep: int
             shutil.rmtree(leftover)
     write_checkpoint(folder / name, checkpoint)
     for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+        remove_folder(old)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -64,14 +63,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing or its checksum differs; names the file.
     """
+    advice = f"delete {folder} to resume from an older checkpoint, or train again"
     try:
         checksums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-        for name, expected in checksums.items():
-            if sha256_of(folder / name) != expected:
-                raise CheckpointError(
-                    f"{folder / name} is damaged (its checksum differs); delete {folder} to resume from an "
-                    "older checkpoint, or train again"
-                )
+        verify_checksums(folder, checksums, error=CheckpointError, advice=advice)
         parts = {
             name.removesuffix(".safetensors"): load_file(folder / name)
             for name in checksums
@@ -79,11 +74,6 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         }
         return Checkpoint(parts, json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{error.filename} is missing: {folder} is not a whole checkpoint; delete it to resume from an "
-            "older one, or train again"
-        ) from None
+        raise CheckpointError(f"{error.filename} is missing; {advice}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder} cannot be read: {error}; delete it to resume from an older one, or train again"
-        ) from error
+        raise CheckpointError(f"{folder} cannot be read: {error}; {advice}") from error

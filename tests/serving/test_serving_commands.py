@@ -9,12 +9,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from experiments.cli import app
-from experiments.serving_checks.serving_files import archive_package, example_request, torchserve_version
 from serving.package.manifest import PackageManifest
 from serving.package.parity import read_requests
 from serving.servers.background import open_package
 from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import Body, Endpoint
+from serving.servers.torchserve import archive_package, example_request, torchserve_version
 from serving.wire.request import MAX_CANDIDATES
 from tests.serving.servers.test_torchserve import five_free_ports
 

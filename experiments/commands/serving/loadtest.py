@@ -46,11 +46,12 @@ def loadtest(
     Example: `dashclip loadtest runs/store --requests runs/package --rate 100 --candidates 100`
     """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from experiments.runtime.progress import progress_bars
     from experiments.serving_checks.loadtest import (
         LoadPlan,
         encoded,
+        plot_load,
         read_requests,
         resized,
         result_json,
@@ -77,16 +78,13 @@ def loadtest(
         seed=seed,
     )
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bars:
-        bar = bars.add_task("sending", total=1.0)
+    with progress_bars(console) as bars:
 
         def on_second(share: float, so_far: "LoadResult") -> None:
             said = ", ".join(f"{count:,} x {outcome}" for outcome, count in so_far.outcomes.items())
-            bars.update(bar, completed=share, description=said or "warming up")
+            bars("sending", round(100 * share), 100, said or "warming up")
 
         result = run_load(target, plan, tokens=tokens, progress=on_second)
-        bars.update(bar, completed=1.0)
     summary = result.summary()
     console.print(_table(summary))
     _warn(console.print, summary, connections)
@@ -95,8 +93,6 @@ def loadtest(
         more = {"candidates": candidates, "format": body_format}
         atomic_write_bytes(out / "loadtest.json", result_json(target, plan, result, **more))
         if result.latency_ms:
-            from experiments.serving_checks.loadtest_plot import plot_load
-
             plot_load(result, out / "loadtest.png", title=f"{rate:g} requests a second, {body_format}")
         console.print(f"written to {out}")
     if set(result.outcomes) - {"200"} or set(result.bad_outcomes) - {"400"}:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serving.package.training_record import TrainingRecord
 from serving.servers.background import Background
-from serving.servers.drift import LiveCounts, TrainingRecord
+from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import FORM, Body, Endpoint
 from serving.servers.measures import Series
 from serving.wire import arrow_codec, json_codec
