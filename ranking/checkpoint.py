@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from features.artifacts import atomic_folder, atomic_write_json, sha256_of
+from features.artifacts import atomic_folder, atomic_write_json, checksums_of, verify_checksums
 from ranking.model import Ranker
 
 
@@ -74,8 +74,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
             save_file(contiguous, temporary / f"{name}.safetensors")
         atomic_write_json(temporary / "progress.json", checkpoint.progress)
-        files = sorted(path.name for path in temporary.iterdir())
-        atomic_write_json(temporary / "checksums.json", {name: sha256_of(temporary / name) for name in files})
+        atomic_write_json(temporary / "checksums.json", checksums_of(temporary))
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -85,13 +84,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: a file is missing or its checksum differs; names the file.
     """
     try:
-        checksums = json.loads((folder / "checksums.json").read_text())
-        for name, expected in checksums.items():
-            if sha256_of(folder / name) != expected:
-                raise CheckpointError(
-                    f"{folder / name} is damaged (its checksum differs); delete {folder} and resume from an "
-                    "older checkpoint, or train again"
-                )
+        verify_checksums(
+            folder,
+            json.loads((folder / "checksums.json").read_text()),
+            error=CheckpointError,
+            advice=f"delete {folder} and resume from an older checkpoint, or train again",
+        )
         return Checkpoint(
             weights=load_file(folder / "model.safetensors"),
             optimizer=load_file(folder / "optimizer.safetensors"),

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from features.artifacts import atomic_write_json
+from features.artifacts import atomic_write_json, remove_folder
 from features.batches.batch import Batch
 from features.batches.loader import BatchLoader
 from ranking.checkpoint import (
@@ -282,7 +282,7 @@ class TrainingLoop:
         )
         for older in checkpoints.glob("step-*"):
             if older != written:
-                _remove_folder(older)
+                remove_folder(older)
         self.checkpointed_at = time.monotonic()
 
     def _next_position(self) -> dict[str, int]:
@@ -306,12 +306,3 @@ class TrainingLoop:
             f"the loss of step {self.progress.step} is {loss}: {cause}. The batch's {len(batch)} impressions "
             f"(first: {impressions[0]!r}) are listed in {record}"
         )
-
-
-def _remove_folder(folder: Path) -> None:
-    """Delete so that a kill in between cannot leave a folder that looks like a checkpoint."""
-    doomed = folder.with_name("." + folder.name)
-    folder.rename(doomed)
-    for path in doomed.iterdir():
-        path.unlink()
-    doomed.rmdir()

@@ -38,8 +38,8 @@ from embeddings.evaluation.probe_training import (
     fit_and_predict,
     split_rows,
 )
+from features.progress import Progress, silent
 
-Progress = Callable[[str, int, int], None]
 BoolArray = npt.NDArray[np.bool_]
 Features = Literal["concat", "interactions"]
 FEATURES: tuple[Features, ...] = ("concat", "interactions")
@@ -137,7 +137,7 @@ def run_probes(
     labels: ProbeLabels,
     *,
     config: ProbeConfig | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> ProbeReport:
     """Both probes on both encoders, each seed on the same rows, split and order of batches for both.
 
@@ -176,7 +176,7 @@ def aisle_probe(
     labels: ProbeLabels,
     *,
     config: ProbeConfig,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> ProbeComparison:
     """The aisle from the product vector: linear, ReLU, dropout, linear; stratified 80-20 over products."""
     aisle_P = np.array([aisle or "" for aisle in labels.aisles], dtype=np.str_)
@@ -211,7 +211,7 @@ def relevance_probe(
     features: Features = "concat",
     unseen_queries: bool = False,
     config: ProbeConfig,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> ProbeComparison:
     """The grade from the vectors of product and query: dropout, linear; half of the irrelevant dropped.
 
@@ -282,7 +282,7 @@ def _compare(
     draw: Callable[[IntArray, np.random.Generator], ProbeSplit],
     hidden_dim: int | None,
     config: ProbeConfig,
-    progress: Progress | None,
+    progress: Progress,
 ) -> ProbeComparison:
     """Train and measure one probe on the features of both encoders, seed by seed on the same split."""
     rows_C = np.bincount(class_N, minlength=len(names))
@@ -308,8 +308,7 @@ def _compare(
                 f"{seed}; it needs some of each: give more labels or leave this probe out"
             )
         for side, features in enumerate(features_of):
-            if progress is not None:
-                progress(stage, done * len(features_of) + side, len(config.seeds) * len(features_of))
+            progress(stage, done * len(features_of) + side, len(config.seeds) * len(features_of))
             fitted = fit_and_predict(
                 (features(split.train_M), new_class_N[split.train_M]),
                 (features(split.validation_M), new_class_N[split.validation_M]),
@@ -322,8 +321,7 @@ def _compare(
             test_class_M = new_class_N[split.test_M]
             confusions[side].append(confusion_matrix(test_class_M, fitted.predicted_M, classes=classes))
             epochs[side].append(fitted.epoch)
-    if progress is not None:
-        progress(stage, len(config.seeds) * len(features_of), len(config.seeds) * len(features_of))
+    progress(stage, len(config.seeds) * len(features_of), len(config.seeds) * len(features_of))
     before, after = (
         ProbeResult(confusion_SCC=np.stack(found), epoch_S=tuple(kept))
         for found, kept in zip(confusions, epochs, strict=True)

@@ -19,7 +19,6 @@ import torch
 from embeddings.catalog.holdout import TRAIN, VALIDATION, HoldoutConfig, product_roles, query_roles
 from embeddings.catalog.products import Modality, ProductCatalog
 from embeddings.catalog.tokenizer import TextTokenizer
-from embeddings.embedding_table import refuse_foreign_folder
 from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder, Stage, is_encoder
 from embeddings.relevance.build_tuples import TupleConfig, TupleSet, build_tuples, read_grades
@@ -34,7 +33,8 @@ from embeddings.stages.warmup import ImageWarmupConfig, ImageWarmupTask, TextWar
 from embeddings.stages.whitening import whiten
 from embeddings.training.loop import OptimizerConfig, Report, Task, TrainingOutcome, train
 from embeddings.training.ranks import Ranks, barrier, join_ranks
-from features.artifacts import replaced_file
+from features.artifacts import refuse_foreign_folder, replaced_file
+from features.progress import Progress, silent
 
 ENCODER, TRAINING, CHECKPOINTS, TUPLES = "encoder", "training.json", "checkpoints", "tuples"
 
@@ -42,7 +42,6 @@ ENCODER, TRAINING, CHECKPOINTS, TUPLES = "encoder", "training.json", "checkpoint
 VOCABULARY: dict[Size, int] = {"tiny": 1_000, "small": 4_000, "base": 30_524}
 
 ShowReport = Callable[[Report], None]
-Progress = Callable[[str, int, int], None]
 
 
 class StageError(ValueError):
@@ -216,7 +215,7 @@ def align(
     inputs: InputConfig | None = None,
     device: str = "cpu",
     show: ShowReport | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> StageRun:
     """Stage 2 on the relevance data of `data`; a finished folder is opened, an interrupted one resumed.
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from features.artifacts import atomic_folder, sha256_of
+from features.artifacts import atomic_folder, atomic_write_json, checksums_of, remove_folder, verify_checksums
 
 PROGRESS, CHECKSUMS = "progress.json", "checksums.json"
 TENSORS = ("module", "optimizer", "best")
@@ -40,10 +40,9 @@ def write_state(folder: Path, step: int, state: TrainingState, *, keep: int) -> 
             tensors = {key: value.detach().cpu().clone() for key, value in getattr(state, name).items()}
             save_file(tensors, temporary / f"{name}.safetensors")
         (temporary / PROGRESS).write_text(json.dumps(state.progress, indent=2) + "\n", encoding="utf-8")
-        checksums = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
-        (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
+        atomic_write_json(temporary / CHECKSUMS, checksums_of(temporary))
     for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+        remove_folder(old)
 
 
 def latest_state(folder: Path) -> Path | None:
@@ -59,13 +58,12 @@ def read_state(path: Path, *, fingerprint: str) -> TrainingState:
         TrainingStateError: a file is missing or changed, or the checkpoint is of other inputs or settings.
     """
     try:
-        checksums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
-        for name, expected in checksums.items():
-            if sha256_of(path / name) != expected:
-                raise TrainingStateError(
-                    f"{path / name} is damaged (its checksum differs); delete {path} to resume from an older "
-                    "checkpoint"
-                )
+        verify_checksums(
+            path,
+            json.loads((path / CHECKSUMS).read_text(encoding="utf-8")),
+            error=TrainingStateError,
+            advice=f"delete {path} to resume from an older checkpoint",
+        )
         progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
         if progress["fingerprint"] != fingerprint:
             raise TrainingStateError(

@@ -24,15 +24,15 @@ from experiments.encoders.pipeline import (
     run_pretrain,
 )
 from experiments.encoders.table1 import ALL, SliceResult, Table1, metric_key
-from experiments.runtime.job_pool import Tell
 from features.artifacts import atomic_write_json
+from features.progress import Progress
 
 METRICS_FILE = "metrics.json"
 #: Seconds spent are saved this often, so that a killed job loses little of the count.
 SAVE_EVERY_S = 10.0
 
 
-def run_stage_1(data: Path, folder: Path, config: EncodersConfig, device: str, tell: Tell) -> None:
+def run_stage_1(data: Path, folder: Path, config: EncodersConfig, device: str, tell: Progress) -> None:
     """Stage 1 to `folder`; a finished one is left as it is."""
     seconds = SpentSeconds(folder / "seconds.json")
     with seconds.on("stage_1") as tick:
@@ -43,7 +43,7 @@ def run_variant(
     data: Path,
     folder: Path,
     config: EncodersConfig,
-    tell: Tell,
+    tell: Progress,
     *,
     stage_1: Path | None,
     identity: dict[str, Any],
@@ -98,7 +98,7 @@ def run_variant(
 
 
 def measure(
-    data: Path, tables: Path, config: EncodersConfig, *, k: int, widths: Sequence[int], tell: Tell
+    data: Path, tables: Path, config: EncodersConfig, *, k: int, widths: Sequence[int], tell: Progress
 ) -> dict[str, Any]:
     """Metrics of the test and the validation queries, and at each width what a vector costs and is worth.
 
@@ -193,7 +193,7 @@ class SpentSeconds:
         save()
 
 
-def _show(tell: Tell, stage: str, tick: Callable[[], None]) -> ShowReport:
+def _show(tell: Progress, stage: str, tick: Callable[[], None]) -> ShowReport:
     def show(report: Report) -> None:
         tell(stage, report.step, report.total_steps)
         tick()
@@ -201,7 +201,7 @@ def _show(tell: Tell, stage: str, tick: Callable[[], None]) -> ShowReport:
     return show
 
 
-def _with_tick(tell: Tell, tick: Callable[[], None]) -> Tell:
+def _with_tick(tell: Progress, tick: Callable[[], None]) -> Progress:
     def told(stage: str, done: int, total: int) -> None:
         tell(stage, done, total)
         tick()

@@ -10,7 +10,7 @@ Photos of one shelf resemble each other, so they are rather too narrow.
 Shapes: N photos, T test photos, C fine classes, D embedding width, R resamples.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ from experiments.datasets.grocery_store import ICONIC
 from experiments.statistics.cells import cell, flat, interval_of
 from experiments.statistics.intervals import Interval
 from features.artifacts import atomic_write_bytes, atomic_write_json
+from features.progress import Progress, silent
 
-Progress = Callable[[str, int, int], None]
 FloatArray = npt.NDArray[np.float32]
 
 MAJORITY, THUMBNAIL, CHANCE = "majority", "thumbnail", "chance"
@@ -93,7 +93,7 @@ def evaluate_grocery_store(
     *,
     resamples: int = 1000,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> GroceryStoreResults:
     """Probe each table of `images`, and rank its photos' texts where `texts` has a table of the same name.
 
@@ -114,8 +114,7 @@ def evaluate_grocery_store(
     classification = {MAJORITY: _majority(photos, weights_RT)}
     retrieval = {CHANCE: _chance(photos)}
     for done, name in enumerate((THUMBNAIL, *images)):
-        if progress is not None:
-            progress(f"probing {name}", done, 1 + len(images))
+        progress(f"probing {name}", done, 1 + len(images))
         if name == THUMBNAIL:
             vectors_ND, encoder_id = (
                 thumbnails(data, photos.images),

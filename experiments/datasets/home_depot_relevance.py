@@ -8,7 +8,7 @@ independent, and every row sees the same draws, so that differences are paired.
 Shapes: N pairs, D embedding width, M rows compared, R resamples, Q test queries.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -26,8 +26,8 @@ from embeddings.evaluation.linear_probe import GroupedHits, group_resamples, lin
 from experiments.statistics.cells import cell, flat, interval_of
 from experiments.statistics.intervals import Interval, UserWeightedAuc
 from features.artifacts import atomic_write_bytes, atomic_write_json
+from features.progress import Progress, silent
 
-Progress = Callable[[str, int, int], None]
 FloatArray = npt.NDArray[np.float32]
 
 OVERLAP = "token_overlap"
@@ -95,7 +95,7 @@ def evaluate_home_depot(
     with_overlap: Sequence[str] = (),
     resamples: int = 1000,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> HomeDepotResults:
     """Compare token overlap and each entry of `vectors` on the grades of `data`.
 
@@ -125,8 +125,7 @@ def evaluate_home_depot(
     measured: dict[str, _Measured] = {}
     together = [name for name in vectors if name in with_overlap]
     for done, name in enumerate((OVERLAP, *vectors, *(f"{name} + {OVERLAP}" for name in together))):
-        if progress is not None:
-            progress("probing", done, 1 + len(vectors) + len(together))
+        progress("probing", done, 1 + len(vectors) + len(together))
         of_vectors = name.removesuffix(f" + {OVERLAP}")
         features = overlap if name == OVERLAP else _vector_features(pairs, vectors[of_vectors])
         if of_vectors != name:

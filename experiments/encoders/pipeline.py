@@ -1,7 +1,7 @@
 """Encoders end to end: train both stages, encode, measure retrieval (table 1) and probes (section 5)."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Self
@@ -39,8 +39,7 @@ from embeddings.tables.encode import Encoded, encode_products, encode_queries
 from experiments.encoders.retrieval_rows import Bm25Row, RandomRow, TableRow, VectorRow
 from experiments.encoders.table1 import Table1, evaluate_rows
 from experiments.marketplace.judgements import MarketplaceTruth
-
-Progress = Callable[[str, int, int], None]
+from features.progress import Progress, silent
 
 
 class EncodersConfig(BaseModel):
@@ -189,7 +188,7 @@ def run_align(
     start: DashClipEncoder | None = None,
     device: str = "cpu",
     show: ShowReport | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> StageRun:
     """Stage 2, from the encoder of stage 1 or from scratch.
 
@@ -223,7 +222,7 @@ def encode_tables(
     only_new: bool = False,
     batch_size: int = 64,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> tuple[Encoded, Encoded | None]:
     """All products of `data` to `folder`/products and the queries, all if None, to `folder`/queries."""
     catalog = ProductCatalog.open(data, modalities=inputs.modalities, text_columns=inputs.text_columns)
@@ -260,7 +259,7 @@ def measure_retrieval(
     candidate: str = "dashclip",
     k: int = 10,
     resamples: int = 1000,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Table1:
     """Table 1 on the held-out queries: random, BM25 and the rows of `tables` (folders with both tables).
 
@@ -337,7 +336,7 @@ def measure_probes(
     *,
     holdout: HoldoutConfig,
     config: ProbeConfig | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> tuple[ProbeReport, VectorPair, VectorPair, ProbeLabels]:
     """Both probes of paper section 5 on two folders of tables.
 

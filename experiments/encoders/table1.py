@@ -5,7 +5,7 @@ Metrics and their meaning: `embeddings.evaluation.retrieval.retrieval_metrics`. 
 Shapes: P products, Q queries, K places.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,8 +29,8 @@ from embeddings.evaluation.retrieval import (
 )
 from experiments.encoders.retrieval_rows import Missing, TableRow
 from features.artifacts import atomic_write_json
+from features.progress import Progress, silent
 
-Progress = Callable[[str, int, int], None]
 PerQuery = dict[str, npt.NDArray[np.float64]]
 
 #: Name of the slice with all queries and products.
@@ -77,7 +77,7 @@ def evaluate_rows(
     product_slices: Mapping[str, BoolArray] | None = None,
     resamples: int = 1000,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Table1:
     """Rank with each row and measure all queries, then slices of queries, then slices of products.
 
@@ -91,12 +91,11 @@ def evaluate_rows(
     """
     query_slices, product_slices = query_slices or {}, product_slices or {}
     _check(judgements, pool, query_slices, product_slices)
-    tell = progress or (lambda stage, done, total: None)
 
     def measure(graded: Judgements) -> dict[str, PerQuery]:
         found = {}
         for done, (name, row) in enumerate(rows.items()):
-            tell(f"rank with {name}", done, len(rows))
+            progress(f"rank with {name}", done, len(rows))
             ranked_QK = (
                 row.ranking(graded, k)
                 if pool == "catalogue"
@@ -133,7 +132,7 @@ def evaluate_rows(
         if mask_P.any():
             fewer = judgements.select_products(mask_P)
             slices[title] = summarise(fewer, measure(fewer))
-    tell("done", len(rows), len(rows))
+    progress("done", len(rows), len(rows))
     return Table1(
         k=k,
         pool=pool,

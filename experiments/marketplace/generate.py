@@ -4,7 +4,6 @@ Memory is that of products, queries and users plus one day of the log, however l
 has its own child of the seed, so that leaving out images, for one, changes no other part.
 """
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,7 @@ from experiments.marketplace.world.package_images import write_images
 from experiments.marketplace.world.queries import Queries, make_queries
 from experiments.marketplace.world.shoppers import PurchaseMemory, Shoppers, make_shoppers
 from features.artifacts import atomic_folder, atomic_write_json, json_file_has
-
-Progress = Callable[[str, int, int], None]
+from features.progress import Progress, silent
 
 DESCRIPTION = "marketplace.json"
 
@@ -37,7 +35,7 @@ DESCRIPTION = "marketplace.json"
 _CATALOG, _QUERIES, _MATCHES, _LABELS, _SHOPPERS, _DAYS, _PROMOTIONS, _IMAGES = range(8)
 
 
-def generate(config: MarketplaceConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+def generate(config: MarketplaceConfig, out: Path, *, progress: Progress = silent) -> dict[str, Any]:
     """Write a marketplace to the folder `out` and return its summary (also in `out/marketplace.json`).
 
     Equal configs give equal tables. The folder appears when all of it is there; an error or an interrupt
@@ -49,13 +47,12 @@ def generate(config: MarketplaceConfig, out: Path, *, progress: Progress | None 
     Raises:
         FileExistsError: `out` holds something that is not a marketplace.
     """
-    tell = progress or (lambda stage, done, total: None)
     with atomic_folder(out, ours=is_marketplace) as folder:
-        tell("products", 0, 1)
+        progress("products", 0, 1)
         catalog = make_catalog(config, _child(config, _CATALOG))
         queries = make_queries(config, catalog, _child(config, _QUERIES))
         matches = match_pools(catalog, queries, np.random.default_rng(_child(config, _MATCHES)))
-        tell("products", 1, 1)
+        progress("products", 1, 1)
         labels = label_pairs(config, catalog, queries, matches, _child(config, _LABELS))
         shoppers = make_shoppers(config, catalog, _child(config, _SHOPPERS))
         write_queries(folder, catalog, queries)
@@ -66,11 +63,11 @@ def generate(config: MarketplaceConfig, out: Path, *, progress: Progress | None 
         searches = SearchSimulator(config, catalog, queries, shoppers, matches)
         facts = LogFacts(config, queries)
         with LogWriter(folder, catalog, queries) as log:
-            _simulate_days(config, catalog, shoppers, orders, searches, facts, log, tell)
+            _simulate_days(config, catalog, shoppers, orders, searches, facts, log, progress)
 
         images: list[str | None] = [None] * catalog.num_products
         if config.images:
-            images = write_images(folder, catalog, config.image_pixels, _child(config, _IMAGES), tell)
+            images = write_images(folder, catalog, config.image_pixels, _child(config, _IMAGES), progress)
         write_products(folder, catalog, images)
         summary = _summary(catalog, queries, shoppers, labels, facts)
         content = {

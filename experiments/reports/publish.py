@@ -1,4 +1,4 @@
-"""Results into the repository: `experiments/results/NAME.md` and `.json`, and the README's block.
+"""Results into the repository: `experiments/results/NAME.md` and `.json`, and `docs/results.md`.
 
 A sweep gives table 2. What the demo measured on its encoders beside it, table 1 and the probes, goes along.
 """
@@ -18,14 +18,14 @@ _BLOCK = re.compile(r"(<!-- results:begin[^\n]*-->\n).*?(<!-- results:end -->)",
 def publish(sweep: Path, name: str, *, results: Path, readme: Path) -> list[Path]:
     """Copy the report that `dashclip report` left in `sweep`, with where and how its runs were made.
 
-    Everything is rendered before anything is written. The README's block gets all results of `results`.
+    Everything is rendered before anything is written. The block of the page `readme` gets all results.
 
     Returns:
-        The written files, the README last.
+        The written files, that page last.
 
     Raises:
         FileNotFoundError: `sweep` holds no report yet, or a run lacks its environment.json.
-        ValueError: runs of the sweep are missing, or the README lacks its markers.
+        ValueError: runs of the sweep are missing, or `readme` lacks its markers.
     """
     try:
         table = _load(sweep / "table2.json")
@@ -81,7 +81,7 @@ def render_readme(readme: str, tables: Mapping[str, dict[str, Any]]) -> str:
         ValueError: the markers are missing.
     """
     if not _BLOCK.search(readme):
-        raise ValueError("the README needs <!-- results:begin … --> and then <!-- results:end -->")
+        raise ValueError("the page needs <!-- results:begin … --> and then <!-- results:end -->")
     second = [(name, table) for name, table in tables.items() if "baseline" in table]
     ordered = sorted(second, key=lambda named: (not named[1]["simulated"], named[0]))
     first = sorted((name, table) for name, table in tables.items() if "pool" in table)
@@ -143,7 +143,7 @@ def _summary(table: dict[str, Any], name: str) -> str:
         rows.append([*cells, *[""] * expects, "100 %", ""])
     lines = [
         f"**{table['name'][0].upper()}{table['name'][1:]}** ({kind}; {table['rows']:,} test impressions, "
-        f"{_seeds(table['seeds'])}; [whole table](experiments/results/{name}.md)):",
+        f"{_seeds(table['seeds'])}; [whole table](../experiments/results/{name}.md)):",
         "",
         f"| {' | '.join(heading)} |",
         "|---" * len(heading) + "|",
@@ -160,7 +160,7 @@ def _retrieval_summary(table: dict[str, Any], name: str) -> str:
     measures = ("graded_rel", "recall_at_10", "precision_at_10", "ndcg_at_10", "mrr")
     lines = [
         f"**Table 1, retrieval** ({kind}; {table['queries']:,} held-out queries, {table['description']}; "
-        f"[whole table](experiments/results/{name}.md)):",
+        f"[whole table](../experiments/results/{name}.md)):",
         "",
         "| | Graded Rel | Recall@10 | Precision@10 | nDCG@10 [95 % over queries] | MRR@10 |",
         "|---|---|---|---|---|---|",

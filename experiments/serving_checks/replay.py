@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from features.progress import Progress, silent
 from ranking.metrics import log_loss, roc_auc
 from serving.packaging.logged_requests import LoggedImpressions
 from serving.wire.request import RequestError, ScoreReply, ScoreRequest
@@ -80,7 +81,7 @@ def replay(
     score: Score,
     *,
     live: bool = True,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Replay:
     """Send logged requests and compare with offline probabilities.
 
@@ -109,8 +110,7 @@ def replay(
             inversion = largest_inversion(offline_M[rows_N], reply.order_N)
             same_order += inversion == 0
             reordered = max(reordered, inversion)
-        if progress:
-            progress("replaying", first + len(batch), len(groups))
+        progress("replaying", first + len(batch), len(groups))
     if not replies:
         raise ValueError(f"no request was scored: {refusals[0] if refusals else 'there are none'}")
     return _summary(logged, offline_M, served_M, replies, refusals, same_order, reordered)

@@ -1,29 +1,23 @@
-"""Counter features: impressions, clicks and smoothed CTR of a key in trailing windows, bucket by bucket.
+"""Counter features: impressions, clicks and smoothed CTR of a key in trailing windows.
 
-Shapes: N rows, T tiles (distinct key and time), W windows.
+Shapes: N rows, W windows, C = 2 W raw counts: impressions and clicks of each window, side by side.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from features.columns.kernels import NO_CLICK, windowed_counts
+from features.columns.clock import DAY_US
 from features.columns.transforms import ExactMoments, Transform
-from features.offline.buckets import Buckets, Columns, ResultReader
-from features.offline.splits import DAY_US, TRAIN
 from features.schema import CounterConfig, CounterKey, Granularity
 
-#: The unit to which moments are floored: counts of whole units are the counts as of the last full unit.
-UNIT_US: dict[Granularity, int] = {"exact": 1, "hour": 3_600_000_000, "day": DAY_US}
+Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int32] | Floats  # live ones may have a fraction
 
-#: A query x product counter lives in the bucket of its query.
-PARTITION_OF_KEY: dict[CounterKey, str] = {
-    "query": "query",
-    "product": "product",
-    "user": "user",
-    "query_product": "query",
-}
+#: The unit to which times are floored: counts of whole units are the counts as of the last full unit.
+UNIT_US: dict[Granularity, int] = {"exact": 1, "hour": 3_600_000_000, "day": DAY_US}
 
 #: Of one window, in this order.
 QUANTITIES = ("impressions", "clicks", "ctr")
@@ -36,19 +30,17 @@ def counter_names(key: CounterKey, window_days: int) -> tuple[str, str, str]:
 
 
 def smoothed_ctr(
-    impressions_N: npt.NDArray[np.int32],
-    clicks_N: npt.NDArray[np.int32],
+    impressions_N: Counts,
+    clicks_N: Counts,
     *,
     prior_impressions: float,
     prior_ctr: float,
-) -> npt.NDArray[np.float64]:
+) -> Floats:
     """(clicks + prior_impressions x prior_ctr) / (impressions + prior_impressions).
 
     A key never shown has the prior CTR.
     """
-    ctr_N: npt.NDArray[np.float64] = (clicks_N + prior_impressions * prior_ctr) / (
-        impressions_N + prior_impressions
-    )
+    ctr_N: Floats = (clicks_N + prior_impressions * prior_ctr) / (impressions_N + prior_impressions)
     return ctr_N
 
 
@@ -60,111 +52,104 @@ def counter_transforms(moments: dict[str, ExactMoments]) -> dict[str, Transform]
     }
 
 
-class KeyCounters:
-    """The counters of one key over one partition of the rows."""
+@dataclass(frozen=True, eq=False)
+class CounterBlock:
+    """The counters of one key as the network reads them, all windows in one go, offline and online.
 
-    def __init__(
-        self, key: CounterKey, buckets: Buckets, config: CounterConfig, *, prior_ctr: float, products: int
-    ) -> None:
-        self.key = key
-        self._buckets = buckets
-        self._config = config
-        self._prior_ctr = prior_ctr
-        self._products = products
-        self._unit_us = UNIT_US[config.granularity]
-        self.names = tuple(name for window in config.windows_days for name in counter_names(key, window))
+    Attributes:
+        names: of the dense columns, in the order in which `columns` gives them: window by window impressions,
+            clicks, CTR.
+        place: of each name, whether it is a CTR, and its column among the counts or among the CTRs.
+    """
 
-    def count(self, bucket: int, columns: Columns) -> dict[str, ExactMoments]:
-        """Count one bucket, keep the counts of its rows, and return their training moments.
+    names: tuple[str, ...]
+    place: Mapping[str, tuple[bool, int]]
+    _prior_impressions: float
+    _prior_ctr: float
+    _count_mean_C: Floats
+    _count_sd_C: Floats
+    _ctr_mean_W: Floats
+    _ctr_sd_W: Floats
 
-        `columns` has key, time_us, click_us, split and, in the query partition, product.
+    @classmethod
+    def of(
+        cls,
+        key: CounterKey,
+        config: CounterConfig,
+        transforms: Mapping[str, Transform],
+        *,
+        prior_ctr: float,
+    ) -> "CounterBlock":
+        """Counters in the order of a feature set."""
+        names = [name for days in config.windows_days for name in counter_names(key, days)]
+        counts = [name for number, name in enumerate(names) if number % 3 < 2]
+        ctrs = names[2::3]
+        place = {name: (False, column) for column, name in enumerate(counts)}
+        place |= {name: (True, column) for column, name in enumerate(ctrs)}
+        assert all(transforms[name].kind == "log" for name in counts)
+        assert all(transforms[name].kind == "standard" for name in ctrs)
+        count_mean_C, count_sd_C = _mean_and_sd([transforms[name] for name in counts])
+        ctr_mean_W, ctr_sd_W = _mean_and_sd([transforms[name] for name in ctrs])
+        return cls(
+            names=tuple(names),
+            place=place,
+            _prior_impressions=config.prior_impressions,
+            _prior_ctr=prior_ctr,
+            _count_mean_C=count_mean_C,
+            _count_sd_C=count_sd_C,
+            _ctr_mean_W=ctr_mean_W,
+            _ctr_sd_W=ctr_sd_W,
+        )
+
+    def columns(self, count_NC: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """What the network reads of raw counts, [N, 3 W]; each column is contiguous."""
+        count_CN = np.ascontiguousarray(count_NC.T)
+        top = int(count_CN.max(initial=0))
+        # One logarithm for each number rather than for each row, unless numbers are few and large.
+        log_CN = np.log1p(count_CN) if top > 4 * len(count_NC) else np.log1p(np.arange(top + 1))[count_CN]
+        return self._standardised(log_CN, self._ctr(count_CN))
+
+    def live_columns(
+        self, count_NC: npt.NDArray[np.int32], given: Mapping[str, Floats]
+    ) -> npt.NDArray[np.float32]:
+        """`columns` with live values instead of some of the snapshot's: raw counts and smoothed CTRs.
+
+        Where counts are given and the CTR of their window is not, it follows from the counts.
         """
-        counts = windowed_counts(
-            self._keys(columns),
-            self._units(columns["time_us"]),
-            self._click_units(columns["click_us"]),
-            windows=[days * DAY_US // self._unit_us for days in self._config.windows_days],
-        )
-        tile_of_row_N = counts.tile_of_row_N
-        both_TC = np.stack([counts.impressions_TW, counts.clicks_TW], axis=2).reshape(
-            len(counts.clicks_TW), -1
-        )
-        self._buckets.write_result(self.key, bucket, both_TC[tile_of_row_N])
-        train_T = np.bincount(tile_of_row_N[columns["split"] == TRAIN], minlength=len(both_TC))
-        moments = {name: ExactMoments() for name in self.names}
-        logs = np.log1p(np.arange(int(both_TC.max(initial=0)) + 1))
-        for position, window in enumerate(self._config.windows_days):
-            impressions, clicks, ctr = counter_names(self.key, window)
-            shown_T, clicked_T = counts.impressions_TW[:, position], counts.clicks_TW[:, position]
-            for name, count_T in ((impressions, shown_T), (clicks, clicked_T)):
-                # How many training rows have each count: far fewer logarithms than rows.
-                rows_by_count = np.bincount(count_T, weights=train_T, minlength=len(logs))
-                moments[name].add(logs, rows_by_count.astype(np.int64))
-            moments[ctr].add(self._ctr(shown_T, clicked_T), train_T)
-        return moments
+        count_CN = count_NC.T.astype(np.float64, order="C")
+        for name, value in given.items():
+            is_ctr, column = self.place[name]
+            if not is_ctr:
+                count_CN[column] = value
+        ctr_WN = self._ctr(count_CN)
+        for name, value in given.items():
+            is_ctr, column = self.place[name]
+            if is_ctr:
+                ctr_WN[column] = value
+        return self._standardised(np.log1p(count_CN, out=count_CN), ctr_WN)
 
-    def count_absent(self, train_rows: int) -> dict[str, ExactMoments]:
-        """Training moments of rows that lack the key: zero counts, hence the prior CTR."""
-        moments = {name: ExactMoments() for name in self.names}
-        for name, moment in moments.items():
-            value = self._prior_ctr if "_ctr_" in name else 0.0
-            moment.add(np.array([value]), np.array([train_rows]))
-        return moments
-
-    def reader(self) -> ResultReader:
-        """Raw counts of all rows: impressions and clicks of each window."""
-        return self._buckets.results(self.key, columns=2 * len(self._config.windows_days))
-
-    def columns(
-        self, count_NC: npt.NDArray[np.int32], transforms: Mapping[str, Transform]
-    ) -> dict[str, npt.NDArray[np.float32]]:
-        """What the network sees of raw counts read by `reader`."""
-        result: dict[str, npt.NDArray[np.float32]] = {}
-        for position, window in enumerate(self._config.windows_days):
-            impressions, clicks, ctr = counter_names(self.key, window)
-            shown_N = np.ascontiguousarray(count_NC[:, 2 * position])
-            clicked_N = np.ascontiguousarray(count_NC[:, 2 * position + 1])
-            result[impressions] = _by_table(transforms[impressions], shown_N)
-            result[clicks] = _by_table(transforms[clicks], clicked_N)
-            result[ctr] = transforms[ctr].apply(self._ctr(shown_N, clicked_N))
-        return result
-
-    def _keys(self, columns: Columns) -> npt.NDArray[np.int64]:
-        key_N = columns["key"].astype(np.int64)
-        key_N -= key_N.min()
-        if self.key == "query_product":
-            key_N *= self._products  # both below 2^31: their product fits
-            key_N += columns["product"]
-        return key_N
-
-    def _units(self, time_us_N: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-        time_N = time_us_N.astype(np.int64, copy=False)
-        return time_N if self._unit_us == 1 else time_N // self._unit_us
-
-    def _click_units(self, click_us_N: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-        return np.where(click_us_N == NO_CLICK, NO_CLICK, self._units(click_us_N))
-
-    def _ctr(
-        self, shown_N: npt.NDArray[np.int32], clicked_N: npt.NDArray[np.int32]
-    ) -> npt.NDArray[np.float64]:
+    def _ctr(self, count_CN: Counts) -> Floats:
         return smoothed_ctr(
-            shown_N,
-            clicked_N,
-            prior_impressions=self._config.prior_impressions,
+            count_CN[0::2],
+            count_CN[1::2],
+            prior_impressions=self._prior_impressions,
             prior_ctr=self._prior_ctr,
         )
 
+    def _standardised(self, log_CN: Floats, ctr_WN: Floats) -> npt.NDArray[np.float32]:
+        """Both are overwritten."""
+        log_CN -= self._count_mean_C[:, None]
+        log_CN /= self._count_sd_C[:, None]
+        ctr_WN -= self._ctr_mean_W[:, None]
+        ctr_WN /= self._ctr_sd_W[:, None]
+        column_W3N = np.empty((len(ctr_WN), 3, ctr_WN.shape[1]), np.float32)
+        column_W3N[:, :2] = log_CN.reshape(len(ctr_WN), 2, -1)
+        column_W3N[:, 2] = ctr_WN
+        return column_W3N.reshape(3 * len(ctr_WN), -1).T
 
-def _by_table(transform: Transform, count_N: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-    """`transform.apply` of small whole numbers: one logarithm for each number rather than for each row."""
-    top = int(count_N.max(initial=0))
-    if top > 4 * len(count_N):
-        return transform.apply(count_N)
-    result_N: npt.NDArray[np.float32] = transform.apply(np.arange(top + 1))[count_N]
-    return result_N
 
-
-def merge_moments(into: dict[str, ExactMoments], part: dict[str, ExactMoments]) -> None:
-    """Add one bucket's moments; the order of the buckets does not matter."""
-    for name, moment in part.items():
-        into.setdefault(name, ExactMoments()).merge(moment)
+def _mean_and_sd(transforms: Sequence[Transform]) -> tuple[Floats, Floats]:
+    """A column that was constant in training is 0 everywhere: 0 or more, divided by infinity."""
+    mean = [transform.mean if transform.sd else 0.0 for transform in transforms]
+    sd = [transform.sd or np.inf for transform in transforms]
+    return np.array(mean), np.array(sd)

@@ -93,6 +93,20 @@ def _fnv1a(strings: pa.LargeBinaryArray) -> npt.NDArray[np.uint64]:
     return result
 
 
+def _rows(ids: pa.Array, position_N: npt.NDArray[np.integer], oov_rows: int) -> npt.NDArray[np.int32]:
+    """Row of each id by its position in the vocabulary, UNKNOWN where that lacks it."""
+    row_N = position_N.astype(np.int32)
+    row_N += 1 + oov_rows
+    unknown = np.flatnonzero(position_N == UNKNOWN)
+    if len(unknown):
+        if ids.null_count:
+            missing_N = ids.is_null().to_numpy(zero_copy_only=False)
+            row_N[missing_N] = MISSING_ROW
+            unknown = unknown[~missing_N[unknown]]
+        row_N[unknown] = stable_hash(ids.take(pa.array(unknown))) % np.uint64(oov_rows) + np.uint64(1)
+    return row_N
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The ids of one sparse feature that have their own row, most frequent first."""
@@ -122,14 +136,8 @@ class Vocabulary:
 
     def rows_of(self, ids: pa.Array) -> npt.NDArray[np.int32]:
         """Row of each id; nulls give row 0, ids that the vocabulary lacks one of rows 1..oov_rows."""
-        rows_N = np.full(len(ids), MISSING_ROW, dtype=np.int32)
-        present = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False))
-        known = ids.take(pa.array(present))
-        position = pa.compute.index_in(known, value_set=self.ids.cast(ids.type))
-        position_N = position.fill_null(-1).to_numpy(zero_copy_only=False)
-        hashed_N = (stable_hash(known) % np.uint64(self.oov_rows)).astype(np.int32) + 1
-        rows_N[present] = np.where(position_N < 0, hashed_N, position_N + 1 + self.oov_rows)
-        return rows_N
+        position = pa.compute.index_in(ids, value_set=self.ids.cast(ids.type)).fill_null(UNKNOWN)
+        return _rows(ids, position.to_numpy(zero_copy_only=False), self.oov_rows)
 
     def is_oov(self, rows_N: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
         """Whether each row is one that unknown ids share."""
@@ -174,17 +182,7 @@ class OnlineVocabulary:
         Raises:
             TypeError: strings where ids are integers, or the other way round.
         """
-        row_N = self.ids.find(ids)
-        row_N += 1 + self.oov_rows
-        unknown = np.flatnonzero(row_N <= self.oov_rows)
-        if len(unknown):
-            if ids.null_count:
-                missing_N = ids.is_null().to_numpy(zero_copy_only=False)
-                row_N[missing_N] = MISSING_ROW
-                unknown = unknown[~missing_N[unknown]]
-            hash_N = stable_hash(ids.take(pa.array(unknown)))
-            row_N[unknown] = (hash_N % np.uint64(self.oov_rows)).astype(np.int64) + 1
-        return row_N.astype(np.int32)
+        return _rows(ids, self.ids.find(ids), self.oov_rows)
 
     @cached_property
     def _small(self) -> dict[int | str, int] | None:

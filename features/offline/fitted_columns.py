@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from features.columns.clock import timestamp_part
+from features.columns.clock import VALUES_OF_PART, timestamp_part
 from features.columns.transforms import Moments, Transform, signed_log
 from features.columns.vocabulary import MISSING_ROW, Vocabulary
 from features.offline.log_reader import KEY_OF_COLUMN, LogError, LogReader, encode_ids
@@ -97,7 +97,7 @@ class SparseColumn:
             column = reader.product_column(feature.column, as_number=False)
             self._ids, self._code_P = encode_ids(column)
         elif feature.source == "timestamp":
-            self._ids = pa.array(range(24 if feature.column == "hour_of_day" else 7), pa.int64())
+            self._ids = pa.array(range(VALUES_OF_PART[feature.column]), pa.int64())
         else:
             self._ids = reader.indexes[KEY_OF_COLUMN.get(feature.column, f"id:{feature.column}")].ids
         # The last place is for code -1, an id that is missing.

@@ -14,14 +14,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.columns.counters import PARTITION_OF_KEY, KeyCounters
+from features.columns.clock import iso
 from features.columns.transforms import Transform
 from features.columns.vocabulary import Vocabulary
 from features.feature_set import SplitSummary
 from features.offline.buckets import Buckets
 from features.offline.fitted_columns import DenseColumn, SparseColumn
+from features.offline.key_counters import PARTITION_OF_KEY, KeyCounters
 from features.offline.log_reader import BATCH_ROWS
-from features.offline.splits import NO_QUERY, iso, query_frequency
+from features.offline.splits import NO_QUERY, query_frequency
 from features.offline.time_ordered_log import Tally
 
 ROW_GROUPS_PER_FILE = 64
@@ -153,8 +154,10 @@ class RowAssembler:
         sparse: Sequence[tuple[SparseColumn, Vocabulary]],
     ) -> None:
         self._dense = dense
-        self._counters = [(counter, counter.reader()) for counter in counters]
-        self._counter_transforms = counter_transforms
+        self._counters = [
+            (PARTITION_OF_KEY[counter.key], counter.reader(), counter.block(counter_transforms))
+            for counter in counters
+        ]
         self._sparse = sparse
         self._history = users.results("history", columns=2)
         self._seen_P = tally.train_impressions_P > 0
@@ -189,9 +192,9 @@ class RowAssembler:
         }
         for column in self._dense:
             columns |= column.columns(batch)
-        for counter, reader in self._counters:
-            count_NC = reader.next(key_N[PARTITION_OF_KEY[counter.key]])
-            columns |= counter.columns(count_NC, self._counter_transforms)
+        for partition, reader, block in self._counters:
+            column_NC = block.columns(reader.next(key_N[partition]))
+            columns |= zip(block.names, column_NC.T, strict=True)
         oov: dict[str, npt.NDArray[np.bool_]] = {}
         for sparse, vocabulary in self._sparse:
             row_N = sparse.rows(batch)

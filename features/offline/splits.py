@@ -4,14 +4,12 @@ Shapes: N impressions in (timestamp, impression_id) order, U users, Q queries.
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import numpy as np
 import numpy.typing as npt
 
+from features.columns.clock import DAY_US, iso
 from features.schema import SplitConfig
-
-DAY_US = 86_400_000_000
 
 #: Codes of the splits; UNUSED rows still feed counters.
 UNUSED, TRAIN, VALIDATION, TEST = -1, 0, 1, 2
@@ -109,9 +107,3 @@ def query_frequency(train_impressions_Q: npt.NDArray[np.int64]) -> Codes:
     result_Q = np.empty_like(slice_Q)
     result_Q[order_Q] = slice_Q
     return result_Q
-
-
-def iso(time_us: int) -> str:
-    """ISO 8601 in UTC: 0 gives 1970-01-01T00:00:00+00:00."""
-    seconds, microsecond = divmod(time_us, 1_000_000)
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=microsecond).isoformat()

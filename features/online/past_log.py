@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from features.columns.clock import iso
 from features.columns.kernels import NO_CLICK
 from features.inputs.table_specs import TableName
 from features.inputs.tables import InputTables
 from features.offline.log_reader import LogError, LogReader
-from features.offline.splits import iso
 from features.schema import FeatureConfig
 
 #: Impressions that are counted at once, about; at least all of one key.

@@ -1,26 +1,32 @@
 """How the columns of a feature set are made from requests: worked out once for a snapshot.
 
-Columns lie in two parts: those that all candidates of a request share, and those of each candidate.
+Columns lie in two parts: those that all candidates of a request share, which are computed and multiplied
+once, and those of each candidate. The time, the user and the query are always shared; other columns of the
+impressions only if requests give them once (store, device): price and position differ between candidates.
 
 Shapes: F dense and S sparse columns of a part.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from features.columns.clock import VALUES_OF_PART
-from features.columns.online_counters import CounterBlock
+from features.columns.counters import CounterBlock, counter_names
 from features.columns.transforms import Transform
 from features.columns.vocabulary import OnlineVocabulary
-from features.online.snapshot import Known, Snapshot
+from features.feature_set import Manifest
+from features.online.snapshot import Known, Snapshot, SnapshotManifest
 from features.schema import CounterKey, DenseFeature, FeatureConfig, SparseFeature
 
 #: Impression columns that a request carries under fields of its own.
 OWN_FIELDS = ("user_id", "query", "product_id")
-_SHARED_KEYS: tuple[CounterKey, ...] = ("query", "user")
+#: Counters that all candidates of a request share.
+SHARED_KEYS: tuple[CounterKey, ...] = ("query", "user")
+#: What a request usually gives once, if features read it.
+USUAL_CONTEXT = ("store_id", "device")
 
 Int64s = npt.NDArray[np.int64]
 
@@ -103,39 +109,65 @@ class Plan:
     inputs: Mapping[str, bool]
 
 
-def make_plan(snapshot: Snapshot, context_columns: Sequence[str]) -> Plan:
+def impression_columns(config: FeatureConfig) -> tuple[str, ...]:
+    """Columns of the impressions that features read, without ids and query: what a request may carry."""
+    names = [feature.column for feature in config.features if feature.source == "impressions"]
+    return tuple(dict.fromkeys(name for name in names if name not in OWN_FIELDS))
+
+
+def context_columns(config: FeatureConfig, wanted: Iterable[str] | None) -> tuple[str, ...]:
+    """The impression columns that a request gives once: `wanted`, or the usual ones that features read.
+
+    Raises:
+        ValueError: no feature reads one of them, or it is a field of every request anyway.
+    """
+    readable = impression_columns(config)
+    if wanted is None:
+        return tuple(name for name in USUAL_CONTEXT if name in readable)
+    context = tuple(dict.fromkeys(wanted))
+    for name in context:
+        if name not in readable:
+            raise ValueError(
+                f"context column {name!r} is none that features read from the impressions; "
+                f"there are {', '.join(sorted(readable)) or 'none'}"
+            )
+    return context
+
+
+def request_columns(manifest: Manifest | SnapshotManifest, context: Sequence[str]) -> tuple[str, ...]:
+    """Columns of the feature set that all candidates of a request share, dense then sparse, in its order."""
+    config, counters = manifest.config, manifest.config.counters
+    shared = {f.name for f in config.features if _is_shared(f, context)}
+    shared |= {f"{name}_missing" for name in shared}
+    if counters is not None:
+        keys, windows = [key for key in counters.keys if key in SHARED_KEYS], counters.windows_days
+        shared |= {name for key in keys for window in windows for name in counter_names(key, window)}
+    columns = (*manifest.dense_columns, *(column.name for column in manifest.sparse_columns))
+    return tuple(name for name in columns if name in shared)
+
+
+def _is_shared(feature: DenseFeature | SparseFeature, context: Sequence[str]) -> bool:
+    if feature.source == "impressions":
+        return feature.column in ("user_id", "query", *context)
+    return feature.source == "timestamp"
+
+
+def make_plan(snapshot: Snapshot, context: Iterable[str]) -> Plan:
     """The plan of a snapshot's schema.
 
     Raises:
         ValueError: a context column that no feature reads from the impressions, or a `serving_value` of
             another kind than the ids of its column.
     """
-    config = snapshot.manifest.config
-    readable = {f.column for f in config.features if f.source == "impressions"} - set(OWN_FIELDS)
-    for name in context_columns:
-        if name not in readable:
-            raise ValueError(
-                f"context column {name!r} is none that features read from the impressions; "
-                f"there are {', '.join(sorted(readable)) or 'none'}"
-            )
-    shared = {f.name for f in config.features if _is_shared(f, context_columns)}
-    shared |= {f"{f.name}_missing" for f in config.dense if f.name in shared}
+    context = context_columns(snapshot.manifest.config, context)
+    shared = request_columns(snapshot.manifest, context)
     blocks = _counter_blocks(snapshot)
-    shared |= {name for key, block in blocks.items() if key in _SHARED_KEYS for name in block.names}
-    parts = {part: _part(snapshot, shared, part, blocks) for part in (True, False)}
-    columns = (*snapshot.manifest.dense_columns, *(c.name for c in snapshot.manifest.sparse_columns))
     return Plan(
-        shared=parts[True],
-        own=parts[False],
-        request_columns=tuple(name for name in columns if name in shared),
-        inputs=_inputs(config, context_columns, blocks),
+        shared=_part(snapshot, shared, True, blocks),
+        own=_part(snapshot, shared, False, blocks),
+        request_columns=shared,
+        inputs=_inputs(snapshot.manifest.config, context, blocks),
     )
-
-
-def _is_shared(feature: DenseFeature | SparseFeature, context_columns: Sequence[str]) -> bool:
-    if feature.source == "timestamp":
-        return True
-    return feature.source == "impressions" and feature.column in ("user_id", "query", *context_columns)
 
 
 def _counter_blocks(snapshot: Snapshot) -> dict[CounterKey, CounterBlock]:
@@ -150,17 +182,17 @@ def _counter_blocks(snapshot: Snapshot) -> dict[CounterKey, CounterBlock]:
 
 
 def _inputs(
-    config: FeatureConfig, context_columns: Sequence[str], blocks: Mapping[CounterKey, CounterBlock]
+    config: FeatureConfig, context: Sequence[str], blocks: Mapping[CounterKey, CounterBlock]
 ) -> dict[str, bool]:
     """A column of the impressions goes before one of the products, and both before a counter."""
-    inputs = {name: key in _SHARED_KEYS for key, block in blocks.items() for name in block.names}
+    inputs = {name: key in SHARED_KEYS for key, block in blocks.items() for name in block.names}
     inputs |= {f.column: False for f in config.features if f.source == "products"}
-    inputs |= {f.column: f.column in context_columns for f in config.features if f.source == "impressions"}
+    inputs |= {f.column: f.column in context for f in config.features if f.source == "impressions"}
     return {name: part for name, part in inputs.items() if name not in OWN_FIELDS}
 
 
 def _part(
-    snapshot: Snapshot, shared: set[str], part: bool, blocks: Mapping[CounterKey, CounterBlock]
+    snapshot: Snapshot, shared: Sequence[str], part: bool, blocks: Mapping[CounterKey, CounterBlock]
 ) -> Part:
     manifest, config = snapshot.manifest, snapshot.manifest.config
     dense_names, sparse_names = manifest.dense_columns, tuple(c.name for c in manifest.sparse_columns)
@@ -199,7 +231,7 @@ def _part(
         counters=tuple(
             CounterPlan(key, block, _run([dense_place[name] for name in block.names]))
             for key, block in blocks.items()
-            if (key in _SHARED_KEYS) is part
+            if (key in SHARED_KEYS) is part
         ),
     )
 

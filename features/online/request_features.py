@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from features.columns.clock import timestamp_part_of
+from features.columns.clock import DAY_US, iso, timestamp_part_of
+from features.columns.counters import CounterBlock
 from features.columns.id_map import UNKNOWN, IdKind, IdMap
-from features.columns.online_counters import CounterBlock
-from features.offline.splits import DAY_US, iso
 from features.online.plan import OWN_FIELDS, CounterPlan, DensePlan, Part, SparsePlan, make_plan
 from features.online.request import (
     RequestError,
@@ -134,7 +133,7 @@ class OnlineFeatures:
             ValueError: a context column that no feature reads from the impressions.
         """
         self.snapshot = snapshot
-        self.plan = make_plan(snapshot, tuple(dict.fromkeys(context_columns)))
+        self.plan = make_plan(snapshot, context_columns)
         self.has_vector_P = product_has_vector
         if product_has_vector is not None and len(product_has_vector) != len(snapshot.products):
             raise ValueError(
@@ -254,7 +253,7 @@ class _Reading:
         given = self._given_counters(plan.block, count)
         if not given:
             return self._snapshot.counters[plan.key][at_N]
-        return plan.block.columns(self._snapshot.counts[plan.key][at_N].astype(np.float64), given)
+        return plan.block.live_columns(self._snapshot.counts[plan.key][at_N], given)
 
     def _positions(self, key: CounterKey) -> Int64s | slice:
         """Rows of a key's tables: one of all candidates, or one for each."""

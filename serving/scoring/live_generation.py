@@ -119,7 +119,6 @@ class LiveGeneration:
             context_columns=model.context,
             product_has_vector=products.row_P[:-1] != 0 if products else None,
         )
-        _check_columns(features, shape)
         return cls(
             model,
             manifest,
@@ -252,20 +251,6 @@ class LiveGeneration:
             if one.query_D is not None:
                 query_RD[request] = one.query_D
         return query_RD
-
-
-def _check_columns(features: OnlineFeatures, shape: RankerShape) -> None:
-    """The features are parted as the model was.
-
-    Raises:
-        PackageError: a column is on the other side.
-    """
-    if set(features.request_columns) != set(shape.request_columns):
-        differ = sorted(set(features.request_columns) ^ set(shape.request_columns))
-        raise PackageError(
-            f"the model and the features disagree on what a request gives once: {', '.join(differ)}; "
-            "make the package again with `dashclip package`"
-        )
 
 
 def _padded(histories: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64] | None:

@@ -54,6 +54,14 @@ class ScoreRequest:
 
     Raises:
         RequestError: a field has the wrong type, length or size, or a number is not finite.
+
+    >>> request = ScoreRequest(user_id=7, query="oat milk", candidates=[101, 102])
+    >>> len(request.candidates)
+    2
+    >>> ScoreRequest(user_id=7, query="oat milk", candidates=[])
+    Traceback (most recent call last):
+    ...
+    features.online.request.RequestError: ...
     """
 
     user_id: int | str | None

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.offline.splits import DAY_US
+from features.columns.clock import DAY_US
 from features.schema import (
     CounterConfig,
     DenseFeature,

@@ -37,7 +37,7 @@ def test_a_changed_byte_is_refused_with_the_name_of_the_file(saved: Path, name: 
     content = bytearray((saved / name).read_bytes())
     content[-1] ^= 1
     (saved / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"{name} is damaged"):
+    with pytest.raises(CheckpointError, match=f"{name} has changed since it was written"):
         read_checkpoint(saved)
 
 

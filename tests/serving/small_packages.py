@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 
 from embeddings.embedding_table import EmbeddingTable
+from features.columns.clock import DAY_US
 from features.feature_set import FeatureSet
 from features.offline.build import build
-from features.offline.splits import DAY_US
 from features.schema import SplitConfig
 from ranking.model import RankerConfig, SemanticConfig
 from ranking.run import RunConfig, execute_run

@@ -7,25 +7,19 @@ bounded memory; pandas holds everything at once.
 
 import shutil
 import statistics
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.features.comparison import compare_with_pandas
-from experiments.benchmarks.features.feature_logs import LogSize, write_feature_logs
+from experiments.benchmarks.features.feature_logs import BUILD, LogSize, write_feature_logs
 from experiments.benchmarks.measure import Measurement, measure_module
-from experiments.runtime.machine import describe_machine
-from features.artifacts import atomic_folder
+from experiments.runtime.environment import describe_machine
 from features.feature_set import FeatureSet
+from features.progress import Progress
 
-Progress = Callable[[str, int, int], None]
-
-_MODULES = {
-    "ours": "experiments.benchmarks.features.build_runner",
-    "pandas": "experiments.benchmarks.features.pandas_features",
-}
+_PANDAS = f"{__package__}.pandas_features"
 
 
 @dataclass(frozen=True)
@@ -42,17 +36,20 @@ def run_feature_benchmark(benchmark: FeatureBenchmark, *, work: Path, progress: 
     """Write the logs, build their features both ways, compare the outputs, and return `features.json`."""
     logs = work / "feature_logs"
     size = LogSize(benchmark.impressions, benchmark.purchases)
-    with atomic_folder(logs) as folder:
-        write_feature_logs(folder, size, seed=benchmark.seed, progress=progress)
-    measured: dict[str, list[Measurement]] = {name: [] for name in _MODULES}
+    write_feature_logs(logs, size, seed=benchmark.seed, progress=progress)
+    ours, theirs = work / "features_ours", work / "features_pandas"
+    commands: dict[str, tuple[Any, ...]] = {
+        "ours": (BUILD, logs, ours, "comparison"),
+        "pandas": (_PANDAS, logs, theirs),
+    }
+    measured: dict[str, list[Measurement]] = {name: [] for name in commands}
     for round_number in range(benchmark.rounds):
-        for position, (name, module) in enumerate(_MODULES.items()):
+        for position, (name, command) in enumerate(commands.items()):
             progress(f"feature build: {name}", 2 * round_number + position, 2 * benchmark.rounds)
-            out = work / f"features_{name}"
-            shutil.rmtree(out, ignore_errors=True)
-            measured[name].append(measure_module(Path(sys.executable), module, str(logs), str(out)))
+            shutil.rmtree(work / f"features_{name}", ignore_errors=True)
+            measured[name].append(measure_module(*command))
     progress("feature build: comparing", 2 * benchmark.rounds, 2 * benchmark.rounds)
-    comparison = compare_with_pandas(FeatureSet.open(work / "features_ours"), work / "features_pandas")
+    comparison = compare_with_pandas(FeatureSet.open(ours), theirs)
     costs = {name: summarise(runs) for name, runs in measured.items()}
     return {
         "settings": {**asdict(benchmark), **asdict(size), "users": size.users},

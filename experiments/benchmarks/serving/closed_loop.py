@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +59,12 @@ def ask(target: Target, *, connections: int, seconds: float, timeout_s: float = 
     statuses: Counter[int] = Counter()
     sent_at: dict[socket.socket, float] = {}
     received: dict[socket.socket, bytearray] = {}
-    number = 0
+    bodies = cycle(target.requests)
+
+    def send(connection: socket.socket) -> None:
+        sent_at[connection] = time.perf_counter()
+        connection.sendall(next(bodies))
+
     with selectors.DefaultSelector() as selector:
         try:
             for _ in range(connections):
@@ -68,9 +74,7 @@ def ask(target: Target, *, connections: int, seconds: float, timeout_s: float = 
                 received[connection] = bytearray()
             started = time.perf_counter()
             for connection in received:
-                sent_at[connection] = time.perf_counter()
-                connection.sendall(target.requests[number % len(target.requests)])
-                number += 1
+                send(connection)
             while sent_at:
                 events = selector.select(timeout_s)
                 if not events:
@@ -89,9 +93,7 @@ def ask(target: Target, *, connections: int, seconds: float, timeout_s: float = 
                     statuses[status] += 1
                     received[connection].clear()
                     if now - started < seconds:
-                        sent_at[connection] = time.perf_counter()
-                        connection.sendall(target.requests[number % len(target.requests)])
-                        number += 1
+                        send(connection)
             return Answers(np.array(latencies), statuses, time.perf_counter() - started)
         finally:
             for connection in received:

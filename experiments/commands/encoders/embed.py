@@ -39,15 +39,12 @@ def lsa(
     from rich.console import Console
 
     from embeddings.tables.lsa import embed_lsa
+    from experiments.runtime.progress import progress_bars
 
     console = Console()
-    with console.status("reading texts") as status:
-
-        def report(stage: str, done: int, total: int) -> None:
-            status.update(f"{stage} {done:,} of {total:,}" if total > 1 else stage)
-
+    with progress_bars(console) as bars:
         names = tuple(name.strip() for name in columns.split(",") if name.strip())
-        tables = embed_lsa(data, out, dim=dim, seed=seed, columns=names, progress=report)
+        tables = embed_lsa(data, out, dim=dim, seed=seed, columns=names, progress=bars)
     console.print(
         f"{tables.terms:,} terms reduced to {dim} dimensions, "
         f"{tables.explained_variance:.0%} of their variance kept"

@@ -55,12 +55,12 @@ def pretrain_command(
 
     from embeddings.stages.stage1_task import advice
     from experiments.encoders.pipeline import run_pretrain
-    from experiments.runtime.progress import training_progress
+    from experiments.runtime.progress import progress_bars
 
     console = Console()
     settings, encoder = _read(config, start)
-    with training_progress(console) as show:
-        run = run_pretrain(data, out, settings, start=encoder, device=device, show=show)
+    with progress_bars(console) as bars:
+        run = run_pretrain(data, out, settings, start=encoder, device=device, show=bars.training)
     _print_run(console, run)
     if run.outcome is not None and settings.pretrain is not None:
         to_do = advice(run.outcome, settings.pretrain)
@@ -86,12 +86,12 @@ def align_command(
     from rich.console import Console
 
     from experiments.encoders.pipeline import run_align
-    from experiments.runtime.progress import training_and_stage_progress
+    from experiments.runtime.progress import progress_bars
 
     console = Console()
     settings, encoder = _read(config, start)
-    with training_and_stage_progress(console) as (show, tell):
-        run = run_align(data, out, settings, start=encoder, device=device, show=show, progress=tell)
+    with progress_bars(console) as bars:
+        run = run_align(data, out, settings, start=encoder, device=device, show=bars.training, progress=bars)
     _print_run(console, run)
 
 
@@ -118,12 +118,12 @@ def run_command(
     from rich.console import Console
 
     from experiments.encoders.pipeline import encode_tables
-    from experiments.runtime.progress import stage_progress
+    from experiments.runtime.progress import progress_bars
 
     console = Console()
     settings, loaded = _read(config, encoder)
     assert loaded is not None  # `encoder` was given
-    with stage_progress(console) as tell:
+    with progress_bars(console) as bars:
         products, queries = encode_tables(
             data,
             out,
@@ -132,7 +132,7 @@ def run_command(
             only_new=only_new,
             batch_size=batch_size,
             device=device,
-            progress=tell,
+            progress=bars,
         )
     for found in (products, queries):
         if found is None:
@@ -177,14 +177,14 @@ def evaluate_command(
     from experiments.encoders.table1 import to_json
     from experiments.reports.table1_text import console_table, to_markdown
     from experiments.runtime.environment import environment
-    from experiments.runtime.progress import stage_progress
+    from experiments.runtime.progress import progress_bars
     from features.artifacts import atomic_write_bytes, atomic_write_json
 
     console = Console()
     settings = load_config(config, EncodersConfig)
     tables = named_folders(row)
-    with stage_progress(console) as tell:
-        table = measure_retrieval(data, tables, holdout=settings.holdout, k=k, progress=tell)
+    with progress_bars(console) as bars:
+        table = measure_retrieval(data, tables, holdout=settings.holdout, k=k, progress=bars)
     console.print(console_table(table))
     command = ["dashclip encode evaluate", str(data), str(out), *(f"--row {named}" for named in row)]
     made = {"command": " ".join([*command, f"--config {config} --k {k}"]), "environment": environment()}
@@ -212,14 +212,14 @@ def probe_command(
     from experiments.encoders.pictures import write_pictures
     from experiments.encoders.pipeline import EncodersConfig, measure_probes
     from experiments.runtime.environment import environment
-    from experiments.runtime.progress import stage_progress
+    from experiments.runtime.progress import progress_bars
     from features.artifacts import atomic_write_bytes, atomic_write_json
 
     console = Console()
     settings = load_config(config, EncodersConfig)
-    with stage_progress(console) as tell:
+    with progress_bars(console) as bars:
         report, before_pair, after_pair, labels = measure_probes(
-            data, before, after, holdout=settings.holdout, progress=tell
+            data, before, after, holdout=settings.holdout, progress=bars
         )
     markdown = report.to_markdown()
     command = f"dashclip encode probe {data} {before} {after} {out} --config {config}"
@@ -273,12 +273,12 @@ def off_the_shelf_command(
     from rich.console import Console
 
     from embeddings.tables.off_the_shelf import embed_off_the_shelf
-    from experiments.runtime.progress import stage_progress
+    from experiments.runtime.progress import progress_bars
 
     console = Console()
-    with stage_progress(console) as tell:
+    with progress_bars(console) as bars:
         tables = embed_off_the_shelf(
-            kind, checkpoint, data, out, modality=modality, device=device, progress=tell
+            kind, checkpoint, data, out, modality=modality, device=device, progress=bars
         )
     console.print(
         f"{len(tables.products):,} products in {tables.products.folder}; "
@@ -287,7 +287,7 @@ def off_the_shelf_command(
     )
 
 
-@encode.command("ablate")
+@encode.command("ablate", hidden=True)
 def ablate_command(
     data: DATA,
     out: Annotated[Path, typer.Argument(help="Folder for the runs and the report; finished runs are kept.")],
@@ -310,7 +310,7 @@ def ablate_command(
     from experiments.ablation.report import build_report, to_json
     from experiments.ablation.text import console_table, to_markdown
     from experiments.config import load_config
-    from experiments.runtime.progress import job_progress
+    from experiments.runtime.progress import progress_bars
     from features.artifacts import atomic_write_bytes, atomic_write_json
 
     console = Console()
@@ -319,9 +319,9 @@ def ablate_command(
     if not report_only:
         finished = sum(run.metrics.is_file() for run in plan(settings, out))
         console.print(f"{finished} runs are finished already")
-        with job_progress(console) as tell:
+        with progress_bars(console) as bars:
             errors = execute_ablation(
-                settings, data, out, processes=processes, device=device, on_progress=tell
+                settings, data, out, processes=processes, device=device, on_progress=bars.job
             )
     failed = {name: error for name, error in errors.items() if error}
     for name, error in failed.items():

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from experiments.sweeps.sweep import RunOutcome, RunProgress, SweepConfig
+    from experiments.runtime.job_pool import JobProgress
+    from experiments.sweeps.sweep import RunOutcome, SweepConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -39,29 +40,21 @@ def sweep(
 
 def run_sweep(config: "SweepConfig", out: Path, processes: int | None, command: str) -> "list[RunOutcome]":
     """Execute the sweep behind one progress bar a running run and one for all."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+    from rich.console import Console
 
+    from experiments.runtime.progress import progress_bars
     from experiments.sweeps.sweep import execute_sweep, plan
     from ranking.run import is_finished
 
     runs = plan(config, out)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    ) as bars:
-        finished = sum(is_finished(run.folder) for run in runs)
-        overall = bars.add_task(f"sweep {config.name}", total=len(runs), completed=finished)
-        bar_of: dict[str, TaskID] = {}
+    ended = {run.name for run in runs if is_finished(run.folder)}
+    with progress_bars(Console()) as bars:
 
-        def on_progress(run: "RunProgress") -> None:
-            if run.ended:
-                bars.advance(overall)
-                if run.name in bar_of:
-                    bars.remove_task(bar_of.pop(run.name))
-                return
-            if run.name not in bar_of:
-                bar_of[run.name] = bars.add_task(run.name, total=run.total_steps)
-            description = f"  {run.name}  loss {run.loss:.4f}  {run.rows_per_s:,.0f} rows/s"
-            bars.update(bar_of[run.name], completed=run.step, total=run.total_steps, description=description)
+        def on_progress(job: "JobProgress") -> None:
+            bars.job(job)
+            if job.ended:
+                ended.add(job.name)
+            bars(f"sweep {config.name}", len(ended), len(runs), "")
 
         return execute_sweep(config, out, processes=processes, command=command, on_progress=on_progress)
 

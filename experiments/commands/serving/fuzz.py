@@ -34,9 +34,9 @@ def fuzz(
     Example: `dashclip fuzz runs/store --requests runs/package`
     """
     from rich.console import Console
-    from rich.progress import track
 
-    from experiments.serving_checks.fuzz import FuzzResult, fuzz_bodies, run_fuzz
+    from experiments.runtime.progress import progress_bars
+    from experiments.serving_checks.fuzz import fuzz_bodies, run_fuzz
     from serving.package.parity import read_requests
     from serving.servers.torchserve import running, worker_pids
 
@@ -46,11 +46,8 @@ def fuzz(
     before = worker_pids(server) if server else []
     ask = _ask(target)
     made = fuzz_bodies(recorded, seed)
-    result = FuzzResult()
-    for _ in track(range(0, bodies, 100), description="asking", console=console):
-        part = run_fuzz(ask, made, count=min(100, bodies - result.statuses.total()))
-        result.statuses += part.statuses
-        result.faults += part.faults
+    with progress_bars(console) as bars:
+        result = run_fuzz(ask, made, count=bodies, progress=lambda done: bars("asking", done, bodies))
     console.print(", ".join(f"{count:,} x {status}" for status, count in sorted(result.statuses.items())))
     for fault in result.faults[:10]:
         console.print(fault, soft_wrap=True, highlight=False, markup=False)

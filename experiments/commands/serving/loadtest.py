@@ -46,8 +46,8 @@ def loadtest(
     Example: `dashclip loadtest runs/store --requests runs/package --rate 100 --candidates 100`
     """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from experiments.runtime.progress import progress_bars
     from experiments.serving_checks.loadtest import (
         LoadPlan,
         encoded,
@@ -76,16 +76,13 @@ def loadtest(
         seed=seed,
     )
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bars:
-        bar = bars.add_task("sending", total=1.0)
+    with progress_bars(console) as bars:
 
         def on_second(share: float, so_far: "LoadResult") -> None:
             said = ", ".join(f"{count:,} x {outcome}" for outcome, count in so_far.outcomes.items())
-            bars.update(bar, completed=share, description=said or "warming up")
+            bars("sending", round(100 * share), 100, said or "warming up")
 
         result = run_load(target, plan, tokens=tokens, progress=on_second)
-        bars.update(bar, completed=1.0)
     summary = result.summary()
     console.print(_table(summary))
     _warn(console.print, summary, connections)

@@ -8,7 +8,6 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from serving.packaging.build_package import ExportEncoder
     from serving.scoring.predictor import Predictor
 
 
@@ -81,11 +80,9 @@ def package(
     import torch
     from rich.console import Console
 
-    from experiments.runtime.environment import commit
-    from experiments.runtime.run_layout import log_of_run
-    from experiments.runtime.stage_bars import stage_bars
-    from serving.packaging.as_of import snapshot_source
-    from serving.packaging.build_package import PackageOptions, build_package
+    from experiments.runtime.progress import progress_bars
+    from experiments.runtime.run_layout import package_run
+    from serving.packaging.build_package import PackageOptions
     from serving.scoring.predictor import Predictor
 
     torch.set_num_threads(threads)
@@ -98,19 +95,8 @@ def package(
         projected=projected,
         parity_requests=parity_requests,
     )
-    log = data or log_of_run(run)
-    snapshot = snapshot_source(log, as_of)
-    with stage_bars(console) as report:
-        build_package(
-            run,
-            out,
-            log=log,
-            as_of_us=snapshot.as_of_us,
-            options=options,
-            export_encoder=_exporter(encoder) if encoder else None,
-            commit=commit(),
-            progress=report,
-        )
+    with progress_bars(console) as bars:
+        package_run(run, out, data=data, as_of=as_of, encoder=encoder, options=options, progress=bars)
     packaged_s = time.monotonic() - started
     started = time.monotonic()
     predictor = Predictor.load(out)
@@ -129,18 +115,6 @@ def _names(context: str | None) -> tuple[str, ...] | None:
         return None
     names = tuple(name.strip() for name in context.split(",") if name.strip())
     return () if names == ("none",) else names
-
-
-def _exporter(encoder: Path) -> "ExportEncoder":
-    def export(folder: Path) -> str:
-        from embeddings.encoders.dashclip import is_encoder
-        from embeddings.encoders.query_export import export_query_encoder
-
-        trained = encoder / "encoder"  # `dashclip encode align OUT` writes it there, beside its tuples
-        chosen = trained if not is_encoder(encoder) and is_encoder(trained) else encoder
-        return export_query_encoder(chosen, folder).encoder_id
-
-    return export
 
 
 def _show(

@@ -86,16 +86,16 @@ def replay(
     import torch
     from rich.console import Console
 
+    from experiments.runtime.progress import progress_bars
     from experiments.runtime.run_layout import log_of_run, run_config
-    from experiments.runtime.stage_bars import stage_bars
     from experiments.serving_checks.replay import replay as replay_log
     from experiments.serving_checks.skew import skew
     from features.artifacts import atomic_write_json
     from features.feature_set import FeatureSet
     from features.inputs.tables import InputTables
+    from features.online.plan import context_columns
     from serving.packaging.logged_requests import LoggedImpressions, spread
     from serving.scoring.predictor import Predictor
-    from serving.wire.request_columns import context_columns
 
     torch.set_num_threads(1)
     console = Console()
@@ -109,14 +109,14 @@ def replay(
     feature_set = FeatureSet.open(run_config(run).features)
     predictor = None if is_server else Predictor.load(Path(target))
     names = tuple(context.split(",")) if context else None
-    with stage_bars(console) as report:
+    with progress_bars(console) as bars:
         logged = LoggedImpressions(
             feature_set,
             InputTables.open(data or log_of_run(run)),
             context=predictor.manifest.context
             if predictor
             else context_columns(feature_set.manifest.config, names),
-            progress=report,
+            progress=bars,
         )
         groups = logged.groups()
         if predictor and within_hours is not None:
@@ -129,7 +129,7 @@ def replay(
                 logged.offline_probabilities(run),
                 score,
                 live=not from_snapshot,
-                progress=report,
+                progress=bars,
             )
         skews = None
         if predictor and from_snapshot:
@@ -139,7 +139,7 @@ def replay(
                 predictor.feature_rows,
                 dense_columns=predictor.manifest.dense_columns,
                 sparse_columns=tuple(predictor.manifest.sparse_rows),
-                progress=report,
+                progress=bars,
             )
     _show(console, target, result, from_snapshot=from_snapshot)
     if skews is not None:

@@ -17,11 +17,11 @@ import numpy.typing as npt
 from experiments.reports.page import Absent, Section
 from experiments.reports.table2.page import to_html
 from experiments.reports.table2.text import to_markdown
-from experiments.statistics.intervals import Progress
 from experiments.sweeps.comparison import ScoredRuns, mean_of_known
 from experiments.sweeps.results import SLICE_TITLES, EvaluatedRows, SweepResults, load_sweep
 from experiments.sweeps.table2 import SliceFacts, Table2, VariantResult, to_json, variant_title
 from features.artifacts import atomic_write_bytes
+from features.progress import Progress, silent
 from ranking.metrics import (
     UndefinedMetricError,
     calibration_curve,
@@ -33,7 +33,7 @@ CALIBRATION_BINS = 10
 
 
 def build_report(
-    sweep: Path, *, rng_seed: int = 0, bootstrap_resamples: int = 1000, progress: Progress | None = None
+    sweep: Path, *, rng_seed: int = 0, bootstrap_resamples: int = 1000, progress: Progress = silent
 ) -> Table2:
     """Compare the finished runs of a sweep folder. The same folder and `rng_seed` give the same numbers.
 

@@ -15,7 +15,6 @@ import torch
 
 from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION, HoldoutConfig, product_roles, query_roles
 from embeddings.catalog.tokenizer import TextTokenizer
-from embeddings.embedding_table import EmbeddingTableError
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.relevance.build_tuples import TupleSet
 from embeddings.relevance.grades import read_grades
@@ -276,7 +275,7 @@ def test_a_folder_that_holds_something_else_is_refused_before_training(data: Pat
     foreign = tmp_path / "run" / "encoder" / "photo.jpg"
     foreign.parent.mkdir(parents=True)
     foreign.write_bytes(b"mine")
-    with pytest.raises(EmbeddingTableError, match="encoder"):
+    with pytest.raises(FileExistsError, match="encoder"):
         run_pretrain(data, tmp_path / "run", show=interrupt)
     assert foreign.read_bytes() == b"mine"
     (tmp_path / "notes").mkdir()

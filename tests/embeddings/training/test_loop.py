@@ -297,9 +297,13 @@ def test_checkpoints_of_other_settings_are_refused_and_kept(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("module.safetensors", b"short", "module.safetensors is damaged .*delete .* to resume from an older"),
-        ("progress.json", b"{}", "progress.json is damaged"),
-        ("best.safetensors", None, "best.safetensors is missing: .* is not a whole checkpoint; delete it"),
+        (
+            "module.safetensors",
+            b"short",
+            "module.safetensors has changed .*delete .* to resume from an old",
+        ),
+        ("progress.json", b"{}", "progress.json has changed"),
+        ("best.safetensors", None, "best.safetensors is missing; delete .* to resume from an older"),
         ("checksums.json", b"{", "cannot be read: .*delete it"),
         ("checksums.json", b"[]", "cannot be read: .*delete it"),
     ],

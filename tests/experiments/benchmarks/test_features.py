@@ -8,10 +8,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from experiments.benchmarks.features.build_runner import CONFIG
+from experiments.benchmarks.features.build_runner import CONFIGS
 from experiments.benchmarks.features.comparison import compare_with_pandas
-from experiments.benchmarks.features.feature_logs import LogSize, write_feature_logs
-from experiments.benchmarks.features.pandas_features import DAY_US, HISTORY_DAYS, pandas_features
+from experiments.benchmarks.features.feature_logs import HISTORY_DAYS, LogSize, write_feature_logs
+from experiments.benchmarks.features.pandas_features import pandas_features
+from features.columns.clock import DAY_US
 from features.feature_set import FeatureSet
 from features.offline.build import build
 
@@ -35,7 +36,7 @@ def peer(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ours(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
     out = tmp_path_factory.mktemp("ours") / "features"
-    build(logs, out, CONFIG, threads=1)
+    build(logs, out, CONFIGS["comparison"], threads=1)
     return FeatureSet.open(out)
 
 

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from experiments.cli import app
 from experiments.serving_checks.replay import largest_inversion, replay
 from experiments.serving_checks.skew import skew
+from features.columns.clock import DAY_US
 from features.feature_set import FeatureSet
 from features.inputs.tables import InputTables
-from features.offline.splits import DAY_US
 from features.online.build_snapshot import build_snapshot
 from features.online.request_features import FeatureRequest, FeatureRows, OnlineFeatures
 from ranking.model import SemanticConfig

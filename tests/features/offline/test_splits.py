@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from features.columns.clock import DAY_US, iso
 from features.offline.splits import (
-    DAY_US,
     HEAD,
     TAIL,
     TEST,
@@ -15,7 +15,6 @@ from features.offline.splits import (
     PerUserCut,
     SplitError,
     TimeCut,
-    iso,
     query_frequency,
 )
 from features.schema import SplitConfig

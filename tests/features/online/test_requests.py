@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from features.columns.clock import DAY_US
 from features.columns.counters import counter_names, smoothed_ctr
 from features.columns.transforms import Transform
 from features.columns.vocabulary import Vocabulary
-from features.offline.splits import DAY_US
 from features.online.build_snapshot import build_snapshot
 from features.online.request import RequestError
 from features.online.request_features import FeatureRequest, OnlineFeatures

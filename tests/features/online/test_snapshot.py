@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from features.columns.clock import DAY_US
 from features.columns.counters import UNIT_US
 from features.feature_set import FeatureSet
 from features.offline.log_reader import LogError
-from features.offline.splits import DAY_US
 from features.online.build_snapshot import build_snapshot
 from features.online.snapshot import Pairs, Snapshot, SnapshotError, schema_fingerprint
 from tests.features.small_logs import START_US, Expected

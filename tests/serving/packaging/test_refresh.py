@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embeddings.embedding_table import EmbeddingTable
-from features.offline.splits import DAY_US
+from features.columns.clock import DAY_US
 from serving.package.generations import current_generation, generation_names, rollback
 from serving.package.manifest import PackageManifest
 from serving.package.sealed_folder import PackageError
