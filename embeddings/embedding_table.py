@@ -7,7 +7,6 @@ Shapes: N rows with the missing row, D embedding width, M ids asked for.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from features.artifacts import atomic_folder, sha256_of
+from features.artifacts import atomic_folder, checksums_of, json_file_has, verify_checksums
 
 FORMAT: Literal[1] = 1
 #: Beyond it FBGEMM's CUDA kernels return zeros without a word (pytorch/torchrec issue 3673).
@@ -77,6 +76,19 @@ class EmbeddingTable:
 
     `vectors_ND[0]` is zeros and stands for every id that the table does not know; the vector of `ids[i]`
     is `vectors_ND[i + 1]`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     table = EmbeddingTable.write(
+    ...         Path(folder) / "products",
+    ...         ids=pa.array(["milk", "bread"]),
+    ...         vectors_ND=np.eye(2, 4, dtype=np.float32),
+    ...         encoder_id="by hand",
+    ...         kind="product",
+    ...         normalised=True,
+    ...     )
+    ...     table.rows_of(pa.array(["bread", "caviar"])).tolist()
+    [2, 0]
     """
 
     folder: Path
@@ -103,15 +115,13 @@ class EmbeddingTable:
         """
         folder = Path(folder)
         manifest = _read_manifest(folder)
-        for name in (VECTORS, IDS):
-            path = folder / name
-            if not path.is_file():
-                raise EmbeddingTableError(f"{path} is missing; write the embedding table again")
-            if verify and sha256_of(path) != manifest.checksums.get(name):
-                raise EmbeddingTableError(
-                    f"{path} does not have the checksum of {folder / MANIFEST}: it was truncated or changed "
-                    "after it was written; write the embedding table again"
-                )
+        verify_checksums(
+            folder,
+            {name: manifest.checksums.get(name) for name in (VECTORS, IDS)},
+            error=EmbeddingTableError,
+            advice="write the embedding table again",
+            contents=verify,
+        )
         vectors_ND = _map_vectors(folder / VECTORS)
         wanted = ((manifest.count + 1, manifest.dim), manifest.dtype)
         if (vectors_ND.shape, vectors_ND.dtype.name) != wanted:
@@ -147,13 +157,13 @@ class EmbeddingTable:
         Raises:
             EmbeddingTableError: ids are null, duplicate or neither int64 nor string; vectors are not float16
                 or float32, not finite, of a width that FBGEMM cannot take, or not as normalised as claimed.
+            FileExistsError: `folder` holds something other than an embedding table.
         """
         folder = Path(folder)
-        refuse_foreign_folder(folder, ours=is_table)
         ids = _canonical_ids(ids)
         _check_shape(ids, vectors_ND)
         _check_unique(ids)
-        with atomic_folder(folder) as temporary:
+        with atomic_folder(folder, ours=is_table) as temporary:
             zero_vectors = _write_vectors(temporary / VECTORS, ids, vectors_ND, normalised=normalised)
             pq.write_table(pa.table({"id": ids}), temporary / IDS, compression="zstd")
             manifest = TableManifest(
@@ -167,7 +177,7 @@ class EmbeddingTable:
                 count=len(ids),
                 zero_vectors=zero_vectors,
                 created=created or datetime.now(UTC),
-                checksums={name: sha256_of(temporary / name) for name in (VECTORS, IDS)},
+                checksums=checksums_of(temporary, (VECTORS, IDS)),
             )
             (temporary / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         return cls.load(folder, verify=False)
@@ -198,25 +208,7 @@ class EmbeddingTable:
 
 def is_table(folder: Path) -> bool:
     """Whether `EmbeddingTable.write` wrote this folder: other artifacts have a manifest.json, too."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and "encoder_id" in manifest
-
-
-def refuse_foreign_folder(folder: Path, *, ours: Callable[[Path], bool]) -> None:
-    """Refuse to replace a folder that holds something that we did not write.
-
-    Raises:
-        EmbeddingTableError: `folder` is a file, or is not empty and `ours` does not recognise it.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise EmbeddingTableError(f"{folder} must be a folder, but is a file; choose another output path")
-    if folder.is_dir() and any(folder.iterdir()) and not ours(folder):
-        raise EmbeddingTableError(
-            f"{folder} holds files that are not an embedding table and is left as it is; choose another path"
-        )
+    return json_file_has(folder / MANIFEST, "encoder_id")
 
 
 def _canonical_ids(ids: pa.Array | pa.ChunkedArray, *, allow_null: bool = False) -> pa.Array:

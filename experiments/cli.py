@@ -1,19 +1,32 @@
 """The `dashclip` command. Subcommands live in `experiments/commands/`; heavy imports wait until one runs."""
 
 import sys
+from types import ModuleType
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
+from typer.models import CommandInfo, TyperInfo
 
 from experiments.commands import bench, config, demo, doctor
-from experiments.commands.encoders import embed, encode
+from experiments.commands.encoders import embed, encode, published_sets
 from experiments.commands.inputs import features, generate, imports, validate
 from experiments.commands.rankers import importance, publish, report, sweep, train
 from experiments.commands.serving import archive, drift, fuzz, loadtest, package, refresh, replay, serve, soak
 from experiments.runtime.quiet import quiet_imports
 
+#: Names in the order of `--help`, which would otherwise show plain commands before groups.
+_shown: list[str | None] = []
+
+
+class _InOrder(TyperGroup):
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return sorted(self.commands, key=_shown.index)
+
+
 app = typer.Typer(
     name="dashclip",
+    cls=_InOrder,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -21,34 +34,45 @@ app = typer.Typer(
     help="Rank ads and products with semantic embeddings: from raw logs to a five-seed comparison.",
 )
 
-COMMANDS = (
-    demo,
-    doctor,
-    generate,
-    imports,
-    validate,
-    features,
-    embed,
-    encode,
-    train,
-    sweep,
-    report,
-    importance,
-    publish,
-    package,
-    refresh,
-    replay,
-    archive,
-    serve,
-    loadtest,
-    fuzz,
-    soak,
-    drift,
-    config,
-    bench,
+#: What `dashclip --help` shows, by job.
+PANELS: dict[str, tuple[ModuleType, ...]] = {
+    "Start": (demo, doctor, config),
+    "Data": (generate, imports, validate, features),
+    "Encoders": (embed, encode),
+    "Rankers": (train, sweep, report, importance),
+    "Serving": (package, refresh, archive, serve),
+    "Checks": (replay, loadtest, drift),
+}
+#: How this project tests and measures itself: listed by `dashclip proofs`, called with or without that word.
+PROOFS = (bench, fuzz, soak, publish)
+
+
+def _register(modules: tuple[ModuleType, ...], *, panel: str | None) -> None:
+    """Add the commands to the panel; without one they are hidden."""
+    for module in modules:
+        module.register(app)
+    added: list[CommandInfo | TyperInfo] = [*app.registered_commands, *app.registered_groups]
+    for info in added:
+        if info.name not in _shown:
+            info.rich_help_panel, info.hidden = panel, panel is None
+            _shown.append(info.name)
+
+
+for job, modules in PANELS.items():
+    _register(modules, panel=job)
+_register(PROOFS, panel=None)
+
+proofs = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="How this project tests and measures itself: benchmarks, fuzzing, soak test, ablation, publishing.",
 )
-for command in COMMANDS:
-    command.register(app)
+for proof in PROOFS:
+    proof.register(proofs)
+proofs.command("ablate")(encode.ablate_command)
+proofs.command("publish-encoders")(published_sets.publish_command)
+app.add_typer(proofs, name="proofs", rich_help_panel="Checks")
+_shown.append("proofs")
 
 
 @app.callback()

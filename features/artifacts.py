@@ -1,14 +1,21 @@
-"""Files and folders that are whole or absent: written under a temporary name beside, fsynced, renamed."""
+"""Artifacts: files and folders that are whole or absent, checksums of what they hold, and locks.
+
+What is written stands under a temporary name beside its place until it is complete, then it is fsynced and
+renamed.
+"""
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict
 
 _HASH_BLOCK_BYTES = 1 << 20
 
@@ -18,18 +25,8 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
 
     Missing parent folders are created. An error (full disk, no permission) leaves the old file as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _fsync_folder(path.parent)
+    with replaced_file(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def atomic_write_json(path: Path, content: Any) -> None:
@@ -40,6 +37,16 @@ def atomic_write_json(path: Path, content: Any) -> None:
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     atomic_write_bytes(path, (text + "\n").encode())
+
+
+class ResultFile(BaseModel):
+    """A frozen result that is a JSON file: its fields in their order. Reading ignores unknown keys."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    def write(self, path: Path) -> None:
+        """Replace `path` by this result."""
+        atomic_write_json(path, self.model_dump(mode="json", by_alias=True))
 
 
 @contextmanager
@@ -79,9 +86,10 @@ def atomic_folder(path: Path, *, ours: Callable[[Path], bool] | None = None) -> 
 def replaced_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; the file written there takes its place if the block ends well.
 
-    After an error `path` is as it was and the temporary file gone.
+    After an error `path` is as it was and the temporary file gone. Missing parent folders are created.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
     try:
         yield temporary
         _fsync_file(temporary)
@@ -111,6 +119,13 @@ def refuse_foreign_folder(path: Path, *, ours: Callable[[Path], bool]) -> None:
         )
 
 
+def remove_folder(path: Path) -> None:
+    """Delete a folder; a kill in between leaves no half of it under its name."""
+    doomed = _beside(path)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
 def refuse_to_replace_input(out: Path, source: Path) -> None:
     """Refuse an output folder whose replacement would take the input with it.
 
@@ -137,6 +152,51 @@ def sha256_of(path: Path) -> str:
         while block := file.read(_HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def checksums_of(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
+    """SHA-256 of `names` in a folder, or of all its files in the order of their relative paths."""
+    if names is None:
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        names = [path.relative_to(folder).as_posix() for path in paths]
+    return {name: sha256_of(folder / name) for name in names}
+
+
+def verify_checksums(
+    folder: Path,
+    checksums: Mapping[str, str | None],
+    *,
+    error: Callable[[str], Exception],
+    advice: str,
+    contents: bool = True,
+) -> None:
+    """Compare the files of a folder with what `checksums_of` gave when they were written.
+
+    Args:
+        error: makes the exception of a sentence that names the file and ends with `advice`.
+        contents: False only looks whether the files are there, which reads none of them.
+    """
+    for name, expected in checksums.items():
+        path = folder / name
+        if not path.is_file():
+            raise error(f"{path} is missing; {advice}")
+        if contents and sha256_of(path) != expected:
+            raise error(f"{path} has changed since it was written (its checksum differs); {advice}")
+
+
+@contextmanager
+def file_lock(path: Path, *, busy: Exception) -> Iterator[None]:
+    """Hold the lock file `path`; the lock goes when the process does, however it ends. The file stays.
+
+    Raises:
+        Exception: `busy`, at once, when another process or another block of this one holds the lock.
+    """
+    try:
+        held = FileLock(path, blocking=False).acquire()
+    except Timeout:
+        raise busy from None
+    with held:
+        yield
 
 
 def _beside(path: Path) -> Path:

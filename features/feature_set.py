@@ -1,6 +1,6 @@
 """A built feature set: its manifest and typed access to its files.
 
-Shapes: E purchase events, U users.
+Shapes: E purchase events.
 """
 
 import json
@@ -15,14 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from features.artifacts import sha256_of
+from features.artifacts import verify_checksums
 from features.columns.transforms import Transform
 from features.schema import Config, FeatureConfig
 
 #: Raised when a reader of the old format would misread the new one.
 FORMAT = 1
 SPLITS = ("train", "validation", "test")
-_HISTORY_FILES = ("product_index", "timestamp_us", "next_same_product", "user_start")
 
 
 class FeatureSetError(ValueError):
@@ -121,23 +120,11 @@ class FeatureSet:
             manifest = Manifest.model_validate(content)
         except (json.JSONDecodeError, ValidationError) as error:
             raise FeatureSetError(f"{path} cannot be read ({error}); build the feature set again") from error
-        feature_set = cls(folder, manifest)
         if verify:
-            feature_set.verify()
-        return feature_set
-
-    def verify(self) -> None:
-        """Compare every file with its SHA-256 in the manifest.
-
-        Raises:
-            FeatureSetError: a file is missing or differs; names it.
-        """
-        for name, expected in self.manifest.checksums.items():
-            path = self.folder / name
-            if not path.is_file():
-                raise FeatureSetError(f"{path} is missing; build the feature set again")
-            if sha256_of(path) != expected:
-                raise FeatureSetError(f"{path} has changed since it was built; build the feature set again")
+            verify_checksums(
+                folder, manifest.checksums, error=FeatureSetError, advice="build the feature set again"
+            )
+        return cls(folder, manifest)
 
     def split_files(self, split: str) -> list[Path]:
         """Row files of "train", "validation" or "test", in time order."""
@@ -168,20 +155,11 @@ class FeatureSet:
         """int32[E]: the product of each purchase, events sorted by (user_index, timestamp, purchase_id)."""
         return self._history("product_index")
 
-    def history_timestamp_us(self) -> npt.NDArray[np.int64]:
-        """int64[E]: microseconds since 1970 UTC."""
-        return self._history("timestamp_us")
-
     def history_next_same_product(self) -> npt.NDArray[np.int32]:
         """int32[E]: index of the user's next purchase of the same product, E when there is none."""
         return self._history("next_same_product")
 
-    def history_user_start(self) -> npt.NDArray[np.int64]:
-        """int64[U + 1]: events[start[u]:start[u + 1]] are all purchases of user u."""
-        return self._history("user_start")
-
     def _history(self, name: str) -> npt.NDArray[Any]:
-        assert name in _HISTORY_FILES
         return np.load(self.folder / "history" / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 
 

@@ -110,7 +110,12 @@ class SplitConfig(Config):
 
 
 class FeatureConfig(Config):
-    """Every feature of an impression, and how the log is cut in time."""
+    """Every feature of an impression, and how the log is cut in time.
+
+    >>> config = FeatureConfig(sparse=(SparseFeature(name="user_id", column="user_id"),))
+    >>> config.history.window_days, config.counters.windows_days
+    (84, (1, 7, 28))
+    """
 
     dense: tuple[DenseFeature, ...] = ()
     sparse: tuple[SparseFeature, ...]

@@ -1,40 +1,19 @@
-"""Checkpoints: safetensors and JSON in a folder that is whole or absent, verified when read.
+"""What a checkpoint holds of a ranker: its weights without the frozen pretrained tables.
 
-Frozen pretrained tables are not in a checkpoint: a copy per checkpoint would only cost disk. The run names
-their EmbeddingTables in config.json and holds their fingerprints in inputs.json.
+A copy of those per checkpoint would only cost disk: the run names their EmbeddingTables in config.json and
+holds their fingerprints in inputs.json.
 """
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from features.artifacts import atomic_folder, atomic_write_json, sha256_of
+from embeddings.training.checkpoint import CheckpointError
 from ranking.model import Ranker
 
-
-class CheckpointError(ValueError):
-    """A checkpoint that is incomplete, damaged or of another model; the message names the file."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Everything that a training run needs to go on.
-
-    Attributes:
-        weights: parameters by name, without frozen tables.
-        optimizer: optimizer states by flat name; empty for a model that is only served.
-        progress: JSON-able state of the run (step, loader position, history).
-    """
-
-    weights: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
-    progress: dict[str, Any]
+#: The part of a checkpoint that has the weights.
+WEIGHTS = "model"
 
 
 def ranker_weights(ranker: Ranker) -> dict[str, Tensor]:
@@ -65,45 +44,3 @@ def load_ranker_weights(ranker: Ranker, weights: dict[str, Tensor], *, source: P
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(weights[name])
-
-
-def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write atomically; an older checkpoint under the same name is replaced."""
-    with atomic_folder(folder) as temporary:
-        for name, tensors in (("model", checkpoint.weights), ("optimizer", checkpoint.optimizer)):
-            contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-            save_file(contiguous, temporary / f"{name}.safetensors")
-        atomic_write_json(temporary / "progress.json", checkpoint.progress)
-        files = sorted(path.name for path in temporary.iterdir())
-        atomic_write_json(temporary / "checksums.json", {name: sha256_of(temporary / name) for name in files})
-
-
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read and verify.
-
-    Raises:
-        CheckpointError: a file is missing or its checksum differs; names the file.
-    """
-    try:
-        checksums = json.loads((folder / "checksums.json").read_text())
-        for name, expected in checksums.items():
-            if sha256_of(folder / name) != expected:
-                raise CheckpointError(
-                    f"{folder / name} is damaged (its checksum differs); delete {folder} and resume from an "
-                    "older checkpoint, or train again"
-                )
-        return Checkpoint(
-            weights=load_file(folder / "model.safetensors"),
-            optimizer=load_file(folder / "optimizer.safetensors"),
-            progress=json.loads((folder / "progress.json").read_text()),
-        )
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename} is missing: {folder} is not a whole checkpoint") from None
-    except (json.JSONDecodeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be read: {error}") from error
-
-
-def latest_checkpoint(checkpoints: Path) -> Path | None:
-    """The newest `step-…` folder, or None."""
-    found = sorted(checkpoints.glob("step-*")) if checkpoints.exists() else []
-    return found[-1] if found else None

@@ -87,21 +87,6 @@ def frozen_collection(
     return collection
 
 
-def eager_twin(fused: FusedEmbeddingBagCollection) -> EmbeddingBagCollection:
-    """The same tables as a plain collection, which torchrec can quantise and export.
-
-    `quantize_inference_model` leaves a fused collection untouched, without a warning.
-    """
-    configs = fused.embedding_bag_configs()
-    twin = EmbeddingBagCollection(tables=configs, device=torch.device("cpu"))
-    for config in configs:
-        weight = fused.embedding_bags[config.name].weight
-        with torch.no_grad():
-            twin.embedding_bags[config.name].weight.copy_(weight)
-    twin.requires_grad_(False)
-    return twin
-
-
 class PooledEmbeddings(nn.Module):
     """A collection and the order in which its keys are wanted."""
 

@@ -30,7 +30,15 @@ _TABLE_OF: dict[str, str] = {"product": "product", "history": "product", "query"
 
 
 class SemanticConfig(BaseModel):
-    """The DashCLIP tower. Cosines are taken of every pair of `entities`."""
+    """The DashCLIP tower. Cosines are taken of every pair of `entities`.
+
+    Section 4.2 of https://arxiv.org/abs/2504.07110
+
+    >>> SemanticConfig(entities=("product", "product"))
+    Traceback (most recent call last):
+    ...
+    pydantic_core._pydantic_core.ValidationError: ...
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -135,6 +143,13 @@ def build_ranker(
     Raises:
         ValueError: the DashCLIP tower asks for a table that `inputs.vectors` lacks, or the tables' widths
             differ.
+
+    >>> config = RankerConfig(cross_layers=1, deep_widths=(8,), top_widths=())
+    >>> inputs = RankerInputs(dense_features=3, sparse_rows={"user_id": 10}, vectors={}, click_rate=0.1)
+    >>> ranker = build_ranker(config, inputs, seed=1)
+    >>> one_user = KeyedJaggedTensor(["user_id"], torch.tensor([7]), lengths=torch.tensor([1]))
+    >>> ranker(torch.zeros(1, 3), one_user, one_user).shape
+    torch.Size([1])
     """
     device = device or torch.device("cpu")
     with torch.random.fork_rng(devices=[]):

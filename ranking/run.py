@@ -8,11 +8,8 @@ RUN/config.json        what was asked for, resolved
     run.json           written last: a run without it is not finished
 """
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,10 +22,11 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from features.artifacts import atomic_write_bytes, atomic_write_json
+from embeddings.training.checkpoint import read_checkpoint
+from features.artifacts import atomic_write_json, file_lock, replaced_file
 from features.batches.loader import BatchLoader
 from features.feature_set import FeatureSet
-from ranking.checkpoint import load_ranker_weights, read_checkpoint
+from ranking.checkpoint import WEIGHTS, load_ranker_weights
 from ranking.metrics import RankingMetrics, evaluate
 from ranking.model import Ranker, RankerConfig, RankerInputs, build_ranker
 from ranking.prediction import predict
@@ -120,14 +118,24 @@ def load_run(folder: Path, *, device: torch.device | None = None) -> Run:
         CheckpointError: the weights are missing or damaged.
         ValueError: not a run, or its feature set or tables are no longer those it was trained on.
     """
-    try:
-        config = RunConfig.model_validate_json((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is not a run: it has no config.json") from None
+    config = run_config(folder)
     check_same_run(folder, config)
     run = open_run(config, device=device)
-    load_ranker_weights(run.ranker, read_checkpoint(folder / "best").weights, source=folder / "best")
+    best = folder / "best"
+    load_ranker_weights(run.ranker, read_checkpoint(best).parts[WEIGHTS], source=best)
     return run
+
+
+def run_config(folder: Path) -> RunConfig:
+    """What the run in `folder` was asked for.
+
+    Raises:
+        ValueError: not a run.
+    """
+    try:
+        return RunConfig.model_validate_json((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is not a run: it has no config.json") from None
 
 
 def is_finished(folder: Path) -> bool:
@@ -199,7 +207,9 @@ def execute_run(
         ValueError: `folder` holds a run already (without `resume`), or one with another config.
     """
     device = device or torch.device("cpu")
-    with _locked(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = ValueError(f"another process is training in {folder}; wait for it, or stop it")
+    with file_lock(folder / ".lock", busy=busy):
         _claim(folder, config, environment, resume=resume)
         return _execute(config, folder, device=device, resume=resume, on_step=on_step)
 
@@ -263,27 +273,14 @@ def _claim(folder: Path, config: RunConfig, environment: dict[str, Any], *, resu
         atomic_write_json(folder / "environment.json", environment)
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second process out of the folder; the lock goes when the process does, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is training in {folder}; wait for it, or stop it") from None
-        yield
-
-
 def _evaluate_test(run: Run, folder: Path, *, device: torch.device) -> RankingMetrics:
     clicked_N, logit_N = predict(run.ranker, run.loader("test"), device=device)
     table = pa.concat_tables(
         pq.read_table(path, columns=list(_SLICE_COLUMNS)) for path in run.feature_set.split_files("test")
     )
     table = table.append_column("clicked", pa.array(clicked_N)).append_column("logit", pa.array(logit_N))
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
-    atomic_write_bytes(folder / "predictions" / "test.parquet", buffer.getvalue().to_pybytes())
+    with replaced_file(folder / "predictions" / "test.parquet") as temporary:
+        pq.write_table(table, temporary, compression="zstd")
     return evaluate(
         clicked_N, logit_N, queries_N=_column(table, "query_index"), users_N=_column(table, "user_index")
     )

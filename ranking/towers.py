@@ -27,7 +27,21 @@ def mlp(width: int, hidden: Sequence[int], *, dropout: float) -> nn.Sequential:
 
 
 class DcnTower(nn.Module):
-    """Dense features and id embeddings through cross layers beside deep layers (DCN-v2, parallel)."""
+    """Dense features and id embeddings through cross layers beside deep layers (DCN-v2, parallel).
+
+    Wang et al. 2021, https://arxiv.org/abs/2008.13535
+
+    >>> tower = DcnTower(
+    ...     dense_features=3,
+    ...     embedding_widths=[4],
+    ...     cross_layers=2,
+    ...     cross_rank=None,
+    ...     deep_widths=[8],
+    ...     dropout=0.0,
+    ... )
+    >>> tower(torch.zeros(5, 3), [torch.zeros(5, 4)]).shape  # 3 + 4, padded to 16, and the deep layer's 8
+    torch.Size([5, 24])
+    """
 
     def __init__(
         self,
@@ -70,6 +84,15 @@ class DashClipTower(nn.Module):
     The tower crosses the embeddings with each other before they meet the other features, which the paper
     found better than adding them to the DCN input. A missing vector is zeros: its cosines are 0 and its
     indicator is 0.
+
+    Section 4.2 of https://arxiv.org/abs/2504.07110
+
+    >>> tower = DashClipTower(entities=2, dim=2, cross_layers=1, widths=[8], dropout=0.0)
+    >>> product_BD, missing_BD = torch.tensor([[0.6, 0.8]]), torch.zeros(1, 2)
+    >>> tower.inputs([product_BD, missing_BD])[0, 4:].tolist()  # cosine, product exists, query exists
+    [0.0, 1.0, 0.0]
+    >>> tower([product_BD, missing_BD]).shape
+    torch.Size([1, 8])
     """
 
     def __init__(

@@ -1,14 +1,11 @@
-"""The training loop: one pass after another over the training window, stopped early on the validation days.
+"""Training of a ranker: passes over the training window, stopped early on the validation days.
 
-A run that is killed at any moment and resumed gives the same bits as one that was not (on a CPU, at the same
-thread count): a checkpoint holds the weights, both optimizers, the loader's position, the random generator
-and the history, and everything in between is a function of these.
+A checkpoint holds the weights, both optimizers, the loader's position, the random generator and the history;
+everything in between is a function of these, so that a resumed run gives the same bits.
 """
 
-import copy
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,27 +16,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from embeddings.training.base_loop import TrainingDivergedError, TrainingLoop, autocast
+from embeddings.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from features.artifacts import atomic_write_json
 from features.batches.batch import Batch
 from features.batches.loader import BatchLoader
-from ranking.checkpoint import (
-    Checkpoint,
-    latest_checkpoint,
-    load_ranker_weights,
-    ranker_weights,
-    read_checkpoint,
-    write_checkpoint,
-)
+from ranking.checkpoint import WEIGHTS, load_ranker_weights, ranker_weights
 from ranking.metrics import log_loss, roc_auc
 from ranking.model import Ranker
 from ranking.optimizer import OptimizerConfig, RankerOptimizer
 from ranking.prediction import predict
 
 Precision = Literal["auto", "float32", "bfloat16"]
-
-
-class TrainingDivergedError(ValueError):
-    """The loss is no longer a number; the message names the batch and the likeliest cause."""
 
 
 class TrainingConfig(BaseModel):
@@ -88,9 +76,6 @@ class TrainingProgress:
         """The evaluation with the lowest validation log loss, the first of equals."""
         return min(self.history, key=lambda evaluation: evaluation.validation_logloss, default=None)
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "TrainingProgress":
         evaluations = [Evaluation(**evaluation) for evaluation in content["history"]]
@@ -135,11 +120,11 @@ def train(
         TrainingDivergedError: a loss is NaN or infinite; the update is not applied.
         UndefinedMetricError: the validation days hold clicks only, or none.
     """
-    loop = TrainingLoop(ranker, config, training, validation, folder, device or torch.device("cpu"), on_step)
+    loop = RankerLoop(ranker, config, training, validation, folder, device or torch.device("cpu"), on_step)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if resume:
-            loop.restore()
+            loop.resume()
         try:
             loop.run()
         finally:
@@ -147,8 +132,11 @@ def train(
     return loop.progress
 
 
-class TrainingLoop:
+class RankerLoop(TrainingLoop):
     """Steps, evaluations and checkpoints of one run; `train` is the way to use it."""
+
+    step_digits = 10
+    checkpoints_kept = 1
 
     def __init__(
         self,
@@ -160,6 +148,14 @@ class TrainingLoop:
         device: torch.device,
         on_step: OnStep | None,
     ) -> None:
+        steps = len(training)  # of an epoch
+        parts = config.evaluations_per_epoch
+        evaluation_steps = {
+            epoch * steps + min(steps, part * -(-steps // parts))
+            for epoch in range(config.max_epochs)
+            for part in range(1, parts + 1)
+        }
+        super().__init__(folder / "checkpoints", evaluation_steps=evaluation_steps, patience=config.patience)
         self.ranker = ranker
         self.config = config
         self.training = training
@@ -168,28 +164,24 @@ class TrainingLoop:
         self.device = device
         self.on_step = on_step
         self.progress = TrainingProgress()
-        self.steps_per_epoch = len(training)
-        self.total_steps = config.max_epochs * self.steps_per_epoch
-        self.steps_per_evaluation = -(-self.steps_per_epoch // config.evaluations_per_epoch)
+        self.total_steps = config.max_epochs * steps
         self.optimizer = RankerOptimizer(ranker, config.optimizer, total_steps=self.total_steps)
-        dtype = resolve_precision(config.precision, device)
-        self.precision = str(dtype).removeprefix("torch.")
-        self.autocast = torch.autocast(device.type, dtype=dtype) if dtype is torch.bfloat16 else nullcontext()
+        self.precision = str(resolve_precision(config.precision, device)).removeprefix("torch.")
         self.checkpointed_at = time.monotonic()
         self.scalars = SummaryWriter(str(folder / "tensorboard"))
 
-    def restore(self) -> None:
-        newest = latest_checkpoint(self.folder / "checkpoints")
-        if newest is None:
-            return
-        saved = read_checkpoint(newest)
+    @property
+    def losses(self) -> list[float]:
+        return [evaluation.validation_logloss for evaluation in self.progress.history]
+
+    def restore(self, saved: Checkpoint, source: Path) -> None:
         if saved.progress["precision"] != self.precision:
             raise ValueError(
-                f"{newest} was trained in {saved.progress['precision']}, this machine would go on in "
+                f"{source} was trained in {saved.progress['precision']}, this machine would go on in "
                 f"{self.precision}; set training.precision, or train again in another folder"
             )
-        load_ranker_weights(self.ranker, saved.weights, source=newest)
-        optimizer = copy.copy(saved.optimizer)
+        load_ranker_weights(self.ranker, saved.parts[WEIGHTS], source=source)
+        optimizer = saved.parts["optimizer"]
         torch.set_rng_state(optimizer.pop("random/cpu"))
         self.optimizer.load_state_tensors(optimizer)
         self.training.load_state_dict(saved.progress["loader"])
@@ -198,39 +190,35 @@ class TrainingLoop:
         self.scalars = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.progress.step)
 
     def run(self) -> None:
-        while self.progress.step < self.total_steps and not self.progress.stopped:
-            self.ranker.train()
-            started = time.monotonic()
-            for batch in self.training:
-                self.step(batch)
-                self.progress.seconds += time.monotonic() - started  # loading included
-                if self.on_step:
-                    self.on_step(self.progress, self.total_steps)
-                if self.is_evaluation_due():
-                    self.evaluate(batch)
-                    self.checkpoint()
-                    if self.progress.stopped:
-                        break
-                elif time.monotonic() - self.checkpointed_at >= 60 * self.config.checkpoint_minutes:
-                    self.checkpoint()
-                started = time.monotonic()
+        while self.progress.step < self.total_steps and not self.stopped:
+            self.run_epoch()
         best = self.folder / "best"
-        load_ranker_weights(self.ranker, read_checkpoint(best).weights, source=best)
+        load_ranker_weights(self.ranker, read_checkpoint(best).parts[WEIGHTS], source=best)
 
-    def is_evaluation_due(self) -> bool:
-        step_in_epoch = (self.progress.step - 1) % self.steps_per_epoch + 1
-        return step_in_epoch % self.steps_per_evaluation == 0 or step_in_epoch == self.steps_per_epoch
+    def run_epoch(self) -> None:
+        self.ranker.train()
+        started = time.monotonic()
+        for batch in self.training:
+            self.take_step(batch)
+            self.progress.seconds += time.monotonic() - started  # loading included
+            if self.on_step:
+                self.on_step(self.progress, self.total_steps)
+            minutes = (time.monotonic() - self.checkpointed_at) / 60
+            self.after_step(self.progress.step, checkpoint=minutes >= self.config.checkpoint_minutes)
+            if self.stopped:
+                break
+            started = time.monotonic()
 
-    def step(self, batch: Batch) -> None:
-        progress = self.progress
+    def take_step(self, batch: Batch) -> None:
+        progress, self.batch = self.progress, batch
         factor = self.optimizer.set_learning_rates(progress.step)
         on_device = batch.to(self.device)
-        with self.autocast:
+        with autocast(self.device, self.precision):
             logit_B = self.ranker(on_device.dense_BF, on_device.sparse, on_device.semantic)
         loss = binary_cross_entropy_with_logits(logit_B.float(), on_device.clicked_B)
         loss_value = loss.item()
         if not np.isfinite(loss_value):
-            raise self.diverged(batch, loss_value)
+            raise self.diverged(loss_value)
         self.optimizer.update(loss)
         progress.step += 1
         progress.rows += len(batch)
@@ -240,11 +228,11 @@ class TrainingLoop:
             self.scalars.add_scalar("train/loss", loss_value, progress.step)
             self.scalars.add_scalar("train/learning_rate_factor", factor, progress.step)
 
-    def evaluate(self, last_batch: Batch) -> None:
+    def evaluate(self) -> None:
         progress = self.progress
         clicked_N, logit_N = predict(self.ranker, self.validation, device=self.device)
         if not np.isfinite(logit_N).all():  # the loss was a number, but its gradient was none
-            raise self.diverged(last_batch, float("nan"))
+            raise self.diverged(float("nan"))
         evaluation = Evaluation(
             step=progress.step,
             rows=progress.rows,
@@ -257,33 +245,22 @@ class TrainingLoop:
         for name, value in asdict(evaluation).items():
             if isinstance(value, float):
                 self.scalars.add_scalar(name.replace("_", "/", 1), value, progress.step)
-        if progress.best is evaluation:
-            write_checkpoint(
-                self.folder / "best", Checkpoint(ranker_weights(self.ranker), {}, asdict(evaluation))
-            )
-        since_best = len(progress.history) - 1 - progress.history.index(progress.best or evaluation)
-        progress.stopped = since_best >= self.config.patience
+        if self.since_best == 0:
+            weights = {WEIGHTS: ranker_weights(self.ranker), "optimizer": {}}
+            write_checkpoint(self.folder / "best", Checkpoint(weights, asdict(evaluation)))
+        progress.stopped = self.stopped
 
-    def checkpoint(self) -> None:
-        """Write `checkpoints/step-…`, then delete the older ones: one whole checkpoint exists at any time."""
-        checkpoints = self.folder / "checkpoints"
-        written = checkpoints / f"step-{self.progress.step:010d}"
-        write_checkpoint(
-            written,
-            Checkpoint(
-                weights=ranker_weights(self.ranker),
-                optimizer={**self.optimizer.state_tensors(), "random/cpu": torch.get_rng_state()},
-                progress={
-                    "training": self.progress.as_json(),
-                    "loader": self._next_position(),
-                    "precision": self.precision,
-                },
-            ),
-        )
-        for older in checkpoints.glob("step-*"):
-            if older != written:
-                _remove_folder(older)
+    def state(self) -> Checkpoint:
         self.checkpointed_at = time.monotonic()
+        random = {"random/cpu": torch.get_rng_state()}
+        return Checkpoint(
+            {WEIGHTS: ranker_weights(self.ranker), "optimizer": self.optimizer.state_tensors() | random},
+            progress={
+                "training": asdict(self.progress),
+                "loader": self._next_position(),
+                "precision": self.precision,
+            },
+        )
 
     def _next_position(self) -> dict[str, int]:
         state = self.training.state_dict()
@@ -291,7 +268,8 @@ class TrainingLoop:
             return {**state, "epoch": state["epoch"] + 1, "rows_done": 0}
         return state
 
-    def diverged(self, batch: Batch, loss: float) -> TrainingDivergedError:
+    def diverged(self, loss: float) -> TrainingDivergedError:
+        batch = self.batch
         names = self.training.dense_columns
         bad = [names[i] for i in torch.nonzero(~torch.isfinite(batch.dense_BF).all(dim=0)).flatten()]
         impressions = self.training.impression_ids(batch.row_B.numpy())
@@ -306,12 +284,3 @@ class TrainingLoop:
             f"the loss of step {self.progress.step} is {loss}: {cause}. The batch's {len(batch)} impressions "
             f"(first: {impressions[0]!r}) are listed in {record}"
         )
-
-
-def _remove_folder(folder: Path) -> None:
-    """Delete so that a kill in between cannot leave a folder that looks like a checkpoint."""
-    doomed = folder.with_name("." + folder.name)
-    folder.rename(doomed)
-    for path in doomed.iterdir():
-        path.unlink()
-    doomed.rmdir()

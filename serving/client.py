@@ -46,7 +46,16 @@ class ClientError(RuntimeError):
 
 
 class ScoreClient:
-    """Sends requests to one model of one server."""
+    """Sends requests to one model of one server.
+
+    TorchServe's side: https://docs.pytorch.org/serve/inference_api.html
+
+    >>> with ScoreClient("http://127.0.0.1:9/score", retries=0) as client:  # nothing listens there
+    ...     client.score(ScoreRequest(user_id=7, query="oat milk", candidates=[101, 102]))
+    Traceback (most recent call last):
+    ...
+    serving.client.ClientError: ...
+    """
 
     def __init__(
         self,

@@ -15,7 +15,11 @@ PACKAGES = ("ranking", "embeddings", "features", "serving", "experiments")
 DISTRIBUTION = "dashclip-ranker"
 SOFT_CAP_LINES = 400
 #: Files above the soft cap, each with the reason.
-LONG_FILES: dict[str, str] = {}
+LONG_FILES: dict[str, str] = {
+    "embeddings/evaluation/retrieval.py": "search, rankings and their metrics: one definition of table 1",
+    "embeddings/stages/stage1.py": "the config, the losses and the batches of one stage of training",
+    "embeddings/stages/stage2.py": "the config, the losses and the batches of one stage of training",
+}
 BANNED_WORDS = {"util", "utils", "helper", "helpers", "manager", "item", "items", "data", "info", "misc"}
 
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))

@@ -6,8 +6,6 @@ is the one difference from BERT, where a word with an unknown emoji on it is unk
 Shapes: B texts, T tokens of the longest one.
 """
 
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +20,8 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, Split
 from tokenizers.pre_tokenizers import Sequence as InOrder
 from tokenizers.trainers import WordPieceTrainer
+
+from features.artifacts import atomic_write_bytes
 
 PAD, UNK, CLS, SEP, MASK, DEC, ENC = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"
 #: [DEC] and [ENC] are BLIP's own: after the vocabulary of BERT they have the ids 30522 and 30523.
@@ -149,18 +149,7 @@ class TextTokenizer:
 
     def save(self, path: Path) -> None:
         """Write one `tokenizer.json`; it appears whole or not at all."""
-        path = Path(path)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(self._tokenizer.to_str(pretty=True))
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        atomic_write_bytes(Path(path), self._tokenizer.to_str(pretty=True).encode())
 
     @property
     def tokens(self) -> list[str]:

@@ -7,7 +7,6 @@ Shapes: B products or queries, D embedding width.
 """
 
 import hashlib
-import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +23,10 @@ from torch.nn.functional import normalize
 
 from embeddings.catalog.products import ProductBatch
 from embeddings.catalog.tokenizer import TextTokenizer, TokenizerError
-from embeddings.embedding_table import refuse_foreign_folder
 from embeddings.encoders.completion import Completion
 from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.modules import ProductEncoder, QueryEncoder, seeded
-from features.artifacts import atomic_folder, sha256_of
+from features.artifacts import atomic_folder, checksums_of, json_file_has, verify_checksums
 
 #: initial: no training of ours; pretrained: after stage 1; aligned: after stage 2, with a query encoder.
 Stage = Literal["initial", "pretrained", "aligned"]
@@ -59,6 +57,15 @@ class DashClipEncoder:
 
     Before stage 2 there is no query encoder: then a query is a title to the text encoder, and a product is
     the normalised mean of its image and text features, the only vectors that stage 1 aligns with each other.
+
+    Section 3 of https://arxiv.org/abs/2504.07110
+
+    >>> from embeddings.catalog.tokenizer import TextTokenizer
+    >>> tokenizer = TextTokenizer.train(["oat milk", "rye bread"] * 2, vocab_size=100)
+    >>> config = EncoderConfig.preset("tiny", vocab_size=tokenizer.vocab_size)
+    >>> encoder = DashClipEncoder.new(config, tokenizer, seed=0)
+    >>> encoder.embed_queries(["oat milk", ""]).norm(dim=1).round(decimals=4).tolist()
+    [1.0, 0.0]
     """
 
     config: EncoderConfig
@@ -143,10 +150,9 @@ class DashClipEncoder:
         """Write the folder and open it; an encoder that stood there is replaced once this one is complete.
 
         Raises:
-            EmbeddingTableError: the folder holds something else.
+            FileExistsError: the folder holds something else.
         """
         folder = Path(folder)
-        refuse_foreign_folder(folder, ours=is_encoder)
         modules = {"product": self.product, "query": self.query}
         weights = {
             f"{name}.{key}": value.detach().cpu().contiguous()
@@ -154,11 +160,11 @@ class DashClipEncoder:
             if module is not None
             for key, value in module.state_dict().items()
         }
-        with atomic_folder(folder) as temporary:
+        with atomic_folder(folder, ours=is_encoder) as temporary:
             (temporary / CONFIG).write_text(self.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
             self.tokenizer.save(temporary / TOKENIZER)
             save_file(weights, temporary / MODEL)
-            checksums = {name: sha256_of(temporary / name) for name in (CONFIG, TOKENIZER, MODEL)}
+            checksums = checksums_of(temporary, (CONFIG, TOKENIZER, MODEL))
             manifest = EncoderManifest(
                 format=2,
                 encoder_id=f"dashclip-{stage}-{_joint_checksum(checksums)[:12]}",
@@ -179,14 +185,13 @@ class DashClipEncoder:
         """
         folder = Path(folder)
         manifest = _read_manifest(folder)
-        for name in (CONFIG, TOKENIZER, MODEL):
-            if not (folder / name).is_file():
-                raise EncoderError(f"{folder / name} is missing; write the encoder again")
-            if verify and sha256_of(folder / name) != manifest.checksums.get(name):
-                raise EncoderError(
-                    f"{folder / name} does not have the checksum of its manifest: it was truncated or "
-                    "changed; write the encoder again"
-                )
+        verify_checksums(
+            folder,
+            {name: manifest.checksums.get(name) for name in (CONFIG, TOKENIZER, MODEL)},
+            error=EncoderError,
+            advice="write the encoder again",
+            contents=verify,
+        )
         try:
             config = EncoderConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
             weights = load_file(folder / MODEL)
@@ -223,11 +228,7 @@ class DashClipEncoder:
 
 def is_encoder(folder: Path) -> bool:
     """Whether `DashClipEncoder.save` wrote this folder."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and "stage" in manifest
+    return json_file_has(folder / MANIFEST, "stage")
 
 
 def _check_vocabulary(config: EncoderConfig, tokenizer: TextTokenizer) -> None:

@@ -5,7 +5,7 @@ differ in the method alone. A title scores, for each query word that it holds,
 
     idf(w) * tf / (tf + k1 * (1 - b + b * words / mean words)),   idf(w) = ln(1 + (N - n + 0.5) / (n + 0.5))
 
-Shapes: P products, Q queries, K places.
+Shapes: P products.
 """
 
 import logging
@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from embeddings.evaluation.retrieval import top_rows
 from embeddings.tables.lsa import normalise_text
 
 #: The defaults of Lucene and of most published baselines are 1.2 to 1.5 and 0.75; titles are too short for
@@ -43,17 +42,3 @@ def bm25_scores(
             yield np.zeros(len(titles), np.float32)
         else:
             yield index.get_scores(asked)
-
-
-def bm25_ranking(
-    titles: Sequence[str | None], queries: Sequence[str | None], k: int
-) -> npt.NDArray[np.int64]:
-    """Rows [Q, min(k, P)] of the best titles of each query; equal scores come in order of rows.
-
-    Raises:
-        ValueError: k is less than 1.
-    """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    ranked = [top_rows(scores_P, k) for scores_P in bm25_scores(titles, queries)]
-    return np.array(ranked, np.int64).reshape(len(queries), min(k, len(titles)))

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.evaluation.probe_report import (
+    PartRows,
     ProbeComparison,
     ProbeReport,
     ProbeResult,
@@ -38,8 +39,8 @@ from embeddings.evaluation.probe_training import (
     fit_and_predict,
     split_rows,
 )
+from features.progress import Progress, silent
 
-Progress = Callable[[str, int, int], None]
 BoolArray = npt.NDArray[np.bool_]
 Features = Literal["concat", "interactions"]
 FEATURES: tuple[Features, ...] = ("concat", "interactions")
@@ -137,7 +138,7 @@ def run_probes(
     labels: ProbeLabels,
     *,
     config: ProbeConfig | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> ProbeReport:
     """Both probes on both encoders, each seed on the same rows, split and order of batches for both.
 
@@ -176,7 +177,7 @@ def aisle_probe(
     labels: ProbeLabels,
     *,
     config: ProbeConfig,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> ProbeComparison:
     """The aisle from the product vector: linear, ReLU, dropout, linear; stratified 80-20 over products."""
     aisle_P = np.array([aisle or "" for aisle in labels.aisles], dtype=np.str_)
@@ -211,7 +212,7 @@ def relevance_probe(
     features: Features = "concat",
     unseen_queries: bool = False,
     config: ProbeConfig,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> ProbeComparison:
     """The grade from the vectors of product and query: dropout, linear; half of the irrelevant dropped.
 
@@ -282,7 +283,7 @@ def _compare(
     draw: Callable[[IntArray, np.random.Generator], ProbeSplit],
     hidden_dim: int | None,
     config: ProbeConfig,
-    progress: Progress | None,
+    progress: Progress,
 ) -> ProbeComparison:
     """Train and measure one probe on the features of both encoders, seed by seed on the same split."""
     rows_C = np.bincount(class_N, minlength=len(names))
@@ -308,8 +309,7 @@ def _compare(
                 f"{seed}; it needs some of each: give more labels or leave this probe out"
             )
         for side, features in enumerate(features_of):
-            if progress is not None:
-                progress(stage, done * len(features_of) + side, len(config.seeds) * len(features_of))
+            progress(stage, done * len(features_of) + side, len(config.seeds) * len(features_of))
             fitted = fit_and_predict(
                 (features(split.train_M), new_class_N[split.train_M]),
                 (features(split.validation_M), new_class_N[split.validation_M]),
@@ -322,26 +322,22 @@ def _compare(
             test_class_M = new_class_N[split.test_M]
             confusions[side].append(confusion_matrix(test_class_M, fitted.predicted_M, classes=classes))
             epochs[side].append(fitted.epoch)
-    if progress is not None:
-        progress(stage, len(config.seeds) * len(features_of), len(config.seeds) * len(features_of))
+    progress(stage, len(config.seeds) * len(features_of), len(config.seeds) * len(features_of))
+    chosen = tuple(name for name, usable in zip(names, usable_C, strict=True) if usable)
     before, after = (
-        ProbeResult(confusion_SCC=np.stack(found), epoch_S=tuple(kept))
+        ProbeResult.of(np.stack(found), classes=chosen, epochs=kept)
         for found, kept in zip(confusions, epochs, strict=True)
     )
-    train_rows, validation_rows, test_rows = np.mean(part_rows, axis=0).tolist()
-    return ProbeComparison(
-        classes=tuple(name for name, usable in zip(names, usable_C, strict=True) if usable),
-        support_C=tuple(rows_C[usable_C].tolist()),
+    train, validation, test = np.mean(part_rows, axis=0).tolist()
+    return ProbeComparison.of(
+        before,
+        after,
+        classes=chosen,
+        support=tuple(rows_C[usable_C].tolist()),
         left_out={
-            name: int(rows)
-            for name, rows, usable in zip(names, rows_C, usable_C, strict=True)
-            if rows and not usable
+            name: int(rows) for name, rows, usable in zip(names, rows_C, usable_C, strict=True) if not usable
         },
-        train_rows=train_rows,
-        validation_rows=validation_rows,
-        test_rows=test_rows,
-        before=before,
-        after=after,
+        rows=PartRows(train=train, validation=validation, test=test),
     )
 
 

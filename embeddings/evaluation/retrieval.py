@@ -300,6 +300,19 @@ def retrieval_metrics(
 
     Raises:
         ValueError: the ranking has another number of queries.
+
+    nDCG: Järvelin and Kekäläinen 2002, https://doi.org/10.1145/582415.582418
+
+    >>> judgements = Judgements.from_pairs(
+    ...     queries=pa.array(["milk"]),
+    ...     products=pa.array(["oat milk", "bread"]),
+    ...     query_J=np.array([0]),
+    ...     product_J=np.array([0]),
+    ...     grade_J=np.array([2]),
+    ... )
+    >>> found = retrieval_metrics(np.array([[1, 0]]), judgements, k=2)  # the right product is second
+    >>> found["mrr"].item(), found["recall"].item(), found["precision"].item()
+    (0.5, 1.0, 0.5)
     """
     if len(rows_QK) != len(judgements):
         raise ValueError(

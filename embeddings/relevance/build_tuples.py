@@ -7,7 +7,7 @@ Shapes: P products of the catalogue, Q queries, N tuples, K negatives of each, J
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,17 +34,16 @@ from embeddings.relevance.tuple_set import (
     TUPLES,
     RowFile,
     ids_sha256,
+    is_tuple_set,
     negative_mix,
-    refuse_foreign_folder,
 )
 from embeddings.relevance.tuple_set import TupleReport as TupleReport
 from embeddings.relevance.tuple_set import TupleSet as TupleSet
-from features.artifacts import atomic_folder, sha256_of
+from features.artifacts import atomic_folder, checksums_of, refuse_foreign_folder
+from features.progress import Progress, silent
 
 #: Products between two calls of `progress`.
 PROGRESS_PRODUCTS = 500
-
-Progress = Callable[[str, int, int], None]
 
 
 def build_tuples(
@@ -56,7 +55,7 @@ def build_tuples(
     seed: int,
     product_mask: npt.NDArray[np.bool_] | None = None,
     query_mask: npt.NDArray[np.bool_] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> TupleSet:
     """Draw the tuples of section 3.2.2 and write them to `out_folder`, complete or not at all.
 
@@ -74,10 +73,11 @@ def build_tuples(
     Grades are held in memory, the written tuples are not: one product is worked on at a time.
 
     Raises:
-        RelevanceError: lengths do not fit, no tuple can be made, or `out_folder` holds something else.
+        RelevanceError: lengths do not fit, or no tuple can be made.
+        FileExistsError: `out_folder` holds something other than tuples.
     """
     out_folder = Path(out_folder)
-    refuse_foreign_folder(out_folder)
+    refuse_foreign_folder(out_folder, ours=is_tuple_set)
     products, queries = len(grades.product_ids), len(grades.queries)
     product_mask = checked_mask(product_mask, products, "product_mask")
     query_mask = checked_mask(query_mask, queries, "query_mask")
@@ -109,7 +109,7 @@ def build_tuples(
             RowFile(temporary / GRADES, 1 + config.negatives, np.dtype(np.int8)) as grade_file,
         ):
             for done, product in enumerate(order.tolist()):
-                if progress is not None and done % PROGRESS_PRODUCTS == 0:
+                if done % PROGRESS_PRODUCTS == 0:
                     progress("tuples", done, len(order))
                 query_J, grade_J = pairs_of(product)
                 if not grade_J.any():
@@ -132,8 +132,7 @@ def build_tuples(
                 "no tuple can be made: no product has an HR or MR query that may be used together with a "
                 "negative; check the grades, the masks and the aisles"
             )
-        if progress is not None:
-            progress("tuples", len(order), len(order))
+        progress("tuples", len(order), len(order))
         grades_NC = np.load(temporary / GRADES, mmap_mode="r")
         pq.write_table(pa.table({"query": grades.queries}), temporary / QUERIES, compression="zstd")
         report = TupleReport(
@@ -161,7 +160,7 @@ def build_tuples(
             positives_left_out=counts.left_out,
             grades=grades.report,
             product_ids_sha256=ids_sha256(grades.product_ids),
-            checksums={name: sha256_of(temporary / name) for name in (TUPLES, GRADES, QUERIES)},
+            checksums=checksums_of(temporary, (TUPLES, GRADES, QUERIES)),
         )
         (temporary / REPORT).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return TupleSet.open(out_folder, verify=False)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from embeddings.relevance.grades import IRRELEVANT, MODERATE, Count, GradesReport, RelevanceError
 from embeddings.relevance.sampling import PROXY, TupleConfig
-from features.artifacts import sha256_of
+from features.artifacts import json_file_has, verify_checksums
 
 
 class RowFile:
@@ -144,10 +144,9 @@ class TupleSet:
         """
         folder = Path(folder)
         report = _read_report(folder)
-        for name, checksum in report.checksums.items():
-            path = folder / name
-            if not path.is_file() or (verify and sha256_of(path) != checksum):
-                raise RelevanceError(f"{path} is missing or was changed; build the tuples again")
+        verify_checksums(
+            folder, report.checksums, error=RelevanceError, advice="build the tuples again", contents=verify
+        )
         if product_ids is not None and ids_sha256(product_ids) != report.product_ids_sha256:
             raise RelevanceError(
                 f"the products of the catalogue are not those of {folder}, or in another order; "
@@ -178,23 +177,9 @@ def ids_sha256(ids: pa.Array) -> str:
     return hashlib.sha256("\0".join(map(str, ids.to_pylist())).encode()).hexdigest()
 
 
-def refuse_foreign_folder(folder: Path) -> None:
-    """Refuse to replace a folder that holds something other than tuples.
-
-    Raises:
-        RelevanceError: it does.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    try:
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        ours = str(report["format"]).startswith("tuples-")
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise RelevanceError(
-            f"{folder} holds something other than tuples and is left as it is; choose another path"
-        )
+def is_tuple_set(folder: Path) -> bool:
+    """Whether `build_tuples` wrote this folder."""
+    return json_file_has(folder / REPORT, "product_ids_sha256")
 
 
 def _read_report(folder: Path) -> TupleReport:

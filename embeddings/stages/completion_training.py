@@ -25,8 +25,7 @@ from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import seeded
 from embeddings.stages.warmup import rarity
 from embeddings.training.losses import title_token_loss
-
-Progress = Callable[[str, int, int], None]
+from features.progress import Progress, silent
 
 #: Products that are learned from, at most: their vectors are held in memory.
 COMPLETION_ROWS = 50_000
@@ -90,7 +89,7 @@ def complete(
     product_N: npt.NDArray[np.int64],
     config: CompletionConfig,
     seed: int,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Completed:
     """Give the product encoder a completion learned from these products, if there are `FEWEST_ROWS`.
 
@@ -112,8 +111,7 @@ def complete(
     generator = np.random.default_rng((seed, len(product_N)))
     shown_N = [row for row in product_N.tolist() if catalog.image_paths[row] and whole_titles[row]]
     product_N = np.sort(generator.permutation(np.array(shown_N, np.int64))[:COMPLETION_ROWS])
-    tell: Progress = progress or (lambda _what, _done, _total: None)
-    vectors = _vectors(encoder, catalog, whole_titles, product_N, config=config, seed=seed, tell=tell)
+    vectors = _vectors(encoder, catalog, whole_titles, product_N, config=config, seed=seed, tell=progress)
     count = len(vectors.whole_ND)
     if count < FEWEST_ROWS:
         return Completed(0, vectors.unreadable)
@@ -126,10 +124,10 @@ def complete(
     cuda = [encoder.device] if encoder.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):  # dropout draws from the global state
         torch.manual_seed(seed)
-        _learn_tokens(completion, vectors, train, config=config, generator=generator, tell=tell)
+        _learn_tokens(completion, vectors, train, config=config, generator=generator, tell=progress)
         foretold_NK = _set_components(completion, vectors.image_ND, train)
         _learn_networks(
-            completion, vectors, foretold_NK, train, config=config, generator=generator, tell=tell
+            completion, vectors, foretold_NK, train, config=config, generator=generator, tell=progress
         )
     completion.eval()
     encoder.product.completion = completion.requires_grad_(False)

@@ -19,22 +19,20 @@ import torch
 from embeddings.catalog.holdout import TRAIN, VALIDATION, HoldoutConfig, product_roles, query_roles
 from embeddings.catalog.products import Modality, ProductCatalog
 from embeddings.catalog.tokenizer import TextTokenizer
-from embeddings.embedding_table import refuse_foreign_folder
 from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder, Stage, is_encoder
 from embeddings.relevance.build_tuples import TupleConfig, TupleSet, build_tuples, read_grades
 from embeddings.relevance.grades import has_relevance
 from embeddings.stages.completion_training import complete
 from embeddings.stages.fingerprints import settings_fingerprint, table_fingerprint, weights_fingerprint
-from embeddings.stages.stage1_model import PretrainConfig
-from embeddings.stages.stage1_task import PretrainTask
-from embeddings.stages.stage2_model import AlignConfig
-from embeddings.stages.stage2_task import AlignTask, Tuples
+from embeddings.stages.stage1 import PretrainConfig, PretrainTask
+from embeddings.stages.stage2 import AlignConfig, AlignTask, Tuples
 from embeddings.stages.warmup import ImageWarmupConfig, ImageWarmupTask, TextWarmupTask, WarmupConfig
 from embeddings.stages.whitening import whiten
 from embeddings.training.loop import OptimizerConfig, Report, Task, TrainingOutcome, train
 from embeddings.training.ranks import Ranks, barrier, join_ranks
-from features.artifacts import replaced_file
+from features.artifacts import refuse_foreign_folder, replaced_file
+from features.progress import Progress, silent
 
 ENCODER, TRAINING, CHECKPOINTS, TUPLES = "encoder", "training.json", "checkpoints", "tuples"
 
@@ -42,7 +40,6 @@ ENCODER, TRAINING, CHECKPOINTS, TUPLES = "encoder", "training.json", "checkpoint
 VOCABULARY: dict[Size, int] = {"tiny": 1_000, "small": 4_000, "base": 30_524}
 
 ShowReport = Callable[[Report], None]
-Progress = Callable[[str, int, int], None]
 
 
 class StageError(ValueError):
@@ -167,7 +164,7 @@ def pretrain(
 
     Raises:
         StageError: the folder holds a finished run of other settings or inputs.
-        TrainingStateError: it holds an interrupted one, or a damaged checkpoint.
+        CheckpointError: it holds an interrupted one, or a damaged checkpoint.
         EmbeddingTableError: it holds something else.
         ValueError: too few products have both an image and a title.
     """
@@ -216,7 +213,7 @@ def align(
     inputs: InputConfig | None = None,
     device: str = "cpu",
     show: ShowReport | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> StageRun:
     """Stage 2 on the relevance data of `data`; a finished folder is opened, an interrupted one resumed.
 
@@ -225,7 +222,7 @@ def align(
 
     Raises:
         StageError: the folder holds a finished run of other settings or inputs.
-        TrainingStateError: it holds an interrupted one, or a damaged checkpoint.
+        CheckpointError: it holds an interrupted one, or a damaged checkpoint.
         EmbeddingTableError, RelevanceError: it holds something else, or no tuple can be made.
         ValueError: there are too few tuples.
     """

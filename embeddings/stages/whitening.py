@@ -10,7 +10,6 @@ stay as they are, and the first d coordinates are the d leading principal compon
 Shapes: N rows, H state width, D embedding width.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -21,14 +20,13 @@ from torch import Tensor, nn
 from embeddings.catalog.products import ProductCatalog, load_batch
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.training.losses import unit_vectors
+from features.progress import Progress, silent
 
 #: Products and queries that are looked at, at most; a mean of that many unit vectors is exact to 0.01.
 WHITENING_ROWS = 10_000
 #: Directions with less than this share of the largest variance are noise and are not blown up further.
 SMALLEST_VARIANCE = 1e-3
 BATCH = 256
-
-Progress = Callable[[str, int, int], None]
 
 
 class Whitening(NamedTuple):
@@ -53,7 +51,7 @@ def whiten(
     queries: list[str],
     power: float,
     seed: int,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Whitening:
     """Change both projections of `encoder` by what these products and queries look like.
 
@@ -68,9 +66,8 @@ def whiten(
     generator = np.random.default_rng((seed, len(product_N), len(queries)))
     product_N = np.sort(generator.permutation(product_N)[:WHITENING_ROWS])
     chosen = np.sort(generator.permutation(len(queries))[:WHITENING_ROWS])
-    tell: Progress = progress or (lambda _what, _done, _total: None)
-    product_ND = _projected_products(encoder, catalog, product_N, tell)
-    query_ND = _projected_queries(encoder, [queries[row] for row in chosen.tolist()], tell)
+    product_ND = _projected_products(encoder, catalog, product_N, progress)
+    query_ND = _projected_queries(encoder, [queries[row] for row in chosen.tolist()], progress)
     if not len(product_ND) or not len(query_ND):
         raise ValueError("whitening needs at least one product with an image or a title, and a known query")
     product_mean_D, query_mean_D = (unit_vectors(part_ND).mean(dim=0) for part_ND in (product_ND, query_ND))

@@ -10,7 +10,6 @@ Shapes: N products or queries, C rows of a shard, B rows of a batch, D embedding
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,12 +21,13 @@ import pyarrow.parquet as pq
 import torch
 
 from embeddings.catalog.products import ProductCatalog
-from embeddings.embedding_table import EmbeddingTable, is_table, refuse_foreign_folder
+from embeddings.embedding_table import EmbeddingTable, is_table
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.tables.shards import Shard, work_folder
 from embeddings.tables.sources import Products, Queries, Rows, Source
+from features.artifacts import refuse_foreign_folder
+from features.progress import Progress, silent
 
-Progress = Callable[[str, int, int], None]
 Dtype = Literal["float16", "float32"]
 
 #: Rows computed between two points from which a killed run can go on: minutes for `base` on two CPU cores.
@@ -69,7 +69,7 @@ def encode_products(
     dtype: Dtype = "float16",
     loaders: int = 2,
     shard_rows: int = SHARD_ROWS,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Encoded:
     """Write the EmbeddingTable of a whole catalogue to `out`, and `quarantine.parquet` beside it.
 
@@ -88,7 +88,7 @@ def encode_products(
         EncodeError: ids are null or repeated, the older table is of another encoder, or a vector is not
             finite.
         WorkFolderBusyError: another process encodes to the same `out`.
-        EmbeddingTableError: `out` holds something that is not an embedding table.
+        FileExistsError: `out` holds something that is not an embedding table.
     """
     source = Products(encoder, catalog, batch_size=batch_size, loaders=loaders)
     return _encode(
@@ -113,7 +113,7 @@ def encode_queries(
     device: torch.device | str = "cpu",
     dtype: Dtype = "float16",
     shard_rows: int = SHARD_ROWS,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Encoded:
     """Write the EmbeddingTable of distinct queries to `out`; otherwise like `encode_products`.
 
@@ -148,7 +148,7 @@ def _encode(
     device: torch.device | str,
     dtype: Dtype,
     shard_rows: int,
-    progress: Progress | None,
+    progress: Progress,
 ) -> Encoded:
     out = Path(out)
     if encoder.encoder_id == UNSAVED:
@@ -173,8 +173,8 @@ def _encode(
                 work.write(number, shard, key=key)
             unreadable += [(row, reason) for row, reason in shard.notes.pop("unreadable", [])]
             totals.update(shard.notes)
-        _report(progress, source.plural, rows, rows)
-        _report(progress, "table", 0, 1)
+        progress(source.plural, rows, rows)
+        progress("table", 0, 1)
         if isinstance(source, Products):  # before the table: a kill in between must not lose its rows
             source.write_quarantine(out.parent / QUARANTINE, unreadable)
         table = EmbeddingTable.write(
@@ -185,7 +185,7 @@ def _encode(
             kind=source.kind,
             normalised=True,
         )
-        _report(progress, "table", 1, 1)
+        progress("table", 1, 1)
     parts = ("encoded", "resumed", "copied", "without_image", "without_title")
     return Encoded(table=table, quarantined=len(unreadable), **{name: totals[name] for name in parts})
 
@@ -197,7 +197,7 @@ def _encode_shard(
     old: _OldTable | None,
     dtype: Dtype,
     dim: int,
-    progress: Progress | None,
+    progress: Progress,
 ) -> Shard:
     vectors_CD = np.zeros((len(rows_C), dim), np.dtype(dtype))
     fresh = rows_C
@@ -208,7 +208,7 @@ def _encode_shard(
         fresh = rows_C[~known_C]
     length = np.array([source.lengths[row] for row in fresh], dtype=np.int64)
     done, total = int(rows_C[-1]) + 1 - len(fresh), len(source.ids)
-    _report(progress, source.plural, done, total)
+    progress(source.plural, done, total)
     for rows_B, vectors_BD in source.encode(fresh[np.argsort(length, kind="stable")]):
         found_BD = vectors_BD.float().cpu().numpy()
         finite_B = np.isfinite(found_BD).all(axis=1)
@@ -220,7 +220,7 @@ def _encode_shard(
             )
         vectors_CD[rows_B - rows_C[0]] = found_BD
         done += len(rows_B)
-        _report(progress, source.plural, done, total)
+        progress(source.plural, done, total)
     return Shard(vectors_CD, source.take_notes())
 
 
@@ -268,8 +268,3 @@ def _check_ids(source: Source) -> None:
             f"{source.plural} must be distinct and not null, but of {len(source.ids):,} {nulls:,} are null "
             f"and {distinct:,} distinct; keep one of each"
         )
-
-
-def _report(progress: Progress | None, stage: str, done: int, total: int) -> None:
-    if progress is not None:
-        progress(stage, done, total)

@@ -12,7 +12,7 @@ Shapes: N products, Q queries, S sampled texts, F terms, D embedding width.
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +29,9 @@ from embeddings.embedding_table import (
     EmbeddingTable,
     EmbeddingTableError,
     is_table,
-    refuse_foreign_folder,
 )
-from features.artifacts import atomic_folder
-
-Progress = Callable[[str, int, int], None]
+from features.artifacts import atomic_folder, refuse_foreign_folder, refuse_to_replace_input
+from features.progress import Progress, silent
 
 #: Terms and components are learned on at most this many texts, titles and queries in equal parts while both
 #: last, and applied to all in chunks: memory does not grow with the catalogue.
@@ -75,7 +73,7 @@ def embed_lsa(
     dim: int = 64,
     seed: int = 0,
     columns: Sequence[str] = ("title",),
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> LsaTables:
     """Embed the products and queries of a data folder into `folder`/products and `folder`/queries.
 
@@ -83,11 +81,11 @@ def embed_lsa(
     `folder` appears complete or not at all.
 
     Raises:
-        EmbeddingTableError: a table or column is missing, a product id is null or repeated, or `folder`
-            holds something else, `data` included.
+        EmbeddingTableError: a table or column is missing, or a product id is null or repeated.
+        FileExistsError: `folder` holds something else.
+        ValueError: `folder` would replace `data`.
     """
-    if folder.resolve() in (data.resolve(), *data.resolve().parents):
-        raise EmbeddingTableError(f"{folder} would replace the input {data}; choose another folder")
+    refuse_to_replace_input(folder, data)
     refuse_foreign_folder(folder, ours=holds_only_lsa_tables)
     product_ids, texts = read_product_texts(data, columns)
     queries = read_distinct_queries(data)
@@ -125,7 +123,7 @@ def lsa_vectors(
     *,
     dim: int,
     seed: int,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> LsaVectors:
     """Unit vectors of titles and queries, D = `dim`.
 
@@ -134,13 +132,19 @@ def lsa_vectors(
 
     Raises:
         EmbeddingTableError: `dim` is not a multiple of 4 up to 1024, or no text holds a letter or digit.
+
+    Deerwester et al. 1990, https://doi.org/10.1002/(SICI)1097-4571(199009)41:6%3C391::AID-ASI1%3E3.0.CO;2-9
+
+    >>> found = lsa_vectors(["Oat milk", "Rye bread"], ["oat milk!"], dim=4, seed=0)
+    >>> abs(found.products_ND @ found.queries_QD[0]).round(3).tolist()
+    [1.0, 0.0]
     """
     if dim % 4 or not 4 <= dim <= MAX_DIM:
         raise EmbeddingTableError(f"dim must be a multiple of 4 from 4 to {MAX_DIM}, got {dim}")
     sample = _fit_sample(titles, queries, np.random.default_rng(seed))
     if not any(sample):
         raise EmbeddingTableError("no title and no query holds a letter or a digit; check the text columns")
-    _report(progress, "terms", 0, 1)
+    progress("terms", 0, 1)
     # Rare terms say nothing about others, but a handful of texts has only rare terms.
     min_count = 2 if len(sample) >= 1000 else 1
     word_terms = TfidfVectorizer(
@@ -158,7 +162,7 @@ def lsa_vectors(
     def tfidf(texts: Sequence[str]) -> sp.csr_matrix:
         return normalize(sp.hstack([terms.transform(texts) for terms in parts], format="csr"))
 
-    _report(progress, "components", 0, 1)
+    progress("components", 0, 1)
     sample_SF = tfidf(sample)
     components = min(dim, *sample_SF.shape)
     svd = TruncatedSVD(components, n_iter=POWER_ITERATIONS, random_state=seed).fit(sample_SF)
@@ -166,10 +170,10 @@ def lsa_vectors(
     def embed(texts: Sequence[str | None], stage: str) -> npt.NDArray[np.float32]:
         vectors_ND = np.zeros((len(texts), dim), np.float32)
         for start in range(0, len(texts), CHUNK_TEXTS):
-            _report(progress, stage, start, len(texts))
+            progress(stage, start, len(texts))
             chunk = [normalise_text(text or "") for text in texts[start : start + CHUNK_TEXTS]]
             vectors_ND[start : start + len(chunk), :components] = normalize(svd.transform(tfidf(chunk)))
-        _report(progress, stage, len(texts), len(texts))
+        progress(stage, len(texts), len(texts))
         return vectors_ND
 
     return LsaVectors(
@@ -224,8 +228,3 @@ def _fits(terms: TfidfVectorizer, sample: list[str]) -> bool:
             return False
         raise
     return True
-
-
-def _report(progress: Progress | None, stage: str, done: int, total: int) -> None:
-    if progress is not None:
-        progress(stage, done, total)

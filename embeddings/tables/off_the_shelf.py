@@ -8,7 +8,7 @@ Shapes: B texts or images, D embedding width, N products, Q queries, S image sid
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -26,15 +26,15 @@ from transformers.models.flava.image_processing_pil_flava import FlavaImageProce
 from embeddings.catalog.images import ImageUnreadable, load_image
 from embeddings.catalog.inputs import read_distinct_queries
 from embeddings.catalog.products import ProductCatalog, prefetch
-from embeddings.embedding_table import EmbeddingTable, EmbeddingTableError, refuse_foreign_folder
+from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.blip_checkpoint import load_blip_retrieval
 from embeddings.encoders.pretrained import CheckpointError, first_line, load_pretrained, read_model_config
 from embeddings.tables.lsa import holds_only_lsa_tables
-from features.artifacts import atomic_folder
+from features.artifacts import atomic_folder, refuse_foreign_folder, refuse_to_replace_input
+from features.progress import Progress, silent
 
 Kind = Literal["clip", "blip", "flava"]
 Modality = Literal["image", "text"]
-Progress = Callable[[str, int, int], None]
 Images = Sequence[npt.NDArray[np.uint8]]
 
 #: CLIP has positions for no more; the others get as many, so that all rows read the same titles.
@@ -155,7 +155,7 @@ def embed_off_the_shelf(
     modality: Modality,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> OffTheShelfTables:
     """Embed the products of a data folder by image or by title, and its distinct queries by text.
 
@@ -164,10 +164,10 @@ def embed_off_the_shelf(
 
     Raises:
         CheckpointError: the model cannot be loaded whole.
-        EmbeddingTableError: a table or column is missing, or `out` holds something else, `data` included.
+        ValueError: a table or column is missing, or `out` would replace `data`.
+        FileExistsError: `out` holds something else.
     """
-    if out.resolve() in (data.resolve(), *data.resolve().parents):
-        raise EmbeddingTableError(f"{out} would replace the input {data}; choose another folder")
+    refuse_to_replace_input(out, data)
     refuse_foreign_folder(out, ours=holds_only_lsa_tables)
     catalog = ProductCatalog.open(data, modalities=(modality,))
     queries = read_distinct_queries(data)
@@ -210,7 +210,7 @@ def _embed_texts(
     texts: Sequence[str],
     batch_size: int,
     stage: str,
-    progress: Progress | None,
+    progress: Progress,
 ) -> npt.NDArray[np.float32]:
     known = [row for row, text in enumerate(texts) if text.strip()]
     # Texts of like length share a batch: little padding, and the result is put back in its place.
@@ -225,7 +225,7 @@ def _embed_images(
     paths: Sequence[Path | None],
     batch_size: int,
     unreadable: list[ImageUnreadable],
-    progress: Progress | None,
+    progress: Progress,
 ) -> npt.NDArray[np.float32]:
     known = [row for row, path in enumerate(paths) if path is not None]
 
@@ -251,7 +251,7 @@ def _gather(
     count: int,
     known: int,
     stage: str,
-    progress: Progress | None,
+    progress: Progress,
 ) -> npt.NDArray[np.float32]:
     """Vectors of `count` inputs from batches of (rows, vectors); zeros for the rows that no batch has."""
     vectors_ND = np.zeros((count, encoder.dim), np.float32)
@@ -259,8 +259,7 @@ def _gather(
     for rows, vectors_BD in encoded:
         vectors_ND[rows] = vectors_BD
         done += len(rows)
-        if progress is not None:
-            progress(stage, done, known)
+        progress(stage, done, known)
     return vectors_ND
 
 

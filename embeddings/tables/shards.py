@@ -6,7 +6,6 @@ record, written last, is there and agrees with it; anything else is computed aga
 Shapes: C vectors in a shard, N vectors in all, D embedding width.
 """
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features.artifacts import replaced_file, sha256_of
+from features.artifacts import atomic_write_json, file_lock, replaced_file, sha256_of
 
 LOCK, JOINED = "lock", "vectors.npy"
 
@@ -62,8 +61,7 @@ class WorkFolder:
         with replaced_file(path) as temporary, temporary.open("wb") as file:
             np.save(file, shard.vectors_CD)
         record = {"key": key, "sha256": sha256_of(path), "notes": shard.notes}
-        with replaced_file(path.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        atomic_write_json(path.with_suffix(".json"), record)
 
     def join(self, count: int, *, dtype: npt.DTypeLike, dim: int) -> npt.NDArray[np.floating]:
         """The vectors of shards 1 to `count` one after the other, memory-mapped, (N, D).
@@ -95,13 +93,10 @@ def work_folder(folder: Path) -> Iterator[WorkFolder]:
         WorkFolderBusyError: another living process has it open.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
-        except BlockingIOError:
-            raise WorkFolderBusyError(
-                f"{folder} is in use by another process that writes the same output; wait until it ends, "
-                "or choose another output"
-            ) from None
+    busy = WorkFolderBusyError(
+        f"{folder} is in use by another process that writes the same output; wait until it ends, or choose "
+        "another output"
+    )
+    with file_lock(folder / LOCK, busy=busy):
         yield WorkFolder(folder)
         shutil.rmtree(folder)

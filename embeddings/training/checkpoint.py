@@ -1,4 +1,4 @@
-"""Checkpoints of encoder training: safetensors and JSON in folders that are whole or absent."""
+"""Checkpoints of a training: safetensors and JSON in folders that are whole or absent, verified when read."""
 
 import json
 import shutil
@@ -10,78 +10,70 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from features.artifacts import atomic_folder, sha256_of
+from features.artifacts import atomic_folder, atomic_write_json, checksums_of, remove_folder, verify_checksums
 
 PROGRESS, CHECKSUMS = "progress.json", "checksums.json"
-TENSORS = ("module", "optimizer", "best")
 
 
-class TrainingStateError(ValueError):
-    """A checkpoint that is incomplete, damaged or of another run; the message names the file."""
+class CheckpointError(ValueError):
+    """A checkpoint that is incomplete, damaged or of another run or model; the message names the file."""
 
 
 @dataclass(frozen=True)
-class TrainingState:
-    """Everything that training needs to go on: tensors by name, and JSON-able progress."""
+class Checkpoint:
+    """Everything that a training needs to go on.
 
-    module: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
-    best: dict[str, Tensor]
+    Attributes:
+        parts: tensors by name for each part ("optimizer", ...), which is one file.
+        progress: JSON-able state of the run (step, history, ...).
+    """
+
+    parts: dict[str, dict[str, Tensor]]
     progress: dict[str, Any]
 
 
-def write_state(folder: Path, step: int, state: TrainingState, *, keep: int) -> None:
-    """Write `folder`/step-… and delete all but the newest `keep`."""
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write atomically; an older checkpoint under the same name is replaced."""
+    with atomic_folder(folder) as temporary:
+        for part, tensors in checkpoint.parts.items():
+            contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+            save_file(contiguous, temporary / f"{part}.safetensors")
+        atomic_write_json(temporary / PROGRESS, checkpoint.progress)
+        atomic_write_json(temporary / CHECKSUMS, checksums_of(temporary))
+
+
+def add_checkpoint(folder: Path, name: str, checkpoint: Checkpoint, *, keep: int) -> None:
+    """Write `folder`/`name` (step-…) and delete all but the newest `keep`."""
     for ending in ("writing", "tmp"):  # of a process that was killed while it wrote; "tmp" in older folders
         for leftover in folder.glob(f".step-*.{ending}"):
             shutil.rmtree(leftover)
-    with atomic_folder(folder / f"step-{step:08d}") as temporary:
-        for name in TENSORS:
-            tensors = {key: value.detach().cpu().clone() for key, value in getattr(state, name).items()}
-            save_file(tensors, temporary / f"{name}.safetensors")
-        (temporary / PROGRESS).write_text(json.dumps(state.progress, indent=2) + "\n", encoding="utf-8")
-        checksums = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
-        (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
+    write_checkpoint(folder / name, checkpoint)
     for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+        remove_folder(old)
 
 
-def latest_state(folder: Path) -> Path | None:
-    """The newest checkpoint, or None."""
-    found = sorted(folder.glob("step-*")) if folder.exists() else []
-    return found[-1] if found else None
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest `step-…` folder, or None."""
+    return max(folder.glob("step-*"), default=None)
 
 
-def read_state(path: Path, *, fingerprint: str) -> TrainingState:
-    """Read and verify one checkpoint.
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read and verify.
 
     Raises:
-        TrainingStateError: a file is missing or changed, or the checkpoint is of other inputs or settings.
+        CheckpointError: a file is missing or its checksum differs; names the file.
     """
+    advice = f"delete {folder} to resume from an older checkpoint, or train again"
     try:
-        checksums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
-        for name, expected in checksums.items():
-            if sha256_of(path / name) != expected:
-                raise TrainingStateError(
-                    f"{path / name} is damaged (its checksum differs); delete {path} to resume from an older "
-                    "checkpoint"
-                )
-        progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
-        if progress["fingerprint"] != fingerprint:
-            raise TrainingStateError(
-                f"{path} is of a run with other settings or inputs; delete {path.parent} to start anew, or "
-                "choose another output folder"
-            )
-        tensors = {name: load_file(path / f"{name}.safetensors") for name in TENSORS}
+        checksums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        verify_checksums(folder, checksums, error=CheckpointError, advice=advice)
+        parts = {
+            name.removesuffix(".safetensors"): load_file(folder / name)
+            for name in checksums
+            if name.endswith(".safetensors")
+        }
+        return Checkpoint(parts, json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise TrainingStateError(
-            f"{error.filename} is missing: {path} is not a whole checkpoint; delete it to resume from an "
-            "older one"
-        ) from None
-    except (ValueError, KeyError, AttributeError, SafetensorError) as error:
-        if isinstance(error, TrainingStateError):
-            raise
-        raise TrainingStateError(
-            f"{path} cannot be read: {error}; delete it to resume from an older one"
-        ) from error
-    return TrainingState(progress=progress, **tensors)
+        raise CheckpointError(f"{error.filename} is missing; {advice}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}; {advice}") from error

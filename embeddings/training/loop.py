@@ -18,13 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from embeddings.training.checkpoint import TrainingState, latest_state, read_state, write_state
+from embeddings.training.base_loop import TrainingDivergedError, TrainingLoop, autocast
+from embeddings.training.checkpoint import Checkpoint, CheckpointError
 from embeddings.training.ranks import Ranks, sum_over_ranks
 
 #: Norm above which a step's gradient is scaled down; a guard against single bad batches.
 GRADIENT_NORM = 5.0
-#: Checkpoints that are kept: one more than needed, should the newest turn out damaged.
-CHECKPOINTS_KEPT = 2
 
 Precision = Literal["float32", "bfloat16"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -107,10 +106,6 @@ class TrainingOutcome:
     rows_per_second: float
 
 
-class TrainingDiverged(ValueError):
-    """A loss or a gradient that is not finite; the message names the step."""
-
-
 @dataclass(frozen=True)
 class Report:
     """What a progress display may show after a step."""
@@ -173,13 +168,16 @@ def train(
         fingerprint: names config and inputs: a run resumes only its own checkpoints.
 
     Raises:
-        TrainingDiverged: a loss or a gradient is not finite; names the step. All ranks raise it alike.
-        TrainingStateError: the checkpoints in `folder` are of another run or damaged.
+        TrainingDivergedError: a loss or a gradient is not finite; names the step. All ranks raise it alike.
+        CheckpointError: the checkpoints in `folder` are of another run or damaged.
     """
-    return _Loop(task, folder, config, fingerprint, ranks or Ranks(), progress).run()
+    return _EncoderLoop(task, folder, config, fingerprint, ranks or Ranks(), progress).train()
 
 
-class _Loop:
+class _EncoderLoop(TrainingLoop):
+    step_digits = 8
+    checkpoints_kept = 2  # one more than needed, should the newest turn out damaged
+
     def __init__(
         self,
         task: Task,
@@ -189,7 +187,16 @@ class _Loop:
         ranks: Ranks,
         progress: Callable[[Report], None] | None,
     ) -> None:
-        self.task, self.folder, self.config = task, folder, config
+        every = task.steps_per_epoch / config.evaluations_per_epoch
+        evaluation_steps = {
+            epoch * task.steps_per_epoch + max(1, round((part + 1) * every))
+            for epoch in range(config.epochs)
+            for part in range(config.evaluations_per_epoch)
+        }
+        super().__init__(
+            folder, evaluation_steps=evaluation_steps, patience=config.patience, writes=ranks.first
+        )
+        self.task, self.config = task, config
         self.fingerprint, self.ranks, self.progress = fingerprint, ranks, progress
         self.named = task.parameters()
         decayed = [p for _, p in self.named if p.ndim >= 2]
@@ -208,45 +215,23 @@ class _Loop:
             if ranks.count > 1
             else task.module
         )
-        self.total = config.epochs * task.steps_per_epoch
-        self.warmup = int(config.warmup_share * self.total)
-        every = task.steps_per_epoch / config.evaluations_per_epoch
-        self.evaluation_steps = {
-            epoch * task.steps_per_epoch + max(1, round((part + 1) * every))
-            for epoch in range(config.epochs)
-            for part in range(config.evaluations_per_epoch)
-        }
+        self.total_steps = config.epochs * task.steps_per_epoch
+        self.warmup = int(config.warmup_share * self.total_steps)
         self.step = 0
         self.history: list[dict[str, float]] = []
-        self.best: dict[str, float] = {}
-        self.best_step = 0
+        self.measures: dict[str, float] = {}  # of the last evaluation
+        self.best, self.best_step = self.measures, 0
         self.best_weights: dict[str, Tensor] = {}
-        self.since_best = 0
         self.loss_sum, self.loss_steps = 0.0, 0
 
-    def run(self) -> TrainingOutcome:
+    def train(self) -> TrainingOutcome:
         """The loop; the caller's random state is as before afterwards."""
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            return self._run()
-
-    def _run(self) -> TrainingOutcome:
-        self._resume()
-        started, first = time.perf_counter(), self.step
-        while self.step < self.total and not self._stops():
-            epoch, offset = divmod(self.step, self.task.steps_per_epoch)
-            with closing(self.task.micro_batches(epoch, offset)) as batches:
-                for _ in range(offset, self.task.steps_per_epoch):
-                    losses = self._one_step(batches)
-                    evaluation = self._evaluate() if self.step in self.evaluation_steps else None
-                    if self.step % self.config.checkpoint_every_steps == 0 or evaluation:
-                        self._checkpoint()
-                    if self.progress and self.ranks.first:
-                        rate = (self.step - first) * self.task.batch_rows / (time.perf_counter() - started)
-                        names = self.task.title, self.task.rows_name
-                        self.progress(Report(*names, self.step, self.total, losses, rate, evaluation))
-                    if self._stops():
-                        break
-        seconds = time.perf_counter() - started
+            self.resume()
+            self.started, self.first_step = time.perf_counter(), self.step
+            while self.step < self.total_steps and not self.stopped:
+                self._run_epoch()
+            rate = self._rows_per_second()
         weights = self.task.module.state_dict()
         for name, value in self.best_weights.items():
             weights[name].copy_(value)
@@ -255,16 +240,38 @@ class _Loop:
             best_step=self.best_step,
             best=self.best,
             history=self.history,
-            stopped_early=self.step < self.total,
-            rows_per_second=(self.step - first) * self.task.batch_rows / max(seconds, 1e-9),
+            stopped_early=self.step < self.total_steps,
+            rows_per_second=rate,
         )
+
+    @property
+    def losses(self) -> list[float]:
+        return [entry["loss"] for entry in self.history]
+
+    def _run_epoch(self) -> None:
+        epoch, offset = divmod(self.step, self.task.steps_per_epoch)
+        with closing(self.task.micro_batches(epoch, offset)) as batches:
+            for _ in range(offset, self.task.steps_per_epoch):
+                losses = self._one_step(batches)
+                self.after_step(self.step, checkpoint=self.step % self.config.checkpoint_every_steps == 0)
+                if self.progress and self.ranks.first:
+                    names = self.task.title, self.task.rows_name
+                    rate = self._rows_per_second()
+                    evaluation = self.measures if self.step in self.evaluation_steps else None
+                    self.progress(Report(*names, self.step, self.total_steps, losses, rate, evaluation))
+                if self.stopped:
+                    break
+
+    def _rows_per_second(self) -> float:
+        seconds = time.perf_counter() - self.started
+        return (self.step - self.first_step) * self.task.batch_rows / max(seconds, 1e-9)
 
     def _one_step(self, batches: Generator[Any, None, None]) -> dict[str, float]:
         # Dropout draws anew for each step and rank, so that a resumed run draws what a whole one does.
         draw = np.random.default_rng((self.config.seed, self.step, self.ranks.rank))
         torch.manual_seed(int(draw.integers(2**62)))
         share = learning_rate_share(
-            self.step, total=self.total, warmup=self.warmup, final_share=self.config.final_share
+            self.step, total=self.total_steps, warmup=self.warmup, final_share=self.config.final_share
         )
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * share
@@ -284,7 +291,7 @@ class _Loop:
         norm = nn.utils.clip_grad_norm_([parameter for _, parameter in self.named], GRADIENT_NORM)
         for what, value in (("loss", losses["loss"]), ("gradient norm", float(norm))):
             if not math.isfinite(value):
-                raise TrainingDiverged(
+                raise TrainingDivergedError(
                     f"the {what} of step {self.step + 1} is {value} ({losses}); lower learning_rate, or use "
                     'precision = "float32"'
                 )
@@ -301,45 +308,36 @@ class _Loop:
             return nullcontext()
         return self.module.no_sync()
 
-    def _evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> None:
         self.task.module.eval()
         with torch.no_grad(), autocast(self.device, self.config.precision):
             measures = self.task.evaluate()
         if not math.isfinite(measures["loss"]):
-            raise TrainingDiverged(
+            raise TrainingDivergedError(
                 f"the evaluation loss after step {self.step} is {measures['loss']} ({measures}); lower "
                 'learning_rate, or use precision = "float32"'
             )
         train_loss = self.loss_sum / max(1, self.loss_steps)
         self.history.append({"step": self.step, "train_loss": train_loss, **measures})
         self.loss_sum, self.loss_steps = 0.0, 0
-        if not self.best or measures["loss"] < self.best["loss"]:
-            self.best, self.best_step, self.since_best = measures, self.step, 0
+        self.measures = measures
+        if self.since_best == 0:
+            self.best, self.best_step = measures, self.step
             trained = {name for name, _ in self.named}
             self.best_weights = {
                 name: value.detach().clone()
                 for name, value in self.task.module.state_dict().items()
                 if name in trained
             }
-        else:
-            self.since_best += 1
-        return measures
 
-    def _stops(self) -> bool:
-        return self.since_best >= self.config.patience
-
-    def _checkpoint(self) -> None:
-        if not self.ranks.first:
-            return
+    def state(self) -> Checkpoint:
         optimizer = {
             f"{name}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
             for name, parameter in self.named
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
-        state = TrainingState(
-            module=self.task.module.state_dict(),
-            optimizer=optimizer,
-            best=self.best_weights,
+        return Checkpoint(
+            {"module": self.task.module.state_dict(), "optimizer": optimizer, "best": self.best_weights},
             progress={
                 "fingerprint": self.fingerprint,
                 "step": self.step,
@@ -351,30 +349,25 @@ class _Loop:
                 "loss_steps": self.loss_steps,
             },
         )
-        write_state(self.folder, self.step, state, keep=CHECKPOINTS_KEPT)
 
-    def _resume(self) -> None:
-        path = latest_state(self.folder)
-        if path is None:
-            return
-        state = read_state(path, fingerprint=self.fingerprint)
-        self.task.module.load_state_dict(state.module)
+    def restore(self, saved: Checkpoint, source: Path) -> None:
+        if saved.progress["fingerprint"] != self.fingerprint:
+            raise CheckpointError(
+                f"{source} is of a run with other settings or inputs; delete {source.parent} to start anew, "
+                "or choose another output folder"
+            )
+        self.task.module.load_state_dict(saved.parts["module"])
         for name, parameter in self.named:
             prefix = f"{name}."
             own = {
                 key.removeprefix(prefix): value
-                for key, value in state.optimizer.items()
+                for key, value in saved.parts["optimizer"].items()
                 if key.startswith(prefix) and "." not in key.removeprefix(prefix)
             }
             if own:
                 self.optimizer.state[parameter] = {
                     key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
                 }
-        self.best_weights = {name: value.to(self.device) for name, value in state.best.items()}
-        for name in ("step", "history", "best", "best_step", "since_best", "loss_sum", "loss_steps"):
-            setattr(self, name, state.progress[name])
-
-
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """bfloat16 for matrix products; softmax, norms and losses stay in float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+        self.best_weights = {name: value.to(self.device) for name, value in saved.parts["best"].items()}
+        for name in ("step", "history", "best", "best_step", "loss_sum", "loss_steps"):
+            setattr(self, name, saved.progress[name])

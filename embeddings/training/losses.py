@@ -80,6 +80,16 @@ def itc_loss(
 
     Raises:
         ValueError: shapes do not fit, the temperature is not positive or `alpha` is outside [0, 1].
+
+    Li et al. 2021, https://arxiv.org/abs/2107.07651
+
+    >>> same_BD = torch.ones(2, 4) / 2
+    >>> columns = Columns(same_BD, same_BD, torch.tensor([0, 1]))
+    >>> found = itc_loss(
+    ...     same_BD, same_BD, columns, positive_B=torch.tensor([0, 1]), temperature=0.1, alpha=0.0
+    ... )
+    >>> round(found.loss.item(), 4) == round(math.log(2), 4)
+    True
     """
     if image_BD.shape != text_BD.shape or positive_B.shape != image_BD.shape[:1]:
         raise ValueError(
@@ -180,6 +190,11 @@ def itm_loss(
     Returns:
         Mean cross entropy over all pairs, in nats; 0 without pairs. A loss that stays at
         `CONSTANT_MATCHING_LOSS` has learned nothing.
+
+    Li et al. 2022, https://arxiv.org/abs/2201.12086
+
+    >>> round(itm_loss(torch.zeros(1, 2), torch.zeros(2, 2)).item(), 4) == round(math.log(2), 4)
+    True
     """
     for name, logits in (("positive", logits_positive_B2), ("negative", logits_negative_M2)):
         if logits.ndim != 2 or logits.shape[1] != 2:
@@ -216,6 +231,13 @@ def pqc_loss(
 
     Raises:
         ValueError: shapes do not fit or the temperature is not positive.
+
+    https://arxiv.org/abs/2504.07110
+
+    >>> product_BD, negatives_BKD = torch.tensor([[1.0, 0.0]]), torch.tensor([[[1.0, 0.0]] * 3])
+    >>> loss = pqc_loss(product_BD, product_BD, negatives_BKD, temperature=0.1)
+    >>> round(loss.item(), 4) == round(math.log(1 + 3), 4)
+    True
     """
     rows, dim = product_BD.shape
     if positive_BD.shape != (rows, dim) or negatives_BKD.shape != (rows, *negatives_BKD.shape[1:2], dim):

@@ -23,16 +23,16 @@ from experiments.encoders.pipeline import (
     run_align,
     run_pretrain,
 )
-from experiments.encoders.table1 import ALL, SliceResult, Table1, metric_key
-from experiments.runtime.job_pool import Tell
+from experiments.encoders.table1 import SliceResult, Table1
 from features.artifacts import atomic_write_json
+from features.progress import Progress
 
 METRICS_FILE = "metrics.json"
 #: Seconds spent are saved this often, so that a killed job loses little of the count.
 SAVE_EVERY_S = 10.0
 
 
-def run_stage_1(data: Path, folder: Path, config: EncodersConfig, device: str, tell: Tell) -> None:
+def run_stage_1(data: Path, folder: Path, config: EncodersConfig, device: str, tell: Progress) -> None:
     """Stage 1 to `folder`; a finished one is left as it is."""
     seconds = SpentSeconds(folder / "seconds.json")
     with seconds.on("stage_1") as tick:
@@ -43,7 +43,7 @@ def run_variant(
     data: Path,
     folder: Path,
     config: EncodersConfig,
-    tell: Tell,
+    tell: Progress,
     *,
     stage_1: Path | None,
     identity: dict[str, Any],
@@ -98,7 +98,7 @@ def run_variant(
 
 
 def measure(
-    data: Path, tables: Path, config: EncodersConfig, *, k: int, widths: Sequence[int], tell: Tell
+    data: Path, tables: Path, config: EncodersConfig, *, k: int, widths: Sequence[int], tell: Progress
 ) -> dict[str, Any]:
     """Metrics of the test and the validation queries, and at each width what a vector costs and is worth.
 
@@ -138,7 +138,7 @@ def measure(
                 "bytes_per_vector": bytes_per_vector(
                     EmbeddingTable.load(folders[width] / "products", verify=False)
                 ),
-                "metrics": _means(test.slices[ALL], str(width), k),
+                "metrics": _means(test, str(width)),
             }
             for width in sorted(folders)
         },
@@ -147,23 +147,18 @@ def measure(
 
 def _measured(table: Table1, row: str) -> dict[str, Any]:
     return {
-        "queries": table.slices[ALL].queries,
-        "metrics": _means(table.slices[ALL], row, table.k),
+        "queries": table.queries,
+        "metrics": _means(table, row),
         "slices": {
-            title: {"queries": found.queries, "metrics": _means(found, row, table.k)}
+            title: {"queries": found.queries, "metrics": _means(found, row)}
             for title, found in table.slices.items()
-            if title != ALL
         },
     }
 
 
-def _means(found: SliceResult, row: str, k: int) -> dict[str, float]:
+def _means(found: SliceResult, row: str) -> dict[str, float]:
     """A metric without a value (no query has a highly relevant product) is left out."""
-    return {
-        metric_key(metric, k): estimate.mean
-        for metric, estimate in found.rows[row].items()
-        if estimate.mean is not None
-    }
+    return {metric: interval.mean for metric, interval in found.rows[row].items() if interval is not None}
 
 
 class SpentSeconds:
@@ -193,7 +188,7 @@ class SpentSeconds:
         save()
 
 
-def _show(tell: Tell, stage: str, tick: Callable[[], None]) -> ShowReport:
+def _show(tell: Progress, stage: str, tick: Callable[[], None]) -> ShowReport:
     def show(report: Report) -> None:
         tell(stage, report.step, report.total_steps)
         tick()
@@ -201,7 +196,7 @@ def _show(tell: Tell, stage: str, tick: Callable[[], None]) -> ShowReport:
     return show
 
 
-def _with_tick(tell: Tell, tick: Callable[[], None]) -> Tell:
+def _with_tick(tell: Progress, tick: Callable[[], None]) -> Progress:
     def told(stage: str, done: int, total: int) -> None:
         tell(stage, done, total)
         tick()

@@ -4,8 +4,11 @@ import contextlib
 import json
 import os
 import resource
+import statistics
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -33,8 +36,8 @@ class Measurement:
     output: str
 
 
-def measure_module(python: Path, module: str, *arguments: str) -> Measurement:
-    """Run `python -m module arguments` on one thread and measure it.
+def measure_module(module: str, *arguments: object, python: Path | None = None) -> Measurement:
+    """Run `python -m module arguments` on one thread and measure it; with our own interpreter if None.
 
     Processor seconds are user + system of the process and all its finished children. The peak is sampled: the
     sum of resident memory over the process tree, or one process's own high-water mark where that is larger.
@@ -46,7 +49,7 @@ def measure_module(python: Path, module: str, *arguments: str) -> Measurement:
     with TemporaryFile("w+") as output, TemporaryFile("w+") as errors:
         started = time.perf_counter()
         process = subprocess.Popen(
-            [str(python), "-m", module, *arguments],
+            [str(python or sys.executable), "-m", module, *map(str, arguments)],
             stdout=output,
             stderr=errors,
             cwd=REPOSITORY,
@@ -76,6 +79,11 @@ def last_json(measurement: Measurement) -> Any:
     """The JSON that a runner printed as the last line of its output."""
     lines = measurement.output.strip().splitlines()
     return json.loads(lines[-1]) if lines else None
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and range of a figure over its rounds."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def _follow(process: subprocess.Popen[bytes]) -> tuple[resource.struct_rusage, int]:

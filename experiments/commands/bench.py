@@ -1,6 +1,5 @@
 """`dashclip bench`: speed and memory, measured against peers and against the limit of the machine."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +9,8 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from features.progress import Progress
 
 
 class Part(StrEnum):
@@ -28,35 +29,33 @@ class Part(StrEnum):
 Size = Literal["tiny", "small", "base"]
 Device = Literal["cpu", "cuda"]
 Precision = Literal["float32", "bfloat16"]
-Report = Callable[[str, int, int], None]
 _PANEL = "Encoders"
 _SERVING = "Serving"
 
 
 @dataclass(frozen=True)
-class _ServingOptions:
-    """The options of part `serving`."""
+class _Options:
+    """What the parts are measured with."""
 
-    run: Path
-    packages: Path | None
-
-
-@dataclass(frozen=True)
-class _EncoderOptions:
-    """The options of part `encoders`."""
-
+    quick: bool
+    peers: bool
+    bfloat16: bool
+    environments: Path
     size: Size
     device: Device
     precision: Precision
     compiled: bool
     batch_rows: int | None
+    run: Path
+    packages: Path | None
 
     @property
-    def name(self) -> str:
-        """Of the setting among the results; the number of rows is no part of it, the last one stands."""
+    def setting(self) -> str:
+        """Of the encoders, among the results; the number of rows is no part of it, the last one stands."""
         return f"{self.size}, {self.device}, {self.precision}{', compiled' if self.compiled else ''}"
 
-    def arguments(self) -> str:
+    @property
+    def encoder_arguments(self) -> str:
         """As they would be typed."""
         typed = f" --size {self.size} --device {self.device} --precision {self.precision}"
         typed += " --compile" if self.compiled else ""
@@ -137,29 +136,30 @@ def bench(
     from features.artifacts import atomic_write_json
 
     console = Console()
-    encoders = _EncoderOptions(size, device, precision, compiled, batch_rows)
-    serving = _ServingOptions(trained, packages)
+    options = _Options(
+        quick=quick,
+        peers=peers,
+        bfloat16=bfloat16,
+        environments=environments.absolute(),
+        size=size,
+        device=device,
+        precision=precision,
+        compiled=compiled,
+        batch_rows=batch_rows,
+        run=trained,
+        packages=packages,
+    )
     wanted = PARTS if part in (Part.ALL, Part.TABLES) else (part.value,)
     for name in wanted:
-        path = out / f"{name}.json"
-        if part is not Part.TABLES and not (resume and _is_measured(path, name, encoders)):
-            result = _measure(
-                name,
-                out,
-                quick=quick,
-                peers=peers,
-                bfloat16=bfloat16,
-                environments=environments,
-                encoders=encoders,
-                serving=serving,
-                console=console,
-            )
+        earlier = read_result(out, name) if resume or name == "encoders" else None
+        is_measured = earlier is not None and (name != "encoders" or options.setting in earlier["runs"])
+        if part is not Part.TABLES and not (resume and is_measured):
+            result = _measure(name, out, options, console)
             command = f"dashclip bench {name}{' --quick' if quick else ''}"
             if name == "encoders":
-                run = {"command": command + encoders.arguments(), **result}
-                earlier = read_result(out, name) or {"runs": {}}
-                result = {"runs": {**earlier["runs"], encoders.name: run}}
-            atomic_write_json(path, {"command": command, **result})
+                run = {"command": command + options.encoder_arguments, **result}
+                result = {"runs": {**(earlier or {"runs": {}})["runs"], options.setting: run}}
+            atomic_write_json(out / f"{name}.json", {"command": command, **result})
         if (found := read_result(out, name)) is None:
             console.print(f"{name}: not measured yet")
             continue
@@ -176,68 +176,29 @@ def bench(
         console.print(f"results in {out}, tables in {docs}")
 
 
-def _measure(
-    name: str,
-    out: Path,
-    *,
-    quick: bool,
-    peers: bool,
-    bfloat16: bool,
-    environments: Path,
-    encoders: "_EncoderOptions",
-    serving: "_ServingOptions",
-    console: "Console",
-) -> dict[str, Any]:
+def _measure(name: str, out: Path, options: _Options, console: "Console") -> dict[str, Any]:
     """Run one part behind a progress bar; its scratch data is removed whatever happens."""
     import shutil
 
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from experiments.runtime.progress import progress_bars
 
     work = (out / f"{name}.work").absolute()
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-    ) as bars:
-        task = bars.add_task(name, total=None)
+    with progress_bars(console) as bars:
         said = [""]
 
         def report(stage: str, done: int, total: int) -> None:
-            bars.update(task, description=stage, completed=done, total=total)
+            bars(name, done, total, stage)
             if not console.is_terminal and stage != said[-1]:
                 said.append(stage)
                 console.print(f"{name}: {stage}")
 
         try:
-            return _benchmark(
-                name,
-                quick=quick,
-                peers=peers,
-                bfloat16=bfloat16,
-                environments=environments,
-                encoders=encoders,
-                serving=serving,
-                work=work,
-                report=report,
-            )
+            return _benchmark(name, options, work=work, report=report)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _benchmark(
-    name: str,
-    *,
-    quick: bool,
-    peers: bool,
-    bfloat16: bool,
-    environments: Path,
-    encoders: "_EncoderOptions",
-    serving: "_ServingOptions",
-    work: Path,
-    report: Report,
-) -> dict[str, Any]:
+def _benchmark(name: str, options: _Options, *, work: Path, report: "Progress") -> dict[str, Any]:
     match name:
         case "training":
             from experiments.benchmarks.training.training import (
@@ -246,35 +207,35 @@ def _benchmark(
                 run_training_benchmark,
             )
 
-            sizes = QUICK if quick else TrainingBenchmark()
+            sizes = QUICK if options.quick else TrainingBenchmark()
             return run_training_benchmark(
                 sizes,
                 work=work,
-                environments=environments.absolute(),
-                with_peers=peers,
-                with_bfloat16=bfloat16,
+                environments=options.environments,
+                with_peers=options.peers,
+                with_bfloat16=options.bfloat16,
                 progress=report,
             )
         case "features":
             from experiments.benchmarks.features.feature_build import FeatureBenchmark, run_feature_benchmark
 
-            build = FeatureBenchmark(500_000, 200_000) if quick else FeatureBenchmark()
+            build = FeatureBenchmark(500_000, 200_000) if options.quick else FeatureBenchmark()
             return run_feature_benchmark(build, work=work, progress=report)
         case "loader":
             from experiments.benchmarks.features.loading import LoaderBenchmark, run_loader_benchmark
 
-            loader = LoaderBenchmark(200_000, 80_000, seconds=2) if quick else LoaderBenchmark()
+            loader = LoaderBenchmark(200_000, 80_000, seconds=2) if options.quick else LoaderBenchmark()
             return run_loader_benchmark(loader, work=work, progress=report)
         case "encoders":
             from experiments.benchmarks.encoders.throughput import run_encoder_benchmark, setting
 
             chosen = setting(
-                encoders.size,
-                device=encoders.device,
-                precision=encoders.precision,
-                compiled=encoders.compiled,
-                batch_rows=encoders.batch_rows,
-                quick=quick,
+                options.size,
+                device=options.device,
+                precision=options.precision,
+                compiled=options.compiled,
+                batch_rows=options.batch_rows,
+                quick=options.quick,
             )
             return run_encoder_benchmark(chosen, work=work, progress=report)
         case "serving":
@@ -282,25 +243,17 @@ def _benchmark(
             from experiments.benchmarks.serving.benchmark import ServingBenchmark, run_serving_benchmark
 
             return run_serving_benchmark(
-                QUICK_SERVING if quick else ServingBenchmark(),
+                QUICK_SERVING if options.quick else ServingBenchmark(),
                 work=work,
-                packages=serving.packages,
-                run=serving.run,
+                packages=options.packages,
+                run=options.run,
                 progress=report,
             )
         case _:
             from experiments.benchmarks.features.scaling import ScalingBenchmark, run_scaling_benchmark
 
-            scaling = ScalingBenchmark(30_000, 12_000) if quick else ScalingBenchmark()
+            scaling = ScalingBenchmark(30_000, 12_000) if options.quick else ScalingBenchmark()
             return run_scaling_benchmark(scaling, work=work, progress=report)
-
-
-def _is_measured(path: Path, name: str, encoders: "_EncoderOptions") -> bool:
-    """Whether OUT holds this part, of the encoders this setting."""
-    from experiments.benchmarks.tables import read_result
-
-    result = read_result(path.parent, name)
-    return result is not None and (name != "encoders" or encoders.name in result["runs"])
 
 
 def _print(table: Any, console: "Console") -> None:

@@ -5,9 +5,8 @@ Tables are made again only when the encoder that made them was another one.
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,8 +23,7 @@ from experiments.datasets.home_depot_relevance import HomeDepotResults, Vectors,
 from experiments.encoders.pipeline import EncodersConfig
 from experiments.runtime.environment import environment
 from features.artifacts import atomic_folder, atomic_write_bytes, atomic_write_json
-
-Progress = Callable[[str, int, int], None]
+from features.progress import Progress, silent
 
 LSA, DASHCLIP, UNTRAINED, WARMED_UP = "lsa", "dashclip", "untrained", "warm-ups"
 #: Wide enough to be hard to beat: LSA of 64 dimensions orders Home Depot's pairs worse.
@@ -41,7 +39,7 @@ def measure_home_depot(
     *,
     rows: Mapping[str, Path] | None = None,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> HomeDepotResults:
     """Token overlap, LSA, the folders of `rows` (with both tables) and `encoder`, on the test queries.
 
@@ -76,7 +74,7 @@ def measure_grocery_store(
     config: EncodersConfig,
     *,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> GroceryStoreResults:
     """Probes on and retrieval by image-only and text-only vectors of each encoder.
 
@@ -128,7 +126,7 @@ def write_table(
     modalities: Sequence[Modality],
     text_columns: Sequence[str] = ("title",),
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> EmbeddingTable:
     """The table of `encoder` in `folder`: of queries if that is its name, else of products.
 
@@ -145,7 +143,9 @@ def write_table(
     return encode_products(encoder, catalog, folder, device=device, progress=progress).table
 
 
-def write_results(folder: Path, content: Mapping[str, Any], markdown: str, *, command: str) -> None:
+def write_results(
+    folder: Path, results: HomeDepotResults | GroceryStoreResults, markdown: str, *, command: str
+) -> None:
     """`results.json` and `results.md` in `folder`, with where and how they were made."""
     made = environment()
     provenance = {
@@ -159,7 +159,7 @@ def write_results(folder: Path, content: Mapping[str, Any], markdown: str, *, co
         f"`{command}`, commit {made['commit']}, {made['created'][:10]}, {provenance['machine']}, "
         f"torch {provenance['torch']}."
     )
-    atomic_write_json(folder / RESULTS, {**content, "provenance": provenance})
+    results.model_copy(update={"provenance": provenance}).write(folder / RESULTS)
     atomic_write_bytes(folder / RESULTS_PAGE, f"{markdown.rstrip()}\n\n{footer}\n".encode())
 
 

@@ -14,7 +14,7 @@ photos, encode them by their images alone.
 
 import csv
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,8 +24,7 @@ import pyarrow.parquet as pq
 
 from features.artifacts import atomic_folder, atomic_write_json, json_file_has, refuse_to_replace_input
 from features.inputs.tables import InputError
-
-Progress = Callable[[str, int, int], None]
+from features.progress import Progress, silent
 
 #: The published lists of photos and what their split is called here.
 SPLITS = (("train.txt", "train"), ("val.txt", "validation"), ("test.txt", "test"))
@@ -72,7 +71,7 @@ class GroceryStoreSummary:
     iconic: int
 
 
-def import_grocery_store(source: Path, out: Path, *, progress: Progress | None = None) -> GroceryStoreSummary:
+def import_grocery_store(source: Path, out: Path, *, progress: Progress = silent) -> GroceryStoreSummary:
     """Write the products of the Grocery Store data set to the folder `out`, with copies of all pictures.
 
     `source` is the folder with `classes.csv`, or the repository whose folder `dataset` has it.
@@ -98,8 +97,7 @@ def import_grocery_store(source: Path, out: Path, *, progress: Progress | None =
         out, ours=lambda found: json_file_has(found / "source.json", "coarse_classes")
     ) as folder:
         for done, photo in enumerate(photos):
-            if progress is not None:
-                progress("copying pictures", done, len(photos))
+            progress("copying pictures", done, len(photos))
             copy = folder / "images" / photo.path
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / photo.path, copy)

@@ -16,7 +16,7 @@ import csv
 import gzip
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from embeddings.tables.lsa import lsa_vectors, normalise_text
 from features.artifacts import atomic_folder, atomic_write_json, json_file_has, refuse_to_replace_input
 from features.inputs.tables import InputError
-
-Progress = Callable[[str, int, int], None]
+from features.progress import Progress, silent
 
 #: A mean grade below the first is irrelevant (0), below the second moderate (1), else high (2).
 GRADE_LIMITS = (1.75, 2.5)
@@ -72,7 +71,7 @@ class _Pair:
     mean_grade: float
 
 
-def import_home_depot(source: Path, out: Path, *, progress: Progress | None = None) -> HomeDepotSummary:
+def import_home_depot(source: Path, out: Path, *, progress: Progress = silent) -> HomeDepotSummary:
     """Write products and relevance of Home Depot to the folder `out`.
 
     `source` is the file or the folder that holds it. Grades follow `grade_of`; the mean that they come from
@@ -84,7 +83,7 @@ def import_home_depot(source: Path, out: Path, *, progress: Progress | None = No
         ValueError: `out` would replace `source`.
     """
     refuse_to_replace_input(out, source)
-    _say(progress, "reading the grades", 0, 1)
+    progress("reading the grades", 0, 1)
     titles: dict[int, str] = {}
     more_titles: set[int] = set()
     mean_grades: dict[tuple[str, int], float] = {}
@@ -111,7 +110,7 @@ def import_home_depot(source: Path, out: Path, *, progress: Progress | None = No
         several_titles=len(more_titles),
         repeated_pairs=repeated,
     )
-    _say(progress, "writing the tables", 0, 1)
+    progress("writing the tables", 0, 1)
     with atomic_folder(
         out, ours=lambda found: json_file_has(found / "source.json", "grade_limits")
     ) as folder:
@@ -134,7 +133,7 @@ def grade_of(mean_grade: float) -> int:
     return sum(mean_grade >= limit for limit in GRADE_LIMITS)
 
 
-def derive_aisles(titles: Sequence[str], *, progress: Progress | None = None) -> list[str]:
+def derive_aisles(titles: Sequence[str], *, progress: Progress = silent) -> list[str]:
     """A stand-in for the aisle of each title: the telling words of its cluster, as "bulb, light, lamp".
 
     The same titles give the same aisles; titles that normalise alike share one.
@@ -143,7 +142,7 @@ def derive_aisles(titles: Sequence[str], *, progress: Progress | None = None) ->
         ValueError: no title holds a letter or a digit.
     """
     vectors_ND = lsa_vectors(titles, [], dim=AISLE_DIM, seed=AISLE_SEED, progress=progress).products_ND
-    _say(progress, "aisles", 0, 1)
+    progress("aisles", 0, 1)
     distinct = len(np.unique(vectors_ND, axis=0))
     clusters = KMeans(min(AISLES, distinct), n_init=1, random_state=AISLE_SEED).fit(vectors_ND)
     names_A = _cluster_names(titles, clusters.labels_)
@@ -238,8 +237,3 @@ def _relevance(mean_grades: dict[tuple[str, int], float], grades: Sequence[int])
         "mean_grade": pa.array(list(mean_grades.values()), pa.float32()),
     }
     return pa.table(columns)
-
-
-def _say(progress: Progress | None, stage: str, done: int, total: int) -> None:
-    if progress is not None:
-        progress(stage, done, total)

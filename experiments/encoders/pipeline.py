@@ -1,8 +1,9 @@
 """Encoders end to end: train both stages, encode, measure retrieval (table 1) and probes (section 5)."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -17,7 +18,6 @@ from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.evaluation.probe_report import ProbeReport
-from embeddings.evaluation.probe_training import ProbeConfig
 from embeddings.evaluation.probes import ProbeLabels, VectorPair, run_probes
 from embeddings.evaluation.retrieval import Judgements
 from embeddings.relevance.grades import read_grades
@@ -32,15 +32,14 @@ from embeddings.stages.runs import (
     pretrain,
     warm_up,
 )
-from embeddings.stages.stage1_model import PretrainConfig
-from embeddings.stages.stage2_model import AlignConfig
+from embeddings.stages.stage1 import PretrainConfig
+from embeddings.stages.stage2 import AlignConfig
 from embeddings.stages.warmup import ImageWarmupConfig, WarmupConfig
 from embeddings.tables.encode import Encoded, encode_products, encode_queries
 from experiments.encoders.retrieval_rows import Bm25Row, RandomRow, TableRow, VectorRow
 from experiments.encoders.table1 import Table1, evaluate_rows
 from experiments.marketplace.judgements import MarketplaceTruth
-
-Progress = Callable[[str, int, int], None]
+from features.progress import Progress, silent
 
 
 class EncodersConfig(BaseModel):
@@ -106,15 +105,11 @@ class EncodersConfig(BaseModel):
 
     def with_seed(self, seed: int) -> "EncodersConfig":
         """The same with another seed for weights, batches and tuples; the hold-out stays."""
-        return self.model_copy(
-            update={
-                "seed": seed,
-                "warmup": self.warmup and self.warmup.model_copy(update={"seed": seed}),
-                "image_warmup": self.image_warmup and self.image_warmup.model_copy(update={"seed": seed}),
-                "pretrain": self.pretrain and self.pretrain.model_copy(update={"seed": seed}),
-                "align": self.align and self.align.model_copy(update={"seed": seed}),
-            }
-        )
+        names = ("warmup", "image_warmup", "pretrain", "align")
+        parts = {
+            name: part.model_copy(update={"seed": seed}) for name in names if (part := getattr(self, name))
+        }
+        return self.model_copy(update={"seed": seed, **parts})
 
 
 def first_encoder(
@@ -189,7 +184,7 @@ def run_align(
     start: DashClipEncoder | None = None,
     device: str = "cpu",
     show: ShowReport | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> StageRun:
     """Stage 2, from the encoder of stage 1 or from scratch.
 
@@ -223,7 +218,7 @@ def encode_tables(
     only_new: bool = False,
     batch_size: int = 64,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> tuple[Encoded, Encoded | None]:
     """All products of `data` to `folder`/products and the queries, all if None, to `folder`/queries."""
     catalog = ProductCatalog.open(data, modalities=inputs.modalities, text_columns=inputs.text_columns)
@@ -260,7 +255,7 @@ def measure_retrieval(
     candidate: str = "dashclip",
     k: int = 10,
     resamples: int = 1000,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Table1:
     """Table 1 on the held-out queries: random, BM25 and the rows of `tables` (folders with both tables).
 
@@ -277,44 +272,35 @@ def measure_retrieval(
     rows: dict[str, TableRow] = {}
     if baselines:
         rows |= {"random": RandomRow(), "bm25": Bm25Row(catalog.ids, catalog.titles)}
-    for name, folder in tables.items():
-        rows[name] = VectorRow(
-            EmbeddingTable.load(folder / "products", verify=False),
-            EmbeddingTable.load(folder / "queries", verify=False),
-        )
+    rows |= {name: VectorRow(*_both_tables(folder)) for name, folder in tables.items()}
+    evaluate = partial(evaluate_rows, rows, k=k, candidate=candidate, resamples=resamples, progress=progress)
     grades = read_grades(data)
     held_out_Q = query_roles(grades.queries, holdout) == role
-    unseen_P = product_roles(catalog.ids, holdout) == TEST
-    if (data / "truth").is_dir():
-        truth = MarketplaceTruth.read(data)
-        judgements = truth.judgements(grades.queries.filter(pa.array(held_out_Q)))
-        return evaluate_rows(
-            rows,
-            judgements,
-            simulated=True,
-            description="simulated marketplace, complete simulated truth",
-            k=k,
-            candidate=candidate,
-            resamples=resamples,
-            query_slices=truth.kind_masks(judgements.queries),
-            product_slices={
-                "held-out products": unseen_P,
-                "products whose title hides a fact": truth.hides_fact_P,
-            },
-            progress=progress,
+    if not (data / "truth").is_dir():
+        return evaluate(
+            graded_judgements(data).select_queries(held_out_Q),
+            simulated=False,
+            description="graded pairs of held-out queries",
+            pool="judged",
         )
-    judgements = graded_judgements(data).select_queries(held_out_Q)
-    return evaluate_rows(
-        rows,
+    truth = MarketplaceTruth.read(data)
+    judgements = truth.judgements(grades.queries.filter(pa.array(held_out_Q)))
+    return evaluate(
         judgements,
-        simulated=False,
-        description="graded pairs of held-out queries",
-        k=k,
-        pool="judged",
-        candidate=candidate,
-        resamples=resamples,
-        progress=progress,
+        simulated=True,
+        description="simulated marketplace, complete simulated truth",
+        query_slices=truth.kind_masks(judgements.queries),
+        product_slices={
+            "held-out products": product_roles(catalog.ids, holdout) == TEST,
+            "products whose title hides a fact": truth.hides_fact_P,
+        },
     )
+
+
+def _both_tables(folder: Path) -> tuple[EmbeddingTable, EmbeddingTable]:
+    """Of products and of queries."""
+    products, queries = (EmbeddingTable.load(folder / kind, verify=False) for kind in ("products", "queries"))
+    return products, queries
 
 
 def graded_judgements(data: Path) -> Judgements:
@@ -336,8 +322,7 @@ def measure_probes(
     after: Path,
     *,
     holdout: HoldoutConfig,
-    config: ProbeConfig | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> tuple[ProbeReport, VectorPair, VectorPair, ProbeLabels]:
     """Both probes of paper section 5 on two folders of tables.
 
@@ -357,12 +342,11 @@ def measure_probes(
     pairs = [
         VectorPair.from_tables(
             name,
-            EmbeddingTable.load(folder / "products", verify=False),
-            EmbeddingTable.load(folder / "queries", verify=False),
+            *_both_tables(folder),
             product_ids=catalog.ids,
             query_texts=grades.queries,
         )
         for name, folder in (("before training", before), ("DashCLIP", after))
     ]
-    report = run_probes(pairs[0], pairs[1], labels, config=config, progress=progress)
+    report = run_probes(pairs[0], pairs[1], labels, progress=progress)
     return report, pairs[0], pairs[1], labels

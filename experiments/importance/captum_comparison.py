@@ -1,14 +1,17 @@
-"""Captum's own FeaturePermutation on the whole ranker: what the shared forward pass is compared with.
+"""Our permutation importance against Captum's on the same rows, features and permutations.
 
-Written as Captum's documentation suggests for a metric: `forward_func` returns one number for the whole set.
-Captum takes tensors only, so its input is a matrix of row numbers, one column a feature: a column that moves
-takes its feature along, in all tensors that it consists of. Every call scores all rows with the whole model.
+Captum's is called as its documentation suggests for a metric: `forward_func` returns one number for the whole
+set. Captum takes tensors only, so its input is a matrix of row numbers, one column a feature: a column that
+moves takes its feature along, in all tensors that it consists of. Every call scores all rows with the model.
 
 Shapes: N rows, F features (one column of row numbers each), B rows of a batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +20,72 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from experiments.importance.model_features import Feature
-from experiments.importance.split_rows import Rows, SplitRows
+from experiments.importance.methods.perturbation import measure_exchanges, row_permutation
+from experiments.importance.model_features import Feature, features_of
+from experiments.importance.result import ALL
+from experiments.importance.run_parts import layout_of
+from experiments.importance.split_rows import Rows, SplitRows, open_split
 from features.batches.batch import SEMANTIC_KEYS, one_id_each
 from features.batches.pretrained_rows import SemanticRows
+from features.progress import Progress, silent
 from ranking.metrics import log_loss, roc_auc
 from ranking.model import Ranker, TwoTowerRanker
+from ranking.run import load_run
 
 _BATCH_ROWS = 8192  # that of the test evaluation
+_WARM_UP_FEATURES = 2
+
+
+def compare_with_captum(
+    folder: Path, *, split: str = "test", seed: int = 0, progress: Progress = silent
+) -> dict[str, Any]:
+    """CPU seconds of both for one permutation of every feature (without groups), and the largest difference.
+
+    Processor time, since other work on the machine does not count in it. Ours is timed before and after the
+    peer and averaged, so that a machine that slows down slows both.
+
+    Returns:
+        speedup, seconds_ours, seconds_captum, features, rows, largest_difference (in AUC), threads.
+    """
+    run = load_run(folder)
+    layout = layout_of(run)
+    features = features_of(run.feature_set.manifest, run.config.ranker)
+    with open_split(run.feature_set, split) as rows:
+        masks = {ALL: np.ones(len(rows), dtype=bool)}
+        permutation = row_permutation(len(rows), seed=seed, repeat=0)
+
+        def ours(count: int) -> tuple[float, list[float]]:
+            started = time.process_time()
+            measured = measure_exchanges(
+                layout, rows, features[:count], permutations=[permutation], masks=masks
+            )
+            seconds = time.process_time() - started
+            return seconds, [measured.values[f.key][ALL]["auc"][0] for f in features[:count]]
+
+        ours(_WARM_UP_FEATURES)
+        before, values = ours(len(features))
+        started = time.process_time()
+        naive_F = captum_permutation(
+            run.ranker,
+            rows,
+            features,
+            semantic=run.semantic.rows if run.semantic else None,
+            permutation=permutation,
+            progress=progress,
+        )
+        captum_seconds = time.process_time() - started
+        after, _ = ours(len(features))
+    seconds = (before + after) / 2
+    return {
+        "speedup": captum_seconds / seconds,
+        "seconds_ours": seconds,
+        "seconds_captum": captum_seconds,
+        "features": len(features),
+        "rows": len(permutation),
+        "repeats": 1,
+        "largest_difference": float(np.abs(np.array(values) - naive_F).max()),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def captum_permutation(
@@ -35,7 +96,7 @@ def captum_permutation(
     semantic: SemanticRows | None,
     permutation: Rows,
     metric: str = "auc",
-    progress: Callable[[int], None] | None = None,
+    progress: Progress = silent,
 ) -> NDArray[np.float64]:
     """Importance [F] of features that share no input, for one permutation; positive is useful."""
     scorer = _WholeModel(ranker, rows, features, semantic)
@@ -46,8 +107,7 @@ def captum_permutation(
         nonlocal calls
         logit_N = scorer(row_NF.numpy())
         calls += 1
-        if progress:
-            progress(calls)
+        progress("Captum's FeaturePermutation", calls, len(features) + 1)
         value = roc_auc(clicked_N, logit_N) if metric == "auc" else -log_loss(clicked_N, logit_N)
         return torch.tensor([value], dtype=torch.float64)
 

@@ -5,11 +5,12 @@ Shapes: R runs, F features.
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from experiments.importance.correlated import CandidatePair, correlated_pairs, described
-from experiments.importance.methods.perturbation import Progress
 from experiments.importance.model_features import features_of, groups_of, joined
 from experiments.importance.result import ALL, ImportanceReport
 from experiments.importance.run_parts import MeasureOptions, Parts, RunMeasurement
@@ -24,8 +25,10 @@ from experiments.importance.summary import (
     slice_rows_of,
 )
 from experiments.runtime.environment import commit, environment
+from experiments.runtime.job_pool import Job, JobProgress, run_jobs
 from features.feature_set import FeatureSet
-from ranking.run import RunConfig, input_fingerprints
+from features.progress import Progress, silent
+from ranking.run import RunConfig, input_fingerprints, run_config
 
 
 def measure(
@@ -35,7 +38,7 @@ def measure(
     command: str,
     parts: Path | None = None,
     scratch: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> ImportanceReport:
     """Measure the runs in `folders` and combine them.
 
@@ -104,15 +107,92 @@ def measure(
     )
 
 
+def measure_parts(
+    folders: Sequence[Path],
+    options: MeasureOptions,
+    *,
+    parts: Path,
+    scratch: Path,
+    processes: int,
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Fill `parts` with all that `measure` needs of each run alone, several seeds at the same time.
+
+    What fails is left to `measure`, which computes what it does not find, or says what is wrong.
+    """
+    shares = [folders[first::processes] for first in range(min(processes, len(folders)))]
+    jobs = [
+        Job(
+            name=share[0].name,
+            run=partial(_measure_share, share, replace(options, pairs=0), parts, scratch),
+            folder=parts / share[0].name,
+        )
+        for share in shares
+    ]
+
+    def tell(job: JobProgress) -> None:
+        if not job.ended:
+            progress(job.stage, job.done, job.total)
+
+    run_jobs(jobs, processes=len(jobs), threads=threads, on_progress=tell)
+
+
+def _measure_share(
+    folders: Sequence[Path], options: MeasureOptions, parts: Path, scratch: Path, tell: Progress
+) -> None:
+    measure(folders, options, command="", parts=parts, scratch=scratch, progress=tell)
+
+
+def run_folders(paths: Sequence[Path]) -> list[Path]:
+    """Run folders as given; the folder of a sweep's variant stands for its finished runs, by seed.
+
+    Raises:
+        ValueError: a folder is neither, or is a whole sweep.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if (path / "config.json").exists():
+            found.append(path)
+            continue
+        if (path / "sweep.json").exists():
+            variants = sorted({seed.parent.name for seed in path.glob("*/seed-*") if seed.is_dir()})
+            raise ValueError(
+                f"{path} is a whole sweep; name one of its variants, such as {path / variants[-1]}"
+                if variants
+                else f"{path} is a sweep without runs; `dashclip sweep` makes them"
+            )
+        seeds = [seed for seed in path.glob("seed-*") if (seed / "run.json").exists()]
+        if not seeds:
+            raise ValueError(f"{path} is neither a run (config.json) nor a variant with finished seed-… runs")
+        found += sorted(seeds, key=lambda seed: int(seed.name.removeprefix("seed-")))
+    return found
+
+
+def default_out(paths: Sequence[Path]) -> Path:
+    """A single run's own folder; the sweep of a variant; the common parent of several runs.
+
+    Raises:
+        ValueError: the paths have no common parent but the root.
+    """
+    first = paths[0]
+    if len(paths) == 1 and (first / "config.json").exists():
+        return first
+    parents = [path.parent for path in paths]
+    if any(parent != parents[0] for parent in parents):
+        raise ValueError("the runs lie in different folders; say with --out where their report goes")
+    parent = parents[0]
+    if not (parent / "sweep.json").exists() and (parent.parent / "sweep.json").exists():
+        return parent.parent
+    return parent
+
+
 def _configs(folders: Sequence[Path]) -> list[RunConfig]:
     if not folders:
         raise ValueError("importance needs at least one run folder")
     configs: list[RunConfig] = []
     for folder in folders:
-        try:
-            configs.append(RunConfig.model_validate_json((folder / "config.json").read_text()))
-        except FileNotFoundError:
-            raise ValueError(f"{folder} is not a run: it has no config.json") from None
+        configs.append(run_config(folder))
         if not (folder / "run.json").exists():
             raise ValueError(f"the run in {folder} is not finished: it has no run.json; train it to its end")
         first, other = configs[0], configs[-1]

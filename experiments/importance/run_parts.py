@@ -15,7 +15,6 @@ from experiments.importance.methods.attribution import STEPS, integrated_gradien
 from experiments.importance.methods.perturbation import (
     BATCH_ROWS,
     Measured,
-    Progress,
     SliceMetrics,
     measure_exchanges,
     row_permutation,
@@ -27,6 +26,7 @@ from experiments.importance.slices import Mask, Partition
 from experiments.importance.split_rows import SplitRows
 from features.artifacts import atomic_write_json
 from features.feature_set import FeatureSet
+from features.progress import Progress
 from ranking.run import Run, RunConfig, load_run
 
 #: Raised when parts of older versions would mean something else.
@@ -118,7 +118,7 @@ class RunMeasurement:
         options: MeasureOptions,
         partitions: Sequence[Partition],
         parts: Parts,
-        progress: Progress | None,
+        progress: Progress,
         *,
         of: int,
     ) -> None:
@@ -264,8 +264,7 @@ class RunMeasurement:
         }
 
         def progress(_: str, done: int, total: int) -> None:
-            if self._tell:
-                self._tell(f"{self.title}: integrated gradients", done, total)
+            self._tell(f"{self.title}: integrated gradients", done, total)
 
         def compute() -> dict[str, Any]:
             found = integrated_gradients(

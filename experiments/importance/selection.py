@@ -6,8 +6,10 @@ days, which chose nothing. Features that are each dispensable may not be so toge
 
 import hashlib
 import json
+import os
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +18,17 @@ import numpy as np
 import torch
 
 from experiments.importance.measure import measure
-from experiments.importance.methods.perturbation import Progress
-from experiments.importance.model_features import Feature, features_of
-from experiments.importance.narrow_features import write_narrow
+from experiments.importance.model_features import Feature, counter_sides, features_of
 from experiments.importance.result import Selection, SelectionSide
 from experiments.importance.run_parts import MeasureOptions
 from experiments.runtime.environment import environment
 from experiments.statistics.intervals import paired_difference
+from features.artifacts import atomic_folder, atomic_write_json
 from features.batches.batch import Batch
 from features.feature_set import FeatureSet, Manifest
+from features.progress import Progress, silent
 from ranking.model import RankerConfig
-from ranking.run import Run, RunConfig, execute_run, is_finished, load_run
+from ranking.run import Run, RunConfig, execute_run, is_finished, load_run, run_config
 from ranking.train import TrainingProgress
 
 _CHOSEN_ON = "validation"
@@ -40,7 +42,7 @@ def select_and_retrain(
     *,
     threshold: float,
     out: Path,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Selection:
     """Drop every feature whose importance lies below `threshold`, train each seed again, compare.
 
@@ -54,7 +56,7 @@ def select_and_retrain(
     Raises:
         ValueError: no feature lies below the threshold.
     """
-    configs = [RunConfig.model_validate_json((folder / "config.json").read_text()) for folder in folders]
+    configs = [run_config(folder) for folder in folders]
     feature_set = FeatureSet.open(configs[0].features)
     manifest, ranker = feature_set.manifest, configs[0].ranker
     out.mkdir(parents=True, exist_ok=True)
@@ -133,11 +135,10 @@ def _narrowed(config: RunConfig, features: Path, dropped: Sequence[Feature]) -> 
 
 
 def _retrained(
-    config: RunConfig, features: Path, dropped: Sequence[Feature], folder: Path, progress: Progress | None
+    config: RunConfig, features: Path, dropped: Sequence[Feature], folder: Path, progress: Progress
 ) -> Path:
     def on_step(done: TrainingProgress, total_steps: int) -> None:
-        if progress:
-            progress(f"seed {config.seed}: training without {len(dropped)} features", done.step, total_steps)
+        progress(f"seed {config.seed}: training without {len(dropped)} features", done.step, total_steps)
 
     if not is_finished(folder):
         execute_run(
@@ -197,3 +198,70 @@ def _sentence(
         f"{before.megabytes:.1f} MB, and 100 rows take {after.latency_ms:.2f} instead of "
         f"{before.latency_ms:.2f} ms."
     )
+
+
+def narrow_manifest(manifest: Manifest, dropped: Collection[Feature]) -> Manifest:
+    """The manifest without the columns of `dropped`.
+
+    Counter keys of which no column is left go from the feature config; others keep all their windows there,
+    since counters are configured by key and window, not one by one.
+
+    Raises:
+        ValueError: no id feature would be left.
+    """
+    columns = {
+        manifest.dense_columns[i] for feature in dropped for i in feature.dense
+    }  # with the `_missing` companions
+    ids = {manifest.sparse_columns[i].name for feature in dropped for i in feature.sparse}
+    sparse_columns = tuple(column for column in manifest.sparse_columns if column.name not in ids)
+    if not sparse_columns:
+        raise ValueError("a ranker needs at least one id feature; keep one")
+    dense_columns = tuple(name for name in manifest.dense_columns if name not in columns)
+    config = manifest.config
+    sides = counter_sides(config.counters)
+    counters = config.counters
+    if counters is not None:
+        keys = tuple(
+            key
+            for key in counters.keys
+            if any(name in sides and _key_of(name) == key for name in dense_columns)
+        )
+        counters = counters.model_copy(update={"keys": keys}) if keys else None
+    return manifest.model_copy(
+        update={
+            "config": config.model_copy(
+                update={
+                    "dense": tuple(f for f in config.dense if f.name in dense_columns),
+                    "sparse": tuple(f for f in config.sparse if f.name not in ids),
+                    "counters": counters,
+                }
+            ),
+            "dense_columns": dense_columns,
+            "sparse_columns": sparse_columns,
+            "transforms": {n: t for n, t in manifest.transforms.items() if n not in columns},
+            "checksums": {
+                name: checksum
+                for name, checksum in manifest.checksums.items()
+                if name not in {f"vocabularies/{dropped_id}.parquet" for dropped_id in ids}
+            },
+        }
+    )
+
+
+def _key_of(column: str) -> str:
+    """The key of a counter column: `query_product_ctr_7d` is of `query_product`, not of `query`."""
+    return column.rsplit("_", 2)[0]
+
+
+def write_narrow(feature_set: FeatureSet, dropped: Collection[Feature], folder: Path) -> FeatureSet:
+    """Write the narrowed feature set; row files are hard links where the file system allows it."""
+    manifest = narrow_manifest(feature_set.manifest, dropped)
+    with atomic_folder(folder, ours=lambda found: (found / "manifest.json").exists()) as temporary:
+        for name in manifest.checksums:
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(feature_set.folder / name, temporary / name)
+            except OSError:
+                shutil.copyfile(feature_set.folder / name, temporary / name)
+        atomic_write_json(temporary / "manifest.json", manifest.model_dump(mode="json"))
+    return FeatureSet.open(folder)

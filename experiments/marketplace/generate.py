@@ -4,7 +4,6 @@ Memory is that of products, queries and users plus one day of the log, however l
 has its own child of the seed, so that leaving out images, for one, changes no other part.
 """
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.marketplace.config import MarketplaceConfig
-from experiments.marketplace.days.purchases import DAY_US, OrderSimulator, PurchaseRows, sorted_by_time
+from experiments.marketplace.days.purchases import OrderSimulator, sorted_by_time
 from experiments.marketplace.days.searches import SLATE_SIZES, SearchSimulator, match_pools, promotions
 from experiments.marketplace.facts import LogFacts
 from experiments.marketplace.tables import (
@@ -28,8 +27,8 @@ from experiments.marketplace.world.package_images import write_images
 from experiments.marketplace.world.queries import Queries, make_queries
 from experiments.marketplace.world.shoppers import PurchaseMemory, Shoppers, make_shoppers
 from features.artifacts import atomic_folder, atomic_write_json, json_file_has
-
-Progress = Callable[[str, int, int], None]
+from features.columns.clock import DAY_US
+from features.progress import Progress, silent
 
 DESCRIPTION = "marketplace.json"
 
@@ -37,7 +36,7 @@ DESCRIPTION = "marketplace.json"
 _CATALOG, _QUERIES, _MATCHES, _LABELS, _SHOPPERS, _DAYS, _PROMOTIONS, _IMAGES = range(8)
 
 
-def generate(config: MarketplaceConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+def generate(config: MarketplaceConfig, out: Path, *, progress: Progress = silent) -> dict[str, Any]:
     """Write a marketplace to the folder `out` and return its summary (also in `out/marketplace.json`).
 
     Equal configs give equal tables. The folder appears when all of it is there; an error or an interrupt
@@ -49,13 +48,12 @@ def generate(config: MarketplaceConfig, out: Path, *, progress: Progress | None 
     Raises:
         FileExistsError: `out` holds something that is not a marketplace.
     """
-    tell = progress or (lambda stage, done, total: None)
     with atomic_folder(out, ours=is_marketplace) as folder:
-        tell("products", 0, 1)
+        progress("products", 0, 1)
         catalog = make_catalog(config, _child(config, _CATALOG))
         queries = make_queries(config, catalog, _child(config, _QUERIES))
         matches = match_pools(catalog, queries, np.random.default_rng(_child(config, _MATCHES)))
-        tell("products", 1, 1)
+        progress("products", 1, 1)
         labels = label_pairs(config, catalog, queries, matches, _child(config, _LABELS))
         shoppers = make_shoppers(config, catalog, _child(config, _SHOPPERS))
         write_queries(folder, catalog, queries)
@@ -66,11 +64,11 @@ def generate(config: MarketplaceConfig, out: Path, *, progress: Progress | None 
         searches = SearchSimulator(config, catalog, queries, shoppers, matches)
         facts = LogFacts(config, queries)
         with LogWriter(folder, catalog, queries) as log:
-            _simulate_days(config, catalog, shoppers, orders, searches, facts, log, tell)
+            _simulate_days(config, catalog, shoppers, orders, searches, facts, log, progress)
 
         images: list[str | None] = [None] * catalog.num_products
         if config.images:
-            images = write_images(folder, catalog, config.image_pixels, _child(config, _IMAGES), tell)
+            images = write_images(folder, catalog, config.image_pixels, _child(config, _IMAGES), progress)
         write_products(folder, catalog, images)
         summary = _summary(catalog, queries, shoppers, labels, facts)
         content = {
@@ -122,21 +120,12 @@ def _simulate_days(
         bought = sorted_by_time(*parts)
         ends = day_start_us + DAY_US if day < config.days - 1 else np.iinfo(np.int64).max
         today = int(np.searchsorted(bought.time_us_N, ends))
-        pending = _slice(bought, slice(today, None))
-        bought = _slice(bought, slice(0, today))
+        pending = bought.rows(slice(today, None))
+        bought = bought.rows(slice(0, today))
         log.purchases(bought)
         facts.add_purchases(bought)
         memory.add(bought.user_N, bought.product_N, day)
         tell("days", done + 1, total_days)
-
-
-def _slice(rows: PurchaseRows, part: slice) -> PurchaseRows:
-    return PurchaseRows(
-        time_us_N=rows.time_us_N[part],
-        user_N=rows.user_N[part],
-        product_N=rows.product_N[part],
-        quantity_N=rows.quantity_N[part],
-    )
 
 
 def _summary(

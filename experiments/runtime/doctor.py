@@ -5,9 +5,6 @@ torch, fbgemm and torchrec must fit together, but no resolver can see it (torchr
 which declares no torch), so a mismatch ends in an undefined symbol at the first lookup.
 """
 
-import importlib.metadata
-import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -15,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from experiments.runtime.environment import cpu_model, installed_versions, usable_cores
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -54,17 +53,6 @@ def diagnose(folder: Path) -> list[Finding]:
 def exit_code(findings: Sequence[Finding]) -> int:
     """1 when something fails, else 0; warnings do not count."""
     return int(any(finding.status == "fail" for finding in findings))
-
-
-def installed_versions(names: Sequence[str]) -> dict[str, str | None]:
-    """Version of each distribution, None when it is not installed."""
-    versions: dict[str, str | None] = {}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
 
 
 def check_python(version: tuple[int, ...]) -> Finding:
@@ -264,26 +252,15 @@ def _check_processor() -> list[Finding]:
     builds = installed_versions((CPU_BUILD, CUDA_BUILD))
     build = CPU_BUILD if builds[CPU_BUILD] else CUDA_BUILD if builds[CUDA_BUILD] else None
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    usable_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return [
         check_cpu(
-            _cpu_model(),
+            cpu_model(),
             torch.backends.cpu.get_cpu_capability(),
             bf16=torch.ops.mkldnn._is_mkldnn_bf16_supported(),
         ),
         check_gpu(gpus, build, torch_cuda=torch.version.cuda),
-        check_threads(torch.get_num_threads(), usable_cores),
+        check_threads(torch.get_num_threads(), usable_cores()),
     ]
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux: the architecture has to do
-    return platform.processor() or platform.machine()
 
 
 def _available_memory() -> int:

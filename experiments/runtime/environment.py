@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +24,8 @@ _PACKAGES = (
     "tokenizers",
     "faiss-cpu",
 )
+_BENCHMARKED = ("torch", "torchrec", "fbgemm-gpu-cpu", "duckdb", "pyarrow", "pandas", "numpy")
+_CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def environment() -> dict[str, Any]:
@@ -31,12 +34,44 @@ def environment() -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "python": platform.python_version(),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "packages": {name: found for name, found in installed_versions(_PACKAGES).items() if found},
         "system": platform.system(),
         "cpu": cpu_model(),
         "cores": psutil.cpu_count(logical=True),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gib": _memory_gib(),
     }
+
+
+def describe_machine(libraries: Sequence[str] = _BENCHMARKED) -> dict[str, Any]:
+    """What a speed was measured on: processor, memory, system, `libraries`, commit and date, as JSON.
+
+    Enough to judge a number by, nothing that identifies the machine.
+    """
+    fields = _cpuinfo()
+    family = f" (family {fields['cpu family']}, model {fields['model']})" if "cpu family" in fields else ""
+    flags = fields.get("flags", "").split()
+    return {
+        "processor": cpu_model() + family,
+        "instructions": [feature for feature in _CPU_FEATURES if feature in flags],
+        "cores": os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "libraries": {name: found for name, found in installed_versions(libraries).items() if found},
+        "commit": _git("describe", "--always", "--dirty", "--abbrev=10", folder=Path(__file__).parent)
+        or "unknown",
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def installed_versions(names: Sequence[str]) -> dict[str, str | None]:
+    """Version of each distribution, None when it is not installed."""
+    versions: dict[str, str | None] = {}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return versions
 
 
 def commit() -> str | None:
@@ -50,12 +85,7 @@ def commit() -> str | None:
 
 def cpu_model() -> str:
     """Name of the processor as the system gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 def usable_cores() -> int:
@@ -73,11 +103,20 @@ def cpu_quota(cpu_max: Path) -> int | None:
     return None if quota == "max" else int(quota) // int(period)
 
 
-def _version(name: str) -> str | None:
+def _memory_gib() -> float:
+    return round(psutil.virtual_memory().total / 2**30, 1)
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What the system says of its first processor; empty where it is not Linux."""
+    fields: dict[str, str] = {}
     try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    except OSError:
+        pass
+    return fields
 
 
 def _git(*arguments: str, folder: Path) -> str | None:

@@ -1,10 +1,12 @@
-"""Jobs that wait for one another, each in a process of its own, a few at the same time.
+"""Jobs that wait for one another, in processes beside this one, a few at the same time.
 
-A process of its own gives its memory back, and when it dies (out of memory, `kill -9`) no other job notices.
+A process takes one job after another, since starting one takes seconds. When it dies (out of memory,
+`kill -9`), only the job that it had fails.
 """
 
 import multiprocessing
 import os
+import signal
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -14,9 +16,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from experiments.runtime.quiet import quiet_imports
-
-#: Stage of a job, how far it is, out of how much.
-Tell = Callable[[str, int, int], None]
+from features.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Job:
     """Work to do: `run` and what is bound to it must be picklable."""
 
     name: str
-    run: Callable[[Tell], None]
+    run: Callable[[Progress], None]
     #: Where `failure.txt` goes.
     folder: Path
     #: Names of the jobs that must have ended well before.
@@ -47,9 +47,8 @@ OnProgress = Callable[[JobProgress], None]
 DIED = "its process died (out of memory?); run the same command again to resume"
 
 
-@dataclass(frozen=True)
-class _Running:
-    job: Job
+@dataclass(frozen=True, eq=False)
+class _Worker:
     process: SpawnProcess
     messages: Connection
 
@@ -74,7 +73,7 @@ def run_jobs(
     context = multiprocessing.get_context("spawn")
     tell = on_progress or (lambda _: None)
     errors: dict[str, str | None] = {}
-    waiting, running = list(jobs), list[_Running]()
+    waiting, running, idle = list(jobs), dict[_Worker, Job](), list[_Worker]()
     try:
         while waiting or running:
             for job in [job for job in waiting if any(errors.get(name) for name in job.needs)]:
@@ -83,29 +82,64 @@ def run_jobs(
                 waiting.remove(job)
                 tell(JobProgress(job.name, ended=True))
             ready = [job for job in waiting if all(errors.get(name, DIED) is None for name in job.needs)]
+            idle = [worker for worker in idle if worker.process.is_alive()]
             for job in ready[: max(0, processes - len(running))]:
                 waiting.remove(job)
-                running.append(_start(context, job, threads))
+                worker = idle.pop() if idle else _start(context, threads)
+                running[worker] = job
+                worker.messages.send(job)
             if running:  # none when the last jobs all needed one that failed; waiting for nothing never ends
-                wait([one.messages for one in running])
-            for one in [one for one in running if one.messages.poll()]:
+                wait([worker.messages for worker in running])
+            for worker in [worker for worker in running if worker.messages.poll()]:
                 try:
-                    message = one.messages.recv()
+                    message = worker.messages.recv()
                 except (EOFError, OSError):
+                    worker.process.join()
                     message = _Ended(DIED)
                 if isinstance(message, JobProgress):
                     tell(message)
                     continue
-                one.process.join()
-                one.messages.close()
-                running.remove(one)
-                errors[one.job.name] = message.error
-                tell(JobProgress(one.job.name, ended=True))
+                job = running.pop(worker)
+                idle.append(worker)
+                errors[job.name] = message.error
+                tell(JobProgress(job.name, ended=True))
     finally:
-        for one in running:
-            one.process.terminate()
-            one.process.join()
+        for worker in (*running, *idle):
+            worker.process.terminate()
+            worker.process.join()
+            worker.messages.close()
     return {job.name: errors[job.name] for job in jobs}
+
+
+def run_job(job: Job, progress: Progress) -> str | None:
+    """Run a job in this process.
+
+    Returns:
+        What went wrong, also in `failure.txt`; None if nothing did.
+    """
+    failure = job.folder / "failure.txt"
+    failure.unlink(missing_ok=True)
+    try:
+        job.run(progress)
+    except Exception as problem:  # reported by name; the other jobs go on
+        job.folder.mkdir(parents=True, exist_ok=True)
+        failure.write_text(traceback.format_exc(), encoding="utf-8")
+        return f"{type(problem).__name__}: {problem}"
+    return None
+
+
+def prepare_process(threads: int) -> None:
+    """What a process does before its first job; `threads` are those that torch may use.
+
+    From now on it ends when its parent does, also when that is killed; if it outlived it, it would go on
+    writing the folders that the next call resumes. Ctrl-C reaches both, and is left to the parent.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+    quiet_imports()
+    import torch
+
+    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -124,41 +158,23 @@ def _check(jobs: Sequence[Job]) -> None:
         seen.add(job.name)
 
 
-def _start(context: multiprocessing.context.SpawnContext, job: Job, threads: int) -> _Running:
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(job, sender, threads), name=job.name)
+def _start(context: multiprocessing.context.SpawnContext, threads: int) -> _Worker:
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, threads))
     process.start()
-    sender.close()  # so that the pipe ends when the process does
-    return _Running(job, process, receiver)
+    theirs.close()  # so that the pipe ends when the process does
+    return _Worker(process, ours)
 
 
-def _run(job: Job, messages: Connection, threads: int) -> None:
-    end_with_parent()
-    quiet_imports()
-    import torch
+def _work(messages: Connection, threads: int) -> None:
+    prepare_process(threads)
+    while True:  # until it is terminated
+        job: Job = messages.recv()
 
-    torch.set_num_threads(threads)
+        def tell(stage: str, done: int, total: int, name: str = job.name) -> None:
+            messages.send(JobProgress(name, stage, done, total))
 
-    def tell(stage: str, done: int, total: int) -> None:
-        messages.send(JobProgress(job.name, stage, done, total))
-
-    failure, error = job.folder / "failure.txt", None
-    failure.unlink(missing_ok=True)
-    try:
-        job.run(tell)
-    except Exception as problem:  # reported by name; the other jobs go on
-        job.folder.mkdir(parents=True, exist_ok=True)
-        failure.write_text(traceback.format_exc(), encoding="utf-8")
-        error = f"{type(problem).__name__}: {problem}"
-    messages.send(_Ended(error))
-
-
-def end_with_parent() -> None:
-    """From now on this process ends when the one that started it does, also when that is killed.
-
-    If it outlived it, it would go on writing the folders that the next call resumes.
-    """
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
+        messages.send(_Ended(run_job(job, tell)))
 
 
 def _wait_for_parent() -> None:

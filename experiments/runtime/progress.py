@@ -1,109 +1,36 @@
-"""What a training run and an encoding look like on the terminal: rate, time left, losses, evaluations."""
+"""What long work looks like on the terminal: a bar for each stage, with rate, time left and losses."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     SpinnerColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Display
 from rich.table import Column
 
-from embeddings.training.loop import Report
-from experiments.runtime.job_pool import JobProgress, Tell
+from features.progress import Progress
+
+if TYPE_CHECKING:  # not all work that is shown needs torch
+    from embeddings.training.loop import Report
+    from experiments.runtime.job_pool import JobProgress
 
 #: Cut off where the terminal is too narrow; the other columns never are.
 NOTE = TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True))
 
 
 @contextmanager
-def training_progress(console: Console) -> Iterator[Callable[[Report], None]]:
-    """One bar a stage, over its steps, with the losses; each evaluation stays as a line above."""
-    with _bar(console, NOTE) as bar:
-        yield _reports_to(bar)
-
-
-@contextmanager
-def stage_progress(console: Console) -> Iterator[Tell]:
-    """One bar a stage name, with rate and time left."""
-    with _bar(console, NOTE) as bar:
-        yield _stages_to(bar)
-
-
-@contextmanager
-def training_and_stage_progress(console: Console) -> Iterator[tuple[Callable[[Report], None], Tell]]:
-    """Both on one display: for the training, and for what comes before and after it."""
-    with _bar(console, NOTE) as bar:
-        yield _reports_to(bar), _stages_to(bar)
-
-
-@contextmanager
-def job_progress(console: Console) -> Iterator[Callable[[JobProgress], None]]:
-    """One bar a running job, which names the stage it is in; what ended stays as a line above."""
-    with _bar(console) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def tell(job: JobProgress) -> None:
-            if job.ended:
-                if job.name in tasks:
-                    bar.remove_task(tasks.pop(job.name))
-                bar.console.print(f"  {job.name} ended")
-                return
-            if job.name not in tasks:
-                tasks[job.name] = bar.add_task(job.name, total=None)
-            bar.update(
-                tasks[job.name],
-                description=f"{job.name}, {job.stage}",
-                completed=job.done,
-                total=job.total,
-            )
-
-        yield tell
-
-
-def _reports_to(bar: Progress) -> Callable[[Report], None]:
-    tasks: dict[str, TaskID] = {}
-
-    def show(report: Report) -> None:
-        if report.title not in tasks:
-            for earlier in tasks.values():
-                bar.stop_task(earlier)
-            tasks[report.title] = bar.add_task(report.title, total=None, note="")
-        losses = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
-        note = f"{report.rows_per_second:,.0f} {report.rows_name}/s  {losses}"
-        bar.update(tasks[report.title], completed=report.step, total=report.total_steps, note=note)
-        if report.evaluation:
-            measures = ", ".join(f"{name} {value:.4f}" for name, value in report.evaluation.items())
-            line = f"  {report.title}, step {report.step:,} of {report.total_steps:,}: {measures}"
-            bar.console.print(line, soft_wrap=True)
-
-    return show
-
-
-def _stages_to(bar: Progress) -> Tell:
-    tasks: dict[str, tuple[TaskID, int]] = {}
-
-    def tell(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            # Work taken over from an earlier call is no rate of this one.
-            tasks[stage] = (bar.add_task(stage, total=total, completed=done, note=""), done)
-        task_id, first = tasks[stage]
-        elapsed = bar.tasks[bar.task_ids.index(task_id)].elapsed or 0.0
-        rate = f"{(done - first) / elapsed:,.0f}/s" if elapsed > 0.5 and done > first else ""
-        bar.update(task_id, completed=done, total=total, note=rate)
-
-    return tell
-
-
-def _bar(console: Console, *more: TextColumn) -> Progress:
-    return Progress(
+def progress_bars(console: Console) -> "Iterator[Bars]":
+    """Bars on the terminal while the block runs; they stay there when it ends."""
+    with Display(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=14),
@@ -111,7 +38,54 @@ def _bar(console: Console, *more: TextColumn) -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        *more,
+        NOTE,
         console=console,
-        expand=bool(more),
-    )
+        expand=True,
+    ) as display:
+        yield Bars(display)
+
+
+class Bars:
+    """One bar a stage: call it with (stage, done, total)."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._bar_of: dict[str, tuple[TaskID, int]] = {}
+        self._training: str | None = None
+
+    def __call__(self, stage: str, done: int, total: int, note: str | None = None) -> None:
+        """Move a stage's bar; `note` stands beside it, the rate if not given."""
+        if stage not in self._bar_of:
+            # Work taken over from an earlier call is no rate of this one.
+            self._bar_of[stage] = (self._display.add_task(stage, total=total, completed=done, note=""), done)
+        bar, first = self._bar_of[stage]
+        if note is None:
+            elapsed = self._display.tasks[self._display.task_ids.index(bar)].elapsed or 0.0
+            note = f"{(done - first) / elapsed:,.0f}/s" if elapsed > 0.5 and done > first else ""
+        self._display.update(bar, completed=done, total=total, note=note)
+
+    def under(self, title: str) -> Progress:
+        """One bar for all stages, each of which is named beside it while it lasts."""
+        return lambda stage, done, total: self(title, done, total, stage)
+
+    def training(self, report: "Report") -> None:
+        """Move the bar of a training's steps, with the losses; each evaluation stays as a line above."""
+        if self._training not in (None, report.title):
+            self._display.stop_task(self._bar_of[self._training][0])
+        self._training = report.title
+        losses = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
+        note = f"{report.rows_per_second:,.0f} {report.rows_name}/s  {losses}"
+        self(report.title, report.step, report.total_steps, note)
+        if report.evaluation:
+            measures = ", ".join(f"{name} {value:.4f}" for name, value in report.evaluation.items())
+            line = f"  {report.title}, step {report.step:,} of {report.total_steps:,}: {measures}"
+            self._display.console.print(line, soft_wrap=True)
+
+    def job(self, job: "JobProgress") -> None:
+        """Move the bar of a running job, with the stage it is in; what ended stays as a line above."""
+        if not job.ended:
+            self(job.name, job.done, job.total, job.stage)
+            return
+        if job.name in self._bar_of:
+            self._display.remove_task(self._bar_of.pop(job.name)[0])
+        self._display.console.print(f"  {job.name} ended")

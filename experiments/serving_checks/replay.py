@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.online.request import RequestError, ScoreRequest
+from features.progress import Progress, silent
 from ranking.metrics import log_loss, roc_auc
 from serving.packaging.logged_requests import LoggedImpressions
 from serving.wire.reply import ScoreReply
@@ -81,7 +82,7 @@ def replay(
     score: Score,
     *,
     live: bool = True,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Replay:
     """Send logged requests and compare with offline probabilities.
 
@@ -110,8 +111,7 @@ def replay(
             inversion = largest_inversion(offline_M[rows_N], reply.order_N)
             same_order += inversion == 0
             reordered = max(reordered, inversion)
-        if progress:
-            progress("replaying", first + len(batch), len(groups))
+        progress("replaying", first + len(batch), len(groups))
     if not replies:
         raise ValueError(f"no request was scored: {refusals[0] if refusals else 'there are none'}")
     return _summary(logged, offline_M, served_M, replies, refusals, same_order, reordered)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from features.online.request import ScoreRequest
 from features.online.request_features import FeatureRows
+from features.progress import Progress, silent
 from serving.packaging.logged_requests import LoggedImpressions
 
 
@@ -46,7 +47,7 @@ def skew(
     *,
     dense_columns: Sequence[str],
     sparse_columns: Sequence[str],
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> list[FeatureSkew]:
     """Compare feature by feature, the most different first.
 
@@ -63,8 +64,7 @@ def skew(
         start, end = end, end + len(rows_N)
         dense_MF[start:end], sparse_MS[start:end] = served.dense_NF, served.sparse_NS
         other_histories += not np.array_equal(seen.history, served.history)
-        if progress:
-            progress("reading the snapshot", number, len(groups))
+        progress("reading the snapshot", number, len(groups))
     found = [
         FeatureSkew("purchase history", "history", other_histories / max(1, len(groups))),
     ]

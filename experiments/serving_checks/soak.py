@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import psutil
 
-from experiments.benchmarks.serving.memory import pss_mib
 from experiments.serving_checks.fuzz import ALLOWED, FuzzResult, fuzz_bodies, run_fuzz
 from experiments.serving_checks.loadtest import BAD_BODIES
 from experiments.serving_checks.soak_requests import Asked, Expectations
@@ -34,6 +33,7 @@ from serving.wire import arrow_codec, json_codec
 #: A request sent so long after a kill may still be given to the dead worker.
 _NOTICED_S = 1.0
 _SAMPLE_S = 5.0
+_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def fuzz_server(
             done[number] = so_far
             progress(done.total())
 
-        with _client(server) as client:
+        with server.client(timeout_s=_TIMEOUT_S) as client:
             part = run_fuzz(client.post, fuzz_bodies(requests, number), count=share, progress=count_one)
         with lock:
             total.statuses += part.statuses
@@ -229,16 +229,6 @@ def fuzz_server(
     }
 
 
-def _client(server: RunningServer) -> ScoreClient:
-    return ScoreClient(
-        server.url,
-        key_file=server.key_file,
-        management_url=server.management_url,
-        retries=0,
-        timeout_s=60.0,
-    )
-
-
 def _send(
     server: RunningServer,
     expectations: Expectations,
@@ -249,7 +239,7 @@ def _send(
     number: int,
 ) -> None:
     chance = random.Random(plan.seed * 1000 + number)
-    with _client(server) as client:
+    with server.client(timeout_s=_TIMEOUT_S) as client:
         while not stopped.wait(chance.expovariate(plan.rate_per_s / plan.clients)):
             if chance.random() < plan.bad_share:
                 status = _post(client, chance.choice(BAD_BODIES), json_codec.CONTENT_TYPE)[0]
@@ -308,13 +298,13 @@ def _refreshed(
 def _sample(server: RunningServer, result: SoakResult, now_s: float) -> None:
     try:
         root = psutil.Process(server.pid)
-        total = sum(pss_mib(one.pid) for one in (root, *root.children(recursive=True)))
-        oldest = min(worker_pids(server), key=lambda pid: psutil.Process(pid).create_time())
-        oldest_mib = pss_mib(oldest)
-    except (OSError, psutil.Error, ValueError):  # a worker ended between the look and the count
+        total = sum(one.memory_full_info().pss for one in (root, *root.children(recursive=True)))
+        oldest = min(map(psutil.Process, worker_pids(server)), key=psutil.Process.create_time)
+        oldest_mib = oldest.memory_full_info().pss / 2**20
+    except (psutil.Error, ValueError):  # a worker ended between the look and the count
         return
     result.memory_s.append(round(now_s, 1))
-    result.memory_mib.append(round(total, 1))
+    result.memory_mib.append(round(total / 2**20, 1))
     result.oldest_mib.append(round(oldest_mib, 1))
 
 

@@ -11,15 +11,16 @@ Two different noises, two different intervals, and neither covers the other:
 Shapes: S seeds, N test rows, P clicked rows, Q rows not clicked, U users, R resamples, M scored runs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from features.progress import Progress, silent
+
 FloatArray = npt.NDArray[np.float64]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def bootstrap_aucs(
     num_users: int,
     resamples: int,
     rng: np.random.Generator,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> FloatArray:
     """AUCs [R, M] of M scored runs on R samples of users drawn with replacement: *test-sample noise*.
 
@@ -141,8 +142,7 @@ def bootstrap_aucs(
         drawn = rng.integers(0, num_users, size=num_users)
         weights_U = np.bincount(drawn, minlength=num_users).astype(np.float64)
         aucs_RM[resample] = [run(weights_U) for run in runs_M]
-        if progress is not None:
-            progress("bootstrap over users", resample + 1, resamples)
+        progress("bootstrap over users", resample + 1, resamples)
     return aucs_RM
 
 

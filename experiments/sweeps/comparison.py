@@ -8,7 +8,6 @@ import numpy as np
 from experiments.statistics.intervals import (
     FloatArray,
     Interval,
-    Progress,
     UserWeightedAuc,
     bootstrap_aucs,
     paired_difference,
@@ -16,6 +15,7 @@ from experiments.statistics.intervals import (
     summarize_seeds,
 )
 from experiments.sweeps.results import SweepResults
+from features.progress import Progress
 from ranking.metrics import RankingMetrics, evaluate, expected_roc_auc
 
 
@@ -56,9 +56,7 @@ class Measurement:
 class ScoredRuns:
     """Metrics of every run on every slice, and the same runs' AUCs on resampled users."""
 
-    def __init__(
-        self, results: SweepResults, *, resamples: int, rng_seed: int, progress: Progress | None
-    ) -> None:
+    def __init__(self, results: SweepResults, *, resamples: int, rng_seed: int, progress: Progress) -> None:
         rows = results.rows
         self.resamples = resamples
         self.metrics: dict[tuple[str, int, str], RankingMetrics] = {}
@@ -75,8 +73,7 @@ class ScoredRuns:
                     weighted[index] = UserWeightedAuc(clicked, logits, users)
                     if rows.click_probability_N is not None:
                         self.expected_auc[index] = expected_roc_auc(rows.click_probability_N[mask_N], logits)
-            if progress is not None:
-                progress("evaluate runs", number + 1, len(runs))
+            progress("evaluate runs", number + 1, len(runs))
         aucs_RM = bootstrap_aucs(
             list(weighted.values()),
             num_users=rows.num_users,

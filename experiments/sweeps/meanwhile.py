@@ -5,15 +5,14 @@ The sweep that comes later finds them finished: they have its configs, its folde
 
 import multiprocessing
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.runtime.environment import usable_cores
-from experiments.runtime.job_pool import end_with_parent
-from experiments.runtime.quiet import quiet_imports
-from experiments.sweeps.sweep import PlannedRun, share_of_cores, train_planned
+from experiments.runtime.job_pool import prepare_process, run_job
+from experiments.sweeps.sweep import PlannedRun, job_of, share_of_cores
+from features.progress import silent
 from ranking.run import is_finished
 
 
@@ -56,15 +55,10 @@ def trained_meanwhile(
 
 
 def _train(runs: Sequence[PlannedRun], threads: int, log: Path) -> None:
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent ends this process
     with log.open("a", encoding="utf-8") as file:
         for stream in (1, 2):  # the terminal belongs to the parent
             os.dup2(file.fileno(), stream)
-    quiet_imports()
-    import torch
-
-    torch.set_num_threads(threads)
+    prepare_process(threads)
     for run in runs:
-        error = train_planned(run, lambda progress: None)
+        error = run_job(job_of(run), silent)
         print(f"{run.folder}: {error or 'finished'}", flush=True)

@@ -4,25 +4,20 @@ SWEEP/sweep.json                  what is compared
       <variant>/seed-<n>/         ranking/run.py
 """
 
-import multiprocessing
 import os
-import traceback
-from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from queue import Empty
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from experiments.config import merged, parse_config
 from experiments.runtime.environment import environment, usable_cores
-from experiments.runtime.job_pool import end_with_parent
-from experiments.runtime.quiet import quiet_imports
+from experiments.runtime.job_pool import DIED, Job, OnProgress, run_jobs
 from experiments.sweeps.results import Floor
 from features.artifacts import atomic_write_json
+from features.progress import Progress
 from ranking.popularity import popularity_floor_of
 from ranking.run import RunConfig, check_same_run, execute_run, is_finished
 from ranking.train import TrainingProgress
@@ -77,28 +72,10 @@ class PlannedRun:
     config: RunConfig
     folder: Path
 
-
-@dataclass(frozen=True)
-class RunOutcome:
-    """How one run ended; `error` is None when it finished."""
-
-    folder: Path
-    error: str | None
-
-
-@dataclass(frozen=True)
-class RunProgress:
-    """Where a run is; `ended` with its last message, whether it finished or failed."""
-
-    name: str
-    step: int = 0
-    total_steps: int = 0
-    rows_per_s: float = 0.0
-    loss: float = float("nan")
-    ended: bool = False
-
-
-OnProgress = Callable[[RunProgress], None]
+    @property
+    def name(self) -> str:
+        """As progress names it."""
+        return f"{self.config.variant} seed {self.config.seed}"
 
 
 def plan(config: SweepConfig, out: Path) -> list[PlannedRun]:
@@ -131,15 +108,16 @@ def execute_sweep(
     processes: int | None = None,
     command: str | None = None,
     on_progress: OnProgress | None = None,
-) -> list[RunOutcome]:
+) -> dict[Path, str | None]:
     """Run what is not finished yet. Calling again after a kill goes on where it stopped.
 
     Args:
         processes: runs at the same time; each gets an equal share of the cores as threads.
 
     Returns:
-        One outcome a run, in the order of `plan`. A failed run does not stop the others, and leaves
-        `failure.txt` in its folder; runs that a dying worker took along are tried once more.
+        What went wrong with each run, by folder in the order of `plan`; None where nothing did. A failed run
+        does not stop the others, and leaves `failure.txt` in its folder; one whose process died is tried once
+        more.
 
     Raises:
         ValueError: `out` holds finished runs of another config or of other inputs.
@@ -150,13 +128,14 @@ def execute_sweep(
             check_same_run(run.folder, run.config)
     atomic_write_json(out / "sweep.json", _record(config, out, command))
     processes, threads = share_of_cores(processes)
-    errors: dict[Path, str | None] = {run.folder: None for run in planned}
+    errors: dict[str, str | None] = {}
     waiting = [run for run in planned if not is_finished(run.folder)]
     for _ in range(2):
         if waiting:
-            errors |= _execute_all(waiting, min(processes, len(waiting)), threads, on_progress)
-            waiting = [run for run in waiting if errors[run.folder] == _WORKER_DIED]
-    return [RunOutcome(run.folder, errors[run.folder]) for run in planned]
+            jobs = [job_of(run) for run in waiting]
+            errors |= run_jobs(jobs, processes=processes, threads=threads, on_progress=on_progress)
+            waiting = [run for run in waiting if errors[run.name] == DIED]
+    return {run.folder: errors.get(run.name) for run in planned}
 
 
 def share_of_cores(processes: int | None) -> tuple[int, int]:
@@ -164,23 +143,6 @@ def share_of_cores(processes: int | None) -> tuple[int, int]:
     cores = usable_cores()
     processes = processes or cores
     return processes, max(1, cores // processes)
-
-
-_WORKER_DIED = "its worker process died (out of memory?); run the sweep again to resume"
-
-
-def _execute_all(
-    runs: list[PlannedRun], processes: int, threads: int, on_progress: OnProgress | None
-) -> dict[Path, str | None]:
-    """Errors by run folder, None for a finished run."""
-    context = multiprocessing.get_context("spawn")
-    messages = context.Queue()
-    with ProcessPoolExecutor(
-        processes, mp_context=context, initializer=_start_worker, initargs=(messages, threads)
-    ) as pool:
-        futures = {pool.submit(_run_in_worker, run): run for run in runs}
-        _relay(messages, futures, on_progress)
-        return {run.folder: _error(future) for future, run in futures.items()}
 
 
 def _record(config: SweepConfig, out: Path, command: str | None) -> dict[str, Any]:
@@ -208,69 +170,20 @@ def _floor(features: Path) -> Floor:
     return Floor(name="item mean + user mean", auc=found.auc, norm_logloss=found.norm_logloss)
 
 
-def _relay(
-    messages: Any, futures: dict[Future[str | None], PlannedRun], on_progress: OnProgress | None
-) -> None:
-    """Pass the workers' progress on until all are done and the last message is read."""
-    while True:
-        done = all(future.done() for future in futures)
-        try:
-            message = messages.get(timeout=0.2)
-        except Empty:
-            if done:
-                return
-            continue
-        if on_progress:
-            on_progress(message)
+def job_of(run: PlannedRun) -> Job:
+    """Trains the run, or goes on with it."""
+    return Job(run.name, partial(_train, run), run.folder)
 
 
-def _error(future: Future[str | None]) -> str | None:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        return _WORKER_DIED
+def _train(run: PlannedRun, progress: Progress) -> None:
+    def on_step(training: TrainingProgress, total_steps: int) -> None:
+        if training.step % 10 == 0:
+            progress(loss_and_rate(training), training.step, total_steps)
+
+    execute_run(run.config, run.folder, environment=environment(), resume=True, on_step=on_step)
 
 
-_messages: Any = None  # the worker's end of the progress queue, set once by _start_worker
-
-
-def _start_worker(messages: Any, threads: int) -> None:
-    global _messages
-    quiet_imports()
-    import torch
-
-    _messages = messages
-    torch.set_num_threads(threads)
-    end_with_parent()
-
-
-def _run_in_worker(run: PlannedRun) -> str | None:
-    return train_planned(run, _messages.put)
-
-
-def train_planned(run: PlannedRun, on_progress: OnProgress) -> str | None:
-    """Train one run in this process, or go on with it.
-
-    Returns:
-        What went wrong, also in `failure.txt`; None when the run is finished.
-    """
-    name = f"{run.config.variant} seed {run.config.seed}"
-
-    def on_step(progress: TrainingProgress, total_steps: int) -> None:
-        if progress.step % 10 == 0:
-            loss = progress.loss_sum / max(1, progress.loss_rows)
-            rows_per_s = progress.rows / max(progress.seconds, 1e-9)
-            on_progress(RunProgress(name, progress.step, total_steps, rows_per_s, loss))
-
-    failure = run.folder / "failure.txt"
-    failure.unlink(missing_ok=True)
-    try:
-        execute_run(run.config, run.folder, environment=environment(), resume=True, on_step=on_step)
-    except Exception as error:  # reported by name; the other runs go on
-        run.folder.mkdir(parents=True, exist_ok=True)
-        failure.write_text(traceback.format_exc())
-        return f"{type(error).__name__}: {error}"
-    else:
-        return None
-    finally:
-        on_progress(RunProgress(name, ended=True))
+def loss_and_rate(training: TrainingProgress) -> str:
+    """Mean loss and rows a second so far, as a progress bar shows them."""
+    loss = training.loss_sum / max(1, training.loss_rows)
+    return f"loss {loss:.4f}  {training.rows / max(training.seconds, 1e-9):,.0f} rows/s"

@@ -6,7 +6,7 @@ interpreter lock.
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -23,6 +23,7 @@ from features.inputs.findings import Example, RuleFinding, TableFinding
 from features.inputs.rules import IDENTITY, LATEST, RULES, Rule
 from features.inputs.table_specs import TableName
 from features.inputs.tables import RESERVED, InputError, InputTables, sql_text
+from features.progress import Progress
 
 _BATCH = 2048
 
@@ -58,8 +59,6 @@ def _is_readable(base: Path, name: str) -> bool:
         return False
     return True
 
-
-Progress = Callable[[str, int, int], None]
 
 #: Columns that a quarantined row has on top of its own.
 QUARANTINE_COLUMNS = ("_reason", "_file", "_row")
@@ -118,7 +117,7 @@ class RowChecks:
         )
         return [row[0] for row in found]
 
-    def check_images(self, *, threads: int, progress: Progress | None) -> None:
+    def check_images(self, *, threads: int, progress: Progress) -> None:
         """Open every distinct image; those that cannot be read are then found by `judge`."""
         if "image" not in self.tables.columns("products"):
             return
@@ -130,8 +129,7 @@ class RowChecks:
         def names() -> Iterator[str]:
             done = 0
             while rows := result.fetchmany(2048):
-                if progress is not None:
-                    progress("checking images", done, total)
+                progress("checking images", done, total)
                 yield from (row[0] for row in rows)
                 done += len(rows)
 

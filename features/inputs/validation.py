@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 
 from features.artifacts import atomic_folder, atomic_write_json, json_file_has, refuse_foreign_folder
 from features.inputs.findings import TableFinding, ValidationReport
-from features.inputs.row_checks import QUARANTINE_COLUMNS, Progress, RowChecks, open_row_checks
+from features.inputs.row_checks import QUARANTINE_COLUMNS, RowChecks, open_row_checks
 from features.inputs.table_specs import TABLES, TableName
 from features.inputs.tables import InputError, InputTables, sql_text
+from features.progress import Progress, silent
 
 _BATCH_ROWS = 65_536
 #: In every clean copy; without it one could not be told from tables that somebody made.
@@ -34,7 +35,7 @@ def validate(
     threads: int = 2,
     now: datetime | None = None,
     check_images: bool = True,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> ValidationReport:
     """Hold every row of the tables to the rules of `features.inputs.rules`.
 
@@ -67,7 +68,7 @@ def validate(
         if check_images or clean is not None:
             checks.check_images(threads=threads, progress=progress)
         for step, name in enumerate(names):
-            _say(progress, f"checking {name}", step, len(names))
+            progress(f"checking {name}", step, len(names))
             findings[name] = checks.judge(name)
         failures = [_too_bad(name, findings[name], max_bad_share) for name in names]
         single = checks.single_class()
@@ -77,12 +78,12 @@ def validate(
             failures.append(single.sentence)
         said = tuple(failure for failure in failures if failure)
         if quarantine is not None:
-            _say(progress, "writing the quarantine", 0, 1)
+            progress("writing the quarantine", 0, 1)
             _write_quarantine(checks, findings, quarantine)
         if clean is not None and not said:
-            _say(progress, "writing the clean copy", 0, 1)
+            progress("writing the clean copy", 0, 1)
             _write_clean(checks, clean)
-    _say(progress, "done", 1, 1)
+    progress("done", 1, 1)
     return ValidationReport(str(data), max_bad_share, findings, tables.absences, said)
 
 
@@ -117,11 +118,6 @@ def check_or_raise(
         single = checks.single_class()
         if single:
             raise InputError(single.sentence)
-
-
-def _say(progress: Progress | None, stage: str, done: int, total: int) -> None:
-    if progress is not None:
-        progress(stage, done, total)
 
 
 def _too_bad(table: TableName, finding: TableFinding, max_bad_share: float) -> str | None:

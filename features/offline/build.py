@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from features.artifacts import (
     atomic_folder,
     atomic_write_json,
+    checksums_of,
     json_file_has,
     refuse_to_replace_input,
-    sha256_of,
 )
 from features.columns.clock import DAY_US
 from features.columns.counters import counter_names, counter_transforms
@@ -39,7 +39,8 @@ from features.offline.key_counters import PARTITION_OF_KEY, KeyCounters, merge_m
 from features.offline.log_reader import LogError, LogReader
 from features.offline.row_files import RowAssembler, SplitWriter
 from features.offline.splits import CODE_OF_SPLIT
-from features.offline.time_ordered_log import EncodedLog, Progress
+from features.offline.time_ordered_log import EncodedLog
+from features.progress import Progress, silent
 from features.schema import CounterKey, FeatureConfig
 
 #: What the kernels need for one row of a bucket, measured; sets how many buckets a memory limit asks for.
@@ -60,7 +61,7 @@ def build(
     threads: int = 2,
     memory_limit: str = "2GB",
     buckets: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Manifest:
     """Write the feature set of `data` to the folder `out`, which appears whole or not at all.
 
@@ -88,7 +89,6 @@ def build(
             f"{buckets} buckets are asked for, 1 to {_MAX_BUCKETS} work; "
             "raise the memory limit or set the buckets"
         )
-    report = progress or _silent
     with atomic_folder(out, ours=is_feature_set) as folder:
         scratch = folder / "scratch"
         scratch.mkdir()
@@ -100,13 +100,13 @@ def build(
                 memory_limit=f"{memory_bytes // 2000}KB",
                 spill=scratch / "spill",
             ) as reader:
-                parts = _read(reader, folder, scratch, buckets=buckets, report=report)
+                parts = _read(reader, folder, scratch, buckets=buckets, report=progress)
         except duckdb.Error as error:
             raise LogError(f"{data}: the engine stopped: {error}") from error
-        transforms = _compute(parts, config, threads=threads, report=report)
-        manifest = _write(parts, folder, config, transforms=transforms, report=report)
+        transforms = _compute(parts, config, threads=threads, report=progress)
+        manifest = _write(parts, folder, config, transforms=transforms, report=progress)
         shutil.rmtree(scratch)
-        manifest = manifest.model_copy(update={"checksums": _checksums(folder)})
+        manifest = manifest.model_copy(update={"checksums": checksums_of(folder)})
         atomic_write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
     return FeatureSet.open(out, verify=False).manifest
 
@@ -329,12 +329,3 @@ def _write(
         data=parts.summary,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""

@@ -15,10 +15,8 @@ import pyarrow as pa
 from features.offline.buckets import Buckets
 from features.offline.log_reader import LogReader
 from features.offline.splits import CODE_OF_SPLIT, TRAIN, UNUSED, PerUserCut, SplitError, TimeCut
+from features.progress import Progress
 from features.schema import SplitConfig
-
-#: Called with a stage, what is done and the total.
-Progress = Callable[[str, int, int], None]
 
 
 class Observer(Protocol):

@@ -15,7 +15,12 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 
-from features.artifacts import atomic_folder, atomic_write_json, refuse_to_replace_input, sha256_of
+from features.artifacts import (
+    atomic_folder,
+    atomic_write_json,
+    checksums_of,
+    refuse_to_replace_input,
+)
 from features.columns.clock import DAY_US, iso
 from features.columns.counters import UNIT_US, CounterBlock
 from features.columns.id_map import IdMap
@@ -26,7 +31,6 @@ from features.inputs.table_specs import is_text
 from features.inputs.tables import InputTables
 from features.offline.key_counters import PARTITION_OF_KEY
 from features.offline.log_reader import LogError
-from features.offline.time_ordered_log import Progress
 from features.online.past_log import PastLog
 from features.online.snapshot import (
     FORMAT,
@@ -38,6 +42,7 @@ from features.online.snapshot import (
     is_snapshot,
     schema_fingerprint,
 )
+from features.progress import Progress, silent
 from features.schema import CounterConfig, CounterKey, DenseFeature, SparseFeature
 
 Int64s = npt.NDArray[np.int64]
@@ -56,7 +61,7 @@ def build_snapshot(
     as_of_us: int,
     threads: int = 1,
     memory_limit: str = "2GB",
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Snapshot:
     """Write the snapshot of `data` as of a moment to the folder `out`, which appears whole or not at all.
 
@@ -75,7 +80,6 @@ def build_snapshot(
     """
     refuse_to_replace_input(out, data)
     refuse_to_replace_input(out, feature_set.folder)
-    report = progress or _silent
     tables = InputTables.open(data)
     with atomic_folder(out, ours=is_snapshot) as folder:
         try:
@@ -88,13 +92,11 @@ def build_snapshot(
                 spill=folder / "spill",
             ) as log:
                 _check_id_types(log, feature_set)
-                manifest = _write(log, feature_set, folder, as_of_us=as_of_us, report=report)
+                manifest = _write(log, feature_set, folder, as_of_us=as_of_us, report=progress)
         except duckdb.Error as error:
             raise LogError(f"{data}: the engine stopped: {error}") from error
         shutil.rmtree(folder / "spill", ignore_errors=True)
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        checksums = {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
-        manifest = manifest.model_copy(update={"checksums": checksums})
+        manifest = manifest.model_copy(update={"checksums": checksums_of(folder)})
         atomic_write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
     return Snapshot.open(out, verify=False)
 
@@ -333,7 +335,3 @@ class _Pairs:
         np.save(folder / "pair_start.npy", np.cumsum(np.concatenate(self._per_query)))
         np.save(folder / "pair_product.npy", np.concatenate([np.zeros(0, np.int32), *self._product]))
         return len(count_MC) - 1
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""

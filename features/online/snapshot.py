@@ -28,7 +28,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import ValidationError
 
-from features.artifacts import json_file_has, sha256_of
+from features.artifacts import json_file_has, verify_checksums
 from features.columns.id_map import IdMap, IdMapError, map_array
 from features.columns.transforms import Transform
 from features.columns.vocabulary import stable_hash
@@ -150,7 +150,9 @@ class Snapshot:
         """
         manifest = _read_manifest(folder)
         if verify:
-            _verify(folder, manifest)
+            verify_checksums(
+                folder, manifest.checksums, error=SnapshotError, advice="make the snapshot again"
+            )
         config = manifest.config
         keys = config.counters.keys if config.counters else ()
         try:
@@ -225,15 +227,6 @@ def _read_manifest(folder: Path) -> SnapshotManifest:
         return SnapshotManifest.model_validate(content)
     except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise SnapshotError(f"{path} cannot be read ({error}); make the snapshot again") from error
-
-
-def _verify(folder: Path, manifest: SnapshotManifest) -> None:
-    for name, expected in manifest.checksums.items():
-        path = folder / name
-        if not path.is_file():
-            raise SnapshotError(f"{path} is missing; make the snapshot again")
-        if sha256_of(path) != expected:
-            raise SnapshotError(f"{path} has changed since it was made; make the snapshot again")
 
 
 def _array(path: Path) -> npt.NDArray[Any]:

@@ -4,7 +4,6 @@ PACKAGE/generations/000001/ is whole or absent and never changes; PACKAGE/CURREN
 replaced atomically, so a worker sees the old generation or the new one. The older ones stay for a rollback.
 """
 
-import fcntl
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from features.artifacts import atomic_folder, atomic_write_bytes
+from features.artifacts import atomic_folder, atomic_write_bytes, file_lock, remove_folder
 from serving.package.sealed_folder import (
     FileRecord,
     PackageError,
@@ -186,11 +185,7 @@ def remove_old(package: Path, *, kept: int = KEPT) -> list[str]:
         name = GenerationManifest.read(generation_folder(package, name)).based_on
     removed = [name for name in generation_names(package) if name not in keep]
     for name in removed:
-        folder = generation_folder(package, name)
-        doomed = folder.with_name(
-            f".{name}.removed"
-        )  # a kill in between leaves no half generation under its name
-        folder.rename(doomed)
+        remove_folder(generation_folder(package, name))
     for path in (package / GENERATIONS).glob(".*"):
         shutil.rmtree(path)
     return removed
@@ -205,9 +200,6 @@ def locked(package: Path) -> Iterator[None]:
     """
     if not package.is_dir():
         raise PackageError(f"{package} is not a package; `dashclip package` makes one")
-    with (package / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PackageError(f"another process is refreshing {package}; wait for it, or stop it") from None
+    busy = PackageError(f"another process is refreshing {package}; wait for it, or stop it")
+    with file_lock(package / ".lock", busy=busy):
         yield

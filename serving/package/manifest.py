@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serving.package.sealed_folder import FileRecord, PackageError, read_manifest, write_manifest
-from serving.servers.drift import TrainingRecord
+from serving.package.training_record import TrainingRecord
 
 FORMAT: Literal[1] = 1
 MODEL, QUERY_ENCODER, PARITY, SCHEMA = "model", "query_encoder", "parity", "schema"

@@ -6,13 +6,14 @@ accidents and mix-ups, not against someone who may write the manifest as well.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from features.artifacts import atomic_write_json, sha256_of
+from features.artifacts import atomic_write_json, sha256_of, verify_checksums
+from features.progress import Progress, silent
 
 MANIFEST = "manifest.json"
 _SEAL = "seal"
@@ -50,7 +51,7 @@ def check_files(
     *,
     verify: bool,
     advice: str,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Compare files with what was written: sizes always, contents with `verify`.
 
@@ -60,16 +61,11 @@ def check_files(
     total, done = sum(record.size for record in records.values()), 0
     for name, record in records.items():
         path = folder / name
-        if not path.is_file():
-            raise PackageError(f"{path} is missing; {advice}")
-        size = path.stat().st_size
-        if size != record.size:
+        if path.is_file() and (size := path.stat().st_size) != record.size:
             raise PackageError(f"{path} has {size:,} bytes, but {record.size:,} were written; {advice}")
-        if verify and sha256_of(path) != record.sha256:
-            raise PackageError(f"{path} has changed since it was written (its checksum differs); {advice}")
-        done += size
-        if progress:
-            progress("verifying files", done, total)
+        verify_checksums(folder, {name: record.sha256}, error=PackageError, advice=advice, contents=verify)
+        done += record.size
+        progress("verifying files", done, total)
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:

@@ -7,17 +7,17 @@ float16 numbers takes 32 bytes, quantised 24, and small tables make nearly all o
 Shapes: M rows of the table, B rows looked up, D its width.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
-from uuid import uuid4
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from features.artifacts import replaced_file
 
 TableDtype = Literal["float16", "float32", "int8"]
 
@@ -183,24 +183,15 @@ def _chunks(path: Path, array_MD: NDArray[np.floating], dtype: np.dtype[Any]) ->
 @contextmanager
 def _npy_file(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> Iterator[IO[bytes]]:
     """A `.npy` file behind its header, which is padded to a page: mapped rows then start at one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.writing")
-    try:
-        with temporary.open("xb") as file:
-            described = repr(
-                {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-            )
-            magic = np.lib.format.magic(1, 0)
-            room = _PAGE_BYTES - len(magic) - 2
-            header = described.ljust(room - 1).encode("latin1") + b"\n"
-            file.write(magic + room.to_bytes(2, "little") + header)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replaced_file(path) as temporary, temporary.open("wb") as file:
+        described = repr(
+            {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        )
+        magic = np.lib.format.magic(1, 0)
+        room = _PAGE_BYTES - len(magic) - 2
+        header = described.ljust(room - 1).encode("latin1") + b"\n"
+        file.write(magic + room.to_bytes(2, "little") + header)
+        yield file
 
 
 def _mapped(path: Path) -> torch.Tensor:

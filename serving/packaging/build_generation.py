@@ -4,7 +4,7 @@ Each part is new or that of the generation before, whose files are linked rather
 and refreshing; a worker does not import this module.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from features.columns.id_map import IdMap
 from features.feature_set import FeatureSet
 from features.online.build_snapshot import build_snapshot
 from features.online.snapshot import Snapshot
+from features.progress import Progress, silent
 from serving.package.generations import SNAPSHOT, VECTORS, GenerationManifest, VectorRecord, generation_folder
 from serving.package.manifest import SCHEMA, EntityKind, PackageManifest
 from serving.package.sealed_folder import PackageError
@@ -34,8 +35,6 @@ from serving.package.vectors import (
 )
 from serving.packaging.from_ranker import product_projections
 from serving.scoring.request_ranker import RequestRanker
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def fill_generation(
     based_on: str | None,
     snapshot: SnapshotSource | None,
     vectors: Mapping[EntityKind, SourceVectors],
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> GenerationManifest:
     """Fill an empty folder with snapshot and vectors; recorded scores and the seal are the caller's.
 

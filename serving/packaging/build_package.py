@@ -30,6 +30,7 @@ from features.feature_set import FeatureSet
 from features.inputs.tables import InputTables
 from features.online.plan import context_columns, request_columns
 from features.online.snapshot import schema_fingerprint
+from features.progress import Progress, silent
 from ranking.run import Run, is_finished, load_run
 from serving.package.generations import activate, new_generation, next_name, seal_generation
 from serving.package.manifest import (
@@ -48,6 +49,7 @@ from serving.package.manifest import (
 from serving.package.parity import TOLERANCE, write_requests, write_scores
 from serving.package.sealed_folder import MANIFEST, PackageError, record_files
 from serving.package.tables import ServingTable, open_table, write_table, zero_rows
+from serving.package.training_record import TrainingRecord
 from serving.package.vectors import SourceVectors
 from serving.packaging.build_generation import SnapshotSource, fill_generation, vectors_of_table
 from serving.packaging.from_ranker import request_ranker_of, tables_of, vectors_of
@@ -56,13 +58,11 @@ from serving.scoring.compile import Backend, BackendChoice, compile_ranker
 from serving.scoring.predictor import TABLES, Predictor
 from serving.scoring.ranker_scorer import table_inputs
 from serving.scoring.request_ranker import RequestRanker
-from serving.servers.drift import TrainingRecord
 
 #: Recorded requests: enough to meet every branch of the model, few enough to be scored in a blink.
 PARITY_REQUESTS = 64
 #: Writes a query encoder into a folder and returns its encoder id.
 ExportEncoder = Callable[[Path], str]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def build_package(
     options: PackageOptions | None = None,
     export_encoder: ExportEncoder | None = None,
     commit: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> PackageManifest:
     """Write the package of a finished run to `out`, load it and compare it with the run's own predictions.
 
@@ -110,26 +110,25 @@ def build_package(
         FileExistsError: `out` holds something that is not a package.
     """
     options = options or PackageOptions()
-    report = progress or (lambda stage, done, total: None)
     refuse_to_replace_input(out, run_folder)
     refuse_to_replace_input(out, log)
     if not is_finished(run_folder):
         raise ValueError(f"{run_folder} is not a finished run (no run.json); train it to the end first")
-    report("opening the run", 0, 1)
+    progress("opening the run", 0, 1)
     run = load_run(run_folder)
     context = context_columns(run.feature_set.manifest.config, options.context)
     logged = LoggedImpressions(run.feature_set, InputTables.open(log), context=context)
-    report("opening the run", 1, 1)
+    progress("opening the run", 1, 1)
     with atomic_folder(out, ours=is_package) as folder:
         _copy_schema(run.feature_set, folder / SCHEMA)
         encoder_id = export_encoder(folder / QUERY_ENCODER) if export_encoder else None
         parts = _Parts(run, run_folder, context, options)
         if encoder_id is not None:
             parts.check_encoder(encoder_id)
-        report("compiling the model", 0, 1)
+        progress("compiling the model", 0, 1)
         module = parts.request_ranker()
         choice = parts.write_model(module, folder / MODEL)
-        report("compiling the model", 1, 1)
+        progress("compiling the model", 1, 1)
         recorded = list(logged.requests(limit=options.parity_requests))
         write_requests(folder, [one.request for one in recorded])
         offline_M = logged.offline_probabilities(run_folder)
@@ -183,9 +182,9 @@ def build_package(
             write_scores(generation, offline_M[rows_C])
             seal_generation(generation, about)
         activate(folder, name)
-        report("comparing with the run", 0, 1)
+        progress("comparing with the run", 0, 1)
         Predictor.load(folder)
-        report("comparing with the run", 1, 1)
+        progress("comparing with the run", 1, 1)
     return manifest
 
 

@@ -7,7 +7,7 @@ the offline score, whatever its snapshot says.
 Shapes: M impressions, N candidates of a request.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from features.feature_set import FeatureSet
 from features.inputs.tables import InputTables
 from features.online.plan import SHARED_KEYS, impression_columns
 from features.online.request import MAX_HISTORY, ScoreRequest
+from features.progress import Progress, silent
 from features.schema import CounterKey, FeatureConfig
 
 
@@ -46,7 +47,7 @@ class LoggedImpressions:
         *,
         context: Sequence[str],
         split: str = "test",
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Progress = silent,
     ) -> None:
         """
         Args:
@@ -57,14 +58,13 @@ class LoggedImpressions:
         Raises:
             ValueError: an impression of the split is not in the log.
         """
-        report = progress or (lambda stage, done, total: None)
         self._config = feature_set.manifest.config
         self._context = tuple(context)
-        report("reading the log", 0, 2)
+        progress("reading the log", 0, 2)
         self.rows = pa.concat_tables(pq.read_table(path) for path in feature_set.split_files(split))
-        report("reading the log", 1, 2)
+        progress("reading the log", 1, 2)
         self._log = _log_columns(tables, self.rows, impression_columns(self._config))
-        report("reading the log", 2, 2)
+        progress("reading the log", 2, 2)
         self._users = feature_set.user_ids()
         self._queries = feature_set.queries()
         self._products = feature_set.catalog_ids()

@@ -5,13 +5,14 @@ named in CURRENT. Workers see that, load it beside the old one and swap; no requ
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from safetensors.torch import load_file
 
+from features.progress import Progress, silent
 from serving.package.generations import ADVICE as GENERATION_ADVICE
 from serving.package.generations import (
     GenerationManifest,
@@ -33,8 +34,6 @@ from serving.scoring.compile import WEIGHTS
 from serving.scoring.live_generation import LiveGeneration, Model
 from serving.scoring.predictor import open_checked, open_model, score_recorded
 from serving.scoring.request_ranker import RequestRanker
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def refresh(
     *,
     snapshot: SnapshotSource | None = None,
     vectors: Mapping[EntityKind, SourceVectors] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Refreshed:
     """Write, verify and activate a new generation; what is not given stays as it is.
 

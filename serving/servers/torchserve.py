@@ -1,4 +1,4 @@
-"""TorchServe as a background process: started, waited for, stopped.
+"""TorchServe as a background process: given a package, started, waited for, stopped.
 
     STORE/server/     config.properties, log4j2.xml, metrics.yaml; key_file.json (the tokens, mode 0600);
                       logs/*.jsonl; drift/ (live counts); server.json (what is running)
@@ -22,10 +22,13 @@ from pathlib import Path
 import psutil
 
 from features.artifacts import atomic_write_json
+from features.online.request import ScoreRequest
 from serving.client import ClientError, ScoreClient
-from serving.servers.archive import Archive
+from serving.package.manifest import PackageManifest
+from serving.package.parity import read_requests
+from serving.servers.archive import Archive, build_archive
 from serving.servers.torchserve_files import CONFIG_NAME, LOGGING_NAME, ServerSettings, write_server_files
-from serving.wire.json_codec import decode_request
+from serving.wire.json_codec import decode_request, encode_request
 
 SERVER_FOLDER = "server"
 KEY_FILE = "key_file.json"
@@ -35,6 +38,7 @@ _JAVA_CLASS = "org.pytorch.serve.ModelServer"
 _STOP_S = 30.0
 _WORKER_END = "Backend worker process died"
 _SHOWN_LINES = 12
+_EXAMPLE_CANDIDATES = 5
 
 
 class ServerError(ValueError):
@@ -72,6 +76,50 @@ class RunningServer:
             return process if ours and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.Error:
             return None
+
+    def client(self, *, timeout_s: float) -> ScoreClient:
+        """A client of it that tries each request once."""
+        return ScoreClient(
+            self.url,
+            key_file=self.key_file,
+            management_url=self.management_url,
+            retries=0,
+            timeout_s=timeout_s,
+        )
+
+
+def archive_package(package: Path, store: Path, *, name: str, embed: bool) -> Archive:
+    """Add a package to a store, with an example request from its parity record.
+
+    Raises:
+        PackageError: not a package.
+        ArchiveError: the archive does not answer.
+    """
+    manifest = PackageManifest.read(package)
+    return build_archive(
+        package,
+        store,
+        version=torchserve_version(manifest.model_version),
+        example=encode_request(example_request(package)),
+        name=name,
+        embed=embed,
+        settings={"drift_counts": str((store / SERVER_FOLDER / DRIFT_FOLDER).resolve())},
+    )
+
+
+def example_request(package: Path) -> ScoreRequest:
+    """A short request that the package knows: one of its recorded ones, without the live features."""
+    recorded = read_requests(package)[0]
+    return ScoreRequest(
+        user_id=recorded.user_id,
+        query=recorded.query,
+        candidates=recorded.candidates.slice(0, _EXAMPLE_CANDIDATES),
+    )
+
+
+def torchserve_version(model_version: str) -> str:
+    """A version that can stand in a URL: other characters than letters, digits, dot, - and _ become -."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in model_version)
 
 
 def start(
@@ -196,16 +244,9 @@ def _launch(folder: Path, scratch: Path) -> int:
 
 
 def _wait(server: RunningServer, example: bytes, timeout_s: float) -> None:
-    client = ScoreClient(
-        server.url,
-        key_file=server.key_file,
-        management_url=server.management_url,
-        retries=0,
-        timeout_s=timeout_s,
-    )
     request = decode_request(example)
     deadline = time.monotonic() + timeout_s
-    with client:
+    with server.client(timeout_s=timeout_s) as client:
         while True:
             try:
                 client.score(request)

@@ -10,10 +10,8 @@ from embeddings.catalog.products import ProductBatch, ProductCatalog, load_batch
 from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.relevance.build_tuples import TupleConfig, build_tuples, read_grades
-from embeddings.stages.stage1_model import PretrainConfig
-from embeddings.stages.stage1_task import PretrainTask
-from embeddings.stages.stage2_model import AlignConfig
-from embeddings.stages.stage2_task import AlignTask, Tuples
+from embeddings.stages.stage1 import PretrainConfig, PretrainTask
+from embeddings.stages.stage2 import AlignConfig, AlignTask, Tuples
 from embeddings.training.ranks import Ranks
 from tests.embeddings.small_catalog import small_tokenizer
 from tests.tolerances import float32_drift

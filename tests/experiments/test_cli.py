@@ -1,6 +1,7 @@
 """The command line as a whole: mistakes end in one sentence, every option is explained, help is quick."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -235,7 +236,7 @@ COMMANDS = dict(walk(typer.main.get_command(cli.app)))
 
 def test_every_command_is_there():
     groups = {path[0] for path in COMMANDS if path}
-    assert groups == {
+    assert groups - {"proofs"} == {
         *("demo", "doctor", "generate", "import", "validate", "features", "embed", "train"),
         *("sweep", "report", "publish", "bench", "config", "encode", "importance"),
         *("package", "refresh", "replay", "archive", "serve", "stop", "loadtest", "drift", "fuzz", "soak"),
@@ -260,7 +261,26 @@ def test_every_command_explains_itself_and_each_of_its_parameters(path):
                 assert name in printed.output
 
 
-@pytest.mark.parametrize("path", [path for path in COMMANDS if path], ids=" ".join)
+def test_help_shows_commands_by_job_and_hides_the_proofs_of_the_project():
+    shown = CliRunner().invoke(cli.app, ["--help"]).output
+    assert re.findall(r"^╭─ (\w+)", shown, re.MULTILINE) == ["Options", *cli.PANELS]
+    names = set(re.findall(r"^│ ([a-z]\S*)", shown, re.MULTILINE))
+    hidden = {path[0] for path in COMMANDS if path and COMMANDS[path[:1]].hidden}
+    assert hidden == {"bench", "fuzz", "soak", "publish"}
+    assert names == {path[0] for path in COMMANDS if path} - hidden
+
+
+def test_the_proofs_are_the_same_commands_under_both_spellings():
+    old = {"ablate": ("encode", "ablate"), "publish-encoders": ("encode", "publish")}
+    proofs = [path for path in COMMANDS if len(path) == 2 and path[0] == "proofs"]
+    assert {path[1] for path in proofs} == {"bench", "fuzz", "soak", "publish", *old}
+    for _, name in proofs:
+        spelled = COMMANDS[old.get(name, (name,))]
+        assert spelled.hidden
+        assert spelled.help == COMMANDS["proofs", name].help
+
+
+@pytest.mark.parametrize("path", [path for path in COMMANDS if path and path[0] != "proofs"], ids=" ".join)
 def test_every_command_that_takes_arguments_shows_an_example_of_itself(path):
     command = COMMANDS[path]
     if any(parameter.param_type_name == "argument" for parameter in command.params):

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,14 @@ from features.artifacts import (
     atomic_folder,
     atomic_write_bytes,
     atomic_write_json,
+    checksums_of,
+    file_lock,
     json_file_has,
     refuse_to_replace_input,
+    remove_folder,
     replaced_file,
     sha256_of,
+    verify_checksums,
 )
 
 
@@ -181,3 +187,59 @@ def test_a_file_is_replaced_only_when_its_block_ends_well(tmp_path: Path) -> Non
         _half_write(temporary)
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_checksums_name_the_file_that_is_missing_or_has_changed(tmp_path: Path) -> None:
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "b").write_bytes(b"")
+    (tmp_path / "a").write_bytes(b"one")
+    written = checksums_of(tmp_path)
+    assert list(written) == ["a", "part/b"]
+    assert written["part/b"].startswith("e3b0c44298fc1c14")
+    assert checksums_of(tmp_path, ["a"]) == {"a": written["a"]}
+    verify_checksums(tmp_path, written, error=KeyError, advice="write it again")
+    (tmp_path / "a").write_bytes(b"two")
+    with pytest.raises(KeyError, match=r"a has changed since it was written .*; write it again"):
+        verify_checksums(tmp_path, written, error=KeyError, advice="write it again")
+    verify_checksums(tmp_path, written, error=KeyError, advice="write it again", contents=False)
+    (tmp_path / "part" / "b").unlink()
+    with pytest.raises(KeyError, match="part/b is missing; write it again"):
+        verify_checksums(tmp_path, written, error=KeyError, advice="write it again", contents=False)
+
+
+def test_a_file_without_a_recorded_checksum_counts_as_changed(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"")
+    with pytest.raises(ValueError, match="a has changed"):
+        verify_checksums(tmp_path, {"a": None}, error=ValueError, advice="write it again")
+
+
+def test_a_lock_keeps_a_second_process_out_until_its_holder_ends(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from features.artifacts import file_lock\n"
+        "with file_lock(Path(sys.argv[1]), busy=ValueError('busy')): print('held', flush=True); input()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match="busy"), file_lock(tmp_path / ".lock", busy=ValueError("busy")):
+            pass
+        holder.kill()
+    with file_lock(tmp_path / ".lock", busy=ValueError("busy")):
+        pass
+
+
+def test_a_removed_folder_leaves_its_name_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "step-1").mkdir()
+    (tmp_path / "step-1" / "weights").write_bytes(b"w")
+    remove_folder(tmp_path / "step-1")
+    assert names_in(tmp_path) == []
+    (tmp_path / "step-2").mkdir()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove_folder(tmp_path / "step-2")
+    assert not (tmp_path / "step-2").exists()

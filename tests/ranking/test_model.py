@@ -8,16 +8,12 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.inference.modules import quantize_inference_model
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
+from embeddings.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from features.batches.batch import SEMANTIC_KEYS, Batch, bags
-from ranking.checkpoint import (
-    Checkpoint,
-    load_ranker_weights,
-    ranker_weights,
-    read_checkpoint,
-    write_checkpoint,
-)
-from ranking.embedding_collection import PooledEmbeddings, TableSpec, eager_twin
+from ranking.checkpoint import WEIGHTS, load_ranker_weights, ranker_weights
+from ranking.embedding_collection import PooledEmbeddings, TableSpec
 from ranking.model import Ranker, RankerConfig, RankerInputs, SemanticConfig, TwoTowerRanker, build_ranker
 from ranking.optimizer import OptimizerConfig, RankerOptimizer
 from tests.ranking.random_batches import DIM, RANKERS, SMALL, batch, inputs, row
@@ -64,10 +60,10 @@ def test_a_batch_equals_its_rows_one_by_one(config: RankerConfig) -> None:
 def test_saved_and_reloaded_scores_are_the_same_bits(config: RankerConfig, tmp_path: Path) -> None:
     ranker = build_ranker(config, inputs(), seed=1)
     train_a_little(ranker)
-    write_checkpoint(tmp_path / "saved", Checkpoint(ranker_weights(ranker), {}, {}))
+    write_checkpoint(tmp_path / "saved", Checkpoint({WEIGHTS: ranker_weights(ranker)}, {}))
     other = build_ranker(config, inputs(), seed=2)
     assert not torch.equal(logits(other, batch(9)), logits(ranker, batch(9)))
-    load_ranker_weights(other, read_checkpoint(tmp_path / "saved").weights, source=tmp_path / "saved")
+    load_ranker_weights(other, read_checkpoint(tmp_path / "saved").parts[WEIGHTS], source=tmp_path / "saved")
     assert torch.equal(logits(other, batch(9)), logits(ranker, batch(9)))
 
 
@@ -151,6 +147,21 @@ def test_random_tables_take_the_shape_of_the_vectors_and_nothing_else() -> None:
     assert any(name.startswith("semantic_tables") for name in one)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def eager_twin(fused: FusedEmbeddingBagCollection) -> EmbeddingBagCollection:
+    """The same tables as a plain collection, which torchrec can quantise and export.
+
+    `quantize_inference_model` leaves a fused collection untouched, without a warning.
+    """
+    configs = fused.embedding_bag_configs()
+    twin = EmbeddingBagCollection(tables=configs, device=torch.device("cpu"))
+    for config in configs:
+        weight = fused.embedding_bags[config.name].weight
+        with torch.no_grad():
+            twin.embedding_bags[config.name].weight.copy_(weight)
+    twin.requires_grad_(False)
+    return twin
 
 
 def test_eager_fused_and_quantised_tables_agree_key_by_key() -> None:

@@ -15,15 +15,16 @@ import pytest
 import torch
 
 from embeddings.embedding_table import EmbeddingTable
+from embeddings.training.base_loop import TrainingDivergedError
+from embeddings.training.checkpoint import Checkpoint, read_checkpoint
 from features.batches.loader import BatchLoader
-from ranking.checkpoint import Checkpoint, ranker_weights, read_checkpoint
+from ranking.checkpoint import WEIGHTS, ranker_weights
 from ranking.metrics import roc_auc
 from ranking.pretrained_tables import join_tables
 from ranking.run import execute_run, is_finished, load_run, open_run
 from ranking.train import (
     Evaluation,
     TrainingConfig,
-    TrainingDivergedError,
     TrainingProgress,
     resolve_precision,
     train,
@@ -45,8 +46,9 @@ def files_are_not_verified(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def same(first: Checkpoint, second: Checkpoint) -> bool:
-    return first.weights.keys() == second.weights.keys() and all(
-        torch.equal(value, second.weights[name]) for name, value in first.weights.items()
+    weights, others = first.parts[WEIGHTS], second.parts[WEIGHTS]
+    return weights.keys() == others.keys() and all(
+        torch.equal(value, others[name]) for name, value in weights.items()
     )
 
 
@@ -82,7 +84,7 @@ def test_a_loaded_run_scores_as_it_did(folder: Path, tmp_path: Path) -> None:
     execute_run(run_config(folder), tmp_path / "run", environment={})
     run = load_run(tmp_path / "run")
     best = read_checkpoint(tmp_path / "run" / "best")
-    assert same(Checkpoint(ranker_weights(run.ranker), {}, {}), best)
+    assert same(Checkpoint({WEIGHTS: ranker_weights(run.ranker)}, {}), best)
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 13])

@@ -5,7 +5,7 @@ Words follow Zipf's law and are made of syllables, so that WordPiece splits rare
 larger than the encoder's image, as a shop's are, so that reading one costs what it costs there.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,7 @@ from embeddings.catalog.tokenizer import TextTokenizer
 from embeddings.encoders.config import Size
 from embeddings.stages.runs import VOCABULARY
 from features.artifacts import atomic_folder
-
-Progress = Callable[[str, int, int], None]
+from features.progress import Progress, silent
 
 _SYLLABLES = [consonant + vowel for consonant in "bcdfghjklmnprstvwz" for vowel in "aeiou"]
 _WORDS = 4_000
@@ -41,7 +40,7 @@ class CatalogSize:
     queries: int
 
 
-def write_products(folder: Path, size: CatalogSize, *, seed: int, progress: Progress | None = None) -> Path:
+def write_products(folder: Path, size: CatalogSize, *, seed: int, progress: Progress = silent) -> Path:
     """Write products.parquet, relevance.parquet and images/ to `folder`, whole or not at all; return it."""
     generator = np.random.default_rng(seed)
     words = _words(generator)
@@ -54,8 +53,7 @@ def write_products(folder: Path, size: CatalogSize, *, seed: int, progress: Prog
         names = [f"images/{product}.jpg" for product in range(size.products)]
         for product, name in enumerate(names):
             _picture(generator).save(target / name, quality=85)
-            if progress is not None:
-                progress("encoders: pictures", product + 1, size.products)
+            progress("encoders: pictures", product + 1, size.products)
         products = {
             "product_id": pa.array(range(size.products), pa.int64()),
             "title": [f"{title} {product}" for product, title in enumerate(titles)],

@@ -4,7 +4,6 @@ A step is anything that ends with a call of the observer; the observer ends the 
 the warm-up, the timed steps and the profiled ones.
 """
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
+
+from experiments.benchmarks.measure import spread
 
 #: Matrix products and softmax of eager attention, forward and backward. Linear layers are `mm` and `addmm`;
 #: scaling, masks and copies of attention cannot be told from others, so this is a lower bound of its share.
@@ -86,18 +87,18 @@ class StepObserver:
         The share of the peak is by processor time on a CPU, where `peak_gflops` is that of one core, and by
         wall time on a GPU.
         """
-        wall, cpu = statistics.median(self.wall_s), statistics.median(self.cpu_s)
-        busy = cpu if self.device.type == "cpu" else wall
+        wall, cpu = spread(self.wall_s), spread(self.cpu_s)
+        busy_s = (cpu if self.device.type == "cpu" else wall)["median"]
         return {
             "rows": rows,
-            "rows_per_s": rows / wall,
-            "rows_per_cpu_s": rows / cpu,
-            "wall_s": {"median": wall, "low": min(self.wall_s), "high": max(self.wall_s)},
-            "cpu_s": {"median": cpu, "low": min(self.cpu_s), "high": max(self.cpu_s)},
+            "rows_per_s": rows / wall["median"],
+            "rows_per_cpu_s": rows / cpu["median"],
+            "wall_s": wall,
+            "cpu_s": cpu,
             "steps": len(self.wall_s),
             "warmup_s": self.warmup_s,
             "gflop_per_row": None if flop is None else 1e-9 * flop / rows,
-            "share_of_peak": None if flop is None else 1e-9 * flop / busy / peak_gflops,
+            "share_of_peak": None if flop is None else 1e-9 * flop / busy_s / peak_gflops,
             "operators": self.operators,
             "attention_share": self.attention_share,
         }

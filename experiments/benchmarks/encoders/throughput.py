@@ -7,8 +7,8 @@ with the fusion "grounded" stage 2 trains the image encoder, too: the most work 
 """
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import cycle, islice
@@ -27,19 +27,17 @@ from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import text_config, vision_config
 from embeddings.relevance.build_tuples import TupleConfig, build_tuples, read_grades
-from embeddings.stages.stage1_model import PretrainConfig
-from embeddings.stages.stage1_task import PretrainTask
-from embeddings.stages.stage2_model import AlignConfig
-from embeddings.stages.stage2_task import AlignTask, Tuples
+from embeddings.stages.stage1 import PretrainConfig, PretrainTask
+from embeddings.stages.stage2 import AlignConfig, AlignTask, Tuples
 from embeddings.tables.encode import encode_products
 from embeddings.training.loop import OptimizerConfig, Precision, Report, Task, train
 from embeddings.training.ranks import Ranks
 from experiments.benchmarks.encoders.products import CatalogSize, full_size_tokenizer, write_products
 from experiments.benchmarks.encoders.step_timing import Observed, Schedule, StepObserver, count_flop
-from experiments.benchmarks.training.roofline import measure_product_peak
-from experiments.runtime.machine import describe_machine
+from experiments.benchmarks.training.roofline import measure_product_peak, one_thread
+from experiments.runtime.environment import describe_machine
+from features.progress import Progress
 
-Progress = Callable[[str, int, int], None]
 Device = Literal["cpu", "cuda"]
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
@@ -115,7 +113,7 @@ def run_encoder_benchmark(benchmark: EncoderBenchmark, *, work: Path, progress: 
     load = os.getloadavg()[0]  # before our own work adds to it
     size = CatalogSize(benchmark.products, benchmark.queries)
     data = write_products(work / "data", size, seed=benchmark.seed, progress=progress)
-    with _one_thread():
+    with one_thread():
         peaks = [measure_product_peak(dtype, device=device, seconds=benchmark.peak_seconds)]
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -150,32 +148,21 @@ def run_encoder_benchmark(benchmark: EncoderBenchmark, *, work: Path, progress: 
 def attention_support() -> dict[str, str]:
     """Which attention transformers' BLIP takes: "accepted", or why not, for eager, SDPA and flash."""
     config = EncoderConfig.preset("tiny", vocab_size=16)
+    parts: tuple[tuple[Callable[[Any], object], Any], ...] = (
+        (BlipVisionModel, vision_config(config)),
+        (partial(BlipTextModel, add_pooling_layer=False), text_config(config, cross_attention=True)),
+    )
     found = {}
     for kind in ("eager", "sdpa", "flash_attention_2"):
         answers = []
-        builders: tuple[Callable[[], object], ...] = (
-            partial(_vision_with_attention, config, kind),
-            partial(_text_with_attention, config, kind),
-        )
-        for build in builders:
+        for build, settings in parts:
+            settings._attn_implementation = kind
             try:
-                build()
+                build(settings)
             except (ValueError, ImportError) as error:
                 answers.append(f"{type(error).__name__}: {str(error).split('. ')[0]}")
         found[kind] = "; ".join(answers) or "accepted"
     return found
-
-
-def _vision_with_attention(config: EncoderConfig, kind: str) -> BlipVisionModel:
-    settings = vision_config(config)
-    settings._attn_implementation = kind
-    return BlipVisionModel(settings)
-
-
-def _text_with_attention(config: EncoderConfig, kind: str) -> BlipTextModel:
-    settings = text_config(config, cross_attention=True)
-    settings._attn_implementation = kind
-    return BlipTextModel(settings, add_pooling_layer=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -346,13 +333,3 @@ def compile_transformers(module: nn.Module) -> int:
     for part in found:
         part.compile()
     return len(found)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -1,12 +1,13 @@
-"""Our feature build with the settings of the comparison, in a process of its own.
+"""Our feature build on one thread, in a process of its own.
 
-`python -m experiments.benchmarks.features.build_runner LOGS OUT`.
+`python -m experiments.benchmarks.features.build_runner LOGS OUT CONFIG [MEMORY_LIMIT]`, with a name of
+`CONFIGS`.
 """
 
 import sys
 from pathlib import Path
 
-from experiments.benchmarks.features.pandas_features import (
+from experiments.benchmarks.features.feature_logs import (
     HISTORY_DAYS,
     PRIOR_IMPRESSIONS,
     TEST_DAYS,
@@ -14,22 +15,33 @@ from experiments.benchmarks.features.pandas_features import (
     WINDOWS_DAYS,
 )
 from features.offline.build import build
-from features.schema import CounterConfig, FeatureConfig, HistoryConfig, SplitConfig
+from features.schema import CounterConfig, FeatureConfig, HistoryConfig, SparseFeature, SplitConfig
 
-CONFIG = FeatureConfig(
-    sparse=(),
-    counters=CounterConfig(
-        windows_days=WINDOWS_DAYS, granularity="exact", prior_impressions=PRIOR_IMPRESSIONS
+#: The settings of the comparison with pandas; and counters, histories and ids for what reads the features.
+CONFIGS = {
+    "comparison": FeatureConfig(
+        sparse=(),
+        counters=CounterConfig(
+            windows_days=WINDOWS_DAYS, granularity="exact", prior_impressions=PRIOR_IMPRESSIONS
+        ),
+        history=HistoryConfig(window_days=HISTORY_DAYS),
+        split=SplitConfig(validation_days=VALIDATION_DAYS, test_days=TEST_DAYS),
     ),
-    history=HistoryConfig(window_days=HISTORY_DAYS),
-    split=SplitConfig(validation_days=VALIDATION_DAYS, test_days=TEST_DAYS),
-)
+    # No user id: its table would grow with the log, and scaling asks what grows although it need not.
+    "cached": FeatureConfig(
+        sparse=(
+            SparseFeature(name="product", column="product_id"),
+            SparseFeature(name="query", column="query"),
+            SparseFeature(name="hour", source="timestamp", column="hour_of_day"),
+        )
+    ),
+}
 
 
-def main() -> None:
-    """Build features from LOGS into OUT on one thread."""
-    build(Path(sys.argv[1]), Path(sys.argv[2]), CONFIG, threads=1)
+def main(logs: str, out: str, config: str, memory_limit: str = "2GB") -> None:
+    """Build features from `logs` into `out`."""
+    build(Path(logs), Path(out), CONFIGS[config], threads=1, memory_limit=memory_limit)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -5,27 +5,18 @@ one thread in a process of its own, in turn. Ours also checks its input, hashes 
 bounded memory; pandas holds everything at once.
 """
 
-import shutil
-import statistics
-import sys
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.features.comparison import compare_with_pandas
-from experiments.benchmarks.features.feature_logs import LogSize, write_feature_logs
-from experiments.benchmarks.measure import Measurement, measure_module
-from experiments.runtime.machine import describe_machine
-from features.artifacts import atomic_folder
+from experiments.benchmarks.features.feature_logs import BUILD, LogSize, write_feature_logs
+from experiments.benchmarks.measure import measure_module
+from experiments.runtime.environment import describe_machine
 from features.feature_set import FeatureSet
+from features.progress import Progress
 
-Progress = Callable[[str, int, int], None]
-
-_MODULES = {
-    "ours": "experiments.benchmarks.features.build_runner",
-    "pandas": "experiments.benchmarks.features.pandas_features",
-}
+_PANDAS = f"{__package__}.pandas_features"
 
 
 @dataclass(frozen=True)
@@ -34,7 +25,6 @@ class FeatureBenchmark:
 
     impressions: int = 5_000_000
     purchases: int = 2_000_000
-    rounds: int = 1
     seed: int = 0
 
 
@@ -42,18 +32,19 @@ def run_feature_benchmark(benchmark: FeatureBenchmark, *, work: Path, progress: 
     """Write the logs, build their features both ways, compare the outputs, and return `features.json`."""
     logs = work / "feature_logs"
     size = LogSize(benchmark.impressions, benchmark.purchases)
-    with atomic_folder(logs) as folder:
-        write_feature_logs(folder, size, seed=benchmark.seed, progress=progress)
-    measured: dict[str, list[Measurement]] = {name: [] for name in _MODULES}
-    for round_number in range(benchmark.rounds):
-        for position, (name, module) in enumerate(_MODULES.items()):
-            progress(f"feature build: {name}", 2 * round_number + position, 2 * benchmark.rounds)
-            out = work / f"features_{name}"
-            shutil.rmtree(out, ignore_errors=True)
-            measured[name].append(measure_module(Path(sys.executable), module, str(logs), str(out)))
-    progress("feature build: comparing", 2 * benchmark.rounds, 2 * benchmark.rounds)
-    comparison = compare_with_pandas(FeatureSet.open(work / "features_ours"), work / "features_pandas")
-    costs = {name: summarise(runs) for name, runs in measured.items()}
+    write_feature_logs(logs, size, seed=benchmark.seed, progress=progress)
+    ours, theirs = work / "features_ours", work / "features_pandas"
+    commands: dict[str, tuple[Any, ...]] = {
+        "ours": (BUILD, logs, ours, "comparison"),
+        "pandas": (_PANDAS, logs, theirs),
+    }
+    costs: dict[str, dict[str, float]] = {}
+    for done, (name, command) in enumerate(commands.items()):
+        progress(f"feature build: {name}", done, len(commands))
+        measured = measure_module(*command)
+        costs[name] = {"cpu_s": measured.cpu_s, "wall_s": measured.wall_s, "peak_mib": measured.peak_mib}
+    progress("feature build: comparing", len(commands), len(commands))
+    comparison = compare_with_pandas(FeatureSet.open(ours), theirs)
     return {
         "settings": {**asdict(benchmark), **asdict(size), "users": size.users},
         "machine": describe_machine(),
@@ -62,13 +53,4 @@ def run_feature_benchmark(benchmark: FeatureBenchmark, *, work: Path, progress: 
         "identical": comparison.identical,
         "compared": asdict(comparison),
         **costs,
-    }
-
-
-def summarise(runs: Sequence[Measurement]) -> dict[str, float]:
-    """Medians over the rounds; the peak is the largest."""
-    return {
-        "cpu_s": statistics.median(run.cpu_s for run in runs),
-        "wall_s": statistics.median(run.wall_s for run in runs),
-        "peak_mib": max(run.peak_mib for run in runs),
     }

@@ -1,18 +1,14 @@
 """Loader speed: shuffled rows a second on one thread, out of Parquet, as tensors."""
 
 import statistics
-import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.features.feature_logs import LogSize, write_feature_logs
+from experiments.benchmarks.features.feature_logs import BUILD, LogSize, write_feature_logs
 from experiments.benchmarks.measure import last_json, measure_module
-from experiments.runtime.machine import describe_machine
-from features.artifacts import atomic_folder
-
-Progress = Callable[[str, int, int], None]
+from experiments.runtime.environment import describe_machine
+from features.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -28,23 +24,13 @@ class LoaderBenchmark:
 
 def run_loader_benchmark(benchmark: LoaderBenchmark, *, work: Path, progress: Progress) -> dict[str, Any]:
     """Build a feature set, read it in three ways, and return `loader.json`."""
-    python = Path(sys.executable)
     logs, features = work / "loader_logs", work / "loader_features"
-    with atomic_folder(logs) as folder:
-        size = LogSize(benchmark.impressions, benchmark.purchases)
-        write_feature_logs(folder, size, seed=benchmark.seed, progress=progress)
+    size = LogSize(benchmark.impressions, benchmark.purchases)
+    write_feature_logs(logs, size, seed=benchmark.seed, progress=progress)
     progress("loader: building its features", 0, 2)
-    measure_module(
-        python,
-        "experiments.benchmarks.features.cached_build",
-        str(logs),
-        str(features),
-        benchmark.memory_limit,
-    )
+    measure_module(BUILD, logs, features, "cached", benchmark.memory_limit)
     progress("loader: reading", 1, 2)
-    measurement = measure_module(
-        python, "experiments.benchmarks.features.loader_runner", str(features), str(benchmark.seconds)
-    )
+    measurement = measure_module(f"{__package__}.loader_runner", features, benchmark.seconds)
     found = last_json(measurement)
     ways = {
         name: {

@@ -18,14 +18,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from experiments.benchmarks.features.feature_logs import (
+    HISTORY_DAYS,
+    PRIOR_IMPRESSIONS,
+    TEST_DAYS,
+    VALIDATION_DAYS,
+    WINDOWS_DAYS,
+)
+from features.columns.clock import DAY_US
+
 Ints = NDArray[np.int64]
 
-DAY_US = 86_400_000_000
-WINDOWS_DAYS = (1, 7, 28)
-HISTORY_DAYS = 84
-VALIDATION_DAYS = 7
-TEST_DAYS = 7
-PRIOR_IMPRESSIONS = 20.0
 ROW_GROUP = 65_536
 
 

@@ -4,18 +4,14 @@ Users grow with the rows, each with as many impressions as before; products and 
 """
 
 import shutil
-import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.features.feature_logs import LogSize, write_feature_logs
+from experiments.benchmarks.features.feature_logs import BUILD, LogSize, write_feature_logs
 from experiments.benchmarks.measure import measure_module
-from experiments.runtime.machine import describe_machine
-from features.artifacts import atomic_folder
-
-Progress = Callable[[str, int, int], None]
+from experiments.runtime.environment import describe_machine
+from features.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,6 @@ def run_scaling_benchmark(benchmark: ScalingBenchmark, *, work: Path, progress: 
 
     `seconds` and `peak_mib` cover build and epoch together (sum and maximum); both are listed alone too.
     """
-    python = Path(sys.executable)
     logs, features = work / "scaling_logs", work / "scaling_features"
     rows: list[int] = []
     parts: dict[str, dict[str, list[float]]] = {
@@ -45,15 +40,14 @@ def run_scaling_benchmark(benchmark: ScalingBenchmark, *, work: Path, progress: 
     for done, factor in enumerate(benchmark.factors):
         progress(f"scaling: {factor}x", done, len(benchmark.factors))
         size = LogSize(benchmark.impressions * factor, benchmark.purchases * factor)
-        with atomic_folder(logs) as folder:
-            write_feature_logs(folder, size, seed=benchmark.seed)
+        write_feature_logs(logs, size, seed=benchmark.seed)
         shutil.rmtree(features, ignore_errors=True)
         rows.append(size.impressions)
-        for part, module, arguments in (
-            ("build", "build_runner", (str(logs), str(features), benchmark.memory_limit)),
-            ("training", "epoch_runner", (str(features),)),
+        for part, command in (
+            ("build", (BUILD, logs, features, "cached", benchmark.memory_limit)),
+            ("training", (f"{__package__}.epoch_runner", features)),
         ):
-            measurement = measure_module(python, f"experiments.benchmarks.{module}", *arguments)
+            measurement = measure_module(*command)
             parts[part]["seconds"].append(measurement.wall_s)
             parts[part]["cpu_s"].append(measurement.cpu_s)
             parts[part]["peak_mib"].append(measurement.peak_mib)

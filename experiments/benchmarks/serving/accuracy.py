@@ -4,14 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.runtime.run_layout import log_of_run
+from experiments.runtime.run_layout import log_of_run, package_run
 from experiments.serving_checks.replay import replay
 from features.inputs.tables import InputTables
 from ranking.run import is_finished, load_run
 from serving.package.generations import VECTORS, current_generation, generation_folder
 from serving.package.manifest import PackageManifest, TableType
-from serving.packaging.as_of import snapshot_source
-from serving.packaging.build_package import PackageOptions, build_package
+from serving.packaging.build_package import PackageOptions
 from serving.packaging.logged_requests import LoggedImpressions, spread
 from serving.scoring.predictor import Predictor
 
@@ -45,9 +44,7 @@ def compare_types(
         package = folder / f"accuracy-{table_type}"
         # The rows of the program do not matter for its scores, and the uncompiled model needs no minute.
         options = PackageOptions(tables=table_type, backend="eager")
-        build_package(
-            run_folder, package, log=log, as_of_us=snapshot_source(log, "end").as_of_us, options=options
-        )
+        package_run(run_folder, package, data=log, options=options)
         manifest = PackageManifest.read(package)
         logged = LoggedImpressions(run.feature_set, InputTables.open(log), context=manifest.context)
         result = replay(

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,12 @@ from experiments.benchmarks.serving import packages as serving_packages
 from experiments.benchmarks.serving.accuracy import AccuracySkippedError, compare_types
 from experiments.benchmarks.serving.fetch import (
     FetchSkippedError,
-    fetch_only,
     fetch_ways,
     fill,
     fill_purchases,
     redis_server,
 )
-from experiments.benchmarks.serving.interleaved import Timing, Way, time_ways
+from experiments.benchmarks.serving.interleaved import Timing, in_turn, time_ways
 from experiments.benchmarks.serving.memory import measure_extra_worker, measure_start
 from experiments.benchmarks.serving.packages import DCN, QUICK_SIZES, SIZES, SMALL, TWO_TOWERS, PackageSizes
 from experiments.benchmarks.serving.servers import (
@@ -37,12 +35,12 @@ from experiments.benchmarks.serving.servers import (
     servers,
     worker_memory,
 )
-from experiments.benchmarks.serving.ways import InProcess, OnnxRuntime, model_way, predictor_way
-from experiments.runtime.machine import describe_machine
+from experiments.benchmarks.serving.ways import InProcess, OnnxRuntime
+from experiments.runtime.environment import describe_machine
 from features.online.request import ScoreRequest
+from features.progress import Progress
 from serving.wire.json_codec import encode_request
 
-Progress = Callable[[str, int, int], None]
 LIBRARIES = ("torch", "torchserve", "fastapi", "uvicorn", "onnxruntime", "redis", "pyarrow", "numpy")
 #: Candidates that the single numbers are of.
 MAIN = 100
@@ -162,8 +160,8 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
         rows = in_process[part]
         return {count: two[key] - rows[DCN][count][key] for count, two in rows[TWO_TOWERS].items()}
 
-    def served(server: str, key: str, form: str = "arrow", clients: int = 1) -> float | None:
-        wanted = (server, form, MAIN, clients)
+    def served(server: str, key: str, form: str = "arrow") -> float | None:
+        wanted = (server, form, MAIN, 1)
         for row in result["servers"]:
             if (row["server"], row["format"], row["candidates"], row["clients"]) == wanted:
                 return float(row[key])
@@ -217,10 +215,11 @@ def _in_process(
         skipped["ONNX Runtime"] = str(error)
     for count, asked in requests.items():
         report(f"in process, {count} candidates")
-        ways = {("predictor", name): predictor_way(one, asked) for name, one in opened.items()}
-        ways |= {("model", name): model_way(one, asked) for name, one in opened.items()}
+        prepared = {name: [one.prepare(request) for request in asked] for name, one in opened.items()}
+        ways = {("predictor", name): in_turn(one.predictor.score, asked) for name, one in opened.items()}
+        ways |= {("model", name): in_turn(one.score_model, prepared[name]) for name, one in opened.items()}
         if onnx is not None:
-            ways["model", "onnxruntime"] = onnx.way(asked)
+            ways["model", "onnxruntime"] = onnx.way(prepared[TWO_TOWERS])
         named = {"|".join(key): way for key, way in ways.items()}
         measured = time_ways(named, rounds=benchmark.rounds, seconds=benchmark.seconds)
         for (part, name), rounds_ms in zip(ways, measured.values(), strict=True):
@@ -246,9 +245,8 @@ def _fetch(
                 prepared = [opened.prepare(request) for request in asked]
                 fill_purchases(client, prepared)
                 report(f"fetching, {count} candidates")
-                ways: dict[str, Way] = {
-                    "fused": partial(opened.score_fused, prepared),
-                    "fetch_only": fetch_only(client, prepared),
+                ways = {
+                    "fused": in_turn(opened.score_fused, prepared),
                     **fetch_ways(client, opened, prepared),
                 }
                 measured = time_ways(ways, rounds=benchmark.rounds, seconds=benchmark.seconds)

@@ -5,26 +5,20 @@ the same program with the same scores; its vectors come with each request instea
 """
 
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from experiments.benchmarks.serving.interleaved import Way, in_turn
+from experiments.benchmarks.serving.servers import free_ports
 from experiments.benchmarks.serving.ways import InProcess, Prepared
-from serving.package.vectors import ProductVectors, QueryVectors
 
 _CHUNK = 10_000
-#: How vectors are asked for: all at once; the purchases' ids first; one key at a time.
-PATTERNS = {
-    "mget": "one MGET",
-    "two_steps": "GET of the purchases, then MGET",
-    "gets": "one GET a key",
-}
 
 
 class FetchSkippedError(Exception):
@@ -45,7 +39,7 @@ def redis_server() -> Iterator[Any]:
     program = shutil.which("redis-server")
     if program is None:
         raise FetchSkippedError("redis-server is not installed (Debian: apt-get install redis-server)")
-    port = free_port()
+    port = free_ports(1)
     with tempfile.TemporaryDirectory(prefix="redis-") as folder:
         command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         process = subprocess.Popen([*command, "--dir", folder], stdout=subprocess.DEVNULL)
@@ -68,86 +62,56 @@ def redis_server() -> Iterator[Any]:
 
 def fill(client: Any, opened: InProcess) -> None:
     """Write every product's and query's vector."""
-    assert opened.products is not None
-    assert opened.queries is not None
     for prefix, vectors in (("p", opened.products), ("q", opened.queries)):
-        _fill_vectors(client, prefix, vectors)
+        assert vectors is not None
+        ids = vectors.ids.ids()
+        rows_MD = vectors.table.values_MD.numpy()
+        for start in range(0, len(ids), _CHUNK):
+            chunk = ids.slice(start, _CHUNK).to_pylist()
+            client.mset({f"{prefix}:{one}": rows_MD[start + 1 + i].tobytes() for i, one in enumerate(chunk)})
 
 
 def fill_purchases(client: Any, prepared: Sequence[Prepared]) -> None:
     """Write what these requests' users bought."""
     for one in prepared:
-        client.set(f"h:{one.request.user_id}", _encoded_ids(one.vector_ids[len(one.batch.request_of_N) :]))
+        bought = np.array(one.vector_ids[len(one.batch.request_of_N) :], np.int64)
+        client.set(f"h:{one.request.user_id}", bought.tobytes())
 
 
-def fetch_ways(
-    client: Any, opened: InProcess, prepared: Sequence[Prepared]
-) -> dict[str, Callable[[int], Any]]:
-    """For each of PATTERNS, what scores request after request; the scores are compared with the fused ones.
+def fetch_ways(client: Any, opened: InProcess, prepared: Sequence[Prepared]) -> dict[str, Way]:
+    """One MGET and the scores; the purchases' ids first; one key at a time; the MGET without the scores.
 
     Raises:
-        ValueError: they differ.
+        ValueError: their scores differ from the fused ones.
     """
     assert opened.queries is not None
     dim = opened.queries.dim
 
-    def scored(found: list[bytes], one: Prepared) -> Any:
+    def keys(one: Prepared, ids: Sequence[int | None]) -> list[str]:
+        return [*(f"p:{product}" for product in ids), f"q:{one.request.query}"]
+
+    def scored(one: Prepared, found: list[bytes]) -> Any:
         vectors = np.frombuffer(b"".join(found), np.float16).reshape(-1, dim)
         return opened.score_fetched(one, vectors[:-1], vectors[-1])
 
-    def one_mget(number: int) -> Any:
-        one = prepared[number % len(prepared)]
-        return scored(client.mget([*_product_keys(one.vector_ids), f"q:{one.request.query}"]), one)
+    def one_mget(one: Prepared) -> Any:
+        return scored(one, client.mget(keys(one, one.vector_ids)))
 
-    def two_steps(number: int) -> Any:
-        one = prepared[number % len(prepared)]
+    def two_steps(one: Prepared) -> Any:
         candidates = one.vector_ids[: len(one.batch.request_of_N)]
         bought = np.frombuffer(client.get(f"h:{one.request.user_id}"), np.int64).tolist()
-        return scored(client.mget([*_product_keys([*candidates, *bought]), f"q:{one.request.query}"]), one)
+        return scored(one, client.mget(keys(one, [*candidates, *bought])))
 
-    def one_by_one(number: int) -> Any:
-        one = prepared[number % len(prepared)]
-        return scored(
-            [client.get(key) for key in [*_product_keys(one.vector_ids), f"q:{one.request.query}"]], one
-        )
+    def one_by_one(one: Prepared) -> Any:
+        return scored(one, [client.get(key) for key in keys(one, one.vector_ids)])
 
-    ways: dict[str, Callable[[int], Any]] = {"mget": one_mget, "two_steps": two_steps, "gets": one_by_one}
-    for name, way in ways.items():
-        difference = np.abs(way(0) - opened.score_fused(prepared, 0)).max()
+    def fetch_only(one: Prepared) -> Any:
+        return np.frombuffer(b"".join(client.mget(keys(one, one.vector_ids))), np.float16)
+
+    patterns = {"mget": one_mget, "two_steps": two_steps, "gets": one_by_one}
+    for name, score in patterns.items():
+        difference = np.abs(score(prepared[0]) - opened.score_fused(prepared[0])).max()
         if not difference < 1e-5:
             raise ValueError(f"scores of fetched vectors ({name}) differ by {difference:.2g}")
-    return ways
-
-
-def fetch_only(client: Any, prepared: Sequence[Prepared]) -> Callable[[int], Any]:
-    """The MGET without the model."""
-
-    def fetch(number: int) -> Any:
-        one = prepared[number % len(prepared)]
-        found = client.mget([*_product_keys(one.vector_ids), f"q:{one.request.query}"])
-        return np.frombuffer(b"".join(found), np.float16)
-
-    return fetch
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _fill_vectors(client: Any, prefix: str, vectors: ProductVectors | QueryVectors) -> None:
-    ids = vectors.ids.ids()
-    rows_MD = vectors.table.values_MD.numpy()
-    for start in range(0, len(ids), _CHUNK):
-        chunk = ids.slice(start, _CHUNK).to_pylist()
-        client.mset({f"{prefix}:{one}": rows_MD[start + 1 + i].tobytes() for i, one in enumerate(chunk)})
-
-
-def _product_keys(ids: Sequence[int | None]) -> list[str]:
-    return [f"p:{one}" for one in ids]
-
-
-def _encoded_ids(ids: Sequence[int | None]) -> bytes:
-    return np.array(ids, np.int64).tobytes()
+    ways = {"fetch_only": fetch_only, **patterns}
+    return {name: in_turn(work, prepared) for name, work in ways.items()}

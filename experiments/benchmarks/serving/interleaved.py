@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 #: Does the thing for one request, by number.
 Way = Callable[[int], Any]
+Asked = TypeVar("Asked")
 Floats = NDArray[np.float64]
 
 
@@ -46,6 +47,11 @@ class Timing:
             pooled_p99_ms=float(np.quantile(every, 0.99)),
             quiet_p50_ms=min(float(np.quantile(one, 0.5)) for one in rounds),
         )
+
+
+def in_turn(work: Callable[[Asked], Any], asked: Sequence[Asked]) -> Way:
+    """Does the work for one after the other, and for the first again after the last."""
+    return lambda number: work(asked[number % len(asked)])
 
 
 def time_ways(ways: Mapping[str, Way], *, rounds: int, seconds: float) -> dict[str, list[Floats]]:

@@ -14,21 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from experiments.benchmarks.measure import REPOSITORY
 
 _RUNNER = "experiments.benchmarks.serving.worker_runner"
 
 
 def pss_mib(pid: int) -> float:
-    """PSS of a process in MiB.
-
-    Raises:
-        OSError: it is gone, or the system has no smaps_rollup (Linux has).
-    """
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    raise OSError(f"process {pid} has no PSS")
+    """PSS of a process in MiB."""
+    return float(psutil.Process(pid).memory_full_info().pss / 2**20)
 
 
 def measure_extra_worker(package: Path, small: Path, *, requests: Path) -> dict[str, Any]:

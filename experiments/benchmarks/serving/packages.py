@@ -12,25 +12,24 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from embeddings.embedding_table import EmbeddingTable
+from experiments.benchmarks.features.feature_logs import START_US, TIME, write_table
 from experiments.config import load_config
 from features.artifacts import atomic_write_json
+from features.columns.clock import DAY_US
 from features.offline.build import build
 from features.online.request import ScoreRequest
+from features.progress import Progress
 from features.schema import FeatureConfig
 from ranking.model import RankerConfig, SemanticConfig
 from ranking.run import RunConfig, execute_run
 from ranking.train import TrainingConfig
 from serving.packaging.build_package import PackageOptions, build_package
-
-Progress = Callable[[str, int, int], None]
 
 TWO_TOWERS, INT8, PROJECTED, DCN = "two_towers", "two_towers_int8", "two_towers_projected", "dcn"
 #: Each package: the run that it is made of, and how.
@@ -44,9 +43,7 @@ PACKAGES = {
 SMALL = "small"
 #: Processes that compile at the same time.
 _COMPILERS = 2
-_DAY_US = 86_400_000_000
-#: 2025-01-01 00:00 UTC, and how long the log is.
-_START_US, _DAYS = 1_735_689_600_000_000, 40
+_DAYS = 40
 _FINISHED = "sizes.json"
 _FEATURES = "marketplace_features.toml"
 
@@ -65,7 +62,7 @@ class PackageSizes:
     @property
     def as_of_us(self) -> int:
         """The moment of the snapshot: the end of the log."""
-        return _START_US + _DAYS * _DAY_US
+        return START_US + _DAYS * DAY_US
 
 
 SIZES = PackageSizes()
@@ -127,7 +124,7 @@ def write_log(folder: Path, sizes: PackageSizes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(1)
     products = np.arange(sizes.products)
-    _write(
+    write_table(
         folder / "products.parquet",
         {
             "product_id": products,
@@ -138,31 +135,30 @@ def write_log(folder: Path, sizes: PackageSizes) -> None:
         },
     )
     count = sizes.impressions
-    moments = _START_US + np.sort(rng.integers(0, _DAYS * _DAY_US, -(-count // 4)))
+    moments = START_US + np.sort(rng.integers(0, _DAYS * DAY_US, -(-count // 4)))
     slate = np.arange(count) // 4
     clicked = rng.random(count) < 0.1
-    clicks = pa.array(moments[slate] + 30_000_000, mask=~clicked)
-    _write(
+    write_table(
         folder / "impressions.parquet",
         {
             "impression_id": np.arange(count),
-            "timestamp": _utc(pa.array(moments[slate])),
+            "timestamp": pa.array(moments[slate], TIME),
             "user_id": rng.integers(0, sizes.users, len(moments))[slate],
             "query": [f"query {one}" for one in rng.integers(0, sizes.queries, len(moments))[slate]],
             "product_id": rng.integers(0, sizes.products, count),
             "clicked": clicked.astype(np.int8),
-            "click_timestamp": _utc(clicks),
+            "click_timestamp": pa.array(moments[slate] + 30_000_000, TIME, mask=~clicked),
             "position": (np.arange(count) % 4 + 1).astype(np.int8),
             "store_id": rng.integers(0, 500, len(moments)).astype(np.int32)[slate],
             "device": np.array(["web", "ios", "android"])[rng.integers(0, 3, len(moments))][slate],
             "price": rng.lognormal(1.5, 0.7, count),
         },
     )
-    bought = np.sort(rng.integers(_START_US, _START_US + _DAYS * _DAY_US, sizes.purchases))
-    _write(
+    bought = np.sort(rng.integers(START_US, START_US + _DAYS * DAY_US, sizes.purchases))
+    write_table(
         folder / "purchases.parquet",
         {
-            "timestamp": _utc(pa.array(bought)),
+            "timestamp": pa.array(bought, TIME),
             "user_id": rng.integers(0, sizes.users, sizes.purchases),
             "product_id": rng.integers(0, sizes.products, sizes.purchases),
             "purchase_id": np.arange(sizes.purchases),
@@ -170,9 +166,9 @@ def write_log(folder: Path, sizes: PackageSizes) -> None:
     )
 
 
-def requests_of(sizes: PackageSizes, candidates: int, *, count: int, seed: int = 0) -> list[ScoreRequest]:
+def requests_of(sizes: PackageSizes, candidates: int, *, count: int) -> list[ScoreRequest]:
     """Requests of known users and queries; products from the whole table."""
-    rng = np.random.default_rng((seed, candidates))
+    rng = np.random.default_rng((0, candidates))
     return [
         ScoreRequest(
             user_id=int(rng.integers(sizes.users)),
@@ -231,11 +227,3 @@ def _train(folder: Path, name: str, *, two_towers: bool, tables: dict[str, Path]
         environment={},
         resume=True,  # of a folder that was left half made
     )
-
-
-def _write(path: Path, columns: dict[str, Any]) -> None:
-    pq.write_table(pa.table(columns), path, compression="zstd")
-
-
-def _utc(moments_us: pa.Array) -> pa.Array:
-    return moments_us.cast(pa.timestamp("us", tz="UTC"))

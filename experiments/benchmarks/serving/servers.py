@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -15,14 +16,12 @@ from urllib.parse import urlsplit
 import psutil
 
 from experiments.benchmarks.serving.closed_loop import Target, ask, http_request
-from experiments.benchmarks.serving.fetch import free_port
 from experiments.benchmarks.serving.interleaved import Floats, Timing
 from experiments.benchmarks.serving.memory import pss_mib
-from experiments.serving_checks.serving_files import archive_package
 from features.online.request import ScoreRequest
 from serving.client import Tokens
 from serving.servers.archive import build_archive
-from serving.servers.torchserve import start, stop, worker_pids
+from serving.servers.torchserve import archive_package, start, stop, worker_pids
 from serving.servers.torchserve_files import ServerSettings
 from serving.wire import arrow_codec, json_codec
 
@@ -139,7 +138,7 @@ def _torchserve(package: Path, store: Path, name: str, *, noop_candidates: int) 
 
 @contextmanager
 def _fastapi(package: Path) -> Iterator[Server]:
-    port = free_port()
+    port = free_ports(1)
     command = [sys.executable, "-m", "experiments", "serve", str(package), "--fastapi", "--port", str(port)]
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -175,9 +174,12 @@ def measure_servers(
         failed: gets a server's title and what went wrong, if an answer is not 200 or does not come; that
             server has no rows then.
     """
-    plan = [(name, form, count, 1) for count in requests for name in started for form in _CODECS]
     plan = [
-        (name, form, count, 1) for name, form, count, _ in plan if form == "arrow" or name in ("w1", FASTAPI)
+        (name, form, count, 1)
+        for count in requests
+        for name in started
+        for form in _CODECS
+        if form == "arrow" or name in ("w1", FASTAPI)
     ]
     most = 100 if 100 in requests else max(requests)
     plan += [(name, "arrow", count, 8) for count in requests if count in (20, most) for name in started]
@@ -220,28 +222,19 @@ def worker_memory(started: Mapping[str, Server]) -> dict[str, list[float]]:
     return {name: [pss_mib(pid) for pid in server.worker_pids()] for name, server in started.items()}
 
 
-def free_ports() -> int:
-    """The first of five free ports in a row."""
+def free_ports(count: int = 5) -> int:
+    """The first of so many ports of loopback in a row that nobody listens at."""
     while True:
-        first = free_port()
-        if first > 65_000:
-            continue
-        try:
-            for offset in range(1, 5):
-                with _bound(first + offset):
-                    pass
-        except OSError:
-            continue
-        return first
-
-
-@contextmanager
-def _bound(port: int) -> Iterator[None]:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", port))
-        yield
+        with ExitStack() as probes:
+            first = 0
+            try:
+                for offset in range(count):
+                    probe = probes.enter_context(socket.socket())
+                    probe.bind(("127.0.0.1", first + offset if first else 0))
+                    first = first or int(probe.getsockname()[1])
+            except (OSError, OverflowError):  # one of them is taken, or beyond the last port
+                continue
+            return first
 
 
 def _answers(port: int) -> bool:

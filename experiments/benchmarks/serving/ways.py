@@ -10,7 +10,6 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from experiments.benchmarks.serving.interleaved import Way, in_turn
 from features.online.request import ScoreRequest
 from serving.package.generations import VECTORS, current_generation, generation_folder
 from serving.package.manifest import MODEL
@@ -99,13 +99,12 @@ class InProcess:
         found_D = self.queries.vector(query) if query is not None else None
         return np.zeros((1, self.queries.dim), np.float32) if found_D is None else found_D[None]
 
-    def score_model(self, prepared: Sequence[Prepared], number: int) -> NDArray[np.float32]:
+    def score_model(self, one: Prepared) -> NDArray[np.float32]:
         """The model alone."""
-        return self.scorer.score(prepared[number % len(prepared)].batch)
+        return self.scorer.score(one.batch)
 
-    def score_fused(self, prepared: Sequence[Prepared], number: int) -> NDArray[np.float32]:
+    def score_fused(self, one: Prepared) -> NDArray[np.float32]:
         """The model with the search for the query's vector, which fetching has to do as well."""
-        one = prepared[number % len(prepared)]
         return self.scorer.score(replace(one.batch, query_RD=self.query_vector(one.request.query)))
 
     def score_fetched(
@@ -157,16 +156,6 @@ def touch_tables(predictor: Predictor) -> list[ServingTable]:
     return tables
 
 
-def predictor_way(opened: InProcess, requests: Sequence[ScoreRequest]) -> Any:
-    """Scores request after request."""
-    return lambda number: opened.predictor.score(requests[number % len(requests)])
-
-
-def model_way(opened: InProcess, requests: Sequence[ScoreRequest]) -> Any:
-    """Scores their rows."""
-    return partial(opened.score_model, [opened.prepare(request) for request in requests])
-
-
 class OnnxRuntime:
     """The model of an opened package in ONNX Runtime, on the same tables."""
 
@@ -186,26 +175,22 @@ class OnnxRuntime:
         path = scratch / "ranker.onnx"
         with warnings.catch_warnings():  # deprecations inside of torch
             warnings.simplefilter("ignore")
-            logging.getLogger("torch.onnx").setLevel(
-                logging.ERROR
-            )  # operators of libraries that are not here
+            # It warns of operators of libraries that are not here.
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             export_onnx(module.eval().requires_grad_(False), table_inputs(module.shape, **bound), path)
-        self._opened = opened
+        self._model = opened.score_model
         self._scorer = RankerScorer(open_onnx(path), module.shape, **bound)
 
-    def way(self, requests: Sequence[ScoreRequest]) -> Any:
+    def way(self, prepared: Sequence[Prepared]) -> Way:
         """Scores the rows of requests.
 
         Raises:
             ValueError: its scores are not the model's.
         """
-        prepared = [self._opened.prepare(request) for request in requests]
-        difference = np.abs(
-            self._scorer.score(prepared[0].batch) - self._opened.score_model(prepared, 0)
-        ).max()
+        difference = np.abs(self._scorer.score(prepared[0].batch) - self._model(prepared[0])).max()
         if not difference < 1e-4:
             raise ValueError(f"ONNX Runtime scores differ by {difference:.2g}")
-        return lambda number: self._scorer.score(prepared[number % len(prepared)].batch)
+        return in_turn(self._scorer.score, [one.batch for one in prepared])
 
 
 def _bytes(table: ServingTable) -> int:

@@ -7,7 +7,6 @@ written twice: as a feature set (Parquet, for our loader) and as `.npz` (for the
 Shapes: N rows, F numbers (13), S id features (26).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from experiments.benchmarks.features.feature_logs import draw, zipf
 from features.artifacts import atomic_write_json
 from features.feature_set import FORMAT, LogSummary, Manifest, SparseColumn, SplitSummary
+from features.progress import Progress, silent
 from features.schema import DenseFeature, FeatureConfig, SparseFeature
 
 NUM_DENSE = 13
@@ -35,8 +36,6 @@ DENSE_COLUMNS = tuple(f"number_{position:02d}" for position in range(NUM_DENSE))
 SPARSE_COLUMNS = tuple(f"id_{position:02d}" for position in range(NUM_SPARSE))
 TABLE_ROWS = tuple(size + FIRST_ID_ROW for size in VOCABULARY_SIZES)
 
-Progress = Callable[[str, int, int], None]
-
 
 @dataclass(frozen=True)
 class CriteoLikeRows:
@@ -51,7 +50,7 @@ class CriteoLikeRows:
         return len(self.clicked_N)
 
 
-def draw_rows(num_rows: int, *, seed: int, progress: Progress | None = None) -> CriteoLikeRows:
+def draw_rows(num_rows: int, *, seed: int, progress: Progress = silent) -> CriteoLikeRows:
     """Draw `num_rows` rows of the planted model.
 
     The expected share of clicked rows is 31 % whatever the seed: the intercept is solved for it.
@@ -64,12 +63,11 @@ def draw_rows(num_rows: int, *, seed: int, progress: Progress | None = None) -> 
     ids_NS = np.empty((num_rows, NUM_SPARSE), dtype=np.int32)
     factor_NS = np.empty((num_rows, NUM_SPARSE), dtype=np.float32)
     for feature, (size, exponent) in enumerate(zip(VOCABULARY_SIZES, ZIPF_EXPONENTS, strict=True)):
-        ranks_N = _zipf_ranks(num_rows, size, exponent, generator)
+        ranks_N = draw(zipf(size, exponent), num_rows, generator)
         ids_NS[:, feature] = ranks_N + FIRST_ID_ROW
         logit_N += generator.normal(0.0, 0.35, size)[ranks_N]
         factor_NS[:, feature] = generator.normal(0.0, 1.0, size)[ranks_N]
-        if progress is not None:
-            progress("drawing Criteo-like rows", feature + 1, NUM_SPARSE)
+        progress("drawing Criteo-like rows", feature + 1, NUM_SPARSE)
     for _ in range(NUM_INTERACTIONS):
         left, right = generator.choice(NUM_SPARSE, 2, replace=False)
         logit_N += 0.25 * factor_NS[:, left] * factor_NS[:, right]
@@ -167,13 +165,6 @@ def _row_table(rows: CriteoLikeRows, part: slice) -> pa.Table:
     columns |= {name: rows.dense_NF[part, i] for i, name in enumerate(DENSE_COLUMNS)}
     columns |= {name: rows.ids_NS[part, i] for i, name in enumerate(SPARSE_COLUMNS)}
     return pa.table(columns)
-
-
-def _zipf_ranks(count: int, size: int, exponent: float, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Ranks 0 ... size - 1 with probability proportional to (rank + 1) ** -exponent."""
-    cumulative = np.cumsum(np.arange(1, size + 1, dtype=np.float64) ** -exponent)
-    ranks = np.searchsorted(cumulative, generator.random(count) * cumulative[-1], side="right")
-    return np.minimum(ranks, size - 1)
 
 
 def _intercept(logit_N: NDArray[np.float64], share: float) -> float:

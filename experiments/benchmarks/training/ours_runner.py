@@ -54,17 +54,8 @@ def main() -> None:
         auc = roc_auc(*steps.scores("test"))
         ready = [batch for batch, _ in zip(steps.training, range(request.step_batches), strict=False)]
         step = protocol.measure(sum(len(batch) for batch in ready), lambda: steps.take(ready))
-        parameters = sum(parameter.numel() for parameter in steps.ranker.parameters())
-    protocol.report(
-        protocol.Outcome(
-            loop=loop,
-            step=step,
-            auc=auc,
-            parameters=parameters,
-            precision=request.precision,
-            versions=protocol.versions_of(("torch", "torchrec", "fbgemm-gpu-cpu", "numpy")),
-        )
-    )
+        libraries = ("torch", "torchrec", "fbgemm-gpu-cpu", "numpy")
+        protocol.report(loop, step, auc, steps.ranker, libraries, precision=request.precision)
 
 
 if __name__ == "__main__":

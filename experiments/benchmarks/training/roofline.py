@@ -8,11 +8,11 @@ Shapes: M x K by K x N products.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 
@@ -70,8 +70,10 @@ class MachinePeaks:
     bfloat16_gflops: float
     copy_gb_per_s: float
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+
+def best_peaks(measured: Sequence[MachinePeaks]) -> MachinePeaks:
+    """The highest rates ever seen: other load only lowers what is measured."""
+    return MachinePeaks(*(max(rates) for rates in zip(*map(astuple, measured), strict=True)))
 
 
 def roofline_rows_per_s(shape: DcnShape, *, gflops: float, copy_gb_per_s: float) -> float:
@@ -80,31 +82,31 @@ def roofline_rows_per_s(shape: DcnShape, *, gflops: float, copy_gb_per_s: float)
 
 
 def measure_peaks(*, seconds_each: float = 2.0) -> MachinePeaks:
-    """Measure products and copies on one core; torch's thread count is restored afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    """Measure products and copies on one core."""
+    with one_thread():
         return MachinePeaks(
-            float32_gflops=_product_gflops(torch.float32, seconds_each),
-            bfloat16_gflops=_product_gflops(torch.bfloat16, seconds_each),
+            float32_gflops=measure_product_peak(torch.float32, seconds=seconds_each),
+            bfloat16_gflops=measure_product_peak(torch.bfloat16, seconds=seconds_each),
             copy_gb_per_s=_copy_gb_per_s(seconds_each),
         )
-    finally:
-        torch.set_num_threads(threads)
 
 
-def measure_product_peak(dtype: torch.dtype, *, device: torch.device, seconds: float) -> float:
-    """Best GFLOPS of matrix products on one core, by processor time, or on a GPU, by wall time."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch; its number of threads is restored afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _product_gflops(dtype, seconds, device)
+        yield
     finally:
         torch.set_num_threads(threads)
 
 
-def _product_gflops(dtype: torch.dtype, seconds: float, device: torch.device = _CPU) -> float:
-    """Best of all shapes and of the layouts of forward pass, input gradient and weight gradient."""
+def measure_product_peak(dtype: torch.dtype, *, seconds: float, device: torch.device = _CPU) -> float:
+    """Best GFLOPS of matrix products by processor time, one core if torch has one thread, or of a GPU.
+
+    The best of all shapes and of the layouts of forward pass, input gradient and weight gradient.
+    """
     best = 0.0
     shapes = _PRODUCT_SHAPES if device.type == "cpu" else _CUDA_PRODUCT_SHAPES
     ones = partial(torch.ones, dtype=dtype, device=device)
@@ -115,43 +117,35 @@ def _product_gflops(dtype: torch.dtype, seconds: float, device: torch.device = _
             (ones(k, m).t(), ones(k, n)),
         )
         for left, right in layouts:
-            product = partial(torch.mm, left, right)
-            seconds_each = seconds / (len(shapes) * len(layouts))
-            if device.type == "cpu":
-                times = _repeat(product, seconds_each)
-            else:
-                times = _repeat_on_gpu(product, seconds_each)
+            times = _repeat(partial(torch.mm, left, right), seconds / (len(shapes) * len(layouts)), device)
             best = max(best, 2e-9 * m * k * n / min(times))
     return best
-
-
-def _repeat_on_gpu(work: Callable[[], object], seconds: float) -> Sequence[float]:
-    """Wall seconds of each repetition after a warm-up, the queue of the GPU empty before and after it."""
-    work()
-    times: list[float] = []
-    until = time.perf_counter() + seconds
-    while len(times) < 2 or time.perf_counter() < until:
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        work()
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return times
 
 
 def _copy_gb_per_s(seconds: float) -> float:
     """Bytes read plus bytes written."""
     source, target = torch.zeros(_COPY_BYTES, dtype=torch.uint8), torch.zeros(_COPY_BYTES, dtype=torch.uint8)
-    times = _repeat(partial(target.copy_, source), seconds)
+    times = _repeat(partial(target.copy_, source), seconds, _CPU)
     return 2e-9 * _COPY_BYTES / min(times)
 
 
-def _repeat(work: Callable[[], object], seconds: float) -> Sequence[float]:
-    """Processor seconds of each repetition until `seconds` have passed, at least two."""
+def _repeat(work: Callable[[], object], seconds: float, device: torch.device) -> Sequence[float]:
+    """Seconds of each repetition until `seconds` have passed, at least two.
+
+    Processor seconds on a CPU. Wall seconds on a GPU after a warm-up, its queue empty before and after each.
+    """
+    on_gpu = device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
+    if on_gpu:
+        work()
     times: list[float] = []
     until = time.perf_counter() + seconds
     while len(times) < 2 or time.perf_counter() < until:
-        started = time.process_time()
+        if on_gpu:
+            torch.cuda.synchronize()
+        started = clock()
         work()
-        times.append(time.process_time() - started)
+        if on_gpu:
+            torch.cuda.synchronize()
+        times.append(clock() - started)
     return times

@@ -6,16 +6,14 @@ Speeds are rows per processor second on one thread: processor time is what a clu
 steadier of the two clocks.
 """
 
-import statistics
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sklearn.metrics import roc_auc_score
 
-from experiments.benchmarks.measure import last_json, measure_module
+from experiments.benchmarks.measure import last_json, measure_module, spread
 from experiments.benchmarks.training.criteo_like import (
     NUM_DENSE,
     NUM_SPARSE,
@@ -29,13 +27,13 @@ from experiments.benchmarks.training.peers.environments import PEERS, ensure_env
 from experiments.benchmarks.training.roofline import (
     DcnShape,
     MachinePeaks,
+    best_peaks,
     measure_peaks,
     roofline_rows_per_s,
 )
-from experiments.runtime.machine import describe_machine
+from experiments.runtime.environment import describe_machine
 from features.artifacts import atomic_folder
-
-Progress = Callable[[str, int, int], None]
+from features.progress import Progress
 
 SHAPE = DcnShape(
     dense_features=NUM_DENSE,
@@ -77,13 +75,13 @@ QUICK = TrainingBenchmark(rows=200_000, short_rows=24_576, tiny_rows=8_192, roun
 
 @dataclass(frozen=True)
 class Trainer:
-    """One column of the comparison: an interpreter, what it runs, and in which precision."""
+    """One column of the comparison: what runs, in which precision, by whose interpreter (ours if None)."""
 
     name: str
     title: str
-    python: Path
     module: str
-    precision: str
+    precision: str = "float32"
+    python: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -109,18 +107,16 @@ def run_training_benchmark(
     data, best_auc = _criteo_like_folder(benchmark, work, progress)
     peaks = [measure_peaks()]
     bfloat16_is_native = peaks[0].bfloat16_gflops > peaks[0].float32_gflops
-    python = Path(sys.executable)
-    ours = [Trainer(OURS, "DashCLIP Ranker, float32", python, _OURS_MODULE, "float32")]
-    ours_bfloat16 = Trainer(f"{OURS}_bfloat16", "DashCLIP Ranker, bfloat16", python, _OURS_MODULE, "bfloat16")
+    ours = [Trainer(OURS, "DashCLIP Ranker, float32", _OURS_MODULE)]
+    ours_bfloat16 = Trainer(f"{OURS}_bfloat16", "DashCLIP Ranker, bfloat16", _OURS_MODULE, "bfloat16")
     if with_bfloat16 and bfloat16_is_native:
         ours.append(ours_bfloat16)
     peers = [
         Trainer(
             peer.name,
             peer.title,
-            ensure_environment(peer, environments, progress=progress),
             peer.runner,
-            "float32",
+            python=ensure_environment(peer, environments, progress=progress),
         )
         for peer in (PEERS if with_peers else ())
     ]
@@ -139,11 +135,10 @@ def run_training_benchmark(
             peaks.append(measure_peaks(seconds_each=1.0))
     progress("training", len(schedule), len(schedule))
     trainers = {trainer.name: trainer for trainer, _ in schedule}
-    result = summarise(runs, trainers=trainers, peaks=_best(peaks), best_auc=best_auc)
     return {
         "settings": asdict(benchmark),
         "machine": describe_machine(),
-        **result,
+        **summarise(runs, trainers=trainers, peaks=best_peaks(peaks), best_auc=best_auc),
     }
 
 
@@ -185,17 +180,17 @@ def summarise(
         "roofline": {
             "flop_per_row": SHAPE.flop_per_row,
             "embedding_bytes_per_row": SHAPE.embedding_bytes_per_row,
-            **peaks.as_json(),
+            **asdict(peaks),
             "rows_per_s": roofline,
-            "step_share": {
-                trainers[name].precision: speed["step_rows_per_cpu_s"]["median"]
-                / roofline[trainers[name].precision]
-                for name, speed in ours.items()
-            },
-            "end_to_end_share": {
-                trainers[name].precision: speed["loop_rows_per_cpu_s"]["median"]
-                / roofline[trainers[name].precision]
-                for name, speed in ours.items()
+            **{
+                share: {
+                    trainers[name].precision: speed[key]["median"] / roofline[trainers[name].precision]
+                    for name, speed in ours.items()
+                }
+                for share, key in (
+                    ("step_share", "step_rows_per_cpu_s"),
+                    ("end_to_end_share", "loop_rows_per_cpu_s"),
+                )
             },
         },
         "trainers": {
@@ -227,7 +222,6 @@ def _criteo_like_folder(benchmark: TrainingBenchmark, work: Path, progress: Prog
 def _run(trainer: Trainer, part: str, data: Path, benchmark: TrainingBenchmark) -> Run:
     emulated = part == "train_tiny"
     measurement = measure_module(
-        trainer.python,
         trainer.module,
         f"--data={data / 'features' if trainer.name.startswith(OURS) else data}",
         f"--train={part}",
@@ -235,27 +229,21 @@ def _run(trainer: Trainer, part: str, data: Path, benchmark: TrainingBenchmark) 
         f"--step-batches={1 if emulated else benchmark.step_batches}",
         f"--seed={benchmark.seed}",
         f"--precision={trainer.precision}",
+        python=trainer.python,
     )
     return Run(trainer.name, part, last_json(measurement), measurement.peak_mib)
 
 
 def _speeds(runs: Sequence[Run]) -> dict[str, Any]:
-    return {
-        "loop_rows_per_cpu_s": _spread(
-            [run.outcome["loop"]["rows"] / run.outcome["loop"]["cpu_s"] for run in runs]
-        ),
-        "step_rows_per_cpu_s": _spread(
-            [run.outcome["step"]["rows"] / run.outcome["step"]["cpu_s"] for run in runs]
-        ),
-        "loop_rows_per_s": _spread(
-            [run.outcome["loop"]["rows"] / run.outcome["loop"]["wall_s"] for run in runs]
-        ),
-        "peak_mib": max(run.peak_mib for run in runs),
-    }
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values), "runs": len(values)}
+    figures: dict[str, Any] = {}
+    for name, part, clock in (
+        ("loop_rows_per_cpu_s", "loop", "cpu_s"),
+        ("step_rows_per_cpu_s", "step", "cpu_s"),
+        ("loop_rows_per_s", "loop", "wall_s"),
+    ):
+        speeds = [run.outcome[part]["rows"] / run.outcome[part][clock] for run in runs]
+        figures[name] = {**spread(speeds), "runs": len(speeds)}
+    return {**figures, "peak_mib": max(run.peak_mib for run in runs)}
 
 
 def _precisions(runs: Sequence[Run]) -> dict[str, Any] | None:
@@ -272,12 +260,3 @@ def _precisions(runs: Sequence[Run]) -> dict[str, Any] | None:
                 "difference": aucs["bfloat16"] - aucs["float32"],
             }
     return None
-
-
-def _best(peaks: Sequence[MachinePeaks]) -> MachinePeaks:
-    """The highest rate ever seen: other load only lowers what is measured."""
-    return MachinePeaks(
-        float32_gflops=max(peak.float32_gflops for peak in peaks),
-        bfloat16_gflops=max(peak.bfloat16_gflops for peak in peaks),
-        copy_gb_per_s=max(peak.copy_gb_per_s for peak in peaks),
-    )

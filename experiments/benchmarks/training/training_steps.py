@@ -14,7 +14,7 @@ from features.batches.loader import BatchLoader
 from features.feature_set import FeatureSet
 from ranking.model import Ranker, RankerConfig, RankerInputs, build_ranker
 from ranking.prediction import predict
-from ranking.train import TrainingConfig, TrainingLoop
+from ranking.train import RankerLoop, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TrainingSteps:
     ranker: Ranker
     training: BatchLoader
     feature_set: FeatureSet
-    loop: TrainingLoop
+    loop: RankerLoop
 
     def epoch(self) -> None:
         """Read one epoch and take a step with each batch."""
@@ -34,7 +34,7 @@ class TrainingSteps:
         """Take a step with each batch."""
         self.ranker.train()
         for batch in batches:
-            self.loop.step(batch)
+            self.loop.take_step(batch)
 
     def scores(self, split: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
         """Clicks and logits of a split."""
@@ -68,7 +68,7 @@ def training_steps(
         feature_set, split, batch_size=config.batch_size, shuffle_seed=seed, id_dropout=config.id_dropout
     )
     unused = BatchLoader(feature_set, "test", batch_size=config.batch_size)
-    loop = TrainingLoop(ranker, config, training, unused, folder, torch.device("cpu"), None)
+    loop = RankerLoop(ranker, config, training, unused, folder, torch.device("cpu"), None)
     try:
         yield TrainingSteps(ranker, training, feature_set, loop)
     finally:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.commands.options import DATA
+
 if TYPE_CHECKING:
     from embeddings.embedding_table import EmbeddingTable
 
@@ -22,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 @embed.command("lsa")
 def lsa(
-    data: Annotated[Path, typer.Argument(help="Folder with the four tables.")],
+    data: DATA,
     out: Annotated[
         Path, typer.Argument(help="Folder for `products/` and `queries/`; older ones are replaced.")
     ],
@@ -39,15 +41,12 @@ def lsa(
     from rich.console import Console
 
     from embeddings.tables.lsa import embed_lsa
+    from experiments.runtime.progress import progress_bars
 
     console = Console()
-    with console.status("reading texts") as status:
-
-        def report(stage: str, done: int, total: int) -> None:
-            status.update(f"{stage} {done:,} of {total:,}" if total > 1 else stage)
-
+    with progress_bars(console) as bars:
         names = tuple(name.strip() for name in columns.split(",") if name.strip())
-        tables = embed_lsa(data, out, dim=dim, seed=seed, columns=names, progress=report)
+        tables = embed_lsa(data, out, dim=dim, seed=seed, columns=names, progress=bars)
     console.print(
         f"{tables.terms:,} terms reduced to {dim} dimensions, "
         f"{tables.explained_variance:.0%} of their variance kept"

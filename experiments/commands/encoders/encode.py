@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from experiments.commands.encoders import published_sets
-from experiments.commands.encoders.rows import named_folders
+from experiments.commands.options import CONFIG, DATA, DEVICE, named_folders
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,10 +22,6 @@ encode = typer.Typer(
     rich_markup_mode="markdown",
     help="Train DashCLIP encoders, encode catalogue and queries, measure retrieval and probes.",
 )
-
-DATA = Annotated[Path, typer.Argument(help="Folder with the four tables.")]
-CONFIG = Annotated[Path, typer.Option(help="TOML file, or the name of a shipped config.")]
-DEVICE = Annotated[str, typer.Option(help="`cpu` or `cuda`.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -53,14 +49,14 @@ def pretrain_command(
     """
     from rich.console import Console
 
-    from embeddings.stages.stage1_task import advice
+    from embeddings.stages.stage1 import advice
     from experiments.encoders.pipeline import run_pretrain
-    from experiments.runtime.progress import training_progress
+    from experiments.runtime.progress import progress_bars
 
     console = Console()
     settings, encoder = _read(config, start)
-    with training_progress(console) as show:
-        run = run_pretrain(data, out, settings, start=encoder, device=device, show=show)
+    with progress_bars(console) as bars:
+        run = run_pretrain(data, out, settings, start=encoder, device=device, show=bars.training)
     _print_run(console, run)
     if run.outcome is not None and settings.pretrain is not None:
         to_do = advice(run.outcome, settings.pretrain)
@@ -86,12 +82,12 @@ def align_command(
     from rich.console import Console
 
     from experiments.encoders.pipeline import run_align
-    from experiments.runtime.progress import training_and_stage_progress
+    from experiments.runtime.progress import progress_bars
 
     console = Console()
     settings, encoder = _read(config, start)
-    with training_and_stage_progress(console) as (show, tell):
-        run = run_align(data, out, settings, start=encoder, device=device, show=show, progress=tell)
+    with progress_bars(console) as bars:
+        run = run_align(data, out, settings, start=encoder, device=device, show=bars.training, progress=bars)
     _print_run(console, run)
 
 
@@ -118,12 +114,12 @@ def run_command(
     from rich.console import Console
 
     from experiments.encoders.pipeline import encode_tables
-    from experiments.runtime.progress import stage_progress
+    from experiments.runtime.progress import progress_bars
 
     console = Console()
     settings, loaded = _read(config, encoder)
     assert loaded is not None  # `encoder` was given
-    with stage_progress(console) as tell:
+    with progress_bars(console) as bars:
         products, queries = encode_tables(
             data,
             out,
@@ -132,7 +128,7 @@ def run_command(
             only_new=only_new,
             batch_size=batch_size,
             device=device,
-            progress=tell,
+            progress=bars,
         )
     for found in (products, queries):
         if found is None:
@@ -174,21 +170,20 @@ def evaluate_command(
 
     from experiments.config import load_config
     from experiments.encoders.pipeline import EncodersConfig, measure_retrieval
-    from experiments.encoders.table1 import to_json
     from experiments.reports.table1_text import console_table, to_markdown
     from experiments.runtime.environment import environment
-    from experiments.runtime.progress import stage_progress
-    from features.artifacts import atomic_write_bytes, atomic_write_json
+    from experiments.runtime.progress import progress_bars
+    from features.artifacts import atomic_write_bytes
 
     console = Console()
     settings = load_config(config, EncodersConfig)
     tables = named_folders(row)
-    with stage_progress(console) as tell:
-        table = measure_retrieval(data, tables, holdout=settings.holdout, k=k, progress=tell)
+    with progress_bars(console) as bars:
+        table = measure_retrieval(data, tables, holdout=settings.holdout, k=k, progress=bars)
     console.print(console_table(table))
     command = ["dashclip encode evaluate", str(data), str(out), *(f"--row {named}" for named in row)]
     made = {"command": " ".join([*command, f"--config {config} --k {k}"]), "environment": environment()}
-    atomic_write_json(out / "table1.json", to_json(table) | made)
+    table.model_copy(update=made).write(out / "table1.json")
     atomic_write_bytes(out / "table1.md", to_markdown(table).encode())
     console.print(f"written: {out / 'table1.json'}, {out / 'table1.md'}", soft_wrap=True)
 
@@ -211,20 +206,21 @@ def probe_command(
     from experiments.config import load_config
     from experiments.encoders.pictures import write_pictures
     from experiments.encoders.pipeline import EncodersConfig, measure_probes
+    from experiments.reports.probes_text import to_markdown
     from experiments.runtime.environment import environment
-    from experiments.runtime.progress import stage_progress
-    from features.artifacts import atomic_write_bytes, atomic_write_json
+    from experiments.runtime.progress import progress_bars
+    from features.artifacts import atomic_write_bytes
 
     console = Console()
     settings = load_config(config, EncodersConfig)
-    with stage_progress(console) as tell:
+    with progress_bars(console) as bars:
         report, before_pair, after_pair, labels = measure_probes(
-            data, before, after, holdout=settings.holdout, progress=tell
+            data, before, after, holdout=settings.holdout, progress=bars
         )
-    markdown = report.to_markdown()
+    markdown = to_markdown(report)
     command = f"dashclip encode probe {data} {before} {after} {out} --config {config}"
     made = {"command": command, "environment": environment()}
-    atomic_write_json(out / "probes.json", report.to_json() | made)
+    report.model_copy(update=made).write(out / "probes.json")
     atomic_write_bytes(out / "probes.md", markdown.encode())
     console.print(markdown)
     if pictures:
@@ -273,12 +269,12 @@ def off_the_shelf_command(
     from rich.console import Console
 
     from embeddings.tables.off_the_shelf import embed_off_the_shelf
-    from experiments.runtime.progress import stage_progress
+    from experiments.runtime.progress import progress_bars
 
     console = Console()
-    with stage_progress(console) as tell:
+    with progress_bars(console) as bars:
         tables = embed_off_the_shelf(
-            kind, checkpoint, data, out, modality=modality, device=device, progress=tell
+            kind, checkpoint, data, out, modality=modality, device=device, progress=bars
         )
     console.print(
         f"{len(tables.products):,} products in {tables.products.folder}; "
@@ -287,7 +283,7 @@ def off_the_shelf_command(
     )
 
 
-@encode.command("ablate")
+@encode.command("ablate", hidden=True)
 def ablate_command(
     data: DATA,
     out: Annotated[Path, typer.Argument(help="Folder for the runs and the report; finished runs are kept.")],
@@ -307,11 +303,12 @@ def ablate_command(
     from rich.console import Console
 
     from experiments.ablation.plan import AblationConfig, execute_ablation, plan
-    from experiments.ablation.report import build_report, to_json
+    from experiments.ablation.report import build_report
     from experiments.ablation.text import console_table, to_markdown
+    from experiments.commands.rankers.sweep import exit_if_failed
     from experiments.config import load_config
-    from experiments.runtime.progress import job_progress
-    from features.artifacts import atomic_write_bytes, atomic_write_json
+    from experiments.runtime.progress import progress_bars
+    from features.artifacts import atomic_write_bytes
 
     console = Console()
     settings = load_config(config, AblationConfig)
@@ -319,21 +316,17 @@ def ablate_command(
     if not report_only:
         finished = sum(run.metrics.is_file() for run in plan(settings, out))
         console.print(f"{finished} runs are finished already")
-        with job_progress(console) as tell:
+        with progress_bars(console) as bars:
             errors = execute_ablation(
-                settings, data, out, processes=processes, device=device, on_progress=tell
+                settings, data, out, processes=processes, device=device, on_progress=bars.job
             )
-    failed = {name: error for name, error in errors.items() if error}
-    for name, error in failed.items():
-        typer.secho(f"failed: {name}: {error}", err=True, fg=typer.colors.RED)
-    report = build_report(settings, out)
     command = f"dashclip encode ablate DATA OUT --config {config.name} --processes {processes}"
-    atomic_write_json(out / "ablation.json", to_json(report, command=command))
+    report = build_report(settings, out, command=command)
+    report.write(out / "ablation.json")
     atomic_write_bytes(out / "ablation.md", to_markdown(report).encode())
     console.print(console_table(report))
     console.print(f"written: {out / 'ablation.json'}, {out / 'ablation.md'}", soft_wrap=True)
-    if failed:
-        raise typer.Exit(1)
+    exit_if_failed(errors)
 
 
 def _read(config: Path, encoder: Path | None) -> tuple[EncodersConfig, DashClipEncoder | None]:

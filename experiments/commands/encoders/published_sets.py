@@ -5,22 +5,20 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands.encoders.rows import named_folders
+from experiments.commands.options import CONFIG, DEVICE, named_folders
 
 DATA = Annotated[Path, typer.Argument(help="Folder that `dashclip import` wrote.")]
 OUT = Annotated[
     Path,
     typer.Argument(help="Folder for runs, tables and results; a stopped call goes on, finished runs stay."),
 ]
-CONFIG = Annotated[Path, typer.Option(help="TOML file, or the name of a shipped config.")]
-DEVICE = Annotated[str, typer.Option(help="`cpu` or `cuda`.")]
 
 
 def register(encode: typer.Typer) -> None:
     """Add the commands to `encode`."""
     encode.command("home-depot")(home_depot_command)
     encode.command("grocery-store")(grocery_store_command)
-    encode.command("publish")(publish_command)
+    encode.command("publish", hidden=True)(publish_command)
 
 
 def home_depot_command(
@@ -45,25 +43,23 @@ def home_depot_command(
 
     from experiments.config import load_config
     from experiments.datasets.encoder_runs import measure_home_depot, write_results
-    from experiments.datasets.home_depot_relevance import to_json, to_markdown
+    from experiments.datasets.home_depot_relevance import to_markdown
     from experiments.encoders.pipeline import EncodersConfig, first_encoder, run_align
-    from experiments.runtime.progress import stage_progress, training_progress
+    from experiments.runtime.progress import progress_bars
 
     console = Console()
     settings = load_config(config, EncodersConfig)
     rows = named_folders(row or [])
-    with training_progress(console) as show:
-        start = first_encoder(data, out / "warmup", settings, device=device, show=show)
-    with training_progress(console) as show:
-        run = run_align(data, out / "align", settings, start=start, device=device, show=show)
-    with stage_progress(console) as tell:
+    with progress_bars(console) as bars:
+        start = first_encoder(data, out / "warmup", settings, device=device, show=bars.training)
+    with progress_bars(console) as bars:
+        run = run_align(data, out / "align", settings, start=start, device=device, show=bars.training)
+    with progress_bars(console) as bars:
         results = measure_home_depot(
-            data, out, run.encoder, settings, rows=rows, device=device, progress=tell
+            data, out, run.encoder, settings, rows=rows, device=device, progress=bars
         )
     page = to_markdown(results)
-    write_results(
-        out, to_json(results), page, command=f"dashclip encode home-depot DATA OUT --config {config.name}"
-    )
+    write_results(out, results, page, command=f"dashclip encode home-depot DATA OUT --config {config.name}")
     console.print(Markdown(page))
     console.print(f"written: {out / 'results.json'}, {out / 'results.md'}", soft_wrap=True)
 
@@ -91,9 +87,9 @@ def grocery_store_command(
         photos_to_train_on,
         write_results,
     )
-    from experiments.datasets.grocery_store_photos import to_json, to_markdown
+    from experiments.datasets.grocery_store_photos import to_markdown
     from experiments.encoders.pipeline import EncodersConfig, first_encoder, run_pretrain
-    from experiments.runtime.progress import stage_progress, training_progress
+    from experiments.runtime.progress import progress_bars
 
     console = Console()
     settings = load_config(config, EncodersConfig)
@@ -102,24 +98,24 @@ def grocery_store_command(
     encoders = {UNTRAINED: random.save(out / "untrained", stage="initial", trained_on={})}
     start = random
     if settings.warmup is not None:
-        with training_progress(console) as show:
-            start = first_encoder(seen, out / "warmup", settings, device=device, show=show)
+        with progress_bars(console) as bars:
+            start = first_encoder(seen, out / "warmup", settings, device=device, show=bars.training)
         encoders[WARMED_UP] = start
-    with training_progress(console) as show:
-        run = run_pretrain(seen, out / "pretrain", settings, start=start, device=device, show=show)
+    with progress_bars(console) as bars:
+        run = run_pretrain(seen, out / "pretrain", settings, start=start, device=device, show=bars.training)
     encoders[DASHCLIP] = run.encoder
-    with stage_progress(console) as tell:
+    with progress_bars(console) as bars:
         results = measure_grocery_store(
             data,
             out,
             encoders,
             settings,
             device=device,
-            progress=tell,
+            progress=bars,
         )
     page = to_markdown(results)
     write_results(
-        out, to_json(results), page, command=f"dashclip encode grocery-store DATA OUT --config {config.name}"
+        out, results, page, command=f"dashclip encode grocery-store DATA OUT --config {config.name}"
     )
     console.print(Markdown(page))
     console.print(f"written: {out / 'results.json'}, {out / 'results.md'}", soft_wrap=True)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.commands.options import DATA
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -24,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 @features.command("build")
 def build_command(
-    data: Annotated[Path, typer.Argument(help="Folder with the four tables.")],
+    data: DATA,
     out: Annotated[Path, typer.Argument(help="Folder of the feature set; an older one is replaced.")],
     config: Annotated[Path, typer.Option(help="TOML file with every feature of an impression.")],
     memory_limit: Annotated[
@@ -44,9 +46,9 @@ def build_command(
     Example: `dashclip features build runs/data runs/features --config marketplace_features.toml`
     """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     from experiments.config import load_config
+    from experiments.runtime.progress import progress_bars
     from features.inputs.tables import InputTables
     from features.inputs.validation import check_or_raise
     from features.offline.build import build, memory_limit_bytes
@@ -54,26 +56,11 @@ def build_command(
 
     console = Console()
     resolved = load_config(config, FeatureConfig)
-    bar = Progress(
-        TextColumn("{task.description:>16}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-    tasks = {}
-    with bar:
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done)
-
-        report("checking rows", 0, 1)
+    with progress_bars(console) as bars:
+        bars("checking rows", 0, 1)
         memory = f"{memory_limit_bytes(memory_limit) // 1000}KB"
         check_or_raise(InputTables.open(data), memory_limit=memory, threads=threads)
-        report("checking rows", 1, 1)
+        bars("checking rows", 1, 1)
         manifest = build(
             data,
             out,
@@ -81,7 +68,7 @@ def build_command(
             threads=threads,
             memory_limit=memory_limit,
             buckets=buckets,
-            progress=report,
+            progress=bars,
         )
     _print(console, out, manifest)
 

@@ -34,23 +34,15 @@ def generate_marketplace(
     Example: `dashclip generate runs/marketplace --size small --seed 0`
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from experiments.marketplace.config import MarketplaceConfig
     from experiments.marketplace.generate import generate
+    from experiments.runtime.progress import progress_bars
 
     config = MarketplaceConfig.preset(size, seed=seed, images=images)
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-
-        summary = generate(config, out, progress=show)
+    with progress_bars(console) as bars:
+        summary = generate(config, out, progress=bars)
     console.print(_summary_table(summary, size=size, seed=seed))
     console.print(f"written to {out}")
 

@@ -1,13 +1,9 @@
 """`dashclip import`: published data sets to the four input tables."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.status import Status
 
 
 def register(app: typer.Typer) -> None:
@@ -70,10 +66,11 @@ def import_home_depot_command(
     from rich.console import Console
 
     from experiments.datasets.home_depot import import_home_depot
+    from experiments.runtime.progress import progress_bars
 
-    console = Console()
-    with console.status("reading") as status:
-        summary = import_home_depot(path, out, progress=_show_in(status))
+    with progress_bars(Console()) as bars:
+        summary = import_home_depot(path, out, progress=bars.under("importing"))
+        bars("importing", 1, 1, "")
     rows = [
         ("queries", f"{summary.queries:,}"),
         ("products", f"{summary.products:,}"),
@@ -105,9 +102,11 @@ def import_grocery_store_command(
     from rich.console import Console
 
     from experiments.datasets.grocery_store import import_grocery_store
+    from experiments.runtime.progress import progress_bars
 
-    with Console().status("reading") as status:
-        summary = import_grocery_store(path, out, progress=_show_in(status))
+    with progress_bars(Console()) as bars:
+        summary = import_grocery_store(path, out, progress=bars.under("importing"))
+        bars("importing", 1, 1, "")
     rows = [
         ("classes", f"{summary.classes:,}"),
         ("coarse classes (aisles)", f"{summary.coarse_classes:,}"),
@@ -118,13 +117,6 @@ def import_grocery_store_command(
     ]
     absent = "no queries, grades, impressions or purchases in this data set; it is for images and their texts"
     _print_summary("Grocery Store photos", rows, absent, out)
-
-
-def _show_in(status: "Status") -> Callable[[str, int, int], None]:
-    def show(stage: str, done: int, total: int) -> None:
-        status.update(f"{stage} {done:,} of {total:,}" if total > 1 else stage)
-
-    return show
 
 
 def _print_summary(title: str, rows: list[tuple[str, str]], absent: str, out: Path) -> None:

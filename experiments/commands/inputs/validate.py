@@ -41,8 +41,8 @@ def validate_tables(
     Example: `dashclip validate runs/marketplace --out runs/checked --write-clean`
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from experiments.runtime.progress import progress_bars
     from features.artifacts import atomic_write_json
     from features.inputs.tables import InputError
     from features.inputs.validation import validate
@@ -50,13 +50,7 @@ def validate_tables(
     if write_clean and out is None:
         raise InputError("--write-clean needs --out FOLDER; the clean tables go to FOLDER/clean")
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task("opening", total=None)
-
-        def show(stage: str, done: int, total: int) -> None:
-            bars.update(task, description=stage, completed=done, total=total)
-
+    with progress_bars(console) as bars:
         report = validate(
             data,
             quarantine=out / "quarantine" if out else None,
@@ -65,7 +59,7 @@ def validate_tables(
             memory_limit=memory_limit,
             threads=threads,
             check_images=images,
-            progress=show,
+            progress=bars.under("checking"),
         )
     if out is not None:
         atomic_write_json(out / "report.json", report.to_json())

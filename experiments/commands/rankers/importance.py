@@ -3,12 +3,9 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
 
 
 def register(app: typer.Typer) -> None:
@@ -69,15 +66,13 @@ def importance(
     """
     import torch
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-    from experiments.importance.folders import default_out, run_folders
-    from experiments.importance.measure import measure
+    from experiments.importance.measure import default_out, measure, measure_parts, run_folders
     from experiments.importance.result import methods_named
     from experiments.importance.run_parts import MeasureOptions
-    from experiments.importance.seeds_together import measure_parts
     from experiments.reports.importance.page import write_importance_report
-    from experiments.reports.importance.tables import feature_table, group_table, sentences
+    from experiments.reports.importance.text import feature_table, group_table, sentences
+    from experiments.runtime.progress import progress_bars
 
     torch.set_num_threads(threads)
     console = Console()
@@ -94,9 +89,7 @@ def importance(
         pairs=pairs,
         batch_rows=batch_rows,
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bars:
-        tell = _Bars(bars)
+    with progress_bars(console) as bars:
         parts = target / "importance_parts"
         if min(processes, len(folders)) > 1:
             measure_parts(
@@ -106,7 +99,7 @@ def importance(
                 scratch=target,
                 processes=processes,
                 threads=threads,
-                progress=tell,
+                progress=bars,
             )
         report = measure(
             folders,
@@ -114,20 +107,20 @@ def importance(
             command="dashclip " + shlex.join(sys.argv[1:]),
             parts=parts,
             scratch=target,
-            progress=tell,
+            progress=bars,
         )
         if simulated:
             report = report.model_copy(update={"simulated": True})
         if naive:
-            from experiments.importance.speed import compare_with_captum
+            from experiments.importance.captum_comparison import compare_with_captum
 
-            speedup = compare_with_captum(folders[0], split=split, seed=seed, progress=tell)
+            speedup = compare_with_captum(folders[0], split=split, seed=seed, progress=bars)
             report = report.model_copy(update={"speedup": speedup, "speedup_to_naive": speedup["speedup"]})
         if drop_below is not None:
             from experiments.importance.selection import select_and_retrain
 
             selection = select_and_retrain(
-                folders, options, threshold=drop_below, out=target / "importance_selection", progress=tell
+                folders, options, threshold=drop_below, out=target / "importance_selection", progress=bars
             )
             report = report.model_copy(update={"selection": selection})
     report.write(target / "importance.json")
@@ -139,16 +132,3 @@ def importance(
         console.print(f"• {sentence}", markup=False, highlight=False)
     for path in (target / "importance.json", paths["csv"], paths["page"]):
         console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
-
-
-class _Bars:
-    """A bar for each stage."""
-
-    def __init__(self, bars: "Progress") -> None:
-        self.bars = bars
-        self.bar_of: dict[str, TaskID] = {}
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage not in self.bar_of:
-            self.bar_of[stage] = self.bars.add_task(stage, total=total)
-        self.bars.update(self.bar_of[stage], completed=done, total=total)

@@ -16,10 +16,10 @@ def publish_command(
     name: Annotated[str, typer.Argument(help="File name of the result, without an ending.")],
     results: Annotated[Path, typer.Option(help="Folder of published results.")] = Path("experiments/results"),
     readme: Annotated[Path, typer.Option(help="Document whose results block is written again.")] = Path(
-        "README.md"
+        "docs/results.md"
     ),
 ) -> None:
-    """Copy a report to the published results and write the README's results block again.
+    """Copy a report to the published results and write the results block of docs/results.md again.
 
     Refused while runs of the sweep are missing.
 

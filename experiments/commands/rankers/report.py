@@ -38,26 +38,19 @@ def report(
     """
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from experiments.reports.evidence import gather
     from experiments.reports.page import Absent
-    from experiments.reports.table2.build import build_report, write_report
+    from experiments.reports.table2.page import write_report
     from experiments.reports.table2.text import console_table, findings
+    from experiments.runtime.progress import progress_bars
+    from experiments.sweeps.table2 import build_report
 
     if latency is not None and not latency.exists():
         raise FileNotFoundError(f"{latency} does not exist; `make bench-serving` writes such a file")
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        tasks = {}
-
-        def advance(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
-            progress.update(tasks[stage], completed=done)
-
-        table = build_report(sweep, rng_seed=rng_seed, bootstrap_resamples=resamples, progress=advance)
+    with progress_bars(console) as bars:
+        table = build_report(sweep, rng_seed=rng_seed, bootstrap_resamples=resamples, progress=bars)
     with console.status("drawing"):
         evidence = gather(sweep, latency=latency, queries="head_query" in table.slices)
         paths = write_report(table, out or sweep, evidence=evidence)

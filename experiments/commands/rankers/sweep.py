@@ -1,12 +1,14 @@
 """`dashclip sweep`: variants x seeds, and the table that compares them."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from experiments.sweeps.sweep import RunOutcome, RunProgress, SweepConfig
+    from experiments.runtime.job_pool import JobProgress
+    from experiments.sweeps.sweep import SweepConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -32,44 +34,38 @@ def sweep(
     from experiments.config import load_config
     from experiments.sweeps.sweep import SweepConfig
 
-    outcomes = run_sweep(load_config(config, SweepConfig), out, processes, f"dashclip sweep {config} {out}")
+    errors = run_sweep(load_config(config, SweepConfig), out, processes, f"dashclip sweep {config} {out}")
     report(out)
-    exit_if_failed(outcomes)
+    exit_if_failed(errors)
 
 
-def run_sweep(config: "SweepConfig", out: Path, processes: int | None, command: str) -> "list[RunOutcome]":
+def run_sweep(
+    config: "SweepConfig", out: Path, processes: int | None, command: str
+) -> dict[Path, str | None]:
     """Execute the sweep behind one progress bar a running run and one for all."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+    from rich.console import Console
 
+    from experiments.runtime.progress import progress_bars
     from experiments.sweeps.sweep import execute_sweep, plan
     from ranking.run import is_finished
 
     runs = plan(config, out)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    ) as bars:
-        finished = sum(is_finished(run.folder) for run in runs)
-        overall = bars.add_task(f"sweep {config.name}", total=len(runs), completed=finished)
-        bar_of: dict[str, TaskID] = {}
+    ended = {run.name for run in runs if is_finished(run.folder)}
+    with progress_bars(Console()) as bars:
 
-        def on_progress(run: "RunProgress") -> None:
-            if run.ended:
-                bars.advance(overall)
-                if run.name in bar_of:
-                    bars.remove_task(bar_of.pop(run.name))
-                return
-            if run.name not in bar_of:
-                bar_of[run.name] = bars.add_task(run.name, total=run.total_steps)
-            description = f"  {run.name}  loss {run.loss:.4f}  {run.rows_per_s:,.0f} rows/s"
-            bars.update(bar_of[run.name], completed=run.step, total=run.total_steps, description=description)
+        def on_progress(job: "JobProgress") -> None:
+            bars.job(job)
+            if job.ended:
+                ended.add(job.name)
+            bars(f"sweep {config.name}", len(ended), len(runs), "")
 
         return execute_sweep(config, out, processes=processes, command=command, on_progress=on_progress)
 
 
-def exit_if_failed(outcomes: "list[RunOutcome]") -> None:
+def exit_if_failed(errors: Mapping[Any, str | None]) -> None:
     """Name the runs that failed and end with exit code 1, after the report on the others."""
-    failed = [outcome for outcome in outcomes if outcome.error]
-    for outcome in failed:
-        typer.secho(f"failed: {outcome.folder}: {outcome.error}", err=True, fg=typer.colors.RED)
+    failed = [(run, error) for run, error in errors.items() if error]
+    for run, error in failed:
+        typer.secho(f"failed: {run}: {error}", err=True, fg=typer.colors.RED)
     if failed:
         raise typer.Exit(1)

@@ -33,40 +33,25 @@ def train(
     """
     import torch
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from experiments.config import load_config
     from experiments.runtime.environment import environment, usable_cores
+    from experiments.runtime.progress import progress_bars
+    from experiments.sweeps.sweep import loss_and_rate
     from ranking.run import RunConfig, execute_run
 
     run = load_config(config, RunConfig)
     chosen = _device(device)
     torch.set_num_threads(threads or usable_cores())
     console = Console()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bars:
-        bar = bars.add_task("training", total=1)
+    with progress_bars(console) as bars:
 
-        def on_step(progress: "TrainingProgress", total_steps: int) -> None:
-            loss = progress.loss_sum / max(1, progress.loss_rows)
-            rows_per_s = progress.rows / max(progress.seconds, 1e-9)
-            bars.update(
-                bar,
-                completed=progress.step,
-                total=total_steps,
-                description=f"loss {loss:.4f}  {rows_per_s:,.0f} rows/s",
-            )
+        def on_step(training: "TrainingProgress", total_steps: int) -> None:
+            bars("training", training.step, total_steps, loss_and_rate(training))
 
         metrics = execute_run(
             run, out, environment=environment(), device=chosen, resume=resume, on_step=on_step
         )
-        bars.update(bar, total=bars.tasks[0].completed)
     test = metrics["test"]
     for kind, coverage in metrics["coverage"].items():
         console.print(f"{kind} vectors: {coverage}")

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from experiments.commands.options import KEY_FILE, MANAGEMENT_URL
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -34,8 +36,8 @@ def loadtest(
     connections: Annotated[int, typer.Option(min=1, help="Open at most.")] = 64,
     bad_share: Annotated[float, typer.Option(help="Share of malformed requests; all must get 400.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the moments.")] = 1,
-    key_file: Annotated[Path | None, typer.Option(help="TorchServe's key_file.json, with a URL.")] = None,
-    management_url: Annotated[str | None, typer.Option(help="Where expired tokens are renewed.")] = None,
+    key_file: KEY_FILE = None,
+    management_url: MANAGEMENT_URL = None,
     out: Annotated[Path | None, typer.Option(help="Folder for loadtest.json and loadtest.png.")] = None,
 ) -> None:
     """Load a scoring server with requests that come when they come, and report its latencies.
@@ -46,24 +48,23 @@ def loadtest(
     Example: `dashclip loadtest runs/store --requests runs/package --rate 100 --candidates 100`
     """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from experiments.runtime.progress import progress_bars
     from experiments.serving_checks.loadtest import (
         LoadPlan,
         encoded,
-        read_requests,
+        plot_load,
         resized,
         result_json,
         run_load,
     )
     from features.artifacts import atomic_write_bytes
-    from serving.package.manifest import PARITY
-    from serving.package.parity import REQUESTS
+    from serving.package.parity import read_requests
 
     if body_format not in ("json", "arrow"):
         raise ValueError(f"--format {body_format!r}; choose json or arrow")
     target, tokens = _target(url, key_file, management_url)
-    recorded = read_requests(requests / PARITY / REQUESTS if requests.is_dir() else requests)
+    recorded = read_requests(requests)
     if candidates is not None:
         recorded = [resized(request, candidates) for request in recorded]
     bodies, content_type = encoded(recorded, body_format)
@@ -77,16 +78,13 @@ def loadtest(
         seed=seed,
     )
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bars:
-        bar = bars.add_task("sending", total=1.0)
+    with progress_bars(console) as bars:
 
         def on_second(share: float, so_far: "LoadResult") -> None:
             said = ", ".join(f"{count:,} x {outcome}" for outcome, count in so_far.outcomes.items())
-            bars.update(bar, completed=share, description=said or "warming up")
+            bars("sending", round(100 * share), 100, said or "warming up")
 
         result = run_load(target, plan, tokens=tokens, progress=on_second)
-        bars.update(bar, completed=1.0)
     summary = result.summary()
     console.print(_table(summary))
     _warn(console.print, summary, connections)
@@ -95,8 +93,6 @@ def loadtest(
         more = {"candidates": candidates, "format": body_format}
         atomic_write_bytes(out / "loadtest.json", result_json(target, plan, result, **more))
         if result.latency_ms:
-            from experiments.serving_checks.loadtest_plot import plot_load
-
             plot_load(result, out / "loadtest.png", title=f"{rate:g} requests a second, {body_format}")
         console.print(f"written to {out}")
     if set(result.outcomes) - {"200"} or set(result.bad_outcomes) - {"400"}:

@@ -1,14 +1,15 @@
 """`dashclip package`: from a trained run to a folder that a server can serve."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from experiments.commands.options import DATA_OF_RUN
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from serving.packaging.build_package import ExportEncoder
     from serving.scoring.predictor import Predictor
 
 
@@ -27,21 +28,17 @@ def package(
             "the last event of the log. What happened at it or later is not in the snapshot."
         ),
     ] = "end",
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with the four tables; the `data` beside the run's feature set if not given."
-        ),
-    ] = None,
+    data: DATA_OF_RUN = None,
     encoder: Annotated[
         Path | None,
         typer.Option(help="Folder of the encoder that made the query table: it embeds queries never seen."),
     ] = None,
     tables: Annotated[
-        str, typer.Option(help="Product vectors in memory: float16, int8 (half the bytes) or float32.")
+        Literal["float16", "int8", "float32"],
+        typer.Option(help="Product vectors in memory: float16, int8 (half the bytes) or float32."),
     ] = "float16",
     backend: Annotated[
-        str,
+        Literal["auto", "aotinductor", "torchscript", "eager"],
         typer.Option(
             help="What runs the dense part: auto (the fastest that works here), aotinductor, torchscript or "
             "eager."
@@ -81,47 +78,27 @@ def package(
     import torch
     from rich.console import Console
 
-    from experiments.runtime.environment import commit
-    from experiments.runtime.run_layout import log_of_run
-    from experiments.runtime.stage_bars import stage_bars
-    from serving.packaging.as_of import snapshot_source
-    from serving.packaging.build_package import PackageOptions, build_package
+    from experiments.runtime.progress import progress_bars
+    from experiments.runtime.run_layout import package_run
+    from serving.packaging.build_package import PackageOptions
     from serving.scoring.predictor import Predictor
 
     torch.set_num_threads(threads)
     console = Console()
     started = time.monotonic()
     options = PackageOptions(
-        tables=one_of("--tables", tables, ("float16", "int8", "float32")),  # type: ignore[arg-type]
-        backend=one_of("--backend", backend, ("auto", "aotinductor", "torchscript", "eager")),  # type: ignore[arg-type]
+        tables=tables,
+        backend=backend,
         context=_names(context),
         projected=projected,
         parity_requests=parity_requests,
     )
-    log = data or log_of_run(run)
-    snapshot = snapshot_source(log, as_of)
-    with stage_bars(console) as report:
-        build_package(
-            run,
-            out,
-            log=log,
-            as_of_us=snapshot.as_of_us,
-            options=options,
-            export_encoder=_exporter(encoder) if encoder else None,
-            commit=commit(),
-            progress=report,
-        )
+    with progress_bars(console) as bars:
+        package_run(run, out, data=data, as_of=as_of, encoder=encoder, options=options, progress=bars)
     packaged_s = time.monotonic() - started
     started = time.monotonic()
     predictor = Predictor.load(out)
     _show(console, out, predictor, packaged_s=packaged_s, loaded_s=time.monotonic() - started)
-
-
-def one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
-    """The value, if it is allowed."""
-    if value not in allowed:
-        raise typer.BadParameter(f"must be one of {', '.join(allowed)}, got {value!r}", param_hint=option)
-    return value
 
 
 def _names(context: str | None) -> tuple[str, ...] | None:
@@ -129,18 +106,6 @@ def _names(context: str | None) -> tuple[str, ...] | None:
         return None
     names = tuple(name.strip() for name in context.split(",") if name.strip())
     return () if names == ("none",) else names
-
-
-def _exporter(encoder: Path) -> "ExportEncoder":
-    def export(folder: Path) -> str:
-        from embeddings.encoders.dashclip import is_encoder
-        from embeddings.encoders.query_export import export_query_encoder
-
-        trained = encoder / "encoder"  # `dashclip encode align OUT` writes it there, beside its tuples
-        chosen = trained if not is_encoder(encoder) and is_encoder(trained) else encoder
-        return export_query_encoder(chosen, folder).encoder_id
-
-    return export
 
 
 def _show(

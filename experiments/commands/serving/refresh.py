@@ -53,7 +53,7 @@ def refresh(
     from rich.console import Console
 
     from embeddings.embedding_table import EmbeddingTable
-    from experiments.runtime.stage_bars import stage_bars
+    from experiments.runtime.progress import progress_bars
     from serving.package.generations import rollback as roll_back
     from serving.package.manifest import EntityKind
     from serving.packaging.as_of import snapshot_source
@@ -69,7 +69,7 @@ def refresh(
         console.print(f"{package}: generation {now} is live again, {left} no longer")
         return
     tables: dict[EntityKind, Path | None] = {"product": product_table, "query": query_table}
-    with stage_bars(console) as report:
+    with progress_bars(console) as bars:
         done = refresh_package(
             package,
             snapshot=snapshot_source(data, as_of) if data else None,
@@ -78,7 +78,7 @@ def refresh(
                 for kind, folder in tables.items()
                 if folder is not None
             },
-            progress=report,
+            progress=bars,
         )
     _show(console, package, done)
 

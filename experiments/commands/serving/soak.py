@@ -100,17 +100,15 @@ def _soak(
     import torch
 
     from experiments.benchmarks.serving.servers import free_ports
-    from experiments.commands.serving.package import _exporter
-    from experiments.runtime.machine import describe_machine
-    from experiments.runtime.run_layout import log_of_run, run_config
-    from experiments.serving_checks.serving_files import archive_package
+    from experiments.runtime.environment import describe_machine
+    from experiments.runtime.run_layout import log_of_run, package_run
     from experiments.serving_checks.soak import SoakPlan, fuzz_server, run_soak, soak_summary
     from experiments.serving_checks.soak_requests import Expectations, extend_log, make_pool
     from features.inputs.tables import InputTables
+    from ranking.run import run_config
     from serving.packaging.as_of import end_of_log_us
-    from serving.packaging.build_package import build_package
     from serving.scoring.predictor import Predictor
-    from serving.servers.torchserve import start, stop
+    from serving.servers.torchserve import archive_package, start, stop
     from serving.servers.torchserve_files import ServerSettings
 
     torch.set_num_threads(1)
@@ -123,9 +121,7 @@ def _soak(
     console.print(f"making a package of {run}")
     package, store = work / "package", work / "store"
     work.mkdir(parents=True)
-    build_package(
-        run, package, log=log, as_of_us=end_us, export_encoder=_exporter(encoder) if encoder else None
-    )
+    package_run(run, package, data=log, encoder=encoder)
     extended = extend_log(tables, work / "data")
     day_us = 86_400_000_000
     moments = [

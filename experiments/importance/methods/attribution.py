@@ -21,9 +21,8 @@ from experiments.importance.methods.tower_inputs import FeatureColumns, InputLay
 from experiments.importance.model_features import Feature
 from experiments.importance.slices import Mask
 from experiments.importance.split_rows import SplitRows
+from features.progress import Progress, silent
 from ranking.model import TwoTowerRanker
-
-Progress = Callable[[str, int, int], None]
 
 #: Gauss-Legendre nodes between baseline and row. Their error is reported: ReLUs bend the path, so it falls
 #: slowly (0.006 logits for 16 nodes, 0.004 for 24, 0.002 for 50, on the mean row of the demo).
@@ -53,7 +52,7 @@ def integrated_gradients(
     missing_columns: Sequence[int],
     masks: Mapping[str, Mask],
     steps: int = STEPS,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Attributed:
     """Attribute the logit of every row, tile by tile."""
     size_FN = np.empty((len(features), len(rows)), np.float32)
@@ -67,8 +66,7 @@ def integrated_gradients(
         )
         size_FN[:, row_B] = np.abs(attribution_BF).T
         delta_N[row_B] = np.abs(delta_B)
-        if progress:
-            progress("integrated gradients", int(row_B[-1]) + 1, len(rows))
+        progress("integrated gradients", int(row_B[-1]) + 1, len(rows))
     return Attributed(
         values={
             feature.key: {

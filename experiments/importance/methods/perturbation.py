@@ -21,6 +21,7 @@ from experiments.importance.methods.tower_inputs import InputLayout, TowerInputs
 from experiments.importance.model_features import Feature
 from experiments.importance.slices import Mask
 from experiments.importance.split_rows import Rows, SplitRows
+from features.progress import Progress, silent
 from ranking.metrics import UndefinedMetricError, log_loss, roc_auc
 
 
@@ -47,7 +48,6 @@ def row_permutation(
     return result
 
 
-Progress = Callable[[str, int, int], None]
 Logits = NDArray[np.float32]
 
 #: Rows whose embeddings are looked up at once, by default.
@@ -94,7 +94,7 @@ def measure_exchanges(
     masks: Mapping[str, Mask],
     batch_rows: int = BATCH_ROWS,
     logit_bytes: int = _LOGIT_BYTES,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     stage: str = "permutation",
 ) -> Measured:
     """Importance of every feature in every slice of `masks`.
@@ -115,8 +115,7 @@ def measure_exchanges(
         chunk = features[first : first + at_once]
 
         def advance(done: int, first: int = first, size: int = len(chunk)) -> None:
-            if progress:
-                progress(stage, first * len(rows) + done * size, max(1, len(features)) * len(rows))
+            progress(stage, first * len(rows) + done * size, max(1, len(features)) * len(rows))
 
         base_N, logit_FAN = exchanged_logits(
             forward,

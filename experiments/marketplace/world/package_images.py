@@ -6,7 +6,6 @@ shows the size or the price.
 
 import colorsys
 import hashlib
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from experiments.marketplace.world.assortment import FLAGS
 from experiments.marketplace.world.catalog import Catalog, FloatArray
 from experiments.marketplace.world.package_shapes import Box, package_of
+from features.progress import Progress
 
 Colour = tuple[int, int, int]
 #: Share of packages that write the variety in words too; all show it as the label's colour.
@@ -79,7 +79,7 @@ def write_images(
     catalog: Catalog,
     pixels: int,
     seed: np.random.SeedSequence,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> list[str | None]:
     """Write `folder/images/<product_id>.png` for each product; the paths relative to `folder`."""
     (folder / "images").mkdir()

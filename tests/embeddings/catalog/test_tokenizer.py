@@ -267,7 +267,7 @@ def test_a_failed_save_leaves_the_old_file(
     def full_disk(descriptor: int) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(module.os, "fsync", full_disk)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="no space left"):
         trained.save(path)
     assert path.read_text() == "old"

@@ -11,7 +11,6 @@ from torch.nn.functional import normalize
 
 from embeddings.catalog.products import ProductBatch, ProductCatalog
 from embeddings.catalog.tokenizer import TextTokenizer
-from embeddings.embedding_table import EmbeddingTableError
 from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.dashclip import DashClipEncoder, EncoderError, is_encoder
 from tests.embeddings.small_catalog import write_small_catalog
@@ -123,10 +122,10 @@ def _forget_a_checksum(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
-        (_truncate, "model.safetensors does not have the checksum of its manifest"),
-        (_flip_a_bit, "model.safetensors does not have the checksum of its manifest"),
-        (_other_config, "config.json does not have the checksum of its manifest"),
-        (_forget_a_checksum, "model.safetensors does not have the checksum of its manifest"),
+        (_truncate, "model.safetensors has changed since it was written"),
+        (_flip_a_bit, "model.safetensors has changed since it was written"),
+        (_other_config, "config.json has changed since it was written"),
+        (_forget_a_checksum, "model.safetensors has changed since it was written"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json is missing; write the encoder"),
         (lambda folder: (folder / "manifest.json").unlink(), "is not an encoder: it has no manifest.json"),
         (lambda folder: (folder / "manifest.json").write_text("{}"), "is not the manifest of an encoder"),
@@ -160,7 +159,7 @@ def test_an_encoder_takes_the_place_of_an_encoder_and_of_nothing_else(folder: Pa
     foreign = tmp_path / "holiday"
     foreign.mkdir()
     (foreign / "manifest.json").write_text('{"format": 1}', encoding="utf-8")
-    with pytest.raises(EmbeddingTableError, match="holiday"):
+    with pytest.raises(FileExistsError, match="holiday"):
         small_encoder().save(foreign, stage="initial", trained_on={})
     assert [path.name for path in foreign.iterdir()] == ["manifest.json"]
 

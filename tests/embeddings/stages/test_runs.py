@@ -15,7 +15,6 @@ import torch
 
 from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION, HoldoutConfig, product_roles, query_roles
 from embeddings.catalog.tokenizer import TextTokenizer
-from embeddings.embedding_table import EmbeddingTableError
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.relevance.build_tuples import TupleSet
 from embeddings.relevance.grades import read_grades
@@ -28,8 +27,8 @@ from embeddings.stages.runs import (
     pretrain,
     train_tokenizer,
 )
-from embeddings.stages.stage2_model import freeze_product_side
-from embeddings.training.checkpoint import TrainingStateError
+from embeddings.stages.stage2 import freeze_product_side
+from embeddings.training.checkpoint import CheckpointError
 from embeddings.training.loop import Report
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import align_config, pretrain_config, small_encoder
@@ -268,7 +267,7 @@ def test_an_interrupted_run_of_other_settings_is_refused(data: Path, tmp_path: P
     with pytest.raises(Interrupted):
         pretrain(data, folder, start=start, config=config, inputs=INPUTS, show=interrupt)
     other = config.model_copy(update={"learning_rate": 0.5})
-    with pytest.raises(TrainingStateError, match="is of a run with other settings or inputs; delete"):
+    with pytest.raises(CheckpointError, match="is of a run with other settings or inputs; delete"):
         pretrain(data, folder, start=start, config=other, inputs=INPUTS)
 
 
@@ -276,7 +275,7 @@ def test_a_folder_that_holds_something_else_is_refused_before_training(data: Pat
     foreign = tmp_path / "run" / "encoder" / "photo.jpg"
     foreign.parent.mkdir(parents=True)
     foreign.write_bytes(b"mine")
-    with pytest.raises(EmbeddingTableError, match="encoder"):
+    with pytest.raises(FileExistsError, match="encoder"):
         run_pretrain(data, tmp_path / "run", show=interrupt)
     assert foreign.read_bytes() == b"mine"
     (tmp_path / "notes").mkdir()

@@ -12,8 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from embeddings.catalog.products import ProductCatalog
-from embeddings.stages.stage1_model import SHADOWED, TEMPERATURE_RANGE, PretrainBatch
-from embeddings.stages.stage1_task import PretrainTask, advice
+from embeddings.stages.stage1 import SHADOWED, TEMPERATURE_RANGE, PretrainBatch, PretrainTask, advice
 from embeddings.training.loop import TrainingOutcome, train
 from embeddings.training.losses import CONSTANT_MATCHING_LOSS, NO_GROUP
 from tests.embeddings.small_catalog import write_small_catalog

@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import embeddings.stages.stage2_task
+import embeddings.stages.stage2
 from embeddings.catalog.products import ProductCatalog
 from embeddings.relevance.build_tuples import read_grades
-from embeddings.stages.stage2_model import TEMPERATURE_RANGE, AlignBatch
-from embeddings.stages.stage2_task import AlignTask, Tuples
+from embeddings.stages.stage2 import TEMPERATURE_RANGE, AlignBatch, AlignTask, Tuples
 from embeddings.training.loop import train
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import NEGATIVES, align_task, build_small_tuples, small_encoder
@@ -46,7 +45,7 @@ def loop_loss(task: AlignTask, rows: np.ndarray) -> float:
     total = 0.0
     for row in rows:
         product, *asked = task.tuples.train.tuples_NC[row].tolist()
-        batch = embeddings.stages.stage2_task.load_batch(
+        batch = embeddings.stages.stage2.load_batch(
             catalog,
             task.encoder.tokenizer,
             [product],
@@ -80,7 +79,7 @@ def test_image_tokens_kept_in_memory_give_the_same_loss(
     data: Path, tuples: Tuples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached = align_task(data, tuples)
-    monkeypatch.setattr(embeddings.stages.stage2_task, "IMAGE_CACHE_BYTES", 0)
+    monkeypatch.setattr(embeddings.stages.stage2, "IMAGE_CACHE_BYTES", 0)
     fresh = align_task(data, tuples)
     assert cached.image_cache is not None
     assert fresh.image_cache is None
@@ -245,7 +244,7 @@ def test_a_learned_temperature_is_held_in_its_range(data: Path, tuples: Tuples) 
 def test_each_distinct_query_is_encoded_once_among_queries_of_its_length(
     data: Path, tuples: Tuples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embeddings.stages.stage2_task, "QUERY_CHUNK", 4)
+    monkeypatch.setattr(embeddings.stages.stage2, "QUERY_CHUNK", 4)
     batch = batches_of(align_task(data, tuples))[0]
     rows = [row for ids, mask in batch.query_chunks for row in zip(ids.tolist(), mask.tolist(), strict=True)]
     texts = [tuple(token for token, used in zip(*row, strict=True) if used) for row in rows]
@@ -290,7 +289,7 @@ def test_what_cannot_be_aligned_is_refused(data: Path, tuples: Tuples, tmp_path:
             tuples,
             config=config,
             device=torch.device("cpu"),
-            ranks=embeddings.stages.stage2_task.Ranks(),
+            ranks=embeddings.stages.stage2.Ranks(),
         )
 
 

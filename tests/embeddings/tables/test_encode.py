@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embeddings.catalog.products import ProductCatalog, load_batch
-from embeddings.embedding_table import EmbeddingTableError
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.tables.encode import Encoded, EncodeError, encode_products, encode_queries
 from tests.embeddings.small_encoders import ROUNDING
@@ -120,7 +119,7 @@ def test_a_folder_with_something_else_is_left_as_it_is(
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("words")
     calls: list[int] = []
-    with pytest.raises(EmbeddingTableError, match="left as it is"):
+    with pytest.raises(FileExistsError, match="left as it is"):
         encode(encoder, shared_data, tmp_path / "thesis", progress=lambda *call: calls.append(1))
     assert not calls
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "words"

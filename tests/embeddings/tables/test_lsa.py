@@ -180,7 +180,7 @@ def test_a_repeated_product_leaves_no_table_behind(tmp_path: Path) -> None:
 def test_an_output_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
     for out in (data, tmp_path):
-        with pytest.raises(EmbeddingTableError, match="would replace the input"):
+        with pytest.raises(ValueError, match="would replace the input"):
             embed_lsa(data, out, dim=4, seed=0)
     assert (data / "products.parquet").exists()
 
@@ -190,11 +190,11 @@ def test_folders_with_a_manifest_of_another_kind_are_left_alone(tmp_path: Path) 
     features = tmp_path / "runs" / "products"
     features.mkdir(parents=True)
     (features / "manifest.json").write_text('{"dense_columns": []}')
-    with pytest.raises(EmbeddingTableError, match="not an embedding table"):
+    with pytest.raises(FileExistsError, match="something of another kind"):
         embed_lsa(data, tmp_path / "runs", dim=4, seed=0)
     embed_lsa(data, tmp_path / "lsa", dim=4, seed=0)
     (tmp_path / "lsa" / "products").rename(tmp_path / "lsa" / "mine")
-    with pytest.raises(EmbeddingTableError, match="not an embedding table"):
+    with pytest.raises(FileExistsError, match="something of another kind"):
         embed_lsa(data, tmp_path / "lsa", dim=4, seed=0)
     assert (features / "manifest.json").exists()
     assert (tmp_path / "lsa" / "mine").exists()

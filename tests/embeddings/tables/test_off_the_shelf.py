@@ -28,7 +28,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.flava.image_processing_pil_flava import FlavaImageProcessorPil
 
 from embeddings.catalog.images import load_image, to_pixels
-from embeddings.embedding_table import EmbeddingTable, EmbeddingTableError
+from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.pretrained import CheckpointError
 from embeddings.tables.off_the_shelf import MAX_TOKENS, OffTheShelfEncoder, embed_off_the_shelf
 from tests.tolerances import float32_drift
@@ -326,9 +326,9 @@ def test_a_folder_without_an_image_processor_is_refused(models, tmp_path) -> Non
 
 def test_a_foreign_folder_and_the_input_itself_stay_untouched(models, data, tmp_path) -> None:
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(EmbeddingTableError, match="left as it is"):
+    with pytest.raises(FileExistsError, match="left as it is"):
         embed_off_the_shelf("clip", models["clip"], data, tmp_path, modality="text")
-    with pytest.raises(EmbeddingTableError, match="would replace the input"):
+    with pytest.raises(ValueError, match="would replace the input"):
         embed_off_the_shelf("clip", models["clip"], data, data, modality="text")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

@@ -13,17 +13,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from embeddings.training.checkpoint import (
-    TrainingState,
-    TrainingStateError,
-    latest_state,
-    read_state,
-    write_state,
-)
+from embeddings.training.base_loop import TrainingDivergedError
+from embeddings.training.checkpoint import CheckpointError, newest_checkpoint
 from embeddings.training.loop import (
     OptimizerConfig,
     Report,
-    TrainingDiverged,
     learning_rate_share,
     rows_of_a_step,
     train,
@@ -207,9 +201,9 @@ def test_the_history_has_the_mean_training_loss_since_the_last_evaluation(tmp_pa
 def test_a_loss_that_is_no_number_names_its_step(tmp_path: Path) -> None:
     config = config_of()
     task = LineTask(config, poison=4)
-    with pytest.raises(TrainingDiverged, match=r"the loss of step 5 is nan .*lower learning_rate"):
+    with pytest.raises(TrainingDivergedError, match=r"the loss of step 5 is nan .*lower learning_rate"):
         train(task, tmp_path, config=config, fingerprint="a")
-    assert latest_state(tmp_path) == tmp_path / "step-00000004"
+    assert newest_checkpoint(tmp_path) == tmp_path / "step-00000004"
     assert task.module.weight.isfinite().all()
 
 
@@ -221,13 +215,13 @@ def test_a_gradient_that_is_no_number_names_its_step(tmp_path: Path) -> None:
     config = config_of()
     task = LineTask(config)
     task.module = Steep(0.0)
-    with pytest.raises(TrainingDiverged, match=r"the gradient norm of step 1 is (nan|inf)"):
+    with pytest.raises(TrainingDivergedError, match=r"the gradient norm of step 1 is (nan|inf)"):
         train(task, tmp_path, config=config, fingerprint="a")
 
 
 def test_an_evaluation_that_is_no_number_is_no_best(tmp_path: Path) -> None:
     config = config_of()
-    with pytest.raises(TrainingDiverged, match="the evaluation loss after step 3 is nan"):
+    with pytest.raises(TrainingDivergedError, match="the evaluation loss after step 3 is nan"):
         train(LineTask(config, evaluations=[math.nan]), tmp_path, config=config, fingerprint="a")
 
 
@@ -289,7 +283,7 @@ def test_dropout_draws_by_seed_and_leaves_the_callers_random_state(tmp_path: Pat
 def test_checkpoints_of_other_settings_are_refused_and_kept(tmp_path: Path) -> None:
     config = config_of(epochs=1)
     train(LineTask(config), tmp_path, config=config, fingerprint="a")
-    with pytest.raises(TrainingStateError, match=r"step-00000003 is of a run with other settings.*delete"):
+    with pytest.raises(CheckpointError, match=r"step-00000003 is of a run with other settings.*delete"):
         train(LineTask(config), tmp_path, config=config, fingerprint="b")
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000002", "step-00000003"]
 
@@ -297,9 +291,13 @@ def test_checkpoints_of_other_settings_are_refused_and_kept(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("module.safetensors", b"short", "module.safetensors is damaged .*delete .* to resume from an older"),
-        ("progress.json", b"{}", "progress.json is damaged"),
-        ("best.safetensors", None, "best.safetensors is missing: .* is not a whole checkpoint; delete it"),
+        (
+            "module.safetensors",
+            b"short",
+            "module.safetensors has changed .*delete .* to resume from an old",
+        ),
+        ("progress.json", b"{}", "progress.json has changed"),
+        ("best.safetensors", None, "best.safetensors is missing; delete .* to resume from an older"),
         ("checksums.json", b"{", "cannot be read: .*delete it"),
         ("checksums.json", b"[]", "cannot be read: .*delete it"),
     ],
@@ -310,13 +308,13 @@ def test_a_damaged_checkpoint_is_refused_and_an_older_one_serves(
     config = config_of(epochs=1)
     whole = LineTask(config)
     train(whole, tmp_path, config=config, fingerprint="a")
-    newest = latest_state(tmp_path)
+    newest = newest_checkpoint(tmp_path)
     assert newest is not None
     if content is None:
         (newest / name).unlink()
     else:
         (newest / name).write_bytes(content)
-    with pytest.raises(TrainingStateError, match=sentence):
+    with pytest.raises(CheckpointError, match=sentence):
         train(LineTask(config), tmp_path, config=config, fingerprint="a")
     for path in newest.iterdir():
         path.unlink()
@@ -325,20 +323,6 @@ def test_a_damaged_checkpoint_is_refused_and_an_older_one_serves(
     train(resumed, tmp_path, config=config, fingerprint="a")
     assert resumed.before == [2]
     assert resumed.module.weight.equal(whole.module.weight)
-
-
-@pytest.mark.parametrize("ending", ["writing", "tmp"])
-def test_a_checkpoint_removes_what_a_killed_process_left_half_written(tmp_path: Path, ending: str) -> None:
-    leftover = tmp_path / f".step-00000004.abc.{ending}"
-    leftover.mkdir()
-    empty: dict[str, Tensor] = {}
-    state = TrainingState(
-        module={"w": torch.ones(2)}, optimizer=empty, best=empty, progress={"fingerprint": "a"}
-    )
-    assert latest_state(tmp_path) is None
-    write_state(tmp_path, 4, state, keep=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
-    assert read_state(tmp_path / "step-00000004", fingerprint="a").module["w"].equal(torch.ones(2))
 
 
 @given(

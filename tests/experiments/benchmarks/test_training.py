@@ -1,7 +1,8 @@
 """Generated benchmark data, the roofline's arithmetic and the summary of runs. Nothing here is timed."""
 
+import importlib.util
 import json
-import sys
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.benchmarks.measure import BenchmarkError, last_json, measure_module
+from experiments.benchmarks.measure import REPOSITORY, BenchmarkError, last_json, measure_module
 from experiments.benchmarks.training.criteo_like import (
     FIRST_ID_ROW,
     NUM_DENSE,
@@ -145,7 +146,7 @@ def _run(
 
 
 def _trainer(name: str, precision: str = "float32") -> Trainer:
-    return Trainer(name, name, Path(sys.executable), "module", precision)
+    return Trainer(name, name, "module", precision)
 
 
 def test_ratios_are_medians_against_the_fastest_peer() -> None:
@@ -180,15 +181,25 @@ def test_emulated_bfloat16_is_reported_but_neither_chosen_nor_mixed_into_float32
 
 
 def test_a_measured_command_reports_its_memory_and_output() -> None:
-    measurement = measure_module(Path(sys.executable), "tests.experiments.benchmarks.allocate_memory", "200")
+    measurement = measure_module("tests.experiments.benchmarks.allocate_memory", "200")
     assert last_json(measurement) == {"allocated_mib": 200}
     assert 200 < measurement.peak_mib < 400
     assert measurement.cpu_s > 0
 
 
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "experiments" / "benchmarks").rglob("*.py")), ids=lambda path: path.stem
+)
+def test_modules_that_run_in_processes_of_their_own_exist(path: Path) -> None:
+    named = re.findall(r"f?\"((?:\{__package__\}|experiments\.benchmarks)\.[\w.]+)\"", path.read_text())
+    package = ".".join(path.relative_to(REPOSITORY).parent.parts)
+    for name in named:
+        assert importlib.util.find_spec(name.replace("{__package__}", package)), name
+
+
 def test_a_failing_command_is_quoted() -> None:
     with pytest.raises(BenchmarkError, match=r"exit code 1; it said: .*No module named no_such_module"):
-        measure_module(Path(sys.executable), "no_such_module")
+        measure_module("no_such_module")
 
 
 @settings(max_examples=5, deadline=None)

@@ -144,7 +144,7 @@ def test_a_second_call_trains_nothing_and_gives_the_same_table(
         kept += [*out.glob("encoders/*/*"), *(out / name for name in ENCODER_RESULTS)]
         return {path: path.stat().st_mtime_ns for path in kept}
 
-    monkeypatch.setattr(experiments.sweeps.sweep, "ProcessPoolExecutor", no_pool)
+    monkeypatch.setattr(experiments.sweeps.sweep, "run_jobs", no_pool)
     before, first = parts(), json.loads((out / "table2.json").read_text())
     assert len(before) > 30
     demo(out, size="tiny", seeds=2, processes=2)

@@ -10,14 +10,12 @@ from typer.testing import CliRunner
 
 from embeddings.embedding_table import EmbeddingTable
 from experiments.cli import app
-from experiments.importance.measure import measure
+from experiments.importance.captum_comparison import compare_with_captum
+from experiments.importance.measure import measure, measure_parts
 from experiments.importance.model_features import features_of
-from experiments.importance.narrow_features import narrow_manifest, write_narrow
 from experiments.importance.result import ImportanceReport
 from experiments.importance.run_parts import MeasureOptions
-from experiments.importance.seeds_together import measure_parts
-from experiments.importance.selection import dispensable, select_and_retrain
-from experiments.importance.speed import compare_with_captum
+from experiments.importance.selection import dispensable, narrow_manifest, select_and_retrain, write_narrow
 from experiments.importance.split_rows import open_split
 from features.feature_set import FeatureSet
 from features.offline.build import build

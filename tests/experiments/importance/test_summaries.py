@@ -15,7 +15,7 @@ from experiments.importance.correlated import (
     correlated_pairs,
     described,
 )
-from experiments.importance.folders import default_out, run_folders
+from experiments.importance.measure import default_out, run_folders
 from experiments.importance.methods.perturbation import measure_exchanges, row_permutation
 from experiments.importance.result import ImportanceFileError, ImportanceReport, methods_named
 from experiments.importance.run_parts import Parts

@@ -12,24 +12,29 @@ import psutil
 import pytest
 
 import experiments.runtime.job_pool
-from experiments.runtime.job_pool import DIED, Job, JobProgress, Tell, run_jobs
+from experiments.runtime.job_pool import DIED, Job, JobProgress, run_jobs
+from features.progress import Progress
 
 
-def note(path: Path, text: str, tell: Tell) -> None:
+def note(path: Path, text: str, tell: Progress) -> None:
     tell("noting", 1, 2)
     with path.open("a") as file:
         file.write(f"{text}\n")
 
 
-def fail(tell: Tell) -> None:
+def fail(tell: Progress) -> None:
     raise ValueError("no such luck")
 
 
-def die(tell: Tell) -> None:
+def die(tell: Progress) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def say_and_wait(path: Path, tell: Tell) -> None:
+def note_process(path: Path, tell: Progress) -> None:
+    note(path, str(os.getpid()), tell)
+
+
+def say_and_wait(path: Path, tell: Progress) -> None:
     tell("waiting", os.getpid(), 0)
     signal.pause()
 
@@ -63,6 +68,16 @@ def test_a_failed_or_dead_job_stops_only_those_that_need_it(tmp_path: Path) -> N
     assert not (tmp_path / "first").exists()
     assert JobProgress("first", "noting", 1, 2) in said
     assert sorted(one.name for one in said if one.ended) == sorted(errors)
+
+
+def test_a_process_takes_one_job_after_another_until_it_dies(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    noting = partial(note_process, notes)
+    jobs = [Job(name, die if name == "dead" else noting, tmp_path) for name in ("a", "b", "dead", "c", "d")]
+    errors = run_jobs(jobs, processes=1)
+    assert errors == {"a": None, "b": None, "dead": DIED, "c": None, "d": None}
+    a, b, c, d = notes.read_text().split()
+    assert a == b != c == d
 
 
 def test_the_end_is_reached_when_the_last_jobs_all_need_one_that_failed(

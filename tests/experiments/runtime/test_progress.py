@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from embeddings.training.loop import Report
 from experiments.cli import app
-from experiments.runtime.progress import training_and_stage_progress, training_progress
+from experiments.runtime.progress import progress_bars
 from tests.embeddings.small_catalog import write_small_catalog
 
 #: A rate at which nothing is learned.
@@ -24,9 +24,9 @@ queue_size = 8
 
 def shown(*reports: Report) -> list[str]:
     console = Console(file=io.StringIO(), width=60)
-    with training_progress(console) as show:
+    with progress_bars(console) as bars:
         for report in reports:
-            show(report)
+            bars.training(report)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 
@@ -57,10 +57,10 @@ def test_every_stage_has_a_bar_of_its_own():
 
 def test_training_and_the_steps_around_it_share_a_display():
     console = Console(file=io.StringIO(), width=100)
-    with training_and_stage_progress(console) as (show, tell):
-        tell("tuples", 7, 7)
-        show(Report("stage 2", "tuples", 5, 5, {}, 10.0, None))
-        tell("completion, vectors", 3, 9)
+    with progress_bars(console) as bars:
+        bars("tuples", 7, 7)
+        bars.training(Report("stage 2", "tuples", 5, 5, {}, 10.0, None))
+        bars("completion, vectors", 3, 9)
     assert isinstance(console.file, io.StringIO)
     lines = [line for line in console.file.getvalue().splitlines() if "/" in line]
     for line, words in zip(
@@ -71,9 +71,9 @@ def test_training_and_the_steps_around_it_share_a_display():
 
 def test_a_narrow_terminal_cuts_the_losses_and_neither_names_nor_counts():
     console = Console(file=io.StringIO(), width=80)
-    with training_and_stage_progress(console) as (show, tell):
-        show(Report("stage 2", "tuples", 1_000, 20_000, {"loss": 14.3, "pqc": 2.4}, 829.0, None))
-        tell("whitening, products", 2_560, 10_000)
+    with progress_bars(console) as bars:
+        bars.training(Report("stage 2", "tuples", 1_000, 20_000, {"loss": 14.3, "pqc": 2.4}, 829.0, None))
+        bars("whitening, products", 2_560, 10_000)
     assert isinstance(console.file, io.StringIO)
     lines = [line for line in console.file.getvalue().splitlines() if "/" in line]
     for line, words in zip(

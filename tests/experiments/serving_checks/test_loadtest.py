@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,13 +18,13 @@ from experiments.serving_checks.loadtest import (
     LoadPlan,
     LoadResult,
     encoded,
-    read_requests,
+    plot_load,
     resized,
     result_json,
     run_load,
 )
-from experiments.serving_checks.loadtest_plot import plot_load
 from features.online.request import ScoreRequest
+from serving.package.parity import read_requests
 from serving.servers.endpoint import Body, Endpoint
 from serving.wire.json_codec import encode_request
 from tests.serving.servers.stand_in_handler import stand_in_scorer
@@ -110,6 +111,19 @@ def test_a_stall_is_charged_to_everyone_who_waits(server: SmallServer) -> None:
     result = run_load(server.url, plan(connections=1))
     waited = [latency for latency in result.latency_ms if latency > 50]
     assert len(waited) > 5
+
+
+def test_a_request_that_is_sent_late_has_waited_since_it_was_due(server: SmallServer) -> None:
+    hindered = []
+
+    def hinder(share: float, so_far: LoadResult) -> None:
+        if not hindered:
+            hindered.append(share)
+            time.sleep(0.3)  # the generator is not on the processor, though requests are due
+
+    result = run_load(server.url, plan(seconds=1.5), progress=hinder)
+    assert max(result.late_ms) > 200
+    assert all(latency >= late for latency, late in zip(result.latency_ms, result.late_ms, strict=True))
 
 
 def test_malformed_requests_are_counted_apart(server: SmallServer) -> None:

@@ -12,9 +12,11 @@ import pytest
 
 import experiments.sweeps.sweep
 from experiments.config import ConfigError
-from experiments.reports.table2.build import build_report
 from experiments.runtime.environment import cpu_quota
-from experiments.sweeps.sweep import RunOutcome, RunProgress, execute_sweep, plan
+from experiments.runtime.job_pool import DIED, Job, JobProgress, run_job
+from experiments.sweeps.sweep import execute_sweep, job_of, plan
+from experiments.sweeps.table2 import build_report
+from features.progress import silent
 from tests.experiments.sweeps.small_sweeps import HISTORY, TRAINING, sweep_config, write_inputs
 
 
@@ -24,9 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(folder: Path) -> tuple[Path, list[RunOutcome], list[RunProgress]]:
+def finished(folder: Path) -> tuple[Path, dict[Path, str | None], list[JobProgress]]:
     """A sweep in two processes of one thread each, what it returned, and what it said meanwhile."""
-    said: list[RunProgress] = []
+    said: list[JobProgress] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiments.sweeps.sweep, "usable_cores", lambda: 2)
         outcomes = execute_sweep(
@@ -91,9 +93,7 @@ def test_a_sweep_that_cannot_be_compared_is_refused(changed, sentence):
 
 def test_every_run_of_a_sweep_ends_and_is_recorded(finished):
     out, outcomes, said = finished
-    assert {(outcome.folder, outcome.error) for outcome in outcomes} == {
-        (run.folder, None) for run in plan(sweep_config(), out)
-    }
+    assert outcomes == {run.folder: None for run in plan(sweep_config(), out)}
     record = json.loads((out / "sweep.json").read_text())
     assert record["variants"] == ["dcn", "dcn_p_sim_history"]
     assert record["titles"] == {"dcn_p_sim_history": "With history"}
@@ -110,7 +110,7 @@ def test_every_run_of_a_sweep_ends_and_is_recorded(finished):
         "dcn_p_sim_history seed 1",
         "dcn_p_sim_history seed 3",
     ]
-    assert all(0 < progress.step <= progress.total_steps for progress in said if not progress.ended)
+    assert all(0 < progress.done <= progress.total for progress in said if not progress.ended)
 
 
 def test_a_finished_sweep_is_not_run_again(finished, folder, monkeypatch):
@@ -121,41 +121,25 @@ def test_a_finished_sweep_is_not_run_again(finished, folder, monkeypatch):
     def no_pool(*_: object, **__: object) -> None:
         raise AssertionError("a worker is started although nothing is left to do")
 
-    monkeypatch.setattr(experiments.sweeps.sweep, "ProcessPoolExecutor", no_pool)
+    monkeypatch.setattr(experiments.sweeps.sweep, "run_jobs", no_pool)
     outcomes = execute_sweep(sweep_config(folder), out, processes=2)
-    assert [outcome.error for outcome in outcomes] == [None] * 4
+    assert list(outcomes.values()) == [None] * 4
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 def test_seeds_added_later_leave_the_finished_runs_alone(folder, tmp_path, monkeypatch):
     started = []
 
-    class InThisProcess:
-        """The pool's interface without processes: what is submitted is only noted."""
+    def only_note(jobs: list[Job], **_: object) -> dict[str, None]:
+        started.extend(job.name for job in jobs)
+        return dict.fromkeys(job.name for job in jobs)
 
-        def __init__(self, *_: object, **__: object) -> None: ...
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-        def submit(self, _, run):
-            started.append((run.config.variant, run.config.seed))
-            return _Done()
-
-    monkeypatch.setattr(experiments.sweeps.sweep, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(experiments.sweeps.sweep, "run_jobs", only_note)
     run = tmp_path / "dcn" / "seed-1"
     run.mkdir(parents=True)
     (run / "run.json").write_text("{}")
     execute_sweep(sweep_config(folder, seeds=[1, 2]), tmp_path, processes=1)
-    assert started == [("dcn_p_sim_history", 1), ("dcn", 2), ("dcn_p_sim_history", 2)]
-
-
-class _Done:
-    def done(self) -> bool:
-        return True
-
-    def result(self) -> None:
-        return None
+    assert started == ["dcn_p_sim_history seed 1", "dcn seed 2", "dcn_p_sim_history seed 2"]
 
 
 def test_numbers_do_not_depend_on_how_many_processes_share_the_work_and_a_failed_run_fails_alone(
@@ -172,8 +156,7 @@ def test_numbers_do_not_depend_on_how_many_processes_share_the_work_and_a_failed
     }
     config = sweep_config(folder, seeds=[1], variants=variants)
     outcomes = {
-        outcome.folder.parent.name: outcome.error
-        for outcome in execute_sweep(config, folder / "one", processes=1)
+        run.parent.name: error for run, error in execute_sweep(config, folder / "one", processes=1).items()
     }
 
     assert outcomes.keys() == set(variants)
@@ -197,17 +180,12 @@ def test_numbers_do_not_depend_on_how_many_processes_share_the_work_and_a_failed
     assert str(missing) in unusable.reason
 
 
-def test_a_run_that_failed_before_is_tried_again(folder, tmp_path, monkeypatch):
+def test_a_run_that_failed_before_is_tried_again(folder, tmp_path):
     """In this process: the worker's function is the unit that clears the record of an earlier failure."""
-
-    class Messages:
-        def put(self, message: object) -> None: ...
-
-    monkeypatch.setattr(experiments.sweeps.sweep, "_messages", Messages())
     [run] = plan(sweep_config(folder, seeds=[1], variants={"dcn": {}}), tmp_path)
     run.folder.mkdir(parents=True)
     (run.folder / "failure.txt").write_text("out of memory")
-    assert experiments.sweeps.sweep._run_in_worker(run) is None
+    assert run_job(job_of(run), silent) is None
     assert not (run.folder / "failure.txt").exists()
     assert (run.folder / "run.json").exists()
 
@@ -225,12 +203,13 @@ _SWEEP = """
 import sys
 from pathlib import Path
 from experiments.sweeps.sweep import execute_sweep
+from features.progress import silent
 from tests.experiments.sweeps.small_sweeps import TRAINING, sweep_config
 def main():
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     config = sweep_config(folder, seeds=[1], training={**TRAINING, "max_epochs": 2000})
     def say(progress):
-        print(progress.step, flush=True)
+        print(progress.done, flush=True)
     execute_sweep(config, out, processes=1, on_progress=say)
 if __name__ == "__main__":
     main()
@@ -255,20 +234,20 @@ def test_workers_end_with_a_killed_sweep(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_worker_that_dies_takes_no_other_run_along(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    """The pool breaks in the first round; the second one trains what is left."""
+    """The processes die in the first round; the second one trains what is left."""
     rounds: list[int] = []
-    whole = experiments.sweeps.sweep._execute_all
+    whole = experiments.sweeps.sweep.run_jobs
 
-    def break_the_first(runs, processes, threads, on_progress):
-        rounds.append(len(runs))
+    def die_in_the_first(jobs, **settings):
+        rounds.append(len(jobs))
         if len(rounds) == 1:
-            return {run.folder: experiments.sweeps.sweep._WORKER_DIED for run in runs}
-        return whole(runs, processes, threads, on_progress)
+            return {job.name: DIED for job in jobs}
+        return whole(jobs, **settings)
 
-    monkeypatch.setattr(experiments.sweeps.sweep, "_execute_all", break_the_first)
+    monkeypatch.setattr(experiments.sweeps.sweep, "run_jobs", die_in_the_first)
     outcomes = execute_sweep(sweep_config(folder, seeds=[1]), tmp_path / "out", processes=1)
     assert rounds == [2, 2]
-    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert list(outcomes.values()) == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,11 @@ def test_counters_equal_a_loop_over_all_pairs(tmp_path, granularity):
                 assert transform.sd == pytest.approx(scaled.std(), rel=1e-4)
 
 
+def history_file(feature_set: FeatureSet, name: str) -> np.ndarray:
+    """One of the arrays behind the histories that no reader of the product needs by itself."""
+    return np.load(feature_set.folder / "history" / f"{name}.npy")
+
+
 @pytest.mark.parametrize("text_ids", [False, True])
 def test_histories_equal_a_loop_over_all_purchases(tmp_path, text_ids):
     tables = random_tables(3, text_ids=text_ids)
@@ -78,7 +83,7 @@ def test_histories_equal_a_loop_over_all_purchases(tmp_path, text_ids):
     rows = all_rows(feature_set)
     catalog = feature_set.catalog_ids()
     assert catalog.to_pylist() == sorted(catalog.to_pylist())
-    product_E, time_us_E = feature_set.history_product_index(), feature_set.history_timestamp_us()
+    product_E, time_us_E = feature_set.history_product_index(), history_file(feature_set, "timestamp_us")
     lengths = []
     for row, number in enumerate(np.flatnonzero(expected.split != "unused")):
         start, end = rows.column("history_start")[row].as_py(), rows.column("history_end")[row].as_py()
@@ -93,7 +98,7 @@ def test_histories_equal_a_loop_over_all_purchases(tmp_path, text_ids):
 
 def test_next_same_product_is_the_same_users_next_purchase_of_it(small):
     feature_set, _ = small
-    starts, product_E = feature_set.history_user_start(), feature_set.history_product_index()
+    starts, product_E = history_file(feature_set, "user_start"), feature_set.history_product_index()
     events = len(product_E)
     next_E = feature_set.history_next_same_product()
     assert (np.asarray(next_E) < events).any()
@@ -300,7 +305,7 @@ def test_a_log_without_purchases_has_empty_histories(tmp_path):
     assert rows.column("history_start").to_pylist() == rows.column("history_end").to_pylist()
     assert set(feature_set.manifest.empty_history_share.values()) == {1.0}
     assert len(feature_set.history_product_index()) == feature_set.manifest.events == 0
-    assert feature_set.history_user_start().tolist() == [0] * (feature_set.manifest.num_users + 1)
+    assert history_file(feature_set, "user_start").tolist() == [0] * (feature_set.manifest.num_users + 1)
 
 
 def test_clicks_without_their_own_time_count_from_the_impression_and_it_is_said(tmp_path):

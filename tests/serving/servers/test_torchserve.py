@@ -146,8 +146,11 @@ def test_measures_reach_prometheus(server: RunningServer) -> None:
         one.score(REQUEST)
     # TorchServe reads the worker's measures from its log line by line, so the page may show half.
     wanted = (
-        "dashclip_requests{",
-        "dashclip_candidates{",
+        "dashclip_requests_total{",
+        "dashclip_candidates_total{",
+        "dashclip_latency_seconds_bucket{",
+        "dashclip_latency_seconds_count{",
+        "dashclip_latency_seconds_sum{",
         "dashclip_snapshot_age_seconds{",
         'le="+Inf"',
     )

@@ -73,16 +73,7 @@ def main() -> None:
             total.backward()
             model.optim.step()
 
-    protocol.report(
-        protocol.Outcome(
-            loop=loop,
-            step=protocol.measure(rows, steps),
-            auc=auc,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            precision="float32",
-            versions=protocol.versions_of(("deepctr-torch", "torch", "numpy")),
-        )
-    )
+    protocol.report(loop, protocol.measure(rows, steps), auc, model, ("deepctr-torch", "torch", "numpy"))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@ import hashlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from features.artifacts import atomic_write_bytes
+from features.progress import Progress, silent
 
 #: All trainers run on the same torch; pip's configuration decides which build comes, as it did for ours.
 TORCH_REQUIREMENT = "torch==2.13.0"
@@ -43,9 +43,7 @@ PEERS = (
 )
 
 
-def ensure_environment(
-    peer: Peer, folder: Path, *, progress: Callable[[str, int, int], None] | None = None
-) -> Path:
+def ensure_environment(peer: Peer, folder: Path, *, progress: Progress = silent) -> Path:
     """The interpreter of `peer`'s environment under `folder`, installed now unless it is there already.
 
     A changed requirements file makes the environment anew.
@@ -67,15 +65,13 @@ def ensure_environment(
     )
     try:
         for done, (what, command) in enumerate(steps):
-            if progress is not None:
-                progress(f"{peer.title}: {what}", done, len(steps))
+            progress(f"{peer.title}: {what}", done, len(steps))
             _run(peer, command)
     except BaseException:
         shutil.rmtree(environment, ignore_errors=True)
         raise
     atomic_write_bytes(stamp, wanted.encode())
-    if progress is not None:
-        progress(f"{peer.title}: installed", len(steps), len(steps))
+    progress(f"{peer.title}: installed", len(steps), len(steps))
     return python
 
 

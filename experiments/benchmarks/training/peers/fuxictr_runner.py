@@ -94,17 +94,8 @@ def main() -> None:
             for batch in ready:
                 model.train_step(batch).item()
 
-        step_rows = sum(len(batch["clicked"]) for batch in ready)
-        protocol.report(
-            protocol.Outcome(
-                loop=loop,
-                step=protocol.measure(step_rows, steps),
-                auc=auc,
-                parameters=sum(parameter.numel() for parameter in model.parameters()),
-                precision="float32",
-                versions=protocol.versions_of(("fuxictr", "torch", "numpy")),
-            )
-        )
+        step = protocol.measure(sum(len(batch["clicked"]) for batch in ready), steps)
+        protocol.report(loop, step, auc, model, ("fuxictr", "torch", "numpy"))
 
 
 if __name__ == "__main__":

@@ -99,13 +99,18 @@ def auc_of(clicked_N: NDArray[Any], scores_N: NDArray[Any]) -> float:
     return float(roc_auc_score(clicked_N, scores_N))
 
 
-def versions_of(distributions: Iterable[str]) -> dict[str, str]:
-    """Installed versions by distribution name."""
-    return {name: version(name) for name in distributions}
-
-
-def report(outcome: Outcome) -> None:
-    """Print the outcome as the last line of standard output."""
+def report(
+    loop: Cost, step: Cost, auc: float, model: Any, libraries: Iterable[str], *, precision: str = "float32"
+) -> None:
+    """Print the outcome as the last line of standard output, with the versions of `libraries`."""
+    outcome = Outcome(
+        loop=loop,
+        step=step,
+        auc=auc,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        precision=precision,
+        versions={name: version(name) for name in libraries},
+    )
     print(json.dumps(asdict(outcome)), flush=True)
 
 
