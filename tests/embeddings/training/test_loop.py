@@ -298,8 +298,8 @@ def test_checkpoints_of_other_settings_are_refused_and_kept(tmp_path: Path) -> N
         ),
         ("progress.json", b"{}", "progress.json has changed"),
         ("best.safetensors", None, "best.safetensors is missing; delete .* to resume from an older"),
-        ("checksums.json", b"{", "cannot be read: .*delete it"),
-        ("checksums.json", b"[]", "cannot be read: .*delete it"),
+        ("checksums.json", b"{", "cannot be read: .*delete .* to resume"),
+        ("checksums.json", b"[]", "cannot be read: .*delete .* to resume"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_and_an_older_one_serves(
