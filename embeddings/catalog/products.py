@@ -28,9 +28,9 @@ from embeddings.catalog.images import (
     load_image,
     to_pixels,
 )
-from embeddings.catalog.inputs import open_input_table
 from embeddings.catalog.lookalikes import groups_of_lookalikes
 from embeddings.catalog.tokenizer import TextTokenizer
+from features.inputs.tables import open_table
 
 Modality = Literal["image", "text"]
 Unreadable = Callable[[int, ImageUnreadable], None]
@@ -74,25 +74,20 @@ class ProductCatalog:
         one without images or aisles. No image is opened.
 
         Raises:
-            CatalogError: the table or a text column lacks, an id is null or repeated, or the path of an image
-                leads out of the folder.
+            InputError: there are no products, or they lack a text column.
+            CatalogError: an id is null or repeated, or the path of an image leads out of the folder.
         """
         data = Path(data)
         unknown = set(modalities) - {"image", "text"}
         if unknown or not modalities:
             raise CatalogError(f'modalities must be some of "image" and "text", got {list(modalities)}')
-        table = open_input_table(data, "products")
-        if table is None:
-            raise CatalogError(f"{data} has no products.parquet and no products/; every data set needs one")
-        present = table.schema.names
         texts = list(text_columns) if "text" in modalities else []
-        lacking = [name for name in ("product_id", *texts) if name not in present]
-        if lacking:
-            raise CatalogError(
-                f"products of {data} must have the columns {lacking}; they have {', '.join(present)}"
-            )
-        wanted = ["product_id", *texts, *(["image"] if "image" in modalities else []), "aisle"]
-        content = table.to_table(columns=[name for name in dict.fromkeys(wanted) if name in present])
+        needed = ["product_id", *texts]
+        table = open_table(data, "products", needed)
+        wanted = [*needed, *(["image"] if "image" in modalities else []), "aisle"]
+        content = table.to_table(
+            columns=[name for name in dict.fromkeys(wanted) if name in table.schema.names]
+        )
         count = len(content)
         images = _strings(content, "image") if "image" in modalities else [""] * count
         columns = [_strings(content, name) for name in texts]
@@ -277,8 +272,6 @@ def _prefetched(iterable: Iterable[T], depth: int) -> Iterator[T]:
 
 def _checked_ids(column: pa.ChunkedArray, data: Path) -> pa.Array:
     ids = column.combine_chunks()
-    if pa.types.is_dictionary(ids.type):
-        ids = ids.dictionary_decode()
     if pa.types.is_integer(ids.type):
         ids = ids.cast(pa.int64())
     elif pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):

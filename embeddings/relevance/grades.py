@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
-from embeddings.catalog.inputs import BATCH_ROWS, open_input_table
+from features.inputs.tables import open_table
 
 IRRELEVANT, MODERATE, HIGH = 0, 1, 2
 #: Name of each grade.
 GRADES = ("irrelevant", "moderate", "high")
+_BATCH_ROWS = 1 << 20
 
 Count = Annotated[int, Field(ge=0)]
 IntArray = npt.NDArray[np.integer[Any]]
@@ -28,11 +29,6 @@ IntArray = npt.NDArray[np.integer[Any]]
 
 class RelevanceError(ValueError):
     """Grades or tuples that cannot be used; the message names the table or file and what to do."""
-
-
-def has_relevance(data: Path) -> bool:
-    """Whether the data folder has a relevance table."""
-    return (data / "relevance.parquet").is_file() or (data / "relevance").is_dir()
 
 
 class GradesReport(BaseModel):
@@ -91,24 +87,17 @@ def read_grades(data: Path, *, sources: Sequence[str] = ("human", "llm")) -> Gra
     their median, rounded down: 1 and 2 give 1. Rows that cannot be used are counted in the report.
 
     Raises:
-        RelevanceError: there is no relevance table, a column is missing, a grade is not 0, 1 or 2, or
-            product ids are of another type than in the products table.
+        InputError: a table or a column is missing.
+        RelevanceError: a grade is not 0, 1 or 2, or product ids are of another type than in products.
     """
     product_ids = _read_product_ids(data)
-    table = open_input_table(data, "relevance")
-    if table is None:
-        raise RelevanceError(f"{data} has no relevance.parquet and no relevance/; grades are needed here")
     columns = ["query", "product_id", "grade", "source"]
-    missing = [name for name in columns if name not in table.schema.names]
-    if missing:
-        raise RelevanceError(
-            f"relevance of {data} must have the columns {missing}; it has {', '.join(table.schema.names)}"
-        )
+    table = open_table(data, "relevance", columns)
     counts = dict.fromkeys(("rows", "other_source_rows", "null_rows", "unknown_product_rows"), 0)
     code_of: dict[str, int] = {}
     parts = [
         _usable_rows(batch, product_ids, sources, code_of, counts, data)
-        for batch in table.to_batches(columns=columns, batch_size=BATCH_ROWS)
+        for batch in table.to_batches(columns=columns, batch_size=_BATCH_ROWS)
     ]
     texts = pa.array(list(code_of), pa.string())
     order = pc.sort_indices(texts)
@@ -217,9 +206,7 @@ def _one_grade_each(
 
 
 def _read_product_ids(data: Path) -> pa.Array:
-    table = open_input_table(data, "products")
-    if table is None or "product_id" not in table.schema.names:
-        raise RelevanceError(f"{data} must have a products table with the column product_id")
+    table = open_table(data, "products", ["product_id"])
     ids = _canonical_ids(table.to_table(columns=["product_id"]).column("product_id").combine_chunks())
     if ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
         raise RelevanceError(

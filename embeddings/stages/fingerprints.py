@@ -7,6 +7,7 @@ from typing import Any
 
 from embeddings.encoders.dashclip import DashClipEncoder
 from features.artifacts import sha256_of
+from features.inputs.tables import table_files
 
 
 def settings_fingerprint(settings: dict[str, Any]) -> str:
@@ -29,8 +30,7 @@ def weights_fingerprint(encoder: DashClipEncoder) -> str:
 
 def table_fingerprint(data: Path, name: str) -> str:
     """Checksum of the files of one input table; "absent" without it."""
-    file, folder = data / f"{name}.parquet", data / name
-    parts = [file] if file.is_file() else sorted(folder.glob("*.parquet")) if folder.is_dir() else []
+    parts = table_files(data, name)
     if not parts:
         return "absent"
     return hashlib.sha256("".join(sha256_of(part) for part in parts).encode()).hexdigest()

@@ -22,7 +22,6 @@ from embeddings.catalog.tokenizer import TextTokenizer
 from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder, Stage, is_encoder
 from embeddings.relevance.build_tuples import TupleConfig, TupleSet, build_tuples, read_grades
-from embeddings.relevance.grades import has_relevance
 from embeddings.stages.completion_training import complete
 from embeddings.stages.fingerprints import settings_fingerprint, table_fingerprint, weights_fingerprint
 from embeddings.stages.stage1 import PretrainConfig, PretrainTask
@@ -32,6 +31,7 @@ from embeddings.stages.whitening import whiten
 from embeddings.training.loop import OptimizerConfig, Report, Task, TrainingOutcome, train
 from embeddings.training.ranks import Ranks, barrier, join_ranks
 from features.artifacts import refuse_foreign_folder, replaced_file
+from features.inputs.tables import table_files
 from features.progress import Progress, silent
 
 ENCODER, TRAINING, CHECKPOINTS, TUPLES = "encoder", "training.json", "checkpoints", "tuples"
@@ -71,12 +71,12 @@ def train_tokenizer(
     """WordPiece learned from the titles and queries that may be trained on, `VOCABULARY` unless given.
 
     Raises:
-        CatalogError, RelevanceError: the tables cannot be read.
+        InputError, CatalogError, RelevanceError: the tables cannot be read.
     """
     catalog = ProductCatalog.open(data, text_columns=inputs.text_columns)
     seen_P = product_roles(catalog.ids, inputs.holdout) == TRAIN
     texts = [title for title, seen in zip(catalog.titles, seen_P, strict=True) if seen]
-    if has_relevance(data):
+    if table_files(data, "relevance"):
         queries = read_grades(data).queries
         seen_Q = query_roles(queries, inputs.holdout) == TRAIN
         texts += [query for query, seen in zip(queries.to_pylist(), seen_Q, strict=True) if seen]

@@ -1,5 +1,7 @@
 """Anybody's vectors as an EmbeddingTable: from a Parquet file, or from a .npy file and a file of ids.
 
+Ids that were written otherwise than those of the data match nothing: `coverage_of_data` shows it.
+
 Shapes: N vectors, D embedding width.
 """
 
@@ -11,11 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embeddings.embedding_table import NORM_TOLERANCE, EmbeddingTable, EmbeddingTableError, Kind
+from embeddings.embedding_table import NORM_TOLERANCE, Coverage, EmbeddingTable, EmbeddingTableError, Kind
+from features.inputs.table_specs import TABLES
+from features.inputs.tables import find_table
 
 #: Names tried for the id column when none is given, by what the vectors are of.
 ID_COLUMNS: dict[Kind, tuple[str, ...]] = {"product": ("id", "product_id"), "query": ("id", "query")}
 CHUNK_ROWS = 65_536
+BATCH_ROWS = 1 << 20
 
 
 def import_vectors(
@@ -60,6 +65,28 @@ def import_vectors(
         kind=kind,
         normalised=normalise or _is_normalised(vectors_ND),
     )
+
+
+def coverage_of_data(table: EmbeddingTable, data: Path) -> dict[str, Coverage]:
+    """How many rows of each input table have a vector, by "table.column"; absent columns are left out.
+
+    Rows count, not distinct ids: a missing head product weighs as much as its traffic.
+
+    Raises:
+        EmbeddingTableError: the ids of the data are strings and those of the table integers, or vice versa.
+    """
+    column = "product_id" if table.manifest.kind == "product" else "query"
+    found: dict[str, Coverage] = {}
+    for name in TABLES:
+        rows = find_table(data, name)
+        if rows is None or column not in rows.schema.names:
+            continue
+        known = missing = 0
+        for batch in rows.to_batches(columns=[column], batch_size=BATCH_ROWS):
+            part = table.coverage(batch.column(column))
+            known, missing = known + part.known, missing + part.missing
+        found[f"{name}.{column}"] = Coverage(known=known, missing=missing)
+    return found
 
 
 def norms_of(vectors_ND: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

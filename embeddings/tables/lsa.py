@@ -81,7 +81,8 @@ def embed_lsa(
     `folder` appears complete or not at all.
 
     Raises:
-        EmbeddingTableError: a table or column is missing, or a product id is null or repeated.
+        InputError: there are no products, or they lack a column.
+        EmbeddingTableError: a product id is null or repeated.
         FileExistsError: `folder` holds something else.
         ValueError: `folder` would replace `data`.
     """

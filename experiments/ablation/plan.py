@@ -22,6 +22,7 @@ from experiments.config import load_config, merged, parse_config
 from experiments.encoders.pipeline import EncodersConfig
 from experiments.runtime.job_pool import Job, OnProgress, run_jobs
 from features.artifacts import sha256_of
+from features.inputs.tables import table_files
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
@@ -190,8 +191,7 @@ def data_checksum(data: Path) -> str:
     """Of the products, the grades and the simulated truth of a data folder."""
     digest = hashlib.sha256()
     for name in _INPUTS:
-        file, folder = data / f"{name}.parquet", data / name
-        for part in [file] if file.is_file() else sorted(folder.glob("*.parquet")):
+        for part in table_files(data, name):
             digest.update(f"{part.relative_to(data)} {sha256_of(part)}\n".encode())
     return digest.hexdigest()
 

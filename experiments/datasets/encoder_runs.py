@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embeddings.catalog.inputs import open_input_table, read_distinct_queries
+from embeddings.catalog.inputs import read_distinct_queries
 from embeddings.catalog.products import Modality, ProductCatalog
 from embeddings.embedding_table import EmbeddingTable, is_table
 from embeddings.encoders.dashclip import DashClipEncoder
@@ -23,6 +23,7 @@ from experiments.datasets.home_depot_relevance import HomeDepotResults, Vectors,
 from experiments.encoders.pipeline import EncodersConfig
 from experiments.runtime.environment import environment
 from features.artifacts import atomic_folder, atomic_write_bytes, atomic_write_json
+from features.inputs.tables import find_table
 from features.progress import Progress, silent
 
 LSA, DASHCLIP, UNTRAINED, WARMED_UP = "lsa", "dashclip", "untrained", "warm-ups"
@@ -103,7 +104,7 @@ def photos_to_train_on(data: Path, folder: Path, *, split: str = "train") -> Pat
     Raises:
         ValueError: `data` has no products with a `split`, or none in this one.
     """
-    products = open_input_table(data, "products")
+    products = find_table(data, "products")
     if products is None or "split" not in products.schema.names:
         raise ValueError(
             f"{data} holds no products with a split; `dashclip import grocery-store` writes them"

@@ -21,13 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from embeddings.catalog.inputs import open_input_table
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.evaluation.linear_probe import GroupedHits, group_resamples, linear_probe, unit_vectors
 from experiments.datasets.grocery_store import ICONIC
 from experiments.statistics.cells import FlatRow, interval_of, markdown_table, with_limits
 from experiments.statistics.intervals import Interval
 from features.artifacts import ResultFile
+from features.inputs.tables import find_table
 from features.progress import Progress, silent
 
 FloatArray = npt.NDArray[np.float32]
@@ -142,7 +142,7 @@ def read_photos(data: Path) -> Photos:
     Raises:
         ValueError: there are no such products, no train or no test photo, or not one iconic product a class.
     """
-    products = open_input_table(data, "products")
+    products = find_table(data, "products")
     wanted = ("product_id", "image", "split", "class_id", "coarse_class_id")
     if products is None or (missing := [name for name in wanted if name not in products.schema.names]):
         lack = "no products" if products is None else f"products without {', '.join(missing)}"

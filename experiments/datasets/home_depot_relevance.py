@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embeddings.catalog.holdout import HoldoutConfig, query_roles
-from embeddings.catalog.inputs import open_input_table
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.evaluation.linear_probe import GroupedHits, group_resamples, linear_probe, unit_vectors
 from embeddings.relevance.grades import GRADES
 from experiments.statistics.cells import Intervals, interval_of, markdown_table, with_limits
 from experiments.statistics.intervals import Interval, UserWeightedAuc
 from features.artifacts import ResultFile
+from features.inputs.tables import find_table
 from features.progress import Progress, silent
 
 FloatArray = npt.NDArray[np.float32]
@@ -167,7 +167,7 @@ def read_graded_pairs(data: Path, holdout: HoldoutConfig) -> GradedPairs:
     Raises:
         ValueError: a table is missing, or a pair names a product that the catalogue lacks.
     """
-    products, relevance = open_input_table(data, "products"), open_input_table(data, "relevance")
+    products, relevance = find_table(data, "products"), find_table(data, "relevance")
     if products is None or relevance is None:
         raise ValueError(f"{data} must hold products and relevance; `dashclip import home-depot` writes both")
     catalogue = products.to_table(columns=["product_id", "title"]).combine_chunks()

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from features.inputs.tables import InputTables
@@ -39,7 +38,7 @@ def make_pool(log: InputTables, *, timestamp_us: int, size: int, seed: int) -> l
     rng = np.random.default_rng(seed)
     known = _column(log, "products", "product_id")
     new = new_product_ids(known)
-    seen = ds.dataset([str(path) for path in log.files("impressions")]).head(
+    seen = log.dataset("impressions").head(
         20_000, columns=["user_id", "query"] if "query" in log.columns("impressions") else ["user_id"]
     )
     users = seen["user_id"].unique().to_pylist()
@@ -77,7 +76,7 @@ def new_product_ids(known: Sequence[Any]) -> list[Any]:
 def extend_log(log: InputTables, folder: Path) -> Path:
     """The same log with NEW_PRODUCTS more products, each like one of it; the other tables are linked."""
     folder.mkdir(parents=True)
-    products = pa.concat_tables(pq.read_table(path) for path in log.files("products"))
+    products = log.dataset("products").to_table()
     new = new_product_ids(products["product_id"].to_pylist())
     clones = products.slice(0, NEW_PRODUCTS)
     clones = clones.set_column(
@@ -158,5 +157,5 @@ class Expectations:
 
 
 def _column(log: InputTables, table: Any, name: str) -> list[Any]:
-    found = ds.dataset([str(path) for path in log.files(table)]).to_table(columns=[name])
+    found = log.dataset(table).to_table(columns=[name])
     return found[name].to_pylist()

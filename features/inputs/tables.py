@@ -1,16 +1,20 @@
-"""The four input tables: what their columns mean, and opening them with their footers checked.
+"""The four input tables: finding their files, and opening them with their footers checked.
 
 A folder `DATA` holds `products` and, where they exist, `impressions`, `purchases` and `relevance`; each is
 one file `DATA/<table>.parquet` or a folder `DATA/<table>/` of them. Opening reads footers only, so it costs
 milliseconds at any size; what needs the rows themselves is `features.inputs.validation`.
+
+Features read all tables by `InputTables`, which checks each column's type; encoders read one by `open_table`,
+since a catalogue of titles alone is enough for them. Both see the union of the columns of a table's files.
 """
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from features.inputs.table_specs import TABLES, TableName, TableSpec, accepts, type_advice, type_family
@@ -50,9 +54,11 @@ class InputTables:
         rows: dict[TableName, int] = {}
         queries = False
         for name, spec in TABLES.items():
-            paths = _files_of(data, spec)
-            if not paths:
+            paths = table_files(data, name)
+            if not paths and spec.without:
                 continue
+            if not paths:
+                raise _absent(data, name)
             footers = [(path, _footer(path)) for path in paths]
             for path, footer in footers:
                 _check_columns(path, footer.schema.to_arrow_schema(), spec)
@@ -62,8 +68,8 @@ class InputTables:
                     f"{_place(data, spec)} has no rows; write at least one, "
                     + ("or leave the table out" if spec.without else f"{name} cannot be empty")
                 )
-            files[name] = tuple(paths)
-            schemas[name] = _one_schema(footers)
+            files[name] = paths
+            schemas[name] = pa.schema(f for f in _one_schema(footers) if not pa.types.is_null(f.type))
             if name == "impressions":
                 queries = "query" in schemas[name].names and any(
                     _has_values(footer, "query") for _, footer in footers
@@ -100,6 +106,10 @@ class InputTables:
         paths = ", ".join(sql_text(escape_glob(str(path))) for path in self.files(table))
         extra = ", filename = '__file', file_row_number = true" if positions else ""
         return f"read_parquet([{paths}], union_by_name = true, hive_partitioning = false{extra})"
+
+    def dataset(self, table: TableName) -> ds.Dataset:
+        """The same files for Arrow; a column that one of them lacks is null there."""
+        return _dataset(self.files(table), self.schema(table))
 
     def columns(self, table: TableName) -> tuple[str, ...]:
         """Column names of a table, in file order; further attributes included."""
@@ -146,6 +156,51 @@ class InputTables:
             raise InputError(f"{self.root} holds no {table} table; add {table}.parquet or a folder {table}/")
 
 
+def table_files(data: Path, name: str) -> tuple[Path, ...]:
+    """The Parquet files of one table, sorted by name; none where `data` does not hold it.
+
+    Raises:
+        InputError: there is a file and a folder of the name, or the folder holds no table.
+    """
+    own, folder = data / f"{name}.parquet", data / name
+    if own.is_file() and folder.is_dir():
+        raise InputError(f"both {own} and {folder}/ exist; keep the one that is the {name} table")
+    if own.is_file() or not folder.is_dir():
+        return (own,) if own.is_file() else ()
+    files = sorted(path for path in folder.glob("*.parquet") if path.name[0] not in "._")
+    if not files:
+        raise InputError(
+            f"{folder} holds no *.parquet files (files in subfolders are not read); "
+            f"put the {name} files directly into it"
+        )
+    return tuple(files)
+
+
+def find_table(data: Path, name: TableName) -> ds.Dataset | None:
+    """One table of a folder, whatever its columns and whatever else the folder holds; None without it.
+
+    Raises:
+        InputError: a file is not whole, or two files give a column different types.
+    """
+    paths = table_files(data, name)
+    return _dataset(paths, _one_schema([(path, _footer(path)) for path in paths])) if paths else None
+
+
+def open_table(data: Path, name: TableName, columns: Sequence[str]) -> ds.Dataset:
+    """`find_table` of a table that must be there with these columns.
+
+    Raises:
+        InputError: it is not, or a column is not.
+    """
+    table = find_table(data, name)
+    if table is None:
+        raise _absent(data, name)
+    present = table.schema.names
+    if missing := [column for column in columns if column not in present]:
+        raise InputError(f"{name} of {data} must have the columns {missing}; found {', '.join(present)}")
+    return table
+
+
 def sql_text(value: str) -> str:
     """A SQL string literal: `it's` gives `'it''s'`."""
     return "'" + value.replace("'", "''") + "'"
@@ -161,27 +216,16 @@ def _place(data: Path, spec: TableSpec) -> Path:
     return own if own.exists() else data / spec.name
 
 
-def _files_of(data: Path, spec: TableSpec) -> list[Path]:
-    own, folder = data / f"{spec.name}.parquet", data / spec.name
-    if own.is_file() and folder.is_dir():
-        raise InputError(f"both {own} and {folder}/ exist; keep the one that is the {spec.name} table")
-    if own.is_file():
-        return [own]
-    if not folder.is_dir():
-        if spec.without:
-            return []
-        present = sorted(path.name for path in data.iterdir())
-        raise InputError(
-            f"{data} has neither {own.name} nor a folder {spec.name}/, and that table is required"
-            f"{_hint(own.name, tuple(present))}"
-        )
-    files = sorted(path for path in folder.glob("*.parquet") if path.name[0] not in "._")
-    if not files:
-        raise InputError(
-            f"{folder} holds no *.parquet files (files in subfolders are not read); "
-            f"put the {spec.name} files directly into it"
-        )
-    return files
+def _absent(data: Path, name: TableName) -> InputError:
+    present = tuple(sorted(path.name for path in data.iterdir())) if data.is_dir() else ()
+    return InputError(
+        f"{data} has neither {name}.parquet nor a folder {name}/, and that table is required"
+        f"{_hint(f'{name}.parquet', present)}"
+    )
+
+
+def _dataset(paths: Sequence[Path], schema: pa.Schema) -> ds.Dataset:
+    return ds.dataset([str(path) for path in paths], schema=schema, format="parquet")
 
 
 def _footer(path: Path) -> pq.FileMetaData:
@@ -214,7 +258,7 @@ def _check_columns(path: Path, schema: pa.Schema, spec: TableSpec) -> None:
         arrived = schema.field(column.name).type
         plain = arrived.value_type if pa.types.is_dictionary(arrived) else arrived
         if pa.types.is_null(plain) and not column.required:
-            continue  # `_one_schema` takes a column of nulls only for none
+            continue  # a column of nulls only counts as none
         if not accepts(column, plain):
             raise InputError(f"{path}, column {column.name!r}: {type_advice(column, plain)}")
 
@@ -225,11 +269,11 @@ def _one_schema(footers: list[tuple[Path, pq.FileMetaData]]) -> pa.Schema:
     for path, footer in footers:
         for field in footer.schema.to_arrow_schema():
             plain = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-            if pa.types.is_null(plain):
-                continue  # all its values are null: the same as a file without the column
             known = fields.get(field.name)
-            if known is None:
+            if known is None or pa.types.is_null(known[1].type):
                 fields[field.name] = (path, pa.field(field.name, plain))
+            elif pa.types.is_null(plain):
+                continue  # all its values are null: the same as a file without the column
             elif type_family(known[1].type) != type_family(plain):
                 raise InputError(
                     f"column {field.name!r} is {known[1].type} in {known[0]} but {plain} in {path}; "

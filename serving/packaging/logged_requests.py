@@ -200,7 +200,7 @@ def _log_columns(tables: InputTables, rows: pa.Table, columns: Sequence[str]) ->
     """`columns` of the log in the order of `rows`, found by impression id."""
     wanted = [name for name in columns if name in tables.columns("impressions")]
     times = pc.min_max(rows["timestamp"])
-    log = ds.dataset([str(path) for path in tables.files("impressions")]).to_table(
+    log = tables.dataset("impressions").to_table(
         columns=["impression_id", *wanted],
         filter=(ds.field("timestamp") >= times["min"]) & (ds.field("timestamp") <= times["max"]),
     )

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embeddings.relevance.build_tuples import Grades, RelevanceError, read_grades
+from features.inputs.tables import InputError
 from tests.embeddings.small_grades import Row, write_data
 
 
@@ -130,12 +131,12 @@ def test_grades_beyond_the_three_are_refused(tmp_path: Path, grade: float, kind:
 
 
 def test_absent_tables_columns_and_types_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RelevanceError, match="products table with the column product_id"):
+    with pytest.raises(InputError, match=r"neither products\.parquet"):
         read_grades(tmp_path)
     data = write_data(tmp_path, [("a", 1, 2, "llm")])
     table = pq.read_table(data / "relevance.parquet")
     pq.write_table(table.drop_columns(["source"]), data / "relevance.parquet")
-    with pytest.raises(RelevanceError, match=r"columns \['source'\]; it has query, product_id, grade"):
+    with pytest.raises(InputError, match=r"columns \['source'\]; found query, product_id, grade"):
         read_grades(data)
     pq.write_table(table, data / "relevance.parquet")
     pq.write_table(pa.table({"product_id": ["1"]}), data / "products.parquet")
@@ -146,5 +147,5 @@ def test_absent_tables_columns_and_types_are_named(tmp_path: Path) -> None:
         read_grades(data)
     (data / "relevance.parquet").unlink()
     pq.write_table(pa.table({"product_id": [1]}), data / "products.parquet")
-    with pytest.raises(RelevanceError, match=r"no relevance\.parquet"):
+    with pytest.raises(InputError, match=r"neither relevance\.parquet"):
         read_grades(data)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features.inputs.tables import InputError, InputTables, escape_glob
+from features.inputs.tables import InputError, InputTables, escape_glob, find_table, open_table
 from tests.features.inputs.small_tables import NOON, SCHEMAS, UTC_US, good_rows, rewrite, write_tables
 
 
@@ -229,3 +229,39 @@ def test_a_column_of_nulls_without_a_type_counts_as_absent(folder):
     pq.write_table(content, path)
     assert "position" not in InputTables.open(folder).columns("impressions")
     assert UTC_US in InputTables.open(folder).schema("impressions").types
+
+
+def test_one_table_is_the_union_of_its_files_whatever_else_the_folder_holds(tmp_path):
+    (tmp_path / "products").mkdir()
+    tags = pa.array(["new"]).dictionary_encode()
+    for name, columns in {
+        "a": {"product_id": [1], "title": pa.nulls(1), "note": pa.nulls(1)},
+        "b": {"product_id": [2], "title": ["tea"], "note": pa.nulls(1), "tag": tags},
+        "_half": {"product_id": [3]},
+    }.items():
+        pq.write_table(pa.table(columns), tmp_path / "products" / f"{name}.parquet")
+    table = open_table(tmp_path, "products", ["product_id", "tag"])
+    assert table.schema.names == ["product_id", "title", "note", "tag"]
+    assert table.to_table().to_pylist() == [
+        {"product_id": 1, "title": None, "note": None, "tag": None},
+        {"product_id": 2, "title": "tea", "note": None, "tag": "new"},
+    ]
+    assert find_table(tmp_path, "relevance") is None
+
+
+def test_one_table_that_is_needed_must_be_there_with_its_columns(folder):
+    with pytest.raises(InputError, match=r"products of .* must have the columns \['tag'\]; found product_id"):
+        open_table(folder, "products", ["product_id", "tag"])
+    (folder / "relevance.parquet").unlink()
+    with pytest.raises(InputError, match=r"neither relevance\.parquet nor a folder relevance/"):
+        open_table(folder, "relevance", ["query"])
+
+
+def test_a_column_that_the_first_file_lacks_is_null_there_for_arrow_too(folder):
+    content = pq.read_table(folder / "impressions.parquet")
+    (folder / "impressions").mkdir()
+    pq.write_table(content.drop_columns(["query"]), folder / "impressions" / "a.parquet")
+    pq.write_table(content, folder / "impressions" / "b.parquet")
+    (folder / "impressions.parquet").unlink()
+    queries = InputTables.open(folder).dataset("impressions").to_table(columns=["query"])["query"].to_pylist()
+    assert queries == [None] * 10 + content["query"].to_pylist()
