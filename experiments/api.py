@@ -5,7 +5,7 @@ relevance. Each job writes a folder that the next one opens. The `dashclip` comm
 Python and the command line can take turns. `experiments/examples/` shows them at work.
 
 Importing this module imports torch, torchrec and transformers (some seconds). A program that only sends
-requests imports `serving.client` and `serving.wire.request` instead, which need none of them.
+requests imports `serving.client` and `features.online.request` instead, which need none of them.
 """
 
 from embeddings.embedding_table import EmbeddingTable
@@ -23,14 +23,16 @@ from experiments.encoders.pipeline import (
 )
 from experiments.marketplace.config import MarketplaceConfig
 from experiments.marketplace.generate import generate as generate_marketplace
-from experiments.reports.table2.build import build_report, write_report
+from experiments.reports.table2.page import write_report
 from experiments.runtime.environment import environment
 from experiments.runtime.run_layout import package_run
 from experiments.sweeps.sweep import SweepConfig, VariantConfig, execute_sweep
+from experiments.sweeps.table2 import build_report
 from features.feature_set import FeatureSet
 from features.inputs.tables import InputTables
 from features.inputs.validation import check_or_raise, validate
 from features.offline.build import build as build_features
+from features.online.request import ScoreRequest
 from features.schema import (
     CounterConfig,
     DenseFeature,
@@ -48,7 +50,7 @@ from serving.packaging.build_package import PackageOptions
 from serving.packaging.refresh import refresh as refresh_package
 from serving.scoring.predictor import Predictor
 from serving.servers.torchserve import archive_package, example_request
-from serving.wire.request import ScoreReply, ScoreRequest
+from serving.wire.reply import ScoreReply
 
 __all__ = [  # noqa: RUF022 - in the order of the work
     # Input tables

@@ -15,6 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict
 
 _HASH_BLOCK_BYTES = 1 << 20
 
@@ -36,6 +37,16 @@ def atomic_write_json(path: Path, content: Any) -> None:
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     atomic_write_bytes(path, (text + "\n").encode())
+
+
+class ResultFile(BaseModel):
+    """A frozen result that is a JSON file: its fields in their order. Reading ignores unknown keys."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    def write(self, path: Path) -> None:
+        """Replace `path` by this result."""
+        atomic_write_json(path, self.model_dump(mode="json", by_alias=True))
 
 
 @contextmanager

@@ -118,15 +118,24 @@ def load_run(folder: Path, *, device: torch.device | None = None) -> Run:
         CheckpointError: the weights are missing or damaged.
         ValueError: not a run, or its feature set or tables are no longer those it was trained on.
     """
-    try:
-        config = RunConfig.model_validate_json((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is not a run: it has no config.json") from None
+    config = run_config(folder)
     check_same_run(folder, config)
     run = open_run(config, device=device)
     best = folder / "best"
     load_ranker_weights(run.ranker, read_checkpoint(best).parts[WEIGHTS], source=best)
     return run
+
+
+def run_config(folder: Path) -> RunConfig:
+    """What the run in `folder` was asked for.
+
+    Raises:
+        ValueError: not a run.
+    """
+    try:
+        return RunConfig.model_validate_json((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is not a run: it has no config.json") from None
 
 
 def is_finished(folder: Path) -> bool:

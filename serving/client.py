@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from features.online.request import RequestError, ScoreRequest
 from serving.wire import arrow_codec, json_codec
-from serving.wire.request import RequestError, ScoreReply, ScoreRequest
+from serving.wire.reply import ScoreReply
 
 Format = Literal["json", "arrow"]
 

@@ -19,6 +19,7 @@ LONG_FILES: dict[str, str] = {
     "embeddings/evaluation/retrieval.py": "search, rankings and their metrics: one definition of table 1",
     "embeddings/stages/stage1.py": "the config, the losses and the batches of one stage of training",
     "embeddings/stages/stage2.py": "the config, the losses and the batches of one stage of training",
+    "features/online/request.py": "the request and every refusal of a bad value in it",
 }
 BANNED_WORDS = {"util", "utils", "helper", "helpers", "manager", "item", "items", "data", "info", "misc"}
 

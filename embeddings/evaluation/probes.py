@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.evaluation.probe_report import (
+    PartRows,
     ProbeComparison,
     ProbeReport,
     ProbeResult,
@@ -322,24 +323,21 @@ def _compare(
             confusions[side].append(confusion_matrix(test_class_M, fitted.predicted_M, classes=classes))
             epochs[side].append(fitted.epoch)
     progress(stage, len(config.seeds) * len(features_of), len(config.seeds) * len(features_of))
+    chosen = tuple(name for name, usable in zip(names, usable_C, strict=True) if usable)
     before, after = (
-        ProbeResult(confusion_SCC=np.stack(found), epoch_S=tuple(kept))
+        ProbeResult.of(np.stack(found), classes=chosen, epochs=kept)
         for found, kept in zip(confusions, epochs, strict=True)
     )
-    train_rows, validation_rows, test_rows = np.mean(part_rows, axis=0).tolist()
-    return ProbeComparison(
-        classes=tuple(name for name, usable in zip(names, usable_C, strict=True) if usable),
-        support_C=tuple(rows_C[usable_C].tolist()),
+    train, validation, test = np.mean(part_rows, axis=0).tolist()
+    return ProbeComparison.of(
+        before,
+        after,
+        classes=chosen,
+        support=tuple(rows_C[usable_C].tolist()),
         left_out={
-            name: int(rows)
-            for name, rows, usable in zip(names, rows_C, usable_C, strict=True)
-            if rows and not usable
+            name: int(rows) for name, rows, usable in zip(names, rows_C, usable_C, strict=True) if not usable
         },
-        train_rows=train_rows,
-        validation_rows=validation_rows,
-        test_rows=test_rows,
-        before=before,
-        after=after,
+        rows=PartRows(train=train, validation=validation, test=test),
     )
 
 

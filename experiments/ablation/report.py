@@ -6,17 +6,28 @@ cover the noise of training on these queries, not that of other queries.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from experiments.ablation.plan import AblationConfig, plan
 from experiments.runtime.environment import environment
 from experiments.statistics.intervals import Interval, SeedSummary, paired_difference, summarize_seeds
+from features.artifacts import ResultFile
 
 Verdict = Literal["above", "below", "not told apart"]
 #: Metrics of one run by name.
 Metrics = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SeedDifference(Interval):
+    """Variant minus default over the seeds that both have."""
+
+    seeds: int
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -27,10 +38,10 @@ class WidthResult:
     metrics: dict[str, SeedSummary]
 
 
-@dataclass(frozen=True)
-class VariantResult:
+class VariantResult(BaseModel):
     """A variant over its finished seeds."""
 
+    model_config = ConfigDict(frozen=True)
     name: str
     title: str
     seeds: tuple[int, ...]
@@ -40,31 +51,33 @@ class VariantResult:
     slices: dict[str, dict[str, SeedSummary]]
     #: By number of coordinates, the whole vector last.
     widths: dict[int, WidthResult]
-    #: Variant minus default over the seeds that both have; empty for the default and without a shared seed.
-    differences: dict[str, Interval]
+    #: Empty for the default and without a shared seed.
+    differences: dict[str, SeedDifference]
     shared_seeds: int
     #: Mean over seeds; stage 1 counts in full for each variant that uses it.
     seconds: dict[str, float]
     settings: dict[str, Any]
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def training_minutes(self) -> float:
         return (self.seconds.get("stage_1", 0.0) + self.seconds.get("stage_2", 0.0)) / 60
 
 
-@dataclass(frozen=True)
-class AblationReport:
-    """All variants that have a finished seed."""
+class AblationReport(ResultFile):
+    """`ablation.json`: all variants that have a finished seed."""
 
-    default: str
-    k: int
     simulated: bool
     description: str
+    default: str
+    k: int
     queries: int
     validation_queries: int
     variants: dict[str, VariantResult]
     #: Runs without a result.
     missing: tuple[str, ...]
+    command: str | None = None
+    environment: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def metrics(self) -> list[str]:
@@ -80,7 +93,7 @@ def verdict(difference: Interval) -> Verdict:
     return "above" if difference.mean > 0 else "below"
 
 
-def build_report(config: AblationConfig, out: Path) -> AblationReport:
+def build_report(config: AblationConfig, out: Path, *, command: str | None = None) -> AblationReport:
     """Read what is finished.
 
     Raises:
@@ -114,6 +127,8 @@ def build_report(config: AblationConfig, out: Path) -> AblationReport:
             if of_seed
         },
         missing=tuple(run.name for run in runs if (run.variant, run.seed) not in found),
+        command=command,
+        environment=environment(),
     )
 
 
@@ -144,9 +159,11 @@ def _variant(
             for width, cost in results[0]["widths"].items()
         },
         differences={
-            metric: paired_difference(
-                [of_seed[seed]["test"]["metrics"][metric] for seed in shared],
-                [default_of_seed[seed]["test"]["metrics"][metric] for seed in shared],
+            metric: _difference(
+                *(
+                    [found[seed]["test"]["metrics"][metric] for seed in shared]
+                    for found in (of_seed, default_of_seed)
+                )
             )
             for metric in (metrics if shared else ())
         },
@@ -159,34 +176,15 @@ def _variant(
     )
 
 
+def _difference(variant_S: Sequence[float], default_S: Sequence[float]) -> SeedDifference:
+    found = paired_difference(variant_S, default_S)
+    return SeedDifference(**vars(found), seeds=len(variant_S), verdict=verdict(found))
+
+
 def _summaries(of_seed: Sequence[Metrics]) -> dict[str, SeedSummary]:
     """A metric without a value in one of the runs is left out."""
     return {
         metric: summarize_seeds([metrics[metric] for metrics in of_seed])
         for metric in of_seed[0]
         if all(metric in metrics for metrics in of_seed)
-    }
-
-
-def to_json(report: AblationReport, *, command: str | None = None) -> dict[str, Any]:
-    """The content of `ablation.json`."""
-    variants = {}
-    for name, found in report.variants.items():
-        content = asdict(found) | {"training_minutes": found.training_minutes}
-        content["differences"] = {
-            metric: {**asdict(difference), "seeds": found.shared_seeds, "verdict": verdict(difference)}
-            for metric, difference in found.differences.items()
-        }
-        variants[name] = content
-    return {
-        "simulated": report.simulated,
-        "description": report.description,
-        "default": report.default,
-        "k": report.k,
-        "queries": report.queries,
-        "validation_queries": report.validation_queries,
-        "variants": variants,
-        "missing": list(report.missing),
-        "command": command,
-        "environment": environment(),
     }

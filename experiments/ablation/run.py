@@ -23,7 +23,7 @@ from experiments.encoders.pipeline import (
     run_align,
     run_pretrain,
 )
-from experiments.encoders.table1 import ALL, SliceResult, Table1, metric_key
+from experiments.encoders.table1 import SliceResult, Table1
 from features.artifacts import atomic_write_json
 from features.progress import Progress
 
@@ -138,7 +138,7 @@ def measure(
                 "bytes_per_vector": bytes_per_vector(
                     EmbeddingTable.load(folders[width] / "products", verify=False)
                 ),
-                "metrics": _means(test.slices[ALL], str(width), k),
+                "metrics": _means(test, str(width)),
             }
             for width in sorted(folders)
         },
@@ -147,23 +147,18 @@ def measure(
 
 def _measured(table: Table1, row: str) -> dict[str, Any]:
     return {
-        "queries": table.slices[ALL].queries,
-        "metrics": _means(table.slices[ALL], row, table.k),
+        "queries": table.queries,
+        "metrics": _means(table, row),
         "slices": {
-            title: {"queries": found.queries, "metrics": _means(found, row, table.k)}
+            title: {"queries": found.queries, "metrics": _means(found, row)}
             for title, found in table.slices.items()
-            if title != ALL
         },
     }
 
 
-def _means(found: SliceResult, row: str, k: int) -> dict[str, float]:
+def _means(found: SliceResult, row: str) -> dict[str, float]:
     """A metric without a value (no query has a highly relevant product) is left out."""
-    return {
-        metric_key(metric, k): estimate.mean
-        for metric, estimate in found.rows[row].items()
-        if estimate.mean is not None
-    }
+    return {metric: interval.mean for metric, interval in found.rows[row].items() if interval is not None}
 
 
 class SpentSeconds:

@@ -4,9 +4,10 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from experiments.ablation.report import AblationReport, VariantResult, verdict
-from experiments.reports.table1_text import NONE, metric_title
-from experiments.statistics.intervals import Interval, SeedSummary
+from experiments.ablation.report import AblationReport, VariantResult
+from experiments.reports.table1_text import metric_title
+from experiments.statistics.cells import NONE, markdown_table, with_limits, with_sd
+from experiments.statistics.intervals import SeedSummary
 
 #: The metric of the tables that have room for one.
 _ONE_METRIC = "ndcg"
@@ -19,25 +20,38 @@ def to_markdown(report: AblationReport) -> str:
     kind = "SIMULATED data (generated, not real users)" if report.simulated else "Real data"
     lines = ["# Ablation of the encoders", "", f"**{kind}.** {report.description}", ""]
     lines += [f"{report.queries:,} test queries. Mean ± standard deviation over training seeds.", ""]
-    lines += _header(["Variant", "Seeds", "Minutes", *headings])
-    for found in report.variants.values():
-        cells = [_summary(found.metrics[metric]) for metric in metrics]
-        lines.append(_row([found.title, str(len(found.seeds)), f"{found.training_minutes:.1f}", *cells]))
-
+    lines += markdown_table(
+        ["Variant", "Seeds", "Minutes", *headings],
+        (
+            [
+                found.title,
+                str(len(found.seeds)),
+                f"{found.training_minutes:.1f}",
+                *(_summary(found.metrics[metric]) for metric in metrics),
+            ]
+            for found in report.variants.values()
+        ),
+    )
     compared = [found for found in report.variants.values() if found.differences]
     default = report.variants.get(report.default)
     if compared and default:
         lines += ["", f'## Minus "{default.title}"', ""]
-        lines += _header(["Variant", "Shared seeds", *headings])
+        rows = []
         for found in compared:
-            cells = [_difference(found.differences[metric]) for metric in metrics]
-            lines.append(_row([found.title, str(found.shared_seeds), *cells]))
+            differences = (found.differences[metric] for metric in metrics)
+            cells = (f"{with_limits(one, 3, sign=True)} {one.verdict}" for one in differences)
+            rows.append([found.title, str(found.shared_seeds), *cells])
+        lines += markdown_table(["Variant", "Shared seeds", *headings], rows)
     lines += _slices(report)
     lines += _widths(report)
     lines += ["", f"## The {report.validation_queries:,} validation queries", ""]
-    lines += _header(["Variant", *headings])
-    for found in report.variants.values():
-        lines.append(_row([found.title, *(_optional(found.validation.get(metric)) for metric in metrics)]))
+    lines += markdown_table(
+        ["Variant", *headings],
+        (
+            [found.title, *(_summary(found.validation.get(metric)) for metric in metrics)]
+            for found in report.variants.values()
+        ),
+    )
     lines += ["", _how_measured()]
     if report.missing:
         lines += ["", f"Without a result: {', '.join(report.missing)}."]
@@ -63,10 +77,9 @@ def _console_cell(found: VariantResult, metric: str) -> str:
     summary, difference = _summary(found.metrics[metric]), found.differences.get(metric)
     if difference is None:
         return summary
-    word = verdict(difference)
-    if word == "not told apart":
-        return f"{summary}\n[dim]{word}[/dim]"
-    return f"{summary}\n{difference.mean:+.3f} {word}"
+    if difference.verdict == "not told apart":
+        return f"{summary}\n[dim]{difference.verdict}[/dim]"
+    return f"{summary}\n{difference.mean:+.3f} {difference.verdict}"
 
 
 def _slices(report: AblationReport) -> list[str]:
@@ -75,27 +88,31 @@ def _slices(report: AblationReport) -> list[str]:
     metric = next((name for name in report.metrics if name.startswith(_ONE_METRIC)), None)
     if metric is None or not first.slices:
         return []
-    lines = ["", f"## {_heading(metric, report.k)} by kind of query, and among held-out products", ""]
-    lines += _header(["Variant", *first.slices])
-    for found in report.variants.values():
-        cells = [_optional(found.slices.get(title, {}).get(metric)) for title in first.slices]
-        lines.append(_row([found.title, *cells]))
-    return lines
+    rows = (
+        [found.title, *(_summary(found.slices.get(title, {}).get(metric)) for title in first.slices)]
+        for found in report.variants.values()
+    )
+    heading = f"## {_heading(metric, report.k)} by kind of query, and among held-out products"
+    return ["", heading, "", *markdown_table(["Variant", *first.slices], rows)]
 
 
 def _widths(report: AblationReport) -> list[str]:
     """Quality against bytes: the first coordinates alone, scaled back to unit length."""
     if all(len(found.widths) < 2 for found in report.variants.values()):
         return []
-    lines = ["", "## The first coordinates alone", ""]
-    lines += _header(
-        ["Variant", "Coordinates", "Bytes", *(_heading(metric, report.k) for metric in report.metrics)]
+    headings = (_heading(metric, report.k) for metric in report.metrics)
+    rows = (
+        [
+            found.title,
+            str(width),
+            str(result.bytes_per_vector),
+            *(_summary(result.metrics.get(metric)) for metric in report.metrics),
+        ]
+        for found in report.variants.values()
+        for width, result in found.widths.items()
     )
-    for found in report.variants.values():
-        for width, result in found.widths.items():
-            cells = [_optional(result.metrics.get(metric)) for metric in report.metrics]
-            lines.append(_row([found.title, str(width), str(result.bytes_per_vector), *cells]))
-    return lines
+    table = markdown_table(["Variant", "Coordinates", "Bytes", *headings], rows)
+    return ["", "## The first coordinates alone", "", *table]
 
 
 def _how_measured() -> str:
@@ -112,26 +129,5 @@ def _heading(metric: str, k: int) -> str:
     return metric_title(metric.removesuffix(f"_at_{k}"), k)
 
 
-def _header(headings: list[str]) -> list[str]:
-    return [_row(headings), f"| --- |{' ---: |' * (len(headings) - 1)}"]
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _summary(summary: SeedSummary) -> str:
-    return f"{summary.mean:.3f}" + ("" if summary.sd is None else f" ± {summary.sd:.3f}")
-
-
-def _optional(summary: SeedSummary | None) -> str:
-    return NONE if summary is None else _summary(summary)
-
-
-def _difference(difference: Interval) -> str:
-    limits = (
-        ""
-        if difference.low is None or difference.high is None
-        else f" ({difference.low:+.3f} … {difference.high:+.3f})"
-    )
-    return f"{difference.mean:+.3f}{limits} {verdict(difference)}"
+def _summary(summary: SeedSummary | None) -> str:
+    return NONE if summary is None else with_sd(summary.mean, summary.sd, 3)

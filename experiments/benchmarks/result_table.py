@@ -1,8 +1,9 @@
 """One table of a benchmark, and the line that says what it was measured on."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from experiments.statistics.cells import markdown_table
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,7 @@ class ResultTable:
 
     def markdown(self) -> str:
         """First column to the left, the others to the right."""
-        align = ["---", *("---:" for _ in self.columns[1:])]
-        lines = [_line(row) for row in (self.columns, align, *self.rows)]
+        lines = markdown_table(self.columns, self.rows)
         return "\n".join(
             [f"**{self.title}**", "", *lines, "", *(f"{note}  " for note in self.notes)]
         ).rstrip()
@@ -33,7 +33,3 @@ def machine_note(result: dict[str, Any]) -> str:
         f"{machine['processor']}, {machine['cores']} cores ({instructions}), {machine['memory_gib']} GiB, "
         f"{machine['system']}; {versions}."
     )
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -83,8 +83,8 @@ def demo(
         settings = Path("encoders_tiny" if size == "tiny" else "encoders_small")
         make_embeddings(out, settings, runs, processes)
     console.rule(f"4/5 {len(config.variants)} rankers, trained and compared")
-    outcomes = run_sweep(config, out, processes, f"dashclip demo --size {size} --seeds {seeds}")
-    if not any(outcome.error for outcome in outcomes):
+    errors = run_sweep(config, out, processes, f"dashclip demo --size {size} --seeds {seeds}")
+    if not any(errors.values()):
         console.rule("5/5 which features carry the full ranker")
         importance(
             [out / FULL_RANKER],
@@ -95,7 +95,7 @@ def demo(
             processes=share_of_cores(processes)[0],
         )
     report(out)
-    exit_if_failed(outcomes)
+    exit_if_failed(errors)
 
 
 def sweep_config(out: Path, seeds: int) -> "SweepConfig":

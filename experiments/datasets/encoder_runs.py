@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -144,7 +143,9 @@ def write_table(
     return encode_products(encoder, catalog, folder, device=device, progress=progress).table
 
 
-def write_results(folder: Path, content: Mapping[str, Any], markdown: str, *, command: str) -> None:
+def write_results(
+    folder: Path, results: HomeDepotResults | GroceryStoreResults, markdown: str, *, command: str
+) -> None:
     """`results.json` and `results.md` in `folder`, with where and how they were made."""
     made = environment()
     provenance = {
@@ -158,7 +159,7 @@ def write_results(folder: Path, content: Mapping[str, Any], markdown: str, *, co
         f"`{command}`, commit {made['commit']}, {made['created'][:10]}, {provenance['machine']}, "
         f"torch {provenance['torch']}."
     )
-    atomic_write_json(folder / RESULTS, {**content, "provenance": provenance})
+    results.model_copy(update={"provenance": provenance}).write(folder / RESULTS)
     atomic_write_bytes(folder / RESULTS_PAGE, f"{markdown.rstrip()}\n\n{footer}\n".encode())
 
 

@@ -25,9 +25,9 @@ from embeddings.catalog.inputs import open_input_table
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.evaluation.linear_probe import GroupedHits, group_resamples, linear_probe, unit_vectors
 from experiments.datasets.grocery_store import ICONIC
-from experiments.statistics.cells import cell, flat, interval_of
+from experiments.statistics.cells import FlatRow, interval_of, markdown_table, with_limits
 from experiments.statistics.intervals import Interval
-from features.artifacts import atomic_write_bytes, atomic_write_json
+from features.artifacts import ResultFile
 from features.progress import Progress, silent
 
 FloatArray = npt.NDArray[np.float32]
@@ -52,20 +52,18 @@ class Photos:
     text_coarse_C: npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class ClassificationRow:
+class ClassificationRow(FlatRow):
     """A probe's figures on the test photos."""
 
     encoder_id: str
+    photos_without_vector: int
     accuracy: Interval
     macro_f1: Interval
     coarse_accuracy: Interval
     coarse_macro_f1: Interval
-    photos_without_vector: int
 
 
-@dataclass(frozen=True)
-class RetrievalRow:
+class RetrievalRow(FlatRow):
     """The texts of all classes ranked for each test photo; a tie counts against the right one."""
 
     recall_at_1: Interval
@@ -75,15 +73,16 @@ class RetrievalRow:
     coarse_recall_at_1: Interval
 
 
-@dataclass(frozen=True)
-class GroceryStoreResults:
-    """Both tables; retrieval has the rows for which there were texts, and chance."""
+class GroceryStoreResults(ResultFile):
+    """`results.json`: both tables; retrieval has the rows for which there were texts, and chance."""
 
+    simulated: bool = False
     classification: dict[str, ClassificationRow]
     retrieval: dict[str, RetrievalRow]
     photos: dict[str, int]
     classes: int
     coarse_classes: int
+    provenance: dict[str, str] | None = None
 
 
 def evaluate_grocery_store(
@@ -180,51 +179,41 @@ def thumbnails(data: Path, images: list[str]) -> FloatArray:
     return pixels_ND / np.float32(255)
 
 
-def write_grocery_store(results: GroceryStoreResults, folder: Path) -> None:
-    """Write `results.json` and `results.md` into `folder`."""
-    atomic_write_json(folder / "results.json", to_json(results))
-    atomic_write_bytes(folder / "results.md", to_markdown(results).encode())
-
-
-def to_json(results: GroceryStoreResults) -> dict[str, Any]:
-    """Rows by name; each figure has `_low` and `_high` beside it."""
-    return {
-        "simulated": False,
-        "classification": {name: _flat_row(row) for name, row in results.classification.items()},
-        "retrieval": {name: _flat_row(row) for name, row in results.retrieval.items()},
-        "photos": results.photos,
-        "classes": results.classes,
-        "coarse_classes": results.coarse_classes,
-    }
-
-
 def to_markdown(results: GroceryStoreResults) -> str:
     """A heading and the two tables."""
+    classification = {
+        "accuracy": f"Accuracy, {results.classes} classes",
+        "macro_f1": "Macro F1",
+        "coarse_accuracy": f"Accuracy, {results.coarse_classes} coarse",
+        "coarse_macro_f1": "Macro F1, coarse",
+    }
+    retrieval = {
+        "recall_at_1": "Recall at 1",
+        "recall_at_5": "Recall at 5",
+        "mrr": "MRR",
+        "coarse_recall_at_1": "Right coarse class at 1",
+    }
     lines = [
         "# Grocery Store: frozen vectors on unseen photos",
         "",
         f"**Real data.** {results.photos['test']:,} test photos of {results.classes} classes "
         f"({results.coarse_classes} coarse); linear probes trained on {results.photos['train']:,} photos.",
         "",
-        f"| Row | Accuracy, {results.classes} classes | Macro F1 | Accuracy, {results.coarse_classes} coarse "
-        "| Macro F1, coarse |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for name, row in results.classification.items():
-        figures = (row.accuracy, row.macro_f1, row.coarse_accuracy, row.coarse_macro_f1)
-        lines.append(f"| {name} | {' | '.join(map(cell, figures))} |")
-    lines += [
+        *_table(results.classification, classification),
         "",
         f"Which of the {results.classes} texts (title and description) belongs to the photo, by cosine:",
         "",
-        "| Row | Recall at 1 | Recall at 5 | MRR | Right coarse class at 1 |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        *_table(results.retrieval, retrieval),
+        "",
+        "In brackets 95 % intervals from resamples of test photos.",
+        "",
     ]
-    for name, found in results.retrieval.items():
-        figures = (found.recall_at_1, found.recall_at_5, found.mrr, found.coarse_recall_at_1)
-        lines.append(f"| {name} | {' | '.join(map(cell, figures))} |")
-    lines += ["", "In brackets 95 % intervals from resamples of test photos.", ""]
     return "\n".join(lines)
+
+
+def _table(rows: Mapping[str, FlatRow], titles: Mapping[str, str]) -> list[str]:
+    cells = ([name, *(with_limits(getattr(row, figure)) for figure in titles)] for name, row in rows.items())
+    return markdown_table(["Row", *titles.values()], cells)
 
 
 def _classify(
@@ -332,9 +321,3 @@ def _positions(photos: Photos) -> npt.NDArray[np.int64]:
     order_C = np.argsort(photos.text_class_C)
     wanted_T = photos.class_N[photos.split_N == "test"]
     return order_C[np.searchsorted(photos.text_class_C[order_C], wanted_T)].astype(np.int64)
-
-
-def _flat_row(row: ClassificationRow | RetrievalRow) -> dict[str, Any]:
-    values = vars(row)
-    intervals = {name: value for name, value in values.items() if isinstance(value, Interval)}
-    return {name: value for name, value in values.items() if name not in intervals} | flat(intervals)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +22,9 @@ from embeddings.catalog.holdout import HoldoutConfig, query_roles
 from embeddings.catalog.inputs import open_input_table
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.evaluation.linear_probe import GroupedHits, group_resamples, linear_probe, unit_vectors
-from experiments.statistics.cells import cell, flat, interval_of
+from experiments.statistics.cells import Intervals, interval_of, markdown_table, with_limits
 from experiments.statistics.intervals import Interval, UserWeightedAuc
-from features.artifacts import atomic_write_bytes, atomic_write_json
+from features.artifacts import ResultFile
 from features.progress import Progress, silent
 
 FloatArray = npt.NDArray[np.float32]
@@ -57,34 +56,30 @@ class GradedPairs:
     role_N: npt.NDArray[np.int8]
 
 
-@dataclass(frozen=True)
-class HomeDepotRow:
-    """One row of the table; `macro_f1` is of the three grades, `score_macro_f1` of the score alone."""
+class HomeDepotResults(ResultFile):
+    """`results.json`: figures by row, paired differences "later - earlier" and what they were measured on."""
 
-    encoder_id: str
+    simulated: bool = False
     #: Probability that a pair graded high scores above an irrelevant one, ties counting half.
-    auc: Interval
-    macro_f1: Interval
-    score_macro_f1: Interval
-    recall: dict[str, float]
+    auc_high_vs_irrelevant: Intervals
+    #: Of the three grades.
+    macro_f1: Intervals
+    macro_f1_of_the_score: Intervals
+    recall: dict[str, dict[str, float]]
+    auc_differences: Intervals
+    macro_f1_differences: Intervals
+    #: Encoder ids.
+    encoders: dict[str, str]
     #: Test pairs of which the query or the product has no vector or zeros: their cosine counts as 0.
-    pairs_without_vector: int
-
-
-@dataclass(frozen=True)
-class HomeDepotResults:
-    """All rows, their paired differences "later - earlier" and what they were measured on."""
-
-    rows: dict[str, HomeDepotRow]
-    auc_differences: dict[str, Interval]
-    macro_f1_differences: dict[str, Interval]
-    holdout: HoldoutConfig
+    pairs_without_vector: dict[str, int]
     queries: dict[str, int]
     test_pairs: dict[str, int]
+    holdout: HoldoutConfig
     #: Share of test pairs whose product has a grade for some train query.
     products_seen_in_training: float
-    #: AUC of token overlap over the pairs of all queries, the published floor of 0.694.
-    overlap_auc_all_queries: float
+    #: The published floor is 0.694.
+    token_overlap_auc_of_all_queries: float
+    provenance: dict[str, str] | None = None
 
 
 def evaluate_home_depot(
@@ -133,18 +128,23 @@ def evaluate_home_depot(
         measured[name] = _measure(pairs, features, test_group_N=test_group_N, weights_RQ=weights_RQ)
     seen = pc.is_in(pairs.products, value_set=pairs.products.filter(pa.array(pairs.role_N == _TRAIN)))
     return HomeDepotResults(
-        rows={name: row.summary for name, row in measured.items()},
+        auc_high_vs_irrelevant={name: interval_of(row.auc_R) for name, row in measured.items()},
+        macro_f1={name: interval_of(row.macro_f1_R) for name, row in measured.items()},
+        macro_f1_of_the_score={name: row.score_macro_f1 for name, row in measured.items()},
+        recall={name: row.recall for name, row in measured.items()},
         auc_differences=_differences({name: row.auc_R for name, row in measured.items()}),
         macro_f1_differences=_differences({name: row.macro_f1_R for name, row in measured.items()}),
-        holdout=holdout,
+        encoders={name: row.encoder_id for name, row in measured.items()},
+        pairs_without_vector={name: row.pairs_without_vector for name, row in measured.items()},
         queries={
             name: len(np.unique(pairs.group_N[pairs.role_N == role])) for role, name in enumerate(ROLES)
         },
         test_pairs={
             name: int(np.count_nonzero(pairs.grade_N[test_N] == grade)) for grade, name in enumerate(GRADES)
         },
+        holdout=holdout,
         products_seen_in_training=float(seen.to_numpy(zero_copy_only=False)[test_N].mean()),
-        overlap_auc_all_queries=_auc(pairs.grade_N, overlap.score_N, np.zeros_like(pairs.group_N))(
+        token_overlap_auc_of_all_queries=_auc(pairs.grade_N, overlap.score_N, np.zeros_like(pairs.group_N))(
             np.ones(1)
         ),
     )
@@ -191,33 +191,6 @@ def read_graded_pairs(data: Path, holdout: HoldoutConfig) -> GradedPairs:
     )
 
 
-def write_home_depot(results: HomeDepotResults, folder: Path) -> None:
-    """Write `results.json` and `results.md` into `folder`."""
-    atomic_write_json(folder / "results.json", to_json(results))
-    atomic_write_bytes(folder / "results.md", to_markdown(results).encode())
-
-
-def to_json(results: HomeDepotResults) -> dict[str, Any]:
-    """Figures by row name, each with `_low` and `_high` beside it."""
-    rows = results.rows
-    return {
-        "simulated": False,
-        "auc_high_vs_irrelevant": flat({name: row.auc for name, row in rows.items()}),
-        "macro_f1": flat({name: row.macro_f1 for name, row in rows.items()}),
-        "macro_f1_of_the_score": flat({name: row.score_macro_f1 for name, row in rows.items()}),
-        "recall": {name: row.recall for name, row in rows.items()},
-        "auc_differences": flat(results.auc_differences),
-        "macro_f1_differences": flat(results.macro_f1_differences),
-        "encoders": {name: row.encoder_id for name, row in rows.items()},
-        "pairs_without_vector": {name: row.pairs_without_vector for name, row in rows.items()},
-        "queries": results.queries,
-        "test_pairs": results.test_pairs,
-        "holdout": results.holdout.model_dump(),
-        "products_seen_in_training": results.products_seen_in_training,
-        "token_overlap_auc_of_all_queries": results.overlap_auc_all_queries,
-    }
-
-
 def to_markdown(results: HomeDepotResults) -> str:
     """A heading, the table, the differences that can be told from zero, and what was measured."""
     lines = [
@@ -228,17 +201,25 @@ def to_markdown(results: HomeDepotResults) -> str:
         + ", ".join(f"{count:,} {grade}" for grade, count in results.test_pairs.items())
         + ".",
         "",
-        "| Row | AUC high against irrelevant | Macro F1, 3 grades | Macro F1 of the score alone "
-        "| Recall irrelevant | moderate | high |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name, row in results.rows.items():
-        figures = (row.auc, row.macro_f1, row.score_macro_f1)
-        cells = [name, *map(cell, figures), *(f"{row.recall[grade]:.3f}" for grade in GRADES)]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| Difference | AUC | Macro F1 |", "| --- | ---: | ---: |"]
-    for name, auc in results.auc_differences.items():
-        lines.append(f"| {name} | {cell(auc)} | {cell(results.macro_f1_differences[name])} |")
+    heading = ["Row", "AUC high against irrelevant", "Macro F1, 3 grades", "Macro F1 of the score alone"]
+    figures = (results.auc_high_vs_irrelevant, results.macro_f1, results.macro_f1_of_the_score)
+    lines += markdown_table(
+        [*heading, "Recall irrelevant", "moderate", "high"],
+        (
+            [
+                name,
+                *(with_limits(one[name]) for one in figures),
+                *(f"{recall[grade]:.3f}" for grade in GRADES),
+            ]
+            for name, recall in results.recall.items()
+        ),
+    )
+    differences = (
+        (name, with_limits(auc), with_limits(results.macro_f1_differences[name]))
+        for name, auc in results.auc_differences.items()
+    )
+    lines += ["", *markdown_table(("Difference", "AUC", "Macro F1"), differences)]
     lines += [
         "",
         "In brackets 95 % intervals from resamples of whole queries, paired in differences. F1 and recall "
@@ -246,7 +227,7 @@ def to_markdown(results: HomeDepotResults) -> str:
         "queries, which stopped stage 2 but taught no encoder. "
         f"{results.products_seen_in_training:.1%} of the test pairs have a product that is graded for a "
         "train query, too. Token overlap (share of the query's words that the title contains) reaches "
-        f"{results.overlap_auc_all_queries:.4f} over the pairs of all queries.",
+        f"{results.token_overlap_auc_of_all_queries:.4f} over the pairs of all queries.",
         "",
     ]
     return "\n".join(lines)
@@ -254,7 +235,10 @@ def to_markdown(results: HomeDepotResults) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    summary: HomeDepotRow
+    encoder_id: str
+    score_macro_f1: Interval
+    recall: dict[str, float]
+    pairs_without_vector: int
     #: The estimate first, then the resamples.
     auc_R: npt.NDArray[np.float64]
     macro_f1_R: npt.NDArray[np.float64]
@@ -287,15 +271,14 @@ def _measure(
     )
     macro_f1_R = of_all.macro_f1(weights_RQ)
     recall_C = of_all.recall(weights_RQ[:1])[0]
-    summary = HomeDepotRow(
+    return _Measured(
         encoder_id=features.encoder_id,
-        auc=interval_of(auc_R),
-        macro_f1=interval_of(macro_f1_R),
         score_macro_f1=interval_of(of_score.macro_f1(weights_RQ)),
         recall={name: float(recall) for name, recall in zip(GRADES, recall_C, strict=True)},
         pairs_without_vector=int(np.count_nonzero(features.missing_N[test_N])),
+        auc_R=auc_R,
+        macro_f1_R=macro_f1_R,
     )
-    return _Measured(summary, auc_R, macro_f1_R)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ Shapes: N points or pairs, D embedding width, C classes.
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import matplotlib
 import matplotlib.lines
@@ -20,6 +20,7 @@ from sklearn.manifold import TSNE
 
 from embeddings.evaluation.probe_report import ProbeComparison, ProbeReport, ProbeResult, grade_auc
 from embeddings.evaluation.probes import GRADES, ProbeLabels, VectorPair, cosines
+from experiments.reports.plot_style import COLOURS, STYLE
 from features.artifacts import atomic_write_bytes
 
 FloatArray = npt.NDArray[np.floating]
@@ -31,9 +32,7 @@ MAX_AISLES = 28
 #: Beyond it the numbers in the cells of a confusion matrix cannot be read.
 MAX_MATRIX_CLASSES = 24
 
-# Okabe and Ito (2008) without yellow, which is too light for white paper; markers tell apart what colours do
-# not. Neighbours in the list differ in both.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4d4d4d")
+#: Neighbours in the list of looks differ in colour and marker.
 _MARKERS = ("o", "^", "s", "X")
 _GRADE_LOOK: tuple[tuple[str, Literal["-", "--", ":"]], ...] = (
     ("#4d4d4d", ":"),
@@ -41,16 +40,6 @@ _GRADE_LOOK: tuple[tuple[str, Literal["-", "--", ":"]], ...] = (
     ("#0072B2", "-"),
 )
 _OTHER = "#c8c8c8"
-_STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "font.family": "DejaVu Sans",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "svg.hashsalt": "dashclip",  # the same numbers give the same bytes
-}
 
 
 def write_pictures(
@@ -84,7 +73,7 @@ def write_pictures(
 def picture_bytes(figure: Figure, *, kind: str) -> bytes:
     """A figure as "png" or "svg" without a date: the same figure gives the same bytes."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         metadata = {"Date": None} if kind == "svg" else None
         # Tight: the layout engine cuts off labels below panels of a fixed aspect.
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata, bbox_inches="tight", pad_inches=0.12)
@@ -118,7 +107,7 @@ def tsne_by_aisle(
     chosen_N = np.sort(np.random.default_rng(seed).permutation(usable_N)[:MAX_POINTS])
     names, counts = np.unique(aisle_P[usable_N], return_counts=True)
     shown = sorted(names[np.argsort(-counts, kind="stable")][:MAX_AISLES].tolist())
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         legend_rows = -(-(len(shown) + 1) // 7)
         figure = Figure(figsize=(13.0, 6.4 + 0.25 * legend_rows), layout="constrained")
         for axes, vectors in zip(figure.subplots(1, 2), (before, after), strict=True):
@@ -145,7 +134,7 @@ def cosines_by_grade(before: VectorPair, after: VectorPair, labels: ProbeLabels)
     low = min(float(cosine_N.min()) for cosine_N in found.values())
     high = max(float(cosine_N.max()) for cosine_N in found.values())
     edges = np.linspace(low - 1e-6, high + 1e-6, 61)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11.0, 4.2), layout="constrained")
         panels = figure.subplots(1, 2, sharex=True)
         for axes, (name, cosine_N) in zip(panels, found.items(), strict=True):
@@ -181,12 +170,12 @@ def confusion_matrices(found: ProbeComparison, *, titles: tuple[str, str]) -> Fi
     """Where each class went, in percent of its test rows over all seeds; the diagonal is the recall."""
     classes = len(found.classes)
     side = 4.0 if classes <= 6 else max(4.5, 0.36 * classes)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2 * side + 1.6, side + (0.6 if classes <= 6 else 1.4)), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for axes, title, result in zip(panels, titles, (found.before, found.after), strict=True):
             _matrix(axes, result, found.classes)
-            axes.set_title(f"{title}: macro F1 {result.macro_f1_S.mean():.3f}")
+            axes.set_title(f"{title}: macro F1 {result.macro_f1:.3f}")
             axes.set_xlabel("Predicted")
         panels[0].set_ylabel("True, and its share of test rows in %")
     return figure
@@ -194,8 +183,8 @@ def confusion_matrices(found: ProbeComparison, *, titles: tuple[str, str]) -> Fi
 
 def recall_by_class(found: ProbeComparison, *, titles: tuple[str, str]) -> Figure:
     """Recall of each class before and after, the rarest class on top: do rare classes lose?"""
-    order = np.argsort(-np.array(found.support_C), kind="stable")
-    with matplotlib.rc_context(_STYLE):
+    order = np.argsort(-np.array(found.support), kind="stable")
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.0, 1.4 + 0.27 * len(order)), layout="constrained")
         axes = figure.subplots()
         heights = np.arange(len(order))
@@ -206,7 +195,7 @@ def recall_by_class(found: ProbeComparison, *, titles: tuple[str, str]) -> Figur
             (after_C, "#0072B2", "o", titles[1]),
         ):
             axes.scatter(recall_C, heights, color=colour, marker=marker, s=38, zorder=2, label=title)
-        axes.set_yticks(heights, [f"{found.classes[c]} ({found.support_C[c]:,})" for c in order])
+        axes.set_yticks(heights, [f"{found.classes[c]} ({found.support[c]:,})" for c in order])
         axes.set_ylim(-0.7, len(order) - 0.3)
         axes.set_xlabel("Recall on test rows, all seeds")
         axes.grid(axis="x", color="#e4e4e4")
@@ -283,6 +272,5 @@ def _matrix(axes: Axes, result: ProbeResult, classes: Sequence[str]) -> None:
 
 
 def _look(number: int) -> tuple[str, str]:
-    return _COLOURS[number % len(_COLOURS)], _MARKERS[
-        (number + 2 * (number // len(_COLOURS))) % len(_MARKERS)
-    ]
+    marker = _MARKERS[(number + 2 * (number // len(COLOURS))) % len(_MARKERS)]
+    return COLOURS[number % len(COLOURS)], marker

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -17,7 +18,6 @@ from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.evaluation.probe_report import ProbeReport
-from embeddings.evaluation.probe_training import ProbeConfig
 from embeddings.evaluation.probes import ProbeLabels, VectorPair, run_probes
 from embeddings.evaluation.retrieval import Judgements
 from embeddings.relevance.grades import read_grades
@@ -105,15 +105,11 @@ class EncodersConfig(BaseModel):
 
     def with_seed(self, seed: int) -> "EncodersConfig":
         """The same with another seed for weights, batches and tuples; the hold-out stays."""
-        return self.model_copy(
-            update={
-                "seed": seed,
-                "warmup": self.warmup and self.warmup.model_copy(update={"seed": seed}),
-                "image_warmup": self.image_warmup and self.image_warmup.model_copy(update={"seed": seed}),
-                "pretrain": self.pretrain and self.pretrain.model_copy(update={"seed": seed}),
-                "align": self.align and self.align.model_copy(update={"seed": seed}),
-            }
-        )
+        names = ("warmup", "image_warmup", "pretrain", "align")
+        parts = {
+            name: part.model_copy(update={"seed": seed}) for name in names if (part := getattr(self, name))
+        }
+        return self.model_copy(update={"seed": seed, **parts})
 
 
 def first_encoder(
@@ -276,44 +272,35 @@ def measure_retrieval(
     rows: dict[str, TableRow] = {}
     if baselines:
         rows |= {"random": RandomRow(), "bm25": Bm25Row(catalog.ids, catalog.titles)}
-    for name, folder in tables.items():
-        rows[name] = VectorRow(
-            EmbeddingTable.load(folder / "products", verify=False),
-            EmbeddingTable.load(folder / "queries", verify=False),
-        )
+    rows |= {name: VectorRow(*_both_tables(folder)) for name, folder in tables.items()}
+    evaluate = partial(evaluate_rows, rows, k=k, candidate=candidate, resamples=resamples, progress=progress)
     grades = read_grades(data)
     held_out_Q = query_roles(grades.queries, holdout) == role
-    unseen_P = product_roles(catalog.ids, holdout) == TEST
-    if (data / "truth").is_dir():
-        truth = MarketplaceTruth.read(data)
-        judgements = truth.judgements(grades.queries.filter(pa.array(held_out_Q)))
-        return evaluate_rows(
-            rows,
-            judgements,
-            simulated=True,
-            description="simulated marketplace, complete simulated truth",
-            k=k,
-            candidate=candidate,
-            resamples=resamples,
-            query_slices=truth.kind_masks(judgements.queries),
-            product_slices={
-                "held-out products": unseen_P,
-                "products whose title hides a fact": truth.hides_fact_P,
-            },
-            progress=progress,
+    if not (data / "truth").is_dir():
+        return evaluate(
+            graded_judgements(data).select_queries(held_out_Q),
+            simulated=False,
+            description="graded pairs of held-out queries",
+            pool="judged",
         )
-    judgements = graded_judgements(data).select_queries(held_out_Q)
-    return evaluate_rows(
-        rows,
+    truth = MarketplaceTruth.read(data)
+    judgements = truth.judgements(grades.queries.filter(pa.array(held_out_Q)))
+    return evaluate(
         judgements,
-        simulated=False,
-        description="graded pairs of held-out queries",
-        k=k,
-        pool="judged",
-        candidate=candidate,
-        resamples=resamples,
-        progress=progress,
+        simulated=True,
+        description="simulated marketplace, complete simulated truth",
+        query_slices=truth.kind_masks(judgements.queries),
+        product_slices={
+            "held-out products": product_roles(catalog.ids, holdout) == TEST,
+            "products whose title hides a fact": truth.hides_fact_P,
+        },
     )
+
+
+def _both_tables(folder: Path) -> tuple[EmbeddingTable, EmbeddingTable]:
+    """Of products and of queries."""
+    products, queries = (EmbeddingTable.load(folder / kind, verify=False) for kind in ("products", "queries"))
+    return products, queries
 
 
 def graded_judgements(data: Path) -> Judgements:
@@ -335,7 +322,6 @@ def measure_probes(
     after: Path,
     *,
     holdout: HoldoutConfig,
-    config: ProbeConfig | None = None,
     progress: Progress = silent,
 ) -> tuple[ProbeReport, VectorPair, VectorPair, ProbeLabels]:
     """Both probes of paper section 5 on two folders of tables.
@@ -356,12 +342,11 @@ def measure_probes(
     pairs = [
         VectorPair.from_tables(
             name,
-            EmbeddingTable.load(folder / "products", verify=False),
-            EmbeddingTable.load(folder / "queries", verify=False),
+            *_both_tables(folder),
             product_ids=catalog.ids,
             query_texts=grades.queries,
         )
         for name, folder in (("before training", before), ("DashCLIP", after))
     ]
-    report = run_probes(pairs[0], pairs[1], labels, config=config, progress=progress)
+    report = run_probes(pairs[0], pairs[1], labels, progress=progress)
     return report, pairs[0], pairs[1], labels

@@ -15,7 +15,6 @@ from embeddings.embedding_table import EmbeddingTable
 from embeddings.evaluation.bm25 import bm25_scores
 from embeddings.evaluation.retrieval import (
     FloatArray,
-    Index,
     IntArray,
     Judgements,
     pair_scores,
@@ -58,7 +57,6 @@ class VectorRow:
 
     products: EmbeddingTable
     queries: EmbeddingTable
-    index: Index = "exact"
 
     def __post_init__(self) -> None:
         kinds = (self.products.manifest.kind, self.queries.manifest.kind)
@@ -70,7 +68,7 @@ class VectorRow:
             )
 
     def ranking(self, judgements: Judgements, k: int) -> IntArray:
-        return search(*self._vectors(judgements), k, index=self.index)
+        return search(*self._vectors(judgements), k)
 
     def pair_scores(self, judgements: Judgements) -> FloatArray:
         return pair_scores(*self._vectors(judgements), judgements)

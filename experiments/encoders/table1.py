@@ -6,13 +6,12 @@ Shapes: P products, Q queries, K places.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from embeddings.evaluation.retrieval import (
     METRICS,
@@ -28,40 +27,51 @@ from embeddings.evaluation.retrieval import (
     retrieval_metrics,
 )
 from experiments.encoders.retrieval_rows import Missing, TableRow
-from features.artifacts import atomic_write_json
+from experiments.statistics.cells import OptionalIntervals
+from experiments.statistics.intervals import Interval
+from features.artifacts import ResultFile
 from features.progress import Progress, silent
 
 PerQuery = dict[str, npt.NDArray[np.float64]]
 
-#: Name of the slice with all queries and products.
+#: What no slice may be called.
 ALL = "all"
 
 
-@dataclass(frozen=True)
-class SliceResult:
-    """One set of queries against one catalogue: metrics by row, and the candidate minus each other row."""
+class SliceResult(ResultFile):
+    """One set of queries against one catalogue; metrics are named as by `metric_key`."""
 
     queries: int
     products: int
-    rows: dict[str, dict[str, Estimate]]
-    differences: dict[str, dict[str, Estimate]]
+    #: By metric, the same for every row: what a query has to find does not depend on who searches.
+    queries_with_value: dict[str, int] = Field(default_factory=dict)
+    rows: dict[str, OptionalIntervals]
+    #: The candidate minus each other row.
+    differences: dict[str, OptionalIntervals] = Field(default_factory=dict)
     #: What the best possible order reaches: recall is limited by K where a query has more HR products.
-    best_possible: dict[str, Estimate]
+    best_possible: dict[str, float | None] = Field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Table1:
-    """Everything measured; `slices["all"]` is the table proper."""
-
+class _Setting(ResultFile):
+    simulated: bool
+    description: str = ""
     k: int
     pool: Pool
     candidate: str
-    simulated: bool
-    description: str
-    slices: dict[str, SliceResult]
-    missing: dict[str, Missing]
-    resamples: int
-    created: datetime
+
+
+class Table1(SliceResult, _Setting):
+    """`table1.json`: the table over all queries, then the same for each slice.
+
+    A metric without a value (no query of the slice has an HR product) is null, and so are its limits.
+    """
+
+    slices: dict[str, SliceResult] = Field(default_factory=dict)
+    missing: dict[str, Missing] = Field(default_factory=dict)
+    bootstrap_resamples: int = 0
+    created: str | None = None
+    command: str | None = None
+    environment: dict[str, Any] = Field(default_factory=dict)
 
 
 def evaluate_rows(
@@ -106,21 +116,26 @@ def evaluate_rows(
 
     def summarise(graded: Judgements, measured: dict[str, PerQuery]) -> SliceResult:
         others = [name for name in measured if name != candidate] if candidate in measured else []
+        best = bootstrap(retrieval_metrics(best_ranking(graded, k), graded, k), n=resamples, seed=seed)
         return SliceResult(
             queries=len(graded),
             products=len(graded.products),
-            rows={name: bootstrap(values, n=resamples, seed=seed) for name, values in measured.items()},
+            queries_with_value={metric_key(metric, k): found.queries for metric, found in best.items()},
+            rows={
+                name: _intervals(bootstrap(values, n=resamples, seed=seed), k)
+                for name, values in measured.items()
+            },
             differences={
-                name: paired_differences(measured[candidate], measured[name], n=resamples, seed=seed)
+                name: _intervals(
+                    paired_differences(measured[candidate], measured[name], n=resamples, seed=seed), k
+                )
                 for name in others
             },
-            best_possible=bootstrap(
-                retrieval_metrics(best_ranking(graded, k), graded, k), n=resamples, seed=seed
-            ),
+            best_possible={metric_key(metric, k): found.mean for metric, found in best.items()},
         )
 
     everything = measure(judgements)
-    slices = {ALL: summarise(judgements, everything)}
+    slices: dict[str, SliceResult] = {}
     for title, mask_Q in query_slices.items():
         if mask_Q.any():
             part = {
@@ -139,40 +154,12 @@ def evaluate_rows(
         candidate=candidate,
         simulated=simulated,
         description=description,
+        **dict(summarise(judgements, everything)),
         slices=slices,
         missing={name: row.missing(judgements) for name, row in rows.items()},
-        resamples=resamples,
-        created=datetime.now(UTC),
+        bootstrap_resamples=resamples,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def write_table1(table: Table1, path: Path) -> None:
-    """Write `table1.json`; an older file is replaced only once the new one is complete."""
-    atomic_write_json(path, to_json(table))
-
-
-def to_json(table: Table1) -> dict[str, Any]:
-    """The content of `table1.json`: `rows` of all queries first, the same for each slice further down.
-
-    A metric without a value (no query of the slice has an HR product) is null, and so are its limits.
-    """
-    return {
-        "simulated": table.simulated,
-        "description": table.description,
-        "k": table.k,
-        "pool": table.pool,
-        "candidate": table.candidate,
-        **_slice_json(table.slices[ALL], table.k),
-        "slices": {
-            title: _slice_json(found, table.k) for title, found in table.slices.items() if title != ALL
-        },
-        "missing": {
-            name: {"products": missing.products, "queries": missing.queries}
-            for name, missing in table.missing.items()
-        },
-        "bootstrap_resamples": table.resamples,
-        "created": table.created.isoformat(timespec="seconds"),
-    }
 
 
 def metric_key(metric: str, k: int) -> str:
@@ -180,28 +167,12 @@ def metric_key(metric: str, k: int) -> str:
     return metric if metric in ("graded_rel", "mrr") else f"{metric}_at_{k}"
 
 
-def _slice_json(found: SliceResult, k: int) -> dict[str, Any]:
+def _intervals(estimates: Mapping[str, Estimate], k: int) -> dict[str, Interval | None]:
     return {
-        "queries": found.queries,
-        "products": found.products,
-        # The same for every row: what a query has to find does not depend on who searches.
-        "queries_with_value": {
-            metric_key(metric, k): estimate.queries for metric, estimate in found.best_possible.items()
-        },
-        "rows": {name: _estimates_json(estimates, k) for name, estimates in found.rows.items()},
-        "differences": {name: _estimates_json(estimates, k) for name, estimates in found.differences.items()},
-        "best_possible": {
-            metric_key(metric, k): estimate.mean for metric, estimate in found.best_possible.items()
-        },
+        metric_key(metric, k): None if found.mean is None else Interval(found.mean, found.low, found.high)
+        for metric in METRICS
+        for found in (estimates[metric],)
     }
-
-
-def _estimates_json(estimates: dict[str, Estimate], k: int) -> dict[str, float | None]:
-    content: dict[str, float | None] = {}
-    for metric in METRICS:
-        key, estimate = metric_key(metric, k), estimates[metric]
-        content |= {key: estimate.mean, f"{key}_low": estimate.low, f"{key}_high": estimate.high}
-    return content
 
 
 def _check(

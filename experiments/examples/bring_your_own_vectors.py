@@ -33,9 +33,9 @@ def compare(features: Path, vectors: Path, out: Path, *, seeds: tuple[int, ...] 
         product_table=table.folder,
         variants={"without": VariantConfig(), "with": VariantConfig(ranker={"semantic": SEMANTIC})},
     )
-    failed = [outcome for outcome in execute_sweep(config, out) if outcome.error]
-    if failed:
-        raise SystemExit(f"{failed[0].folder}: {failed[0].error}")
+    for folder, error in execute_sweep(config, out).items():
+        if error is not None:
+            raise SystemExit(f"{folder}: {error}")
     report = build_report(out)
     print(f"written: {write_report(report, out)['page']}")
     difference = report.variants["with"].slices["all"].difference

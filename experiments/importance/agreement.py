@@ -43,7 +43,7 @@ def _ranks(values_F: Floats) -> Floats:
     return ranks_F - (len(values_F) + 1) / 2
 
 
-def agreement(names: Sequence[str], values_RF: Mapping[Method, Floats], *, rng_seed: int = 0) -> Agreement:
+def agreement(names: Sequence[str], values_RF: Mapping[Method, Floats]) -> Agreement:
     """Agreement of the methods given, and of the runs of each.
 
     Args:
@@ -51,22 +51,20 @@ def agreement(names: Sequence[str], values_RF: Mapping[Method, Floats], *, rng_s
         values_RF: importance by method, run and feature; positive is useful.
     """
     methods = [
-        _of_methods(a, b, values_RF[a].mean(axis=0), values_RF[b].mean(axis=0), rng_seed)
+        _of_methods(a, b, values_RF[a].mean(axis=0), values_RF[b].mean(axis=0))
         for a, b in combinations(values_RF, 2)
     ]
     seeds: dict[str, SeedAgreement] = {
-        method: _of_seeds(matrix_RF, rng_seed)
-        for method, matrix_RF in values_RF.items()
-        if len(matrix_RF) > 1
+        method: _of_seeds(matrix_RF) for method, matrix_RF in values_RF.items() if len(matrix_RF) > 1
     }
     means = {method: matrix_RF.mean(axis=0) for method, matrix_RF in values_RF.items()}
     return Agreement(methods=tuple(methods), seeds=seeds, sentence=_sentence(names, means, methods, seeds))
 
 
-def _of_methods(a: Method, b: Method, a_F: Floats, b_F: Floats, rng_seed: int) -> MethodAgreement:
+def _of_methods(a: Method, b: Method, a_F: Floats, b_F: Floats) -> MethodAgreement:
     value = spearman(a_F, b_F)
     interval = percentile_interval(
-        value, _bootstrap(len(a_F), lambda chosen: spearman(a_F[chosen], b_F[chosen]), rng_seed)
+        value, _bootstrap(len(a_F), lambda chosen: spearman(a_F[chosen], b_F[chosen]))
     )
     return MethodAgreement(
         a=a,
@@ -79,22 +77,22 @@ def _of_methods(a: Method, b: Method, a_F: Floats, b_F: Floats, rng_seed: int) -
     )
 
 
-def _of_seeds(matrix_RF: Floats, rng_seed: int) -> SeedAgreement:
+def _of_seeds(matrix_RF: Floats) -> SeedAgreement:
     def mean_of_pairs(of_RF: Floats) -> float:
         return float(np.mean([spearman(a_F, b_F) for a_F, b_F in combinations(of_RF, 2)]))
 
     value = mean_of_pairs(matrix_RF)
     interval = percentile_interval(
         value,
-        _bootstrap(matrix_RF.shape[1], lambda chosen: mean_of_pairs(matrix_RF[:, chosen]), rng_seed),
+        _bootstrap(matrix_RF.shape[1], lambda chosen: mean_of_pairs(matrix_RF[:, chosen])),
     )
     return SeedAgreement(spearman=value, low=interval.low, high=interval.high)
 
 
-def _bootstrap(features: int, statistic: Callable[[NDArray[np.int64]], float], rng_seed: int) -> list[float]:
+def _bootstrap(features: int, statistic: Callable[[NDArray[np.int64]], float]) -> list[float]:
     if features < 4:  # too few to draw from
         return []
-    rng = np.random.default_rng(rng_seed)
+    rng = np.random.default_rng(0)
     return [statistic(rng.integers(0, features, features)) for _ in range(_RESAMPLES)]
 
 

@@ -2,8 +2,7 @@
 
 Captum's is called as its documentation suggests for a metric: `forward_func` returns one number for the whole
 set. Captum takes tensors only, so its input is a matrix of row numbers, one column a feature: a column that
-moves takes its feature along, in all tensors that it consists of. Every call scores all rows with the whole
-model.
+moves takes its feature along, in all tensors that it consists of. Every call scores all rows with the model.
 
 Shapes: N rows, F features (one column of row numbers each), B rows of a batch.
 """

@@ -26,10 +26,9 @@ from experiments.importance.summary import (
 )
 from experiments.runtime.environment import commit, environment
 from experiments.runtime.job_pool import Job, JobProgress, run_jobs
-from experiments.runtime.run_layout import run_config
 from features.feature_set import FeatureSet
 from features.progress import Progress, silent
-from ranking.run import RunConfig, input_fingerprints
+from ranking.run import RunConfig, input_fingerprints, run_config
 
 
 def measure(

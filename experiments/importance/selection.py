@@ -28,7 +28,7 @@ from features.batches.batch import Batch
 from features.feature_set import FeatureSet, Manifest
 from features.progress import Progress, silent
 from ranking.model import RankerConfig
-from ranking.run import Run, RunConfig, execute_run, is_finished, load_run
+from ranking.run import Run, RunConfig, execute_run, is_finished, load_run, run_config
 from ranking.train import TrainingProgress
 
 _CHOSEN_ON = "validation"
@@ -56,7 +56,7 @@ def select_and_retrain(
     Raises:
         ValueError: no feature lies below the threshold.
     """
-    configs = [RunConfig.model_validate_json((folder / "config.json").read_text()) for folder in folders]
+    configs = [run_config(folder) for folder in folders]
     feature_set = FeatureSet.open(configs[0].features)
     manifest, ranker = feature_set.manifest, configs[0].ranker
     out.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,8 @@
 Shapes: R runs, F features.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from experiments.importance.result import (
     Spread,
 )
 from experiments.importance.run_parts import RunResult
-from experiments.statistics.intervals import paired_difference
+from experiments.statistics.intervals import paired_difference, summarize_seeds
 
 #: The metric by which methods are compared.
 _RANKING_METRIC: dict[Method, Metric] = {
@@ -42,7 +43,7 @@ def entries_of(runs: Sequence[RunResult], features: Sequence[Feature]) -> Iterat
                         continue  # a slice has one metric a method, or the file would double
                     values = [run.values[method][feature.key][name][metric] for run in runs]
                     if all(values):
-                        yield _entry(feature, method, _metric(metric), name, values)
+                        yield _entry(feature, method, cast(Metric, metric), name, values)
 
 
 def _entry(
@@ -58,7 +59,7 @@ def _entry(
         metric=metric,
         slice=name,
         mean=interval.mean,
-        sd=float(np.std(sample, ddof=1)) if len(sample) > 1 else None,
+        sd=summarize_seeds(sample).sd,
         low=interval.low,
         high=interval.high,
         runs=len(values),
@@ -81,8 +82,8 @@ def base_of(runs: Sequence[RunResult]) -> dict[str, Spread]:
     for metric in ("auc", "logloss"):
         values = [value for run in runs if (value := getattr(run.base[ALL], metric)) is not None]
         if values:
-            sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            found[metric] = Spread(mean=float(np.mean(values)), sd=sd)
+            over_runs = summarize_seeds(values)
+            found[metric] = Spread(mean=over_runs.mean, sd=over_runs.sd)
     return found
 
 
@@ -127,8 +128,3 @@ def convergence_of(runs: Sequence[RunResult]) -> ConvergenceDelta | None:
     if not means:
         return None
     return ConvergenceDelta(mean=float(np.mean(means)), largest=max(largest), steps=STEPS)
-
-
-def _metric(name: str) -> Metric:
-    metrics: Mapping[str, Metric] = {"auc": "auc", "logloss": "logloss", "logit": "logit"}
-    return metrics[name]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.marketplace.config import MarketplaceConfig
-from experiments.marketplace.days.purchases import DAY_US, OrderSimulator, PurchaseRows, sorted_by_time
+from experiments.marketplace.days.purchases import OrderSimulator, sorted_by_time
 from experiments.marketplace.days.searches import SLATE_SIZES, SearchSimulator, match_pools, promotions
 from experiments.marketplace.facts import LogFacts
 from experiments.marketplace.tables import (
@@ -27,6 +27,7 @@ from experiments.marketplace.world.package_images import write_images
 from experiments.marketplace.world.queries import Queries, make_queries
 from experiments.marketplace.world.shoppers import PurchaseMemory, Shoppers, make_shoppers
 from features.artifacts import atomic_folder, atomic_write_json, json_file_has
+from features.columns.clock import DAY_US
 from features.progress import Progress, silent
 
 DESCRIPTION = "marketplace.json"
@@ -119,21 +120,12 @@ def _simulate_days(
         bought = sorted_by_time(*parts)
         ends = day_start_us + DAY_US if day < config.days - 1 else np.iinfo(np.int64).max
         today = int(np.searchsorted(bought.time_us_N, ends))
-        pending = _slice(bought, slice(today, None))
-        bought = _slice(bought, slice(0, today))
+        pending = bought.rows(slice(today, None))
+        bought = bought.rows(slice(0, today))
         log.purchases(bought)
         facts.add_purchases(bought)
         memory.add(bought.user_N, bought.product_N, day)
         tell("days", done + 1, total_days)
-
-
-def _slice(rows: PurchaseRows, part: slice) -> PurchaseRows:
-    return PurchaseRows(
-        time_us_N=rows.time_us_N[part],
-        user_N=rows.user_N[part],
-        product_N=rows.product_N[part],
-        quantity_N=rows.quantity_N[part],
-    )
 
 
 def _summary(

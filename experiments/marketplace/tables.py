@@ -4,6 +4,7 @@ The four input tables have the columns that any shop would log. Everything that 
 to `truth/`, which no feature may read.
 """
 
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -89,16 +90,19 @@ class RowGroupWriter:
         self._writer.close()
 
 
-class LogWriter:
+class LogWriter(ExitStack):
     """Writes impressions, their truth and purchases day by day, numbering the rows."""
 
     def __init__(self, folder: Path, catalog: Catalog, queries: Queries) -> None:
+        super().__init__()
         (folder / "truth").mkdir(exist_ok=True)
-        self._files = {
-            "impressions": RowGroupWriter(folder / "impressions.parquet", IMPRESSIONS),
-            "truth": RowGroupWriter(folder / "truth" / "impressions.parquet", IMPRESSIONS_TRUTH),
-            "purchases": RowGroupWriter(folder / "purchases.parquet", PURCHASES),
-        }
+
+        def file(name: str, schema: pa.Schema) -> RowGroupWriter:
+            return self.enter_context(RowGroupWriter(folder / f"{name}.parquet", schema))
+
+        self._impressions = file("impressions", IMPRESSIONS)
+        self._truth = file("truth/impressions", IMPRESSIONS_TRUTH)
+        self._purchases = file("purchases", PURCHASES)
         self._texts, self._devices = pa.array(queries.texts), pa.array(DEVICES)
         self._product_id_P = catalog.product_id_P
         self._next_impression = self._next_purchase = 1
@@ -108,7 +112,7 @@ class LogWriter:
         count = len(rows.user_N)
         impression_id_N = np.arange(self._next_impression, self._next_impression + count)
         self._next_impression += count
-        self._files["impressions"].write(
+        self._impressions.write(
             {
                 "impression_id": impression_id_N,
                 "timestamp": rows.time_us_N,
@@ -123,7 +127,7 @@ class LogWriter:
                 "device": self._devices.take(pa.array(rows.device_N)),
             }
         )
-        self._files["truth"].write(
+        self._truth.write(
             {
                 "impression_id": impression_id_N,
                 "click_probability": rows.probability_N,
@@ -134,7 +138,7 @@ class LogWriter:
     def purchases(self, rows: PurchaseRows) -> None:
         """Append one day of purchases."""
         count = len(rows.user_N)
-        self._files["purchases"].write(
+        self._purchases.write(
             {
                 "timestamp": rows.time_us_N,
                 "user_id": rows.user_N + FIRST_USER_ID,
@@ -144,18 +148,6 @@ class LogWriter:
             }
         )
         self._next_purchase += count
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for file in self._files.values():
-            file.__exit__(kind, error, traceback)
 
 
 def write_products(folder: Path, catalog: Catalog, images: list[str | None]) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reports.table1_text import row_title
+from experiments.statistics.cells import markdown_table, number, with_limits, with_sd
+from experiments.statistics.intervals import Interval
 from features.artifacts import atomic_write_bytes, atomic_write_json
 
 _BLOCK = re.compile(r"(<!-- results:begin[^\n]*-->\n).*?(<!-- results:end -->)", re.DOTALL)
@@ -126,28 +128,25 @@ def _summary(table: dict[str, Any], name: str) -> str:
     heading += ["the same in expected AUC"] * expects + ["share of reachable gain", "normalised LogLoss"]
     rows = []
     if floor := table["floor"]:
-        cells = [f"{floor['name']} (no model)", _four(floor["auc"]), ""]
-        rows.append([*cells, *[""] * expects, "", _four(floor["norm_logloss"])])
+        logloss = "" if floor["norm_logloss"] is None else number(floor["norm_logloss"])
+        cells = [f"{floor['name']} (no model)", number(floor["auc"]), ""]
+        rows.append([*cells, *[""] * expects, "", logloss])
     for key, variant in table["variants"].items():
         compared = key != table["baseline"]
-        cells = [variant["title"], _spread(variant["auc_mean"], variant["auc_sd"])]
+        cells = [variant["title"], with_sd(variant["auc_mean"], variant["auc_sd"])]
         cells.append(_difference(variant, "auc_diff") if compared else "")
         cells += [_difference(variant, "expected_auc_diff") if compared else ""] * expects
-        cells += [
-            _share(variant.get("gain_share")),
-            _spread(variant["norm_logloss_mean"], variant["norm_logloss_sd"]),
-        ]
-        rows.append(cells)
+        share = variant.get("gain_share")
+        cells.append("" if share is None else f"{share:.0%}")
+        rows.append([*cells, with_sd(variant["norm_logloss_mean"], variant["norm_logloss_sd"])])
     if table["best_auc"] is not None:
-        cells = ["best reachable (the true click probabilities)", _four(table["best_auc"]), ""]
+        cells = ["best reachable (the true click probabilities)", number(table["best_auc"]), ""]
         rows.append([*cells, *[""] * expects, "100 %", ""])
     lines = [
         f"**{table['name'][0].upper()}{table['name'][1:]}** ({kind}; {table['rows']:,} test impressions, "
         f"{_seeds(table['seeds'])}; [whole table](../experiments/results/{name}.md)):",
         "",
-        f"| {' | '.join(heading)} |",
-        "|---" * len(heading) + "|",
-        *(f"| {' | '.join(cells)} |" for cells in rows),
+        *markdown_table(heading, rows, text_columns=len(heading), compact=True),
         "",
     ]
     if expects:
@@ -158,18 +157,20 @@ def _summary(table: dict[str, Any], name: str) -> str:
 def _retrieval_summary(table: dict[str, Any], name: str) -> str:
     kind = "**simulated data**" if table["simulated"] else "real data"
     measures = ("graded_rel", "recall_at_10", "precision_at_10", "ndcg_at_10", "mrr")
+    rows = []
+    for key, row in table["rows"].items():
+        cells = [row_title(key), *(f"{row[measure]:.3f}" for measure in measures)]
+        cells[4] += f" [{row['ndcg_at_10_low']:.3f}, {row['ndcg_at_10_high']:.3f}]"
+        rows.append(cells)
+    heading = ("", "Graded Rel", "Recall@10", "Precision@10", "nDCG@10 [95 % over queries]", "MRR@10")
     lines = [
         f"**Table 1, retrieval** ({kind}; {table['queries']:,} held-out queries, {table['description']}; "
         f"[whole table](../experiments/results/{name}.md)):",
         "",
-        "| | Graded Rel | Recall@10 | Precision@10 | nDCG@10 [95 % over queries] | MRR@10 |",
-        "|---|---|---|---|---|---|",
+        *markdown_table(heading, rows, text_columns=len(heading), compact=True),
+        "",
     ]
-    for key, row in table["rows"].items():
-        cells = [f"{row[measure]:.3f}" for measure in measures]
-        cells[3] += f" [{row['ndcg_at_10_low']:.3f}, {row['ndcg_at_10_high']:.3f}]"
-        lines.append(f"| {row_title(key)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+    return "\n".join(lines)
 
 
 def _seeds(seeds: int) -> str:
@@ -177,23 +178,10 @@ def _seeds(seeds: int) -> str:
 
 
 def _difference(variant: dict[str, Any], name: str) -> str:
-    mean = variant.get(f"{name}_mean")
-    if mean is None:
+    if variant.get(f"{name}_mean") is None:
         return ""
-    low, high = variant[f"{name}_low"], variant[f"{name}_high"]
-    return f"{mean:+.4f}" if low is None or high is None else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
-
-
-def _share(share: float | None) -> str:
-    return "" if share is None else f"{share:.0%}"
-
-
-def _four(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _spread(mean: float | None, sd: float | None) -> str:
-    return _four(mean) if sd is None else f"{_four(mean)} ± {sd:.4f}"
+    ends = (variant[f"{name}_{end}"] for end in ("mean", "low", "high"))
+    return with_limits(Interval(*ends), sign=True, square=True)
 
 
 def _footer(provenance: dict[str, Any]) -> str:

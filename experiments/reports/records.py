@@ -1,6 +1,7 @@
 """Results that other commands left in a sweep folder, read and checked."""
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,63 +9,22 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiments.reports.page import Origin
+from features.artifacts import ResultFile
 
 
 class EvidenceError(ValueError):
     """A result that cannot be shown; the message says what is wrong with it."""
 
 
-class Recorded(BaseModel):
-    """What a result file may say of its own making; a result may record more than a page needs."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-    command: str | None = None
-    commit: str | None = None
-    created: datetime | None = None
-    environment: dict[str, Any] = {}
-    machine: dict[str, Any] = {}
-
-    def origin(self, path: Path) -> Origin:
-        """Command, commit and time as recorded; the time the file was written where none is."""
-        commit = self.commit or self.environment.get("commit") or self.machine.get("commit")
-        created = self.created or _time(self.environment.get("created")) or _time(self.machine.get("date"))
-        if created is None:
-            created = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-        return Origin(command=self.command, commits=(str(commit),) if commit else (), created=created)
-
-
-Values = dict[str, float | None]
-
-
-class RetrievalSlice(BaseModel):
-    """One set of queries against one catalogue; keys of values are metric, metric_low, metric_high."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-    queries: int
-    products: int
-    rows: dict[str, Values]
-    differences: dict[str, Values] = {}
-    best_possible: Values = {}
-
-
-class RetrievalRecord(Recorded, RetrievalSlice):
-    """`table1.json` as far as the page shows it."""
-
-    simulated: bool
-    k: int
-    pool: str
-    candidate: str
-    slices: dict[str, RetrievalSlice] = {}
-    bootstrap_resamples: int = 0
-
-
 #: Milliseconds (or a ratio) by number of candidates.
 ByCandidates = dict[str, float]
 
 
-class ServingRecord(Recorded):
+class ServingRecord(ResultFile):
     """`serving.json` as far as the page shows it; every measurement may be missing."""
 
+    command: str | None = None
+    machine: dict[str, Any] = Field(default_factory=dict)
     added_p99_ms: ByCandidates = Field(default_factory=dict)
     model_p50_ms: ByCandidates = Field(default_factory=dict)
     fetch_p99_over_fused_p99: ByCandidates = Field(default_factory=dict)
@@ -80,7 +40,7 @@ class ServingRecord(Recorded):
     json_vs_arrow: Any = None
 
 
-class SoakRecord(Recorded):
+class SoakRecord(ResultFile):
     """`soak.json`: mixed load with bad requests, killed workers and refreshes."""
 
     requests: int
@@ -98,7 +58,7 @@ class Measured(BaseModel):
     value_ms: float
 
 
-Record = TypeVar("Record", bound=Recorded)
+Record = TypeVar("Record", bound=BaseModel)
 
 
 def read_record(path: Path, kind: type[Record]) -> Record | None:
@@ -117,6 +77,24 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
         raise EvidenceError(f"{path} cannot be shown: {place}: {first['msg']}") from None
     except (OSError, ValueError) as error:
         raise EvidenceError(f"{path} cannot be read: {error}") from None
+
+
+def origin_of(
+    path: Path, command: str | None, made: Mapping[str, Any], *, created: str | None = None
+) -> Origin:
+    """Command, commit and time of a result as recorded; the time the file was written where none is.
+
+    Args:
+        made: the environment or the machine that the result was measured in.
+        created: when, where the result itself says so.
+    """
+    time = _time(created) or _time(made.get("created")) or _time(made.get("date"))
+    commit = made.get("commit")
+    return Origin(
+        command=command,
+        commits=(str(commit),) if commit else (),
+        created=time or datetime.fromtimestamp(path.stat().st_mtime, UTC),
+    )
 
 
 def _time(text: Any) -> datetime | None:

@@ -5,22 +5,10 @@ from pathlib import Path
 from experiments.runtime.environment import commit
 from features.inputs.tables import InputTables
 from features.progress import Progress, silent
-from ranking.run import RunConfig
+from ranking.run import run_config
 from serving.package.manifest import PackageManifest
 from serving.packaging.as_of import END, snapshot_source
 from serving.packaging.build_package import ExportEncoder, PackageOptions, build_package
-
-
-def run_config(run: Path) -> RunConfig:
-    """What the run was asked for.
-
-    Raises:
-        ValueError: not a run.
-    """
-    try:
-        return RunConfig.model_validate_json((run / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{run} is not a run: it has no config.json") from None
 
 
 def log_of_run(run: Path) -> Path:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import orjson
 
+from features.online.request import MAX_CANDIDATES, ScoreRequest
 from serving.wire import arrow_codec, json_codec
-from serving.wire.request import MAX_CANDIDATES, ScoreRequest
 
 #: (body, content type) to (status, answer, content type of the answer).
 Ask = Callable[[bytes, str], tuple[int, bytes, str]]

@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import orjson
 
+from features.online.request import ScoreRequest
 from serving.client import TOKEN_REFUSED, Tokens
 from serving.wire import arrow_codec, json_codec
-from serving.wire.request import ScoreRequest
 
 #: Reported percentiles.
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
@@ -117,19 +117,6 @@ class LoadResult:
         }
 
 
-def read_requests(path: Path) -> list[ScoreRequest]:
-    """Requests of a file with one JSON request a line, as `dashclip package` records them in parity/.
-
-    Raises:
-        RequestError: a line is not a request.
-        ValueError: the file is empty.
-    """
-    requests = [json_codec.decode_request(line) for line in path.read_bytes().splitlines() if line.strip()]
-    if not requests:
-        raise ValueError(f"{path} holds no request; it needs one JSON request a line")
-    return requests
-
-
 def resized(request: ScoreRequest, candidates: int) -> ScoreRequest:
     """The same request with this many candidates: its own, in turn, with their live features."""
     rows_N = np.arange(candidates) % len(request.candidates)
@@ -137,15 +124,7 @@ def resized(request: ScoreRequest, candidates: int) -> ScoreRequest:
         name: values[rows_N] if isinstance(values, np.ndarray) else [values[row] for row in rows_N]
         for name, values in request.candidate_columns.items()
     }
-    return ScoreRequest(
-        user_id=request.user_id,
-        query=request.query,
-        candidates=request.candidates.take(rows_N),
-        timestamp_us=request.timestamp_us,
-        context=request.context,
-        candidate_columns=columns,
-        history=request.history,
-    )
+    return replace(request, candidates=request.candidates.take(rows_N), candidate_columns=columns)
 
 
 def encoded(requests: Sequence[ScoreRequest], body_format: str) -> tuple[list[bytes], str]:

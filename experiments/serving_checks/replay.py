@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from features.online.request import RequestError, ScoreRequest
 from features.progress import Progress, silent
 from ranking.metrics import log_loss, roc_auc
 from serving.packaging.logged_requests import LoggedImpressions
-from serving.wire.request import RequestError, ScoreReply, ScoreRequest
+from serving.wire.reply import ScoreReply
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

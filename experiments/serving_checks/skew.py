@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from features.online.request import ScoreRequest
 from features.online.request_features import FeatureRows
 from features.progress import Progress, silent
 from serving.packaging.logged_requests import LoggedImpressions
-from serving.wire.request import ScoreRequest
 
 
 @dataclass(frozen=True)

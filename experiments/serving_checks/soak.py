@@ -23,12 +23,12 @@ import psutil
 from experiments.serving_checks.fuzz import ALLOWED, FuzzResult, fuzz_bodies, run_fuzz
 from experiments.serving_checks.loadtest import BAD_BODIES
 from experiments.serving_checks.soak_requests import Asked, Expectations
+from features.online.request import ScoreRequest
 from serving.client import ClientError, ScoreClient
 from serving.packaging.as_of import moment_us
 from serving.scoring.predictor import Predictor
 from serving.servers.torchserve import RunningServer, worker_pids
 from serving.wire import arrow_codec, json_codec
-from serving.wire.request import ScoreRequest
 
 #: A request sent so long after a kill may still be given to the dead worker.
 _NOTICED_S = 1.0

@@ -13,9 +13,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from features.inputs.tables import InputTables
+from features.online.request import RequestError, ScoreRequest
 from serving.scoring.predictor import Predictor
 from serving.wire import arrow_codec, json_codec
-from serving.wire.request import RequestError, ScoreReply, ScoreRequest
+from serving.wire.reply import ScoreReply
 
 #: Largest difference of a served probability from the expected one: rounding of other batch sizes.
 TOLERANCE = 1e-5

@@ -78,14 +78,6 @@ class PlannedRun:
         return f"{self.config.variant} seed {self.config.seed}"
 
 
-@dataclass(frozen=True)
-class RunOutcome:
-    """How one run ended; `error` is None when it finished."""
-
-    folder: Path
-    error: str | None
-
-
 def plan(config: SweepConfig, out: Path) -> list[PlannedRun]:
     """Every run of the sweep, seeds outermost: a sweep that is stopped early still compares all variants.
 
@@ -116,15 +108,16 @@ def execute_sweep(
     processes: int | None = None,
     command: str | None = None,
     on_progress: OnProgress | None = None,
-) -> list[RunOutcome]:
+) -> dict[Path, str | None]:
     """Run what is not finished yet. Calling again after a kill goes on where it stopped.
 
     Args:
         processes: runs at the same time; each gets an equal share of the cores as threads.
 
     Returns:
-        One outcome a run, in the order of `plan`. A failed run does not stop the others, and leaves
-        `failure.txt` in its folder; one whose process died is tried once more.
+        What went wrong with each run, by folder in the order of `plan`; None where nothing did. A failed run
+        does not stop the others, and leaves `failure.txt` in its folder; one whose process died is tried once
+        more.
 
     Raises:
         ValueError: `out` holds finished runs of another config or of other inputs.
@@ -142,7 +135,7 @@ def execute_sweep(
             jobs = [job_of(run) for run in waiting]
             errors |= run_jobs(jobs, processes=processes, threads=threads, on_progress=on_progress)
             waiting = [run for run in waiting if errors[run.name] == DIED]
-    return [RunOutcome(run.folder, errors.get(run.name)) for run in planned]
+    return {run.folder: errors.get(run.name) for run in planned}
 
 
 def share_of_cores(processes: int | None) -> tuple[int, int]:

@@ -1,13 +1,15 @@
-"""Values of a request, read strictly: a wrong type, length or number is refused with its place.
+"""One request to rank candidates, read strictly: what is wrong is refused with its place.
 
-`RequestError` says which field, what came, what to do. It lies below `serving`, since reading a request's
-features is where most of its faults show; every server turns it into a client error, never its own.
+`ScoreRequest` refuses what no model can read; the functions below it what a column of this model cannot, once
+its kind is known: numbers or ids, integers or strings. `RequestError` says which field, what came, what to
+do; every server turns it into a client error, never its own. No torch here: clients import this module, too.
 
 Shapes: N candidates.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -17,10 +19,26 @@ import pyarrow as pa
 from features.columns.id_map import IdKind
 from features.inputs.table_specs import is_text
 
-ClientStatus = Literal[400, 413]
+#: Scored in one request at most; more is a matter for retrieval, or for several requests.
+MAX_CANDIDATES = 10_000
+#: Purchases that a request may bring; the model reads fewer (the cap of its feature schema).
+MAX_HISTORY = 1_000
+MAX_QUERY_CHARACTERS = 1_000
+#: Of a request's body; a server's own limit should lie above it, so that the answer can say what to do.
+MAX_BODY_BYTES = 4 << 20
+MAX_ID_CHARACTERS = 512
+#: Live features and context values in one request.
+MAX_COLUMNS = 256
+#: The last microsecond of the year 9999.
+MAX_TIMESTAMP_US = 253_402_300_799_999_999
 
-# What came is echoed to whoever asked: a pasted document would drown the sentence.
+Scalar = str | int | float | bool | None
+#: One value for each candidate: an array of numbers, or a list in which None is a missing value.
+CandidateColumn = np.ndarray | list[Any]
+
+#: What came is echoed to whoever asked: a pasted document would drown the sentence.
 LONGEST_ECHO = 120
+ClientStatus = Literal[400, 413]
 
 
 class RequestError(ValueError):
@@ -50,73 +68,113 @@ def _restore(field: str, came: str, advice: str, status: ClientStatus) -> Reques
     return RequestError(field, came, advice, status=status)
 
 
-_INT64 = 2**63
-_PLURAL = {"integer": "integers", "text": "strings"}
+@dataclass(frozen=True, eq=False)
+class ScoreRequest:
+    """Candidates to be ranked for one user and one query at one moment.
+
+    Ids may come as lists or arrays; once built, `candidates` (and `history`) are Arrow arrays of int64 or
+    string without nulls, and each candidate column is a NumPy array of finite numbers or a list of N values.
+
+    Attributes:
+        user_id: None, or an id that is not known, is a cold user.
+        query: None where the product is recommended without a search.
+        candidates: product ids, 1 to MAX_CANDIDATES; doubles are scored twice.
+        timestamp_us: the moment, microseconds since 1970 in UTC; the server's clock if None.
+        context: impression columns that are the same for all candidates (`store_id`, `device`); also live
+            product columns and raw counters. None says that the value is missing; a column that is not there
+            has the schema's `serving_value`, else is missing.
+        candidate_columns: the same with one value for each candidate (`price`, `query_product_ctr_7d`).
+        history: product ids newest first, instead of the snapshot's; an empty one says: no purchases.
+
+    Raises:
+        RequestError: a field has the wrong type, length or size, or a number is not finite.
+
+    >>> request = ScoreRequest(user_id=7, query="oat milk", candidates=[101, 102])
+    >>> len(request.candidates)
+    2
+    >>> ScoreRequest(user_id=7, query="oat milk", candidates=[])
+    Traceback (most recent call last):
+    ...
+    features.online.request.RequestError: ...
+    """
+
+    user_id: int | str | None
+    query: str | None
+    candidates: pa.Array
+    timestamp_us: int | None = None
+    context: Mapping[str, Scalar] = field(default_factory=dict)
+    candidate_columns: Mapping[str, CandidateColumn] = field(default_factory=dict)
+    history: pa.Array | None = None
+
+    def __post_init__(self) -> None:
+        _check_id("user_id", self.user_id, advice="send an integer, a string or null")
+        _check_query(self.query)
+        _check_timestamp(self.timestamp_us)
+        candidates = _ids("candidates", self.candidates, at_most=MAX_CANDIDATES, status=413)
+        if len(candidates) == 0:
+            raise RequestError("candidates", "an empty list", "send at least one product id")
+        object.__setattr__(self, "candidates", candidates)
+        if self.history is not None:
+            object.__setattr__(self, "history", _ids("history", self.history, at_most=MAX_HISTORY))
+        _check_names("context", self.context)
+        for name, value in self.context.items():
+            if value is not None and type(value) is not bool:
+                _check_scalar(f"context.{name}", value)
+        _check_names("candidate_columns", self.candidate_columns)
+        columns = {
+            name: _column(f"candidate_columns.{name}", values, rows=len(candidates))
+            for name, values in self.candidate_columns.items()
+        }
+        object.__setattr__(self, "candidate_columns", columns)
 
 
-def one_number(field: str, value: object) -> float:
+def one_number(name: str, value: object) -> float:
     """A finite number; NaN for None, a missing one. True is 1."""
     if value is None:
         return math.nan
-    if not isinstance(value, int | float | np.number | np.bool_) or isinstance(value, np.complexfloating):
-        raise RequestError(field, describe(value), "send a number, or null where it is missing")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise RequestError(field, str(number), "send a finite number, or null where it is missing")
-    return number
+    if not isinstance(value, int | float):
+        raise RequestError(name, what_came(value), "send a number, or null where it is missing")
+    if not math.isfinite(value):
+        raise RequestError(name, str(value), "send a finite number, or null where it is missing")
+    return float(value)
 
 
-def one_id(field: str, value: object, kind: IdKind) -> int | str | None:
-    """An id of that kind as Python's own integer or string, or None. True is 1 among integers."""
-    if value is None:
-        return None
-    if kind == "integer" and isinstance(value, int | np.integer | np.bool_):
-        if not -_INT64 <= int(value) < _INT64:
-            raise RequestError(field, "an integer beyond 64 bits", "send an integer that fits into 64 bits")
+def one_id(name: str, value: object, kind: IdKind) -> int | str | None:
+    """An id of that kind, or None. True is 1 among integers."""
+    if value is None or (kind == "text" and isinstance(value, str)):
+        return value
+    if kind == "integer" and isinstance(value, int):
+        if not -_INT64 <= value < _INT64:
+            raise RequestError(name, "an integer beyond 64 bits", "send an integer that fits into 64 bits")
         return int(value)
-    if kind == "text" and isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise RequestError(field, "text with a lone surrogate", "send valid Unicode") from None
-        return str(value)
     wanted = "an integer" if kind == "integer" else "a string"
-    raise RequestError(field, describe(value), f"send {wanted}, as in the log, or null where it is missing")
+    raise RequestError(name, what_came(value), f"send {wanted}, as in the log, or null where it is missing")
 
 
-def numbers(field: str, values: object, count: int) -> npt.NDArray[np.float64]:
-    """float64[N], NaN where a value is missing (None in a list, null in Arrow); others are finite."""
-    if isinstance(values, np.ndarray) and values.dtype.kind in "iufb":
-        value_N = values.astype(np.float64)
-        missing_N = None
-        _check_length(field, value_N.shape, count)
-    else:
-        array = _arrow(field, values, count)
-        kind = array.type
-        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-        if not is_number and not pa.types.is_null(kind):
-            raise RequestError(field, f"values of type {kind}", "send numbers, null where one is missing")
-        missing_N = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
-        value_N = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        if not value_N.flags.writeable:
-            value_N = value_N.copy()
+def numbers(name: str, values: CandidateColumn) -> npt.NDArray[np.float64]:
+    """float64[N], NaN where a value is missing; others are finite. May be read-only."""
+    if isinstance(values, np.ndarray):
+        return values.astype(np.float64, copy=False)
+    array = _one_type(name, values)
+    kind = array.type
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    if not is_number and not pa.types.is_null(kind):
+        raise RequestError(name, f"values of type {kind}", "send numbers, null where one is missing")
+    value_N: npt.NDArray[np.float64] = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     finite_N = np.isfinite(value_N)
-    if missing_N is not None:
-        finite_N |= missing_N
+    if array.null_count:
+        finite_N |= array.is_null().to_numpy(zero_copy_only=False)
     if not finite_N.all():
         place = int(np.argmin(finite_N))
         raise RequestError(
-            field, f"{value_N[place]} for candidate {place}", "send finite numbers, null where one is missing"
+            name, f"{value_N[place]} for candidate {place}", "send finite numbers, null where one is missing"
         )
     return value_N
 
 
-def ids(field: str, values: object, count: int, kind: IdKind) -> pa.Array:
+def ids(name: str, values: CandidateColumn, kind: IdKind) -> pa.Array:
     """int64 or string [N]; null where an id is missing."""
-    array = _arrow(field, values, count)
+    array = _one_type(name, values)
     try:
         if pa.types.is_null(array.type):
             return array.cast(pa.int64() if kind == "integer" else pa.string())
@@ -125,79 +183,219 @@ def ids(field: str, values: object, count: int, kind: IdKind) -> pa.Array:
         if kind == "text" and is_text(array.type):
             return array
     except pa.ArrowInvalid:
-        raise RequestError(field, "integers beyond 64 bits", "send integers that fit into 64 bits") from None
+        raise RequestError(name, "integers beyond 64 bits", "send integers that fit into 64 bits") from None
+    wanted = "integers" if kind == "integer" else "strings"
     raise RequestError(
-        field,
-        f"values of type {array.type}",
-        f"send {_PLURAL[kind]}, as in the log, null where one is missing",
+        name, f"values of type {array.type}", f"send {wanted}, as in the log, null where one is missing"
     )
 
 
-def any_ids(field: str, values: object) -> pa.Array:
-    """int64 or string ids of whatever kind, none missing."""
-    array = _arrow(field, values, None)
-    if array.null_count:
-        raise RequestError(field, f"null for {array.null_count:,} of {len(array):,}", "send ids only")
-    if not len(array):
-        return pa.array([], pa.int64())
-    if is_text(array.type) or array.type == pa.int64():
-        return array
-    if pa.types.is_integer(array.type):
-        return ids(field, array, len(array), "integer")
-    raise RequestError(field, f"values of type {array.type}", "send integers or strings")
-
-
-def describe(value: object) -> str:
-    """A value in words: its type, and itself if it is short."""
-    if value is None:
-        return "null"
-    if isinstance(value, str | int | float | np.generic):
-        return (
-            f"{type(value).__name__} {value!r}" if len(str(value)) <= 60 else f"a long {type(value).__name__}"
-        )
-    return f"a value of type {type(value).__name__}"
-
-
-def _arrow(field: str, values: object, count: int | None) -> pa.Array:
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    if isinstance(values, pa.Array):
-        _check_length(field, (len(values),), count)
-        return values
-    if isinstance(values, np.ndarray):
-        _check_length(field, values.shape, count)
-    elif isinstance(values, Sequence) and not isinstance(values, str | bytes):
-        _check_length(field, (len(values),), count)
-    else:
-        raise RequestError(field, describe(values), "send a list with one value for each candidate")
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RequestError(
-            field, f"a list that is not of one type ({first})", "send values of one type, null where missing"
-        ) from None
-
-
-def _check_length(field: str, shape: tuple[int, ...], count: int | None) -> None:
-    if len(shape) != 1:
-        raise RequestError(field, f"an array of {len(shape)} dimensions", "send one value for each candidate")
-    if count is not None and shape[0] != count:
-        raise RequestError(field, f"{shape[0]:,} values", f"send one for each of the {count:,} candidates")
-
-
-def only_value(field: str, values: Any, count: int) -> Any:
+def only_value(name: str, values: CandidateColumn) -> Any:
     """The one value that all candidates share, for what the model reads once per request.
 
     Raises:
         RequestError: they differ.
     """
-    array = _arrow(field, values, count)
+    array = _one_type(name, values)
+    if pa.types.is_nested(array.type):
+        raise RequestError(name, f"values of type {array.type}", "send one number or string for each")
     distinct = array.unique()
     if len(distinct) > 1:
         raise RequestError(
-            field,
+            name,
             f"{len(distinct):,} different values",
             "the model reads one value for the whole request: send it in context, or make several requests",
         )
-    return distinct[0].as_py() if len(distinct) else None
+    return distinct[0].as_py()
+
+
+def what_came(value: object) -> str:
+    """A value of a request in words, for `RequestError.came`: its type, and itself if that is short."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool | int | float | str):
+        return (
+            f"{_KINDS[type(value)]} {value!r}" if len(repr(value)) <= 60 else f"a long {_KINDS[type(value)]}"
+        )
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, Sequence | np.ndarray | pa.Array):
+        return f"a list of {len(value)}"
+    return f"a value of type {type(value).__name__}"
+
+
+_INT64 = 2**63
+_KINDS: dict[type, str] = {bool: "boolean", int: "integer", float: "number", str: "string"}
+
+
+def _check_id(name: str, value: object, *, advice: str) -> None:
+    if value is None:
+        return
+    if type(value) is int:
+        if not -_INT64 <= value < _INT64:
+            raise RequestError(name, "an integer beyond 64 bits", advice)
+    elif type(value) is str:
+        _check_text(name, value, at_most=MAX_ID_CHARACTERS)
+    else:
+        raise RequestError(name, what_came(value), advice)
+
+
+def _check_text(name: str, text: str, *, at_most: int) -> None:
+    if len(text) > at_most:
+        raise RequestError(name, f"{len(text):,} characters", f"send at most {at_most:,}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RequestError(name, "text with a lone surrogate", "send valid Unicode") from None
+
+
+def _check_query(query: object) -> None:
+    if query is None:
+        return
+    if type(query) is not str:
+        raise RequestError("query", what_came(query), "send a string, or null if there was no search")
+    _check_text("query", query, at_most=MAX_QUERY_CHARACTERS)
+
+
+def _check_timestamp(timestamp_us: object) -> None:
+    if timestamp_us is None:
+        return
+    if type(timestamp_us) is not int or not 0 <= timestamp_us <= MAX_TIMESTAMP_US:
+        raise RequestError(
+            "timestamp_us",
+            what_came(timestamp_us),
+            "send microseconds since 1970 as an integer, or null for now",
+        )
+
+
+def _check_names(name: str, mapping: object) -> None:
+    if not isinstance(mapping, Mapping):
+        raise RequestError(name, what_came(mapping), "send an object of names and values")
+    if len(mapping) > MAX_COLUMNS:
+        raise RequestError(name, f"{len(mapping):,} names", f"send at most {MAX_COLUMNS}")
+    for key in mapping:
+        if type(key) is not str:
+            raise RequestError(name, f"a name that is {what_came(key)}", "send names as strings")
+        _check_text(name, key, at_most=MAX_ID_CHARACTERS)
+
+
+def _check_scalar(name: str, value: object) -> None:
+    if type(value) is int or type(value) is str:
+        _check_id(name, value, advice="send an integer of 64 bits")
+    elif type(value) is float:
+        if not math.isfinite(value):
+            raise RequestError(name, str(value), "send a finite number, or null if it is missing")
+    else:
+        raise RequestError(name, what_came(value), "send one string, number, boolean or null")
+
+
+def _ids(name: str, ids: object, *, at_most: int, status: Any = 400) -> pa.Array:
+    """Ids as Arrow int64 or string without nulls."""
+    if isinstance(ids, pa.ChunkedArray):
+        ids = ids.combine_chunks()
+    if isinstance(ids, np.ndarray):
+        ids = _array_of_numpy(name, ids)
+    if not isinstance(ids, pa.Array | list | tuple):
+        raise RequestError(name, what_came(ids), "send a list of product ids")
+    if len(ids) > at_most:
+        raise RequestError(name, f"{len(ids):,} ids", f"send at most {at_most:,}", status=status)
+    return _arrow_ids(name, ids) if isinstance(ids, pa.Array) else _listed_ids(name, ids)
+
+
+_ID_ADVICE = "send product ids that are all integers or all strings"
+
+
+def _array_of_numpy(name: str, ids: np.ndarray) -> pa.Array | list[Any]:
+    if ids.ndim != 1:
+        raise RequestError(name, f"an array of shape {ids.shape}", "send a list of product ids")
+    return pa.array(ids) if ids.dtype.kind in "iu" else ids.tolist()
+
+
+def _listed_ids(name: str, ids: Sequence[Any]) -> pa.Array:
+    kinds = set(map(type, ids))
+    if kinds <= {int}:
+        try:
+            return pa.array(ids, pa.int64())
+        except (OverflowError, pa.ArrowInvalid):
+            raise RequestError(name, "an integer beyond 64 bits", _ID_ADVICE) from None
+    if kinds == {str}:
+        longest = max(map(len, ids))
+        if longest > MAX_ID_CHARACTERS:
+            raise RequestError(name, f"an id of {longest:,} characters", f"send at most {MAX_ID_CHARACTERS}")
+        try:
+            return pa.array(ids, pa.string())
+        except UnicodeEncodeError:
+            raise RequestError(name, "text with a lone surrogate", "send valid Unicode") from None
+    for position, value in enumerate(ids):
+        if type(value) not in (int, str) or type(value) is not type(ids[0]):
+            raise RequestError(f"{name}[{position}]", what_came(value), _ID_ADVICE)
+    raise AssertionError(f"unreachable: {kinds}")
+
+
+def _arrow_ids(name: str, ids: pa.Array) -> pa.Array:
+    if ids.null_count:
+        raise RequestError(name, f"{ids.null_count} nulls", "send ids without nulls")
+    kind = ids.type.value_type if pa.types.is_dictionary(ids.type) else ids.type
+    if pa.types.is_integer(kind):
+        wanted = pa.int64()
+    elif is_text(kind):
+        wanted = pa.string()
+    elif len(ids) == 0:
+        return pa.array([], pa.int64())
+    else:
+        raise RequestError(name, f"a column of {ids.type}", _ID_ADVICE)
+    try:
+        return ids if ids.type == wanted else ids.cast(wanted)
+    except pa.ArrowInvalid:
+        raise RequestError(name, "an integer beyond 64 bits", _ID_ADVICE) from None
+
+
+#: Classes of arrays that NumPy takes without a copy if they have no nulls.
+_NUMBER_ARRAYS = frozenset(
+    {pa.Int8Array, pa.Int16Array, pa.Int32Array, pa.Int64Array}
+    | {pa.UInt8Array, pa.UInt16Array, pa.UInt32Array, pa.UInt64Array}
+    | {pa.HalfFloatArray, pa.FloatArray, pa.DoubleArray}
+)
+
+
+def _column(name: str, values: Any, *, rows: int) -> CandidateColumn:
+    """One live feature: a NumPy array of finite numbers, or a list in which None is a missing value."""
+    if type(values) in _NUMBER_ARRAYS and values.null_count == 0:  # an Arrow body has many of these
+        values = values.to_numpy()
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        values = _column_of_arrow(name, values)
+    if isinstance(values, tuple):
+        values = list(values)
+    if not isinstance(values, list | np.ndarray) or (isinstance(values, np.ndarray) and values.ndim != 1):
+        raise RequestError(name, what_came(values), "send a list with one value for each candidate")
+    if len(values) != rows:
+        raise RequestError(name, f"{len(values):,} values", f"send one for each of the {rows:,} candidates")
+    if isinstance(values, list):
+        return values
+    if values.dtype.kind not in "iufb":
+        return values.tolist()
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise RequestError(name, "NaN or an infinity", "send finite numbers, or null where one is missing")
+    return values
+
+
+def _column_of_arrow(name: str, values: pa.Array | pa.ChunkedArray) -> CandidateColumn:
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+    numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    if not (numeric or is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+        raise RequestError(name, f"a column of {values.type}", "send numbers, strings or booleans")
+    if numeric and values.null_count == 0 and not pa.types.is_dictionary(values.type):
+        return values.to_numpy(zero_copy_only=False)
+    return values.to_pylist()
+
+
+def _one_type(name: str, values: CandidateColumn) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RequestError(
+            name, f"a list that is not of one type ({first})", "send values of one type, null where missing"
+        ) from None

@@ -7,8 +7,9 @@ Shapes: N candidates, F dense and S sparse columns, L purchases of the user's hi
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -18,12 +19,11 @@ import pyarrow as pa
 
 from features.columns.clock import DAY_US, iso, timestamp_part_of
 from features.columns.counters import CounterBlock
-from features.columns.id_map import UNKNOWN, IdKind, IdMap
+from features.columns.id_map import UNKNOWN, IdMap
 from features.online.plan import OWN_FIELDS, CounterPlan, DensePlan, Part, SparsePlan, make_plan
 from features.online.request import (
     RequestError,
-    any_ids,
-    describe,
+    ScoreRequest,
     ids,
     numbers,
     one_id,
@@ -33,38 +33,10 @@ from features.online.request import (
 from features.online.snapshot import Snapshot
 from features.schema import CounterKey
 
-#: The last microsecond of the year 9999.
-_LAST_US = 253_402_300_799_999_999
-
 Int64s = npt.NDArray[np.int64]
 Float64s = npt.NDArray[np.float64]
 Float32s = npt.NDArray[np.float32]
 Int32s = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureRequest:
-    """One user, one query, one moment, N products.
-
-    Attributes:
-        user_id: None where nobody is known.
-        query: None where there was no search.
-        timestamp_us: microseconds since 1970 UTC.
-        products: ids of the candidates.
-        context: impression columns that are the same for all candidates; also live product columns and raw
-            counters. None says that the value is missing; a column that is not there has the schema's
-            `serving_value`, else is missing.
-        candidate_columns: the same, with one value for each candidate.
-        history: product ids, newest first, instead of the snapshot's purchases.
-    """
-
-    user_id: int | str | None
-    query: str | None
-    timestamp_us: int
-    products: pa.Array | Sequence[Any]
-    context: Mapping[str, Any] = field(default_factory=dict)
-    candidate_columns: Mapping[str, Any] = field(default_factory=dict)
-    history: pa.Array | Sequence[Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,11 +118,11 @@ class OnlineFeatures:
         """Names of the columns that all candidates share: dense, then sparse, in the feature set's order."""
         return self.plan.request_columns
 
-    def rows(self, request: FeatureRequest) -> FeatureRows:
+    def rows(self, request: ScoreRequest) -> FeatureRows:
         """Features of each candidate.
 
         Raises:
-            RequestError: a name that no feature reads, a wrong type or length, a number that is not finite.
+            RequestError: a name that no feature reads, an id or a value of another kind than its column.
         """
         return _Reading(self, request).rows()
 
@@ -158,25 +130,24 @@ class OnlineFeatures:
 class _Reading:
     """One request being read."""
 
-    def __init__(self, features: OnlineFeatures, request: FeatureRequest) -> None:
+    def __init__(self, features: OnlineFeatures, request: ScoreRequest) -> None:
         self._features = features
         self._snapshot = snapshot = features.snapshot
         self._request = request
-        self._time_us = _timestamp(request.timestamp_us, as_of_us=snapshot.manifest.as_of_us)
-        self._products = any_ids("candidates", request.products)
+        self._time_us = _time(request.timestamp_us, as_of_us=snapshot.manifest.as_of_us)
+        self._products = request.candidates
         self._product_N = _find("candidates", snapshot.products, self._products)
         self._unknown_product = np.flatnonzero(self._product_N == UNKNOWN)
-        self._user_id = _key("user_id", request.user_id, snapshot.users.kind)
+        self._user_id = one_id("user_id", request.user_id, snapshot.users.kind)
         self._user = snapshot.users.find_one(self._user_id)
-        self._query_text = one_id("query", request.query, "text")
-        self._query = snapshot.queries.find_one(self._query_text)
+        self._query = snapshot.queries.find_one(request.query)
         # Of all candidates, or one value each.
         self._given: dict[str, Any] = {}
         self._given_each: dict[str, Any] = {}
         self._take_given()
 
     def rows(self) -> FeatureRows:
-        plan = self._features.plan
+        plan, request = self._features.plan, self._request
         history, unknown_history = self._history()
         count = len(self._products)
         return FeatureRows(
@@ -190,7 +161,7 @@ class _Reading:
             history=history,
             unknown={
                 "users": int(self._user_id is not None and self._user == UNKNOWN),
-                "queries": int(self._query_text is not None and self._query == UNKNOWN),
+                "queries": int(request.query is not None and self._query == UNKNOWN),
                 "products": len(self._unknown_product),
                 "history": unknown_history,
             },
@@ -212,7 +183,7 @@ class _Reading:
             if name in context:
                 raise RequestError(at, "a column that context gives, too,", "send it in one of the two")
             if inputs[name]:
-                self._given[name] = only_value(at, values, len(self._products))
+                self._given[name] = only_value(at, values)
             else:
                 self._given_each[name] = values
 
@@ -222,21 +193,21 @@ class _Reading:
     def _dense(self, part: Part, count: int) -> Float32s:
         dense_NF = np.empty((count, len(part.dense_at)), np.float32)
         for plan in part.dense:
-            value_N = self._dense_values(plan, count)
+            value_N = self._dense_values(plan)
             dense_NF[:, plan.place] = plan.transform.apply(value_N)
             if plan.missing_place is not None:
                 dense_NF[:, plan.missing_place] = np.isnan(value_N)
         for counter in part.counters:
-            dense_NF[:, counter.at] = self._counters(counter, count)
+            dense_NF[:, counter.at] = self._counters(counter)
         return dense_NF
 
-    def _dense_values(self, plan: DensePlan, count: int) -> Float64s:
+    def _dense_values(self, plan: DensePlan) -> Float64s:
         """Raw values of each candidate, or the one of all; NaN where missing."""
         feature, name = plan.feature, plan.input
         if name is not None and name in self._given:
             return np.array([one_number(self._at(name), self._given[name])])
         if name is not None and name in self._given_each:
-            return numbers(self._at(name), self._given_each[name], count)
+            return numbers(self._at(name), self._given_each[name])
         if plan.product_place is not None:
             return self._snapshot.product_dense_PD[self._product_N, plan.product_place]
         if feature.source == "timestamp":
@@ -247,10 +218,10 @@ class _Reading:
             return self._products.cast(pa.float64(), safe=False).to_numpy()
         return np.array([math.nan])
 
-    def _counters(self, plan: CounterPlan, count: int) -> Float32s:
+    def _counters(self, plan: CounterPlan) -> Float32s:
         """Counters of one key: those of the snapshot, unless the request gives some."""
         at_N = self._positions(plan.key)
-        given = self._given_counters(plan.block, count)
+        given = self._given_counters(plan.block)
         if not given:
             return self._snapshot.counters[plan.key][at_N]
         return plan.block.live_columns(self._snapshot.counts[plan.key][at_N], given)
@@ -265,7 +236,7 @@ class _Reading:
         position = self._user if key == "user" else self._query
         return slice(position, position + 1 or None)
 
-    def _given_counters(self, block: CounterBlock, count: int) -> dict[str, Float64s]:
+    def _given_counters(self, block: CounterBlock) -> dict[str, Float64s]:
         given: dict[str, Float64s] = {}
         if not self._given and not self._given_each:
             return given
@@ -273,7 +244,7 @@ class _Reading:
             if name in self._given:
                 value_N = np.array([one_number(self._at(name), self._given[name])])
             elif name in self._given_each:
-                value_N = numbers(self._at(name), self._given_each[name], count)
+                value_N = numbers(self._at(name), self._given_each[name])
             else:
                 continue
             if not (value_N >= 0).all():
@@ -286,17 +257,17 @@ class _Reading:
     def _sparse(self, part: Part, count: int) -> Int32s:
         row_NS = np.empty((count, len(part.sparse_at)), np.int32)
         for plan in part.sparse:
-            row_NS[:, plan.place] = self._sparse_rows(plan, count)
+            row_NS[:, plan.place] = self._sparse_rows(plan)
         return row_NS
 
-    def _sparse_rows(self, plan: SparsePlan, count: int) -> int | Int32s:
+    def _sparse_rows(self, plan: SparsePlan) -> int | Int32s:
         """Row of each candidate, or the one of all."""
         feature, name, vocabulary = plan.feature, plan.input, plan.vocabulary
         kind = vocabulary.ids.kind
         if name is not None and name in self._given:
             return vocabulary.row_of(one_id(self._at(name), self._given[name], kind))
         if name is not None and name in self._given_each:
-            return vocabulary.rows_of(ids(self._at(name), self._given_each[name], count, kind))
+            return vocabulary.rows_of(ids(self._at(name), self._given_each[name], kind))
         if plan.known is not None:
             return self._known_rows(plan)
         if plan.row_of_part is not None:
@@ -314,7 +285,7 @@ class _Reading:
                 row_N[self._unknown_product] = plan.vocabulary.rows_of(unknown)
             return row_N
         position, id_ = (
-            (self._user, self._user_id) if plan.known == "users" else (self._query, self._query_text)
+            (self._user, self._user_id) if plan.known == "users" else (self._query, self._request.query)
         )
         if position == UNKNOWN:
             return plan.vocabulary.row_of(id_)
@@ -330,7 +301,7 @@ class _Reading:
             return np.zeros(0, np.int64), 0
         unknown = 0
         if given is not None:
-            history = _find("history", snapshot.products, any_ids("history", given))
+            history = _find("history", snapshot.products, given)
             known = history != UNKNOWN
             unknown = len(history) - int(np.count_nonzero(known))
             history = history[known]
@@ -355,22 +326,16 @@ class _Reading:
         return purchases.product_E[start + first : start + last][::-1].astype(np.int64)
 
 
-def _timestamp(timestamp_us: object, *, as_of_us: int) -> int:
-    whole = isinstance(timestamp_us, int | np.integer) and not isinstance(timestamp_us, bool)
-    if not whole or not 0 <= int(timestamp_us) <= _LAST_US:  # type: ignore[call-overload]
-        raise RequestError("timestamp_us", describe(timestamp_us), "send microseconds since 1970 UTC")
-    time_us = int(timestamp_us)  # type: ignore[call-overload]
-    if time_us < as_of_us // 100:  # decades before: seconds or milliseconds
+def _time(timestamp_us: int | None, *, as_of_us: int) -> int:
+    if timestamp_us is None:
+        return time.time_ns() // 1000
+    if timestamp_us < as_of_us // 100:  # decades before: seconds or milliseconds
         raise RequestError(
-            "timestamp_us", f"{time_us} ({iso(time_us)})", "send microseconds since 1970 UTC, not seconds"
+            "timestamp_us",
+            f"{timestamp_us} ({iso(timestamp_us)})",
+            "send microseconds since 1970 UTC, not seconds",
         )
-    return time_us
-
-
-def _key(name: str, value: object, kind: IdKind) -> int | str | None:
-    if isinstance(value, bool | np.bool_):
-        raise RequestError(name, describe(value), "send an id or null")
-    return one_id(name, value, kind)
+    return timestamp_us
 
 
 def _find(name: str, known: IdMap, asked: pa.Array) -> Int64s:

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from features.artifacts import atomic_write_bytes
+from features.online.request import RequestError, ScoreRequest
 from serving.package.generations import PARITY_SCORES
 from serving.package.manifest import PARITY
 from serving.package.sealed_folder import PackageError
 from serving.wire.json_codec import decode_request, encode_request
-from serving.wire.request import RequestError, ScoreReply, ScoreRequest
+from serving.wire.reply import ScoreReply
 
 REQUESTS = "requests.jsonl"
 #: Largest difference of a probability, by type of the product vectors: rounding, not another model.
@@ -31,10 +32,18 @@ def write_requests(package: Path, requests: Sequence[ScoreRequest]) -> None:
     atomic_write_bytes(package / PARITY / REQUESTS, lines + b"\n")
 
 
-def read_requests(package: Path) -> list[ScoreRequest]:
-    """The recorded requests."""
-    lines = (package / PARITY / REQUESTS).read_bytes().splitlines()
-    return [decode_request(line) for line in lines]
+def read_requests(path: Path) -> list[ScoreRequest]:
+    """The recorded requests of a package, or those of a file with one JSON request a line.
+
+    Raises:
+        RequestError: a line is not a request.
+        ValueError: there is none.
+    """
+    file = path / PARITY / REQUESTS if path.is_dir() else path
+    requests = [decode_request(line) for line in file.read_bytes().splitlines() if line.strip()]
+    if not requests:
+        raise ValueError(f"{file} holds no request; it needs one JSON request a line")
+    return requests
 
 
 def write_scores(generation: Path, scores_C: npt.NDArray[np.floating]) -> None:

@@ -56,33 +56,6 @@ def request_ranker_of(
     Raises:
         ValueError: the columns are not those of the ranker.
     """
-    shape = shape_of(
-        ranker,
-        dense_columns=dense_columns,
-        sparse_columns=sparse_columns,
-        request_columns=request_columns,
-        quantised=quantised,
-        projected=projected,
-    )
-    module = RequestRanker(shape)
-    copy_weights(ranker, module)
-    return module.eval().requires_grad_(False)
-
-
-def shape_of(
-    ranker: Ranker,
-    *,
-    dense_columns: Sequence[str],
-    sparse_columns: Sequence[str],
-    request_columns: Iterable[str],
-    quantised: bool = False,
-    projected: bool = False,
-) -> RankerShape:
-    """The shape that `request_ranker_of` builds.
-
-    Raises:
-        ValueError: the columns are not those of the ranker.
-    """
     tower = ranker.dcn_tower
     dims = {
         key: config.embedding_dim
@@ -97,7 +70,7 @@ def shape_of(
     if len(dense_columns) != dense_count:
         raise ValueError(f"the ranker has {dense_count} dense columns, got {len(dense_columns)}")
     cross = tower.cross
-    return RankerShape(
+    shape = RankerShape(
         dense_columns=tuple(dense_columns),
         sparse_columns=tuple(sparse_columns),
         request_columns=tuple(sorted(request_columns)),
@@ -110,11 +83,13 @@ def shape_of(
         quantised=quantised,
         projected=projected,
     )
+    module = RequestRanker(shape)
+    _copy_weights(ranker, module)
+    return module.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def copy_weights(ranker: Ranker, module: RequestRanker) -> None:
-    """Fill a module of `shape_of(ranker)`."""
+def _copy_weights(ranker: Ranker, module: RequestRanker) -> None:
     source, target = ranker.dcn_tower, module.dcn
     order = _dcn_order(ranker, module.shape)
     _copy_cross(source.cross, target.cross, target.first, order)

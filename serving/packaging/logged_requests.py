@@ -24,9 +24,9 @@ from features.columns.transforms import Transform
 from features.feature_set import FeatureSet
 from features.inputs.tables import InputTables
 from features.online.plan import SHARED_KEYS, impression_columns
+from features.online.request import MAX_HISTORY, ScoreRequest
 from features.progress import Progress, silent
 from features.schema import CounterKey, FeatureConfig
-from serving.wire.request import MAX_HISTORY, ScoreRequest
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ Shapes: R requests of one call, N candidates in all, F dense and S sparse column
 history, D embedding width.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from features.online.request_features import FeatureRequest, FeatureRows, OnlineFeatures
+from features.online.request import RequestError, ScoreRequest
+from features.online.request_features import FeatureRows, OnlineFeatures
 from features.online.snapshot import Snapshot
 from serving.package.generations import SNAPSHOT, VECTORS, GenerationManifest
 from serving.package.sealed_folder import PackageError
@@ -23,7 +23,7 @@ from serving.scoring.compile import BackendChoice
 from serving.scoring.query_encoder import QueryTextEncoder
 from serving.scoring.ranker_scorer import Program, RankerScorer, ScoringBatch
 from serving.scoring.request_ranker import RankerShape
-from serving.wire.request import RequestError, ScoreRequest
+from serving.wire.reply import ScoreReply, best_first
 
 #: Candidates in one call of the program: its activations then stay in the cache of a core.
 CALL_CANDIDATES = 2048
@@ -38,38 +38,16 @@ class Model:
         tables: the trained table of each sparse column.
         backend: what the program is, and why.
         context: impression columns that a request gives once, for all of its candidates.
+        version: as replies name the model.
     """
 
     program: Program
     shape: RankerShape
     tables: Mapping[str, ServingTable]
     context: tuple[str, ...]
+    version: str
     backend: BackendChoice
     encoder: QueryTextEncoder | None
-
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """What one request got."""
-
-    scores_N: npt.NDArray[np.float32]
-    unknown: Mapping[str, int]
-    history_length: int
-    dense_NF: npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, eq=False)
-class _Prepared:
-    """One request ready for the program."""
-
-    rows: FeatureRows
-    query_D: npt.NDArray[np.float32] | None
-    product_N: npt.NDArray[np.int64] | None
-    history: npt.NDArray[np.int64] | None
-    unknown: dict[str, int]
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 class LiveGeneration:
@@ -127,56 +105,56 @@ class LiveGeneration:
             queries=QueryVectors.open(folder / VECTORS / "query") if "query" in wanted else None,
         )
 
-    def score(self, requests: Sequence[ScoreRequest]) -> list[Scored | RequestError]:
-        """One result for each request; those that cannot be scored do not hold up the others."""
+    def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply | RequestError]:
+        """One reply or refusal for each request: a bad one does not hold up the others."""
         if len(requests) > 1:
             self._encode_unseen([request.query for request in requests])
         prepared = [self._try_to_prepare(request) for request in requests]
-        whole = [one for one in prepared if isinstance(one, _Prepared)]
-        scores = iter(self._run(whole))
+        scores = iter(self._run([one[1] for one in prepared if not isinstance(one, RequestError)]))
         return [
-            Scored(next(scores), one.unknown, len(one.rows.history), one.rows.dense_NF)
-            if isinstance(one, _Prepared)
-            else one
-            for one in prepared
+            one if isinstance(one, RequestError) else self._reply(one[0], next(scores)) for one in prepared
         ]
 
-    def feature_rows(self, request: ScoreRequest) -> FeatureRows:
-        """What the model reads of a request, before any vector.
-
-        Raises:
-            RequestError: a name that no feature reads, a wrong type or length.
-        """
-        return self.features.rows(
-            FeatureRequest(
-                user_id=request.user_id,
-                query=request.query,
-                timestamp_us=time.time_ns() // 1000 if request.timestamp_us is None else request.timestamp_us,
-                products=request.candidates,
-                context=request.context,
-                candidate_columns=request.candidate_columns,
-                history=request.history,
-            )
+    def _reply(self, rows: FeatureRows, scores_N: npt.NDArray[np.float32]) -> ScoreReply:
+        return ScoreReply(
+            scores_N=scores_N,
+            order_N=best_first(scores_N),
+            model_version=self._model.version,
+            generation=self.manifest.name,
+            as_of=self.manifest.as_of,
+            unknown=rows.unknown,
+            history_length=len(rows.history),
+            dense_NF=rows.dense_NF,
         )
 
-    def _try_to_prepare(self, request: ScoreRequest) -> _Prepared | RequestError:
+    def _try_to_prepare(self, request: ScoreRequest) -> tuple[FeatureRows, ScoringBatch] | RequestError:
         try:
-            return self._prepare(request)
+            rows = self.features.rows(request)
         except RequestError as error:
             return error
+        return rows, self._batch(request, rows)
 
-    def _prepare(self, request: ScoreRequest) -> _Prepared:
-        rows = self.feature_rows(request)
-        unknown = dict(rows.unknown)
-        history = product_N = query_D = None
+    def _batch(self, request: ScoreRequest, rows: FeatureRows) -> ScoringBatch:
+        """One request ready for the program; counts in `rows.unknown` what has no vector."""
+        history_RH = product_N = query_RD = None
         if self._products is not None:
             product_N = self._products.rows(rows.product_N, request.candidates)
-            unknown["product_vectors"] = int(np.count_nonzero(product_N == 0))
-            history = self._products.row_P[rows.history]
+            rows.unknown["product_vectors"] = int(np.count_nonzero(product_N == 0))
+            history_RH = self._products.row_P[rows.history][None]
         if self._queries is not None:
             query_D = self._query_vector(request.query)
-            unknown["query_vectors"] = int(query_D is None and request.query is not None)
-        return _Prepared(rows, query_D, product_N, history, unknown)
+            rows.unknown["query_vectors"] = int(query_D is None and request.query is not None)
+            query_RD = np.zeros((1, self._queries.dim), np.float32) if query_D is None else query_D[None]
+        return ScoringBatch(
+            request_dense_RF=rows.request_dense_F[None],
+            request_sparse_RS=rows.request_sparse_S[None],
+            candidate_dense_NF=rows.candidate_dense_NF,
+            candidate_sparse_NS=rows.candidate_sparse_NS,
+            request_of_N=np.zeros(len(rows), np.int64),
+            query_RD=query_RD,
+            history_RH=history_RH,
+            product_N=product_N,
+        )
 
     def _encode_unseen(self, queries: Sequence[str | None]) -> None:
         """Encode at once what `_query_vector` will ask for one by one; the encoder remembers it."""
@@ -196,72 +174,16 @@ class LiveGeneration:
         made_D: npt.NDArray[np.float32] = self._model.encoder.embed([query])[0]
         return made_D if made_D.any() else None
 
-    def _run(self, prepared: Sequence[_Prepared]) -> list[npt.NDArray[np.float32]]:
-        """Scores of each, in calls of at most CALL_CANDIDATES candidates."""
-        scores = [np.empty(len(one), np.float32) for one in prepared]
-        call: list[tuple[int, slice]] = []
-        room = CALL_CANDIDATES
-        for position, one in enumerate(prepared):
-            start = 0
-            while start < len(one):
-                if room == 0:
-                    self._call(prepared, call, scores)
-                    call, room = [], CALL_CANDIDATES
-                end = min(len(one), start + room)
-                call.append((position, slice(start, end)))
-                room -= end - start
-                start = end
-        if call:
-            self._call(prepared, call, scores)
-        return scores
+    def _run(self, batches: Sequence[ScoringBatch]) -> list[npt.NDArray[np.float32]]:
+        """Scores of each, in calls of at most CALL_CANDIDATES candidates.
 
-    def _call(
-        self,
-        prepared: Sequence[_Prepared],
-        call: Sequence[tuple[int, slice]],
-        scores: Sequence[npt.NDArray[np.float32]],
-    ) -> None:
-        """Score some candidates of some requests; a request cut in two is repeated, which changes nothing."""
-        parts = [(prepared[position], part) for position, part in call]
-        lengths = [part.stop - part.start for _, part in parts]
-        score_N = self._scorer.score(
-            ScoringBatch(
-                request_dense_RF=np.stack([one.rows.request_dense_F for one, _ in parts]),
-                request_sparse_RS=np.stack([one.rows.request_sparse_S for one, _ in parts]),
-                candidate_dense_NF=np.concatenate([one.rows.candidate_dense_NF[part] for one, part in parts]),
-                candidate_sparse_NS=np.concatenate(
-                    [one.rows.candidate_sparse_NS[part] for one, part in parts]
-                ),
-                request_of_N=np.repeat(np.arange(len(parts)), lengths),
-                query_RD=self._queries_of(parts),
-                history_RH=_padded([one.history for one, _ in parts if one.history is not None]),
-                product_N=_joined([one.product_N[part] for one, part in parts if one.product_N is not None]),
-            )
+        A request cut in two is repeated, which changes nothing.
+        """
+        if not batches:
+            return []
+        whole = ScoringBatch.joined(batches)
+        starts = range(0, len(whole.request_of_N), CALL_CANDIDATES)
+        score_N = np.concatenate(
+            [self._scorer.score(whole.cut(start, start + CALL_CANDIDATES)) for start in starts]
         )
-        end = 0
-        for (position, part), length in zip(call, lengths, strict=True):
-            start, end = end, end + length
-            scores[position][part] = score_N[start:end]
-
-    def _queries_of(self, parts: Sequence[tuple[_Prepared, slice]]) -> npt.NDArray[np.float32] | None:
-        if self._queries is None:
-            return None
-        query_RD = np.zeros((len(parts), self._queries.dim), np.float32)
-        for request, (one, _) in enumerate(parts):
-            if one.query_D is not None:
-                query_RD[request] = one.query_D
-        return query_RD
-
-
-def _padded(histories: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64] | None:
-    """[R, H], 0 where a history is shorter than the longest one."""
-    if not histories:
-        return None
-    padded_RH = np.zeros((len(histories), max(1, *map(len, histories))), np.int64)
-    for request, history in enumerate(histories):
-        padded_RH[request, : len(history)] = history
-    return padded_RH
-
-
-def _joined(parts: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64] | None:
-    return np.concatenate(parts) if parts else None
+        return np.split(score_N, np.cumsum([len(batch.request_of_N) for batch in batches])[:-1])

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from features.online.request import RequestError, ScoreRequest
 from features.online.request_features import FeatureRows
 from serving.package.generations import ADVICE as GENERATION_ADVICE
 from serving.package.generations import CURRENT, GenerationManifest, current_generation, generation_folder
@@ -18,9 +19,9 @@ from serving.package.parity import largest_difference, read_requests, read_score
 from serving.package.sealed_folder import PackageError, check_files
 from serving.package.tables import open_table
 from serving.scoring.compile import load_compiled
-from serving.scoring.live_generation import LiveGeneration, Model, Scored
+from serving.scoring.live_generation import LiveGeneration, Model
 from serving.scoring.query_encoder import QueryTextEncoder
-from serving.wire.request import RequestError, ScoreReply, ScoreRequest, best_first
+from serving.wire.reply import ScoreReply
 
 _log = logging.getLogger(__name__)
 
@@ -81,13 +82,7 @@ class Predictor:
 
     def score_many(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply | RequestError]:
         """One reply or refusal for each request, all from one generation and as few calls as fit."""
-        live = self._live
-        return [
-            _reply(self.manifest.model_version, live.manifest, result)
-            if isinstance(result, Scored)
-            else result
-            for result in live.score(requests)
-        ]
+        return self._live.score(requests)
 
     def feature_rows(self, request: ScoreRequest) -> FeatureRows:
         """What the model reads of a request, for comparisons with logged features.
@@ -95,7 +90,7 @@ class Predictor:
         Raises:
             RequestError: the request names columns or values that the model does not have.
         """
-        return self._live.feature_rows(request)
+        return self._live.features.rows(request)
 
     def reload_if_changed(self, *, wait: bool = False) -> bool:
         """Look whether CURRENT names another generation; if so load and verify it, then swap it in.
@@ -194,8 +189,7 @@ def score_recorded(live: LiveGeneration, package: Path) -> list[ScoreReply | Req
     requests = read_requests(package)
     replies: list[ScoreReply | RequestError] = []
     for start in range(0, len(requests), _PARITY_BATCH):
-        for result in live.score(requests[start : start + _PARITY_BATCH]):
-            replies.append(_reply("", live.manifest, result) if isinstance(result, Scored) else result)
+        replies += live.score(requests[start : start + _PARITY_BATCH])
     return replies
 
 
@@ -208,6 +202,7 @@ def open_model(package: Path, manifest: PackageManifest) -> Model:
         backend=compiled.choice,
         tables={name: open_table(package / MODEL / TABLES / f"{name}.npy") for name in manifest.sparse_rows},
         context=manifest.context,
+        version=manifest.model_version,
         encoder=QueryTextEncoder.open(package / QUERY_ENCODER) if manifest.query_encoder else None,
     )
 
@@ -216,19 +211,6 @@ def _open_generation(
     package: Path, name: str, manifest: PackageManifest, model: Model, *, verify: bool
 ) -> LiveGeneration:
     return open_checked(generation_folder(package, name), package, manifest, model, verify=verify)
-
-
-def _reply(model_version: str, generation: GenerationManifest, scored: Scored) -> ScoreReply:
-    return ScoreReply(
-        scores_N=scored.scores_N,
-        order_N=best_first(scored.scores_N),
-        model_version=model_version,
-        generation=generation.name,
-        as_of=generation.as_of,
-        unknown=scored.unknown,
-        history_length=scored.history_length,
-        dense_NF=scored.dense_NF,
-    )
 
 
 _Stamp = tuple[int, int, int]

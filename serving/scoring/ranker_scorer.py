@@ -6,9 +6,9 @@ request or the process, a negative one silently reads the end of the table. All 
 Shapes: R requests, N candidates in all, H purchases of the longest history, D width of the vectors.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -48,6 +48,38 @@ class ScoringBatch:
     query_RD: NDArray[np.float32] | None = None
     history_RH: NDArray[np.int64] | None = None
     product_N: NDArray[np.int64] | None = None
+
+    @classmethod
+    def joined(cls, batches: Sequence[Self]) -> Self:
+        """Several batches of one request each as one; a history ends in zeros where another is longer."""
+        if len(batches) == 1:
+            return batches[0]
+        return cls(
+            request_dense_RF=np.concatenate([batch.request_dense_RF for batch in batches]),
+            request_sparse_RS=np.concatenate([batch.request_sparse_RS for batch in batches]),
+            candidate_dense_NF=np.concatenate([batch.candidate_dense_NF for batch in batches]),
+            candidate_sparse_NS=np.concatenate([batch.candidate_sparse_NS for batch in batches]),
+            request_of_N=np.repeat(np.arange(len(batches)), [len(batch.request_of_N) for batch in batches]),
+            query_RD=_concatenated([batch.query_RD for batch in batches]),
+            history_RH=_padded([batch.history_RH for batch in batches if batch.history_RH is not None]),
+            product_N=_concatenated([batch.product_N for batch in batches]),
+        )
+
+    def cut(self, first: int, end: int) -> Self:
+        """Candidates first..end - 1, which lie request by request, with the requests that bring them."""
+        of_N = self.request_of_N[first:end]
+        candidates, requests = slice(first, end), slice(int(of_N[0]), int(of_N[-1]) + 1)
+        return replace(
+            self,
+            request_dense_RF=self.request_dense_RF[requests],
+            request_sparse_RS=self.request_sparse_RS[requests],
+            candidate_dense_NF=self.candidate_dense_NF[candidates],
+            candidate_sparse_NS=self.candidate_sparse_NS[candidates],
+            request_of_N=of_N - of_N[0],
+            query_RD=None if self.query_RD is None else self.query_RD[requests],
+            history_RH=None if self.history_RH is None else self.history_RH[requests],
+            product_N=None if self.product_N is None else self.product_N[candidates],
+        )
 
 
 class RankerScorer:
@@ -116,6 +148,22 @@ class RankerScorer:
         ):
             if lowest < 0 or highest >= count:
                 check_rows(f"the table of {name!r}", np.array([lowest, highest]), count)
+
+
+def _concatenated(parts: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
+    """None where no request has any."""
+    present = [part for part in parts if part is not None]
+    return np.concatenate(present) if present else None
+
+
+def _padded(histories: Sequence[NDArray[np.int64]]) -> NDArray[np.int64] | None:
+    """Histories [1, H] of one request each as [R, H] with the longest one's H."""
+    if not histories:
+        return None
+    padded_RH = np.zeros((len(histories), max(history.shape[1] for history in histories)), np.int64)
+    for request, history in enumerate(histories):
+        padded_RH[request, : history.shape[1]] = history
+    return padded_RH
 
 
 @dataclass(frozen=True)

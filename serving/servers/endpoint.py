@@ -13,10 +13,11 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from features.online.request import MAX_BODY_BYTES, RequestError, ScoreRequest
 from serving.servers.drift import LiveCounts
-from serving.servers.measures import RequestCounts, Series
+from serving.servers.measures import Measures
 from serving.wire import arrow_codec, json_codec
-from serving.wire.request import MAX_BODY_BYTES, RequestError, Scorer, ScoreReply, ScoreRequest
+from serving.wire.reply import Scorer, ScoreReply
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +47,8 @@ class Endpoint:
 
     def __init__(self, scorer: Scorer, *, live: LiveCounts | None = None) -> None:
         self.scorer = scorer
-        self.counts = RequestCounts()
-        self._live = live
+        self.live = live
+        self._measures = Measures()
 
     def answer(self, bodies: Sequence[Body]) -> list[Answer]:
         """One answer for each body, in order; a bad one does not fail its neighbours."""
@@ -58,19 +59,18 @@ class Endpoint:
         replies = iter(self._score(requests) if requests else [])
         outcomes = [next(replies) if isinstance(one, ScoreRequest) else one for one in decoded]
         answers = [_answer(outcome, is_arrow) for outcome, is_arrow in zip(outcomes, arrow, strict=True)]
-        latency_ms = (time.perf_counter() - start) * 1e3
+        latency_s = time.perf_counter() - start
         for outcome in outcomes:
-            self._count(outcome, latency_ms)
+            self._count(outcome, latency_s)
         return answers
 
-    def series(self) -> Series:
-        """All measures now."""
-        series = self.counts.sums()
+    def measures(self) -> Measures:
+        """What was counted up to now."""
         as_of = datetime.fromisoformat(str(self.scorer.facts()["as_of"]))
         if as_of.tzinfo is None:
             as_of = as_of.replace(tzinfo=UTC)
-        series["dashclip_snapshot_age_seconds", ""] = time.time() - as_of.timestamp()
-        return series
+        self._measures.set_snapshot_age(time.time() - as_of.timestamp())
+        return self._measures
 
     def _score(self, requests: list[ScoreRequest]) -> list[ScoreReply | RequestError | None]:
         try:
@@ -82,15 +82,15 @@ class Endpoint:
             return [None]
         return [reply for request in requests for reply in self._score([request])]
 
-    def _count(self, outcome: ScoreReply | RequestError | None, latency_ms: float) -> None:
+    def _count(self, outcome: ScoreReply | RequestError | None, latency_s: float) -> None:
         if isinstance(outcome, ScoreReply):
-            self.counts.scored(outcome, latency_ms=latency_ms)
-            if self._live is not None:
-                self._live.count(outcome.scores_N, outcome.dense_NF)
+            self._measures.scored(outcome, latency_s=latency_s)
+            if self.live is not None:
+                self.live.count(outcome.scores_N, outcome.dense_NF)
         elif isinstance(outcome, RequestError):
-            self.counts.refused(outcome.status)
+            self._measures.refused(outcome.status)
         else:
-            self.counts.failed()
+            self._measures.failed()
 
 
 def _finite(reply: ScoreReply | RequestError, request: ScoreRequest) -> ScoreReply | RequestError | None:

@@ -5,31 +5,40 @@ speaks Prometheus. There is no authorization: put a reverse proxy in front of an
 """
 
 import multiprocessing
+import os
+import signal
 import socket
+import tempfile
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import uvicorn
 from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from uvicorn.supervisors import Multiprocess
 
+from features.online.request import MAX_BODY_BYTES
 from serving.servers.background import Background
-from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import Body, Endpoint
-from serving.servers.measures import prometheus_text
-from serving.wire.request import MAX_BODY_BYTES, Scorer
+from serving.wire.reply import Scorer
 
-Opened = tuple[Scorer, LiveCounts | None]
+#: A worker that says nothing for so long is replaced; it says nothing while it imports torch.
+_IMPORT_S = 60
 
 
-def create_app(scorer: Scorer, live: LiveCounts | None = None, counts_folder: Path | None = None) -> FastAPI:
-    """An app that answers by one predictor. Scoring takes the event loop: one request at a time a process."""
-    endpoint = Endpoint(scorer, live=live)
-    background = Background(endpoint, live=live, counts_folder=counts_folder)
+def create_app(scorer: Scorer, *, workers_folder: Path | None = None) -> FastAPI:
+    """An app that answers by one predictor. Scoring takes the event loop: one request at a time a process.
+
+    Args:
+        workers_folder: where prometheus_client counts if there are several workers; /metrics is then of all.
+    """
+    endpoint = Endpoint(scorer)
+    background = Background(endpoint)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -55,41 +64,43 @@ def create_app(scorer: Scorer, live: LiveCounts | None = None, counts_folder: Pa
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(prometheus_text(endpoint.series()), media_type="text/plain; version=0.0.4")
+        return Response(endpoint.measures().page(workers_folder), media_type=CONTENT_TYPE_LATEST)
 
     return app
 
 
-def serve(open_scorer: Callable[[], Opened], *, host: str, port: int, workers: int = 1) -> None:
+def serve(open_scorer: Callable[[], Scorer], *, host: str, port: int, workers: int = 1) -> None:
     """Serve until interrupted, in `workers` processes that share one socket; one that dies is replaced.
 
     Args:
-        open_scorer: called in each process; picklable, such as `functools.partial(open_package, package)`.
+        open_scorer: called in each process; picklable, such as `functools.partial(Predictor.load, package)`.
     """
-    spawn = multiprocessing.get_context("spawn")
-    with socket.create_server((host, port), backlog=2048) as listening:
-        started = [spawn.Process(target=_work, args=(open_scorer, listening)) for _ in range(workers)]
-        for process in started:
-            process.start()
-        while True:
-            time.sleep(0.5)
-            for position, process in enumerate(started):
-                if not process.is_alive():
-                    started[position] = spawn.Process(target=_work, args=(open_scorer, listening))
-                    started[position].start()
+    with (
+        tempfile.TemporaryDirectory(prefix="dashclip-measures-") as folder,
+        socket.create_server((host, port), backlog=2048) as listening,
+    ):
+        # For the workers: prometheus_client reads it as they import it, and then counts in files there.
+        os.environ.update(PROMETHEUS_MULTIPROC_DIR=folder)
+        config = uvicorn.Config(
+            partial(_app_of_worker, open_scorer, Path(folder)),
+            factory=True,
+            workers=workers,
+            log_level="warning",
+            access_log=False,
+            lifespan="on",
+            timeout_worker_healthcheck=_IMPORT_S,
+        )
+        Multiprocess(config, [listening]).run()
 
 
-def _work(open_scorer: Callable[[], Opened], listening: socket.socket) -> None:
+def _app_of_worker(open_scorer: Callable[[], Scorer], workers_folder: Path) -> FastAPI:
     torch.set_num_threads(1)
-    scorer, _ = open_scorer()
-    config = uvicorn.Config(create_app(scorer), log_level="warning", access_log=False, lifespan="on")
-    server = uvicorn.Server(config)
-    threading.Thread(target=_end_with_parent, args=(server,), daemon=True).start()
-    server.run(sockets=[listening])
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    return create_app(open_scorer(), workers_folder=workers_folder)
 
 
-def _end_with_parent(server: uvicorn.Server) -> None:
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()  # however it ended: a worker without it would keep the port
-        server.should_exit = True
+        os.kill(os.getpid(), signal.SIGTERM)

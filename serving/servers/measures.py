@@ -1,113 +1,103 @@
-"""What a worker counts while it serves, in a form that every server can export to Prometheus.
+"""What a worker counts while it serves: Prometheus metrics of the same names and units on every server.
 
 Measures are sums over requests, so that those of several workers add up; shares and means are for the query
-that reads them (`rate(unknown_products) / rate(candidates)`). Nothing here holds an id or a query.
+that reads them (`rate(dashclip_unknown_total[5m]) / rate(dashclip_candidates_total[5m])`). Nothing here holds
+an id or a query.
 """
 
-import bisect
-import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
-from serving.wire.request import ScoreReply
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.samples import Sample
 
-Kind = Literal["counter", "gauge"]
+from serving.wire.reply import ScoreReply
 
 #: Upper ends of the latency buckets.
-LATENCY_BUCKETS_MS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 25.0, 50.0, 100.0, 250.0, 1000.0)
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One exported series, or a family of them if `label` names what tells its members apart."""
-
-    name: str
-    kind: Kind
-    unit: str
-    meaning: str
-    label: str | None = None
-
-
-MEASURES = (
-    Measure("dashclip_requests", "counter", "count", "Requests answered with scores."),
-    Measure("dashclip_refused", "counter", "count", "Requests answered with 400 or 413.", "status"),
-    Measure("dashclip_failed", "counter", "count", "Requests answered with 500: faults of the server."),
-    Measure("dashclip_candidates", "counter", "count", "Candidates scored."),
-    Measure("dashclip_unknown", "counter", "count", "Ids that the package does not know.", "kind"),
-    Measure("dashclip_empty_history", "counter", "count", "Requests whose user has no known purchase."),
-    Measure("dashclip_score_sum", "counter", "sum", "Sum of all scores: their mean is this by candidates."),
-    Measure("dashclip_latency_ms_sum", "counter", "ms", "Time in the handler, decoding to encoding."),
-    Measure("dashclip_latency_bucket", "counter", "count", "Requests within `le` milliseconds.", "le"),
-    Measure("dashclip_snapshot_age_seconds", "gauge", "seconds", "Since the moment of the snapshot."),
-)
-BY_NAME = {measure.name: measure for measure in MEASURES}
+LATENCY_BUCKETS_S = tuple(ms / 1e3 for ms in (0.5, 1, 1.5, 2, 3, 4, 5, 7.5, 10, 15, 25, 50, 100, 250, 1000))
+SNAPSHOT_AGE = "dashclip_snapshot_age_seconds"
+_REFUSALS = ("400", "413")
+_UNKNOWN_KINDS = ("users", "queries", "products", "history", "product_vectors", "query_vectors")
 
 #: (name, value of the label or "") to value.
 Series = dict[tuple[str, str], float]
 
 
-class RequestCounts:
+class Measures:
     """Sums over what one worker served; safe to read from another thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sums: Series = {}
-        self._buckets = [0] * (len(LATENCY_BUCKETS_MS) + 1)
+        registry = self._registry = CollectorRegistry()
 
-    def scored(self, reply: ScoreReply, *, latency_ms: float) -> None:
+        def counter(name: str, meaning: str, *labels: str) -> Counter:
+            return Counter(name, meaning, labels, registry=registry)
+
+        self._requests = counter("dashclip_requests_total", "Requests answered with scores.")
+        self._refused = counter("dashclip_refused_total", "Requests answered with 400 or 413.", "status")
+        self._failed = counter("dashclip_failed_total", "Requests answered with 500: faults of the server.")
+        self._candidates = counter("dashclip_candidates_total", "Candidates scored.")
+        self._unknown = counter("dashclip_unknown_total", "Ids that the package does not know.", "kind")
+        self._empty_history = counter("dashclip_empty_history_total", "Requests without a known purchase.")
+        self._score_sum = counter("dashclip_score_sum_total", "Sum of the scores of all candidates.")
+        self._latency_s = Histogram(
+            "dashclip_latency_seconds",
+            "Time in the worker, decoding to encoding.",
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        # Of several workers, that of the last to say it: a worker that died says nothing more.
+        self._snapshot_age_s = Gauge(
+            SNAPSHOT_AGE, "Since the time of the snapshot.", registry=registry, multiprocess_mode="mostrecent"
+        )
+        for status in _REFUSALS:  # zero from the start
+            self._refused.labels(status)
+        for kind in _UNKNOWN_KINDS:
+            self._unknown.labels(kind)
+
+    def scored(self, reply: ScoreReply, *, latency_s: float) -> None:
         """Count one request that got its scores."""
-        with self._lock:
-            self._add("dashclip_requests", 1)
-            self._add("dashclip_candidates", len(reply.scores_N))
-            self._add("dashclip_score_sum", float(reply.scores_N.sum()))
-            self._add("dashclip_latency_ms_sum", latency_ms)
-            self._buckets[bisect.bisect_left(LATENCY_BUCKETS_MS, latency_ms)] += 1
-            if reply.history_length == 0:
-                self._add("dashclip_empty_history", 1)
-            for kind, count in reply.unknown.items():
-                if count:
-                    self._add("dashclip_unknown", count, kind)
+        self._requests.inc()
+        self._candidates.inc(len(reply.scores_N))
+        self._score_sum.inc(float(reply.scores_N.sum()))
+        self._latency_s.observe(latency_s)
+        if reply.history_length == 0:
+            self._empty_history.inc()
+        for kind, count in reply.unknown.items():
+            if count:
+                self._unknown.labels(kind).inc(count)
 
     def refused(self, status: int) -> None:
         """Count one request that was the client's fault."""
-        with self._lock:
-            self._add("dashclip_refused", 1, str(status))
+        self._refused.labels(str(status)).inc()
 
     def failed(self) -> None:
         """Count one request that was the server's fault."""
-        with self._lock:
-            self._add("dashclip_failed", 1)
+        self._failed.inc()
 
-    def sums(self) -> Series:
-        """All sums since the start. Latency buckets are cumulative: each holds the ones below it."""
-        with self._lock:
-            series = dict(self._sums)
-            below = 0
-            for upper_ms, count in zip((*LATENCY_BUCKETS_MS, float("inf")), self._buckets, strict=True):
-                below += count
-                series["dashclip_latency_bucket", "+Inf" if upper_ms == float("inf") else f"{upper_ms:g}"] = (
-                    below
-                )
-        return series
+    def set_snapshot_age(self, age_s: float) -> None:
+        """Say how old the snapshot is now."""
+        self._snapshot_age_s.set(age_s)
 
-    def _add(self, name: str, value: float, label: str = "") -> None:
-        self._sums[name, label] = self._sums.get((name, label), 0) + value
+    def samples(self) -> list[Sample]:
+        """All values now, without the times at which the counters were made."""
+        families = self._registry.collect()
+        return [one for family in families for one in family.samples if not one.name.endswith("_created")]
+
+    def series(self) -> Series:
+        """All values now. Latency buckets are cumulative: each holds the ones below it."""
+        return {(one.name, next(iter(one.labels.values()), "")): one.value for one in self.samples()}
+
+    def page(self, workers_folder: Path | None = None) -> bytes:
+        """Prometheus' text; of all workers that count in `workers_folder` if it is given."""
+        registry = self._registry
+        if workers_folder is not None:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry, path=str(workers_folder))
+        return generate_latest(registry)
 
 
 def increase(now: Mapping[tuple[str, str], float], before: Mapping[tuple[str, str], float]) -> Series:
     """What counters gained between two readings; series without a gain are left out."""
     gained = {key: value - before.get(key, 0) for key, value in now.items()}
     return {key: value for key, value in gained.items() if value > 0}
-
-
-def prometheus_text(series: Mapping[tuple[str, str], float]) -> str:
-    """Readings in Prometheus' text format."""
-    lines = []
-    for measure in MEASURES:
-        lines += [f"# HELP {measure.name} {measure.meaning}", f"# TYPE {measure.name} {measure.kind}"]
-        for (name, label), value in sorted(series.items()):
-            if name == measure.name:
-                labels = f'{{{measure.label}="{label}"}}' if measure.label else ""
-                lines.append(f"{name}{labels} {value:g}" if value < 1e6 else f"{name}{labels} {value:.0f}")
-    return "\n".join(lines) + "\n"

@@ -22,13 +22,13 @@ from pathlib import Path
 import psutil
 
 from features.artifacts import atomic_write_json
+from features.online.request import ScoreRequest
 from serving.client import ClientError, ScoreClient
 from serving.package.manifest import PackageManifest
 from serving.package.parity import read_requests
 from serving.servers.archive import Archive, build_archive
 from serving.servers.torchserve_files import CONFIG_NAME, LOGGING_NAME, ServerSettings, write_server_files
 from serving.wire.json_codec import decode_request, encode_request
-from serving.wire.request import ScoreRequest
 
 SERVER_FOLDER = "server"
 KEY_FILE = "key_file.json"

@@ -12,7 +12,7 @@ import yaml
 
 from features.artifacts import atomic_write_bytes
 from serving.servers.archive import Archive
-from serving.servers.measures import MEASURES
+from serving.servers.measures import SNAPSHOT_AGE, Measures
 
 CONFIG_NAME, LOGGING_NAME, METRICS_NAME = "config.properties", "log4j2.xml", "metrics.yaml"
 LOOPBACK = "127.0.0.1"
@@ -127,11 +127,15 @@ def logging_text(*, access_log: bool) -> str:
 
 
 def metrics_text() -> str:
-    """metrics.yaml: TorchServe's own counts of requests and waiting, and ours."""
+    """metrics.yaml: TorchServe's own counts of requests and waiting, and ours.
+
+    TorchServe has histograms, but not with buckets of one's own: what a histogram is made of are counters.
+    """
     ours: dict[str, list[dict[str, object]]] = {"counter": [], "gauge": []}
-    for measure in MEASURES:
-        dimensions = ["ModelName", *([measure.label] if measure.label else [])]
-        ours[measure.kind].append({"name": measure.name, "unit": measure.unit, "dimensions": dimensions})
+    for name, labels in {sample.name: [*sample.labels] for sample in Measures().samples()}.items():
+        unit = "seconds" if name.endswith(("_seconds", "_seconds_sum")) else "count"
+        kind = "gauge" if name == SNAPSHOT_AGE else "counter"
+        ours[kind].append({"name": name, "unit": unit, "dimensions": ["ModelName", *labels]})
     # Every worker reports this at each request; without an entry it would be a warning each time.
     ours["gauge"].append({"name": "PredictionTime", "unit": "ms", "dimensions": ["ModelName", "Level"]})
     of_requests = {"unit": "Microseconds", "dimensions": ["model_name", "model_version", "hostname"]}

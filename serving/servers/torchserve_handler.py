@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
+from serving.scoring.predictor import Predictor
 from serving.servers.background import Background
 from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import FORM, Body, Endpoint
-from serving.servers.measures import BY_NAME, Series, increase
-from serving.wire.request import Scorer
+from serving.servers.measures import SNAPSHOT_AGE, Series, increase
+from serving.wire.reply import Scorer
 
 _PHRASES = {200: "OK", 400: "Bad Request", 413: "Payload Too Large", 500: "Internal Server Error"}
 
@@ -40,16 +41,15 @@ class DashclipHandler:
         self._background = Background(
             self._endpoint,
             export=_exporter(context),
-            live=live,
             counts_folder=Path(folder) if folder else None,
         )
         self._background.start()
 
     def open(self, settings: Mapping[str, Any], model_dir: Path) -> tuple[Scorer, LiveCounts | None]:
         """The predictor of the package, which is beside this file if it was embedded."""
-        from serving.servers.background import open_package
-
-        return open_package(model_dir / settings["package"])
+        predictor = Predictor.load(model_dir / settings["package"])
+        manifest = predictor.manifest
+        return predictor, LiveCounts(manifest.training_record, manifest.dense_columns)
 
     def handle(self, requests: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch."""
@@ -76,16 +76,15 @@ def _exporter(context: Any) -> Any:
     """A function that tells TorchServe's frontend what was counted since it was last called."""
     from ts.metrics.metric_type_enum import MetricTypes
 
-    kinds = {"counter": MetricTypes.COUNTER, "gauge": MetricTypes.GAUGE}
     before: Series = {}
+    age = (SNAPSHOT_AGE, "")
 
     def export(series: Series) -> None:
-        counters = {key: value for key, value in series.items() if BY_NAME[key[0]].kind == "counter"}
-        gauges = {key: value for key, value in series.items() if key not in counters}
-        for (name, label), value in (increase(counters, before) | gauges).items():
-            metric = context.metrics.get_metric(name, kinds[BY_NAME[name].kind])
+        for (name, label), value in (increase(series, before) | {age: series[age]}).items():
+            kind = MetricTypes.GAUGE if name == SNAPSHOT_AGE else MetricTypes.COUNTER
+            metric = context.metrics.get_metric(name, kind)
             metric.add_or_update(round(value, 6), [context.model_name, *([label] if label else [])])
-        before.update(counters)
+        before.update(series)
 
     return export
 

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from features.online.request import MAX_COLUMNS, RequestError, ScoreRequest
 from serving.wire.json_codec import (
     BESIDE_CANDIDATES,
     check_fields,
@@ -23,7 +24,7 @@ from serving.wire.json_codec import (
     printable,
     without_nulls,
 )
-from serving.wire.request import MAX_COLUMNS, RequestError, ScoreReply, ScoreRequest
+from serving.wire.reply import ScoreReply
 
 CONTENT_TYPE = "application/vnd.apache.arrow.stream"
 #: How every Arrow stream begins, and no JSON text.

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from serving.wire.request import RequestError, ScoreReply, ScoreRequest, what_came
+from features.online.request import RequestError, ScoreRequest, what_came
+from serving.wire.reply import ScoreReply
 
 CONTENT_TYPE = "application/json"
 

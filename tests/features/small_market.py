@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 from features.feature_set import FeatureSet
 from features.offline.build import build
 from features.online.build_snapshot import build_snapshot
-from features.online.request_features import FeatureRequest
+from features.online.request import ScoreRequest
 from features.schema import DenseFeature, SparseFeature
 from tests.features.small_logs import CONFIG, random_tables, write_tables
 
@@ -75,7 +75,7 @@ class Market:
             "user_id": shown[0]["user_id"],
             "query": shown[0].get("query"),
             "timestamp_us": int(self.time_us[rows[0]]),
-            "products": [impression["product_id"] for impression in shown],
+            "candidates": [impression["product_id"] for impression in shown],
             "candidate_columns": {
                 name: [impression[name] for impression in shown]
                 for name in ("price", "store_id", "position")
@@ -83,7 +83,7 @@ class Market:
             },
             "history": self.history(rows[0]),
         }
-        return FeatureRequest(**(sent | changes))
+        return ScoreRequest(**(sent | changes))
 
     def slates(self):
         """Rows of the test split that share user, query and moment."""

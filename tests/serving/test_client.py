@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from features.online.request import RequestError, ScoreRequest
 from serving.client import ClientError, ScoreClient, Tokens
 from serving.servers.endpoint import Body, Endpoint
 from serving.wire import arrow_codec
-from serving.wire.request import RequestError, ScoreRequest
 from tests.serving.servers.stand_in_handler import stand_in_score, stand_in_scorer
 
 REQUEST = ScoreRequest(user_id=1, query="q", candidates=[101, 7])

@@ -9,13 +9,13 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from experiments.cli import app
+from features.online.request import MAX_CANDIDATES
 from serving.package.manifest import PackageManifest
 from serving.package.parity import read_requests
-from serving.servers.background import open_package
+from serving.scoring.predictor import Predictor
 from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import Body, Endpoint
 from serving.servers.torchserve import archive_package, example_request, torchserve_version
-from serving.wire.request import MAX_CANDIDATES
 from tests.serving.servers.test_torchserve import five_free_ports
 
 
@@ -26,8 +26,7 @@ def run(*arguments: object) -> Result:
 def test_the_example_is_short_and_known(small_run: Path) -> None:
     request = example_request(small_run / "package")
     assert 1 <= len(request.candidates) <= 5
-    predictor, _ = open_package(small_run / "package")
-    assert predictor.score(request).unknown["products"] == 0
+    assert Predictor.load(small_run / "package").score(request).unknown["products"] == 0
 
 
 @pytest.mark.parametrize(
@@ -79,7 +78,7 @@ def test_a_damaged_package_is_not_archived_and_its_file_is_named(package: Path, 
 
 
 def test_the_real_predictor_answers_every_client_error_with_400_or_413(small_run: Path) -> None:
-    endpoint = Endpoint(open_package(small_run / "package")[0])
+    endpoint = Endpoint(Predictor.load(small_run / "package"))
     good = json.loads((small_run / "package" / "parity" / "requests.jsonl").read_bytes().splitlines()[0])
     ids = good["candidates"]
     bad = [
@@ -111,9 +110,9 @@ def test_the_real_predictor_answers_every_client_error_with_400_or_413(small_run
 def test_drift_of_the_recorded_requests_is_shown_and_a_shift_is_exit_code_1(
     package: Path, tmp_path: Path
 ) -> None:
-    predictor, live = open_package(package)
-    replies = predictor.score_many(read_requests(package))
+    replies = Predictor.load(package).score_many(read_requests(package))
     manifest = PackageManifest.read(package)
+    live = LiveCounts(manifest.training_record, manifest.dense_columns)
     shifted = LiveCounts(manifest.training_record, manifest.dense_columns, every=1)
     for _ in range(120):
         for reply in replies:

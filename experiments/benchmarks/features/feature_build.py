@@ -5,16 +5,13 @@ one thread in a process of its own, in turn. Ours also checks its input, hashes 
 bounded memory; pandas holds everything at once.
 """
 
-import shutil
-import statistics
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.features.comparison import compare_with_pandas
 from experiments.benchmarks.features.feature_logs import BUILD, LogSize, write_feature_logs
-from experiments.benchmarks.measure import Measurement, measure_module
+from experiments.benchmarks.measure import measure_module
 from experiments.runtime.environment import describe_machine
 from features.feature_set import FeatureSet
 from features.progress import Progress
@@ -28,7 +25,6 @@ class FeatureBenchmark:
 
     impressions: int = 5_000_000
     purchases: int = 2_000_000
-    rounds: int = 1
     seed: int = 0
 
 
@@ -42,15 +38,13 @@ def run_feature_benchmark(benchmark: FeatureBenchmark, *, work: Path, progress: 
         "ours": (BUILD, logs, ours, "comparison"),
         "pandas": (_PANDAS, logs, theirs),
     }
-    measured: dict[str, list[Measurement]] = {name: [] for name in commands}
-    for round_number in range(benchmark.rounds):
-        for position, (name, command) in enumerate(commands.items()):
-            progress(f"feature build: {name}", 2 * round_number + position, 2 * benchmark.rounds)
-            shutil.rmtree(work / f"features_{name}", ignore_errors=True)
-            measured[name].append(measure_module(*command))
-    progress("feature build: comparing", 2 * benchmark.rounds, 2 * benchmark.rounds)
+    costs: dict[str, dict[str, float]] = {}
+    for done, (name, command) in enumerate(commands.items()):
+        progress(f"feature build: {name}", done, len(commands))
+        measured = measure_module(*command)
+        costs[name] = {"cpu_s": measured.cpu_s, "wall_s": measured.wall_s, "peak_mib": measured.peak_mib}
+    progress("feature build: comparing", len(commands), len(commands))
     comparison = compare_with_pandas(FeatureSet.open(ours), theirs)
-    costs = {name: summarise(runs) for name, runs in measured.items()}
     return {
         "settings": {**asdict(benchmark), **asdict(size), "users": size.users},
         "machine": describe_machine(),
@@ -59,13 +53,4 @@ def run_feature_benchmark(benchmark: FeatureBenchmark, *, work: Path, progress: 
         "identical": comparison.identical,
         "compared": asdict(comparison),
         **costs,
-    }
-
-
-def summarise(runs: Sequence[Measurement]) -> dict[str, float]:
-    """Medians over the rounds; the peak is the largest."""
-    return {
-        "cpu_s": statistics.median(run.cpu_s for run in runs),
-        "wall_s": statistics.median(run.wall_s for run in runs),
-        "peak_mib": max(run.peak_mib for run in runs),
     }

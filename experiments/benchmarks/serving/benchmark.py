@@ -37,9 +37,9 @@ from experiments.benchmarks.serving.servers import (
 )
 from experiments.benchmarks.serving.ways import InProcess, OnnxRuntime
 from experiments.runtime.environment import describe_machine
+from features.online.request import ScoreRequest
 from features.progress import Progress
 from serving.wire.json_codec import encode_request
-from serving.wire.request import ScoreRequest
 
 LIBRARIES = ("torch", "torchserve", "fastapi", "uvicorn", "onnxruntime", "redis", "pyarrow", "numpy")
 #: Candidates that the single numbers are of.
@@ -160,8 +160,8 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
         rows = in_process[part]
         return {count: two[key] - rows[DCN][count][key] for count, two in rows[TWO_TOWERS].items()}
 
-    def served(server: str, key: str, form: str = "arrow", clients: int = 1) -> float | None:
-        wanted = (server, form, MAIN, clients)
+    def served(server: str, key: str, form: str = "arrow") -> float | None:
+        wanted = (server, form, MAIN, 1)
         for row in result["servers"]:
             if (row["server"], row["format"], row["candidates"], row["clients"]) == wanted:
                 return float(row[key])

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _HEAD_END = b"\r\n\r\n"
+_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -36,24 +37,22 @@ class Answers:
     seconds: float = 0.0
 
 
-def http_request(
-    path: str, body: bytes, content_type: str, *, host: str = "127.0.0.1", token: str | None = None
-) -> bytes:
+def http_request(path: str, body: bytes, content_type: str, *, token: str | None = None) -> bytes:
     """One HTTP/1.1 request that keeps the connection."""
     authorization = f"Authorization: Bearer {token}\r\n" if token else ""
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}"
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{authorization}"
         f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
 
 
-def ask(target: Target, *, connections: int, seconds: float, timeout_s: float = 30.0) -> Answers:
+def ask(target: Target, *, connections: int, seconds: float) -> Answers:
     """Ask for `seconds` on `connections` sockets; what is under way then is waited for, and counts.
 
     Raises:
         ConnectionError: a connection was closed, or an answer has no content-length.
-        TimeoutError: no answer came for `timeout_s`.
+        TimeoutError: no answer came for half a minute.
     """
     latencies: list[float] = []
     statuses: Counter[int] = Counter()
@@ -68,7 +67,7 @@ def ask(target: Target, *, connections: int, seconds: float, timeout_s: float = 
     with selectors.DefaultSelector() as selector:
         try:
             for _ in range(connections):
-                connection = socket.create_connection((target.host, target.port), timeout=timeout_s)
+                connection = socket.create_connection((target.host, target.port), timeout=_TIMEOUT_S)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 selector.register(connection, selectors.EVENT_READ)
                 received[connection] = bytearray()
@@ -76,9 +75,9 @@ def ask(target: Target, *, connections: int, seconds: float, timeout_s: float = 
             for connection in received:
                 send(connection)
             while sent_at:
-                events = selector.select(timeout_s)
+                events = selector.select(_TIMEOUT_S)
                 if not events:
-                    raise TimeoutError(f"port {target.port}: no answer within {timeout_s:g} s")
+                    raise TimeoutError(f"port {target.port}: no answer within {_TIMEOUT_S:g} s")
                 for key, _ in events:
                     connection = key.fileobj  # type: ignore[assignment]
                     chunk = connection.recv(1 << 18)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from serving.wire.json_codec import CONTENT_TYPE, encode_reply
-from serving.wire.request import ScoreReply, best_first
+from serving.wire.reply import ScoreReply, best_first
 
 
 class NoopHandler:

@@ -23,13 +23,13 @@ from experiments.config import load_config
 from features.artifacts import atomic_write_json
 from features.columns.clock import DAY_US
 from features.offline.build import build
+from features.online.request import ScoreRequest
 from features.progress import Progress
 from features.schema import FeatureConfig
 from ranking.model import RankerConfig, SemanticConfig
 from ranking.run import RunConfig, execute_run
 from ranking.train import TrainingConfig
 from serving.packaging.build_package import PackageOptions, build_package
-from serving.wire.request import ScoreRequest
 
 TWO_TOWERS, INT8, PROJECTED, DCN = "two_towers", "two_towers_int8", "two_towers_projected", "dcn"
 #: Each package: the run that it is made of, and how.
@@ -166,9 +166,9 @@ def write_log(folder: Path, sizes: PackageSizes) -> None:
     )
 
 
-def requests_of(sizes: PackageSizes, candidates: int, *, count: int, seed: int = 0) -> list[ScoreRequest]:
+def requests_of(sizes: PackageSizes, candidates: int, *, count: int) -> list[ScoreRequest]:
     """Requests of known users and queries; products from the whole table."""
-    rng = np.random.default_rng((seed, candidates))
+    rng = np.random.default_rng((0, candidates))
     return [
         ScoreRequest(
             user_id=int(rng.integers(sizes.users)),

@@ -18,12 +18,12 @@ import psutil
 from experiments.benchmarks.serving.closed_loop import Target, ask, http_request
 from experiments.benchmarks.serving.interleaved import Floats, Timing
 from experiments.benchmarks.serving.memory import pss_mib
+from features.online.request import ScoreRequest
 from serving.client import Tokens
 from serving.servers.archive import build_archive
 from serving.servers.torchserve import archive_package, start, stop, worker_pids
 from serving.servers.torchserve_files import ServerSettings
 from serving.wire import arrow_codec, json_codec
-from serving.wire.request import ScoreRequest
 
 _HANDLER = Path(__file__).with_name("noop_handler.py")
 _CODECS = {"json": json_codec, "arrow": arrow_codec}

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from experiments.benchmarks.serving.interleaved import Way, in_turn
+from features.online.request import ScoreRequest
 from serving.package.generations import VECTORS, current_generation, generation_folder
 from serving.package.manifest import MODEL
 from serving.package.tables import ServingTable
@@ -28,7 +29,6 @@ from serving.scoring.compile import WEIGHTS
 from serving.scoring.predictor import Predictor
 from serving.scoring.ranker_scorer import RankerScorer, ScoringBatch, table_inputs
 from serving.scoring.request_ranker import RequestRanker
-from serving.wire.request import ScoreRequest
 
 
 @dataclass(frozen=True, eq=False)

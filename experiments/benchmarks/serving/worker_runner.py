@@ -16,13 +16,13 @@ def main(package: Path, mode: str, requests: Path) -> None:
     """Run one mode."""
     import torch
 
-    from serving.servers.background import open_package
+    from serving.scoring.predictor import Predictor
     from serving.wire.json_codec import decode_request
 
     torch.set_num_threads(1)
     imported = time.perf_counter()
     bodies = requests.read_bytes().splitlines()
-    predictor, _ = open_package(package)
+    predictor = Predictor.load(package)
     opened = time.perf_counter()
     predictor.score(decode_request(bodies[0]))
     if mode == "start":

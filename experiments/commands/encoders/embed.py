@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.commands.options import DATA
+
 if TYPE_CHECKING:
     from embeddings.embedding_table import EmbeddingTable
 
@@ -22,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 @embed.command("lsa")
 def lsa(
-    data: Annotated[Path, typer.Argument(help="Folder with the four tables.")],
+    data: DATA,
     out: Annotated[
         Path, typer.Argument(help="Folder for `products/` and `queries/`; older ones are replaced.")
     ],

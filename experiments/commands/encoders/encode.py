@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from experiments.commands.encoders import published_sets
-from experiments.commands.encoders.rows import named_folders
+from experiments.commands.options import CONFIG, DATA, DEVICE, named_folders
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,10 +22,6 @@ encode = typer.Typer(
     rich_markup_mode="markdown",
     help="Train DashCLIP encoders, encode catalogue and queries, measure retrieval and probes.",
 )
-
-DATA = Annotated[Path, typer.Argument(help="Folder with the four tables.")]
-CONFIG = Annotated[Path, typer.Option(help="TOML file, or the name of a shipped config.")]
-DEVICE = Annotated[str, typer.Option(help="`cpu` or `cuda`.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -174,11 +170,10 @@ def evaluate_command(
 
     from experiments.config import load_config
     from experiments.encoders.pipeline import EncodersConfig, measure_retrieval
-    from experiments.encoders.table1 import to_json
     from experiments.reports.table1_text import console_table, to_markdown
     from experiments.runtime.environment import environment
     from experiments.runtime.progress import progress_bars
-    from features.artifacts import atomic_write_bytes, atomic_write_json
+    from features.artifacts import atomic_write_bytes
 
     console = Console()
     settings = load_config(config, EncodersConfig)
@@ -188,7 +183,7 @@ def evaluate_command(
     console.print(console_table(table))
     command = ["dashclip encode evaluate", str(data), str(out), *(f"--row {named}" for named in row)]
     made = {"command": " ".join([*command, f"--config {config} --k {k}"]), "environment": environment()}
-    atomic_write_json(out / "table1.json", to_json(table) | made)
+    table.model_copy(update=made).write(out / "table1.json")
     atomic_write_bytes(out / "table1.md", to_markdown(table).encode())
     console.print(f"written: {out / 'table1.json'}, {out / 'table1.md'}", soft_wrap=True)
 
@@ -211,9 +206,10 @@ def probe_command(
     from experiments.config import load_config
     from experiments.encoders.pictures import write_pictures
     from experiments.encoders.pipeline import EncodersConfig, measure_probes
+    from experiments.reports.probes_text import to_markdown
     from experiments.runtime.environment import environment
     from experiments.runtime.progress import progress_bars
-    from features.artifacts import atomic_write_bytes, atomic_write_json
+    from features.artifacts import atomic_write_bytes
 
     console = Console()
     settings = load_config(config, EncodersConfig)
@@ -221,10 +217,10 @@ def probe_command(
         report, before_pair, after_pair, labels = measure_probes(
             data, before, after, holdout=settings.holdout, progress=bars
         )
-    markdown = report.to_markdown()
+    markdown = to_markdown(report)
     command = f"dashclip encode probe {data} {before} {after} {out} --config {config}"
     made = {"command": command, "environment": environment()}
-    atomic_write_json(out / "probes.json", report.to_json() | made)
+    report.model_copy(update=made).write(out / "probes.json")
     atomic_write_bytes(out / "probes.md", markdown.encode())
     console.print(markdown)
     if pictures:
@@ -307,11 +303,12 @@ def ablate_command(
     from rich.console import Console
 
     from experiments.ablation.plan import AblationConfig, execute_ablation, plan
-    from experiments.ablation.report import build_report, to_json
+    from experiments.ablation.report import build_report
     from experiments.ablation.text import console_table, to_markdown
+    from experiments.commands.rankers.sweep import exit_if_failed
     from experiments.config import load_config
     from experiments.runtime.progress import progress_bars
-    from features.artifacts import atomic_write_bytes, atomic_write_json
+    from features.artifacts import atomic_write_bytes
 
     console = Console()
     settings = load_config(config, AblationConfig)
@@ -323,17 +320,13 @@ def ablate_command(
             errors = execute_ablation(
                 settings, data, out, processes=processes, device=device, on_progress=bars.job
             )
-    failed = {name: error for name, error in errors.items() if error}
-    for name, error in failed.items():
-        typer.secho(f"failed: {name}: {error}", err=True, fg=typer.colors.RED)
-    report = build_report(settings, out)
     command = f"dashclip encode ablate DATA OUT --config {config.name} --processes {processes}"
-    atomic_write_json(out / "ablation.json", to_json(report, command=command))
+    report = build_report(settings, out, command=command)
+    report.write(out / "ablation.json")
     atomic_write_bytes(out / "ablation.md", to_markdown(report).encode())
     console.print(console_table(report))
     console.print(f"written: {out / 'ablation.json'}, {out / 'ablation.md'}", soft_wrap=True)
-    if failed:
-        raise typer.Exit(1)
+    exit_if_failed(errors)
 
 
 def _read(config: Path, encoder: Path | None) -> tuple[EncodersConfig, DashClipEncoder | None]:

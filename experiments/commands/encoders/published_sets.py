@@ -5,15 +5,13 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands.encoders.rows import named_folders
+from experiments.commands.options import CONFIG, DEVICE, named_folders
 
 DATA = Annotated[Path, typer.Argument(help="Folder that `dashclip import` wrote.")]
 OUT = Annotated[
     Path,
     typer.Argument(help="Folder for runs, tables and results; a stopped call goes on, finished runs stay."),
 ]
-CONFIG = Annotated[Path, typer.Option(help="TOML file, or the name of a shipped config.")]
-DEVICE = Annotated[str, typer.Option(help="`cpu` or `cuda`.")]
 
 
 def register(encode: typer.Typer) -> None:
@@ -45,7 +43,7 @@ def home_depot_command(
 
     from experiments.config import load_config
     from experiments.datasets.encoder_runs import measure_home_depot, write_results
-    from experiments.datasets.home_depot_relevance import to_json, to_markdown
+    from experiments.datasets.home_depot_relevance import to_markdown
     from experiments.encoders.pipeline import EncodersConfig, first_encoder, run_align
     from experiments.runtime.progress import progress_bars
 
@@ -61,9 +59,7 @@ def home_depot_command(
             data, out, run.encoder, settings, rows=rows, device=device, progress=bars
         )
     page = to_markdown(results)
-    write_results(
-        out, to_json(results), page, command=f"dashclip encode home-depot DATA OUT --config {config.name}"
-    )
+    write_results(out, results, page, command=f"dashclip encode home-depot DATA OUT --config {config.name}")
     console.print(Markdown(page))
     console.print(f"written: {out / 'results.json'}, {out / 'results.md'}", soft_wrap=True)
 
@@ -91,7 +87,7 @@ def grocery_store_command(
         photos_to_train_on,
         write_results,
     )
-    from experiments.datasets.grocery_store_photos import to_json, to_markdown
+    from experiments.datasets.grocery_store_photos import to_markdown
     from experiments.encoders.pipeline import EncodersConfig, first_encoder, run_pretrain
     from experiments.runtime.progress import progress_bars
 
@@ -119,7 +115,7 @@ def grocery_store_command(
         )
     page = to_markdown(results)
     write_results(
-        out, to_json(results), page, command=f"dashclip encode grocery-store DATA OUT --config {config.name}"
+        out, results, page, command=f"dashclip encode grocery-store DATA OUT --config {config.name}"
     )
     console.print(Markdown(page))
     console.print(f"written: {out / 'results.json'}, {out / 'results.md'}", soft_wrap=True)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.commands.options import DATA
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -24,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 @features.command("build")
 def build_command(
-    data: Annotated[Path, typer.Argument(help="Folder with the four tables.")],
+    data: DATA,
     out: Annotated[Path, typer.Argument(help="Folder of the feature set; an older one is replaced.")],
     config: Annotated[Path, typer.Option(help="TOML file with every feature of an impression.")],
     memory_limit: Annotated[

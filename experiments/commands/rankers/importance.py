@@ -71,7 +71,7 @@ def importance(
     from experiments.importance.result import methods_named
     from experiments.importance.run_parts import MeasureOptions
     from experiments.reports.importance.page import write_importance_report
-    from experiments.reports.importance.tables import feature_table, group_table, sentences
+    from experiments.reports.importance.text import feature_table, group_table, sentences
     from experiments.runtime.progress import progress_bars
 
     torch.set_num_threads(threads)

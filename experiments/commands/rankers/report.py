@@ -41,9 +41,10 @@ def report(
 
     from experiments.reports.evidence import gather
     from experiments.reports.page import Absent
-    from experiments.reports.table2.build import build_report, write_report
+    from experiments.reports.table2.page import write_report
     from experiments.reports.table2.text import console_table, findings
     from experiments.runtime.progress import progress_bars
+    from experiments.sweeps.table2 import build_report
 
     if latency is not None and not latency.exists():
         raise FileNotFoundError(f"{latency} does not exist; `make bench-serving` writes such a file")

@@ -1,13 +1,14 @@
 """`dashclip sweep`: variants x seeds, and the table that compares them."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from experiments.runtime.job_pool import JobProgress
-    from experiments.sweeps.sweep import RunOutcome, SweepConfig
+    from experiments.sweeps.sweep import SweepConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -33,12 +34,14 @@ def sweep(
     from experiments.config import load_config
     from experiments.sweeps.sweep import SweepConfig
 
-    outcomes = run_sweep(load_config(config, SweepConfig), out, processes, f"dashclip sweep {config} {out}")
+    errors = run_sweep(load_config(config, SweepConfig), out, processes, f"dashclip sweep {config} {out}")
     report(out)
-    exit_if_failed(outcomes)
+    exit_if_failed(errors)
 
 
-def run_sweep(config: "SweepConfig", out: Path, processes: int | None, command: str) -> "list[RunOutcome]":
+def run_sweep(
+    config: "SweepConfig", out: Path, processes: int | None, command: str
+) -> dict[Path, str | None]:
     """Execute the sweep behind one progress bar a running run and one for all."""
     from rich.console import Console
 
@@ -59,10 +62,10 @@ def run_sweep(config: "SweepConfig", out: Path, processes: int | None, command: 
         return execute_sweep(config, out, processes=processes, command=command, on_progress=on_progress)
 
 
-def exit_if_failed(outcomes: "list[RunOutcome]") -> None:
+def exit_if_failed(errors: Mapping[Any, str | None]) -> None:
     """Name the runs that failed and end with exit code 1, after the report on the others."""
-    failed = [outcome for outcome in outcomes if outcome.error]
-    for outcome in failed:
-        typer.secho(f"failed: {outcome.folder}: {outcome.error}", err=True, fg=typer.colors.RED)
+    failed = [(run, error) for run, error in errors.items() if error]
+    for run, error in failed:
+        typer.secho(f"failed: {run}: {error}", err=True, fg=typer.colors.RED)
     if failed:
         raise typer.Exit(1)

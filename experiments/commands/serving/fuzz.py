@@ -37,17 +37,14 @@ def fuzz(
 
     from experiments.runtime.progress import progress_bars
     from experiments.serving_checks.fuzz import fuzz_bodies, run_fuzz
-    from experiments.serving_checks.loadtest import read_requests
-    from serving.package.manifest import PARITY
-    from serving.package.parity import REQUESTS
+    from serving.package.parity import read_requests
     from serving.servers.torchserve import running, worker_pids
 
     console = Console()
-    recorded = read_requests(requests / PARITY / REQUESTS if requests.is_dir() else requests)
     server = None if "://" in target else running(Path(target))
     before = worker_pids(server) if server else []
     ask = _ask(target)
-    made = fuzz_bodies(recorded, seed)
+    made = fuzz_bodies(read_requests(requests), seed)
     with progress_bars(console) as bars:
         result = run_fuzz(ask, made, count=bodies, progress=lambda done: bars("asking", done, bodies))
     console.print(", ".join(f"{count:,} x {status}" for status, count in sorted(result.statuses.items())))
@@ -71,10 +68,10 @@ def _ask(target: str) -> "Ask":
     server = running(Path(target))
     if server is not None:
         return server.client(timeout_s=15).post
-    from serving.servers.background import open_package
+    from serving.scoring.predictor import Predictor
     from serving.servers.endpoint import Body, Endpoint
 
-    endpoint = Endpoint(open_package(Path(target))[0])
+    endpoint = Endpoint(Predictor.load(Path(target)))
 
     def ask(body: bytes, content_type: str) -> tuple[int, bytes, str]:
         (answer,) = endpoint.answer([Body(body, content_type)])

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from experiments.commands.options import KEY_FILE, MANAGEMENT_URL
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -34,8 +36,8 @@ def loadtest(
     connections: Annotated[int, typer.Option(min=1, help="Open at most.")] = 64,
     bad_share: Annotated[float, typer.Option(help="Share of malformed requests; all must get 400.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the moments.")] = 1,
-    key_file: Annotated[Path | None, typer.Option(help="TorchServe's key_file.json, with a URL.")] = None,
-    management_url: Annotated[str | None, typer.Option(help="Where expired tokens are renewed.")] = None,
+    key_file: KEY_FILE = None,
+    management_url: MANAGEMENT_URL = None,
     out: Annotated[Path | None, typer.Option(help="Folder for loadtest.json and loadtest.png.")] = None,
 ) -> None:
     """Load a scoring server with requests that come when they come, and report its latencies.
@@ -52,19 +54,17 @@ def loadtest(
         LoadPlan,
         encoded,
         plot_load,
-        read_requests,
         resized,
         result_json,
         run_load,
     )
     from features.artifacts import atomic_write_bytes
-    from serving.package.manifest import PARITY
-    from serving.package.parity import REQUESTS
+    from serving.package.parity import read_requests
 
     if body_format not in ("json", "arrow"):
         raise ValueError(f"--format {body_format!r}; choose json or arrow")
     target, tokens = _target(url, key_file, management_url)
-    recorded = read_requests(requests / PARITY / REQUESTS if requests.is_dir() else requests)
+    recorded = read_requests(requests)
     if candidates is not None:
         recorded = [resized(request, candidates) for request in recorded]
     bodies, content_type = encoded(recorded, body_format)

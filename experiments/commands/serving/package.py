@@ -1,9 +1,11 @@
 """`dashclip package`: from a trained run to a folder that a server can serve."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from experiments.commands.options import DATA_OF_RUN
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,21 +28,17 @@ def package(
             "the last event of the log. What happened at it or later is not in the snapshot."
         ),
     ] = "end",
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with the four tables; the `data` beside the run's feature set if not given."
-        ),
-    ] = None,
+    data: DATA_OF_RUN = None,
     encoder: Annotated[
         Path | None,
         typer.Option(help="Folder of the encoder that made the query table: it embeds queries never seen."),
     ] = None,
     tables: Annotated[
-        str, typer.Option(help="Product vectors in memory: float16, int8 (half the bytes) or float32.")
+        Literal["float16", "int8", "float32"],
+        typer.Option(help="Product vectors in memory: float16, int8 (half the bytes) or float32."),
     ] = "float16",
     backend: Annotated[
-        str,
+        Literal["auto", "aotinductor", "torchscript", "eager"],
         typer.Option(
             help="What runs the dense part: auto (the fastest that works here), aotinductor, torchscript or "
             "eager."
@@ -89,8 +87,8 @@ def package(
     console = Console()
     started = time.monotonic()
     options = PackageOptions(
-        tables=one_of("--tables", tables, ("float16", "int8", "float32")),  # type: ignore[arg-type]
-        backend=one_of("--backend", backend, ("auto", "aotinductor", "torchscript", "eager")),  # type: ignore[arg-type]
+        tables=tables,
+        backend=backend,
         context=_names(context),
         projected=projected,
         parity_requests=parity_requests,
@@ -101,13 +99,6 @@ def package(
     started = time.monotonic()
     predictor = Predictor.load(out)
     _show(console, out, predictor, packaged_s=packaged_s, loaded_s=time.monotonic() - started)
-
-
-def one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
-    """The value, if it is allowed."""
-    if value not in allowed:
-        raise typer.BadParameter(f"must be one of {', '.join(allowed)}, got {value!r}", param_hint=option)
-    return value
 
 
 def _names(context: str | None) -> tuple[str, ...] | None:

@@ -3,18 +3,21 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from experiments.commands.options import DATA_OF_RUN, KEY_FILE, MANAGEMENT_URL
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from experiments.serving_checks.replay import Ints, Replay, Score
     from experiments.serving_checks.skew import FeatureSkew
+    from features.online.request import RequestError, ScoreRequest
     from serving.packaging.logged_requests import LoggedImpressions
     from serving.scoring.predictor import Predictor
-    from serving.wire.request import RequestError, ScoreReply, ScoreRequest
+    from serving.wire.reply import ScoreReply
 
 #: What is promised at float16: largest difference of a probability, share of requests in order.
 TOLERANCE, SAME_ORDER = 1e-3, 0.999
@@ -33,12 +36,7 @@ def replay(
             help="A package, or the URL of a server (http://127.0.0.1:8080/predictions/dashclip)."
         ),
     ],
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with the four tables; the `data` beside the run's feature set if not given."
-        ),
-    ] = None,
+    data: DATA_OF_RUN = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most so many requests, evenly spread over the test days.")
     ] = None,
@@ -59,13 +57,11 @@ def replay(
             help="Impression columns that the server takes once per request; a package says so itself."
         ),
     ] = None,
-    body_format: Annotated[str, typer.Option("--format", help="To a server: json or arrow.")] = "arrow",
-    key_file: Annotated[
-        Path | None, typer.Option(help="TorchServe's key_file.json, where it asks for a token.")
-    ] = None,
-    management_url: Annotated[
-        str | None, typer.Option(help="Where a new token is asked for once one has expired.")
-    ] = None,
+    body_format: Annotated[
+        Literal["json", "arrow"], typer.Option("--format", help="To a server: json or arrow.")
+    ] = "arrow",
+    key_file: KEY_FILE = None,
+    management_url: MANAGEMENT_URL = None,
     tolerance: Annotated[
         float, typer.Option(min=0, help="Largest difference of a probability; beyond it the exit code is 1.")
     ] = TOLERANCE,
@@ -87,13 +83,14 @@ def replay(
     from rich.console import Console
 
     from experiments.runtime.progress import progress_bars
-    from experiments.runtime.run_layout import log_of_run, run_config
+    from experiments.runtime.run_layout import log_of_run
     from experiments.serving_checks.replay import replay as replay_log
     from experiments.serving_checks.skew import skew
     from features.artifacts import atomic_write_json
     from features.feature_set import FeatureSet
     from features.inputs.tables import InputTables
     from features.online.plan import context_columns
+    from ranking.run import run_config
     from serving.packaging.logged_requests import LoggedImpressions, spread
     from serving.scoring.predictor import Predictor
 
@@ -161,7 +158,7 @@ def replay(
 def _scorer(
     predictor: "Predictor | None",
     target: str,
-    body_format: str,
+    body_format: Literal["json", "arrow"],
     key_file: Path | None,
     management_url: str | None,
 ) -> "Iterator[Score]":
@@ -169,14 +166,12 @@ def _scorer(
     if predictor is not None:
         yield predictor.score_many
         return
+    from features.online.request import RequestError
     from serving.client import ClientError, ScoreClient
-    from serving.wire.request import RequestError
 
-    if body_format not in ("json", "arrow"):
-        raise typer.BadParameter(f"must be json or arrow, got {body_format!r}", param_hint="--format")
     with ScoreClient(
         target,
-        body_format=body_format,  # type: ignore[arg-type]  # checked one line above
+        body_format=body_format,
         timeout_s=30.0,
         key_file=key_file,
         management_url=management_url,

@@ -109,8 +109,8 @@ def _serve_by_fastapi(package: Path, *, address: str, port: int, workers: int) -
         from serving.servers.fastapi_app import serve as serve_app
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}; install the extra: pip install 'dashclip-ranker[fastapi]'") from None
-    from serving.servers.background import open_package
+    from serving.scoring.predictor import Predictor
 
-    open_package(package)  # what is wrong with it is said once, not by each worker
+    Predictor.load(package)  # what is wrong with it is said once, not by each worker
     typer.echo(f"serving {package} at http://{address}:{port}/score; Ctrl-C ends it")
-    serve_app(partial(open_package, package.resolve()), host=address, port=port, workers=workers)
+    serve_app(partial(Predictor.load, package.resolve()), host=address, port=port, workers=workers)

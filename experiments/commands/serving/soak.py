@@ -101,10 +101,11 @@ def _soak(
 
     from experiments.benchmarks.serving.servers import free_ports
     from experiments.runtime.environment import describe_machine
-    from experiments.runtime.run_layout import log_of_run, package_run, run_config
+    from experiments.runtime.run_layout import log_of_run, package_run
     from experiments.serving_checks.soak import SoakPlan, fuzz_server, run_soak, soak_summary
     from experiments.serving_checks.soak_requests import Expectations, extend_log, make_pool
     from features.inputs.tables import InputTables
+    from ranking.run import run_config
     from serving.packaging.as_of import end_of_log_us
     from serving.scoring.predictor import Predictor
     from serving.servers.torchserve import archive_package, start, stop

@@ -12,7 +12,6 @@ from experiments.marketplace.world.catalog import Catalog, FloatArray, IntArray
 from experiments.marketplace.world.pools import ProductPools
 from experiments.marketplace.world.shoppers import LIKED_TYPE_SHARES, PurchaseMemory, Shoppers, taste_affinity
 
-DAY_US = 86_400_000_000
 #: Chance of one, two, three and four products in an order.
 _ORDER_SIZES = (0.45, 0.30, 0.15, 0.10)
 _REPEAT_SHARE = 0.35
@@ -58,6 +57,10 @@ class PurchaseRows:
     user_N: IntArray
     product_N: IntArray
     quantity_N: IntArray
+
+    def rows(self, chosen: slice | IntArray) -> "PurchaseRows":
+        """Some of the lines, in the order given."""
+        return PurchaseRows(**{name: column_N[chosen] for name, column_N in vars(self).items()})
 
 
 class OrderSimulator:
@@ -133,11 +136,6 @@ def moments_of_day_us(count: int, rng: np.random.Generator) -> IntArray:
 
 def sorted_by_time(*parts: PurchaseRows) -> PurchaseRows:
     """Several blocks as one, by time; lines of one order stay together."""
-    time_us_N = np.concatenate([part.time_us_N for part in parts])
-    order_N = np.argsort(time_us_N, kind="stable")
-    return PurchaseRows(
-        time_us_N=time_us_N[order_N],
-        user_N=np.concatenate([part.user_N for part in parts])[order_N],
-        product_N=np.concatenate([part.product_N for part in parts])[order_N],
-        quantity_N=np.concatenate([part.quantity_N for part in parts])[order_N],
-    )
+    names = vars(parts[0])
+    joined = PurchaseRows(**{name: np.concatenate([vars(part)[name] for part in parts]) for name in names})
+    return joined.rows(np.argsort(joined.time_us_N, kind="stable"))

@@ -12,7 +12,7 @@ from experiments.marketplace.days.clicks import ClickCauses, click_delays_us, cl
 from experiments.marketplace.days.purchases import PurchaseRows, moments_of_day_us
 from experiments.marketplace.world.catalog import BoolArray, Catalog, FloatArray, IntArray
 from experiments.marketplace.world.graders import count_facets, true_grades
-from experiments.marketplace.world.pools import ProductPools
+from experiments.marketplace.world.pools import ProductPools, any_of
 from experiments.marketplace.world.queries import WANTED, Queries
 from experiments.marketplace.world.shoppers import (
     DEVICES,
@@ -237,9 +237,7 @@ class SearchSimulator:
 
     def _wanted(self, query_N: IntArray, rng: np.random.Generator) -> IntArray:
         """One of the types that satisfy each query."""
-        first_N = np.searchsorted(self._wanted_query, query_N)
-        count_N = np.searchsorted(self._wanted_query, query_N, side="right") - first_N
-        return self._wanted_type[first_N + (rng.random(len(query_N)) * count_N).astype(np.int64)]
+        return self._wanted_type[any_of(self._wanted_query, query_N, rng)]
 
 
 def match_pools(catalog: Catalog, queries: Queries, rng: np.random.Generator) -> ProductPools:

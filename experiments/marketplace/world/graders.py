@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.marketplace.config import MarketplaceConfig
 from experiments.marketplace.world.catalog import BoolArray, Catalog, IntArray
-from experiments.marketplace.world.pools import ProductPools
+from experiments.marketplace.world.pools import ProductPools, any_of
 from experiments.marketplace.world.queries import NONE, SUBSTITUTE, WANTED, Queries
 
 #: Shares of true grades 0, 1, 2 among the labelled pairs; those of the paper (section 3.2.1).
@@ -152,22 +152,14 @@ def _candidates(
     if grade == 2:
         return matches.draw(query_N, rng)
     order_P = np.lexsort((catalog.type_P,))
-    sorted_type_P = catalog.type_P[order_P]
     if grade == 1:
         # One of the types that are wanted or a substitute, all equally likely, then any product of it.
         related_query, related_type = np.nonzero(queries.role_QT)
-        first_N = np.searchsorted(related_query, query_N)
-        width_N = np.searchsorted(related_query, query_N, side="right") - first_N
-        type_N = related_type[first_N + (rng.random(len(query_N)) * width_N).astype(np.int64)]
+        type_N = related_type[any_of(related_query, query_N, rng)]
     else:
         type_aisle_T = np.array([kind.aisle for kind in catalog.assortment.types])
         type_N = rng.integers(0, len(type_aisle_T), len(query_N))
         same_aisle_N = rng.random(len(query_N)) < 0.4
-        aisle_N = type_aisle_T[queries.anchor_Q[query_N]]
-        first_T = np.searchsorted(type_aisle_T, np.arange(type_aisle_T.max() + 2))
-        width_N = first_T[aisle_N + 1] - first_T[aisle_N]
-        nearby_N = first_T[aisle_N] + (rng.random(len(query_N)) * width_N).astype(np.int64)
+        nearby_N = any_of(type_aisle_T, type_aisle_T[queries.anchor_Q[query_N]], rng)
         type_N = np.where(same_aisle_N, nearby_N, type_N)
-    start_N = np.searchsorted(sorted_type_P, type_N)
-    end_N = np.searchsorted(sorted_type_P, type_N, side="right")
-    return order_P[start_N + (rng.random(len(query_N)) * (end_N - start_N)).astype(np.int64)]
+    return order_P[any_of(catalog.type_P[order_P], type_N, rng)]

@@ -8,6 +8,13 @@ import numpy as np
 from experiments.marketplace.world.catalog import FloatArray, IntArray
 
 
+def any_of(sorted_E: IntArray, key_N: IntArray, rng: np.random.Generator) -> IntArray:
+    """Position of one of the entries that equal each key, all equally likely; every key must have one."""
+    first_N = np.searchsorted(sorted_E, key_N)
+    count_N = np.searchsorted(sorted_E, key_N, side="right") - first_N
+    return first_N + (rng.random(len(key_N)) * count_N).astype(np.int64)
+
+
 class ProductPools:
     """L lists of products, each sorted by launch day, so that what is on sale is a prefix of each list.
 

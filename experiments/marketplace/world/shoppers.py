@@ -10,6 +10,7 @@ import numpy as np
 from experiments.marketplace.config import MarketplaceConfig, TasteModel
 from experiments.marketplace.world.assortment import FLAGS
 from experiments.marketplace.world.catalog import Catalog, FloatArray, IntArray
+from experiments.marketplace.world.pools import ProductPools
 
 DEVICES = ("ios", "android", "web")
 _DEVICE_SHARES = (0.45, 0.35, 0.20)
@@ -53,13 +54,21 @@ def make_shoppers(config: MarketplaceConfig, catalog: Catalog, seed: np.random.S
     type_popularity_T: FloatArray = np.bincount(
         catalog.type_P, weights=catalog.popularity_P, minlength=num_types
     ) * np.random.default_rng(fashion_seed).lognormal(0.0, 0.5, num_types)
-    carriers = _CarriersByType(catalog)
+    # To copy a variety or brand from: any product of the type, whether it is there yet or not.
+    carriers = ProductPools(
+        catalog.type_P,
+        np.arange(catalog.num_products),
+        num_lists=num_types,
+        available_from_P=np.zeros(catalog.num_products, np.int32),
+        weight_P=catalog.popularity_P,
+    )
+    carriers.open_day(0)
     chunks = []
     firsts = range(0, config.users, _USERS_PER_CHUNK)
     for first, chunk_seed in zip(firsts, users_seed.spawn(len(firsts)), strict=True):
         count = min(_USERS_PER_CHUNK, config.users - first)
         rng = np.random.default_rng(chunk_seed)
-        chunks.append(_draw_users(config, type_popularity_T, carriers, count, rng))
+        chunks.append(_draw_users(config, catalog, type_popularity_T, carriers, count, rng))
     return Shoppers(**{name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]})
 
 
@@ -117,29 +126,11 @@ class PurchaseMemory:
         return np.where(known_N > 0, self._product_UR[user_N, place_N], -1)
 
 
-class _CarriersByType:
-    """Products of each type by popularity, to copy a variety or brand from."""
-
-    def __init__(self, catalog: Catalog) -> None:
-        order_P = np.argsort(catalog.type_P, kind="stable")
-        self._weight_before = np.concatenate([[0.0], np.cumsum(catalog.popularity_P[order_P])])
-        num_types = len(catalog.assortment.types)
-        self._start_T = np.searchsorted(catalog.type_P[order_P], np.arange(num_types + 1))
-        self.variety_P = catalog.variety_P[order_P]
-        self.brand_P = catalog.brand_P[order_P]
-
-    def draw(self, type_N: IntArray, rng: np.random.Generator) -> IntArray:
-        low_N = self._weight_before[self._start_T[type_N]]
-        high_N = self._weight_before[self._start_T[type_N + 1]]
-        target_N = low_N + rng.random(type_N.shape) * (high_N - low_N)
-        found_N = np.searchsorted(self._weight_before, target_N, side="right") - 1
-        return np.clip(found_N, self._start_T[type_N], self._start_T[type_N + 1] - 1)
-
-
 def _draw_users(
     config: MarketplaceConfig,
+    catalog: Catalog,
     type_popularity_T: FloatArray,
-    carriers: _CarriersByType,
+    carriers: ProductPools,
     count: int,
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
@@ -148,9 +139,12 @@ def _draw_users(
     keys_UT = np.log(type_popularity_T) + rng.gumbel(size=(count, len(type_popularity_T)))
     liked_type_UK = np.argsort(-keys_UT, axis=1, kind="stable")[:, :likes].astype(np.int16)
 
-    liked_variety_UK = carriers.variety_P[carriers.draw(liked_type_UK[:, :4].astype(np.int64), rng)]
-    disliked_variety_UK = carriers.variety_P[carriers.draw(liked_type_UK[:, :2].astype(np.int64), rng)]
-    liked_brand_UK = carriers.brand_P[carriers.draw(liked_type_UK[:, :4].astype(np.int64), rng)]
+    def products_of(types: int) -> IntArray:
+        return carriers.draw(liked_type_UK[:, :types].ravel(), rng).reshape(count, types)
+
+    liked_variety_UK = catalog.variety_P[products_of(4)]
+    disliked_variety_UK = catalog.variety_P[products_of(2)]
+    liked_brand_UK = catalog.brand_P[products_of(4)]
 
     diet_chances = 1.0 / np.arange(1, len(FLAGS) + 1) ** _DIET_ZIPF
     first_bit, second_bit = rng.choice(len(FLAGS), (2, count), p=diet_chances / diet_chances.sum())

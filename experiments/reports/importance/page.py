@@ -27,10 +27,11 @@ from experiments.reports.importance.text import (
     slice_sentences,
     surely_negative,
     surely_positive,
-    with_limits,
     with_titles,
 )
 from experiments.reports.page import Grid, Origin, Plot, png_source, render
+from experiments.reports.plot_style import png_of
+from experiments.statistics.cells import NONE, limits, with_limits
 from features.artifacts import atomic_write_bytes
 
 FILE = "importance.json"
@@ -76,7 +77,7 @@ def write_importance_report(folder: Path) -> dict[str, Path]:
         if figure is None:
             (folder / name).unlink(missing_ok=True)
         else:
-            contents[kind] = (name, pictures.png_of(figure))
+            contents[kind] = (name, png_of(figure))
     for kind, (name, content) in contents.items():
         paths[kind] = folder / name
         atomic_write_bytes(paths[kind], content)
@@ -119,7 +120,7 @@ def bar_plots(report: ImportanceReport, method: Method) -> list[Plot]:
         return []
     caption = f"{_CAPTIONS[method]} Black lines: 95 % interval over {_repeated(report)}. The two panels have "
     caption += "scales of their own."
-    return [Plot(METHOD_TITLES[method], caption, png_source(pictures.png_of(figure)))]
+    return [Plot(METHOD_TITLES[method], caption, png_source(png_of(figure)))]
 
 
 def agreement_plots(report: ImportanceReport) -> list[Plot]:
@@ -132,7 +133,7 @@ def agreement_plots(report: ImportanceReport) -> list[Plot]:
         "agreement. Right: Spearman's correlation of whole rankings, with its 95 % interval: of two "
         "methods, and of two models that differ by seed only."
     )
-    return [Plot("Do the methods agree?", caption, png_source(pictures.png_of(figure)))]
+    return [Plot("Do the methods agree?", caption, png_source(png_of(figure)))]
 
 
 def slice_plots(report: ImportanceReport) -> list[Plot]:
@@ -145,7 +146,7 @@ def slice_plots(report: ImportanceReport) -> list[Plot]:
     for aisles, heading in ((False, "By kind of impression"), (True, "By aisle")):
         figure = pictures.slice_heat(report, aisles=aisles)
         if figure is not None:
-            plots.append(Plot(heading, caption, png_source(pictures.png_of(figure))))
+            plots.append(Plot(heading, caption, png_source(png_of(figure))))
     return plots
 
 
@@ -228,9 +229,8 @@ def _agreement_grid(report: ImportanceReport) -> Grid | None:
         return None
     rows = []
     for found in report.agreement.methods:
-        interval = "–" if found.low is None or found.high is None else f"{found.low:.2f} … {found.high:.2f}"
-        shared = "–" if found.top_10_shared is None else str(found.top_10_shared)
-        cells = (f"{found.spearman:.2f}", interval, f"{found.kendall:.2f}", shared)
+        shared = NONE if found.top_10_shared is None else str(found.top_10_shared)
+        cells = (f"{found.spearman:.2f}", limits(found, 2), f"{found.kendall:.2f}", shared)
         rows.append((agreement_title(found), *cells))
     columns = ("Methods", "Spearman", "95 % interval", "Kendall", "Leading ten in common")
     return Grid("Rank correlation over features: 1 is the same order, 0 none.", columns, tuple(rows))

@@ -1,6 +1,5 @@
 """Pictures of an importance report: bars by method, agreement of methods and seeds, importance by slice."""
 
-import io
 from collections.abc import Sequence
 
 import matplotlib
@@ -22,7 +21,7 @@ from experiments.reports.importance.text import (
     surely_negative,
     surely_positive,
 )
-from experiments.reports.table2.plots import STYLE, WIDTH_INCHES, broken
+from experiments.reports.plot_style import COLOURS, MARKERS, STYLE, WIDTH_INCHES, broken
 
 #: Features a picture shows; the table has them all.
 MAX_BARS, MAX_HEAT_ROWS = 20, 16
@@ -33,8 +32,6 @@ _SEMANTIC_GROUP = "DashCLIP tower"
 
 # Okabe and Ito (2008): told apart with every common colour vision; fill and hatch differ as well.
 _SEMANTIC, _OTHER, _WARM = "#0072B2", "#7a7a7a", "#D55E00"
-_LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4d4d4d")
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 _HEAT = matplotlib.colors.LinearSegmentedColormap.from_list("heat", ["#B35806", "#ffffff", "#08519c"])
 _AXIS_TITLES: dict[Method, str] = {
     "permutation": "AUC lost when shuffled among impressions",
@@ -155,14 +152,6 @@ def semantic_names(report: ImportanceReport) -> set[str]:
     return set()
 
 
-def png_of(figure: Figure) -> bytes:
-    """A figure as PNG: the same figure gives the same bytes."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
-
-
 def _bars(axes: Axes, entries: Sequence[FeatureImportance], semantic: Sequence[bool]) -> None:
     ends = [max(entry.mean, entry.high or entry.mean, 0.0) for entry in entries]
     for place, (entry, inside) in enumerate(zip(entries, semantic, strict=True)):
@@ -234,8 +223,8 @@ def _places(axes: Axes, report: ImportanceReport, methods: Sequence[Method]) -> 
     bottom = min(_LAST_PLACE, deepest) + 1
     beyond: dict[Method, list[str]] = {method: [] for method in methods}
     for number, name in enumerate(ordered):
-        colour = _LINES[number % len(_LINES)]
-        marker = _MARKERS[(number + number // len(_LINES)) % len(_MARKERS)]
+        colour = COLOURS[number % len(COLOURS)]
+        marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
         heights = []
         for method in methods:
             place = place_of[method].get(name, bottom)

@@ -1,7 +1,10 @@
-"""An importance report in words: what leads, what cannot be told apart, what features share, for whom."""
+"""An importance report in words (what leads, what cannot be told apart, for whom), and for the terminal."""
 
 import re
 from collections.abc import Sequence
+from typing import Literal
+
+from rich.table import Table
 
 from experiments.importance.result import (
     ALL,
@@ -13,6 +16,8 @@ from experiments.importance.result import (
     Metric,
 )
 from experiments.reports.page import listed
+from experiments.statistics import paper
+from experiments.statistics.cells import limits, with_sd
 
 METHOD_TITLES: dict[Method, str] = {
     "permutation": "Permutation",
@@ -25,8 +30,6 @@ RANKED_BY: dict[Method, Metric] = {
     "ablation": "auc",
     "integrated_gradients": "logit",
 }
-#: What the paper found to lead (4.2.3), by the names that features have here.
-PAPER_LEADERS = ("query embedding", "product embedding", "purchase history")
 #: Slices that are each other's opposite, with words for a sentence.
 _OPPOSITES = (
     ("has purchases", "no purchases", "users with purchases", "users without"),
@@ -36,6 +39,8 @@ _OPPOSITES = (
 _COUNTER = re.compile(r"(?P<key>\w+)_(?P<kind>impressions|clicks|ctr)_(?P<days>\d+)d")
 _NAMED_AT_MOST = 8
 _LEADERS_AT_MOST = 6
+#: Rows of a table for the terminal.
+_SHOWN = 15
 #: With fewer models a Student-t interval is mostly the width of its own uncertainty.
 _ENOUGH_RUNS = 5
 
@@ -98,13 +103,13 @@ def leading_sentences(report: ImportanceReport) -> list[str]:
 def paper_sentence(report: ImportanceReport) -> str | None:
     """Where the paper's three leaders stand here; None if the model reads none of them."""
     places = {entry.name: place for place, entry in enumerate(report.ranked(), start=1)}
-    found = [name for name in PAPER_LEADERS if name in places]
+    found = [name for name in paper.LEADERS if name in places]
     if not found:
         return None
     first, *others = [f"{name} is number {places[name]}" for name in found]
     stands = listed([first, *(other.replace("is number", "number") for other in others)])
-    lead = sum(places[name] <= len(PAPER_LEADERS) for name in found)
-    verdict = "so they do here" if lead == len(PAPER_LEADERS) else f"{lead} of the three do here"
+    lead = sum(places[name] <= len(paper.LEADERS) for name in found)
+    verdict = "so they do here" if lead == len(paper.LEADERS) else f"{lead} of the three do here"
     return (
         f"In the paper query embedding, product embedding and purchase history take the first three places; "
         f"{verdict}: of {len(places)} features {stands}."
@@ -188,16 +193,6 @@ def agreement_title(found: MethodAgreement) -> str:
     return f"{METHOD_TITLES[found.a]} and {METHOD_TITLES[found.b].lower()}"
 
 
-def with_limits(entry: FeatureImportance | None, *, decimals: int = 4) -> str:
-    """As "0.0123 (0.0110 … 0.0136)"; without an interval the mean alone, a dash for nothing."""
-    if entry is None:
-        return "–"
-    mean = _unsigned_zero(entry.mean, decimals)
-    if entry.low is None or entry.high is None:
-        return mean
-    return f"{mean} ({_unsigned_zero(entry.low, decimals)} … {_unsigned_zero(entry.high, decimals)})"
-
-
 def _wide_sentence(report: ImportanceReport, wide: Sequence[FeatureImportance]) -> str:
     """On features whose mean tops every sure one, but whose interval reaches zero."""
     each = listed([f"{feature_title(entry.name)} ({entry.mean:.4f}{_limits(entry)})" for entry in wide[:3]])
@@ -206,9 +201,7 @@ def _wide_sentence(report: ImportanceReport, wide: Sequence[FeatureImportance]) 
 
 
 def _limits(entry: FeatureImportance) -> str:
-    if entry.low is None or entry.high is None:
-        return ""
-    return f", 95 % interval {entry.low:.4f} … {entry.high:.4f}"
+    return "" if entry.low is None else f", 95 % interval {limits(entry)}"
 
 
 def _tier_sentence(
@@ -283,6 +276,58 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _unsigned_zero(value: float, decimals: int) -> str:
-    text = f"{value:.{decimals}f}"
-    return text.removeprefix("-") if float(text) == 0 else text
+def feature_table(report: ImportanceReport) -> Table:
+    """The leading features by the first method that was measured, beside the other methods."""
+    return _table(
+        report, "feature", f"What AUC loses without a feature ({report.variant}, {report.split} rows)"
+    )
+
+
+def group_table(report: ImportanceReport) -> Table:
+    """Groups, each moved as one."""
+    return _table(report, "group", "Groups of features")
+
+
+def _table(report: ImportanceReport, kind: Literal["feature", "group"], title: str) -> Table:
+    ranked = {
+        method: {
+            entry.name: entry for entry in report.ranked(method=method, metric=RANKED_BY[method], kind=kind)
+        }
+        for method in METHODS
+    }
+    measured = [method for method, entries in ranked.items() if entries]
+    table = Table(title=title)
+    table.add_column("")
+    table.add_column(kind)
+    for method in measured:
+        metric = RANKED_BY[method].replace("auc", "AUC")
+        table.add_column(f"{METHOD_TITLES[method].lower()}, {metric}", justify="right")
+    for place, name in enumerate(list(ranked[measured[0]])[:_SHOWN] if measured else [], start=1):
+        entries = [ranked[method].get(name) for method in measured]
+        table.add_row(
+            str(place), name, *(with_sd(entry.mean, entry.sd) if entry else "" for entry in entries)
+        )
+    return table
+
+
+def sentences(report: ImportanceReport) -> list[str]:
+    """What the tables do not say."""
+    runs = len(report.runs)
+    spread = f"over {runs} runs" if runs > 1 else f"over {report.repeats} permutations of one run"
+    found = [f"± is the standard deviation {spread}; {report.rows:,} rows, {report.clicks:,} clicks."]
+    if report.agreement.sentence:
+        found.append(report.agreement.sentence)
+    if report.convergence_delta:
+        delta = report.convergence_delta
+        found.append(
+            f"Integrated gradients add up to the logit's difference from the baseline within "
+            f"{delta.mean:.4f} logits on average ({delta.steps} steps)."
+        )
+    found += [pair.sentence for pair in report.correlated_pairs[:3]]
+    if report.speedup_to_naive is not None:
+        found.append(
+            f"{report.speedup_to_naive:.1f} times as fast as Captum's FeaturePermutation on the same rows."
+        )
+    if report.selection:
+        found.append(report.selection.sentence)
+    return [*found, *report.notes]

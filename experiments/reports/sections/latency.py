@@ -5,14 +5,23 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reports.page import Grid, Plot, Section, svg_source
-from experiments.reports.records import ByCandidates, Measured, ServingRecord, SoakRecord, read_record
+from experiments.reports.records import (
+    ByCandidates,
+    Measured,
+    ServingRecord,
+    SoakRecord,
+    origin_of,
+    read_record,
+)
 from experiments.reports.sections import plots as evidence_plots
+from experiments.statistics import paper
+from experiments.statistics.cells import number
 
 FILE, SOAK_FILE = "serving.json", "soak.json"
 TITLE = "Latency: from request to score"
 QUESTION = "Can it be served within the latency budget?"
-#: Candidates of a request that the answer is given for, and what the paper allows the embeddings to add.
-CANDIDATES, PAPER_ADDED_P99_MS = "100", 4.0
+#: Candidates of a request that the answer is given for.
+CANDIDATES = "100"
 
 
 def latency_section(sweep: Path, found: Path | None = None) -> Section | None:
@@ -42,7 +51,7 @@ def latency_section(sweep: Path, found: Path | None = None) -> Section | None:
         title=TITLE,
         question=QUESTION,
         answer=_answer(record),
-        origin=record.origin(path),
+        origin=origin_of(path, record.command, record.machine),
         sentences=(*_sentences(record), *_soak(soak)),
         grids=tuple(_grids(record)),
         plots=tuple(plots),
@@ -73,10 +82,10 @@ def _answer(record: ServingRecord) -> str:
     added, p99 = _at(record.added_p99_ms), _at(record.end_to_end_p99_ms)
     parts = []
     if added is not None:
-        verdict = "Yes" if added < PAPER_ADDED_P99_MS else "Not within the paper's budget"
+        verdict = "Yes" if added < paper.ADDED_P99_MS else "Not within the paper's budget"
         parts.append(
             f"{verdict}: with {CANDIDATES} candidates the embeddings add {added:.2f} ms at p99 "
-            f"(the paper: under {PAPER_ADDED_P99_MS:.0f} ms)"
+            f"(the paper: under {paper.ADDED_P99_MS:.0f} ms)"
         )
     if p99 is not None:
         median = _at(record.end_to_end_p50_ms)
@@ -140,11 +149,11 @@ def _grids(record: ServingRecord) -> list[Grid]:
     if by_candidates:
         counts = sorted({count for value in by_candidates.values() for count in value}, key=_order)
         rows = tuple(
-            (title, *(_number(value.get(count)) for count in counts))
+            (title, *(number(value.get(count), 2) for count in counts))
             for title, value in by_candidates.items()
         )
         grids.append(Grid("By number of candidates of a request.", ("", *counts), rows))
-    others = [(found.title, _number(found.value_ms)) for found in ladder(record)]
+    others = [(found.title, number(found.value_ms, 2)) for found in ladder(record)]
     others += [(f"Bodies of requests: {name}", value) for name, value in _leaves(record.json_vs_arrow)]
     if others:
         grids.append(Grid(f"With {CANDIDATES} candidates, in ms.", ("", "ms"), tuple(others)))
@@ -161,12 +170,8 @@ def _leaves(value: Any, name: str = "") -> list[tuple[str, str]]:
         ]
     if isinstance(value, int | float) and not isinstance(value, bool):
         title = name.removesuffix(" ms").replace("json", "JSON").replace("arrow", "Arrow")
-        return [(title or "ratio", _number(value))]
+        return [(title or "ratio", number(value, 2))]
     return []
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
 
 
 def _order(count: str) -> tuple[int, str]:

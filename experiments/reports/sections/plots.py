@@ -8,15 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from experiments.reports.records import Measured, RetrievalRecord, Values
+from experiments.encoders.table1 import Table1
+from experiments.reports.plot_style import STYLE, WIDTH_INCHES, broken, svg_of
+from experiments.reports.records import Measured
 from experiments.reports.table1_text import row_title
-from experiments.reports.table2.plots import STYLE, WIDTH_INCHES, broken, svg_of
+from experiments.statistics.cells import OptionalIntervals
 
 # Okabe and Ito (2008): told apart with every common colour vision; shapes differ as well.
 _CANDIDATE, _OTHER, _THIRD = "#0072B2", "#6e6e6e", "#D55E00"
 
 
-def retrieval(record: RetrievalRecord, metrics: Mapping[str, str]) -> str:
+def retrieval(record: Table1, metrics: Mapping[str, str]) -> str:
     """Each metric a panel, each row a dot with its interval; the dotted line is the best possible order."""
     names = list(record.rows)
     with matplotlib.rc_context(STYLE):
@@ -29,7 +31,7 @@ def retrieval(record: RetrievalRecord, metrics: Mapping[str, str]) -> str:
         return svg_of(figure)
 
 
-def retrieval_slices(record: RetrievalRecord) -> str:
+def retrieval_slices(record: Table1) -> str:
     """Graded relevance of each row in each slice."""
     names = list(record.rows)
     columns = min(3, len(record.slices))
@@ -103,21 +105,26 @@ def latency(model: Mapping[str, float], added: Mapping[str, float], ladder: Sequ
 
 
 def _dots(
-    axes: Axes, rows: Mapping[str, Values], key: str, candidate: str, best_possible: float | None
+    axes: Axes,
+    rows: Mapping[str, OptionalIntervals],
+    key: str,
+    candidate: str,
+    best_possible: float | None,
 ) -> None:
-    for height, (name, values) in enumerate(reversed(list(rows.items()))):
-        value, low, high = (values.get(found) for found in (key, f"{key}_low", f"{key}_high"))
+    for height, (name, row) in enumerate(reversed(list(rows.items()))):
+        found = row.get(key)
         colour, marker = (_CANDIDATE, "D") if name == candidate else (_OTHER, "o")
-        if value is None:
+        if found is None:
             axes.text(0, height, "no value", va="center", fontsize=8, color="#555555")
             continue
-        if low is not None and high is not None:
-            axes.plot([low, high], [height, height], "-", color=colour, linewidth=2.2, solid_capstyle="butt")
-        axes.plot(value, height, marker, color=colour, markersize=6.5, markeredgecolor="white")
+        if found.low is not None and found.high is not None:
+            ends = [found.low, found.high]
+            axes.plot(ends, [height, height], "-", color=colour, linewidth=2.2, solid_capstyle="butt")
+        axes.plot(found.mean, height, marker, color=colour, markersize=6.5, markeredgecolor="white")
     if best_possible is not None:
         axes.axvline(best_possible, color="black", linewidth=1.1, linestyle=":")
-    ends = [value for values in rows.values() for value in (values.get(key), values.get(f"{key}_high"))]
-    right = max([0.0, best_possible or 0.0, *(value for value in ends if value is not None)]) or 1.0
+    shown = [found for row in rows.values() if (found := row.get(key))]
+    right = max([0.0, best_possible or 0.0, *(max(one.mean, one.high or one.mean) for one in shown)]) or 1.0
     axes.set_xlim(-0.04 * right, 1.06 * right)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.grid(axis="x", color="#e4e4e4")

@@ -2,16 +2,15 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
-from embeddings.evaluation.probe_report import PAPER, TITLES
+from embeddings.evaluation.probe_report import ProbeReport
 from experiments.reports.page import Grid, Plot, Section, png_source
-from experiments.reports.records import Recorded, read_record
+from experiments.reports.probes_text import paper_cell, probe_title
+from experiments.reports.records import origin_of, read_record
+from experiments.statistics.cells import limits, with_sd
 
 FILE = "probes.json"
 TITLE = "What the vectors know"
 QUESTION = "Do the vectors carry aisle and relevance, and more of it after training?"
-NONE = "–"
 #: Pictures in the order of the page: file name without suffix, heading, what to look for.
 PICTURES = (
     (
@@ -44,49 +43,6 @@ PICTURES = (
 _WIDE = {heading for name, heading, _ in PICTURES if name in ("tsne_by_aisle", "cosines_by_grade")}
 
 
-class ProbeSide(BaseModel):
-    """One probe on one encoder."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-    macro_f1: float
-    macro_f1_sd: float | None = None
-
-
-class ProbeDifference(BaseModel):
-    """After minus before."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-    macro_f1: float
-    macro_f1_low: float | None = None
-    macro_f1_high: float | None = None
-
-
-class Probe(BaseModel):
-    """One probe before and after training."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-    majority_macro_f1: float
-    before: ProbeSide
-    after: ProbeSide
-    difference: ProbeDifference
-
-
-class Encoder(BaseModel):
-    """One encoder's cosines."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-    name: str
-    auc_high_vs_irrelevant: float | None = None
-
-
-class ProbesRecord(Recorded):
-    """`probes.json` as far as the page shows it."""
-
-    before: Encoder
-    after: Encoder
-    probes: dict[str, Probe]
-
-
 def probes_section(sweep: Path) -> Section | None:
     """Macro F1 of each probe before and after, and the pictures that exist; None if not measured.
 
@@ -94,7 +50,7 @@ def probes_section(sweep: Path) -> Section | None:
         EvidenceError: the file is broken.
     """
     path = sweep / FILE
-    record = read_record(path, ProbesRecord)
+    record = read_record(path, ProbeReport)
     if record is None:
         return None
     pictures = [(sweep / "pictures" / f"{name}.png", heading, caption) for name, heading, caption in PICTURES]
@@ -104,7 +60,7 @@ def probes_section(sweep: Path) -> Section | None:
         title=TITLE,
         question=QUESTION,
         answer=_answer(record),
-        origin=record.origin(path),
+        origin=origin_of(path, record.command, record.environment),
         sentences=(
             "A probe is a small classifier on frozen vectors: what it can learn, the vectors must hold. "
             "Macro F1 weighs every class the same, rare ones too; 1 is perfect.",
@@ -120,10 +76,10 @@ def probes_section(sweep: Path) -> Section | None:
     )
 
 
-def _answer(record: ProbesRecord) -> str:
+def _answer(record: ProbeReport) -> str:
     better = worse = 0
     for probe in record.probes.values():
-        low, high = probe.difference.macro_f1_low, probe.difference.macro_f1_high
+        low, high = probe.difference.low, probe.difference.high
         better += low is not None and low > 0
         worse += high is not None and high < 0
     verdict = f"{better} of {len(record.probes)} probes improve with training"
@@ -141,7 +97,7 @@ def _answer(record: ProbesRecord) -> str:
     return f"{verdict} (macro F1: {'; '.join(shown)})." if shown else f"{verdict}."
 
 
-def _cosines(record: ProbesRecord) -> list[str]:
+def _cosines(record: ProbeReport) -> list[str]:
     before, after = record.before.auc_high_vs_irrelevant, record.after.auc_high_vs_irrelevant
     if before is None or after is None:
         return []
@@ -151,21 +107,22 @@ def _cosines(record: ProbesRecord) -> list[str]:
     ]
 
 
-def _grid(record: ProbesRecord) -> Grid:
+def _grid(record: ProbeReport) -> Grid:
     rows = []
     bold = set()
     for number, (name, probe) in enumerate(record.probes.items()):
         found = probe.difference
-        interval = NONE
-        if found.macro_f1_low is not None and found.macro_f1_high is not None:
-            interval = f"{found.macro_f1_low:+.3f} … {found.macro_f1_high:+.3f}"
-            if found.macro_f1_low > 0 or found.macro_f1_high < 0:
-                bold |= {(number, 4), (number, 5)}
-        paper = " → ".join(f"{value:.3f}" for value in PAPER[name]) if name in PAPER else NONE
-        title = TITLES.get(name, name).replace("\\|", "|")
-        sides = (_side(probe.before), _side(probe.after))
+        if found.low is not None and found.high is not None and (found.low > 0 or found.high < 0):
+            bold |= {(number, 4), (number, 5)}
         rows.append(
-            (title, f"{probe.majority_macro_f1:.3f}", *sides, f"{found.macro_f1:+.3f}", interval, paper)
+            (
+                probe_title(name),
+                f"{probe.majority_macro_f1:.3f}",
+                *(with_sd(side.macro_f1, side.macro_f1_sd, 3) for side in (probe.before, probe.after)),
+                f"{found.mean:+.3f}",
+                limits(found, 3, sign=True),
+                paper_cell(name),
+            )
         )
     columns = ("Macro F1", "Most frequent class", record.before.name, record.after.name)
     return Grid(
@@ -175,7 +132,3 @@ def _grid(record: ProbesRecord) -> Grid:
         tuple(rows),
         frozenset(bold),
     )
-
-
-def _side(side: ProbeSide) -> str:
-    return f"{side.macro_f1:.3f}" + ("" if side.macro_f1_sd is None else f" ± {side.macro_f1_sd:.3f}")

@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-from embeddings.evaluation.retrieval import METRICS
-from experiments.encoders.table1 import metric_key
+from experiments.encoders.table1 import Table1
 from experiments.reports.page import Grid, Plot, Section, svg_source
-from experiments.reports.records import RetrievalRecord, Values, read_record
+from experiments.reports.records import origin_of, read_record
 from experiments.reports.sections import plots as evidence_plots
-from experiments.reports.table1_text import PAPER, metric_title, row_title
+from experiments.reports.table1_text import PAPER_HEADING, metric_titles, paper_rows, pool_title, row_title
+from experiments.statistics import paper
+from experiments.statistics.cells import limits, number, with_limits
 
 FILE = "table1.json"
 TITLE = "Table 1: products found for a query"
 QUESTION = "Do the vectors find the right products?"
-NONE = "–"
 
 
 def retrieval_section(sweep: Path) -> Section | None:
@@ -22,15 +22,10 @@ def retrieval_section(sweep: Path) -> Section | None:
         EvidenceError: the file is broken.
     """
     path = sweep / FILE
-    record = read_record(path, RetrievalRecord)
+    record = read_record(path, Table1)
     if record is None:
         return None
-    keys = {metric_key(metric, record.k): metric_title(metric, record.k) for metric in METRICS}
-    pool = (
-        f"the whole catalogue of {record.products:,} products"
-        if record.pool == "catalogue"
-        else "the products that were judged for each query"
-    )
+    keys = metric_titles(record)
     plots = [
         Plot(
             "All queries",
@@ -53,43 +48,43 @@ def retrieval_section(sweep: Path) -> Section | None:
         title=TITLE,
         question=QUESTION,
         answer=_answer(record),
-        origin=record.origin(path),
+        origin=origin_of(path, record.command, record.environment, created=record.created),
         sentences=(
-            f"{record.queries:,} queries, the best {record.k} of {pool}. Graded relevance is the mean grade "
-            f"of the first {record.k} places, from 0 (all irrelevant) to 1 (all highly relevant).",
+            f"{record.queries:,} queries, the best {record.k} of {pool_title(record)}. Graded relevance is "
+            f"the mean grade of the first {record.k} places, from 0 (all irrelevant) to 1 (all highly "
+            "relevant).",
         ),
         grids=(_grid(record, keys), *_paper(record)),
         plots=tuple(plots),
     )
 
 
-def _answer(record: RetrievalRecord) -> str:
+def _answer(record: Table1) -> str:
     """The candidate against the strongest of the others."""
-    graded = {name: value for name, values in record.rows.items() if (value := values.get("graded_rel"))}
+    graded = {name: found.mean for name, row in record.rows.items() if (found := row.get("graded_rel"))}
     others = {name: value for name, value in graded.items() if name != record.candidate}
     if record.candidate not in graded or not others:
         return f"{len(record.rows)} ways to order products were measured."
     rival = max(others, key=others.__getitem__)
-    difference = record.differences.get(rival, {})
-    low, high = difference.get("graded_rel_low"), difference.get("graded_rel_high")
+    difference = record.differences.get(rival, {}).get("graded_rel")
     title, value = row_title(record.candidate), graded[record.candidate]
     compared = f"{value:.3f} graded relevance at {record.k} against {others[rival]:.3f} of {row_title(rival)}"
-    if low is None or high is None:
+    if difference is None or difference.low is None or difference.high is None:
         return f"{title} reaches {compared}, the best of the others."
-    interval = f"difference {value - others[rival]:+.3f}, 95 % {low:+.3f} … {high:+.3f}"
-    if low > 0:
+    interval = f"difference {value - others[rival]:+.3f}, 95 % {limits(difference, 3, sign=True)}"
+    if difference.low > 0:
         return f"Yes: {title} reaches {compared}, the best of the others ({interval})."
-    if high < 0:
+    if difference.high < 0:
         return f"Not better than {row_title(rival)}: {title} reaches {compared} ({interval})."
     return f"{title} cannot be told from {row_title(rival)}: {compared} ({interval})."
 
 
-def _grid(record: RetrievalRecord, keys: dict[str, str]) -> Grid:
+def _grid(record: Table1, keys: dict[str, str]) -> Grid:
     rows = [
-        (row_title(name), *(_with_limits(values, key) for key in keys))
-        for name, values in record.rows.items()
+        (row_title(name), *(with_limits(row.get(key), 3) for key in keys))
+        for name, row in record.rows.items()
     ]
-    best = ("Best possible order", *(_number(record.best_possible.get(key)) for key in keys))
+    best = ("Best possible order", *(number(record.best_possible.get(key), 3) for key in keys))
     names = list(record.rows)
     place = names.index(record.candidate) if record.candidate in names else -1
     bold = frozenset((place, column) for column in range(len(keys) + 1))
@@ -99,21 +94,8 @@ def _grid(record: RetrievalRecord, keys: dict[str, str]) -> Grid:
     return Grid(f"{caption}).", ("Row", *keys.values()), (*rows, best), bold)
 
 
-def _paper(record: RetrievalRecord) -> list[Grid]:
-    shown = [name for name in PAPER if name in record.rows]
-    if record.candidate not in shown:
+def _paper(record: Table1) -> list[Grid]:
+    if record.candidate not in paper.TABLE1 or record.candidate not in record.rows:
         return []
-    rows = tuple((row_title(name), *(f"{value:.3f}" for value in PAPER[name])) for name in shown)
     caption = "The same rows in the paper: other products and another K, so only the order of rows compares."
-    return [Grid(caption, ("Row", "Graded Rel", "Recall@K", "Precision@K"), rows)]
-
-
-def _with_limits(values: Values, key: str) -> str:
-    value, low, high = (values.get(name) for name in (key, f"{key}_low", f"{key}_high"))
-    if value is None or low is None or high is None:
-        return _number(value)
-    return f"{value:.3f} ({low:.3f} … {high:.3f})"
-
-
-def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.3f}"
+    return [Grid(caption, PAPER_HEADING, tuple(paper_rows(record)))]

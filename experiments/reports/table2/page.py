@@ -1,21 +1,45 @@
-"""The evidence page of a sweep: one self-contained HTML file, plots as embedded pictures."""
+"""The evidence page of a sweep, one self-contained HTML file, and the files that go with it."""
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from experiments.reports.page import Absent, Section, render, time_of
 from experiments.reports.table2.sections import table2_sections
 from experiments.reports.table2.text import (
-    PAPER,
     compares_with_paper,
     findings,
     gap_sentences,
-    number,
     pair_rows,
     rows_of_slice,
+    to_markdown,
 )
-from experiments.sweeps.table2 import Table2
+from experiments.statistics.cells import number
+from experiments.statistics.paper import TABLE2
+from experiments.sweeps.table2 import Table2, to_json
+from features.artifacts import atomic_write_bytes
+
+
+def write_report(table: Table2, out: Path, *, evidence: Sequence[Section | Absent] = ()) -> dict[str, Path]:
+    """Write `table2.json`, `table2.md` and `report.html` into `out`, each whole or not at all.
+
+    Args:
+        evidence: what `experiments.reports.evidence.gather` found for the page beside table 2.
+
+    Returns:
+        The path of each, by kind: "json", "markdown", "page".
+    """
+    contents = {
+        "json": ("table2.json", json.dumps(to_json(table), indent=2, ensure_ascii=False, allow_nan=False)),
+        "markdown": ("table2.md", to_markdown(table)),
+        "page": ("report.html", to_html(table, evidence)),
+    }
+    paths = {}
+    for kind, (name, text) in contents.items():
+        paths[kind] = out / name
+        atomic_write_bytes(paths[kind], (text.rstrip() + "\n").encode())
+    return paths
 
 
 def to_html(table: Table2, evidence: Sequence[Section | Absent] = ()) -> str:
@@ -32,7 +56,7 @@ def to_html(table: Table2, evidence: Sequence[Section | Absent] = ()) -> str:
         gaps=gap_sentences(table),
         rows=rows_of_slice(table, "all"),
         slices=[
-            (facts, rows_of_slice(table, key), key in PAPER)
+            (facts, rows_of_slice(table, key), key in TABLE2)
             for key, facts in table.slices.items()
             if key != "all"
         ],

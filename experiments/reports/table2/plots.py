@@ -1,31 +1,18 @@
 """The report's plots as SVG: differences with intervals, slices, calibration, learning curves."""
 
-import io
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.reports.plot_style import COLOURS, MARKERS, STYLE, WIDTH_INCHES, broken, svg_of
 from experiments.statistics.intervals import Interval
 from experiments.sweeps.table2 import Table2
 
-# Okabe and Ito (2008): told apart with every common colour vision; markers differ as well.
-_COLOURS = ("#4d4d4d", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-WIDTH_INCHES = 11.0
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "font.family": "DejaVu Sans",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "svg.hashsalt": "dashclip",  # the same numbers give the same bytes
-}
+#: The first, of the baseline, is grey.
+_COLOURS = (COLOURS[-1], *COLOURS[:-1])
 
 
 def forest(table: Table2) -> str:
@@ -170,7 +157,7 @@ def _bar(axes: Axes, interval: Interval, height: float, colour: str, *, width: f
 
 def _look(table: Table2, name: str) -> tuple[str, str]:
     number = list(table.variants).index(name)
-    return _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+    return _COLOURS[number % len(_COLOURS)], MARKERS[number % len(MARKERS)]
 
 
 def _title(table: Table2, name: str) -> str:
@@ -180,16 +167,6 @@ def _title(table: Table2, name: str) -> str:
 
 def _wrapped(table: Table2, key: str) -> str:
     return broken(table.slices[key].title, 18)
-
-
-def broken(title: str, width: int = 32) -> str:
-    """The words of a title on lines of at most `width` characters; a longer word stays whole."""
-    lines = [""]
-    for word in title.split():
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)
 
 
 def _legend(figure: Figure, table: Table2, names: Sequence[str]) -> None:
@@ -203,10 +180,3 @@ def _legend(figure: Figure, table: Table2, names: Sequence[str]) -> None:
     figure.legend(
         handles=handles, loc="outside upper left", ncols=min(3, len(names)), frameon=False, fontsize=9
     )
-
-
-def svg_of(figure: Figure) -> str:
-    """A figure as SVG without a date: the same figure gives the same bytes."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()

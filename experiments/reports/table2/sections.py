@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.reports.page import Origin, Plot, Section, listed, svg_source
 from experiments.reports.table2 import plots
-from experiments.reports.table2.text import limits, signed
+from experiments.statistics.cells import limits, signed
 from experiments.sweeps.table2 import Table2, VariantResult
 
 _NO_COMPARISON = "There is no baseline with another variant beside it to compare."

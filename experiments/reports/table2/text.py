@@ -6,21 +6,10 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from experiments.statistics import paper
+from experiments.statistics.cells import NONE, limits, markdown_table, number, signed, with_sd
 from experiments.statistics.intervals import Interval
 from experiments.sweeps.table2 import Table2, VariantResult
-
-#: Table 2 of the paper (AUC, normalised log loss), by slice and variant. Other data: only directions compare.
-PAPER: dict[str, dict[str, tuple[float, float]]] = {
-    "all": {
-        "dcn": (0.7731, 0.8788),
-        "dcn_pq_sim": (0.7741, 0.8781),
-        "dcn_pq_sim_history": (0.7787, 0.8747),
-        "dcn_pq_sim_history_random": (0.7731, 0.8788),
-    },
-    "has_purchases": {"dcn": (0.7807, 0.8706), "dcn_pq_sim_history": (0.7876, 0.8653)},
-    "no_purchases": {"dcn": (0.7456, 0.9183), "dcn_pq_sim_history": (0.7475, 0.9077)},
-}
-NONE = "–"
 
 
 @dataclass(frozen=True)
@@ -53,7 +42,7 @@ def rows_of_slice(table: Table2, key: str) -> list[Row]:
 
 def compares_with_paper(table: Table2) -> bool:
     """Whether the sweep has one of the paper's variants besides the baseline."""
-    return any(name in PAPER["all"] for name in table.variants if name != table.baseline)
+    return any(name in paper.TABLE2["all"] for name in table.variants if name != table.baseline)
 
 
 def findings(table: Table2) -> list[str]:
@@ -115,8 +104,7 @@ def to_markdown(table: Table2) -> str:
         lines += ["", "## Every pair of variants, all impressions", ""]
         heading = ["Variant", "against", "AUC difference", "95 % over seeds", "95 % over users"]
         heading += ["Expected AUC difference (95 % over seeds)"] * expected
-        lines += [f"| {' | '.join(heading)} |", "| --- | --- |" + " ---: |" * (len(heading) - 2)]
-        lines += [f"| {' | '.join(cells)} |" for cells in pair_rows(table)]
+        lines += markdown_table(heading, pair_rows(table), text_columns=2)
     lines += ["", "## Missing", ""] if table.notes or table.missing else []
     lines += [f"- {note}" for note in table.notes]
     lines += [f"- {run.variant}, seed {run.seed}: {run.reason}" for run in table.missing]
@@ -167,28 +155,9 @@ def pair_rows(table: Table2) -> list[tuple[str, ...]]:
     for (one, other), pair in table.pairs.items():
         cells = [titles[one], titles[other], signed(pair.auc.mean), limits(pair.auc), limits(pair.auc_users)]
         if table.slices["all"].best_auc_expected is not None:
-            cells.append(_with_limits(pair.expected_auc))
+            cells.append(_change(pair.expected_auc))
         rows.append(tuple(cells))
     return rows
-
-
-def number(value: float | None) -> str:
-    """Four decimals, or a dash for no value."""
-    return NONE if value is None else f"{value:.4f}"
-
-
-def signed(value: float | None) -> str:
-    """Four decimals with a sign. A negative zero has none."""
-    return (
-        NONE if value is None else f"{value:+.4f}".replace("-0.0000", "0.0000").replace("+0.0000", "0.0000")
-    )
-
-
-def limits(interval: Interval) -> str:
-    """`-0.0012 … 0.0034`, or a dash where there are no limits."""
-    if interval.low is None or interval.high is None:
-        return NONE
-    return f"{signed(interval.low)} … {signed(interval.high)}".replace("+", "")
 
 
 def _row(table: Table2, variant: VariantResult, key: str) -> Row:
@@ -196,12 +165,12 @@ def _row(table: Table2, variant: VariantResult, key: str) -> Row:
     difference = found.difference
     gain = None if difference is None else difference.gain_share
     logloss = None if difference is None else difference.norm_logloss
-    paper = PAPER.get(key, {}).get(variant.name)
+    in_paper = paper.TABLE2.get(key, {}).get(variant.name)
     return Row(
         name=variant.name,
         title=variant.title,
         seeds=str(len(variant.seeds)),
-        auc=_with_sd(found.auc_mean, found.auc_sd),
+        auc=with_sd(found.auc_mean, found.auc_sd),
         difference=""
         if variant.name == table.baseline
         else signed(difference.auc.mean if difference else None),
@@ -211,36 +180,32 @@ def _row(table: Table2, variant: VariantResult, key: str) -> Row:
         gain_share=("" if variant.name == table.baseline else NONE)
         if gain is None
         else f"{100 * gain:.0f} %",
-        norm_logloss=_with_sd(found.norm_logloss_mean, found.norm_logloss_sd),
-        norm_logloss_difference="" if logloss is None else _with_limits(logloss),
-        calibration=NONE if found.calibration_mean is None else f"{found.calibration_mean:.3f}",
+        norm_logloss=with_sd(found.norm_logloss_mean, found.norm_logloss_sd),
+        norm_logloss_difference="" if logloss is None else _change(logloss),
+        calibration=number(found.calibration_mean, 3),
         expected_auc=number(found.expected_auc_mean),
         logloss=number(found.logloss_mean),
         gauc_query=number(found.gauc_query_mean),
         gauc_user=number(found.gauc_user_mean),
-        paper=f"{paper[0]:.4f} / {paper[1]:.4f}" if paper else "",
+        paper=f"{in_paper[0]:.4f} / {in_paper[1]:.4f}" if in_paper else "",
     )
 
 
-def _with_limits(interval: Interval | None) -> str:
+def _change(interval: Interval | None) -> str:
+    """As "+0.0010 (-0.0002 … 0.0022)"."""
     return NONE if interval is None else f"{signed(interval.mean)} ({limits(interval)})"
 
 
-def _with_sd(mean: float | None, sd: float | None) -> str:
-    return NONE if mean is None else f"{mean:.4f}" + ("" if sd is None else f" ± {sd:.4f}")
-
-
 def _markdown_table(table: Table2, key: str) -> list[str]:
-    paper = compares_with_paper(table) and key in PAPER
+    beside_paper = compares_with_paper(table) and key in paper.TABLE2
     heading = ["Variant", "AUC", "AUC difference", "95 % over seeds", "95 % over users", "Share of gain"]
-    heading += ["Normalised log loss", "Calibration"] + ["Paper: AUC / log loss"] * paper
-    lines = [f"| {' | '.join(heading)} |", "| --- |" + " ---: |" * (len(heading) - 1)]
+    heading += ["Normalised log loss", "Calibration"] + ["Paper: AUC / log loss"] * beside_paper
+    rows = []
     for row in rows_of_slice(table, key):
         cells = [row.title, row.auc, row.difference, row.seeds_interval, row.users_interval]
-        cells += [row.gain_share, row.norm_logloss, row.calibration] + [row.paper] * paper
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append([*cells, row.gain_share, row.norm_logloss, row.calibration] + [row.paper] * beside_paper)
     floor = table.results.record.floor
     if floor and key == "all":
-        cells = [floor.name, number(floor.auc), "", "", "", "", number(floor.norm_logloss), ""] + [""] * paper
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        cells = [floor.name, number(floor.auc), "", "", "", "", number(floor.norm_logloss), ""]
+        rows.append(cells + [""] * beside_paper)
+    return markdown_table(heading, rows)

@@ -13,7 +13,14 @@ from pydantic import ValidationError
 from sklearn.metrics import f1_score, recall_score, roc_auc_score
 
 from embeddings.embedding_table import EmbeddingTable
-from embeddings.evaluation.probe_report import confusion_matrix, grade_auc, macro_f1, recalls
+from embeddings.evaluation.probe_report import (
+    ProbeComparison,
+    ProbeReport,
+    confusion_matrix,
+    grade_auc,
+    macro_f1,
+    recalls,
+)
 from embeddings.evaluation.probe_training import ByteDropout, ProbeConfig, fit_and_predict, split_rows
 from embeddings.evaluation.probes import (
     ProbeLabels,
@@ -24,6 +31,7 @@ from embeddings.evaluation.probes import (
     relevance_probe,
     run_probes,
 )
+from experiments.reports.probes_text import to_markdown
 from tests.tolerances import float32_error
 
 QUICK = ProbeConfig(seeds=(0, 1), hidden_dim=16, batch_rows=128, learning_rate=0.02, max_epochs=25)
@@ -32,6 +40,10 @@ PRODUCTS, QUERIES, DIM = 60, 40, 8
 
 def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def limits_of(found: ProbeComparison) -> tuple[float, float | None, float | None]:
+    return found.difference.mean, found.difference.low, found.difference.high
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +189,9 @@ def test_the_aisle_probe_finds_aisles_that_vectors_show_and_none_in_noise(
     found = aisle_probe(*world, config=QUICK)
     assert found.after.macro_f1_S.mean() > 0.9
     assert found.before.macro_f1_S.mean() < 0.6
-    assert found.difference[1] is not None
+    assert found.difference.low is not None
     assert found.majority_macro_f1 == pytest.approx(1 / 6)
-    assert found.test_rows == 12
+    assert found.rows.test == 12
     assert int(found.after.confusion_CC.sum()) == 2 * 12
 
 
@@ -199,11 +211,11 @@ def test_half_of_the_irrelevant_pairs_take_part_and_no_more_than_the_limit(
     _, after, labels = world
     one_epoch = QUICK.model_copy(update={"max_epochs": 1})
     found = relevance_probe(after, after, labels, config=one_epoch)
-    rows = found.train_rows + found.validation_rows + found.test_rows
+    rows = found.rows.train + found.rows.validation + found.rows.test
     irrelevant = int((labels.grade_N == 0).sum())
     assert rows == pytest.approx(len(labels.grade_N) - irrelevant / 2, rel=0.03)
     limited = relevance_probe(after, after, labels, config=one_epoch.model_copy(update={"max_pairs": 500}))
-    assert limited.train_rows + limited.validation_rows + limited.test_rows == 500
+    assert limited.rows.train + limited.rows.validation + limited.rows.test == 500
 
 
 @pytest.mark.parametrize("unseen_queries", [False, True])
@@ -260,18 +272,20 @@ def test_equal_encoders_give_equal_results_and_a_difference_of_zero(
     few = QUICK.model_copy(update={"max_epochs": 2})
     report = run_probes(after, after, labels, config=few)
     for found in report.probes.values():
-        np.testing.assert_array_equal(found.before.confusion_SCC, found.after.confusion_SCC)
-        assert found.difference == (0.0, 0.0, 0.0)
+        assert found.before == found.after
+        assert limits_of(found) == (0.0, 0.0, 0.0)
 
 
 def test_the_report_is_json_and_a_table_with_every_probe(
-    world: tuple[VectorPair, VectorPair, ProbeLabels],
+    world: tuple[VectorPair, VectorPair, ProbeLabels], tmp_path: Path
 ) -> None:
     calls: list[tuple[str, int, int]] = []
     report = run_probes(
         *world, config=QUICK.model_copy(update={"max_epochs": 2}), progress=lambda *call: calls.append(call)
     )
-    written = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    report.write(tmp_path / "probes.json")
+    written = json.loads((tmp_path / "probes.json").read_text())
+    assert ProbeReport.model_validate(written) == report
     assert set(written["probes"]) == {
         "aisle",
         "relevance",
@@ -286,7 +300,7 @@ def test_the_report_is_json_and_a_table_with_every_probe(
     assert relevance["after"]["macro_f1_sd"] == pytest.approx(abs(per_seed[0] - per_seed[1]) / 2**0.5)
     assert np.array(relevance["after"]["confusion"]).sum() == 2 * relevance["rows"]["test"]
     assert written["after"]["auc_high_vs_irrelevant"] == 1, "the grades were set by these cosines"
-    markdown = report.to_markdown()
+    markdown = to_markdown(report)
     assert markdown.count("| before | after |") == 6
     assert {call[0] for call in calls} == set(written["probes"])
     assert calls[-1][1] == calls[-1][2] == 4
@@ -297,7 +311,7 @@ def test_the_interval_widens_the_variance_by_the_share_of_test_rows(
 ) -> None:
     found = aisle_probe(*world, config=QUICK)
     difference_S = found.after.macro_f1_S - found.before.macro_f1_S
-    mean, low, high = found.difference
+    mean, low, high = limits_of(found)
     # Student's t at 0.975 with one degree of freedom is 12.7062; 1/2 + 12/48 = 0.75.
     assert mean == pytest.approx(difference_S.mean())
     assert high - mean == pytest.approx(12.7062 * (0.75 * difference_S.var(ddof=1)) ** 0.5, rel=1e-4)
@@ -311,7 +325,7 @@ def test_rare_classes_are_left_out_and_counted(world: tuple[VectorPair, VectorPa
     found = aisle_probe(before, after, changed, config=QUICK)
     assert found.classes == ("aisle 0", "aisle 1", "aisle 2")
     assert found.left_out == {"rare": 4}
-    assert sum(found.support_C) == PRODUCTS - 5
+    assert sum(found.support) == PRODUCTS - 5
 
 
 def test_restricting_labels_keeps_the_pairs_of_both_masks(
@@ -402,4 +416,4 @@ def test_one_seed_gives_no_interval(seed: int) -> None:
     labels = ProbeLabels(["a", "b"] * 10, empty, empty, empty)
     config = ProbeConfig(seeds=(seed,), hidden_dim=2, max_epochs=1)
     found = aisle_probe(vectors, vectors, labels, config=config)
-    assert found.difference == (0.0, None, None)
+    assert limits_of(found) == (0.0, None, None)

@@ -17,7 +17,7 @@ from embeddings.catalog.holdout import VALIDATION
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.config import EncoderConfig
 from experiments.ablation.plan import AblationConfig, execute_ablation, plan
-from experiments.ablation.report import build_report, to_json, verdict
+from experiments.ablation.report import AblationReport, build_report, verdict
 from experiments.ablation.run import SpentSeconds
 from experiments.ablation.text import console_table, to_markdown
 from experiments.cli import app
@@ -212,11 +212,11 @@ def test_metrics_are_those_of_table_1_on_the_same_tables(out: Path, data: Path) 
     [run] = [run for run in plan(ablation(), out) if run.name == "default seed 1"]
     table = measure_retrieval(data, {"dashclip": run.folder / "tables"}, holdout=run.config.holdout)
     found = json.loads(run.metrics.read_text())
-    rows = table.slices["all"].rows
+    rows = table.rows
     assert set(rows) == {"random", "bm25", "dashclip"}
     assert found["test"]["metrics"]["graded_rel"] == rows["dashclip"]["graded_rel"].mean
-    assert found["test"]["metrics"]["ndcg_at_10"] == rows["dashclip"]["ndcg"].mean
-    assert found["test"]["queries"] == table.slices["all"].queries
+    assert found["test"]["metrics"]["ndcg_at_10"] == rows["dashclip"]["ndcg_at_10"].mean
+    assert found["test"]["queries"] == table.queries
     aside = measure_retrieval(
         data,
         {"dashclip": run.folder / "tables"},
@@ -224,8 +224,8 @@ def test_metrics_are_those_of_table_1_on_the_same_tables(out: Path, data: Path) 
         role=VALIDATION,
         baselines=False,
     )
-    assert set(aside.slices["all"].rows) == {"dashclip"}
-    assert found["validation"]["metrics"]["mrr"] == aside.slices["all"].rows["dashclip"]["mrr"].mean
+    assert set(aside.rows) == {"dashclip"}
+    assert found["validation"]["metrics"]["mrr"] == aside.rows["dashclip"]["mrr"].mean
     assert found["validation"]["metrics"] != found["test"]["metrics"]
 
 
@@ -286,9 +286,11 @@ def test_the_report_has_means_spreads_and_paired_differences(out: Path) -> None:
     assert report.missing == ()
 
 
-def test_the_report_is_json_markdown_and_a_table(out: Path) -> None:
-    report = build_report(ablation(), out)
-    content = json.loads(json.dumps(to_json(report, command="as typed"), allow_nan=False))
+def test_the_report_is_json_markdown_and_a_table(out: Path, tmp_path: Path) -> None:
+    report = build_report(ablation(), out, command="as typed")
+    report.write(tmp_path / "ablation.json")
+    content = json.loads((tmp_path / "ablation.json").read_text())
+    assert AblationReport.model_validate(content) == report
     difference = content["variants"]["without_stage1"]["differences"]["mrr"]
     assert difference["verdict"] == "not told apart"
     assert (difference["seeds"], difference["low"]) == (1, None)

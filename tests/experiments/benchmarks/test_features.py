@@ -12,9 +12,11 @@ from experiments.benchmarks.features.build_runner import CONFIGS
 from experiments.benchmarks.features.comparison import compare_with_pandas
 from experiments.benchmarks.features.feature_logs import HISTORY_DAYS, LogSize, write_feature_logs
 from experiments.benchmarks.features.pandas_features import pandas_features
+from experiments.benchmarks.features.scaling import ScalingBenchmark, run_scaling_benchmark
 from features.columns.clock import DAY_US
 from features.feature_set import FeatureSet
 from features.offline.build import build
+from features.progress import silent
 
 SIZE = LogSize(3_000, 1_200, products=60, queries=20, days=60)
 
@@ -148,3 +150,10 @@ def _copy(source: Path, target: Path) -> None:
     import shutil
 
     shutil.copytree(source, target)
+
+
+def test_scaling_builds_and_trains_at_the_size_asked_for(tmp_path: Path) -> None:
+    benchmark = ScalingBenchmark(2_000, 800, factors=(2,))
+    found = run_scaling_benchmark(benchmark, work=tmp_path, progress=silent)
+    assert found["rows"] == [4_000]
+    assert all(seconds > 0 for part in ("build", "training") for seconds in found[part]["cpu_s"])

@@ -13,17 +13,18 @@ from typer.testing import CliRunner
 
 from embeddings.embedding_table import EmbeddingTable
 from experiments.cli import app
+from experiments.datasets.encoder_runs import write_results
 from experiments.datasets.grocery_store import GroceryClass, import_grocery_store
 from experiments.datasets.grocery_store_photos import (
     CHANCE,
     MAJORITY,
     THUMBNAIL,
+    GroceryStoreResults,
     evaluate_grocery_store,
     ranks,
     read_photos,
     thumbnails,
-    to_json,
-    write_grocery_store,
+    to_markdown,
 )
 from features.inputs.tables import InputError
 
@@ -251,9 +252,9 @@ def test_photos_without_a_vector_are_counted(imported, measured, tmp_path):
 
 
 def test_results_are_written_for_machines_and_people(measured, tmp_path):
-    write_grocery_store(measured[2], tmp_path)
+    write_results(tmp_path, measured[2], to_markdown(measured[2]), command="as typed")
     content = json.loads((tmp_path / "results.json").read_text())
-    assert content == json.loads(json.dumps(to_json(measured[2])))
+    assert GroceryStoreResults.model_validate({**content, "provenance": None}) == measured[2]
     clear = content["classification"]["clear"]
     assert clear["accuracy_low"] <= clear["accuracy"] <= clear["accuracy_high"]
     assert content["retrieval"][CHANCE]["recall_at_1_low"] is None

@@ -16,15 +16,16 @@ from typer.testing import CliRunner
 from embeddings.catalog.holdout import HoldoutConfig, query_roles
 from embeddings.embedding_table import EmbeddingTable
 from experiments.cli import app
+from experiments.datasets.encoder_runs import write_results
 from experiments.datasets.home_depot import COLUMNS, derive_aisles, grade_of, import_home_depot
 from experiments.datasets.home_depot_relevance import (
     OVERLAP,
+    HomeDepotResults,
     Vectors,
     evaluate_home_depot,
     read_graded_pairs,
-    to_json,
+    to_markdown,
     token_overlap,
-    write_home_depot,
 )
 from features.inputs.tables import InputError
 from features.inputs.validation import validate
@@ -250,12 +251,12 @@ def measured(tmp_path_factory):
 
 def test_vectors_that_follow_the_grade_beat_noisy_ones_outside_the_interval(measured):
     results = measured[2]
-    assert results.rows["clear"].auc.mean > 0.999
-    assert results.rows["clear"].macro_f1.mean > 0.9
+    assert results.auc_high_vs_irrelevant["clear"].mean > 0.999
+    assert results.macro_f1["clear"].mean > 0.9
     assert results.auc_differences["clear - noisy"].low > 0
     assert results.macro_f1_differences["clear - noisy"].low > 0
-    for row in results.rows.values():
-        for interval in (row.auc, row.macro_f1, row.score_macro_f1):
+    for figures in (results.auc_high_vs_irrelevant, results.macro_f1, results.macro_f1_of_the_score):
+        for interval in figures.values():
             assert interval.low <= interval.mean <= interval.high
 
 
@@ -277,14 +278,14 @@ def test_only_pairs_of_test_queries_count(measured):
     cosine_N = (product_ND * query_ND).sum(axis=1) / norms_N
     kept_N = (pairs.role_N == 2) & (pairs.grade_N != 1)
     expected = roc_auc(pairs.grade_N[kept_N] == 2, cosine_N[kept_N])
-    assert results.rows["noisy"].auc.mean == pytest.approx(expected, abs=1e-4)
+    assert results.auc_high_vs_irrelevant["noisy"].mean == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_overlap_of_titles_that_name_their_query_is_perfect(measured):
     results = measured[2]
-    assert results.rows[OVERLAP].auc.mean > 0.9
+    assert results.auc_high_vs_irrelevant[OVERLAP].mean > 0.9
     assert results.products_seen_in_training == 0
-    assert results.rows[OVERLAP].pairs_without_vector == 0
+    assert results.pairs_without_vector[OVERLAP] == 0
 
 
 def test_two_equal_encoders_differ_by_exactly_nothing(measured):
@@ -311,14 +312,14 @@ def test_pairs_without_a_vector_are_counted_and_score_zero(measured, tmp_path):
     results = evaluate_home_depot(
         data, {"fewer": Vectors(vectors["clear"].products, fewer)}, holdout=HOLDOUT, resamples=20
     )
-    assert results.rows["fewer"].pairs_without_vector == 6 * int((roles == 2).sum())
-    assert results.rows["fewer"].auc.mean == 0.5
+    assert results.pairs_without_vector["fewer"] == 6 * int((roles == 2).sum())
+    assert results.auc_high_vs_irrelevant["fewer"].mean == 0.5
 
 
 def test_results_are_written_for_machines_and_people(measured, tmp_path):
-    write_home_depot(measured[2], tmp_path)
+    write_results(tmp_path, measured[2], to_markdown(measured[2]), command="as typed")
     content = json.loads((tmp_path / "results.json").read_text())
-    assert content == json.loads(json.dumps(to_json(measured[2])))
+    assert HomeDepotResults.model_validate({**content, "provenance": None}) == measured[2]
     for name in (OVERLAP, "noisy", "clear"):
         for metric in ("auc_high_vs_irrelevant", "macro_f1"):
             low, mean, high = (content[metric][name + end] for end in ("_low", "", "_high"))

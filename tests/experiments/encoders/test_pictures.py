@@ -1,7 +1,6 @@
 """Pictures of encoders: drawn for every shape of the labels, the same bytes for the same numbers."""
 
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +51,7 @@ def test_all_pictures_are_written_and_can_be_opened(tmp_path: Path) -> None:
     before, after, labels = small_world()
     report = run_probes(before, after, labels, config=ProbeConfig(seeds=(0,), hidden_dim=4, max_epochs=1))
     kept = {name: report.probes[name] for name in ("aisle", "relevance")}
-    report = replace(report, probes=kept)
+    report = report.model_copy(update={"probes": kept})
     paths = write_pictures(tmp_path / "pictures", before, after, labels, report, seed=0)
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert names == {path.name for path in paths}

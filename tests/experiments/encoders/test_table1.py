@@ -13,8 +13,9 @@ from embeddings.embedding_table import EmbeddingTable
 from embeddings.evaluation.bm25 import bm25_scores
 from embeddings.evaluation.retrieval import METRICS, Judgements, bootstrap, retrieval_metrics, top_rows
 from experiments.encoders.retrieval_rows import Bm25Row, Missing, RandomRow, VectorRow
-from experiments.encoders.table1 import ALL, evaluate_rows, to_json, write_table1
+from experiments.encoders.table1 import Table1, evaluate_rows, metric_key
 from experiments.reports.table1_text import console_table, to_markdown
+from experiments.statistics.intervals import Interval
 
 K = 3
 NOUNS = ("oat milk", "green tea", "rye bread", "dish soap")
@@ -76,14 +77,14 @@ def rows(tmp_path: Path) -> dict:
 
 
 def means(estimates: dict) -> list[float]:
-    return [estimates[metric].mean for metric in METRICS]
+    return [estimates[metric_key(metric, K)].mean for metric in METRICS]
 
 
 def test_rows_that_know_the_answer_reach_the_best_possible(rows):
-    found = evaluate_rows(rows, shop(), **MEASURE).slices[ALL]
+    found = evaluate_rows(rows, shop(), **MEASURE)
     assert (found.queries, found.products) == (4, 20)
     for name in ("bm25", "dashclip"):
-        assert means(found.rows[name]) == means(found.best_possible) == [1, 3 / 5, 1, 1, 1]
+        assert means(found.rows[name]) == list(found.best_possible.values()) == [1, 3 / 5, 1, 1, 1]
     for name in ("random", "noisy_axes"):
         assert all(
             mean < best for mean, best in zip(means(found.rows[name])[:4], [1, 0.6, 1, 1], strict=True)
@@ -94,17 +95,20 @@ def test_each_number_is_the_bootstrap_of_the_row_alone(rows):
     table = evaluate_rows(rows, shop(), seed=4, **MEASURE)
     ranked = rows["random"].ranking(shop(), K)
     expected = bootstrap(retrieval_metrics(ranked, shop(), K), n=60, seed=4)
-    assert table.slices[ALL].rows["random"] == expected
+    assert table.rows["random"] == {
+        metric_key(metric, K): Interval(found.mean, found.low, found.high)
+        for metric, found in expected.items()
+    }
 
 
 def test_differences_are_the_candidate_minus_the_others(rows):
-    found = evaluate_rows(rows, shop(), **MEASURE).slices[ALL]
+    found = evaluate_rows(rows, shop(), **MEASURE)
     assert set(found.differences) == {"random", "bm25", "noisy_axes"}
     for name, estimates in found.differences.items():
-        for metric in METRICS:
+        for metric in (metric_key(metric, K) for metric in METRICS):
             expected = found.rows["dashclip"][metric].mean - found.rows[name][metric].mean
             assert estimates[metric].mean == pytest.approx(expected)
-    assert evaluate_rows(rows, shop(), candidate="stage1", **MEASURE).slices[ALL].differences == {}
+    assert evaluate_rows(rows, shop(), candidate="stage1", **MEASURE).differences == {}
 
 
 def test_rows_are_found_by_id_whatever_the_order_of_products(rows):
@@ -129,28 +133,28 @@ def test_a_slice_of_queries_has_the_numbers_of_those_queries_alone(rows):
     mask_Q = np.array([True, False, False, True])
     masks = {"soap and milk": mask_Q, "nothing": np.zeros(4, bool)}
     table = evaluate_rows(rows, shop(), query_slices=masks, **MEASURE)
-    assert list(table.slices) == [ALL, "soap and milk"]
+    assert list(table.slices) == ["soap and milk"]
     alone = evaluate_rows(
         {name: rows[name] for name in ("bm25", "dashclip")}, shop().select_queries(mask_Q), **MEASURE
     )
     for name in ("bm25", "dashclip"):
-        assert table.slices["soap and milk"].rows[name] == alone.slices[ALL].rows[name]
+        assert table.slices["soap and milk"].rows[name] == alone.rows[name]
 
 
 def test_a_slice_of_products_lets_only_these_compete(rows):
     mask_P = np.arange(20) % 5 == 0  # one product of each noun
     found = evaluate_rows(rows, shop(), product_slices={"new": mask_P}, **MEASURE).slices["new"]
     assert (found.queries, found.products) == (4, 4)
-    assert found.rows["dashclip"]["recall"].mean == 1
-    assert found.rows["dashclip"]["precision"].mean == pytest.approx(1 / 3)
+    assert found.rows["dashclip"]["recall_at_3"].mean == 1
+    assert found.rows["dashclip"]["precision_at_3"].mean == pytest.approx(1 / 3)
 
 
 def test_the_judged_pool_ranks_what_was_judged(rows):
     judgements = shop(complete=False)
-    found = evaluate_rows(rows, judgements, pool="judged", **(MEASURE | {"k": 7})).slices[ALL]
+    found = evaluate_rows(rows, judgements, pool="judged", **(MEASURE | {"k": 7}))
     # Seven products were judged for each query, so all rows find all five that are highly relevant.
-    assert {found.rows[name]["recall"].mean for name in rows} == {1.0}
-    assert found.rows["dashclip"]["ndcg"].mean > found.rows["random"]["ndcg"].mean
+    assert {found.rows[name]["recall_at_7"].mean for name in rows} == {1.0}
+    assert found.rows["dashclip"]["ndcg_at_7"].mean > found.rows["random"]["ndcg_at_7"].mean
     assert found.rows["bm25"]["mrr"].mean == 1
 
 
@@ -193,9 +197,9 @@ def test_bm25_takes_its_word_statistics_from_all_titles(rows):
 def test_the_json_has_the_promised_names_and_no_nan(rows, tmp_path):
     nothing_to_find = {"none wanted": np.arange(20) == 19}
     table = evaluate_rows(rows, shop(), product_slices=nothing_to_find, **MEASURE)
-    write_table1(table, tmp_path / "table1.json")
+    table.write(tmp_path / "table1.json")
     content = json.loads((tmp_path / "table1.json").read_text())
-    assert content == json.loads(json.dumps(to_json(table)))
+    assert Table1.model_validate(content) == table
     assert (content["queries"], content["k"], content["simulated"]) == (4, 3, True)
     assert list(content["rows"]) == list(rows)
     names = ("graded_rel", "recall_at_3", "precision_at_3", "ndcg_at_3", "mrr")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,9 @@ from typer.testing import CliRunner
 from embeddings.evaluation.probes import ProbeConfig, run_probes
 from experiments.cli import app
 from experiments.encoders.retrieval_rows import RandomRow
-from experiments.encoders.table1 import evaluate_rows, to_json
+from experiments.encoders.table1 import evaluate_rows
 from experiments.reports.evidence import gather
-from experiments.reports.importance import plots as importance_report_plots
+from experiments.reports.importance import page as importance_report_page
 from experiments.reports.page import Absent, Origin, Section, listed, png_source
 from experiments.reports.records import EvidenceError
 from experiments.reports.sections import plots as evidence_plots
@@ -21,8 +20,8 @@ from experiments.reports.sections.latency import ServingRecord, ladder, latency_
 from experiments.reports.sections.probes import probes_section
 from experiments.reports.sections.retrieval import retrieval_section
 from experiments.reports.table2 import plots
-from experiments.reports.table2.build import build_report
 from experiments.reports.table2.page import to_html
+from experiments.sweeps.table2 import build_report
 from tests.experiments.encoders.test_pictures import small_world
 from tests.experiments.encoders.test_table1 import MEASURE, shop, vector_row
 from tests.experiments.reports.importance_reports import made_report
@@ -63,12 +62,12 @@ def sweep(tmp_path_factory) -> Path:
     """A sweep folder in which everything was measured."""
     folder = write_sweep(tmp_path_factory.mktemp("evidence") / "sweep")
     rows = {"random": RandomRow(), "dashclip": vector_row(folder / "tables")}
-    table = to_json(evaluate_rows(rows, shop(), query_slices={"milk": shop().start_Q[:-1] < 1}, **MEASURE))
-    write(folder / "table1.json", table | MADE)
+    table = evaluate_rows(rows, shop(), query_slices={"milk": shop().start_Q[:-1] < 1}, **MEASURE)
+    table.model_copy(update=MADE).write(folder / "table1.json")
     before, after, labels = small_world()
     report = run_probes(before, after, labels, config=ProbeConfig(seeds=(0, 1), hidden_dim=4, max_epochs=1))
     kept = {name: report.probes[name] for name in ("aisle", "relevance")}
-    write(folder / "probes.json", replace(report, probes=kept).to_json() | MADE)
+    report.model_copy(update={"probes": kept, **MADE}).write(folder / "probes.json")
     (folder / "pictures").mkdir()
     (folder / "pictures" / "tsne_by_aisle.png").write_bytes(PNG)
     few = ("product embedding", "price", "position")
@@ -81,7 +80,7 @@ def sweep(tmp_path_factory) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch):
     """Drawing takes most of the time; the pictures of importance have tests of their own."""
-    monkeypatch.setattr(importance_report_plots, "png_of", lambda figure: PNG)
+    monkeypatch.setattr(importance_report_page, "png_of", lambda figure: PNG)
     monkeypatch.setattr(evidence_plots, "svg_of", lambda figure: "<svg/>")
     monkeypatch.setattr(plots, "svg_of", lambda figure: "<svg/>")
 

@@ -15,6 +15,7 @@ from experiments.importance.result import (
     SelectionSide,
     Spread,
 )
+from experiments.reports.importance import page as importance_page
 from experiments.reports.importance import plots as pictures
 from experiments.reports.importance.page import to_csv, to_html, write_importance_report
 from experiments.reports.importance.text import (
@@ -26,9 +27,10 @@ from experiments.reports.importance.text import (
     slice_sentences,
     surely_positive,
     tiers,
-    with_limits,
     with_titles,
 )
+from experiments.reports.plot_style import png_of
+from experiments.statistics.cells import with_limits
 from tests.experiments.reports.importance_reports import COUNTERS, SLICES, made_report
 from tests.experiments.reports.page_reader import assert_whole_and_self_contained
 
@@ -48,7 +50,7 @@ def page(report):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Drawing takes nearly all of a page's time and is tested by the tests about pictures."""
-    monkeypatch.setattr(pictures, "png_of", lambda figure: b"")
+    monkeypatch.setattr(importance_page, "png_of", lambda figure: b"")
 
 
 def entry(name="position", mean=0.01, low=0.008, high=0.012, **changes):
@@ -355,7 +357,7 @@ def test_writing_leaves_page_csv_and_pictures_and_removes_those_of_an_earlier_re
 
 def test_the_same_numbers_draw_the_same_bytes():
     report = made_report(features=FEW[:2], groups={}, slices={})
-    first, second = (pictures.png_of(pictures.bars(report, "permutation")) for _ in range(2))
+    first, second = (png_of(pictures.bars(report, "permutation")) for _ in range(2))
     assert first == second
 
 

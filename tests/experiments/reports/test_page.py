@@ -7,11 +7,11 @@ import pytest
 from rich.console import Console
 
 from experiments.reports.table2 import plots
-from experiments.reports.table2.build import build_report
 from experiments.reports.table2.page import to_html
-from experiments.reports.table2.text import console_table, limits, signed, to_markdown
+from experiments.reports.table2.text import console_table, to_markdown
+from experiments.statistics.cells import limits, signed
 from experiments.statistics.intervals import Interval
-from experiments.sweeps.table2 import to_json, variant_title
+from experiments.sweeps.table2 import build_report, to_json, variant_title
 from tests.experiments.reports.page_reader import assert_whole_and_self_contained
 from tests.experiments.sweeps.sweep_folders import write_sweep
 

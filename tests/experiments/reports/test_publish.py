@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from experiments.reports.publish import publish, render_readme
-from experiments.reports.table2.build import build_report, write_report
+from experiments.reports.table2.page import write_report
+from experiments.sweeps.table2 import build_report
 from tests.experiments.sweeps.sweep_folders import write_sweep
 
 VARIANT = {

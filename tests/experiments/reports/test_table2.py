@@ -13,11 +13,10 @@ from typer.testing import CliRunner
 
 from experiments.reports.table2 import plots
 from experiments.reports.table2 import sections as evidence_table2
-from experiments.reports.table2.build import build_report, write_report
-from experiments.reports.table2.page import to_html
+from experiments.reports.table2.page import to_html, write_report
 from experiments.reports.table2.text import findings, to_markdown
 from experiments.sweeps.results import SweepResultsError
-from experiments.sweeps.table2 import to_json
+from experiments.sweeps.table2 import build_report, to_json
 from ranking.metrics import calibration, evaluate, normalized_log_loss, roc_auc
 from tests.experiments.sweeps.sweep_folders import PAPER_VARIANTS, write_sweep
 

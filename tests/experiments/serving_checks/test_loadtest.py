@@ -19,14 +19,14 @@ from experiments.serving_checks.loadtest import (
     LoadResult,
     encoded,
     plot_load,
-    read_requests,
     resized,
     result_json,
     run_load,
 )
+from features.online.request import ScoreRequest
+from serving.package.parity import read_requests
 from serving.servers.endpoint import Body, Endpoint
 from serving.wire.json_codec import encode_request
-from serving.wire.request import ScoreRequest
 from tests.serving.servers.stand_in_handler import stand_in_scorer
 
 REQUEST = ScoreRequest(

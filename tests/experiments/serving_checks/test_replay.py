@@ -16,13 +16,14 @@ from features.columns.clock import DAY_US
 from features.feature_set import FeatureSet
 from features.inputs.tables import InputTables
 from features.online.build_snapshot import build_snapshot
-from features.online.request_features import FeatureRequest, FeatureRows, OnlineFeatures
+from features.online.request import RequestError, ScoreRequest
+from features.online.request_features import OnlineFeatures
 from ranking.model import SemanticConfig
 from serving.package.manifest import PackageManifest
 from serving.packaging.as_of import END, moment_us, snapshot_source
 from serving.packaging.logged_requests import LoggedImpressions
 from serving.scoring.predictor import Predictor
-from serving.wire.request import RequestError, ScoreReply, ScoreRequest, best_first
+from serving.wire.reply import ScoreReply, best_first
 from tests.features.small_logs import START_US
 from tests.serving.small_packages import train_small, write_vectors
 
@@ -195,23 +196,10 @@ def test_a_snapshot_at_the_moment_of_a_request_has_no_skew(
     snapshot = build_snapshot(folder / "data", feature_set, tmp_path / "snapshot", as_of_us=moment_us)
     features = OnlineFeatures(snapshot, context_columns=("store_id",))
 
-    def feature_rows(request: ScoreRequest) -> FeatureRows:
-        return features.rows(
-            FeatureRequest(
-                user_id=request.user_id,
-                query=request.query,
-                timestamp_us=moment_us,
-                products=request.candidates,
-                context=request.context,
-                candidate_columns=request.candidate_columns,
-                history=request.history,
-            )
-        )
-
     found = skew(
         impressions,
         [rows_N],
-        feature_rows,
+        features.rows,
         dense_columns=feature_set.manifest.dense_columns,
         sparse_columns=tuple(column.name for column in feature_set.manifest.sparse_columns),
     )

@@ -9,7 +9,7 @@ import pytest
 from experiments.serving_checks.soak import Failure, SoakPlan, SoakResult, explained, soak_summary
 from experiments.serving_checks.soak_requests import Expectations, extend_log, make_pool, new_product_ids
 from features.inputs.tables import InputTables
-from serving.wire.request import ScoreReply, best_first
+from serving.wire.reply import ScoreReply, best_first
 from tests.features.small_logs import random_tables, write_tables
 
 PLAN = SoakPlan(minutes=1, refreshes=())

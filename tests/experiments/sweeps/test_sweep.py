@@ -12,10 +12,10 @@ import pytest
 
 import experiments.sweeps.sweep
 from experiments.config import ConfigError
-from experiments.reports.table2.build import build_report
 from experiments.runtime.environment import cpu_quota
 from experiments.runtime.job_pool import DIED, Job, JobProgress, run_job
-from experiments.sweeps.sweep import RunOutcome, execute_sweep, job_of, plan
+from experiments.sweeps.sweep import execute_sweep, job_of, plan
+from experiments.sweeps.table2 import build_report
 from features.progress import silent
 from tests.experiments.sweeps.small_sweeps import HISTORY, TRAINING, sweep_config, write_inputs
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(folder: Path) -> tuple[Path, list[RunOutcome], list[JobProgress]]:
+def finished(folder: Path) -> tuple[Path, dict[Path, str | None], list[JobProgress]]:
     """A sweep in two processes of one thread each, what it returned, and what it said meanwhile."""
     said: list[JobProgress] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -93,9 +93,7 @@ def test_a_sweep_that_cannot_be_compared_is_refused(changed, sentence):
 
 def test_every_run_of_a_sweep_ends_and_is_recorded(finished):
     out, outcomes, said = finished
-    assert {(outcome.folder, outcome.error) for outcome in outcomes} == {
-        (run.folder, None) for run in plan(sweep_config(), out)
-    }
+    assert outcomes == {run.folder: None for run in plan(sweep_config(), out)}
     record = json.loads((out / "sweep.json").read_text())
     assert record["variants"] == ["dcn", "dcn_p_sim_history"]
     assert record["titles"] == {"dcn_p_sim_history": "With history"}
@@ -125,7 +123,7 @@ def test_a_finished_sweep_is_not_run_again(finished, folder, monkeypatch):
 
     monkeypatch.setattr(experiments.sweeps.sweep, "run_jobs", no_pool)
     outcomes = execute_sweep(sweep_config(folder), out, processes=2)
-    assert [outcome.error for outcome in outcomes] == [None] * 4
+    assert list(outcomes.values()) == [None] * 4
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
@@ -158,8 +156,7 @@ def test_numbers_do_not_depend_on_how_many_processes_share_the_work_and_a_failed
     }
     config = sweep_config(folder, seeds=[1], variants=variants)
     outcomes = {
-        outcome.folder.parent.name: outcome.error
-        for outcome in execute_sweep(config, folder / "one", processes=1)
+        run.parent.name: error for run, error in execute_sweep(config, folder / "one", processes=1).items()
     }
 
     assert outcomes.keys() == set(variants)
@@ -250,7 +247,7 @@ def test_a_worker_that_dies_takes_no_other_run_along(folder: Path, tmp_path: Pat
     monkeypatch.setattr(experiments.sweeps.sweep, "run_jobs", die_in_the_first)
     outcomes = execute_sweep(sweep_config(folder, seeds=[1]), tmp_path / "out", processes=1)
     assert rounds == [2, 2]
-    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert list(outcomes.values()) == [None, None]
 
 
 @pytest.mark.parametrize(

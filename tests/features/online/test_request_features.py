@@ -10,7 +10,8 @@ import pytest
 from features.batches.pretrained_rows import PurchaseBags
 from features.columns.counters import UNIT_US
 from features.online.build_snapshot import build_snapshot
-from features.online.request_features import FeatureRequest, OnlineFeatures
+from features.online.request import ScoreRequest
+from features.online.request_features import OnlineFeatures
 from tests.features.small_logs import CONFIG, START_US, WITHOUT_QUERIES
 from tests.features.small_market import WIDE, Market, assert_equal_rows
 
@@ -71,7 +72,7 @@ def test_a_request_later_than_the_snapshot_forgets_what_has_left_the_window(tmp_
             for product, bought in zip(snapshot.purchases.product_E[start:end], times, strict=True)
             if time_us - 3 * 86_400_000_000 <= bought < time_us
         ]
-        found = online.rows(FeatureRequest(user_id, None, int(time_us), []))
+        found = online.rows(ScoreRequest(user_id, None, [0], int(time_us)))
         assert found.history.tolist() == expected[::-1][:4]
 
 

@@ -13,8 +13,8 @@ from features.columns.counters import counter_names, smoothed_ctr
 from features.columns.transforms import Transform
 from features.columns.vocabulary import Vocabulary
 from features.online.build_snapshot import build_snapshot
-from features.online.request import RequestError
-from features.online.request_features import FeatureRequest, OnlineFeatures
+from features.online.request import RequestError, ScoreRequest
+from features.online.request_features import OnlineFeatures
 from tests.features.small_logs import START_US
 from tests.features.small_market import WIDE, Market
 
@@ -33,8 +33,8 @@ def online(market):
 
 def request(**changes):
     """Three products, the first of which nobody knows."""
-    sent = {"user_id": 11, "query": "query 1", "timestamp_us": NOW_US, "products": [999, 4, 2]}
-    return FeatureRequest(**(sent | changes))
+    sent = {"user_id": 11, "query": "query 1", "timestamp_us": NOW_US, "candidates": [999, 4, 2]}
+    return ScoreRequest(**(sent | changes))
 
 
 def dense(online, found, name):
@@ -71,13 +71,12 @@ def test_unknown_ids_score_by_hashed_rows_and_are_counted(market, online):
 
 
 def test_a_cold_request_without_user_query_or_products_has_a_meaning(online):
-    found = online.rows(request(user_id=None, query=None, products=[4]))
+    found = online.rows(request(user_id=None, query=None, candidates=[4]))
     assert found.unknown == {"users": 0, "queries": 0, "products": 0, "history": 0}
     assert sparse(online, found, "user") == sparse(online, found, "query") == [0]
     assert len(found.history) == 0
-    none = online.rows(request(products=[]))
-    assert none.dense_NF.shape == (0, len(online.snapshot.manifest.dense_columns))
-    assert none.sparse_NS.shape == (0, len(online.snapshot.manifest.sparse_columns))
+    with pytest.raises(RequestError, match="candidates: an empty list came; send at least one"):
+        request(candidates=[])
 
 
 def test_an_empty_history_is_not_the_snapshots(market, online):
@@ -176,48 +175,48 @@ def test_a_declared_context_column_is_given_once(market, online):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"user_id": "11"}, "user_id: str '11' came; send an integer"),
-        ({"user_id": True}, "user_id: bool True came; send an id or null"),
+        ({"user_id": "11"}, "user_id: string '11' came; send an integer"),
+        ({"user_id": True}, "user_id: boolean True came; send an integer, a string or null"),
         ({"user_id": 2**63}, "user_id: an integer beyond 64 bits came"),
-        ({"user_id": 1.0}, "user_id: float 1.0 came"),
-        ({"query": 7}, "query: int 7 came; send a string"),
+        ({"user_id": 1.0}, "user_id: number 1.0 came"),
+        ({"query": 7}, "query: integer 7 came; send a string"),
         ({"query": "\ud800"}, "query: text with a lone surrogate came"),
-        ({"timestamp_us": None}, "timestamp_us: null came; send microseconds"),
-        ({"timestamp_us": 1.5}, "timestamp_us: float 1.5 came"),
-        ({"timestamp_us": -1}, "timestamp_us: int -1 came"),
-        ({"timestamp_us": 10**18}, "timestamp_us: int 1000000000000000000 came"),
+        ({"timestamp_us": 1.5}, "timestamp_us: number 1.5 came"),
+        ({"timestamp_us": -1}, "timestamp_us: integer -1 came"),
+        ({"timestamp_us": 10**18}, "timestamp_us: integer 1000000000000000000 came"),
         ({"timestamp_us": NOW_US // 10**6}, r"timestamp_us: \d+ \(1970-01-01T00:28.* not seconds"),
-        ({"products": ["4"]}, "candidates: ids of type string came; the product ids of this catalogue"),
-        ({"products": [4, None]}, "candidates: null for 1 of 2 came"),
-        ({"products": [4, "2"]}, "candidates: a list that is not of one type"),
-        ({"products": [4.0]}, "candidates: values of type double came"),
-        ({"products": "42"}, "candidates: str '42' came; send a list"),
-        ({"products": [2**63]}, "candidates: .* came"),
-        ({"products": np.array([2**63], np.uint64)}, "candidates: integers beyond 64 bits came"),
-        ({"products": np.zeros((3, 1), np.int64)}, "candidates: an array of 2 dimensions came"),
-        ({"products": 4}, "candidates: int 4 came; send a list"),
+        ({"candidates": ["4"]}, "candidates: ids of type string came; the product ids of this catalogue"),
+        ({"candidates": [4, None]}, r"candidates\[1\]: null came"),
+        ({"candidates": [4, "2"]}, r"candidates\[1\]: string '2' came"),
+        ({"candidates": [4.0]}, r"candidates\[0\]: number 4.0 came"),
+        ({"candidates": "42"}, "candidates: string '42' came; send a list"),
+        ({"candidates": [2**63]}, "candidates: .* came"),
+        ({"candidates": np.array([2**63], np.uint64)}, "candidates: an integer beyond 64 bits came"),
+        ({"candidates": np.zeros((3, 1), np.int64)}, r"candidates: an array of shape \(3, 1\) came"),
+        ({"candidates": 4}, "candidates: integer 4 came; send a list"),
         ({"history": ["4"]}, "history: ids of type string came"),
         ({"context": {"stor_id": 1}}, "context.stor_id: a name that no feature reads .* mean 'store_id'"),
         ({"context": {"user_id": 1}}, "context.user_id: a field of the request came; send it as user_id"),
         ({"candidate_columns": {"product_id": [1] * 3}}, "product_id: a field .* send it as candidates"),
         ({"context": {"hour_of_day": 3}}, "context.hour_of_day: a name that no feature reads"),
-        ({"context": {"store_id": "3"}}, "context.store_id: str '3' came; send "),
-        ({"context": {"store_id": 3.5}}, "context.store_id: float 3.5 came; send an integer"),
-        ({"context": {"price": "3"}}, "context.price: str '3' came; send a number"),
+        ({"context": {"store_id": "3"}}, "context.store_id: string '3' came; send "),
+        ({"context": {"store_id": 3.5}}, "context.store_id: number 3.5 came; send an integer"),
+        ({"context": {"price": "3"}}, "context.price: string '3' came; send a number"),
         ({"context": {"price": math.nan}}, "context.price: nan came; send a finite number"),
-        ({"context": {"price": 10**400}}, "context.price: inf came; send a finite number"),
+        ({"context": {"price": 10**400}}, "context.price: an integer beyond 64 bits came"),
         ({"context": {"price": 1j}}, "context.price: a value of type complex came"),
-        ({"context": {"price": [1, 2, 3]}}, "context.price: a value of type list came"),
-        ({"context": {"brand": 3}}, "context.brand: int 3 came; send a string"),
+        ({"context": {"price": [1, 2, 3]}}, "context.price: a list of 3 came"),
+        ({"context": {"brand": 3}}, "context.brand: integer 3 came; send a string"),
         ({"context": {"product_clicks_1d": -1}}, "product_clicks_1d: a negative or missing number came"),
         ({"context": {"product_clicks_1d": None}}, "product_clicks_1d: a negative or missing number came"),
         ({"candidate_columns": {"price": [1.0, 2.0]}}, "price: 2 values came; send one for each of the 3"),
         ({"candidate_columns": {"price": [1.0, math.nan, 2]}}, "price: nan for candidate 1 came"),
-        ({"candidate_columns": {"price": np.array([1, np.inf, 2])}}, "price: inf for candidate 1 came"),
+        ({"candidate_columns": {"price": np.array([1, np.inf, 2])}}, "price: NaN or an infinity came"),
         ({"candidate_columns": {"price": pa.array([1, None, math.nan])}}, "price: nan for candidate 2 came"),
         ({"candidate_columns": {"price": ["1"] * 3}}, "price: values of type string came; send numbers"),
         ({"candidate_columns": {"price": [[1], [2], [3]]}}, "price: values of type list"),
-        ({"candidate_columns": {"price": 1.0}}, "price: float 1.0 came; send a list"),
+        ({"candidate_columns": {"query_clicks_1d": [[1]] * 3}}, "query_clicks_1d: values of type list"),
+        ({"candidate_columns": {"price": 1.0}}, "price: number 1.0 came; send a list"),
         ({"candidate_columns": {"store_id": [1.5] * 3}}, "store_id: values of type double came; send int"),
         ({"candidate_columns": {"brand": [1] * 3}}, "brand: values of type int64 came; send strings"),
         ({"candidate_columns": {"brand": ["\ud800"] * 3}}, "brand: a list that is not of one type"),
@@ -251,14 +250,14 @@ NAMES = st.sampled_from(
     user_id=st.one_of(st.integers(0, 90), VALUES),
     query=st.one_of(st.text(), VALUES),
     timestamp_us=st.one_of(st.integers(START_US, NOW_US), VALUES),
-    products=st.one_of(st.lists(st.integers(0, 15), max_size=4), VALUES, st.lists(VALUES, max_size=4)),
+    candidates=st.one_of(st.lists(st.integers(0, 15), max_size=4), VALUES, st.lists(VALUES, max_size=4)),
     context=st.dictionaries(NAMES, VALUES, max_size=3),
     candidate_columns=st.dictionaries(NAMES, st.one_of(VALUES, st.lists(VALUES, max_size=4)), max_size=3),
     history=st.one_of(st.none(), st.lists(st.integers(0, 15)), VALUES, st.lists(VALUES, max_size=4)),
 )
 def test_any_request_is_read_or_refused_in_a_sentence(online, **changes):
     try:
-        found = online.rows(FeatureRequest(**changes))
+        found = online.rows(ScoreRequest(**changes))
     except RequestError as error:
         refusal = error
     else:
@@ -269,7 +268,7 @@ def test_any_request_is_read_or_refused_in_a_sentence(online, **changes):
     assert np.isfinite(found.dense_NF).all()
     for place, column in enumerate(online.snapshot.manifest.sparse_columns):
         assert ((found.sparse_NS[:, place] >= 0) & (found.sparse_NS[:, place] < column.rows)).all()
-    assert len(found) == len(changes["products"])
+    assert len(found) == len(changes["candidates"])
 
 
 COLUMNS = {
@@ -303,10 +302,10 @@ def candidates(draw):
 )
 def test_each_candidate_reads_the_same_alone_and_among_others(online, shown, user_id, query, timestamp_us):
     products, columns = shown
-    together = online.rows(FeatureRequest(user_id, query, timestamp_us, products, candidate_columns=columns))
+    together = online.rows(ScoreRequest(user_id, query, products, timestamp_us, candidate_columns=columns))
     for place, product in enumerate(products):
         context = {name: values[place] for name, values in columns.items()}
-        alone = online.rows(FeatureRequest(user_id, query, timestamp_us, [product], context))
+        alone = online.rows(ScoreRequest(user_id, query, [product], timestamp_us, context))
         np.testing.assert_array_equal(together.dense_NF[place], alone.dense_NF[0])
         np.testing.assert_array_equal(together.sparse_NS[place], alone.sparse_NS[0])
         assert together.product_N[place] == alone.product_N[0]
@@ -326,7 +325,7 @@ def test_a_product_newer_than_the_feature_set_has_what_the_catalogue_says(tmp_pa
     snapshot = build_snapshot(tmp_path, market.feature_set, tmp_path / "snapshot", as_of_us=NOW_US)
     assert snapshot.product_ids().to_pylist() == [0, 2, 3, 4, 6, 8, 10, 12]
     online = OnlineFeatures(snapshot)
-    found = online.rows(request(products=[3, 4]))
+    found = online.rows(request(candidates=[3, 4]))
     assert found.unknown["products"] == 0
     assert (
         sparse(online, found, "product") == vocabulary(market, "product").rows_of(pa.array([3, 4])).tolist()
@@ -334,5 +333,5 @@ def test_a_product_newer_than_the_feature_set_has_what_the_catalogue_says(tmp_pa
     assert sparse(online, found, "brand")[0] == vocabulary(market, "brand").rows_of(pa.array(["brand 0"]))[0]
     transform: Transform = snapshot.manifest.transforms["weight"]
     assert dense(online, found, "weight")[0] == transform.apply(np.array([6.25]))[0]
-    old = OnlineFeatures(market.snapshot(NOW_US)).rows(request(products=[4]))
+    old = OnlineFeatures(market.snapshot(NOW_US)).rows(request(candidates=[4]))
     np.testing.assert_array_equal(found.dense_NF[1], old.dense_NF[0])

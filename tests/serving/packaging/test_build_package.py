@@ -9,6 +9,7 @@ import pytest
 
 from features.feature_set import FeatureSet
 from features.inputs.tables import InputTables
+from features.online.request import RequestError
 from ranking.model import SemanticConfig
 from ranking.run import load_run
 from serving.package.generations import current_generation, generation_folder
@@ -18,7 +19,7 @@ from serving.package.sealed_folder import PackageError
 from serving.packaging.build_package import build_package
 from serving.packaging.logged_requests import LoggedImpressions
 from serving.scoring.predictor import Predictor
-from serving.wire.request import RequestError, ScoreReply
+from serving.wire.reply import ScoreReply
 from tests.serving.small_packages import AS_OF_US, package_small, train_small
 
 VARIANTS = {

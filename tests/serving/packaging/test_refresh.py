@@ -12,6 +12,7 @@ import pytest
 
 from embeddings.embedding_table import EmbeddingTable
 from features.columns.clock import DAY_US
+from features.online.request import ScoreRequest
 from serving.package.generations import current_generation, generation_names, rollback
 from serving.package.manifest import PackageManifest
 from serving.package.sealed_folder import PackageError
@@ -19,7 +20,7 @@ from serving.package.vectors import SourceVectors
 from serving.packaging.build_generation import SnapshotSource, vectors_of_table
 from serving.packaging.refresh import refresh
 from serving.scoring.predictor import Predictor
-from serving.wire.request import ScoreReply, ScoreRequest
+from serving.wire.reply import ScoreReply
 from tests.serving.small_packages import AS_OF_US, DIM
 
 NEW_PRODUCT = 1000

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import serving.scoring.live_generation
+from features.online.request import MAX_CANDIDATES, RequestError, ScoreRequest
 from serving.scoring.predictor import Predictor
-from serving.wire.request import MAX_CANDIDATES, RequestError, ScoreReply, ScoreRequest
+from serving.wire.reply import ScoreReply
 from tests.serving.small_packages import AS_OF_US
 
 

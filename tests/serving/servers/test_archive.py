@@ -117,4 +117,4 @@ def test_the_access_log_is_off_unless_it_is_asked_for() -> None:
 def test_every_measure_has_a_place_in_the_metrics_file() -> None:
     model_metrics = yaml.safe_load(metrics_text())["model_metrics"]
     names = {entry["name"] for entries in model_metrics.values() for entry in entries}
-    assert {"dashclip_requests", "dashclip_snapshot_age_seconds", "PredictionTime"} <= names
+    assert {"dashclip_requests_total", "dashclip_snapshot_age_seconds", "PredictionTime"} <= names

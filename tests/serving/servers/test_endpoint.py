@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from features.online.request import MAX_BODY_BYTES, ScoreRequest
 from serving.package.training_record import TrainingRecord
 from serving.servers.background import Background
 from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import FORM, Body, Endpoint
 from serving.servers.measures import Series
 from serving.wire import arrow_codec, json_codec
-from serving.wire.request import MAX_BODY_BYTES, ScoreRequest
 from tests.serving.servers.stand_in_handler import stand_in_score, stand_in_scorer
 
 
@@ -100,13 +100,13 @@ def test_a_fault_of_ours_is_logged_by_its_place_without_a_value_of_the_request(
 def test_measures_tell_scored_refused_and_failed() -> None:
     endpoint = Endpoint(stand_in_scorer())
     endpoint.answer([body([1, 2], history=[3]), body([3], user_id=None), body([]), body([13])])
-    series = endpoint.series()
-    assert series["dashclip_requests", ""] == 2
-    assert series["dashclip_candidates", ""] == 3
-    assert series["dashclip_empty_history", ""] == 1
-    assert series["dashclip_unknown", "users"] == 1
-    assert series["dashclip_refused", "400"] == 1
-    assert series["dashclip_failed", ""] == 1
+    series = endpoint.measures().series()
+    assert series["dashclip_requests_total", ""] == 2
+    assert series["dashclip_candidates_total", ""] == 3
+    assert series["dashclip_empty_history_total", ""] == 1
+    assert series["dashclip_unknown_total", "users"] == 1
+    assert series["dashclip_refused_total", "400"] == 1
+    assert series["dashclip_failed_total", ""] == 1
     assert series["dashclip_snapshot_age_seconds", ""] > 0
 
 
@@ -117,15 +117,13 @@ def test_the_background_reloads_exports_and_writes_counts(tmp_path: Path) -> Non
     endpoint = Endpoint(scorer, live=live)
     endpoint.answer([body([101])])
     exported: list[Series] = []
-    background = Background(
-        endpoint, export=exported.append, live=live, counts_folder=tmp_path, period_s=0.01
-    )
+    background = Background(endpoint, export=exported.append, counts_folder=tmp_path, period_s=0.01)
     background.start()
     while len(exported) < 3:
         pass
     background.stop()
     assert scorer.reloads >= 3  # type: ignore[attr-defined]
-    assert exported[0]["dashclip_requests", ""] == 1
+    assert exported[0]["dashclip_requests_total", ""] == 1
     (counts,) = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert (counts["model_version"], counts["requests"]) == ("stand-in", 1)
 

@@ -1,16 +1,21 @@
 """The FastAPI app answers as TorchServe's handler does: they share the endpoint."""
 
 import json
+import os
+import socket
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 
-from serving.client import ScoreClient
-from serving.wire.request import MAX_BODY_BYTES, ScoreRequest
+from features.online.request import MAX_BODY_BYTES, ScoreRequest
+from serving.client import ClientError, ScoreClient
 from tests.serving.servers.stand_in_handler import stand_in_score, stand_in_scorer
 
 uvicorn = pytest.importorskip("uvicorn", reason="the extra `fastapi` is not installed")
@@ -48,5 +53,70 @@ def test_a_bad_and_a_too_large_body_are_the_clients_fault(root: str) -> None:
 def test_health_and_metrics_say_what_is_served(root: str) -> None:
     assert json.loads(urllib.request.urlopen(f"{root}/health").read())["model_version"] == "stand-in"
     text = urllib.request.urlopen(f"{root}/metrics").read().decode()
-    assert "# TYPE dashclip_requests counter" in text
-    assert 'dashclip_latency_bucket{le="+Inf"}' in text
+    assert "# TYPE dashclip_requests_total counter" in text
+    assert 'dashclip_latency_seconds_bucket{le="+Inf"}' in text
+
+
+@pytest.mark.slow
+def test_workers_are_counted_together_replaced_when_killed_and_end_with_their_parent(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    code = (
+        "from serving.servers.fastapi_app import serve\n"
+        "from tests.serving.servers.stand_in_handler import stand_in_scorer\n"
+        f"serve(stand_in_scorer, host='127.0.0.1', port={url.rsplit(':')[-1]}, workers=2)\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    parent = psutil.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[3], env=environment)
+    try:
+        wait_until(lambda: len(workers_of(parent)) == 2 and scored(url, 1))
+        assert scored(url, 29)
+        assert [requests_counted(url) for _ in range(6)] == [30] * 6
+        killed, other = workers_of(parent)
+        killed.kill()
+        wait_until(lambda: len(workers_of(parent)) == 2 and killed not in workers_of(parent))
+        assert other in workers_of(parent)
+        assert scored(url, 5)
+        assert requests_counted(url) == 35
+        last = workers_of(parent)
+        parent.kill()
+        assert psutil.wait_procs(last, timeout=30)[1] == []
+    finally:
+        for process in (*workers_of(parent), parent):
+            process.kill()
+        parent.wait()
+
+
+def workers_of(parent: psutil.Process) -> list[psutil.Process]:
+    """Its worker processes that live, whatever else it has started."""
+    if not parent.is_running():
+        return []
+    alive = [one for one in parent.children() if one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in alive if "spawn_main" in " ".join(one.cmdline())]
+
+
+def scored(url: str, times: int) -> bool:
+    """Whether so many requests, each on a connection of its own, get their scores."""
+    try:
+        for _ in range(times):
+            with ScoreClient(f"{url}/score", retries=0, timeout_s=60) as client:
+                client.score(ScoreRequest(user_id=1, query="q", candidates=[101]))
+    except (ClientError, OSError):
+        return False
+    return True
+
+
+def requests_counted(url: str) -> float:
+    """What /metrics says, whichever worker answers."""
+    page = urllib.request.urlopen(f"{url}/metrics").read().decode()
+    return next(
+        float(line.split()[1]) for line in page.splitlines() if line.startswith("dashclip_requests_total ")
+    )
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -1,9 +1,12 @@
 """Counts of a worker, as sums that add up."""
 
 import numpy as np
+import pytest
+import yaml
 
-from serving.servers.measures import BY_NAME, LATENCY_BUCKETS_MS, RequestCounts, increase, prometheus_text
-from serving.wire.request import ScoreReply
+from serving.servers.measures import LATENCY_BUCKETS_S, Measures, increase
+from serving.servers.torchserve_files import metrics_text
+from serving.wire.reply import ScoreReply
 
 
 def reply(scores: list[float], *, history_length: int = 0, **unknown: int) -> ScoreReply:
@@ -12,52 +15,57 @@ def reply(scores: list[float], *, history_length: int = 0, **unknown: int) -> Sc
 
 
 def test_two_requests_add_up() -> None:
-    counts = RequestCounts()
-    counts.scored(reply([0.25, 0.5], users=1), latency_ms=0.7)
-    counts.scored(reply([0.25], history_length=3, users=1, products=2), latency_ms=30.0)
+    counts = Measures()
+    counts.scored(reply([0.25, 0.5], users=1), latency_s=0.0007)
+    counts.scored(reply([0.25], history_length=3, users=1, products=2), latency_s=0.03)
     counts.refused(400)
     counts.refused(413)
     counts.failed()
-    sums = counts.sums()
-    assert sums["dashclip_requests", ""] == 2
-    assert sums["dashclip_candidates", ""] == 3
-    assert sums["dashclip_score_sum", ""] == 1
-    assert sums["dashclip_unknown", "users"] == 2
-    assert sums["dashclip_unknown", "products"] == 2
-    assert sums["dashclip_empty_history", ""] == 1
-    assert sums["dashclip_refused", "413"] == 1
-    assert sums["dashclip_failed", ""] == 1
-    assert sums["dashclip_latency_ms_sum", ""] == 30.7
+    sums = counts.series()
+    assert sums["dashclip_requests_total", ""] == 2
+    assert sums["dashclip_candidates_total", ""] == 3
+    assert sums["dashclip_score_sum_total", ""] == 1
+    assert sums["dashclip_unknown_total", "users"] == 2
+    assert sums["dashclip_unknown_total", "products"] == 2
+    assert sums["dashclip_empty_history_total", ""] == 1
+    assert sums["dashclip_refused_total", "413"] == 1
+    assert sums["dashclip_failed_total", ""] == 1
+    assert sums["dashclip_latency_seconds_sum", ""] == pytest.approx(0.0307)
 
 
 def test_a_latency_bucket_holds_the_ones_below_it() -> None:
-    counts = RequestCounts()
-    for latency_ms in (0.1, 0.5, 0.6, 5000.0):
-        counts.scored(reply([0.5]), latency_ms=latency_ms)
-    sums = counts.sums()
-    buckets = [sums["dashclip_latency_bucket", f"{upper_ms:g}"] for upper_ms in LATENCY_BUCKETS_MS]
-    assert buckets == [2, *[3] * (len(LATENCY_BUCKETS_MS) - 1)]
-    assert sums["dashclip_latency_bucket", "+Inf"] == 4
+    counts = Measures()
+    for latency_s in (0.0001, 0.0005, 0.0006, 5.0):
+        counts.scored(reply([0.5]), latency_s=latency_s)
+    sums = counts.series()
+    buckets = [sums["dashclip_latency_seconds_bucket", str(upper_s)] for upper_s in LATENCY_BUCKETS_S]
+    assert buckets == [2, *[3] * (len(LATENCY_BUCKETS_S) - 1)]
+    assert sums["dashclip_latency_seconds_bucket", "+Inf"] == 4
 
 
 def test_an_increase_is_what_was_gained_and_adds_up_to_the_sums() -> None:
-    counts = RequestCounts()
-    counts.scored(reply([0.5]), latency_ms=1)
-    before = counts.sums()
+    counts = Measures()
+    counts.scored(reply([0.5]), latency_s=0.001)
+    before = counts.series()
     assert increase(before, before) == {}
-    counts.scored(reply([0.5, 0.5]), latency_ms=1)
-    assert increase(counts.sums(), before)["dashclip_candidates", ""] == 2
+    counts.scored(reply([0.5, 0.5]), latency_s=0.001)
+    assert increase(counts.series(), before)["dashclip_candidates_total", ""] == 2
 
 
 def test_every_series_is_declared_and_the_text_names_it_once() -> None:
-    counts = RequestCounts()
-    counts.scored(reply([0.5], users=1), latency_ms=1)
+    counts = Measures()
+    declared = {entry["name"] for entries in _metrics_file().values() for entry in entries}
+    counts.scored(reply([0.5], users=1), latency_s=0.001)
     counts.refused(400)
     counts.failed()
-    series = counts.sums() | {("dashclip_snapshot_age_seconds", ""): 2_000_000.0}
-    assert {name for name, _ in series} == set(BY_NAME)
-    lines = prometheus_text(series).splitlines()
-    assert 'dashclip_unknown{kind="users"} 1' in lines
-    assert 'dashclip_latency_bucket{le="+Inf"} 1' in lines
-    assert "dashclip_snapshot_age_seconds 2000000" in lines
-    assert sum(line.startswith("# TYPE dashclip_requests ") for line in lines) == 1
+    counts.set_snapshot_age(2_000_001.0)
+    assert {name for name, _ in counts.series()} == {name for name in declared if "dashclip" in name}
+    lines = counts.page().decode().splitlines()
+    assert 'dashclip_unknown_total{kind="users"} 1.0' in lines
+    assert 'dashclip_latency_seconds_bucket{le="+Inf"} 1.0' in lines
+    assert "dashclip_snapshot_age_seconds 2.000001e+06" in lines
+    assert sum(line.startswith("# TYPE dashclip_requests_total ") for line in lines) == 1
+
+
+def _metrics_file() -> dict[str, list[dict[str, str]]]:
+    return yaml.safe_load(metrics_text())["model_metrics"]

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from features.online.request import RequestError, ScoreRequest
 from serving.client import ClientError, ScoreClient
 from serving.servers.archive import build_archive
 from serving.servers.torchserve import RunningServer, ServerError, running, start, stop, worker_pids
 from serving.servers.torchserve_files import ServerSettings
-from serving.wire.request import RequestError, ScoreRequest
 from tests.serving.servers.stand_in_handler import stand_in_score
 
 pytestmark = [
@@ -146,8 +146,11 @@ def test_measures_reach_prometheus(server: RunningServer) -> None:
         one.score(REQUEST)
     # TorchServe reads the worker's measures from its log line by line, so the page may show half.
     wanted = (
-        "dashclip_requests{",
-        "dashclip_candidates{",
+        "dashclip_requests_total{",
+        "dashclip_candidates_total{",
+        "dashclip_latency_seconds_bucket{",
+        "dashclip_latency_seconds_count{",
+        "dashclip_latency_seconds_sum{",
         "dashclip_snapshot_age_seconds{",
         'le="+Inf"',
     )

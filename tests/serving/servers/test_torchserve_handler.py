@@ -98,17 +98,17 @@ def test_counters_are_exported_as_what_they_gained(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     export = _exporter(service.context)
-    first: Series = {("dashclip_requests", ""): 5.0, ("dashclip_unknown", "users"): 2.0}
+    first: Series = {("dashclip_requests_total", ""): 5.0, ("dashclip_unknown_total", "users"): 2.0}
     with caplog.at_level(logging.INFO, logger="ts.metrics.caching_metric"):
         export({**first, ("dashclip_snapshot_age_seconds", ""): 60.0})
-        export({**first, ("dashclip_requests", ""): 7.0, ("dashclip_snapshot_age_seconds", ""): 61.0})
+        export({**first, ("dashclip_requests_total", ""): 7.0, ("dashclip_snapshot_age_seconds", ""): 61.0})
     lines = [record.getMessage() for record in caplog.records]
     values = [line.split("|")[0].removeprefix("[METRICS]") for line in lines]
     assert values == [
-        "dashclip_requests.Count:5.0",
-        "dashclip_unknown.Count:2.0",
+        "dashclip_requests_total.Count:5.0",
+        "dashclip_unknown_total.Count:2.0",
         "dashclip_snapshot_age_seconds.seconds:60.0",
-        "dashclip_requests.Count:2.0",
+        "dashclip_requests_total.Count:2.0",
         "dashclip_snapshot_age_seconds.seconds:61.0",
     ]
     assert "kind:users" in lines[1]

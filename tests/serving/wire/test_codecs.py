@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from features.online.request import MAX_COLUMNS, RequestError, ScoreRequest
 from serving.wire import arrow_codec, json_codec
-from serving.wire.request import MAX_COLUMNS, RequestError, ScoreReply, ScoreRequest
+from serving.wire.reply import ScoreReply
 
 CODECS = pytest.mark.parametrize("codec", [json_codec, arrow_codec], ids=["json", "arrow"])
 

@@ -5,17 +5,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from serving.wire.request import (
+from features.online.request import (
     MAX_CANDIDATES,
     MAX_COLUMNS,
     MAX_HISTORY,
     MAX_QUERY_CHARACTERS,
     RequestError,
     ScoreRequest,
-    best_first,
     what_came,
 )
 
@@ -119,16 +116,6 @@ def test_a_column_with_missing_values_is_a_list_and_one_without_an_array() -> No
 def test_an_empty_history_is_not_the_snapshots() -> None:
     assert request().history is None
     assert len(request(history=[]).history) == 0
-
-
-def test_scores_of_2_5_5_tenths_have_the_order_1_2_0() -> None:
-    assert best_first(np.array([0.2, 0.5, 0.5], np.float32)).tolist() == [1, 2, 0]
-
-
-@given(st.lists(st.floats(0, 1, width=32), min_size=1))
-def test_the_order_is_a_permutation_by_falling_score_and_keeps_ties(scores: list[float]) -> None:
-    order = best_first(np.array(scores, np.float32)).tolist()
-    assert order == sorted(range(len(scores)), key=lambda position: (-scores[position], position))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,29 @@
+"""Arguments and options that several commands have, and what is made of them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DATA = Annotated[Path, typer.Argument(help="Folder with the four tables.")]
+CONFIG = Annotated[Path, typer.Option(help="TOML file, or the name of a shipped config.")]
+DEVICE = Annotated[str, typer.Option(help="`cpu` or `cuda`.")]
+DATA_OF_RUN = Annotated[
+    Path | None,
+    typer.Option(help="Folder with the four tables; the `data` beside the run's feature set if not given."),
+]
+KEY_FILE = Annotated[
+    Path | None, typer.Option(help="TorchServe's key_file.json, where a URL asks for a token.")
+]
+MANAGEMENT_URL = Annotated[
+    str | None, typer.Option(help="Where a new token is asked for once one has expired.")
+]
+
+
+def named_folders(rows: list[str]) -> dict[str, Path]:
+    """NAME=FOLDER, as given by `--row`, by name."""
+    named = dict(row.partition("=")[::2] for row in rows)
+    for name, folder in named.items():
+        if not name or not folder:
+            raise typer.BadParameter(f"must be NAME=FOLDER, got {name or folder!r}", param_hint="--row")
+    return {name: Path(folder) for name, folder in named.items()}

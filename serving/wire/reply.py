@@ -1,0 +1,60 @@
+"""What every server answers a `ScoreRequest` with, and what a predictor has to offer for that.
+
+No torch here: clients import this module, too.
+
+Shapes: N candidates.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from features.online.request import RequestError, ScoreRequest
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreReply:
+    """Scores of one request, in the order in which its candidates came.
+
+    Attributes:
+        scores_N: float32, probabilities of a click.
+        order_N: int64, positions in `candidates`, best first; equal scores stay in the order they came.
+        model_version: of the package.
+        generation: of its vectors and snapshot.
+        as_of: the moment of the snapshot, ISO 8601.
+        unknown: how many ids of each kind were not known ("users", "queries", "products", "history").
+        history_length: how many purchases the model read.
+        dense_NF: dense features as the model read them; for the drift counts, never sent.
+    """
+
+    scores_N: np.ndarray
+    order_N: np.ndarray
+    model_version: str
+    generation: str
+    as_of: str
+    unknown: Mapping[str, int]
+    history_length: int = 0
+    dense_NF: np.ndarray | None = None
+
+
+class Scorer(Protocol):
+    """What a server needs; `serving.scoring.predictor.Predictor` is one."""
+
+    def score_many(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply | RequestError]:
+        """One reply or refusal for each request: a bad one does not fail its neighbours."""
+        ...
+
+    def reload_if_changed(self) -> object:
+        """Swap in a new generation of vectors and snapshot if there is one. Cheap if there is none."""
+        ...
+
+    def facts(self) -> Mapping[str, Any]:
+        """What is being served: model version, generation, as_of, encoder, counts."""
+        ...
+
+
+def best_first(scores_N: np.ndarray) -> np.ndarray:
+    """Positions int64[N] by falling score, equal ones as they came: [.2, .5, .5] gives [1, 2, 0]."""
+    return np.argsort(-scores_N, kind="stable").astype(np.int64, copy=False)
