@@ -1,4 +1,4 @@
-"""What encoders read of the four input tables, and how much of them an embedding table covers.
+"""What encoders read of the four input tables.
 
 Plain Arrow reading of `NAME.parquet` or the folder `NAME/`; the full validation lives in `features`.
 """
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from embeddings.embedding_table import Coverage, EmbeddingTable, EmbeddingTableError
+from embeddings.embedding_table import EmbeddingTableError
 
 BATCH_ROWS = 1 << 20
 
@@ -50,28 +50,6 @@ def read_distinct_queries(data: Path) -> pa.Array:
             if len(new):
                 found = pa.concat_arrays([found, new])
     return found.take(pc.sort_indices(found))
-
-
-def coverage_of_data(table: EmbeddingTable, data: Path) -> dict[str, Coverage]:
-    """How many rows of each input table have a vector, by "table.column"; absent columns are left out.
-
-    Rows count, not distinct ids: a missing head product weighs as much as its traffic.
-
-    Raises:
-        EmbeddingTableError: the ids of the data are strings and those of the table integers, or vice versa.
-    """
-    column = "product_id" if table.manifest.kind == "product" else "query"
-    found: dict[str, Coverage] = {}
-    for name in ("products", "relevance", "impressions", "purchases"):
-        rows = open_input_table(data, name)
-        if rows is None or column not in rows.schema.names:
-            continue
-        known = missing = 0
-        for batch in rows.to_batches(columns=[column], batch_size=BATCH_ROWS):
-            part = table.coverage(batch.column(column))
-            known, missing = known + part.known, missing + part.missing
-        found[f"{name}.{column}"] = Coverage(known=known, missing=missing)
-    return found
 
 
 def open_input_table(data: Path, name: str) -> ds.Dataset | None:

@@ -1,4 +1,4 @@
-"""Anybody's vectors as an EmbeddingTable: from a Parquet file, or from a .npy file and a file of ids.
+"""Anybody's vectors as an EmbeddingTable, from a Parquet or .npy file, and how much of a data set it covers.
 
 Shapes: N vectors, D embedding width.
 """
@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embeddings.embedding_table import NORM_TOLERANCE, EmbeddingTable, EmbeddingTableError, Kind
+from embeddings.catalog.inputs import BATCH_ROWS, open_input_table
+from embeddings.embedding_table import NORM_TOLERANCE, Coverage, EmbeddingTable, EmbeddingTableError, Kind
 
 #: Names tried for the id column when none is given, by what the vectors are of.
 ID_COLUMNS: dict[Kind, tuple[str, ...]] = {"product": ("id", "product_id"), "query": ("id", "query")}
@@ -69,6 +70,28 @@ def norms_of(vectors_ND: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
         chunk_CD = vectors_ND[start : start + CHUNK_ROWS].astype(np.float64)
         norm_N[start : start + len(chunk_CD)] = np.linalg.norm(chunk_CD, axis=1)
     return norm_N
+
+
+def coverage_of_data(table: EmbeddingTable, data: Path) -> dict[str, Coverage]:
+    """How many rows of each input table have a vector, by "table.column"; absent columns are left out.
+
+    Rows count, not distinct ids: a missing head product weighs as much as its traffic.
+
+    Raises:
+        EmbeddingTableError: the ids of the data are strings and those of the table integers, or vice versa.
+    """
+    column = "product_id" if table.manifest.kind == "product" else "query"
+    found: dict[str, Coverage] = {}
+    for name in ("products", "relevance", "impressions", "purchases"):
+        rows = open_input_table(data, name)
+        if rows is None or column not in rows.schema.names:
+            continue
+        known = missing = 0
+        for batch in rows.to_batches(columns=[column], batch_size=BATCH_ROWS):
+            part = table.coverage(batch.column(column))
+            known, missing = known + part.known, missing + part.missing
+        found[f"{name}.{column}"] = Coverage(known=known, missing=missing)
+    return found
 
 
 def _read_matrix(path: Path) -> npt.NDArray[np.floating]:

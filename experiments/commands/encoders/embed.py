@@ -128,8 +128,8 @@ def show(
     from rich.console import Console
     from rich.table import Table
 
-    from embeddings.catalog.inputs import coverage_of_data
     from embeddings.embedding_table import EmbeddingTable
+    from embeddings.tables.importing import coverage_of_data
 
     loaded = EmbeddingTable.load(table)
     _print_table(loaded)

@@ -7,9 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embeddings.catalog.inputs import coverage_of_data
 from embeddings.embedding_table import Coverage, EmbeddingTable, EmbeddingTableError
-from embeddings.tables.importing import import_vectors
+from embeddings.tables.importing import coverage_of_data, import_vectors
 
 VECTORS_ND = np.array([[3, 4, 0, 0], [0, 0, 0, 2], [0, 0, 0, 0]], np.float32)
 
