@@ -17,9 +17,9 @@ from embeddings.catalog.products import Modality, ProductCatalog
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder
+from embeddings.evaluation.judgements import Judgements
 from embeddings.evaluation.probe_report import ProbeReport
 from embeddings.evaluation.probes import ProbeLabels, VectorPair, run_probes
-from embeddings.evaluation.retrieval import Judgements
 from embeddings.relevance.grades import read_grades
 from embeddings.relevance.sampling import TupleConfig
 from embeddings.stages.runs import (
