@@ -10,7 +10,8 @@ import torch
 from embeddings.catalog.products import ProductCatalog
 from embeddings.catalog.tokenizer import TokenBatch
 from embeddings.encoders.dashclip import DashClipEncoder
-from embeddings.stages.runs import InputConfig, StageError, new_encoder, warm_up
+from embeddings.stages.run_folder import InputConfig, StageError
+from embeddings.stages.runs import new_encoder, warm_up
 from embeddings.stages.warmup import ImageWarmupConfig, ImageWarmupTask, TextWarmupTask, WarmupConfig
 from embeddings.training.loop import train
 from embeddings.training.losses import NO_GROUP, rarity
