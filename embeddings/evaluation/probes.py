@@ -39,13 +39,13 @@ from embeddings.evaluation.probe_training import (
     fit_and_predict,
     split_rows,
 )
+from embeddings.relevance.grades import GRADES
 from features.progress import Progress, silent
 
 BoolArray = npt.NDArray[np.bool_]
 Features = Literal["concat", "interactions"]
 FEATURES: tuple[Features, ...] = ("concat", "interactions")
 
-GRADES = ("irrelevant", "moderate", "high")
 #: The paper drops half of the irrelevant pairs, "easy negatives", from training and test rows alike.
 IRRELEVANT_DROPPED = 0.5
 #: A class needs one test row at a share of 20 %; rarer ones are left out and counted.

@@ -28,9 +28,9 @@ from embeddings.relevance.sampling import Donors, NegativeCounts, ProxyQueries, 
 from embeddings.relevance.sampling import TupleConfig as TupleConfig
 from embeddings.relevance.tuple_set import (
     FORMAT,
-    GRADES,
     QUERIES,
     REPORT,
+    TUPLE_GRADES,
     TUPLES,
     RowFile,
     ids_sha256,
@@ -106,7 +106,7 @@ def build_tuples(
     with atomic_folder(out_folder) as temporary:
         with (
             RowFile(temporary / TUPLES, 2 + config.negatives, np.dtype(np.int32)) as tuple_file,
-            RowFile(temporary / GRADES, 1 + config.negatives, np.dtype(np.int8)) as grade_file,
+            RowFile(temporary / TUPLE_GRADES, 1 + config.negatives, np.dtype(np.int8)) as grade_file,
         ):
             for done, product in enumerate(order.tolist()):
                 if done % PROGRESS_PRODUCTS == 0:
@@ -133,7 +133,7 @@ def build_tuples(
                 "negative; check the grades, the masks and the aisles"
             )
         progress("tuples", len(order), len(order))
-        grades_NC = np.load(temporary / GRADES, mmap_mode="r")
+        grades_NC = np.load(temporary / TUPLE_GRADES, mmap_mode="r")
         pq.write_table(pa.table({"query": grades.queries}), temporary / QUERIES, compression="zstd")
         report = TupleReport(
             format=FORMAT,
@@ -160,7 +160,7 @@ def build_tuples(
             positives_left_out=counts.left_out,
             grades=grades.report,
             product_ids_sha256=ids_sha256(grades.product_ids),
-            checksums=checksums_of(temporary, (TUPLES, GRADES, QUERIES)),
+            checksums=checksums_of(temporary, (TUPLES, TUPLE_GRADES, QUERIES)),
         )
         (temporary / REPORT).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return TupleSet.open(out_folder, verify=False)

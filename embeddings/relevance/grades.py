@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from embeddings.catalog.inputs import BATCH_ROWS, open_input_table
 
 IRRELEVANT, MODERATE, HIGH = 0, 1, 2
-#: How many grades there are.
-GRADES = 3
+#: Name of each grade.
+GRADES = ("irrelevant", "moderate", "high")
 
 Count = Annotated[int, Field(ge=0)]
 IntArray = npt.NDArray[np.integer[Any]]
@@ -121,7 +121,7 @@ def read_grades(data: Path, *, sources: Sequence[str] = ("human", "llm")) -> Gra
         start, end = end, end + len(grade)
         key[start:end] = product
         key[start:end] = (key[start:end] * len(texts) + rank_Q[code]) * len(sources) + source
-        key[start:end] = key[start:end] * GRADES + grade
+        key[start:end] = key[start:end] * len(GRADES) + grade
     key.sort()
     return _one_grade_each(
         key, queries=texts.take(order), product_ids=product_ids, sources=tuple(sources), counts=counts
@@ -157,7 +157,7 @@ def _usable_rows(
     counts["unknown_product_rows"] += pc.and_(asked, complete).true_count - usable.true_count
 
     grade = batch.column("grade").filter(usable)
-    wrong = grade.filter(pc.invert(pc.is_in(grade, value_set=pa.array(range(GRADES)).cast(grade.type))))
+    wrong = grade.filter(pc.invert(pc.is_in(grade, value_set=pa.array(range(len(GRADES))).cast(grade.type))))
     if len(wrong):
         raise RelevanceError(
             f"grades of relevance in {data} must be 0 (irrelevant), 1 (moderate) or 2 (high), "
@@ -182,7 +182,7 @@ def _one_grade_each(
     counts: dict[str, int],
 ) -> Grades:
     """Merge rows sorted by pair, source and grade."""
-    judgement, grade = np.divmod(key, GRADES)
+    judgement, grade = np.divmod(key, len(GRADES))
     start = np.flatnonzero(np.diff(judgement, prepend=-1))
     size = np.diff(np.append(start, len(key)))
     median = (grade[start + (size - 1) // 2] + grade[start + size // 2]) // 2

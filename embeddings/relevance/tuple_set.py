@@ -65,7 +65,7 @@ class RowFile:
 
 
 FORMAT: Literal["tuples-1"] = "tuples-1"
-TUPLES, GRADES, QUERIES, REPORT = "tuples.npy", "grades.npy", "queries.parquet", "report.json"
+TUPLES, TUPLE_GRADES, QUERIES, REPORT = "tuples.npy", "grades.npy", "queries.parquet", "report.json"
 #: Tuples looked at together when they are counted.
 CHUNK_TUPLES = 65_536
 
@@ -155,7 +155,7 @@ class TupleSet:
         return cls(
             folder=folder,
             tuples_NC=np.load(folder / TUPLES, mmap_mode="r"),
-            grades_NC=np.load(folder / GRADES, mmap_mode="r"),
+            grades_NC=np.load(folder / TUPLE_GRADES, mmap_mode="r"),
             queries=pq.read_table(folder / QUERIES).column("query").combine_chunks(),
             report=report,
         )

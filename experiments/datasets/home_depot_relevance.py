@@ -22,6 +22,7 @@ from embeddings.catalog.holdout import HoldoutConfig, query_roles
 from embeddings.catalog.inputs import open_input_table
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.evaluation.linear_probe import GroupedHits, group_resamples, linear_probe, unit_vectors
+from embeddings.relevance.grades import GRADES
 from experiments.statistics.cells import Intervals, interval_of, markdown_table, with_limits
 from experiments.statistics.intervals import Interval, UserWeightedAuc
 from features.artifacts import ResultFile
@@ -30,7 +31,6 @@ from features.progress import Progress, silent
 FloatArray = npt.NDArray[np.float32]
 
 OVERLAP = "token_overlap"
-GRADES = ("irrelevant", "moderate", "high")
 _IRRELEVANT, _HIGH = 0, 2
 _TRAIN, _VALIDATION, _TEST = 0, 1, 2
 ROLES = ("train", "validation", "test")

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
 from embeddings.evaluation.probe_report import ProbeComparison, ProbeReport, ProbeResult, grade_auc
-from embeddings.evaluation.probes import GRADES, ProbeLabels, VectorPair, cosines
+from embeddings.evaluation.probes import ProbeLabels, VectorPair, cosines
+from embeddings.relevance.grades import GRADES
 from experiments.reports.plot_style import COLOURS, STYLE
 from features.artifacts import atomic_write_bytes
 

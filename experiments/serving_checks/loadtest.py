@@ -179,15 +179,15 @@ class _Load:
         start = time.perf_counter()
         told = start
         tasks: set[asyncio.Task[None]] = set()
-        for number, moment_s in enumerate(due_s):
-            wait_s = start + moment_s - time.perf_counter()
+        for number, at_s in enumerate(due_s):
+            wait_s = start + at_s - time.perf_counter()
             await asyncio.sleep(max(0.0, wait_s))
-            task = asyncio.create_task(self._one(number, start, float(moment_s), bad=bool(bad[number])))
+            task = asyncio.create_task(self._one(number, start, float(at_s), bad=bool(bad[number])))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
             if progress is not None and time.perf_counter() - told > 1:
                 told = time.perf_counter()
-                progress(float(moment_s / total_s), self._result)
+                progress(float(at_s / total_s), self._result)
         if tasks:
             await asyncio.gather(*tasks)
         self._result.seconds = max(plan.seconds, time.perf_counter() - start - plan.warmup_s)
@@ -195,9 +195,9 @@ class _Load:
             writer.close()
         return self._result
 
-    async def _one(self, number: int, start: float, moment_s: float, *, bad: bool) -> None:
+    async def _one(self, number: int, start: float, at_s: float, *, bad: bool) -> None:
         plan = self._plan
-        due = start + moment_s
+        due = start + at_s
         late_ms = (time.perf_counter() - due) * 1e3
         body = BAD_BODIES[number % len(BAD_BODIES)] if bad else plan.bodies[number % len(plan.bodies)]
         content_type = json_codec.CONTENT_TYPE if bad else plan.content_type
@@ -208,11 +208,11 @@ class _Load:
             outcome = "timeout"
         except (OSError, EOFError, ValueError):
             outcome = "connection lost"
-        if moment_s < plan.warmup_s:
+        if at_s < plan.warmup_s:
             return
         (self._result.bad_outcomes if bad else self._result.outcomes)[outcome] += 1
         if not bad:
-            self._result.due_s.append(moment_s - plan.warmup_s)
+            self._result.due_s.append(at_s - plan.warmup_s)
             self._result.latency_ms.append((time.perf_counter() - due) * 1e3)
             self._result.late_ms.append(late_ms)
 

@@ -25,7 +25,7 @@ from experiments.serving_checks.loadtest import BAD_BODIES
 from experiments.serving_checks.soak_requests import Asked, Expectations
 from features.online.request import ScoreRequest
 from serving.client import ClientError, ScoreClient
-from serving.packaging.as_of import moment_us
+from serving.packaging.as_of import time_us_of
 from serving.scoring.predictor import Predictor
 from serving.servers.torchserve import RunningServer, worker_pids
 from serving.wire import arrow_codec, json_codec
@@ -42,7 +42,7 @@ class SoakPlan:
 
     Attributes:
         rate_per_s: requests of all clients together, at random moments.
-        refreshes: (log, moment) of each refresh, in turn.
+        refreshes: (log, as_of) of each refresh, in turn.
         in_flight: requests that one worker holds at most: its batch size.
     """
 
@@ -122,8 +122,8 @@ def run_soak(
             refreshing = None
         if refreshing is None and now_s >= refresh_s and now_s < end_s:
             turn = len(result.refreshes) + len(result.failed_refreshes)
-            log, moment = plan.refreshes[turn % len(plan.refreshes)]
-            refreshing = _refresh(package, log, moment)
+            log, as_of = plan.refreshes[turn % len(plan.refreshes)]
+            refreshing = _refresh(package, log, as_of)
             refresh_s += plan.refresh_every_s
         if now_s >= sample_s:
             sample_s += _SAMPLE_S
@@ -277,10 +277,10 @@ def _kill_youngest(server: RunningServer, result: SoakResult, start: float) -> N
         os.kill(pids[-1], signal.SIGKILL)
 
 
-def _refresh(package: Path, log: Path, moment: str) -> subprocess.Popen[bytes]:
-    moment_us(moment)
+def _refresh(package: Path, log: Path, as_of: str) -> subprocess.Popen[bytes]:
+    time_us_of(as_of)
     command = [sys.executable, "-m", "experiments", "refresh", str(package)]
-    command += ["--data", str(log), "--as-of", moment]
+    command += ["--data", str(log), "--as-of", as_of]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
 

@@ -10,6 +10,7 @@ Shapes: N candidates.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -61,11 +62,7 @@ class RequestError(ValueError):
         super().__init__(f"{self.field}: {self.came} came; {self.advice}")
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _restore, (self.field, self.came, self.advice, self.status)
-
-
-def _restore(field: str, came: str, advice: str, status: ClientStatus) -> RequestError:
-    return RequestError(field, came, advice, status=status)
+        return partial(RequestError, status=self.status), (self.field, self.came, self.advice)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Moments as people write them, and the end of a log."""
+"""Times as people write them, and the end of a log."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +10,7 @@ from serving.packaging.build_generation import SnapshotSource
 END = "end"
 
 
-def moment_us(text: str) -> int:
+def time_us_of(text: str) -> int:
     """Microseconds since 1970 of an ISO 8601 moment; UTC unless it says otherwise.
 
     `2024-07-29` is that day's midnight.
@@ -19,15 +19,15 @@ def moment_us(text: str) -> int:
         ValueError: it is none.
     """
     try:
-        moment = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(
             f"{text!r} is not a moment; write 2024-07-29, 2024-07-29T06:00 (UTC), or {END} for after the "
             "last event"
         ) from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=UTC)
+    since = time - datetime(1970, 1, 1, tzinfo=UTC)
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
@@ -62,4 +62,4 @@ def snapshot_source(log: Path, as_of: str) -> SnapshotSource:
     Raises:
         ValueError: no log, or no moment.
     """
-    return SnapshotSource(log, end_of_log_us(InputTables.open(log)) if as_of == END else moment_us(as_of))
+    return SnapshotSource(log, end_of_log_us(InputTables.open(log)) if as_of == END else time_us_of(as_of))

@@ -81,9 +81,9 @@ class LoggedImpressions:
 
     def groups(self) -> list[npt.NDArray[np.int64]]:
         """Rows of each request: impressions of one user, query, moment and context; in the split's order."""
-        moment_M = self.rows["timestamp"].cast(pa.int64()).to_numpy()
+        time_us_M = self.rows["timestamp"].cast(pa.int64()).to_numpy()
         keys = [_code(self.rows[name].to_numpy()) for name in ("user_index", "query_index")]
-        keys += [_code(moment_M)]
+        keys += [_code(time_us_M)]
         keys += [_code_arrow(self._log[name]) for name in self._context if name in self._log.column_names]
         _, request_M = np.unique(np.stack(keys, axis=1), axis=0, return_inverse=True)
         order = np.argsort(request_M, kind="stable")
@@ -199,10 +199,10 @@ def _raw_counters(
 def _log_columns(tables: InputTables, rows: pa.Table, columns: Sequence[str]) -> pa.Table:
     """`columns` of the log in the order of `rows`, found by impression id."""
     wanted = [name for name in columns if name in tables.columns("impressions")]
-    moments = pc.min_max(rows["timestamp"])
+    times = pc.min_max(rows["timestamp"])
     log = ds.dataset([str(path) for path in tables.files("impressions")]).to_table(
         columns=["impression_id", *wanted],
-        filter=(ds.field("timestamp") >= moments["min"]) & (ds.field("timestamp") <= moments["max"]),
+        filter=(ds.field("timestamp") >= times["min"]) & (ds.field("timestamp") <= times["max"]),
     )
     ids = log["impression_id"].combine_chunks()
     position_M = pc.index_in(rows["impression_id"].cast(ids.type), value_set=ids)

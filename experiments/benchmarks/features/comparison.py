@@ -13,19 +13,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features.feature_set import SPLITS, FeatureSet
+from features.schema import RESERVED_COLUMNS
 
-_EXACT_COLUMNS = (
-    "impression_id",
-    "clicked",
-    "product_index",
-    "query_index",
-    "user_index",
-    "history_start",
-    "history_end",
-    "slice_has_purchases",
-    "slice_seen_product",
-    "slice_query_frequency",
-)
+_EXACT_COLUMNS = tuple(name for name in RESERVED_COLUMNS if name != "timestamp")
 _HISTORY_ARRAYS = ("user_start", "product_index", "timestamp_us", "next_same_product")
 #: Smoothed CTRs are compared as float32 after undoing the standardisation.
 _CTR_TOLERANCE = 1e-6

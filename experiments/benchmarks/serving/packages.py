@@ -135,22 +135,22 @@ def write_log(folder: Path, sizes: PackageSizes) -> None:
         },
     )
     count = sizes.impressions
-    moments = START_US + np.sort(rng.integers(0, _DAYS * DAY_US, -(-count // 4)))
+    time_us = START_US + np.sort(rng.integers(0, _DAYS * DAY_US, -(-count // 4)))
     slate = np.arange(count) // 4
     clicked = rng.random(count) < 0.1
     write_table(
         folder / "impressions.parquet",
         {
             "impression_id": np.arange(count),
-            "timestamp": pa.array(moments[slate], TIME),
-            "user_id": rng.integers(0, sizes.users, len(moments))[slate],
-            "query": [f"query {one}" for one in rng.integers(0, sizes.queries, len(moments))[slate]],
+            "timestamp": pa.array(time_us[slate], TIME),
+            "user_id": rng.integers(0, sizes.users, len(time_us))[slate],
+            "query": [f"query {one}" for one in rng.integers(0, sizes.queries, len(time_us))[slate]],
             "product_id": rng.integers(0, sizes.products, count),
             "clicked": clicked.astype(np.int8),
-            "click_timestamp": pa.array(moments[slate] + 30_000_000, TIME, mask=~clicked),
+            "click_timestamp": pa.array(time_us[slate] + 30_000_000, TIME, mask=~clicked),
             "position": (np.arange(count) % 4 + 1).astype(np.int8),
-            "store_id": rng.integers(0, 500, len(moments)).astype(np.int32)[slate],
-            "device": np.array(["web", "ios", "android"])[rng.integers(0, 3, len(moments))][slate],
+            "store_id": rng.integers(0, 500, len(time_us)).astype(np.int32)[slate],
+            "device": np.array(["web", "ios", "android"])[rng.integers(0, 3, len(time_us))][slate],
             "price": rng.lognormal(1.5, 0.7, count),
         },
     )

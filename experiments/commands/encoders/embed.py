@@ -46,7 +46,7 @@ def lsa(
     console = Console()
     with progress_bars(console) as bars:
         names = tuple(name.strip() for name in columns.split(",") if name.strip())
-        tables = embed_lsa(data, out, dim=dim, seed=seed, columns=names, progress=bars)
+        tables = embed_lsa(data, out, dim=dim, seed=seed, columns=names, progress=bars.under("embedding"))
     console.print(
         f"{tables.terms:,} terms reduced to {dim} dimensions, "
         f"{tables.explained_variance:.0%} of their variance kept"

@@ -108,5 +108,5 @@ def _show(console: "Console", package: Path, done: "Refreshed") -> None:
         console.print(f"removed generation {', '.join(done.removed)}")
 
 
-def _to_seconds(moment: str) -> str:
-    return moment[:19].replace("T", " ")
+def _to_seconds(as_of: str) -> str:
+    return as_of[:19].replace("T", " ")

@@ -204,9 +204,9 @@ def _soon_after(
     import pyarrow as pa
 
     first_us = round(datetime.fromisoformat(as_of).timestamp() * 1e6)
-    moment_M = logged.rows["timestamp"].cast(pa.int64()).to_numpy()
+    time_us_M = logged.rows["timestamp"].cast(pa.int64()).to_numpy()
     last_us = first_us + within_hours * 3.6e9
-    chosen = [rows_N for rows_N in groups if first_us <= moment_M[rows_N[0]] <= last_us]
+    chosen = [rows_N for rows_N in groups if first_us <= time_us_M[rows_N[0]] <= last_us]
     if not chosen:
         raise ValueError(
             f"no logged request lies within {within_hours:g} hours after {as_of}; give more hours"

@@ -124,14 +124,14 @@ def _soak(
     package_run(run, package, data=log, encoder=encoder)
     extended = extend_log(tables, work / "data")
     day_us = 86_400_000_000
-    moments = [
+    times = [
         datetime.fromtimestamp((end_us - days * day_us) // 1_000_000, UTC).isoformat()
         for days in (0, 1, 2, 3)
     ]
     logs = (extended, log.absolute(), extended, extended)
     plan = SoakPlan(
         minutes=minutes,
-        refreshes=list(zip(logs, moments, strict=True)),
+        refreshes=list(zip(logs, times, strict=True)),
         rate_per_s=every[0],
         kill_every_s=every[1],
         refresh_every_s=every[2],

@@ -86,7 +86,7 @@ class OrderSimulator:
         user_N = np.searchsorted(self._orders_before_U, rng.random(rng.poisson(total / 30.0)) * total)
         user_N = np.minimum(user_N, self._shoppers.num_users - 1)
         user_N = user_N[self._shoppers.first_order_day_U[user_N] <= day]
-        time_us_N = np.sort(day_start_us + moments_of_day_us(len(user_N), rng))
+        time_us_N = np.sort(day_start_us + times_of_day_us(len(user_N), rng))
 
         lines_N = rng.choice(len(_ORDER_SIZES), len(user_N), p=_ORDER_SIZES) + 1
         order_N = np.repeat(np.arange(len(user_N)), lines_N)
@@ -127,7 +127,7 @@ class OrderSimulator:
         return np.where(repeat_N, again_N, chosen_N)
 
 
-def moments_of_day_us(count: int, rng: np.random.Generator) -> IntArray:
+def times_of_day_us(count: int, rng: np.random.Generator) -> IntArray:
     """Random microseconds since midnight, by `HOUR_WEIGHTS`."""
     weights = np.array(HOUR_WEIGHTS)
     hour_N = rng.choice(24, count, p=weights / weights.sum())

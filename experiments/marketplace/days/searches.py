@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.marketplace.config import MarketplaceConfig
 from experiments.marketplace.days.clicks import ClickCauses, click_delays_us, click_logits, sigmoid
-from experiments.marketplace.days.purchases import PurchaseRows, moments_of_day_us
+from experiments.marketplace.days.purchases import PurchaseRows, times_of_day_us
 from experiments.marketplace.world.catalog import BoolArray, Catalog, FloatArray, IntArray
 from experiments.marketplace.world.graders import count_facets, true_grades
 from experiments.marketplace.world.pools import ProductPools, any_of
@@ -108,7 +108,7 @@ class SearchSimulator:
         for pools in (self._matches, self._by_type, self._by_aisle, self._everything):
             pools.open_day(day)
         catalog, shoppers = self._catalog, self._shoppers
-        time_us_S = np.sort(day_start_us + moments_of_day_us(searches, rng))
+        time_us_S = np.sort(day_start_us + times_of_day_us(searches, rng))
         total = self._searches_before_U[-1]
         user_S = np.searchsorted(self._searches_before_U, rng.random(searches) * total, side="right")
         user_S = np.minimum(user_S, shoppers.num_users - 1)

@@ -20,7 +20,7 @@ from features.online.request import RequestError, ScoreRequest
 from features.online.request_features import OnlineFeatures
 from ranking.model import SemanticConfig
 from serving.package.manifest import PackageManifest
-from serving.packaging.as_of import END, moment_us, snapshot_source
+from serving.packaging.as_of import END, snapshot_source, time_us_of
 from serving.packaging.logged_requests import LoggedImpressions
 from serving.scoring.predictor import Predictor
 from serving.wire.reply import ScoreReply, best_first
@@ -191,9 +191,9 @@ def test_a_snapshot_at_the_moment_of_a_request_has_no_skew(
 ) -> None:
     feature_set = FeatureSet.open(folder / "features")
     rows_N = max(impressions.groups(), key=len)
-    moment_us = impressions.request(rows_N).timestamp_us
-    assert moment_us is not None
-    snapshot = build_snapshot(folder / "data", feature_set, tmp_path / "snapshot", as_of_us=moment_us)
+    as_of_us = impressions.request(rows_N).timestamp_us
+    assert as_of_us is not None
+    snapshot = build_snapshot(folder / "data", feature_set, tmp_path / "snapshot", as_of_us=as_of_us)
     features = OnlineFeatures(snapshot, context_columns=("store_id",))
 
     found = skew(
@@ -216,12 +216,12 @@ def test_a_snapshot_at_the_moment_of_a_request_has_no_skew(
     ],
 )
 def test_moments_are_utc_unless_they_say_otherwise(text: str, expected_us: int) -> None:
-    assert moment_us(text) == expected_us
+    assert time_us_of(text) == expected_us
 
 
 def test_a_moment_that_is_none_is_refused_with_examples() -> None:
     with pytest.raises(ValueError, match="'tomorrow' is not a moment; write 2024-07-29"):
-        moment_us("tomorrow")
+        time_us_of("tomorrow")
 
 
 def test_the_end_of_a_log_is_after_its_last_click_or_purchase(folder: Path) -> None:

@@ -91,11 +91,11 @@ def test_a_vector_of_a_product_that_the_snapshot_lacks_is_used(small_run: Path, 
 def test_a_later_snapshot_knows_later_purchases(small_run: Path, package: Path) -> None:
     bought = pq.read_table(small_run / "data" / "purchases.parquet")
     with_vector = bought.filter(pc.equal(bought["product_id"], 4))
-    moment_E = with_vector["timestamp"].cast(pa.int64()).to_numpy()
+    time_us_E = with_vector["timestamp"].cast(pa.int64()).to_numpy()
     user_E = with_vector["user_id"].to_numpy()
 
     def purchases(user: int, as_of_us: int) -> int:
-        inside = (user_E == user) & (moment_E >= LATER_US - 3 * DAY_US) & (moment_E < as_of_us)
+        inside = (user_E == user) & (time_us_E >= LATER_US - 3 * DAY_US) & (time_us_E < as_of_us)
         return min(4, int(inside.sum()))  # the cap
 
     user = next(int(u) for u in user_E if purchases(u, LATER_US) > purchases(u, AS_OF_US))
