@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from embeddings.tables.lsa import normalise_text
+from embeddings.catalog.titles import normalise_text
 from features.artifacts import sha256_of
 
 _NUMBER = r"\d+(?:\.\d+)?"

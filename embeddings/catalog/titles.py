@@ -1,8 +1,12 @@
-"""Queries made from titles: some words of a title, as somebody might type them.
+"""Words of titles: as they are compared, and queries made from them as somebody might type them.
 
-They need no grades, so they teach an encoder without published weights that words mean themselves, in any
-order, with words left out and with typing errors. Titles with words missing teach what images say instead.
+Such queries need no grades, so they teach an encoder without published weights that words mean
+themselves, in any order, with words left out and with typing errors. Titles with words missing teach what
+images say instead.
 """
+
+import re
+import unicodedata
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +16,16 @@ QUERY_WORDS = (1, 4)
 #: Share of query words of at least four letters that carry one typing error.
 TYPO_RATE = 0.15
 TYPO_LETTERS = 4
+
+_DIGIT_LETTER_BORDER = re.compile(r"(?<=\d)(?=[^\W\d_])|(?<=[^\W\d_])(?=\d)")
+_TOKEN = re.compile(r"\d+\.\d+|[^\W_]+")
+
+
+def normalise_text(text: str) -> str:
+    """Lower case, no accents or punctuation, digits parted from letters: "Café, 12OZ" = "cafe 12 oz"."""
+    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    plain = "".join(character for character in decomposed if not unicodedata.combining(character))
+    return " ".join(_TOKEN.findall(_DIGIT_LETTER_BORDER.sub(" ", plain)))
 
 
 def title_query(title: str, generator: np.random.Generator) -> str:

@@ -1,6 +1,6 @@
 """BM25 over titles (Robertson et al. 1994, in the variant of Lucene): the baseline of matching words.
 
-Titles and queries are split into words as LSA does (`lsa.normalise_text`), so that the two rows of table 1
+Titles and queries are split into words as LSA does (`normalise_text`), so that the two rows of table 1
 differ in the method alone. A title scores, for each query word that it holds,
 
     idf(w) * tf / (tf + k1 * (1 - b + b * words / mean words)),   idf(w) = ln(1 + (N - n + 0.5) / (n + 0.5))
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from embeddings.tables.lsa import normalise_text
+from embeddings.catalog.titles import normalise_text
 
 #: The defaults of Lucene and of most published baselines are 1.2 to 1.5 and 0.75; titles are too short for
 #: the choice to matter.

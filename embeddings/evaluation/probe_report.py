@@ -17,12 +17,6 @@ IntArray = npt.NDArray[np.integer]
 DoubleArray = npt.NDArray[np.float64]
 
 
-def confusion_matrix(true_N: IntArray, predicted_N: IntArray, *, classes: int) -> npt.NDArray[np.int64]:
-    """How often class i was taken for class j, [C, C]; the sum is N, the trace how many were right."""
-    cells_N = np.asarray(true_N, np.int64) * classes + predicted_N
-    return np.bincount(cells_N, minlength=classes * classes).reshape(classes, classes)
-
-
 def recalls(confusion_CC: npt.NDArray[np.int64]) -> DoubleArray:
     """Share of each class's rows that were found, [C]; NaN where the class has no row."""
     rows_C = confusion_CC.sum(axis=1)

@@ -20,6 +20,7 @@ from typing import Literal, Self
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from sklearn.metrics import confusion_matrix
 
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.evaluation.probe_report import (
@@ -28,7 +29,6 @@ from embeddings.evaluation.probe_report import (
     ProbeReport,
     ProbeResult,
     VectorSummary,
-    confusion_matrix,
     grade_auc,
 )
 from embeddings.evaluation.probe_training import (
@@ -320,7 +320,7 @@ def _compare(
                 seed=seed,
             )
             test_class_M = new_class_N[split.test_M]
-            confusions[side].append(confusion_matrix(test_class_M, fitted.predicted_M, classes=classes))
+            confusions[side].append(confusion_matrix(test_class_M, fitted.predicted_M, labels=range(classes)))
             epochs[side].append(fitted.epoch)
     progress(stage, len(config.seeds) * len(features_of), len(config.seeds) * len(features_of))
     chosen = tuple(name for name, usable in zip(names, usable_C, strict=True) if usable)

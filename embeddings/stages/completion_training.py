@@ -23,8 +23,7 @@ from embeddings.catalog.tokenizer import TokenBatch
 from embeddings.encoders.completion import COMPONENTS, Completion
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import seeded
-from embeddings.stages.warmup import rarity
-from embeddings.training.losses import title_token_loss
+from embeddings.training.losses import rarity, title_token_loss
 from features.progress import Progress, silent
 
 #: Products that are learned from, at most: their vectors are held in memory.

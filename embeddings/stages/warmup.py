@@ -30,11 +30,8 @@ from embeddings.catalog.tokenizer import TokenBatch
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import ProductEncoder, seeded
 from embeddings.training.loop import OptimizerConfig
-from embeddings.training.losses import NO_GROUP, Columns, itc_loss, title_token_loss
+from embeddings.training.losses import NO_GROUP, Columns, itc_loss, rarity, title_token_loss
 from embeddings.training.ranks import Ranks
-
-#: Titles whose tokens are counted at a time.
-RARITY_ROWS = 4_096
 
 
 class WarmupConfig(OptimizerConfig):
@@ -334,20 +331,6 @@ class ImageWarmupTask(ContrastTask[ImageBatch]):
 
     def _note_unreadable(self, product: int, error: ImageUnreadable) -> None:
         self.unreadable[product] = error.reason
-
-
-def rarity(titles: TokenBatch, vocabulary: int) -> Tensor:
-    """Inverse document frequency of tokens, log(titles / titles with it), float32, (V,).
-
-    0 for a token that all titles have, as [CLS], and for one that none has.
-    """
-    count_V = torch.zeros(vocabulary, dtype=torch.int64)
-    for ids_BT, mask_BT in zip(
-        titles.ids_BT.split(RARITY_ROWS), titles.mask_BT.split(RARITY_ROWS), strict=True
-    ):
-        in_title_BV = torch.zeros((len(ids_BT), vocabulary), dtype=torch.bool)
-        count_V += in_title_BV.scatter_(1, ids_BT, mask_BT.bool()).sum(dim=0)
-    return torch.where(count_V > 0, (len(titles.ids_BT) / count_V.clamp_min(1)).log(), 0.0)
 
 
 def _text_features(product: ProductEncoder, tokens: TokenBatch) -> Tensor:

@@ -1,4 +1,4 @@
-"""Anybody's vectors as an EmbeddingTable: from a Parquet file, or from a .npy file and a file of ids.
+"""Anybody's vectors as an EmbeddingTable, from a Parquet or .npy file, and how much of a data set it covers.
 
 Ids that were written otherwise than those of the data match nothing: `coverage_of_data` shows it.
 

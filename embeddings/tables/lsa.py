@@ -10,8 +10,6 @@ made it worse.
 Shapes: N products, Q queries, S sampled texts, F terms, D embedding width.
 """
 
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
 from embeddings.catalog.inputs import read_distinct_queries, read_product_texts
+from embeddings.catalog.titles import normalise_text
 from embeddings.embedding_table import (
     MAX_DIM,
     EmbeddingTable,
@@ -40,9 +39,6 @@ CHUNK_TEXTS = 16_384
 MAX_WORDS = 50_000
 MAX_CHARACTER_NGRAMS = 60_000
 POWER_ITERATIONS = 4
-
-_DIGIT_LETTER_BORDER = re.compile(r"(?<=\d)(?=[^\W\d_])|(?<=[^\W\d_])(?=\d)")
-_TOKEN = re.compile(r"\d+\.\d+|[^\W_]+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,13 +179,6 @@ def lsa_vectors(
         terms=sample_SF.shape[1],
         explained_variance=float(np.nan_to_num(svd.explained_variance_ratio_).sum()),
     )
-
-
-def normalise_text(text: str) -> str:
-    """Lower case, no accents or punctuation, digits parted from letters: "Café, 12OZ" = "cafe 12 oz"."""
-    decomposed = unicodedata.normalize("NFKD", text.casefold())
-    plain = "".join(character for character in decomposed if not unicodedata.combining(character))
-    return " ".join(_TOKEN.findall(_DIGIT_LETTER_BORDER.sub(" ", plain)))
 
 
 def holds_only_lsa_tables(folder: Path) -> bool:

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from embeddings.catalog.tokenizer import TokenBatch
+
 NO_GROUP = -1
 
 #: What ITM costs when it says "1 in 3" to every pair, in nats: with two unmatched pairs for each matched one
@@ -30,6 +32,9 @@ CONSTANT_MATCHING_LOSS = math.log(3) - 2 / 3 * math.log(2)
 
 #: Added to every candidate's share before one is drawn (BLIP): no negative is ever out of reach.
 NEGATIVE_EPSILON = 1e-4
+
+#: Titles whose tokens are counted at a time.
+RARITY_ROWS = 4_096
 
 
 class Columns(NamedTuple):
@@ -308,6 +313,20 @@ def _check_temperature(temperature: Tensor | float) -> None:
 
 def _shape(tensor: Tensor) -> str:
     return str(list(tensor.shape))
+
+
+def rarity(titles: TokenBatch, vocabulary: int) -> Tensor:
+    """Inverse document frequency of tokens, log(titles / titles with it), float32, (V,).
+
+    0 for a token that all titles have, as [CLS], and for one that none has.
+    """
+    count_V = torch.zeros(vocabulary, dtype=torch.int64)
+    for ids_BT, mask_BT in zip(
+        titles.ids_BT.split(RARITY_ROWS), titles.mask_BT.split(RARITY_ROWS), strict=True
+    ):
+        in_title_BV = torch.zeros((len(ids_BT), vocabulary), dtype=torch.bool)
+        count_V += in_title_BV.scatter_(1, ids_BT, mask_BT.bool()).sum(dim=0)
+    return torch.where(count_V > 0, (len(titles.ids_BT) / count_V.clamp_min(1)).log(), 0.0)
 
 
 def title_token_loss(logits_BV: Tensor, ids_BT: Tensor, mask_BT: Tensor, weight_V: Tensor) -> Tensor:

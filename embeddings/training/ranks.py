@@ -4,12 +4,11 @@ Shapes: W ranks, B rows on one rank; gathered tensors have W * B rows, rank 0 fi
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd import Function
+from torch.distributed.nn.functional import all_gather
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
 
 def gather_rows_with_gradient(rows: Tensor, ranks: Ranks) -> Tensor:
     """Rows of all ranks; what other ranks do with this rank's rows flows back to it."""
-    return rows if ranks.count == 1 else _GatherRows.apply(rows, ranks)
+    return rows if ranks.count == 1 else torch.cat(all_gather(rows))
 
 
 def sum_over_ranks(values: Tensor, ranks: Ranks) -> Tensor:
@@ -74,16 +73,3 @@ def barrier(ranks: Ranks) -> None:
     """Wait until every rank is here."""
     if ranks.count > 1:
         dist.barrier()
-
-
-class _GatherRows(Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, ranks: Ranks) -> Tensor:
-        ctx.ranks = ranks
-        return gather_rows(rows, ranks)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        gradient = gradients[0].contiguous()
-        dist.all_reduce(gradient)
-        return gradient[ctx.ranks.slice_of(len(gradient))], None

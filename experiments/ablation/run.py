@@ -13,7 +13,7 @@ from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION, query_roles
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.relevance.grades import read_grades
-from embeddings.stages.runs import ENCODER, ShowReport
+from embeddings.stages.run_folder import ENCODER, ShowReport
 from embeddings.tables.narrow import bytes_per_vector, narrow_table
 from embeddings.training.loop import Report
 from experiments.encoders.pipeline import (

@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from embeddings.tables.lsa import lsa_vectors, normalise_text
+from embeddings.catalog.titles import normalise_text
+from embeddings.tables.lsa import lsa_vectors
 from features.artifacts import atomic_folder, atomic_write_json, json_file_has, refuse_to_replace_input
 from features.inputs.tables import InputError
 from features.progress import Progress, silent

@@ -17,21 +17,13 @@ from embeddings.catalog.products import Modality, ProductCatalog
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder
+from embeddings.evaluation.judgements import Judgements
 from embeddings.evaluation.probe_report import ProbeReport
 from embeddings.evaluation.probes import ProbeLabels, VectorPair, run_probes
-from embeddings.evaluation.retrieval import Judgements
 from embeddings.relevance.grades import read_grades
 from embeddings.relevance.sampling import TupleConfig
-from embeddings.stages.runs import (
-    VOCABULARY,
-    InputConfig,
-    ShowReport,
-    StageRun,
-    align,
-    new_encoder,
-    pretrain,
-    warm_up,
-)
+from embeddings.stages.run_folder import InputConfig, ShowReport, StageRun
+from embeddings.stages.runs import VOCABULARY, align, new_encoder, pretrain, warm_up
 from embeddings.stages.stage1 import PretrainConfig
 from embeddings.stages.stage2 import AlignConfig
 from embeddings.stages.warmup import ImageWarmupConfig, WarmupConfig

@@ -13,14 +13,8 @@ import pyarrow.compute as pc
 
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.evaluation.bm25 import bm25_scores
-from embeddings.evaluation.retrieval import (
-    FloatArray,
-    IntArray,
-    Judgements,
-    pair_scores,
-    search,
-    top_rows,
-)
+from embeddings.evaluation.judgements import FloatArray, IntArray, Judgements
+from embeddings.evaluation.search import pair_scores, search, top_rows
 
 #: Random numbers drawn at a time.
 _BLOCK_NUMBERS = 8_000_000

@@ -13,12 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from embeddings.evaluation.judgements import BoolArray, Judgements
 from embeddings.evaluation.retrieval import (
     METRICS,
     POOLS,
-    BoolArray,
     Estimate,
-    Judgements,
     Pool,
     best_ranking,
     bootstrap,

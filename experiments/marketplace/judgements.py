@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embeddings.evaluation.retrieval import Judgements
+from embeddings.evaluation.judgements import Judgements
 from experiments.marketplace.world.assortment import load_assortment
 from experiments.marketplace.world.catalog import BoolArray, IntArray
 from experiments.marketplace.world.queries import KINDS

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from embeddings.encoders.dashclip import DashClipEncoder
-    from embeddings.stages.runs import StageRun
+    from embeddings.stages.run_folder import StageRun
     from experiments.encoders.pipeline import EncodersConfig
 
 encode = typer.Typer(
@@ -332,7 +332,7 @@ def ablate_command(
 def _read(config: Path, encoder: Path | None) -> tuple[EncodersConfig, DashClipEncoder | None]:
     """The config and, if there is one, the encoder in a folder or in the run that made it."""
     from embeddings.encoders.dashclip import DashClipEncoder
-    from embeddings.stages.runs import ENCODER
+    from embeddings.stages.run_folder import ENCODER
     from experiments.config import load_config
     from experiments.encoders.pipeline import EncodersConfig
 

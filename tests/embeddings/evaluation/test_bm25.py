@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embeddings.catalog.titles import normalise_text
 from embeddings.evaluation.bm25 import K1, B, bm25_scores
-from embeddings.evaluation.retrieval import top_rows
-from embeddings.tables.lsa import normalise_text
+from embeddings.evaluation.search import top_rows
 
 TITLES = ["Oat Milk, 1 l", "Whole Milk", "Oat Oat Cookies", None, "", "Green Tea 20 bags"]
 

@@ -10,13 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from sklearn.metrics import f1_score, recall_score, roc_auc_score
+from sklearn.metrics import confusion_matrix, f1_score, recall_score, roc_auc_score
 
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.evaluation.probe_report import (
     ProbeComparison,
     ProbeReport,
-    confusion_matrix,
     grade_auc,
     macro_f1,
     recalls,
@@ -71,7 +70,7 @@ def world() -> tuple[VectorPair, VectorPair, ProbeLabels]:
 )
 def test_macro_f1_and_recall_equal_scikit_learn(pairs_N2: np.ndarray) -> None:
     true_N, predicted_N = pairs_N2.T
-    confusion_CC = confusion_matrix(true_N, predicted_N, classes=4)
+    confusion_CC = confusion_matrix(true_N, predicted_N, labels=range(4))
     for true in range(4):
         for predicted in range(4):
             assert confusion_CC[true, predicted] == sum((true_N == true) & (predicted_N == predicted))
@@ -81,7 +80,7 @@ def test_macro_f1_and_recall_equal_scikit_learn(pairs_N2: np.ndarray) -> None:
 
 
 def test_a_constant_answer_to_three_balanced_classes_has_macro_f1_of_a_sixth() -> None:
-    confusion_CC = confusion_matrix(np.array([0, 1, 2]), np.zeros(3, int), classes=3)
+    confusion_CC = confusion_matrix(np.array([0, 1, 2]), np.zeros(3, int), labels=range(3))
     assert macro_f1(confusion_CC) == pytest.approx((2 * 1 / (1 + 3) + 0 + 0) / 3)
     np.testing.assert_array_equal(recalls(confusion_CC), [1, 0, 0])
 

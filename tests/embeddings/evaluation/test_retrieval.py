@@ -10,18 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embeddings.evaluation.judgements import Judgements
 from embeddings.evaluation.retrieval import (
     METRICS,
-    Judgements,
     best_ranking,
     bootstrap,
-    pair_scores,
     paired_differences,
     rank_judged,
     retrieval_metrics,
-    search,
-    top_rows,
 )
+from embeddings.evaluation.search import pair_scores, search, top_rows
 
 
 def judge(grades: list[dict[int, int]], *, products: int = 20, complete: bool = False) -> Judgements:

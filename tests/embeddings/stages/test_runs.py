@@ -18,15 +18,8 @@ from embeddings.catalog.tokenizer import TextTokenizer
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.relevance.build_tuples import TupleSet
 from embeddings.relevance.grades import read_grades
-from embeddings.stages.runs import (
-    InputConfig,
-    StageError,
-    StageRun,
-    align,
-    new_encoder,
-    pretrain,
-    train_tokenizer,
-)
+from embeddings.stages.run_folder import InputConfig, StageError, StageRun
+from embeddings.stages.runs import align, new_encoder, pretrain, train_tokenizer
 from embeddings.stages.stage2 import freeze_product_side
 from embeddings.training.checkpoint import CheckpointError
 from embeddings.training.loop import Report

@@ -10,10 +10,11 @@ import torch
 from embeddings.catalog.products import ProductCatalog
 from embeddings.catalog.tokenizer import TokenBatch
 from embeddings.encoders.dashclip import DashClipEncoder
-from embeddings.stages.runs import InputConfig, StageError, new_encoder, warm_up
-from embeddings.stages.warmup import ImageWarmupConfig, ImageWarmupTask, TextWarmupTask, WarmupConfig, rarity
+from embeddings.stages.run_folder import InputConfig, StageError
+from embeddings.stages.runs import new_encoder, warm_up
+from embeddings.stages.warmup import ImageWarmupConfig, ImageWarmupTask, TextWarmupTask, WarmupConfig
 from embeddings.training.loop import train
-from embeddings.training.losses import NO_GROUP
+from embeddings.training.losses import NO_GROUP, rarity
 from embeddings.training.ranks import Ranks
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import small_encoder

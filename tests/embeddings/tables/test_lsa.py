@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from embeddings.catalog.inputs import read_distinct_queries, read_product_texts
+from embeddings.catalog.titles import normalise_text
 from embeddings.embedding_table import EmbeddingTable, EmbeddingTableError
 from embeddings.tables import lsa
-from embeddings.tables.lsa import embed_lsa, lsa_vectors, normalise_text
+from embeddings.tables.lsa import embed_lsa, lsa_vectors
 from features.inputs.tables import InputError
 from tests.tolerances import float32_error
 

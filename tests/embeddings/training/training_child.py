@@ -21,7 +21,8 @@ import embeddings.training.checkpoint
 from embeddings.catalog.holdout import HoldoutConfig
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.relevance.build_tuples import TupleConfig, TupleSet
-from embeddings.stages.runs import InputConfig, StageRun, align, pretrain
+from embeddings.stages.run_folder import InputConfig, StageRun
+from embeddings.stages.runs import align, pretrain
 from embeddings.training.base_loop import TrainingDivergedError
 from embeddings.training.loop import Report, train
 from embeddings.training.ranks import Ranks, join_ranks

@@ -11,7 +11,9 @@ from rich.console import Console
 
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.evaluation.bm25 import bm25_scores
-from embeddings.evaluation.retrieval import METRICS, Judgements, bootstrap, retrieval_metrics, top_rows
+from embeddings.evaluation.judgements import Judgements
+from embeddings.evaluation.retrieval import METRICS, bootstrap, retrieval_metrics
+from embeddings.evaluation.search import top_rows
 from experiments.encoders.retrieval_rows import Bm25Row, Missing, RandomRow, VectorRow
 from experiments.encoders.table1 import Table1, evaluate_rows, metric_key
 from experiments.reports.table1_text import console_table, to_markdown

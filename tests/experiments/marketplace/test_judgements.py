@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from embeddings.evaluation.retrieval import Judgements
+from embeddings.evaluation.judgements import Judgements
 from experiments.marketplace.generate import _CATALOG, _QUERIES, _child
 from experiments.marketplace.judgements import MarketplaceTruth
 from experiments.marketplace.world.assortment import FLAGS

@@ -1,0 +1,156 @@
+"""The folder of a training stage: claimed by its settings, resumed, finished, opened again.
+
+It has `encoder/` (the result), `training.json` (settings, inputs, history), `checkpoints/` while the stage
+runs, and for stage 2 `tuples/train` and `tuples/validation`.
+"""
+
+import copy
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from embeddings.catalog.holdout import HoldoutConfig
+from embeddings.catalog.products import Modality
+from embeddings.encoders.dashclip import DashClipEncoder, Stage, is_encoder
+from embeddings.stages.fingerprints import settings_fingerprint, table_fingerprint, weights_fingerprint
+from embeddings.training.loop import OptimizerConfig, Report, Task, TrainingOutcome, train
+from embeddings.training.ranks import Ranks, barrier
+from features.artifacts import refuse_foreign_folder, replaced_file
+
+ENCODER, TRAINING, CHECKPOINTS, TUPLES = "encoder", "training.json", "checkpoints", "tuples"
+
+ShowReport = Callable[[Report], None]
+
+
+class StageError(ValueError):
+    """A stage that cannot start: its inputs or its folder are not what they must be."""
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """What an encoder sees of a data folder, and what is kept away from it."""
+
+    modalities: tuple[Modality, ...] = ("image", "text")
+    text_columns: tuple[str, ...] = ("title",)
+    holdout: HoldoutConfig = field(default_factory=HoldoutConfig)
+
+
+@dataclass(frozen=True, eq=False)
+class StageRun:
+    """A finished run."""
+
+    folder: Path
+    encoder: DashClipEncoder
+    #: None when the folder was complete already.
+    outcome: TrainingOutcome | None
+
+
+def settings_of(
+    stage: str,
+    data: Path,
+    *,
+    start: DashClipEncoder,
+    config: OptimizerConfig,
+    inputs: InputConfig,
+    ranks: Ranks,
+    tables: Sequence[str] = ("products",),
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Everything that decides a run's weights: a finished run is opened only by equal settings."""
+    return {
+        "stage": stage,
+        "config": config.model_dump(mode="json"),
+        **(more or {}),
+        "inputs": {
+            "modalities": list(inputs.modalities),
+            "text_columns": list(inputs.text_columns),
+            "holdout": inputs.holdout.model_dump(mode="json"),
+        },
+        "start": weights_fingerprint(start),
+        **{name: table_fingerprint(data, name) for name in tables},
+        "ranks": ranks.count,
+    }
+
+
+def train_in(
+    task: Task,
+    folder: Path,
+    settings: dict[str, Any],
+    config: OptimizerConfig,
+    ranks: Ranks,
+    show: ShowReport | None,
+) -> TrainingOutcome:
+    return train(
+        task,
+        folder / CHECKPOINTS,
+        config=config,
+        fingerprint=settings_fingerprint(settings),
+        ranks=ranks,
+        progress=show,
+    )
+
+
+def finish(
+    folder: Path,
+    encoder: DashClipEncoder,
+    stage: Stage,
+    settings: dict[str, Any],
+    outcome: TrainingOutcome,
+    counts: Mapping[str, float | None],
+    ranks: Ranks,
+) -> StageRun:
+    if ranks.first:
+        trained_on = {"settings": settings, "counts": dict(counts), "previous": encoder.trained_on}
+        encoder.save(folder / ENCODER, stage=stage, trained_on=trained_on)
+        record = {"settings": settings, "counts": dict(counts), "outcome": asdict(outcome)}
+        with replaced_file(folder / TRAINING) as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    barrier(ranks)
+    return StageRun(folder, DashClipEncoder.load(folder / ENCODER), outcome)
+
+
+def finished_run(folder: Path, settings: dict[str, Any]) -> StageRun | None:
+    """The finished run in the folder, if there is one.
+
+    Raises:
+        StageError: it is of other settings or inputs.
+    """
+    path = folder / TRAINING
+    if not path.is_file():
+        # Now rather than after hours of training.
+        refuse_foreign_folder(folder / ENCODER, ours=is_encoder)
+        return None
+    try:
+        found = dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
+    except (ValueError, KeyError, TypeError):
+        raise StageError(
+            f"{path} is not the record of a training run; choose another output folder"
+        ) from None
+    if found != settings:
+        differing = sorted(
+            key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key)
+        )
+        raise StageError(
+            f"{folder} holds a finished run with another {', '.join(differing)}; delete it or choose another "
+            "output folder"
+        )
+    return StageRun(folder, DashClipEncoder.load(folder / ENCODER), None)
+
+
+def copy_of(encoder: DashClipEncoder) -> DashClipEncoder:
+    """The same with weights of its own, which training changes; a completion would not fit them any more."""
+    product = copy.deepcopy(encoder.product)
+    product.completion = None
+    return replace(encoder, product=product, query=copy.deepcopy(encoder.query))
+
+
+def device_named(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise StageError("device cuda was asked for, but torch sees no CUDA device; use device cpu")
+    return torch.device(name)
