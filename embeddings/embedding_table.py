@@ -316,7 +316,7 @@ def _map_vectors(path: Path) -> npt.NDArray[np.floating]:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise EmbeddingTableError(
-            f"{path} is truncated or no .npy file: {error}; write the table again"
+            f"{path} is truncated or not a .npy file: {error}; write the table again"
         ) from None
 
 
@@ -324,5 +324,5 @@ def _read_ids(path: Path) -> pa.Array:
     try:
         column = pq.read_table(path, columns=["id"]).column("id")
     except (pa.ArrowInvalid, KeyError) as error:
-        raise EmbeddingTableError(f"{path} is no Parquet file with a column 'id': {error}") from None
+        raise EmbeddingTableError(f"{path} is not a Parquet file with a column 'id': {error}") from None
     return _canonical_ids(column)

@@ -1,6 +1,6 @@
 """Embedding tables inside the model: torchrec collections, trainable (fused optimizer) and frozen.
 
-Two invariants, both learnt from silent failures of torchrec 1.8 (docs/decisions/0002):
+Two invariants, both learned from silent failures of torchrec 1.8 (docs/decisions/0002):
 every table is MEAN-pooled with one dtype, and pooled outputs are selected by key, never by position.
 
 Shapes: B impressions, K keys, D embedding width, E = sum of the widths of all keys.

@@ -42,7 +42,9 @@ def popularity_floor(past: pa.Table, test: pa.Table) -> PopularityFloor:
     """
     clicked_N = _column(past, "clicked").astype(np.float64)
     if not len(clicked_N):
-        raise ValueError("the floor needs past rows, but the training and validation splits are empty")
+        raise ValueError(
+            "the popularity baseline needs past rows, but the training and validation splits are empty"
+        )
     overall = clicked_N.mean()
     product_M, new_product_M = _means(past, test, "product_index", clicked_N, overall)
     user_M, new_user_M = _means(past, test, "user_index", clicked_N, overall)

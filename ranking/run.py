@@ -155,7 +155,9 @@ def input_fingerprints(config: RunConfig) -> dict[str, str | None]:
         try:
             checksums = json.loads((folder / "manifest.json").read_text())["checksums"]
         except (FileNotFoundError, KeyError):
-            raise ValueError(f"{folder} is no feature set or embedding table: no manifest.json") from None
+            raise ValueError(
+                f"{folder} is not a feature set or embedding table: it has no manifest.json"
+            ) from None
         return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
 
     tables = config.ranker.semantic is not None

@@ -286,7 +286,8 @@ def _checked_ids(column: pa.ChunkedArray, data: Path) -> pa.Array:
         first = counts.filter(pc.greater(counts.field("counts"), 1))[0]
         raise CatalogError(
             f"product_id of {data} must be unique, but {first['values'].as_py()!r} appears "
-            f"{first['counts'].as_py()} times; keep one row for each product (`dashclip validate` parts them)"
+            f"{first['counts'].as_py()} times; keep one row for each product (`dashclip validate` "
+            "separates them)"
         )
     return ids
 
@@ -305,7 +306,7 @@ def _image_paths(data: Path, names: Sequence[str]) -> list[Path | None]:
         if path.is_absolute() or ".." in path.parts:
             raise CatalogError(
                 f"images must lie inside {data}, but that of row {row} of products is {name!r}; "
-                "`dashclip validate` parts such rows from the good ones"
+                "`dashclip validate` separates such rows"
             )
         paths.append(data / path if name else None)
     return paths

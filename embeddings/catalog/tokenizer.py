@@ -69,7 +69,7 @@ class TextTokenizer:
         The 30,522 lines of BERT's vocabulary give a vocabulary of 30,524, the one of BLIP.
 
         Raises:
-            TokenizerError: a token is repeated, a special token lacks, or [PAD] is not the first.
+            TokenizerError: a token is repeated, a special token is missing, or [PAD] is not the first.
         """
         vocabulary = list(tokens)
         vocabulary += [token for token in (DEC, ENC) if token not in set(vocabulary)]
@@ -83,7 +83,7 @@ class TextTokenizer:
         if lacking or vocabulary[0] != PAD:
             raise TokenizerError(
                 f"a vocabulary must hold {', '.join(SPECIAL_TOKENS[:5])} with {PAD} first, as BERT's does; "
-                f"{', '.join(lacking) + ' lack' if lacking else f'this one starts with {vocabulary[0]!r}'}"
+                f"{', '.join(lacking) + ' missing' if lacking else f'this one starts with {vocabulary[0]!r}'}"
             )
         return cls(_word_pieces({token: position for position, token in enumerate(vocabulary)}))
 
@@ -132,7 +132,9 @@ class TextTokenizer:
         except OSError:
             raise
         except Exception as error:  # the library raises plain Exception
-            raise TokenizerError(f"{path} is no tokenizer.json of the tokenizers library: {error}") from None
+            raise TokenizerError(
+                f"{path} is not a tokenizer.json of the tokenizers library: {error}"
+            ) from None
         normalizer = tokenizer.normalizer
         if not isinstance(tokenizer.model, WordPiece) or not isinstance(normalizer, BertNormalizer):
             raise TokenizerError(

@@ -5,7 +5,7 @@ products, though the image encoder reads brands, flavours and badges (experiment
 with all encoders locked, a small network learns from every title: words are left out, and vector of the short
 title and image together are to give the vector of the whole title. No grades are needed.
 
-What the network sees of an image are the title tokens that it foretells, as in the image warm-up: a
+What the network sees of an image are the title tokens that it predicts, as in the image warm-up: a
 probability for each token of the vocabulary, of which the square root is taken (Hellinger's geometry) and the
 leading principal components. Unlike image features, they are sharp: a badge either says "organic" or not.
 
@@ -23,7 +23,7 @@ DROPOUT = 0.3
 
 
 class Completion(nn.Module):
-    """Adds to product vectors what their images foretell; untrained it changes none that has a title."""
+    """Adds to product vectors what their images predict; untrained it changes none that has a title."""
 
     def __init__(self, dim: int, vocab_size: int) -> None:
         super().__init__()
@@ -42,12 +42,12 @@ class Completion(nn.Module):
             parameter.zero_()
 
     def token_logits(self, image_BD: Tensor) -> Tensor:
-        """Logits of the tokens that images foretell, (B, V), from their features (unit vectors)."""
+        """Logits of the tokens that images predict, (B, V), from their features (unit vectors)."""
         logits_BV: Tensor = self.token_head(image_BD * image_BD.shape[1] ** 0.5)
         return logits_BV
 
     def roots(self, image_BD: Tensor) -> Tensor:
-        """Square roots of the probabilities of the tokens that images foretell, (B, V)."""
+        """Square roots of the probabilities of the tokens that images predict, (B, V)."""
         return self.token_logits(image_BD).softmax(dim=1).sqrt()
 
     def foretold(self, image_BD: Tensor) -> Tensor:

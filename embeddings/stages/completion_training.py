@@ -49,7 +49,7 @@ class CompletionConfig(BaseModel):
 
     epochs: Annotated[int, Field(ge=1)] = 20
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    #: Of the head that foretells tokens, which is trained before.
+    #: Of the head that predicts tokens, which is trained before.
     token_learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     #: Chance that a word of a title is left out.
     drop_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
@@ -277,14 +277,14 @@ def _learn_networks(
 
 @torch.no_grad()
 def _set_components(completion: Completion, image_ND: Tensor, train: Tensor) -> Tensor:
-    """Set the principal components of what the images foretell, and give them for all products, (N, K)."""
+    """Set the principal components of what the images predict, and give them for all products, (N, K)."""
     sample_NV = completion.roots(image_ND[train[:COMPONENT_ROWS]])
     mean_V = sample_NV.mean(dim=0)
     count = min(COMPONENTS, *sample_NV.shape)
     _, length_K, axis_VK = torch.svd_lowrank(sample_NV - mean_V, q=count, niter=4)
     deviation = length_K.mean() / len(sample_NV) ** 0.5
     completion.components.weight.zero_()
-    if deviation > SMALLEST_DEVIATION:  # images that all foretell the same say nothing
+    if deviation > SMALLEST_DEVIATION:  # images that all predict the same say nothing
         completion.components.weight[:count] = axis_VK.T * (COMPONENT_DEVIATION / deviation)
     completion.components.bias.copy_(-(completion.components.weight @ mean_V))
     return torch.cat([completion.foretold(part) for part in image_ND.split(BATCH)])

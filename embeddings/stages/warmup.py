@@ -4,7 +4,7 @@ The paper starts from BLIP, whose text encoder knows language and whose image en
 scratch, a few thousand products and graded pairs are too few to learn even that equal words are equal.
 
 Text: titles are contrasted with queries made from them (`title_queries`). Image: then images are contrasted
-with the titles that the text encoder, now locked, understands (Zhai et al. 2022, "LiT"), and foretell the
+with the titles that the text encoder, now locked, understands (Zhai et al. 2022, "LiT"), and predict the
 tokens of their titles (Huang et al. 2024, "SuperClass"): which words go with a picture is learned from every
 title that has them, where a contrast only asks which title it is. Both contrasts are InfoNCE in the batch and
 both ways, with lookalike products left out.
@@ -46,7 +46,7 @@ class ImageWarmupConfig(WarmupConfig):
     """The image warm-up."""
 
     augmentation: AugmentationConfig | None = AugmentationConfig()
-    #: Weight of the tokens that images foretell, beside the contrast.
+    #: Weight of the tokens that images predict, beside the contrast.
     token_weight: Annotated[float, Field(ge=0)] = 1.0
 
 
@@ -119,7 +119,7 @@ class ImageWarmup(Contrast[ImageBatch]):
     def __init__(
         self, product: ProductEncoder, *, temperature: float, token_weight: float, rarity_V: Tensor
     ) -> None:
-        """Take what the tokens of the vocabulary weigh, (V,); the head that foretells them is not kept."""
+        """Take what the tokens of the vocabulary weigh, (V,); the head that predicts them is not kept."""
         super().__init__(product, temperature=temperature)
         product.vision.requires_grad_(True)
         product.vision_proj.requires_grad_(True)
@@ -133,7 +133,7 @@ class ImageWarmup(Contrast[ImageBatch]):
         return title_BD, normalize(image_BD, dim=-1)
 
     def forward(self, batch: ImageBatch) -> dict[str, Tensor]:
-        """The contrast, and the title tokens that each image foretells."""
+        """The contrast, and the title tokens that each image predicts."""
         title_BD, image_BD = self._title_and_image(batch)
         contrast = self.contrast(title_BD, normalize(image_BD, dim=-1), batch.group_B)
         if not self.token_weight:

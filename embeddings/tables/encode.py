@@ -2,8 +2,8 @@
 
 Rows are encoded in shards that survive a kill (`embeddings.tables.shards`); within one, texts of like length
 share a batch, so that little padding is computed. A vector depends neither on its batch nor on the order of
-rows, up to float32 rounding (1e-6). What lacks is counted, never an error: an unreadable image is quarantined
-and its product encoded from the title alone, a product with neither image nor title is zeros.
+rows, up to float32 rounding (1e-6). What is missing is counted, never an error: an unreadable image is
+quarantined and its product encoded from the title alone, a product with neither image nor title is zeros.
 
 Shapes: N products or queries, C rows of a shard, B rows of a batch, D embedding width.
 """

@@ -102,7 +102,7 @@ def _read_matrix(path: Path) -> npt.NDArray[np.floating]:
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise EmbeddingTableError(f"{path} is no readable .npy file: {error}") from None
+        raise EmbeddingTableError(f"{path} is not a readable .npy file: {error}") from None
     if matrix.ndim != 2 or not np.issubdtype(matrix.dtype, np.floating):
         raise EmbeddingTableError(
             f"{path} must be a matrix of floats, one row for each id, "
@@ -159,7 +159,7 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
-        raise EmbeddingTableError(f"{path} is no readable Parquet file: {error}") from None
+        raise EmbeddingTableError(f"{path} is not a readable Parquet file: {error}") from None
 
 
 def _id_column(path: Path, file: pq.ParquetFile, kind: Kind, asked: str | None) -> str:

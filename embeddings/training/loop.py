@@ -353,7 +353,7 @@ class _EncoderLoop(TrainingLoop):
     def restore(self, saved: Checkpoint, source: Path) -> None:
         if saved.progress["fingerprint"] != self.fingerprint:
             raise CheckpointError(
-                f"{source} is of a run with other settings or inputs; delete {source.parent} to start anew, "
+                f"{source} is of a run with other settings or inputs; delete {source.parent} to start again, "
                 "or choose another output folder"
             )
         self.task.module.load_state_dict(saved.parts["module"])

@@ -330,7 +330,7 @@ def rarity(titles: TokenBatch, vocabulary: int) -> Tensor:
 
 
 def title_token_loss(logits_BV: Tensor, ids_BT: Tensor, mask_BT: Tensor, weight_V: Tensor) -> Tensor:
-    """Cross-entropy of the tokens that an image foretells against those of its title.
+    """Cross-entropy of the tokens that an image predicts against those of its title.
 
     The target of a title is its set of tokens, each by its weight, in shares that add up to 1 (Huang et al.
     2024, "SuperClass").

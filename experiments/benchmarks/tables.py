@@ -27,7 +27,7 @@ def read_result(results: Path, part: str) -> dict[str, Any] | None:
         return None
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{path} is not whole JSON ({error}); measure again with `dashclip bench {part}`"
+            f"{path} is not complete JSON ({error}); measure again with `dashclip bench {part}`"
         ) from None
     return content
 

@@ -69,14 +69,14 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     part: Annotated[Part, typer.Argument(help="What to measure.")] = Part.ALL,
-    out: Annotated[Path, typer.Option(help="Folder for the results, one JSON file a part.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for the results, one JSON file per part.")] = Path(
         "runs/bench"
     ),
     quick: Annotated[
         bool,
         typer.Option("--quick", help="Small data: checks that everything runs; its numbers mean little."),
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep the parts that OUT already holds.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the parts that are already in OUT.")] = False,
     peers: Annotated[
         bool, typer.Option(help="Measure FuxiCTR and DeepCTR-Torch too, each in an environment of its own.")
     ] = True,
@@ -94,7 +94,7 @@ def bench(
     ] = "float32",
     compiled: Annotated[
         bool,
-        typer.Option("--compile", help="Measure and profile torch.compile, too.", rich_help_panel=_PANEL),
+        typer.Option("--compile", help="Also measure and profile torch.compile.", rich_help_panel=_PANEL),
     ] = False,
     batch_rows: Annotated[
         int | None,

@@ -66,7 +66,7 @@ def show_command(
     if name not in paths:
         close = difflib.get_close_matches(name, paths, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(paths)}"
-        raise ConfigError(f"no config named {name!r} comes along; {hint}")
+        raise ConfigError(f"no config named {name!r} is shipped; {hint}")
     typer.echo(paths[name].read_text(encoding="utf-8"), nl=False)
 
 

@@ -36,7 +36,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for data, runs and report.")] = Path("runs/demo"),
     size: Annotated[Size, typer.Option(help="Size of the marketplace.")] = "small",
     seeds: Annotated[int, typer.Option(min=2, help="Training seeds per variant.")] = 5,
-    processes: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; one a core.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; one per core.")] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete what an earlier demo left in OUT, and start again.")
     ] = False,

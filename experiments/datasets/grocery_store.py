@@ -146,7 +146,7 @@ def _classes(root: Path) -> Iterator[GroceryClass]:
             coarse_number = _whole(coarse_id, "coarse class id", place)
             yield GroceryClass(number, name, coarse_number, coarse_name, picture, " ".join(text.split()))
     if not seen:
-        raise InputError(f"{path} names no class; is the download whole?")
+        raise InputError(f"{path} names no class; is the download complete?")
 
 
 def _photos(root: Path, name: str, split: str, classes: dict[int, GroceryClass]) -> Iterator[Photo]:

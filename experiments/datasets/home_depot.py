@@ -96,7 +96,7 @@ def import_home_depot(source: Path, out: Path, *, progress: Progress = silent) -
         repeated += key in mean_grades
         mean_grades.setdefault(key, pair.mean_grade)
     if not mean_grades:
-        raise InputError(f"{source} holds no graded pair; is the download whole?")
+        raise InputError(f"{source} holds no graded pair; is the download complete?")
     titles = dict(sorted(titles.items()))
     aisles = derive_aisles(list(titles.values()), progress=progress)
     grades = [grade_of(mean) for mean in mean_grades.values()]
@@ -210,7 +210,7 @@ def _pair(fields: dict[str, Any], place: str) -> _Pair:
     if not product.isdecimal():
         raise InputError(f"{place}: product_uid must be a whole number, not {product!r}")
     if not query.strip():
-        raise InputError(f"{place}: the search term is empty; is the download whole?")
+        raise InputError(f"{place}: the search term is empty; is the download complete?")
     try:
         mean = float(mean_grade)
     except ValueError:

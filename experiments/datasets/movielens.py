@@ -148,7 +148,7 @@ class _Line:
     fields: list[str]
 
     def fail(self, problem: str) -> InputError:
-        return InputError(f"{self.path} line {self.number}: {problem}; is the download whole?")
+        return InputError(f"{self.path} line {self.number}: {problem}; is the download complete?")
 
     def whole(self, place: int, meaning: str) -> int:
         try:

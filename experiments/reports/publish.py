@@ -100,7 +100,9 @@ def _provenance(sweep: Path) -> dict[str, Any]:
         for seed in record["seeds"]:
             path = sweep / variant / f"seed-{seed}" / "environment.json"
             if not path.is_file():
-                raise FileNotFoundError(f"{path} does not exist, so nobody knows how this run was made")
+                raise FileNotFoundError(
+                    f"{path} does not exist, so there is no record of how this run was made"
+                )
             runs.append(_load(path))
     return {
         "command": record["command"],

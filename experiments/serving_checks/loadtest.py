@@ -168,7 +168,7 @@ class _Load:
         try:
             self._idle.append(await asyncio.open_connection(self._host, self._port))
         except OSError as error:
-            raise ConnectionError(f"nobody listens at {self._host}:{self._port} ({error})") from None
+            raise ConnectionError(f"nothing is listening at {self._host}:{self._port} ({error})") from None
         plan = self._plan
         random = np.random.default_rng(plan.seed)
         total_s = plan.warmup_s + plan.seconds

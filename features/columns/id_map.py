@@ -124,7 +124,7 @@ class IdMap:
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, IdMapError):
                 raise
-            raise IdMapError(f"{folder} is not a whole id map ({error}); write it again") from error
+            raise IdMapError(f"{folder} is not a complete id map ({error}); write it again") from error
         if not len(key_K) == len(place_K3) == about["count"]:
             raise IdMapError(f"{folder} says {about['count']:,} ids and holds another number; write it again")
         return cls(about["kind"], key_K, place_K3, content, about["longest"])

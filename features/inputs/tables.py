@@ -235,7 +235,7 @@ def _footer(path: Path) -> pq.FileMetaData:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
         raise InputError(
-            f"{path} ({path.stat().st_size:,} bytes) is not a whole Parquet file, perhaps cut off while "
+            f"{path} ({path.stat().st_size:,} bytes) is not a complete Parquet file, perhaps cut off while "
             "being written; write it again (under another name, then rename it)"
         ) from error
 
@@ -243,7 +243,7 @@ def _footer(path: Path) -> pq.FileMetaData:
 def _check_columns(path: Path, schema: pa.Schema, spec: TableSpec) -> None:
     for name in RESERVED:
         if name in schema.names:
-            raise InputError(f"{path} has a column {name!r}, a name kept for the place of a row; rename it")
+            raise InputError(f"{path} has a column {name!r}, a name reserved for row positions; rename it")
     for column in spec.columns:
         count = schema.names.count(column.name)
         if count == 0:

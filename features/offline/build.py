@@ -2,7 +2,7 @@
 
 DuckDB numbers the ids and hands out the impressions in time order; they are stored and scattered to buckets
 of keys; the kernels count and find histories bucket by bucket; the rows are put together and written. What is
-learnt from data (vocabularies, means, the prior CTR) comes from the training window alone.
+learned from data (vocabularies, means, the prior CTR) comes from the training window alone.
 
 Shapes: N impressions of a batch.
 """

@@ -54,7 +54,7 @@ class PastLog(LogReader):
             self._connection.close()
             raise LogError(
                 f"{tables.path_glob('impressions')}: no impression before {iso(before_us)}; "
-                "choose a later moment"
+                "choose a later time"
             )
 
     def keep_since(self, first_us: int) -> None:

@@ -297,7 +297,7 @@ class _Reading:
         given = self._request.history
         if config is None or snapshot.purchases is None:
             if given is not None:
-                raise RequestError("history", "a list", "this model knows no purchase history; leave it out")
+                raise RequestError("history", "a list", "this model uses no purchase history; leave it out")
             return np.zeros(0, np.int64), 0
         unknown = 0
         if given is not None:

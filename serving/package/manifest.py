@@ -61,7 +61,7 @@ class PackageManifest(_Record):
     """What a package says of itself.
 
     Attributes:
-        simulated: whether the model has learnt from the simulated marketplace.
+        simulated: whether the model has learned from the simulated marketplace.
         ranker: the RankerConfig of the run.
         sparse_rows: rows of each sparse feature's table, in the model's order.
         request_columns: features that are the same for all candidates of a request, computed once.

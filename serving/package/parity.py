@@ -33,7 +33,7 @@ def write_requests(package: Path, requests: Sequence[ScoreRequest]) -> None:
 
 
 def read_requests(path: Path) -> list[ScoreRequest]:
-    """The recorded requests of a package, or those of a file with one JSON request a line.
+    """The recorded requests of a package, or those of a file with one JSON request per line.
 
     Raises:
         RequestError: a line is not a request.
@@ -42,7 +42,7 @@ def read_requests(path: Path) -> list[ScoreRequest]:
     file = path / PARITY / REQUESTS if path.is_dir() else path
     requests = [decode_request(line) for line in file.read_bytes().splitlines() if line.strip()]
     if not requests:
-        raise ValueError(f"{file} holds no request; it needs one JSON request a line")
+        raise ValueError(f"{file} holds no request; it needs one JSON request per line")
     return requests
 
 

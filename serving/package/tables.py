@@ -201,7 +201,7 @@ def _mapped(path: Path) -> torch.Tensor:
     except FileNotFoundError:
         raise TableError(f"{path} is missing; write the table again") from None
     except (ValueError, EOFError, OSError) as error:
-        raise TableError(f"{path} is truncated or no .npy file: {error}; write the table again") from None
+        raise TableError(f"{path} is truncated or not a .npy file: {error}; write the table again") from None
     if array.ndim != 2 or array.dtype.name not in ("float16", "float32", "uint8"):
         raise TableError(
             f"{path} must be a table of float16, float32 or uint8, got {array.dtype} of shape {array.shape}; "

@@ -22,8 +22,8 @@ def time_us_of(text: str) -> int:
         time = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(
-            f"{text!r} is not a moment; write 2024-07-29, 2024-07-29T06:00 (UTC), or {END} for after the "
-            "last event"
+            f"{text!r} is not a date or time; write 2024-07-29, 2024-07-29T06:00 (UTC), or {END} for after "
+            "the last event"
         ) from None
     if time.tzinfo is None:
         time = time.replace(tzinfo=UTC)

@@ -66,7 +66,7 @@ def fill_generation(
         vectors: new ones, by kind; the others are those of `based_on`.
 
     Raises:
-        PackageError: the vectors are not of the encoder or the width that the model has learnt with.
+        PackageError: the vectors are not of the encoder or the width that the model was trained with.
     """
     for kind, source in vectors.items():
         check_source(manifest, kind, source)
@@ -126,7 +126,7 @@ def check_source(manifest: PackageManifest, kind: EntityKind, source: SourceVect
         )
     if source.dim != wanted.dim:
         raise PackageError(
-            f"the {kind} vectors are {source.dim} wide, but {manifest.model_version} has learnt with "
+            f"the {kind} vectors are {source.dim} wide, but {manifest.model_version} was trained with "
             f"{wanted.dim}; write the table with that width"
         )
 

@@ -216,7 +216,7 @@ class _Parts:
             )
         if wanted.encoder_id != encoder_id:
             raise PackageError(
-                f"the query encoder is {encoder_id}, but {self.model_version} has learnt with vectors of "
+                f"the query encoder is {encoder_id}, but {self.model_version} was trained with vectors of "
                 f"{wanted.encoder_id}; give the encoder that made its query table"
             )
 

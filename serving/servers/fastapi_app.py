@@ -79,6 +79,9 @@ def serve(open_scorer: Callable[[], Scorer], *, host: str, port: int, workers: i
         tempfile.TemporaryDirectory(prefix="dashclip-measures-") as folder,
         socket.create_server((host, port), backlog=2048) as listening,
     ):
+        # asyncio sets TCP_NODELAY only on sockets that name their protocol, which create_server's do not: a
+        # reply would wait some 40 ms for the acknowledgement of its head. Accepted connections inherit it.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # For the workers: prometheus_client reads it as they import it, and then counts in files there.
         os.environ.update(PROMETHEUS_MULTIPROC_DIR=folder)
         config = uvicorn.Config(

@@ -88,7 +88,7 @@ def _worker(package: Path, requests: Path) -> Iterator[int]:
     try:
         assert process.stdout is not None
         if process.stdout.readline().strip() != b"ready":
-            raise ValueError(f"a worker of {package} ended before it was ready; its own words are above")
+            raise ValueError(f"a worker of {package} ended before it was ready; its output is above")
         yield process.pid
     finally:
         process.communicate()

@@ -145,7 +145,7 @@ def _fastapi(package: Path) -> Iterator[Server]:
     try:
         while not _answers(port):
             if process.poll() is not None:
-                raise ValueError("`dashclip serve --fastapi` ended at once; its own words are above")
+                raise ValueError("`dashclip serve --fastapi` ended at once; its output is above")
             if time.perf_counter() - began > 120:
                 raise ValueError("FastAPI did not answer within two minutes")
             time.sleep(0.05)
@@ -223,7 +223,7 @@ def worker_memory(started: Mapping[str, Server]) -> dict[str, list[float]]:
 
 
 def free_ports(count: int = 5) -> int:
-    """The first of so many ports of loopback in a row that nobody listens at."""
+    """The first of so many ports of loopback in a row that nothing is listening at."""
     while True:
         with ExitStack() as probes:
             first = 0

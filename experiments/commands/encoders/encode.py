@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 @encode.command("pretrain")
 def pretrain_command(
     data: DATA,
-    out: Annotated[Path, typer.Argument(help="Folder of the run; an interrupted one goes on.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the run; an interrupted run continues.")],
     config: CONFIG = Path("encoders_small"),
     start: Annotated[
         Path | None,
@@ -67,7 +67,7 @@ def pretrain_command(
 @encode.command("align")
 def align_command(
     data: DATA,
-    out: Annotated[Path, typer.Argument(help="Folder of the run; an interrupted one goes on.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the run; an interrupted run continues.")],
     start: Annotated[
         Path | None,
         typer.Option(help="Encoder of stage 1: `<run>/encoder` or the run; from scratch without it."),

@@ -10,7 +10,7 @@ from experiments.commands.options import CONFIG, DEVICE, named_folders
 DATA = Annotated[Path, typer.Argument(help="Folder that `dashclip import` wrote.")]
 OUT = Annotated[
     Path,
-    typer.Argument(help="Folder for runs, tables and results; a stopped call goes on, finished runs stay."),
+    typer.Argument(help="Folder for runs, tables and results; a stopped call continues, finished runs stay."),
 ]
 
 

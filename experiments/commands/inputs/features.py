@@ -40,7 +40,7 @@ def build_command(
 ) -> None:
     """Build the feature set of a log: histories, counters, vocabularies, splits in time.
 
-    Nothing is learnt from the validation and test windows, and no feature sees its own moment. Tables with a
+    Nothing is learned from the validation and test windows, and no feature sees its own time. Tables with a
     bad row are refused; `dashclip validate` lists such rows and separates them.
 
     Example: `dashclip features build runs/data runs/features --config marketplace_features.toml`

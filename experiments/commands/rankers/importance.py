@@ -43,7 +43,7 @@ def importance(
         bool, typer.Option("--naive", help="Also time Captum's FeaturePermutation, which takes minutes.")
     ] = False,
     simulated: Annotated[
-        bool, typer.Option("--simulated", help="Say that the data are simulated, if no sweep.json says so.")
+        bool, typer.Option("--simulated", help="Mark the data as simulated, if no sweep.json does.")
     ] = False,
     drop_below: Annotated[
         float | None,

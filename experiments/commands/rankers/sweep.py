@@ -20,7 +20,7 @@ def sweep(
     config: Annotated[Path, typer.Argument(help="TOML file of a sweep.")],
     out: Annotated[Path, typer.Argument(help="Folder for the runs and the report.")],
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Runs at the same time; one a core if not given.")
+        int | None, typer.Option(min=1, help="Runs at the same time; one per core by default.")
     ] = None,
 ) -> None:
     """Train every variant with every seed and compare them with intervals.

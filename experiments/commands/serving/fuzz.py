@@ -22,7 +22,7 @@ def fuzz(
         ),
     ],
     requests: Annotated[
-        Path, typer.Option(help="A package, or a file with one JSON request a line: what is damaged.")
+        Path, typer.Option(help="A package, or a file with one JSON request per line: what is damaged.")
     ],
     bodies: Annotated[int, typer.Option(min=1, help="How many.")] = 50_000,
     seed: Annotated[int, typer.Option(help="The same seed sends the same bodies.")] = 1,

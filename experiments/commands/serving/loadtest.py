@@ -25,12 +25,12 @@ def loadtest(
     ],
     requests: Annotated[
         Path,
-        typer.Option(help="A package, or a file with one JSON request a line: what is sent, in turn."),
+        typer.Option(help="A package, or a file with one JSON request per line: what is sent, in turn."),
     ],
-    rate: Annotated[float, typer.Option(help="Requests a second, at random moments.")] = 50.0,
+    rate: Annotated[float, typer.Option(help="Requests per second, at random times.")] = 50.0,
     seconds: Annotated[float, typer.Option(help="How long, after a second of warm-up.")] = 20.0,
     candidates: Annotated[
-        int | None, typer.Option(min=1, help="Candidates in each request; as recorded if not given.")
+        int | None, typer.Option(min=1, help="Candidates in each request; as recorded by default.")
     ] = None,
     body_format: Annotated[str, typer.Option("--format", help="json or arrow.")] = "json",
     connections: Annotated[int, typer.Option(min=1, help="Open at most.")] = 64,

@@ -24,7 +24,7 @@ def package(
     as_of: Annotated[
         str,
         typer.Option(
-            help="Moment of the feature snapshot, UTC: `2024-07-29`, `2024-07-29T06:00`, or `end` for after "
+            help="Time of the feature snapshot, UTC: `2024-07-29`, `2024-07-29T06:00`, or `end` for after "
             "the last event of the log. What happened at it or later is not in the snapshot."
         ),
     ] = "end",

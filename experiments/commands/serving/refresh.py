@@ -26,7 +26,7 @@ def refresh(
     ] = None,
     as_of: Annotated[
         str,
-        typer.Option(help="Moment of the new snapshot, UTC; `end` for after the last event of the log."),
+        typer.Option(help="Time of the new snapshot, UTC; `end` for after the last event of the log."),
     ] = "end",
     product_table: Annotated[
         Path | None, typer.Option(help="Embedding table of the products, from the model's own encoder.")

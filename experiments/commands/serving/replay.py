@@ -38,18 +38,18 @@ def replay(
     ],
     data: DATA_OF_RUN = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many requests, evenly spread over the test days.")
+        int | None, typer.Option(min=1, help="Largest number of requests, evenly spread over the test days.")
     ] = None,
     from_snapshot: Annotated[
         bool,
         typer.Option(
             "--from-snapshot",
-            help="Leave counters and purchases to the package's snapshot, and report each feature's skew.",
+            help="Take counters and purchases from the package's snapshot, and report each feature's skew.",
         ),
     ] = False,
     within_hours: Annotated[
         float | None,
-        typer.Option(min=0, help="With --from-snapshot: only requests up to so long after its moment."),
+        typer.Option(min=0, help="With --from-snapshot: only requests within this time of the snapshot."),
     ] = None,
     context: Annotated[
         str | None,
@@ -234,11 +234,7 @@ def _show(console: "Console", target: str, result: "Replay", *, from_snapshot: b
     )
     console.print(
         f"same order: {result.same_order:.3%} of the requests"
-        + (
-            f"; offline differences up to {result.reordered:.2g} were turned around"
-            if result.reordered
-            else ""
-        )
+        + (f"; offline differences up to {result.reordered:.2g} were reversed" if result.reordered else "")
     )
     found = {kind: count for kind, count in result.unknown.items() if count}
     if found:

@@ -31,7 +31,7 @@ def soak(
     ),
     minutes: Annotated[float, typer.Option(min=0, help="Of load.")] = 30.0,
     bodies: Annotated[int, typer.Option(min=0, help="Fuzzed bodies, after the load.")] = 50_000,
-    rate: Annotated[float, typer.Option(min=0.1, help="Requests a second, at random moments.")] = 100.0,
+    rate: Annotated[float, typer.Option(min=0.1, help="Requests per second, at random times.")] = 100.0,
     workers: Annotated[int, typer.Option(min=1, help="Of TorchServe; with one, none is killed.")] = 2,
     kill_every: Annotated[float, typer.Option(min=1, help="Seconds between two killed workers.")] = 60.0,
     refresh_every: Annotated[float, typer.Option(min=1, help="Seconds between two refreshes.")] = 300.0,

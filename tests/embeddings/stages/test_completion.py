@@ -153,7 +153,7 @@ def test_components_are_the_principal_axes_of_the_roots_of_probabilities(
     )
 
 
-def test_images_that_all_foretell_the_same_add_no_component(
+def test_images_that_all_predict_the_same_add_no_component(
     seeing: DashClipEncoder, catalog: ProductCatalog
 ) -> None:
     completed(seeing, catalog)

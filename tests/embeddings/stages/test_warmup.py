@@ -206,7 +206,7 @@ def test_rare_tokens_weigh_more_and_what_all_or_no_titles_have_nothing() -> None
     torch.testing.assert_close(rarity(titles, 8), expected)
 
 
-def test_images_learn_to_foretell_the_tokens_of_titles_by_a_head_that_is_not_kept(
+def test_images_learn_to_predict_the_tokens_of_titles_by_a_head_that_is_not_kept(
     pictures: Path, tmp_path: Path
 ) -> None:
     task = image_task_of(pictures, augmentation=None)

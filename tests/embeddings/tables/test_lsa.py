@@ -204,6 +204,6 @@ def test_a_half_written_file_is_named(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
     path = data / "impressions.parquet"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(InputError, match=r"impressions\.parquet .* is not a whole Parquet file"):
+    with pytest.raises(InputError, match=r"impressions\.parquet .* is not a complete Parquet file"):
         embed_lsa(data, tmp_path / "lsa")
     assert not (tmp_path / "lsa").exists()

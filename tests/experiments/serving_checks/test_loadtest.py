@@ -183,7 +183,7 @@ def test_recorded_requests_are_read_and_an_empty_file_is_refused(tmp_path: Path)
     path.write_bytes(encode_request(REQUEST) + b"\n\n")
     assert [request.candidates.to_pylist() for request in read_requests(path)] == [[101, 7, 35]]
     path.write_bytes(b"\n")
-    with pytest.raises(ValueError, match="one JSON request a line"):
+    with pytest.raises(ValueError, match="one JSON request per line"):
         read_requests(path)
 
 

@@ -220,7 +220,7 @@ def test_moments_are_utc_unless_they_say_otherwise(text: str, expected_us: int) 
 
 
 def test_a_moment_that_is_none_is_refused_with_examples() -> None:
-    with pytest.raises(ValueError, match="'tomorrow' is not a moment; write 2024-07-29"):
+    with pytest.raises(ValueError, match="'tomorrow' is not a date or time; write 2024-07-29"):
         time_us_of("tomorrow")
 
 

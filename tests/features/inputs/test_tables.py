@@ -189,7 +189,7 @@ def test_a_half_written_file_is_named_with_its_size(folder, kept):
     path = folder / "purchases.parquet"
     path.write_bytes(path.read_bytes()[:kept])
     message = the_error(folder)
-    assert f"{path} ({kept} bytes) is not a whole Parquet file" in message
+    assert f"{path} ({kept} bytes) is not a complete Parquet file" in message
     assert "write it again" in message
 
 

@@ -134,7 +134,7 @@ def test_a_folder_that_is_no_snapshot_is_refused(tmp_path, content, message):
 
 
 def test_a_moment_before_the_log_is_refused_and_nothing_is_left(market, tmp_path):
-    with pytest.raises(LogError, match=r"no impression before 2023-12-09T00:00:00.*choose a later moment"):
+    with pytest.raises(LogError, match=r"no impression before 2023-12-09T00:00:00.*choose a later time"):
         build_snapshot(market.data, market.feature_set, tmp_path / "out", as_of_us=START_US)
     assert list(tmp_path.iterdir()) == []
 

@@ -126,8 +126,8 @@ def test_refreshing_by_the_same_vectors_moves_no_score(small_run: Path, package:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"encoder_id": "another"}, "are of encoder another, but small-seed1-.* has learnt with random"),
-        ({"vectors_MD": np.ones((8, DIM * 2), np.float32)}, "16 wide, but small-seed1-.* has learnt with 8"),
+        ({"encoder_id": "another"}, "are of encoder another, but small-seed1-.* was trained with random"),
+        ({"vectors_MD": np.ones((8, DIM * 2), np.float32)}, "16 wide, but small-seed1-.* was trained with 8"),
         ({"vectors_MD": np.full((8, DIM), 1e6, np.float32)}, "not finite in float16"),
         ({"ids": pa.array([f"p{i}" for i in range(7)])}, "none of the 7 product ids of the log has a vector"),
     ],

@@ -88,6 +88,27 @@ def test_workers_are_counted_together_replaced_when_killed_and_end_with_their_pa
         parent.wait()
 
 
+def test_a_reply_does_not_wait_for_the_acknowledgement_of_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    from serving.servers import fastapi_app
+
+    accepted_no_delay = []
+
+    class Accepting:
+        def __init__(self, _: object, sockets: list[socket.socket]) -> None:
+            self.listening = sockets[0]
+
+        def run(self) -> None:
+            with socket.create_connection(self.listening.getsockname()):
+                accepted, _ = self.listening.accept()
+                with accepted:
+                    accepted_no_delay.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(fastapi_app, "Multiprocess", Accepting)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")  # `serve` sets it for its workers: put back afterwards
+    fastapi_app.serve(stand_in_scorer, host="127.0.0.1", port=0)
+    assert accepted_no_delay == [1]
+
+
 def workers_of(parent: psutil.Process) -> list[psutil.Process]:
     """Its worker processes that live, whatever else it has started."""
     if not parent.is_running():
