@@ -83,7 +83,7 @@ class TextTokenizer:
         if lacking or vocabulary[0] != PAD:
             raise TokenizerError(
                 f"a vocabulary must hold {', '.join(SPECIAL_TOKENS[:5])} with {PAD} first, as BERT's does; "
-                f"{', '.join(lacking) + ' missing' if lacking else f'this one starts with {vocabulary[0]!r}'}"
+                + (f"missing: {', '.join(lacking)}" if lacking else f"this one starts with {vocabulary[0]!r}")
             )
         return cls(_word_pieces({token: position for position, token in enumerate(vocabulary)}))
 

@@ -70,6 +70,7 @@ def retrieval_metrics(
 
     nDCG: Järvelin and Kekäläinen 2002, https://doi.org/10.1145/582415.582418
 
+    >>> import pyarrow as pa
     >>> judgements = Judgements.from_pairs(
     ...     queries=pa.array(["milk"]),
     ...     products=pa.array(["oat milk", "bread"]),

@@ -121,8 +121,8 @@ def check_source(manifest: PackageManifest, kind: EntityKind, source: SourceVect
         )
     if source.encoder_id != wanted.encoder_id:
         raise PackageError(
-            f"the {kind} vectors are of encoder {source.encoder_id}, but {manifest.model_version} has learnt "
-            f"with {wanted.encoder_id}; encode with that one, or train again and make a new package"
+            f"the {kind} vectors are of encoder {source.encoder_id}, but {manifest.model_version} was "
+            f"trained with {wanted.encoder_id}; encode with that one, or train again and make a new package"
         )
     if source.dim != wanted.dim:
         raise PackageError(

@@ -118,7 +118,7 @@ def test_a_half_written_table_ends_in_one_sentence_and_leaves_nothing(tmp_path, 
     (data / "impressions.parquet").write_bytes(whole[: len(whole) // 2])
     error = refused_build(tmp_path, monkeypatch, capsys, data)
     assert f"{data}/impressions.parquet" in error
-    assert "not a whole Parquet file" in error
+    assert "not a complete Parquet file" in error
     assert "write it again" in error
 
 

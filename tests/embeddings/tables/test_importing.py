@@ -134,8 +134,8 @@ def test_files_that_cannot_be_vectors_are_refused_by_name(tmp_path: Path) -> Non
     np.save(tmp_path / "flat.npy", VECTORS_ND[0])
     np.save(tmp_path / "two.npy", np.arange(2))
     cases = {
-        "broken.parquet is no readable Parquet": {"vectors": "broken.parquet"},
-        "broken.npy is no readable": {"vectors": "broken.npy", "ids": tmp_path / "two.npy"},
+        "broken.parquet is not a readable Parquet": {"vectors": "broken.parquet"},
+        "broken.npy is not a readable": {"vectors": "broken.npy", "ids": tmp_path / "two.npy"},
         "v.npy holds no ids": {"vectors": "v.npy"},
         "must be a matrix": {"vectors": "flat.npy", "ids": tmp_path / "two.npy"},
         "one row for each of the 2 ids": {"vectors": "v.npy", "ids": tmp_path / "two.npy"},

@@ -140,7 +140,7 @@ def test_a_lost_connection_is_an_outcome_and_not_the_end(server: SmallServer) ->
 
 
 def test_nobody_listening_and_other_schemes_are_said() -> None:
-    with pytest.raises(ConnectionError, match="nobody listens"):
+    with pytest.raises(ConnectionError, match="nothing is listening"):
         run_load("http://127.0.0.1:9/score", plan())
     with pytest.raises(ValueError, match="plain http"):
         run_load("https://127.0.0.1:9/score", plan())

@@ -128,5 +128,5 @@ def test_a_map_that_is_cut_off_is_refused(tmp_path, name):
     path.write_bytes(path.read_bytes()[:-1])
     if name == "id_map.json":  # the last byte is a line feed
         path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(IdMapError, match="not a whole id map"):
+    with pytest.raises(IdMapError, match="not a complete id map"):
         IdMap.open(tmp_path)
