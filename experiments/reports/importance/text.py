@@ -8,28 +8,19 @@ from rich.table import Table
 
 from experiments.importance.result import (
     ALL,
+    METHOD_TITLES,
     METHODS,
+    RANKED_BY,
     FeatureImportance,
     ImportanceReport,
     Method,
     MethodAgreement,
-    Metric,
 )
 from experiments.reports.page import listed
 from experiments.statistics import paper
 from experiments.statistics.cells import limits, with_sd
+from experiments.statistics.intervals import excludes_zero, surely_negative, surely_positive
 
-METHOD_TITLES: dict[Method, str] = {
-    "permutation": "Permutation",
-    "ablation": "Ablation",
-    "integrated_gradients": "Integrated gradients",
-}
-#: The metric of each method that its ranking is read from.
-RANKED_BY: dict[Method, Metric] = {
-    "permutation": "auc",
-    "ablation": "auc",
-    "integrated_gradients": "logit",
-}
 #: Slices that are each other's opposite, with words for a sentence.
 _OPPOSITES = (
     ("has purchases", "no purchases", "users with purchases", "users without"),
@@ -52,16 +43,6 @@ def feature_title(name: str) -> str:
         return name.replace("_", " ")
     kind = {"ctr": "CTR"}.get(counter["kind"], counter["kind"])
     return f"{counter['key'].replace('_', ' × ')} {kind}, {counter['days']} d"
-
-
-def surely_positive(entry: FeatureImportance) -> bool:
-    """The interval lies above zero. An entry without an interval is never sure."""
-    return entry.low is not None and entry.low > 0
-
-
-def surely_negative(entry: FeatureImportance) -> bool:
-    """The interval lies below zero: the model would do better without what it reads here."""
-    return entry.high is not None and entry.high < 0
 
 
 def overlap(a: FeatureImportance, b: FeatureImportance) -> bool:
@@ -185,7 +166,7 @@ def slices_of(report: ImportanceReport, *, aisles: bool = False) -> list[str]:
 
 def methods_of(report: ImportanceReport) -> list[Method]:
     """The methods that ranked the features."""
-    return [method for method in METHODS if report.ranked(method=method, metric=RANKED_BY[method])]
+    return [method for method in METHODS if report.ranked(method=method)]
 
 
 def agreement_title(found: MethodAgreement) -> str:
@@ -239,11 +220,7 @@ def _rest(
     if useful > named:
         words = "more feature has an interval" if useful == named + 1 else "more features have intervals"
         sentences.append(f"{useful - named} {words} above zero, each smaller than these.")
-    unclear = [
-        entry
-        for entry in ranked
-        if not surely_positive(entry) and not surely_negative(entry) and entry not in wide
-    ]
+    unclear = [entry for entry in ranked if not excludes_zero(entry) and entry not in wide]
     if unclear:
         names = [entry.name for entry in unclear]
         which = f" ({_some(names)})" if len(names) <= _NAMED_AT_MOST else ""
@@ -290,10 +267,7 @@ def group_table(report: ImportanceReport) -> Table:
 
 def _table(report: ImportanceReport, kind: Literal["feature", "group"], title: str) -> Table:
     ranked = {
-        method: {
-            entry.name: entry for entry in report.ranked(method=method, metric=RANKED_BY[method], kind=kind)
-        }
-        for method in METHODS
+        method: {entry.name: entry for entry in report.ranked(method=method, kind=kind)} for method in METHODS
     }
     measured = [method for method, entries in ranked.items() if entries]
     table = Table(title=title)
