@@ -19,9 +19,8 @@ Side = Literal["query", "product", "user", "query-product", "context"]
 #: What the entities of `SemanticConfig` are called in reports.
 ENTITY_NAMES = {"product": "product embedding", "query": "query embedding", "history": "purchase history"}
 _SIDE_OF_ENTITY: dict[str, Side] = {"product": "product", "query": "query", "history": "user"}
-#: Columns of the impressions whose names say whose they are: `user_id`, `user_age`, `query`.
-_SIDE_OF_PREFIX: dict[str, Side] = {"query": "query", "product": "product", "user": "user"}
-_SIDE_OF_COUNTER: dict[str, Side] = {
+#: By the key of a counter, and by the first word of an impressions' column: `user_id`, `user_age`, `query`.
+_SIDE_OF_KEY: dict[str, Side] = {
     "query": "query",
     "product": "product",
     "user": "user",
@@ -141,7 +140,7 @@ def counter_sides(counters: CounterConfig | None) -> dict[str, Side]:
     if counters is None:
         return {}
     return {
-        f"{key}_{kind}_{days}d": _SIDE_OF_COUNTER[key]
+        f"{key}_{kind}_{days}d": _SIDE_OF_KEY[key]
         for key in counters.keys
         for days in counters.windows_days
         for kind in ("impressions", "clicks", "ctr")
@@ -160,4 +159,4 @@ def side_of_column(feature: DenseFeature | SparseFeature) -> Side:
         return "product"
     if feature.source == "timestamp":
         return "context"
-    return _SIDE_OF_PREFIX.get(feature.column.split("_")[0], "context")
+    return _SIDE_OF_KEY.get(feature.column.split("_")[0], "context")

@@ -202,11 +202,9 @@ def _tier_sentence(
             f"loses {cost}, from {base:.4f} to {base - entry.mean:.4f}."
         )
     each = [f"{name} ({entry.mean:.4f})" for name, entry in zip(names, tier, strict=True)]
-    if len(each) > _NAMED_AT_MOST:
-        each = [*each[:_NAMED_AT_MOST], f"{len(each) - _NAMED_AT_MOST} more"]
     first = "The largest losses that are sure are those of" if after_wide else "The lead is shared by"
     start = (first, "Next come", "Then")[min(place, 2)]
-    return f"{start} {listed(each)}: their intervals overlap, so the order among them is not certain."
+    return f"{start} {_some(each)}: their intervals overlap, so the order among them is not certain."
 
 
 def _rest(
@@ -222,7 +220,7 @@ def _rest(
         sentences.append(f"{useful - named} {words} above zero, each smaller than these.")
     unclear = [entry for entry in ranked if not excludes_zero(entry) and entry not in wide]
     if unclear:
-        names = [entry.name for entry in unclear]
+        names = [feature_title(entry.name) for entry in unclear]
         which = f" ({_some(names)})" if len(names) <= _NAMED_AT_MOST else ""
         sentences.append(
             f"For {len(unclear)} of {len(ranked)} features nothing shows that the model gains from them: "
@@ -232,7 +230,7 @@ def _rest(
     if harmful:
         sentences.append(
             "On these rows the model would rank better without what it reads in "
-            f"{_some([entry.name for entry in harmful])}: shuffling the values raises AUC."
+            f"{_some([feature_title(entry.name) for entry in harmful])}: shuffling the values raises AUC."
         )
     if 1 < len(report.runs) < _ENOUGH_RUNS:
         sentences.append(
@@ -241,11 +239,9 @@ def _rest(
     return sentences
 
 
-def _some(names: Sequence[str]) -> str:
-    titles = [feature_title(name) for name in names]
-    if len(titles) <= _NAMED_AT_MOST:
-        return listed(titles)
-    return f"{', '.join(titles[:_NAMED_AT_MOST])} and {len(titles) - _NAMED_AT_MOST} more"
+def _some(texts: Sequence[str]) -> str:
+    more = len(texts) - _NAMED_AT_MOST
+    return listed([*texts[:_NAMED_AT_MOST], f"{more} more"] if more > 0 else texts)
 
 
 def capital(text: str) -> str:

@@ -12,16 +12,6 @@ from experiments.sweeps.comparison import Difference
 from experiments.sweeps.table2 import Table2, VariantResult
 
 _NO_COMPARISON = "There is no baseline with another variant beside it to compare."
-#: Slices that the answer for whom is taken from, if the sweep has them.
-_COMPARED = (
-    "has_purchases",
-    "no_purchases",
-    "seen_product",
-    "unseen_product",
-    "head_query",
-    "torso_query",
-    "tail_query",
-)
 
 
 def table2_sections(table: Table2) -> list[Section]:
@@ -101,8 +91,8 @@ def _slices_answer(table: Table2) -> str:
     best, _ = max(compared, key=_gain)
     gains = {
         key: difference.auc
-        for key in _COMPARED
-        if key in best.slices and (difference := best.slices[key].difference) is not None
+        for key, found in best.slices.items()
+        if key != "all" and (difference := found.difference) is not None
     }
     # Where enough slices have a sure gain, the others would only rank their own noise.
     sure = {key: gain for key, gain in gains.items() if gain.excludes_zero}
