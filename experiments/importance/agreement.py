@@ -45,14 +45,11 @@ def agreement(names: Sequence[str], values_RF: Mapping[Method, Floats]) -> Agree
         names: of the features.
         values_RF: importance by method, run and feature; positive is useful.
     """
-    methods = [
-        _of_methods(a, b, values_RF[a].mean(axis=0), values_RF[b].mean(axis=0))
-        for a, b in combinations(values_RF, 2)
-    ]
+    means = {method: matrix_RF.mean(axis=0) for method, matrix_RF in values_RF.items()}
+    methods = [_of_methods(a, b, means[a], means[b]) for a, b in combinations(means, 2)]
     seeds: dict[Method, SeedAgreement] = {
         method: _of_seeds(matrix_RF) for method, matrix_RF in values_RF.items() if len(matrix_RF) > 1
     }
-    means = {method: matrix_RF.mean(axis=0) for method, matrix_RF in values_RF.items()}
     return Agreement(methods=tuple(methods), seeds=seeds, sentence=_sentence(names, means, methods, seeds))
 
 
@@ -64,7 +61,7 @@ def _of_methods(a: Method, b: Method, a_F: Floats, b_F: Floats) -> MethodAgreeme
     return MethodAgreement(
         a=a,
         b=b,
-        kendall=_number(stats.kendalltau(a_F, b_F).statistic),
+        kendall=float(np.nan_to_num(stats.kendalltau(a_F, b_F).statistic)),
         spearman=value,
         low=interval.low,
         high=interval.high,
@@ -93,10 +90,6 @@ def _bootstrap(features: int, statistic: Callable[[NDArray[np.int64]], float]) -
 
 def _top(values_F: Floats) -> list[int]:
     return [int(f) for f in np.argsort(-values_F, kind="stable")[:_TOP]]
-
-
-def _number(value: float) -> float:
-    return float(value) if np.isfinite(value) else 0.0
 
 
 def _sentence(

@@ -159,10 +159,8 @@ def slice_heat(report: ImportanceReport, *, aisles: bool = False) -> Figure | No
 
 def semantic_names(report: ImportanceReport) -> set[str]:
     """Features of the DashCLIP tower."""
-    for entry in report.features:
-        if entry.kind == "group" and entry.name == _SEMANTIC_GROUP:
-            return set(entry.members)
-    return set()
+    groups = [entry for entry in report.features if entry.kind == "group" and entry.name == _SEMANTIC_GROUP]
+    return {member for entry in groups for member in entry.members}
 
 
 def _bars(axes: Axes, entries: Sequence[FeatureImportance], semantic: Sequence[bool]) -> None:
