@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from experiments.importance.result import Agreement, Method, MethodAgreement, SeedAgreement
+from experiments.importance.result import METHOD_TITLES, Agreement, Method, MethodAgreement, SeedAgreement
 from experiments.statistics.intervals import percentile_interval
 
 Floats = NDArray[np.float64]
@@ -22,11 +22,6 @@ _RESAMPLES = 500
 _TOP = 10
 #: Spearman's correlation from which rankings are called alike.
 _ALIKE = 0.7
-_WORDS = {
-    "permutation": "permutation",
-    "ablation": "ablation",
-    "integrated_gradients": "integrated gradients",
-}
 
 
 def spearman(a_F: Floats, b_F: Floats) -> float:
@@ -50,14 +45,11 @@ def agreement(names: Sequence[str], values_RF: Mapping[Method, Floats]) -> Agree
         names: of the features.
         values_RF: importance by method, run and feature; positive is useful.
     """
-    methods = [
-        _of_methods(a, b, values_RF[a].mean(axis=0), values_RF[b].mean(axis=0))
-        for a, b in combinations(values_RF, 2)
-    ]
-    seeds: dict[str, SeedAgreement] = {
+    means = {method: matrix_RF.mean(axis=0) for method, matrix_RF in values_RF.items()}
+    methods = [_of_methods(a, b, means[a], means[b]) for a, b in combinations(means, 2)]
+    seeds: dict[Method, SeedAgreement] = {
         method: _of_seeds(matrix_RF) for method, matrix_RF in values_RF.items() if len(matrix_RF) > 1
     }
-    means = {method: matrix_RF.mean(axis=0) for method, matrix_RF in values_RF.items()}
     return Agreement(methods=tuple(methods), seeds=seeds, sentence=_sentence(names, means, methods, seeds))
 
 
@@ -69,7 +61,7 @@ def _of_methods(a: Method, b: Method, a_F: Floats, b_F: Floats) -> MethodAgreeme
     return MethodAgreement(
         a=a,
         b=b,
-        kendall=_number(stats.kendalltau(a_F, b_F).statistic),
+        kendall=float(np.nan_to_num(stats.kendalltau(a_F, b_F).statistic)),
         spearman=value,
         low=interval.low,
         high=interval.high,
@@ -100,15 +92,11 @@ def _top(values_F: Floats) -> list[int]:
     return [int(f) for f in np.argsort(-values_F, kind="stable")[:_TOP]]
 
 
-def _number(value: float) -> float:
-    return float(value) if np.isfinite(value) else 0.0
-
-
 def _sentence(
     names: Sequence[str],
     means: Mapping[Method, Floats],
     methods: Sequence[MethodAgreement],
-    seeds: Mapping[str, SeedAgreement],
+    seeds: Mapping[Method, SeedAgreement],
 ) -> str:
     parts: list[str] = []
     alike = [pair for pair in methods if pair.spearman >= _ALIKE]
@@ -123,15 +111,16 @@ def _sentence(
             f"{min(_TOP, len(names))} leading features."
         )
     parts += [
-        f"{_WORDS[pair.a].capitalize()} and {_WORDS[pair.b]} disagree (Spearman {pair.spearman:.2f}); they "
-        f"share {pair.top_10_shared} of their {min(_TOP, len(names))} leading features."
+        f"{METHOD_TITLES[pair.a]} and {METHOD_TITLES[pair.b].lower()} disagree "
+        f"(Spearman {pair.spearman:.2f}); they share {pair.top_10_shared} of their "
+        f"{min(_TOP, len(names))} leading features."
         for pair in apart
     ]
     widest = _widest(names, means)
     if widest:
         parts.append(widest)
     parts += [
-        f"Seeds {'agree' if found.spearman >= _ALIKE else 'disagree'} by {_WORDS[method]} "
+        f"Seeds {'agree' if found.spearman >= _ALIKE else 'disagree'} by {METHOD_TITLES[method].lower()} "
         f"(Spearman {found.spearman:.2f})."
         for method, found in seeds.items()
     ]
@@ -151,6 +140,6 @@ def _widest(names: Sequence[str], means: Mapping[Method, Floats]) -> str | None:
         return None
     _, f, a, b = max(found, key=lambda entry: (entry[0], -entry[1]))
     return (
-        f"They differ most about {names[f]!r}: number {places[a][f] + 1} by {_WORDS[a]}, "
-        f"number {places[b][f] + 1} by {_WORDS[b]}."
+        f"They differ most about {names[f]!r}: number {places[a][f] + 1} by {METHOD_TITLES[a].lower()}, "
+        f"number {places[b][f] + 1} by {METHOD_TITLES[b].lower()}."
     )

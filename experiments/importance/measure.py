@@ -14,8 +14,8 @@ from experiments.importance.correlated import CandidatePair, correlated_pairs, d
 from experiments.importance.model_features import features_of, groups_of, joined
 from experiments.importance.result import ALL, ImportanceReport
 from experiments.importance.run_parts import MeasureOptions, Parts, RunMeasurement
-from experiments.importance.slices import Partition, partitions_of, whole
-from experiments.importance.split_rows import SplitRows, open_split
+from experiments.importance.slices import partitions_of, whole
+from experiments.importance.split_rows import open_split
 from experiments.importance.summary import (
     agreement_of,
     base_of,
@@ -54,19 +54,10 @@ def measure(
     features = features_of(feature_set.manifest, configs[0].ranker)
     groups = groups_of(feature_set.manifest, configs[0].ranker)
     with open_split(feature_set, options.split, scratch=scratch) as rows:
-        partitions, notes = _partitions(rows, feature_set, options)
+        found, notes = partitions_of(rows, feature_set) if options.slices else ([], [])
+        partitions = [whole(), *found]
         runs = [
-            RunMeasurement(
-                folder,
-                config,
-                feature_set,
-                rows,
-                options,
-                partitions,
-                Parts(parts),
-                progress,
-                of=len(folders),
-            )
+            RunMeasurement(folder, config, feature_set, rows, options, partitions, Parts(parts), progress)
             for folder, config in zip(folders, configs, strict=True)
         ]
         measured = [run.measure([*features, *groups]) for run in runs]
@@ -202,15 +193,6 @@ def _configs(folders: Sequence[Path]) -> list[RunConfig]:
                 "importance combines seeds of one variant: give each variant a report of its own"
             )
     return configs
-
-
-def _partitions(
-    rows: SplitRows, feature_set: FeatureSet, options: MeasureOptions
-) -> tuple[list[Partition], list[str]]:
-    if not options.slices:
-        return [whole()], []
-    found, notes = partitions_of(rows, feature_set)
-    return [whole(), *found], notes
 
 
 def _joint(runs: Iterable[RunMeasurement], pairs: Sequence[CandidatePair]) -> list[float]:

@@ -8,7 +8,7 @@ is listed as well, and follows an embedding whenever that embedding changes. A g
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 from features.feature_set import Manifest
 from features.schema import CounterConfig, DenseFeature, SparseFeature
@@ -19,9 +19,8 @@ Side = Literal["query", "product", "user", "query-product", "context"]
 #: What the entities of `SemanticConfig` are called in reports.
 ENTITY_NAMES = {"product": "product embedding", "query": "query embedding", "history": "purchase history"}
 _SIDE_OF_ENTITY: dict[str, Side] = {"product": "product", "query": "query", "history": "user"}
-#: Columns of the impressions whose names say whose they are: `user_id`, `user_age`, `query`.
-_SIDE_OF_PREFIX: dict[str, Side] = {"query": "query", "product": "product", "user": "user"}
-_SIDE_OF_COUNTER: dict[str, Side] = {
+#: By the key of a counter, and by the first word of an impressions' column: `user_id`, `user_age`, `query`.
+_SIDE_OF_KEY: dict[str, Side] = {
     "query": "query",
     "product": "product",
     "user": "user",
@@ -39,6 +38,8 @@ class Feature:
         sparse: positions among its sparse columns.
         entities: positions among the ranker's entities.
         pairs: positions among the cosines of entities that move without their embeddings.
+        side: whose a feature is; of no meaning for a group.
+        counter: whether a feature is a counter.
     """
 
     name: str
@@ -48,6 +49,8 @@ class Feature:
     sparse: tuple[int, ...] = ()
     entities: tuple[int, ...] = ()
     pairs: tuple[int, ...] = ()
+    side: Side = "context"
+    counter: bool = False
 
     @property
     def key(self) -> str:
@@ -55,44 +58,34 @@ class Feature:
         return f"{self.kind}:{self.name}"
 
 
-@dataclass(frozen=True)
-class _Entry:
-    feature: Feature
-    side: Side
-    counter: bool = False
-
-
 def features_of(manifest: Manifest, config: RankerConfig) -> list[Feature]:
     """Every feature that the ranker reads: embeddings, similarities, dense, counters, ids."""
-    return [entry.feature for entry in _entries(manifest, config)]
+    return [*_semantic(config), *_dense(manifest), *_sparse(manifest)]
 
 
 def groups_of(manifest: Manifest, config: RankerConfig) -> list[Feature]:
     """Groups with at least two members: sides, context, counters by key and together, towers."""
-    entries = _entries(manifest, config)
-    inputs = [entry for entry in entries if not entry.feature.pairs]
+    features = features_of(manifest, config)
+    inputs = [feature for feature in features if not feature.pairs]
+    counters = [feature for feature in inputs if feature.counter]
 
-    def side(name: Side) -> list[Feature]:
-        return [entry.feature for entry in inputs if entry.side == name]
+    def of_side(name: Side, among: Iterable[Feature] = inputs) -> list[Feature]:
+        return [feature for feature in among if feature.side == name]
 
-    def counters(*names: Side) -> list[Feature]:
-        return [entry.feature for entry in inputs if entry.counter and entry.side in names]
-
-    semantic = [entry.feature for entry in entries if entry.feature.entities or entry.feature.pairs]
     candidates = {
-        "query side": side("query"),
-        "product side": side("product"),
-        "user side": side("user"),
-        "context": side("context"),
-        "similarities": [entry.feature for entry in entries if entry.feature.pairs],
-        "counters": counters(*_SIDE_OF_COUNTER.values()),
-        "query counters": counters("query"),
-        "product counters": counters("product"),
-        "user counters": counters("user"),
-        "query-product counters": counters("query-product"),
-        "ids": [entry.feature for entry in inputs if entry.feature.sparse],
-        "DCN tower": [entry.feature for entry in inputs if not entry.feature.entities],
-        "DashCLIP tower": semantic,
+        "query side": of_side("query"),
+        "product side": of_side("product"),
+        "user side": of_side("user"),
+        "context": of_side("context"),
+        "similarities": [feature for feature in features if feature.pairs],
+        "counters": counters,
+        "query counters": of_side("query", counters),
+        "product counters": of_side("product", counters),
+        "user counters": of_side("user", counters),
+        "query-product counters": of_side("query-product", counters),
+        "ids": [feature for feature in inputs if feature.sparse],
+        "DCN tower": [feature for feature in inputs if not feature.entities],
+        "DashCLIP tower": [feature for feature in features if feature.entities or feature.pairs],
     }
     return [joined(name, members) for name, members in candidates.items() if len(members) > 1]
 
@@ -100,59 +93,46 @@ def groups_of(manifest: Manifest, config: RankerConfig) -> list[Feature]:
 def joined(name: str, members: Iterable[Feature]) -> Feature:
     """The members as one group."""
     members = list(members)
-    return Feature(
-        name=name,
-        kind="group",
-        members=tuple(member.name for member in members),
-        dense=tuple(sorted({i for member in members for i in member.dense})),
-        sparse=tuple(sorted({i for member in members for i in member.sparse})),
-        entities=tuple(sorted({i for member in members for i in member.entities})),
-        pairs=tuple(sorted({i for member in members for i in member.pairs})),
-    )
+    positions: dict[str, Any] = {
+        kind: tuple(sorted({i for member in members for i in getattr(member, kind)}))
+        for kind in ("dense", "sparse", "entities", "pairs")
+    }
+    return Feature(name, "group", tuple(member.name for member in members), **positions)
 
 
-def _entries(manifest: Manifest, config: RankerConfig) -> list[_Entry]:
-    return [*_semantic(config), *_dense(manifest), *_sparse(manifest)]
+def _single(name: str, side: Side, **inputs: Any) -> Feature:
+    return Feature(name, "feature", (name,), side=side, **inputs)
 
 
-def _semantic(config: RankerConfig) -> list[_Entry]:
+def _semantic(config: RankerConfig) -> list[Feature]:
     if config.semantic is None:
         return []
     entities = config.semantic.entities
-    entries = [
-        _Entry(
-            Feature(ENTITY_NAMES[entity], "feature", (ENTITY_NAMES[entity],), entities=(i,)),
-            _SIDE_OF_ENTITY[entity],
-        )
+    embeddings = [
+        _single(ENTITY_NAMES[entity], _SIDE_OF_ENTITY[entity], entities=(i,))
         for i, entity in enumerate(entities)
     ]
-    for i, (a, b) in enumerate(combinations(entities, 2)):
-        name = f"similarity {a}-{b}"
-        entries.append(_Entry(Feature(name, "feature", (name,), pairs=(i,)), "context"))
-    return entries
+    pairs = enumerate(combinations(entities, 2))
+    return [*embeddings, *(_single(f"similarity {a}-{b}", "context", pairs=(i,)) for i, (a, b) in pairs)]
 
 
-def _dense(manifest: Manifest) -> list[_Entry]:
+def _dense(manifest: Manifest) -> list[Feature]:
     position = {name: i for i, name in enumerate(manifest.dense_columns)}
-    entries, used = [], set[str]()
+    features, used = [], set[str]()
     for feature in manifest.config.dense:
         columns = [name for name in (feature.name, f"{feature.name}_missing") if name in position]
         if not columns:
             continue
         used.update(columns)
         dense = tuple(position[name] for name in columns)
-        entries.append(
-            _Entry(Feature(feature.name, "feature", tuple(columns), dense=dense), side_of_column(feature))
-        )
+        side = side_of_column(feature)
+        features.append(Feature(feature.name, "feature", tuple(columns), dense=dense, side=side))
     sides = counter_sides(manifest.config.counters)
     for name, i in position.items():
         if name not in used:
-            entries.append(
-                _Entry(
-                    Feature(name, "feature", (name,), dense=(i,)), sides.get(name, "context"), name in sides
-                )
-            )
-    return entries
+            side = sides.get(name, "context")
+            features.append(_single(name, side, dense=(i,), counter=name in sides))
+    return features
 
 
 def counter_sides(counters: CounterConfig | None) -> dict[str, Side]:
@@ -160,19 +140,17 @@ def counter_sides(counters: CounterConfig | None) -> dict[str, Side]:
     if counters is None:
         return {}
     return {
-        f"{key}_{kind}_{days}d": _SIDE_OF_COUNTER[key]
+        f"{key}_{kind}_{days}d": _SIDE_OF_KEY[key]
         for key in counters.keys
         for days in counters.windows_days
         for kind in ("impressions", "clicks", "ctr")
     }
 
 
-def _sparse(manifest: Manifest) -> list[_Entry]:
+def _sparse(manifest: Manifest) -> list[Feature]:
     side_of = {feature.name: side_of_column(feature) for feature in manifest.config.sparse}
-    return [
-        _Entry(Feature(column.name, "feature", (column.name,), sparse=(i,)), side_of[column.name])
-        for i, column in enumerate(manifest.sparse_columns)
-    ]
+    columns = enumerate(manifest.sparse_columns)
+    return [_single(column.name, side_of[column.name], sparse=(i,)) for i, column in columns]
 
 
 def side_of_column(feature: DenseFeature | SparseFeature) -> Side:
@@ -181,4 +159,4 @@ def side_of_column(feature: DenseFeature | SparseFeature) -> Side:
         return "product"
     if feature.source == "timestamp":
         return "context"
-    return _SIDE_OF_PREFIX.get(feature.column.split("_")[0], "context")
+    return _SIDE_OF_KEY.get(feature.column.split("_")[0], "context")

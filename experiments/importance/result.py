@@ -18,7 +18,18 @@ from features.artifacts import atomic_write_bytes
 Method = Literal["permutation", "ablation", "integrated_gradients"]
 Metric = Literal["auc", "logloss", "logit"]
 
-METHODS: tuple[Method, ...] = ("permutation", "ablation", "integrated_gradients")
+METHOD_TITLES: dict[Method, str] = {
+    "permutation": "Permutation",
+    "ablation": "Ablation",
+    "integrated_gradients": "Integrated gradients",
+}
+METHODS = tuple(METHOD_TITLES)
+#: The metric of each method that its ranking is read from, and by which methods are compared.
+RANKED_BY: dict[Method, Metric] = {
+    "permutation": "auc",
+    "ablation": "auc",
+    "integrated_gradients": "logit",
+}
 #: The slice of every row.
 ALL = "all"
 #: Where the entries go in the text of the file.
@@ -104,7 +115,7 @@ class Agreement(Record):
     """Whether methods, and seeds, rank the features alike; `sentence` says it in words."""
 
     methods: tuple[MethodAgreement, ...] = ()
-    seeds: dict[str, SeedAgreement] = {}
+    seeds: dict[Method, SeedAgreement] = {}
     sentence: str = ""
 
 
@@ -158,7 +169,7 @@ class Selection(Record):
 
 
 class SliceRows(Record):
-    """Size of a slice, and the base metrics on it, mean over runs; None where a metric is undefined."""
+    """Size of a slice, and the base metrics on it (of a run, or their mean); None where one is undefined."""
 
     rows: int
     clicks: int
@@ -203,16 +214,13 @@ class ImportanceReport(Record):
         self,
         *,
         method: Method = "permutation",
-        metric: Metric = "auc",
+        metric: Metric | None = None,
         kind: Literal["feature", "group"] = "feature",
         slice: str = ALL,
     ) -> list[FeatureImportance]:
-        """Entries of one method, metric, kind and slice, the most important first."""
-        chosen = [
-            entry
-            for entry in self.features
-            if (entry.method, entry.metric, entry.kind, entry.slice) == (method, metric, kind, slice)
-        ]
+        """Entries of one method, metric (its usual one if None), kind and slice, the most important first."""
+        wanted = (method, metric or RANKED_BY[method], kind, slice)
+        chosen = [e for e in self.features if (e.method, e.metric, e.kind, e.slice) == wanted]
         return sorted(chosen, key=lambda entry: (-entry.mean, entry.name))
 
     def write(self, path: Path) -> None:

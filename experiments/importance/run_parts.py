@@ -6,7 +6,7 @@ and one with another seed measures only that seed.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,15 @@ from experiments.importance.methods.attribution import STEPS, integrated_gradien
 from experiments.importance.methods.perturbation import (
     BATCH_ROWS,
     Measured,
-    SliceMetrics,
+    Values,
     measure_exchanges,
     row_permutation,
 )
 from experiments.importance.methods.tower_inputs import InputLayout
 from experiments.importance.model_features import Feature
-from experiments.importance.result import ALL, METHODS, Method
+from experiments.importance.result import ALL, METHODS, Method, SliceRows
 from experiments.importance.slices import Mask, Partition
-from experiments.importance.split_rows import SplitRows
+from experiments.importance.split_rows import Rows, SplitRows
 from features.artifacts import atomic_write_json
 from features.feature_set import FeatureSet
 from features.progress import Progress
@@ -61,10 +61,6 @@ class Parts:
         return content
 
 
-#: Of a feature key, slice and metric, one value a repeat.
-Values = dict[str, dict[str, dict[str, list[float]]]]
-
-
 @dataclass(frozen=True)
 class MeasureOptions:
     """What is measured.
@@ -100,51 +96,40 @@ class MeasureOptions:
 class RunResult:
     """What was found for one run: base metrics by slice, and importance by method."""
 
-    base: dict[str, SliceMetrics] = field(default_factory=dict)
+    base: dict[str, SliceRows] = field(default_factory=dict)
     values: dict[Method, Values] = field(default_factory=dict)
     delta_mean: float | None = None
     delta_largest: float | None = None
 
 
+@dataclass
 class RunMeasurement:
     """A run and the rows it is measured on; the model is read only when a part is not there yet."""
 
-    def __init__(
-        self,
-        folder: Path,
-        config: RunConfig,
-        feature_set: FeatureSet,
-        rows: SplitRows,
-        options: MeasureOptions,
-        partitions: Sequence[Partition],
-        parts: Parts,
-        progress: Progress,
-        *,
-        of: int,
-    ) -> None:
-        self.folder = folder
-        self.config = config
-        self.feature_set = feature_set
-        self.rows = rows
-        self.options = options
-        self.partitions = partitions
-        self.parts = parts
-        self.title = f"seed {config.seed}"
-        self._tell = progress
+    folder: Path
+    config: RunConfig
+    feature_set: FeatureSet
+    rows: SplitRows
+    options: MeasureOptions
+    partitions: Sequence[Partition]
+    parts: Parts
+    tell: Progress
+
+    def __post_init__(self) -> None:
+        self.title = f"seed {self.config.seed}"
         self._layout: InputLayout | None = None
         self.key = {
-            "weights": hashlib.sha256((folder / "best" / "checksums.json").read_bytes()).hexdigest(),
-            "inputs": hashlib.sha256((folder / "inputs.json").read_bytes()).hexdigest(),
-            "ranker": config.ranker.model_dump(mode="json"),
-            "split": options.split,
-            "rows": len(rows),
+            "weights": hashlib.sha256((self.folder / "best" / "checksums.json").read_bytes()).hexdigest(),
+            "inputs": hashlib.sha256((self.folder / "inputs.json").read_bytes()).hexdigest(),
+            "ranker": self.config.ranker.model_dump(mode="json"),
+            "split": self.options.split,
+            "rows": len(self.rows),
         }
 
     def layout(self) -> InputLayout:
         """The opened run, ready to score."""
         if self._layout is None:
-            run = load_run(self.folder)
-            self._layout = layout_of(run)
+            self._layout = layout_of(load_run(self.folder))
         return self._layout
 
     def measure(self, features: Sequence[Feature]) -> RunResult:
@@ -165,126 +150,97 @@ class RunMeasurement:
             result.values["integrated_gradients"] = content["values"]
             result.delta_mean, result.delta_largest = content["delta_mean"], content["delta_largest"]
             if not result.base:
-                self._merge(result, "ablation", self._ablated(masks, []))
-                del result.values["ablation"]
+                result.base = self._ablated(masks, []).base
         self._layout = None  # one model in memory at a time
         return result
 
     def joint(self, groups: Sequence[Feature]) -> RunResult:
         """Importance of groups by permutation over all rows."""
-        result = RunResult()
-        self._merge(
-            result, "permutation", self._permuted(self.partitions[0], groups, stage="correlated pairs")
-        )
+        found = self._permuted(self.partitions[0], groups, stage="correlated pairs")
         self._layout = None
-        return result
+        return RunResult(found.base, {"permutation": found.values})
 
     def baseline_words(self, features: Sequence[Feature]) -> dict[str, str]:
         """What ablation puts in the place of each feature."""
-        missing = {self.feature_set.manifest.dense_columns[i] for i in self._missing_columns()}
+        dense_columns = self.feature_set.manifest.dense_columns
+        missing = {dense_columns[i] for i in missing_columns(self.feature_set)}
         return {feature.name: _baseline_words(feature, missing) for feature in features}
 
-    def _missing_columns(self) -> list[int]:
-        return missing_columns(self.feature_set)
+    def _part(
+        self,
+        method: Method,
+        features: Sequence[Feature],
+        compute: Callable[[], dict[str, Any]],
+        **key: Any,
+    ) -> dict[str, Any]:
+        """The stored part of a method, or what `compute` returns; `key` has what it depends on besides."""
+        names = [feature.key for feature in features]
+        return self.parts.get({**self.key, "method": method, **key, "features": names}, compute)
+
+    def _exchanged(
+        self,
+        features: Sequence[Feature],
+        masks: Mapping[str, Mask],
+        permutations: Sequence[Rows] | None,
+        stage: str,
+    ) -> dict[str, Any]:
+        return measure_exchanges(
+            self.layout(),
+            self.rows,
+            features,
+            permutations=permutations,
+            missing_columns=missing_columns(self.feature_set),
+            masks=masks,
+            batch_rows=self.options.batch_rows,
+            progress=self.tell,
+            stage=f"{self.title}: {stage}",
+        ).model_dump()
 
     def _permuted(
         self, partition: Partition, features: Sequence[Feature], *, stage: str = "permutation"
     ) -> Measured:
-        options, count = self.options, len(self.rows)
-        repeats = options.repeats if partition.name == ALL else options.slice_repeats
-        key = {
-            **self.key,
-            "method": "permutation",
-            "partition": partition.name,
-            "slices": partition.slices,
-            "repeats": repeats,
-            "seed": options.permutation_seed,
-            "features": [feature.key for feature in features],
-        }
+        options, name, count = self.options, partition.name, len(self.rows)
+        repeats = options.repeats if name == ALL else options.slice_repeats
+        seed = options.permutation_seed
 
         def compute() -> dict[str, Any]:
             permutations = [
-                row_permutation(
-                    count,
-                    seed=options.permutation_seed,
-                    repeat=repeat,
-                    cells_N=partition.cells_N,
-                    name=partition.name,
-                )
+                row_permutation(count, seed=seed, repeat=repeat, cells_N=partition.cells_N, name=name)
                 for repeat in range(repeats)
             ]
-            where = "" if partition.name == ALL else f" within {partition.name}"
-            return asdict(
-                measure_exchanges(
-                    self.layout(),
-                    self.rows,
-                    features,
-                    permutations=permutations,
-                    masks={name: partition.mask(name, count) for name in partition.slices},
-                    batch_rows=options.batch_rows,
-                    progress=self._tell,
-                    stage=f"{self.title}: {stage}{where}",
-                )
-            )
+            masks = {slice: partition.mask(slice, count) for slice in partition.slices}
+            where = "" if name == ALL else f" within {name}"
+            return self._exchanged(features, masks, permutations, f"{stage}{where}")
 
-        return _measured(self.parts.get(key, compute))
+        key = {"partition": name, "slices": partition.slices, "repeats": repeats, "seed": seed}
+        return Measured.model_validate(self._part("permutation", features, compute, **key))
 
     def _ablated(self, masks: dict[str, Mask], features: Sequence[Feature]) -> Measured:
-        key = {
-            **self.key,
-            "method": "ablation",
-            "slices": sorted(masks),
-            "features": [feature.key for feature in features],
-        }
-
         def compute() -> dict[str, Any]:
-            return asdict(
-                measure_exchanges(
-                    self.layout(),
-                    self.rows,
-                    features,
-                    permutations=None,
-                    missing_columns=self._missing_columns(),
-                    masks=masks,
-                    batch_rows=self.options.batch_rows,
-                    progress=self._tell,
-                    stage=f"{self.title}: ablation",
-                )
-            )
+            return self._exchanged(features, masks, None, "ablation")
 
-        return _measured(self.parts.get(key, compute))
+        return Measured.model_validate(self._part("ablation", features, compute, slices=sorted(masks)))
 
     def _attributed(self, masks: dict[str, Mask], features: Sequence[Feature]) -> dict[str, Any]:
-        key = {
-            **self.key,
-            "method": "integrated_gradients",
-            "steps": STEPS,
-            "slices": sorted(masks),
-            "features": [feature.key for feature in features],
-        }
-
         def progress(_: str, done: int, total: int) -> None:
-            self._tell(f"{self.title}: integrated gradients", done, total)
+            self.tell(f"{self.title}: integrated gradients", done, total)
 
         def compute() -> dict[str, Any]:
             found = integrated_gradients(
                 self.layout(),
                 self.rows,
                 features,
-                missing_columns=self._missing_columns(),
+                missing_columns=missing_columns(self.feature_set),
                 masks=masks,
                 progress=progress,
             )
-            return {
-                "values": {
-                    feature: {name: {"logit": [value]} for name, value in by_slice.items()}
-                    for feature, by_slice in found.values.items()
-                },
-                "delta_mean": found.delta_mean,
-                "delta_largest": found.delta_largest,
+            values = {
+                feature: {name: {"logit": [value]} for name, value in by_slice.items()}
+                for feature, by_slice in found.values.items()
             }
+            return {**asdict(found), "values": values}
 
-        return self.parts.get(key, compute)
+        return self._part("integrated_gradients", features, compute, steps=STEPS, slices=sorted(masks))
 
     @staticmethod
     def _merge(result: RunResult, method: Method, measured: Measured) -> None:
@@ -325,10 +281,3 @@ def _baseline_words(feature: Feature, missing: set[str]) -> str:
     if missing & set(feature.members):
         return "training mean, marked as missing"
     return "training mean"
-
-
-def _measured(content: dict[str, Any]) -> Measured:
-    return Measured(
-        base={name: SliceMetrics(**metrics) for name, metrics in content["base"].items()},
-        values=content["values"],
-    )

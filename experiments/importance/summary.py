@@ -13,6 +13,7 @@ from experiments.importance.methods.attribution import STEPS
 from experiments.importance.model_features import Feature
 from experiments.importance.result import (
     ALL,
+    RANKED_BY,
     Agreement,
     ConvergenceDelta,
     FeatureImportance,
@@ -24,13 +25,6 @@ from experiments.importance.result import (
 from experiments.importance.run_parts import RunResult
 from experiments.statistics.intervals import paired_difference, summarize_seeds
 
-#: The metric by which methods are compared.
-_RANKING_METRIC: dict[Method, Metric] = {
-    "permutation": "auc",
-    "ablation": "auc",
-    "integrated_gradients": "logit",
-}
-
 
 def entries_of(runs: Sequence[RunResult], features: Sequence[Feature]) -> Iterator[FeatureImportance]:
     """One entry a feature, method, metric and slice; slices without a value in some run are left out."""
@@ -39,7 +33,7 @@ def entries_of(runs: Sequence[RunResult], features: Sequence[Feature]) -> Iterat
             by_slice = runs[0].values[method][feature.key]
             for name, by_metric in by_slice.items():
                 for metric in by_metric:
-                    if name != ALL and metric != _RANKING_METRIC[method]:
+                    if name != ALL and metric != RANKED_BY[method]:
                         continue  # a slice has one metric a method, or the file would double
                     values = [run.values[method][feature.key][name][metric] for run in runs]
                     if all(values):
@@ -109,10 +103,7 @@ def agreement_of(runs: Sequence[RunResult], features: Sequence[Feature]) -> Agre
     values_RF = {
         method: np.array(
             [
-                [
-                    np.mean(run.values[method][feature.key][ALL][_RANKING_METRIC[method]])
-                    for feature in features
-                ]
+                [np.mean(run.values[method][feature.key][ALL][RANKED_BY[method]]) for feature in features]
                 for run in runs
             ]
         )

@@ -4,30 +4,15 @@ What does not exist, or cannot be read, is named with the command that makes it;
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.reports.page import Absent, Section
 from experiments.reports.records import EvidenceError
-from experiments.reports.sections import importance, latency, probes, retrieval
+from experiments.reports.sections import importance, probes, retrieval
+from experiments.reports.sections import latency as latency_part
 
 #: Words in the names of variants that stand for what they read.
 _READ = {"p", "q", "pq", "sim", "history"}
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of the page beside table 2: what it answers, how it is made, how it is read."""
-
-    anchor: str
-    title: str
-    question: str
-    #: The command that makes it, for a sweep folder.
-    command: Callable[[Path], str]
-    #: Whether it is about queries, which a log need not have.
-    needs_queries: bool
-    #: The section, or None if nothing was measured; EvidenceError if what was measured cannot be shown.
-    read: Callable[[Path], Section | None]
 
 
 def gather(sweep: Path, *, latency: Path | None = None, queries: bool = True) -> list[Section | Absent]:
@@ -37,44 +22,57 @@ def gather(sweep: Path, *, latency: Path | None = None, queries: bool = True) ->
         latency: `serving.json` to show, if it is neither in the sweep folder nor in `bench/` beside it.
         queries: whether the sweep's impressions have queries.
     """
-    return [_section(part, sweep, queries=queries) for part in _parts(latency)]
 
+    def part(
+        anchor: str,
+        title: str,
+        question: str,
+        command: str,
+        read: Callable[[Path], Section | None],
+        *,
+        of_queries: bool = False,
+    ) -> Section | Absent:
+        makes: str | None = command
+        reason = "This was not measured."
+        if of_queries and not queries:
+            makes, reason = None, "These impressions have no queries, which this part is about."
+        try:
+            return read(sweep) or Absent(anchor, title, question, reason, makes)
+        except EvidenceError as error:
+            return Absent(anchor, title, question, f"{error}.", command)
 
-def _parts(serving_record: Path | None) -> tuple[Part, ...]:
-    return (
-        Part(
+    return [
+        part(
             "importance",
             importance.TITLE,
             importance.QUESTION,
-            _importance_command,
-            False,
+            _importance_command(sweep),
             importance.importance_section,
         ),
-        Part(
+        part(
             "retrieval",
             retrieval.TITLE,
             retrieval.QUESTION,
-            lambda sweep: f"dashclip encode evaluate DATA {sweep} --row dashclip=TABLES",
-            True,
+            f"dashclip encode evaluate DATA {sweep} --row dashclip=TABLES",
             retrieval.retrieval_section,
+            of_queries=True,
         ),
-        Part(
+        part(
             "probes",
             probes.TITLE,
             probes.QUESTION,
-            lambda sweep: f"dashclip encode probe DATA TABLES_BEFORE TABLES_AFTER {sweep}",
-            True,
+            f"dashclip encode probe DATA TABLES_BEFORE TABLES_AFTER {sweep}",
             probes.probes_section,
+            of_queries=True,
         ),
-        Part(
+        part(
             "latency",
-            latency.TITLE,
-            latency.QUESTION,
-            lambda _: "make bench-serving",
-            False,
-            lambda sweep: latency.latency_section(sweep, serving_record),
+            latency_part.TITLE,
+            latency_part.QUESTION,
+            "make bench-serving",
+            lambda sweep: latency_part.latency_section(sweep, latency),
         ),
-    )
+    ]
 
 
 def _importance_command(sweep: Path) -> str:
@@ -83,15 +81,3 @@ def _importance_command(sweep: Path) -> str:
     pretrained = [name for name in found if "random" not in name]
     parts = {name: len(set(name.split("_")) & _READ) for name in pretrained}
     return f"dashclip importance {sweep / max(parts, key=parts.__getitem__, default='VARIANT')}"
-
-
-def _section(part: Part, sweep: Path, *, queries: bool) -> Section | Absent:
-    command: str | None = part.command(sweep)
-    try:
-        found = part.read(sweep)
-        reason = "This was not measured."
-        if part.needs_queries and not queries:
-            reason, command = "These impressions have no queries, which this part is about.", None
-    except EvidenceError as error:
-        found, reason = None, f"{error}."
-    return found or Absent(part.anchor, part.title, part.question, reason, command)

@@ -4,7 +4,10 @@ import io
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from experiments.statistics.intervals import Limits
 
 # Okabe and Ito (2008) without yellow, which is too light for white paper: told apart with every common
 # colour vision. Markers, lines or hatches differ as well.
@@ -31,6 +34,38 @@ def broken(title: str, width: int = 32) -> str:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()
     return "\n".join(lines)
+
+
+def note(axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:
+    """A text beside a point of a plot.
+
+    Args:
+        offset: from the point, in points of print.
+        look: how Matplotlib draws the text.
+    """
+    axes.annotate(text, point, offset, textcoords="offset points", **{"va": "center"} | look)
+
+
+def interval_line(
+    axes: Axes, interval: Limits, height: float, colour: str, *, width: float = 2.2, ends: bool = False
+) -> None:
+    """From limit to limit, with strokes at the `ends`; nothing where there are none."""
+    if interval.low is not None and interval.high is not None:
+        axes.plot(
+            [interval.low, interval.high],
+            [height, height],
+            "|-" if ends else "-",
+            color=colour,
+            linewidth=width,
+            solid_capstyle="butt",
+        )
+
+
+def rows_look(axes: Axes) -> None:
+    """Of a plot with one row a name: lines to read values by, no axis line and no ticks at the names."""
+    axes.grid(axis="x", color="#e4e4e4")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
 
 
 def svg_of(figure: Figure) -> str:

@@ -46,33 +46,28 @@ def publish(sweep: Path, name: str, *, results: Path, readme: Path) -> list[Path
     tables = {path.stem: _load(path) for path in results.glob("*.json")} | {name: published}
     encoders = _encoder_results(sweep, name, provenance)
     tables |= {
-        path.removesuffix(".json"): _load(sweep / source)
-        for path, source, _ in encoders
-        if path.endswith("json")
+        Path(file).stem: json.loads(found) for file, found in encoders.items() if file.endswith("json")
     }
     page = render_readme(readme.read_text(encoding="utf-8"), tables)
     written = [results / f"{name}.md", results / f"{name}.json"]
     atomic_write_bytes(written[0], f"{markdown.rstrip()}\n\n{_footer(provenance)}\n".encode())
     atomic_write_json(written[1], published)
-    for target, _, content in encoders:
+    for target, content in encoders.items():
         written.append(results / target)
         atomic_write_bytes(written[-1], content)
     atomic_write_bytes(readme, page.encode())
     return [*written, readme]
 
 
-def _encoder_results(sweep: Path, name: str, provenance: dict[str, Any]) -> list[tuple[str, str, bytes]]:
-    """(target, source, content) of table 1 and the probes, where `sweep` has them."""
-    found = []
-    for part in ("table1", "probes"):
-        for ending in ("md", "json"):
-            source = f"{part}.{ending}"
-            if not (sweep / source).is_file():
-                continue
+def _encoder_results(sweep: Path, name: str, provenance: dict[str, Any]) -> dict[str, bytes]:
+    """Content of table 1 and the probes by the name of the file to write, where `sweep` has them."""
+    found = {}
+    for source in ("table1.md", "table1.json", "probes.md", "probes.json"):
+        if (sweep / source).is_file():
             content = (sweep / source).read_bytes()
-            if ending == "md":
+            if source.endswith("md"):
                 content = content.rstrip() + f"\n\n{_footer(provenance)}\n".encode()
-            found.append((f"{name.removesuffix('_table2')}_{part}.{ending}", source, content))
+            found[f"{name.removesuffix('_table2')}_{source}"] = content
     return found
 
 

@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from experiments.reports.page import Origin
 from features.artifacts import ResultFile
@@ -50,10 +50,9 @@ class SoakRecord(ResultFile):
     memory_mib_end: float | None = None
 
 
-class Measured(BaseModel):
+class Measured(NamedTuple):
     """One measurement at the number of candidates that the page answers for."""
 
-    model_config = ConfigDict(frozen=True)
     title: str
     value_ms: float
 

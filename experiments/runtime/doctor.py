@@ -68,24 +68,9 @@ def check_versions(versions: Mapping[str, str | None]) -> list[Finding]:
 
     Another release of torch, fbgemm or torchrec fails; another patch of the same minor release warns.
     """
-    fbgemm = versions.get(CPU_BUILD) or versions.get(CUDA_BUILD)
-    fbgemm_name = CPU_BUILD if versions.get(CPU_BUILD) or not versions.get(CUDA_BUILD) else CUDA_BUILD
-    return [
-        _check_version("torch", versions.get("torch"), "torch", f"pip install torch=={TESTED['torch']}"),
-        _check_version("fbgemm", fbgemm, fbgemm_name, f"pip install {fbgemm_name}=={TESTED['fbgemm']}"),
-        _check_version(
-            "torchrec",
-            versions.get("torchrec"),
-            "torchrec",
-            f"pip install --no-deps torchrec=={TESTED['torchrec']}",
-        ),
-        _check_version(
-            "torchmetrics",
-            versions.get("torchmetrics"),
-            "torchmetrics",
-            f"pip install torchmetrics=={TESTED['torchmetrics']}",
-        ),
-    ]
+    fbgemm = CPU_BUILD if versions.get(CPU_BUILD) or not versions.get(CUDA_BUILD) else CUDA_BUILD
+    distributions = {name: fbgemm if name == "fbgemm" else name for name in TESTED}
+    return [_check_version(name, found, versions.get(found)) for name, found in distributions.items()]
 
 
 def check_builds(versions: Mapping[str, str | None]) -> Finding:
@@ -230,8 +215,9 @@ def run_probe() -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def _check_version(name: str, version: str | None, distribution: str, fix: str) -> Finding:
+def _check_version(name: str, distribution: str, version: str | None) -> Finding:
     wanted = TESTED[name]
+    fix = f"pip install {'--no-deps ' if name == 'torchrec' else ''}{distribution}=={wanted}"
     if version is None:
         return Finding(name, "fail", f"{distribution} is not installed", fix)
     public = version.partition("+")[0]

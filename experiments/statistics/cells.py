@@ -17,19 +17,10 @@ from pydantic import (
     model_validator,
 )
 
-from experiments.statistics.intervals import Interval, percentile_interval
+from experiments.statistics.intervals import Interval, Limits, percentile_interval
 
 #: Stands where there is no value.
 NONE = "–"
-
-
-class Limits(Protocol):
-    """What lies between two limits, each None where it is not known."""
-
-    @property
-    def low(self) -> float | None: ...
-    @property
-    def high(self) -> float | None: ...
 
 
 class Estimate(Limits, Protocol):

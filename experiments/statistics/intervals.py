@@ -13,6 +13,7 @@ Shapes: S seeds, N test rows, P clicked rows, Q rows not clicked, U users, R res
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,30 @@ class SeedSummary:
     seeds: int
 
 
+class Limits(Protocol):
+    """What lies between two limits, each None where it is not known."""
+
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+
+
+def surely_positive(found: Limits) -> bool:
+    """It lies above zero. What has no limits is never sure."""
+    return found.low is not None and found.low > 0
+
+
+def surely_negative(found: Limits) -> bool:
+    """It lies below zero. What has no limits is never sure."""
+    return found.high is not None and found.high < 0
+
+
+def excludes_zero(found: Limits) -> bool:
+    """Both limits lie on the same side of zero."""
+    return surely_positive(found) or surely_negative(found)
+
+
 @dataclass(frozen=True)
 class Interval:
     """An estimate between two limits; the limits are None where the sample is too small for them."""
@@ -43,7 +68,7 @@ class Interval:
     @property
     def excludes_zero(self) -> bool:
         """Both limits exist and lie on the same side of zero."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        return excludes_zero(self)
 
 
 def summarize_seeds(values_S: Sequence[float]) -> SeedSummary:

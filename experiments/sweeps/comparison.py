@@ -169,5 +169,4 @@ def _spread(values: Sequence[float | None]) -> tuple[float | None, float | None]
 
 
 def mean_of_known(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+    return _spread(values)[0]

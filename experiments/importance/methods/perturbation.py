@@ -11,7 +11,6 @@ Shapes: N rows, B rows of a batch, F features, A alternatives (permutations, or 
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from experiments.importance.methods.shared_forward import TILE_ROWS, SharedForward
 from experiments.importance.methods.tower_inputs import InputLayout, TowerInputs
 from experiments.importance.model_features import Feature
+from experiments.importance.result import Record, SliceRows
 from experiments.importance.slices import Mask
 from experiments.importance.split_rows import Rows, SplitRows
 from features.progress import Progress, silent
@@ -56,32 +56,26 @@ BATCH_ROWS = 4 * TILE_ROWS
 _LOGIT_BYTES = 512 * 2**20
 
 
-@dataclass(frozen=True)
-class SliceMetrics:
-    """AUC and LogLoss of a slice; None where the slice has one class only."""
-
-    rows: int
-    clicks: int
-    auc: float | None
-    logloss: float | None
+#: Of a feature key, slice and metric, one value an alternative.
+Values = dict[str, dict[str, dict[str, list[float]]]]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Importance by feature key, slice and metric, one value an alternative; positive is useful."""
+class Measured(Record):
+    """Importance, positive where a feature is useful, and what the slices have as they are."""
 
-    base: dict[str, SliceMetrics]
-    values: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
+    base: dict[str, SliceRows]
+    values: Values
 
 
-def slice_metrics(clicked_N: NDArray[np.int8], logit_N: Logits) -> SliceMetrics:
+def slice_metrics(clicked_N: NDArray[np.int8], logit_N: Logits) -> SliceRows:
     """Exact metrics of the rows given."""
     rows, clicks = len(clicked_N), int(clicked_N.sum())
     try:
         auc: float | None = float(roc_auc(clicked_N, logit_N))
     except UndefinedMetricError:
         auc = None
-    return SliceMetrics(rows, clicks, auc, log_loss(clicked_N, logit_N) if rows else None)
+    logloss = log_loss(clicked_N, logit_N) if rows else None
+    return SliceRows(rows=rows, clicks=clicks, auc=auc, logloss=logloss)
 
 
 def measure_exchanges(
@@ -110,7 +104,8 @@ def measure_exchanges(
     clicked_N = rows.flags["clicked"]
     alternatives = 1 if permutations is None else len(permutations)
     at_once = max(1, logit_bytes // (4 * alternatives * max(1, len(rows))))
-    measured: Measured | None = None
+    base: dict[str, SliceRows] = {}
+    values: Values = {}
     for first in range(0, max(1, len(features)), at_once):
         chunk = features[first : first + at_once]
 
@@ -126,17 +121,12 @@ def measure_exchanges(
             batch_rows=batch_rows,
             advance=advance,
         )
-        if measured is None:
-            measured = Measured(
-                {name: slice_metrics(clicked_N[mask], base_N[mask]) for name, mask in masks.items()}
-            )
+        base = base or {name: slice_metrics(clicked_N[mask], base_N[mask]) for name, mask in masks.items()}
         for feature, logit_AN in zip(chunk, logit_FAN, strict=True):
-            measured.values[feature.key] = {
-                name: _losses(measured.base[name], clicked_N[mask], logit_AN[:, mask])
-                for name, mask in masks.items()
+            values[feature.key] = {
+                name: _losses(base[name], clicked_N[mask], logit_AN[:, mask]) for name, mask in masks.items()
             }
-    assert measured is not None
-    return measured
+    return Measured(base=base, values=values)
 
 
 def exchanged_logits(
@@ -188,7 +178,7 @@ def exchanged_logits(
 
 
 def _losses(
-    base: SliceMetrics, clicked_N: NDArray[np.int8], logit_AN: NDArray[np.float32]
+    base: SliceRows, clicked_N: NDArray[np.int8], logit_AN: NDArray[np.float32]
 ) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"auc": [], "logloss": []}
     for logit_N in logit_AN:

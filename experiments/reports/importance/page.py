@@ -5,8 +5,11 @@ import io
 from datetime import datetime
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from experiments.importance.result import (
     ALL,
+    METHOD_TITLES,
     METHODS,
     FeatureImportance,
     ImportanceReport,
@@ -16,7 +19,6 @@ from experiments.importance.result import (
 )
 from experiments.reports.importance import plots as pictures
 from experiments.reports.importance.text import (
-    METHOD_TITLES,
     agreement_title,
     capital,
     feature_title,
@@ -25,13 +27,12 @@ from experiments.reports.importance.text import (
     methods_of,
     paper_sentence,
     slice_sentences,
-    surely_negative,
-    surely_positive,
     with_titles,
 )
 from experiments.reports.page import Grid, Origin, Plot, png_source, render
 from experiments.reports.plot_style import png_of
 from experiments.statistics.cells import NONE, limits, with_limits
+from experiments.statistics.intervals import excludes_zero
 from features.artifacts import atomic_write_bytes
 
 FILE = "importance.json"
@@ -115,39 +116,35 @@ def origin_of(report: ImportanceReport) -> Origin:
 
 def bar_plots(report: ImportanceReport, method: Method) -> list[Plot]:
     """The bars of one method; nothing without it."""
-    figure = pictures.bars(report, method)
-    if figure is None:
-        return []
     caption = f"{_CAPTIONS[method]} Black lines: 95 % interval over {_repeated(report)}. The two panels have "
     caption += "scales of their own."
-    return [Plot(METHOD_TITLES[method], caption, png_source(png_of(figure)))]
+    return _plots(METHOD_TITLES[method], caption, pictures.bars(report, method))
 
 
 def agreement_plots(report: ImportanceReport) -> list[Plot]:
     """Agreement of methods and seeds; nothing with one method and one seed."""
-    figure = pictures.agreement(report)
-    if figure is None:
-        return []
     caption = (
         "Left: each line is a feature that some method puts among its first eight; flat lines mean "
         "agreement. Right: Spearman's correlation of whole rankings, with its 95 % interval: of two "
         "methods, and of two models that differ by seed only."
     )
-    return [Plot("Do the methods agree?", caption, png_source(png_of(figure)))]
+    return _plots("Do the methods agree?", caption, pictures.agreement(report))
 
 
 def slice_plots(report: ImportanceReport) -> list[Plot]:
     """Heat maps over slices and over aisles, as far as there are any."""
-    plots = []
     caption = (
         "AUC lost by permutation within the rows of each column, in thousandths. White and in brackets: the "
         "interval reaches zero. The number of rows stands under each column; few rows give wide intervals."
     )
-    for aisles, heading in ((False, "By kind of impression"), (True, "By aisle")):
-        figure = pictures.slice_heat(report, aisles=aisles)
-        if figure is not None:
-            plots.append(Plot(heading, caption, png_source(png_of(figure))))
-    return plots
+    return [
+        *_plots("By kind of impression", caption, pictures.slice_heat(report)),
+        *_plots("By aisle", caption, pictures.slice_heat(report, aisles=True)),
+    ]
+
+
+def _plots(heading: str, caption: str, figure: Figure | None) -> list[Plot]:
+    return [Plot(heading, caption, png_source(png_of(figure)))] if figure else []
 
 
 def table(report: ImportanceReport, kind: str) -> Grid | None:
@@ -174,9 +171,7 @@ def table(report: ImportanceReport, kind: str) -> Grid | None:
         (place, column)
         for place, name in enumerate(names)
         for column, (_, method, metric) in enumerate(shown, start=1)
-        if metric != "logit"
-        and (entry := found.get((name, method, metric)))
-        and (surely_positive(entry) or surely_negative(entry))
+        if metric != "logit" and (entry := found.get((name, method, metric))) and excludes_zero(entry)
     )
     titles = {"feature": "Feature", "group": "Group"}
     caption = "Mean and 95 % interval. Bold: the interval excludes zero."

@@ -10,18 +10,32 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.importance.result import ALL, FeatureImportance, ImportanceReport, Method
-from experiments.reports.importance.text import (
+from experiments.importance.result import (
+    ALL,
     METHOD_TITLES,
-    RANKED_BY,
+    FeatureImportance,
+    ImportanceReport,
+    Method,
+    MethodAgreement,
+    SeedAgreement,
+)
+from experiments.reports.importance.text import (
     agreement_title,
     feature_title,
     methods_of,
     slices_of,
-    surely_negative,
-    surely_positive,
 )
-from experiments.reports.plot_style import COLOURS, MARKERS, STYLE, WIDTH_INCHES, broken
+from experiments.reports.plot_style import (
+    COLOURS,
+    MARKERS,
+    STYLE,
+    WIDTH_INCHES,
+    broken,
+    interval_line,
+    note,
+    rows_look,
+)
+from experiments.statistics.intervals import Interval, excludes_zero
 
 #: Features a picture shows; the table has them all.
 MAX_BARS, MAX_HEAT_ROWS = 20, 16
@@ -42,9 +56,8 @@ _AXIS_TITLES: dict[Method, str] = {
 
 def bars(report: ImportanceReport, method: Method) -> Figure | None:
     """Features sorted, groups apart; None without this method. Hollow: the interval reaches zero."""
-    metric = RANKED_BY[method]
-    features = report.ranked(method=method, metric=metric)
-    groups = report.ranked(method=method, metric=metric, kind="group")
+    features = report.ranked(method=method)
+    groups = report.ranked(method=method, kind="group")
     if not features:
         return None
     semantic = semantic_names(report)
@@ -66,7 +79,7 @@ def bars(report: ImportanceReport, method: Method) -> Figure | None:
         rows = max(len(shown), len(groups))
         for axes in panels:
             axes.set_ylim(rows - 0.4, -0.6)
-        handles = _bar_legend(semantic, hollow=any(not _sure(entry) for entry in [*shown, *groups]))
+        handles = _bar_legend(semantic, hollow=not all(excludes_zero(entry) for entry in [*shown, *groups]))
         figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
         return figure
 
@@ -146,10 +159,8 @@ def slice_heat(report: ImportanceReport, *, aisles: bool = False) -> Figure | No
 
 def semantic_names(report: ImportanceReport) -> set[str]:
     """Features of the DashCLIP tower."""
-    for entry in report.features:
-        if entry.kind == "group" and entry.name == _SEMANTIC_GROUP:
-            return set(entry.members)
-    return set()
+    groups = [entry for entry in report.features if entry.kind == "group" and entry.name == _SEMANTIC_GROUP]
+    return {member for entry in groups for member in entry.members}
 
 
 def _bars(axes: Axes, entries: Sequence[FeatureImportance], semantic: Sequence[bool]) -> None:
@@ -160,32 +171,22 @@ def _bars(axes: Axes, entries: Sequence[FeatureImportance], semantic: Sequence[b
             place,
             entry.mean,
             height=0.66,
-            facecolor=colour if _sure(entry) else "white",
+            facecolor=colour if excludes_zero(entry) else "white",
             edgecolor=colour,
             linewidth=1.1,
         )
         if entry.low is not None and entry.high is not None:
-            axes.plot([entry.low, entry.high], [place, place], "-", color="black", linewidth=1.3)
-            axes.plot([entry.low, entry.high], [place, place], "|", color="black", markersize=5)
-        axes.annotate(
-            f"{entry.mean:.4f}".replace("-0.0000", "0.0000"),
-            (ends[place], place),
-            (4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color="#333333",
-        )
+            axes.plot([entry.low, entry.high], [place] * 2, "|-", color="black", linewidth=1.3, markersize=5)
+        mean = f"{entry.mean:.4f}".replace("-0.0000", "0.0000")
+        note(axes, mean, (ends[place], place), (4, 0), fontsize=8, color="#333333")
     axes.axvline(0, color="#555555", linewidth=1)
     left = min([0.0, *(entry.mean if entry.low is None else entry.low for entry in entries)])
     right = max([*ends, 1e-9])
     axes.set_xlim(1.05 * left - 0.02 * right, 1.2 * right)
     axes.set_yticks(range(len(entries)), [feature_title(entry.name) for entry in entries])
-    axes.grid(axis="x", color="#e4e4e4")
     axes.set_axisbelow(True)
     axes.locator_params(axis="x", nbins=5)
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
+    rows_look(axes)
 
 
 def _bar_legend(semantic: set[str], *, hollow: bool) -> list[matplotlib.patches.Patch]:
@@ -200,20 +201,13 @@ def _bar_legend(semantic: set[str], *, hollow: bool) -> list[matplotlib.patches.
     return handles
 
 
-def _sure(entry: FeatureImportance) -> bool:
-    return surely_positive(entry) or surely_negative(entry)
-
-
 def _surely(entry: FeatureImportance | None) -> float:
-    return entry.mean if entry is not None and _sure(entry) else 0.0
+    return entry.mean if entry is not None and excludes_zero(entry) else 0.0
 
 
 def _places(axes: Axes, report: ImportanceReport, methods: Sequence[Method]) -> None:
     place_of = {
-        method: {
-            entry.name: place
-            for place, entry in enumerate(report.ranked(method=method, metric=RANKED_BY[method]), start=1)
-        }
+        method: {entry.name: place for place, entry in enumerate(report.ranked(method=method), start=1)}
         for method in methods
     }
     first = place_of[methods[0]]
@@ -232,39 +226,17 @@ def _places(axes: Axes, report: ImportanceReport, methods: Sequence[Method]) -> 
                 beyond[method].append(name)
             heights.append(min(place, bottom))
         axes.plot(range(len(methods)), heights, marker=marker, color=colour, linewidth=1.8, markersize=6.5)
+        title = broken(feature_title(name), 20)
         if heights[0] < bottom:
-            axes.annotate(
-                f"{broken(feature_title(name), 20)}  {heights[0]}",
-                (0, heights[0]),
-                (-9, 0),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                fontsize=8.5,
-            )
+            note(axes, f"{title}  {heights[0]}", (0, heights[0]), (-9, 0), ha="right", fontsize=8.5)
         if heights[-1] < bottom:
-            axes.annotate(
-                f"{heights[-1]}  {broken(feature_title(name), 20)}",
-                (len(methods) - 1, heights[-1]),
-                (9, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8.5,
-            )
+            note(axes, f"{heights[-1]}  {title}", (len(methods) - 1, heights[-1]), (9, 0), fontsize=8.5)
     for end, side in ((0, -1), (len(methods) - 1, 1)):
         names = beyond[methods[end]]
         if names:
             text = broken(f"beyond {_LAST_PLACE}: {', '.join(feature_title(name) for name in names)}", 30)
-            axes.annotate(
-                text,
-                (end, bottom),
-                (9 * side, 0),
-                textcoords="offset points",
-                ha="right" if side < 0 else "left",
-                va="top",
-                fontsize=8,
-                color="#555555",
-            )
+            look = {"ha": "right" if side < 0 else "left", "va": "top", "fontsize": 8, "color": "#555555"}
+            note(axes, text, (end, bottom), (9 * side, 0), **look)
     axes.set_xlim(-0.95, len(methods) - 1 + 0.95)
     axes.set_ylim(bottom + (1.4 if any(beyond.values()) else 0), 0.2)
     axes.set_xticks(range(len(methods)), [METHOD_TITLES[method] for method in methods])
@@ -275,35 +247,29 @@ def _places(axes: Axes, report: ImportanceReport, methods: Sequence[Method]) -> 
     axes.set_title("Place that each method gives to the features", pad=10)
 
 
-def _correlations(report: ImportanceReport) -> list[tuple[str, float, float | None, float | None]]:
+def _correlations(report: ImportanceReport) -> list[tuple[str, Interval]]:
     """Title, Spearman's correlation and its interval: pairs of methods, then pairs of seeds by method."""
-    found = [(agreement_title(pair), pair.spearman, pair.low, pair.high) for pair in report.agreement.methods]
-    titles: dict[str, str] = {str(method): title for method, title in METHOD_TITLES.items()}
-    found += [
-        (f"Two seeds, {titles.get(method, method).lower()}", seeds.spearman, seeds.low, seeds.high)
-        for method, seeds in report.agreement.seeds.items()
+    found: list[tuple[str, MethodAgreement | SeedAgreement]] = [
+        *((agreement_title(pair), pair) for pair in report.agreement.methods),
+        *((f"Two seeds, {METHOD_TITLES[m].lower()}", seeds) for m, seeds in report.agreement.seeds.items()),
     ]
-    return found
+    return [(title, Interval(of.spearman, of.low, of.high)) for title, of in found]
 
 
-def _dots(axes: Axes, rows: Sequence[tuple[str, float, float | None, float | None]]) -> None:
-    for place, (_, value, low, high) in enumerate(rows):
-        if low is not None and high is not None:
-            axes.plot([low, high], [place, place], "-", color=_SEMANTIC, linewidth=2.2, solid_capstyle="butt")
-        axes.plot(value, place, "o", color=_SEMANTIC, markersize=7, markeredgecolor="white")
-        axes.annotate(
-            f"{value:.2f}", (value, place), (0, 7), textcoords="offset points", ha="center", fontsize=8.5
-        )
-    lowest = min((low if low is not None else value for _, value, low, _ in rows), default=0.0)
+def _dots(axes: Axes, rows: Sequence[tuple[str, Interval]]) -> None:
+    for place, (_, found) in enumerate(rows):
+        interval_line(axes, found, place, _SEMANTIC)
+        axes.plot(found.mean, place, "o", color=_SEMANTIC, markersize=7, markeredgecolor="white")
+        look = {"ha": "center", "va": "baseline", "fontsize": 8.5}
+        note(axes, f"{found.mean:.2f}", (found.mean, place), (0, 7), **look)
+    lowest = min((found.mean if found.low is None else found.low for _, found in rows), default=0.0)
     axes.set_xlim(min(0.0, lowest) - 0.04, 1.04)
     axes.axvline(0, color="#555555", linewidth=1)
     axes.set_yticks(range(len(rows)), [broken(title, 22) for title, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.7)
     axes.set_xlabel("1: same order, 0: none")
     axes.set_title("Rank correlation")
-    axes.grid(axis="x", color="#e4e4e4")
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
+    rows_look(axes)
 
 
 def _root_scale(limit: float) -> matplotlib.colors.FuncNorm:
@@ -316,7 +282,7 @@ def _root_scale(limit: float) -> matplotlib.colors.FuncNorm:
 
 
 def _cell(axes: Axes, column: int, row: int, entry: FeatureImportance, limit: float, *, small: bool) -> None:
-    sure = _sure(entry)
+    sure = excludes_zero(entry)
     dark = abs(entry.mean) > 0.4 * limit
     text = f"{1000 * entry.mean:.{0 if small and abs(entry.mean) >= 0.1 else 1}f}"
     text = "0.0" if text == "-0.0" else text

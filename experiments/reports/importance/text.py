@@ -8,28 +8,19 @@ from rich.table import Table
 
 from experiments.importance.result import (
     ALL,
+    METHOD_TITLES,
     METHODS,
+    RANKED_BY,
     FeatureImportance,
     ImportanceReport,
     Method,
     MethodAgreement,
-    Metric,
 )
 from experiments.reports.page import listed
 from experiments.statistics import paper
 from experiments.statistics.cells import limits, with_sd
+from experiments.statistics.intervals import excludes_zero, surely_negative, surely_positive
 
-METHOD_TITLES: dict[Method, str] = {
-    "permutation": "Permutation",
-    "ablation": "Ablation",
-    "integrated_gradients": "Integrated gradients",
-}
-#: The metric of each method that its ranking is read from.
-RANKED_BY: dict[Method, Metric] = {
-    "permutation": "auc",
-    "ablation": "auc",
-    "integrated_gradients": "logit",
-}
 #: Slices that are each other's opposite, with words for a sentence.
 _OPPOSITES = (
     ("has purchases", "no purchases", "users with purchases", "users without"),
@@ -52,16 +43,6 @@ def feature_title(name: str) -> str:
         return name.replace("_", " ")
     kind = {"ctr": "CTR"}.get(counter["kind"], counter["kind"])
     return f"{counter['key'].replace('_', ' × ')} {kind}, {counter['days']} d"
-
-
-def surely_positive(entry: FeatureImportance) -> bool:
-    """The interval lies above zero. An entry without an interval is never sure."""
-    return entry.low is not None and entry.low > 0
-
-
-def surely_negative(entry: FeatureImportance) -> bool:
-    """The interval lies below zero: the model would do better without what it reads here."""
-    return entry.high is not None and entry.high < 0
 
 
 def overlap(a: FeatureImportance, b: FeatureImportance) -> bool:
@@ -185,7 +166,7 @@ def slices_of(report: ImportanceReport, *, aisles: bool = False) -> list[str]:
 
 def methods_of(report: ImportanceReport) -> list[Method]:
     """The methods that ranked the features."""
-    return [method for method in METHODS if report.ranked(method=method, metric=RANKED_BY[method])]
+    return [method for method in METHODS if report.ranked(method=method)]
 
 
 def agreement_title(found: MethodAgreement) -> str:
@@ -221,11 +202,9 @@ def _tier_sentence(
             f"loses {cost}, from {base:.4f} to {base - entry.mean:.4f}."
         )
     each = [f"{name} ({entry.mean:.4f})" for name, entry in zip(names, tier, strict=True)]
-    if len(each) > _NAMED_AT_MOST:
-        each = [*each[:_NAMED_AT_MOST], f"{len(each) - _NAMED_AT_MOST} more"]
     first = "The largest losses that are sure are those of" if after_wide else "The lead is shared by"
     start = (first, "Next come", "Then")[min(place, 2)]
-    return f"{start} {listed(each)}: their intervals overlap, so the order among them is not certain."
+    return f"{start} {_some(each)}: their intervals overlap, so the order among them is not certain."
 
 
 def _rest(
@@ -239,13 +218,9 @@ def _rest(
     if useful > named:
         words = "more feature has an interval" if useful == named + 1 else "more features have intervals"
         sentences.append(f"{useful - named} {words} above zero, each smaller than these.")
-    unclear = [
-        entry
-        for entry in ranked
-        if not surely_positive(entry) and not surely_negative(entry) and entry not in wide
-    ]
+    unclear = [entry for entry in ranked if not excludes_zero(entry) and entry not in wide]
     if unclear:
-        names = [entry.name for entry in unclear]
+        names = [feature_title(entry.name) for entry in unclear]
         which = f" ({_some(names)})" if len(names) <= _NAMED_AT_MOST else ""
         sentences.append(
             f"For {len(unclear)} of {len(ranked)} features nothing shows that the model gains from them: "
@@ -255,7 +230,7 @@ def _rest(
     if harmful:
         sentences.append(
             "On these rows the model would rank better without what it reads in "
-            f"{_some([entry.name for entry in harmful])}: shuffling the values raises AUC."
+            f"{_some([feature_title(entry.name) for entry in harmful])}: shuffling the values raises AUC."
         )
     if 1 < len(report.runs) < _ENOUGH_RUNS:
         sentences.append(
@@ -264,11 +239,9 @@ def _rest(
     return sentences
 
 
-def _some(names: Sequence[str]) -> str:
-    titles = [feature_title(name) for name in names]
-    if len(titles) <= _NAMED_AT_MOST:
-        return listed(titles)
-    return f"{', '.join(titles[:_NAMED_AT_MOST])} and {len(titles) - _NAMED_AT_MOST} more"
+def _some(texts: Sequence[str]) -> str:
+    more = len(texts) - _NAMED_AT_MOST
+    return listed([*texts[:_NAMED_AT_MOST], f"{more} more"] if more > 0 else texts)
 
 
 def capital(text: str) -> str:
@@ -290,10 +263,7 @@ def group_table(report: ImportanceReport) -> Table:
 
 def _table(report: ImportanceReport, kind: Literal["feature", "group"], title: str) -> Table:
     ranked = {
-        method: {
-            entry.name: entry for entry in report.ranked(method=method, metric=RANKED_BY[method], kind=kind)
-        }
-        for method in METHODS
+        method: {entry.name: entry for entry in report.ranked(method=method, kind=kind)} for method in METHODS
     }
     measured = [method for method, entries in ranked.items() if entries]
     table = Table(title=title)

@@ -20,11 +20,11 @@ from experiments.reports.importance.text import (
     leading_sentences,
     paper_sentence,
     slice_sentences,
-    surely_positive,
     with_titles,
 )
 from experiments.reports.page import Plot, Section, listed
 from experiments.reports.records import EvidenceError
+from experiments.statistics.intervals import surely_positive
 
 TITLE = "Feature importance"
 QUESTION = "Which features carry it?"

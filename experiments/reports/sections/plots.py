@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments.encoders.table1 import Table1
-from experiments.reports.plot_style import STYLE, WIDTH_INCHES, broken, svg_of
+from experiments.reports.plot_style import STYLE, WIDTH_INCHES, broken, interval_line, note, rows_look, svg_of
 from experiments.reports.records import Measured
 from experiments.reports.table1_text import row_title
 from experiments.statistics.cells import OptionalIntervals
@@ -88,14 +88,7 @@ def latency(model: Mapping[str, float], added: Mapping[str, float], ladder: Sequ
             colours = [_THIRD if found.title.endswith("p99") else _CANDIDATE for found in ladder]
             axes.barh(heights, [found.value_ms for found in ladder], height=0.62, color=colours)
             for place, found in zip(heights, ladder, strict=True):
-                axes.annotate(
-                    f"{found.value_ms:.2f}",
-                    (max(found.value_ms, 0), place),
-                    (4, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=9,
-                )
+                note(axes, f"{found.value_ms:.2f}", (max(found.value_ms, 0), place), (4, 0), fontsize=9)
             axes.set_yticks(heights, [broken(found.title, 24) for found in ladder])
             axes.set_xlabel("Milliseconds")
             axes.margins(x=0.12)
@@ -117,9 +110,7 @@ def _dots(
         if found is None:
             axes.text(0, height, "no value", va="center", fontsize=8, color="#555555")
             continue
-        if found.low is not None and found.high is not None:
-            ends = [found.low, found.high]
-            axes.plot(ends, [height, height], "-", color=colour, linewidth=2.2, solid_capstyle="butt")
+        interval_line(axes, found, height, colour)
         axes.plot(found.mean, height, marker, color=colour, markersize=6.5, markeredgecolor="white")
     if best_possible is not None:
         axes.axvline(best_possible, color="black", linewidth=1.1, linestyle=":")
@@ -127,10 +118,8 @@ def _dots(
     right = max([0.0, best_possible or 0.0, *(max(one.mean, one.high or one.mean) for one in shown)]) or 1.0
     axes.set_xlim(-0.04 * right, 1.06 * right)
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.grid(axis="x", color="#e4e4e4")
     axes.locator_params(axis="x", nbins=5)
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
+    rows_look(axes)
 
 
 def _points(by_candidates: Mapping[str, float]) -> list[tuple[int, float]]:

@@ -7,6 +7,7 @@ from experiments.reports.page import Grid, Plot, Section, png_source
 from experiments.reports.probes_text import paper_cell, probe_title
 from experiments.reports.records import origin_of, read_record
 from experiments.statistics.cells import limits, with_sd
+from experiments.statistics.intervals import excludes_zero, surely_negative, surely_positive
 
 FILE = "probes.json"
 TITLE = "What the vectors know"
@@ -77,11 +78,8 @@ def probes_section(sweep: Path) -> Section | None:
 
 
 def _answer(record: ProbeReport) -> str:
-    better = worse = 0
-    for probe in record.probes.values():
-        low, high = probe.difference.low, probe.difference.high
-        better += low is not None and low > 0
-        worse += high is not None and high < 0
+    better = sum(surely_positive(probe.difference) for probe in record.probes.values())
+    worse = sum(surely_negative(probe.difference) for probe in record.probes.values())
     verdict = f"{better} of {len(record.probes)} probes improve with training"
     if worse:
         verdict += f" and {worse} get worse"
@@ -112,7 +110,7 @@ def _grid(record: ProbeReport) -> Grid:
     bold = set()
     for number, (name, probe) in enumerate(record.probes.items()):
         found = probe.difference
-        if found.low is not None and found.high is not None and (found.low > 0 or found.high < 0):
+        if excludes_zero(found):
             bold |= {(number, 4), (number, 5)}
         rows.append(
             (

@@ -4,11 +4,17 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.reports.plot_style import COLOURS, MARKERS, STYLE, WIDTH_INCHES, broken, svg_of
-from experiments.statistics.intervals import Interval
+from experiments.reports.plot_style import (
+    COLOURS,
+    MARKERS,
+    STYLE,
+    WIDTH_INCHES,
+    broken,
+    interval_line,
+    svg_of,
+)
 from experiments.sweeps.table2 import Table2
 
 #: The first, of the baseline, is grey.
@@ -32,8 +38,8 @@ def forest(table: Table2) -> str:
                     axes.text(0, height, " undefined", va="center", fontsize=8, color="#555555")
                     continue
                 colour, marker = _look(table, name)
-                _bar(axes, difference.auc_users, height, colour, width=1.3, ends=True)
-                _bar(axes, difference.auc, height, colour, width=5, ends=False)
+                interval_line(axes, difference.auc_users, height, colour, width=1.3, ends=True)
+                interval_line(axes, difference.auc, height, colour, width=5)
                 # A dark edge: within a thick line of its own colour a white one looks like another shape.
                 look = {"markersize": 6, "markeredgecolor": "black", "markeredgewidth": 0.7}
                 axes.plot(difference.auc.mean, height, marker, color=colour, **look)
@@ -141,18 +147,6 @@ def _mean_curve(curves: Sequence[tuple[list[float], list[float]]]) -> tuple[list
     common = sorted(set.intersection(*(set(rows) for rows, _ in curves)))
     by_rows = [dict(zip(rows, aucs, strict=True)) for rows, aucs in curves]
     return common, [float(np.mean([curve[point] for curve in by_rows])) for point in common]
-
-
-def _bar(axes: Axes, interval: Interval, height: float, colour: str, *, width: float, ends: bool) -> None:
-    if interval.low is not None and interval.high is not None:
-        axes.plot(
-            [interval.low, interval.high],
-            [height, height],
-            "|-" if ends else "-",
-            color=colour,
-            linewidth=width,
-            solid_capstyle="butt",
-        )
 
 
 def _look(table: Table2, name: str) -> tuple[str, str]:

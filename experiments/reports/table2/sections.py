@@ -7,19 +7,11 @@ import numpy as np
 from experiments.reports.page import Origin, Plot, Section, listed, svg_source
 from experiments.reports.table2 import plots
 from experiments.statistics.cells import limits, signed
+from experiments.statistics.intervals import surely_positive
+from experiments.sweeps.comparison import Difference
 from experiments.sweeps.table2 import Table2, VariantResult
 
 _NO_COMPARISON = "There is no baseline with another variant beside it to compare."
-#: Slices that the answer for whom is taken from, if the sweep has them.
-_COMPARED = (
-    "has_purchases",
-    "no_purchases",
-    "seen_product",
-    "unseen_product",
-    "head_query",
-    "torso_query",
-    "tail_query",
-)
 
 
 def table2_sections(table: Table2) -> list[Section]:
@@ -45,16 +37,14 @@ def _lift_answer(table: Table2) -> str:
     if not compared:
         return _NO_COMPARISON
     title = table.variants[table.baseline].title
-    best = max(compared, key=_gain)
-    found = best.slices["all"].difference
-    assert found is not None
+    best, found = max(compared, key=_gain)
     if found.auc.low is None:
         return f"{best.title}: {signed(found.auc.mean)} AUC against {title}; one seed gives no interval."
-    sure = [variant for variant in compared if _surely_gains(variant)]
+    sure = [difference for _, difference in compared if surely_positive(difference.auc)]
     if not sure:
         return f"No: none of {len(compared)} variants surely gains AUC against {title}."
     interval = f"95 % over seeds {limits(found.auc)}, over users {limits(found.auc_users)}"
-    rivals = [variant.title for variant in compared if _cannot_be_told_apart(table, variant, best)]
+    rivals = [variant.title for variant, _ in compared if _cannot_be_told_apart(table, variant, best)]
     apart = f" It cannot be told from {listed(rivals)}." if rivals else ""
     share = "" if found.gain_share is None else f", {100 * found.gain_share:.0f} % of what can be gained"
     return (
@@ -98,11 +88,11 @@ def _slices_answer(table: Table2) -> str:
     compared = _compared(table)
     if not compared:
         return _NO_COMPARISON
-    best = max(compared, key=_gain)
+    best, _ = max(compared, key=_gain)
     gains = {
         key: difference.auc
-        for key in _COMPARED
-        if key in best.slices and (difference := best.slices[key].difference) is not None
+        for key, found in best.slices.items()
+        if key != "all" and (difference := found.difference) is not None
     }
     # Where enough slices have a sure gain, the others would only rank their own noise.
     sure = {key: gain for key, gain in gains.items() if gain.excludes_zero}
@@ -186,20 +176,14 @@ def _learning(table: Table2, origin: Origin) -> Section | None:
     )
 
 
-def _compared(table: Table2) -> list[VariantResult]:
-    """The variants that have a difference to the baseline over all rows."""
-    return [variant for variant in table.variants.values() if variant.slices["all"].difference is not None]
+def _compared(table: Table2) -> list[tuple[VariantResult, Difference]]:
+    """The variants that have a difference to the baseline over all rows, with it."""
+    found = [(variant, variant.slices["all"].difference) for variant in table.variants.values()]
+    return [(variant, difference) for variant, difference in found if difference is not None]
 
 
-def _gain(variant: VariantResult) -> float:
-    difference = variant.slices["all"].difference
-    assert difference is not None
-    return difference.auc.mean
-
-
-def _surely_gains(variant: VariantResult) -> bool:
-    difference = variant.slices["all"].difference
-    return difference is not None and difference.auc.low is not None and difference.auc.low > 0
+def _gain(compared: tuple[VariantResult, Difference]) -> float:
+    return compared[1].auc.mean
 
 
 def _cannot_be_told_apart(table: Table2, one: VariantResult, other: VariantResult) -> bool:

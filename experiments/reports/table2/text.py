@@ -16,7 +16,6 @@ from experiments.sweeps.table2 import Table2, VariantResult
 class Row:
     """One variant on one slice, ready to print; `sure` marks a difference whose seed interval excludes 0."""
 
-    name: str
     title: str
     seeds: str
     auc: str
@@ -167,7 +166,6 @@ def _row(table: Table2, variant: VariantResult, key: str) -> Row:
     logloss = None if difference is None else difference.norm_logloss
     in_paper = paper.TABLE2.get(key, {}).get(variant.name)
     return Row(
-        name=variant.name,
         title=variant.title,
         seeds=str(len(variant.seeds)),
         auc=with_sd(found.auc_mean, found.auc_sd),

@@ -25,12 +25,12 @@ from experiments.reports.importance.text import (
     overlap,
     paper_sentence,
     slice_sentences,
-    surely_positive,
     tiers,
     with_titles,
 )
 from experiments.reports.plot_style import png_of
 from experiments.statistics.cells import with_limits
+from experiments.statistics.intervals import surely_positive
 from tests.experiments.reports.importance_reports import COUNTERS, SLICES, made_report
 from tests.experiments.reports.page_reader import assert_whole_and_self_contained
 
