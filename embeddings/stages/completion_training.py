@@ -13,7 +13,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
@@ -24,6 +24,7 @@ from embeddings.encoders.completion import COMPONENTS, Completion
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import seeded
 from embeddings.training.losses import rarity, title_token_loss
+from features.artifacts import StrictModel
 from features.progress import Progress, silent
 
 #: Products that are learned from, at most: their vectors are held in memory.
@@ -42,10 +43,8 @@ WEIGHT_DECAY = 0.1
 EVALUATION_SHARE = 0.05
 
 
-class CompletionConfig(BaseModel):
+class CompletionConfig(StrictModel):
     """How the completion is trained."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: Annotated[int, Field(ge=1)] = 20
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

@@ -14,13 +14,14 @@ from typing import Annotated, Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from embeddings.training.base_loop import TrainingDivergedError, TrainingLoop, autocast
 from embeddings.training.checkpoint import Checkpoint, CheckpointError
 from embeddings.training.ranks import Ranks, sum_over_ranks
+from features.artifacts import StrictModel
 
 #: Norm above which a step's gradient is scaled down; a guard against single bad batches.
 GRADIENT_NORM = 5.0
@@ -29,10 +30,8 @@ Precision = Literal["float32", "bfloat16"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class OptimizerConfig(BaseModel):
+class OptimizerConfig(StrictModel):
     """AdamW with linear warm-up and cosine decay to a share of the peak."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: Annotated[int, Field(ge=1)]
     #: Rows of one optimizer step, over all ranks and micro-batches.

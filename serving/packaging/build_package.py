@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import torch
 
 from embeddings.embedding_table import EmbeddingTable
-from features.artifacts import atomic_folder, json_file_has, refuse_to_replace_input
+from features.artifacts import MANIFEST, atomic_folder, json_file_has, refuse_to_replace_input
 from features.feature_set import FeatureSet
 from features.inputs.tables import InputTables
 from features.online.plan import context_columns, request_columns
@@ -47,7 +47,7 @@ from serving.package.manifest import (
     VectorSource,
 )
 from serving.package.parity import TOLERANCE, write_requests, write_scores
-from serving.package.sealed_folder import MANIFEST, PackageError, record_files
+from serving.package.sealed_folder import PackageError, record_files
 from serving.package.tables import ServingTable, open_table, write_table, zero_rows
 from serving.package.training_record import TrainingRecord
 from serving.package.vectors import SourceVectors
