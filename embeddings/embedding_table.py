@@ -28,7 +28,6 @@ from features.artifacts import (
     verify_checksums,
 )
 
-FORMAT: Literal[1] = 1
 #: Beyond it FBGEMM's CUDA kernels return zeros without a word (pytorch/torchrec issue 3673).
 MAX_DIM = 1024
 #: Rows checked and written at a time, so that memory does not grow with the table.
@@ -47,7 +46,7 @@ class EmbeddingTableError(ValueError):
 class TableManifest(StrictModel):
     """What `manifest.json` says about a table."""
 
-    format: Literal[1]
+    format: Literal[1] = 1
     encoder_id: str
     kind: Kind
     dim: Annotated[int, Field(ge=4, le=MAX_DIM, multiple_of=4)]
@@ -178,7 +177,6 @@ class EmbeddingTable:
             zero_vectors = _write_vectors(temporary / VECTORS, ids, vectors_ND, normalised=normalised)
             pq.write_table(pa.table({"id": ids}), temporary / IDS, compression="zstd")
             manifest = TableManifest(
-                format=FORMAT,
                 encoder_id=encoder_id,
                 kind=kind,
                 dim=vectors_ND.shape[1],

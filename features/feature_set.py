@@ -17,8 +17,6 @@ from features.artifacts import StrictModel, read_manifest, verify_checksums
 from features.columns.transforms import Transform
 from features.schema import FeatureConfig
 
-#: Raised when a reader of the old format would misread the new one.
-FORMAT: Literal[1] = 1
 SPLITS = ("train", "validation", "test")
 
 
@@ -65,9 +63,9 @@ class LogSummary(StrictModel):
 
 
 class Manifest(StrictModel):
-    """manifest.json of a feature set."""
+    """manifest.json of a feature set; `format` rises when an old reader would misread the new one."""
 
-    format: Literal[1]
+    format: Literal[1] = 1
     config: FeatureConfig
     dense_columns: tuple[str, ...]
     sparse_columns: tuple[SparseColumn, ...]

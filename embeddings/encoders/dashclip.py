@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy.typing as npt
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from embeddings.catalog.products import ProductBatch
+from embeddings.catalog.products import ProductBatch, ProductCatalog, load_batch
 from embeddings.catalog.tokenizer import TextTokenizer, TokenizerError
 from embeddings.encoders.completion import Completion
 from embeddings.encoders.config import EncoderConfig
@@ -49,7 +50,7 @@ class EncoderError(ValueError):
 class EncoderManifest(StrictModel):
     """What `manifest.json` says about an encoder."""
 
-    format: Literal[2]
+    format: Literal[2] = 2
     encoder_id: str
     stage: Stage
     created: datetime
@@ -119,6 +120,19 @@ class DashClipEncoder:
         """Where the weights are."""
         return self.product.text_proj.weight.device
 
+    def load_batch(
+        self, catalog: ProductCatalog, rows_B: npt.ArrayLike, *, image_size: int | None = None, **options: Any
+    ) -> ProductBatch:
+        """`embeddings.catalog.products.load_batch` with this tokenizer, and at the sizes of the config."""
+        return load_batch(
+            catalog,
+            self.tokenizer,
+            rows_B,
+            image_size=image_size or self.config.image_size,
+            max_title_tokens=self.config.max_title_tokens,
+            **options,
+        )
+
     @torch.no_grad()
     def embed_products(self, batch: ProductBatch) -> Tensor:
         """Unit vectors, float32, (B, D); zeros for a product of which the encoder can read nothing."""
@@ -172,7 +186,6 @@ class DashClipEncoder:
             save_file(weights, temporary / MODEL)
             checksums = checksums_of(temporary, (CONFIG, TOKENIZER, MODEL))
             manifest = EncoderManifest(
-                format=2,
                 encoder_id=f"dashclip-{stage}-{_joint_checksum(checksums)[:12]}",
                 stage=stage,
                 created=datetime.now(UTC),

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from embeddings.catalog.products import ProductBatch, ProductCatalog, load_batch
+from embeddings.catalog.products import ProductBatch, ProductCatalog
 from embeddings.catalog.titles import shortened_title
 from embeddings.catalog.tokenizer import TokenBatch
 from embeddings.encoders.completion import COMPONENTS, Completion
@@ -175,18 +175,11 @@ def _vectors(
     whole, image = ([torch.empty(0, shape.embedding_dim, device=encoder.device)] for _ in range(2))
     short = [torch.empty(config.draws, 0, shape.embedding_dim, device=encoder.device)]
     kept: list[str] = []
-    unreadable: list[int] = []
+    unreadable: dict[int, str] = {}
     for start in range(0, len(product_N), BATCH):
         tell("completion, vectors", start, len(product_N))
         rows = product_N[start : start + BATCH]
-        batch = load_batch(
-            catalog,
-            tokenizer,
-            rows,
-            image_size=shape.image_size,
-            max_title_tokens=shape.max_title_tokens,
-            unreadable=lambda row, _error: unreadable.append(row),
-        )
+        batch = encoder.load_batch(catalog, rows, unreadable=unreadable)
         texts = [whole_titles[row] for row in rows.tolist()]
         known_B = tokenizer(texts, max_tokens=shape.max_title_tokens).known_B
         both = (batch.has_image_B & known_B).nonzero().squeeze(1)

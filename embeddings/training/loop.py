@@ -79,9 +79,6 @@ class Task(Protocol):
     def batch_rows(self) -> int:
         """Rows of one optimizer step, over all ranks and micro-batches."""
 
-    def parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """What is trained, by name."""
-
     def micro_batches(self, epoch: int, first_step: int) -> Generator[Any, None, None]:
         """This rank's micro-batches of the steps `first_step` ... of an epoch, in a fixed order."""
 
@@ -124,6 +121,11 @@ def learning_rate_share(step: int, *, total: int, warmup: int, final_share: floa
         return (step + 1) / (warmup + 1)
     turn = (step - warmup) / max(1, total - warmup)
     return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * turn))
+
+
+def trained_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """What is trained, by name: all that is not frozen."""
+    return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
 
 
 def rows_of_a_step(config: OptimizerConfig, available: int, *, ranks: Ranks, fewest: int = 1) -> int:
@@ -197,7 +199,7 @@ class _EncoderLoop(TrainingLoop):
         )
         self.task, self.config = task, config
         self.fingerprint, self.ranks, self.progress = fingerprint, ranks, progress
-        self.named = task.parameters()
+        self.named = trained_parameters(task.module)
         decayed = [p for _, p in self.named if p.ndim >= 2]
         plain = [p for _, p in self.named if p.ndim < 2]
         self.optimizer = torch.optim.AdamW(

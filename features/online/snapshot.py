@@ -34,8 +34,6 @@ from features.columns.vocabulary import stable_hash
 from features.feature_set import FeatureSet, SparseColumn
 from features.schema import CounterKey, FeatureConfig
 
-#: Raised when a reader of the old format would misread the new one.
-FORMAT: Literal[1] = 1
 #: What has an id map and sparse rows of its own.
 Known = Literal["users", "products", "queries"]
 KNOWN: tuple[Known, ...] = ("users", "products", "queries")
@@ -48,7 +46,7 @@ class SnapshotError(ValueError):
 class SnapshotManifest(StrictModel):
     """manifest.json of a snapshot. The same log, feature set and moment give the same manifest."""
 
-    format: Literal[1]
+    format: Literal[1] = 1
     #: ISO 8601 in UTC. What was at or after this moment is not in the snapshot.
     as_of: str
     as_of_us: int

@@ -7,7 +7,7 @@ replaced atomically, so a worker sees the old generation or the new one. The old
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -51,7 +51,7 @@ class GenerationManifest(StrictModel):
         counts: users, products, queries of the snapshot.
     """
 
-    format: Literal[1]
+    format: Literal[1] = 1
     name: str
     based_on: str | None
     created: datetime
@@ -113,14 +113,12 @@ def next_name(package: Path) -> str:
     return f"{int(names[-1]) + 1 if names else 1:06d}"
 
 
-@contextmanager
-def new_generation(package: Path, name: str) -> Iterator[Path]:
+def new_generation(package: Path, name: str) -> AbstractContextManager[Path]:
     """A temporary folder that becomes generation `name` once the block ends without an error.
 
     The block fills it and ends with `seal_generation`. It does not become the live one; `activate` does that.
     """
-    with atomic_folder(generation_folder(package, name), ours=lambda _: False) as folder:
-        yield folder
+    return atomic_folder(generation_folder(package, name), ours=lambda _: False)
 
 
 def seal_generation(folder: Path, about: GenerationManifest) -> GenerationManifest:

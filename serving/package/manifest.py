@@ -13,7 +13,6 @@ from features.artifacts import StrictModel
 from serving.package.sealed_folder import FileRecord, read_sealed, write_manifest
 from serving.package.training_record import TrainingRecord
 
-FORMAT: Literal[1] = 1
 MODEL, QUERY_ENCODER, PARITY, SCHEMA = "model", "query_encoder", "parity", "schema"
 #: Everything in a package that is written once.
 FIXED_PARTS = (MODEL, QUERY_ENCODER, PARITY, SCHEMA)
@@ -69,7 +68,7 @@ class PackageManifest(StrictModel):
         sources: the paths it was made from, as given: defaults of `dashclip refresh`.
     """
 
-    format: Literal[1]
+    format: Literal[1] = 1
     model_version: str
     variant: str
     seed: int

@@ -35,7 +35,6 @@ from ranking.run import Run, is_finished, load_run
 from serving.package.generations import activate, new_generation, next_name, seal_generation
 from serving.package.manifest import (
     FIXED_PARTS,
-    FORMAT,
     MODEL,
     QUERY_ENCODER,
     SCHEMA,
@@ -134,7 +133,6 @@ def build_package(
         offline_M = logged.offline_probabilities(run_folder)
         rows_C = np.concatenate([one.rows_N for one in recorded])
         manifest = PackageManifest(
-            format=FORMAT,
             model_version=parts.model_version,
             variant=run.config.variant,
             seed=run.config.seed,

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,8 +13,8 @@ from torch.nn.functional import normalize
 
 from embeddings.catalog.products import ProductBatch, ProductCatalog
 from embeddings.catalog.tokenizer import TextTokenizer
-from embeddings.encoders.config import EncoderConfig
 from embeddings.embedding_table import EmbeddingTable, is_table
+from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.dashclip import DashClipEncoder, EncoderError, is_encoder
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import batch_of, small_encoder
