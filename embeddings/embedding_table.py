@@ -6,7 +6,6 @@ A folder with `vectors.npy` (row 0 zeros = missing), `ids.parquet` (the id at po
 Shapes: N rows with the missing row, D embedding width, M ids asked for.
 """
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,11 +16,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from features.artifacts import atomic_folder, checksums_of, json_file_has, verify_checksums
+from features.artifacts import (
+    MANIFEST,
+    StrictModel,
+    atomic_folder,
+    checksums_of,
+    json_file_has,
+    read_manifest,
+    verify_checksums,
+)
 
-FORMAT: Literal[1] = 1
 #: Beyond it FBGEMM's CUDA kernels return zeros without a word (pytorch/torchrec issue 3673).
 MAX_DIM = 1024
 #: Rows checked and written at a time, so that memory does not grow with the table.
@@ -30,19 +36,17 @@ CHUNK_ROWS = 65_536
 NORM_TOLERANCE = 2e-3
 
 Kind = Literal["product", "query"]
-VECTORS, IDS, MANIFEST = "vectors.npy", "ids.parquet", "manifest.json"
+VECTORS, IDS = "vectors.npy", "ids.parquet"
 
 
 class EmbeddingTableError(ValueError):
     """An embedding table that cannot be written, read or joined; the message names the file or the id."""
 
 
-class TableManifest(BaseModel):
+class TableManifest(StrictModel):
     """What `manifest.json` says about a table."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[1]
+    format: Literal[1] = 1
     encoder_id: str
     kind: Kind
     dim: Annotated[int, Field(ge=4, le=MAX_DIM, multiple_of=4)]
@@ -114,7 +118,13 @@ class EmbeddingTable:
             EmbeddingTableError: a file is missing, truncated or changed since the table was written.
         """
         folder = Path(folder)
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(
+            folder,
+            TableManifest,
+            what="an embedding table",
+            error=EmbeddingTableError,
+            advice="`dashclip embed lsa` or `dashclip embed import` makes one",
+        )
         verify_checksums(
             folder,
             {name: manifest.checksums.get(name) for name in (VECTORS, IDS)},
@@ -167,7 +177,6 @@ class EmbeddingTable:
             zero_vectors = _write_vectors(temporary / VECTORS, ids, vectors_ND, normalised=normalised)
             pq.write_table(pa.table({"id": ids}), temporary / IDS, compression="zstd")
             manifest = TableManifest(
-                format=FORMAT,
                 encoder_id=encoder_id,
                 kind=kind,
                 dim=vectors_ND.shape[1],
@@ -208,7 +217,7 @@ class EmbeddingTable:
 
 def is_table(folder: Path) -> bool:
     """Whether `EmbeddingTable.write` wrote this folder: other artifacts have a manifest.json, too."""
-    return json_file_has(folder / MANIFEST, "encoder_id")
+    return json_file_has(folder / MANIFEST, "zero_vectors")
 
 
 def _canonical_ids(ids: pa.Array | pa.ChunkedArray, *, allow_null: bool = False) -> pa.Array:
@@ -292,23 +301,6 @@ def _write_vectors(
         written[start + 1 : start + 1 + len(chunk_CD)] = chunk_CD
     written.flush()
     return zero_vectors
-
-
-def _read_manifest(folder: Path) -> TableManifest:
-    path = folder / MANIFEST
-    try:
-        return TableManifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise EmbeddingTableError(
-            f"{folder} is not an embedding table: it has no {MANIFEST}; `dashclip embed lsa` or "
-            "`dashclip embed import` makes one"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise EmbeddingTableError(f"{path} is not valid JSON: {error}; write the table again") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise EmbeddingTableError(f"{path}: {key!r}: {first['msg']} (got {first['input']!r})") from None
 
 
 def _map_vectors(path: Path) -> npt.NDArray[np.floating]:

@@ -11,11 +11,15 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+#: What says of a folder which artifact it is; it carries the number of its format.
+MANIFEST = "manifest.json"
+ManifestT = TypeVar("ManifestT", bound=BaseModel)
 
 _HASH_BLOCK_BYTES = 1 << 20
 
@@ -37,6 +41,12 @@ def atomic_write_json(path: Path, content: Any) -> None:
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     atomic_write_bytes(path, (text + "\n").encode())
+
+
+class StrictModel(BaseModel):
+    """What configs and manifests are: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ResultFile(BaseModel):
@@ -143,6 +153,50 @@ def json_file_has(path: Path, key: str) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and key in content
+
+
+def read_manifest(
+    folder: Path, model: type[ManifestT], *, what: str, error: Callable[[str], Exception], advice: str
+) -> ManifestT:
+    """The manifest of a folder.
+
+    Args:
+        what: what the folder should be: "an encoder".
+        error: makes the exception of a sentence that names what is wrong and ends with `advice`.
+    """
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error(f"{folder} is not {what}: it has no {MANIFEST}; {advice}") from None
+    except ValueError as problem:
+        why = f"it is not the manifest of {what}"
+        raise error(f"{path} cannot be read: {why} ({problem}); {advice}") from None
+    return checked_manifest(path, content, model, what=what, error=error, advice=advice)
+
+
+def checked_manifest(
+    path: Path,
+    content: Any,
+    model: type[ManifestT],
+    *,
+    what: str,
+    error: Callable[[str], Exception],
+    advice: str,
+) -> ManifestT:
+    """The content of a manifest; its `format` must be the one that `model` reads. See `read_manifest`."""
+    found = content.get("format") if isinstance(content, dict) else None
+    (wanted,) = get_args(model.model_fields["format"].annotation)
+    if found != wanted:
+        why = f"it has format {found!r}, this version reads {wanted}"
+        raise error(f"{path} is not the manifest of {what} as it should be: {why}; {advice}")
+    try:
+        return model.model_validate(content)
+    except ValidationError as invalid:
+        first = invalid.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        why = f"{key!r}: {first['msg']} (got {first['input']!r})"
+        raise error(f"{path} cannot be read: {why}; {advice}") from None
 
 
 def sha256_of(path: Path) -> str:

@@ -3,24 +3,20 @@
 Shapes: E purchase events.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
-from features.artifacts import verify_checksums
+from features.artifacts import StrictModel, read_manifest, verify_checksums
 from features.columns.transforms import Transform
-from features.schema import Config, FeatureConfig
+from features.schema import FeatureConfig
 
-#: Raised when a reader of the old format would misread the new one.
-FORMAT = 1
 SPLITS = ("train", "validation", "test")
 
 
@@ -28,7 +24,7 @@ class FeatureSetError(ValueError):
     """A folder that is not a whole feature set; says which file and what to do."""
 
 
-class SparseColumn(Config):
+class SparseColumn(StrictModel):
     """A sparse feature's embedding table: `rows` counts row 0 (missing) and the `oov_rows` after it."""
 
     name: str
@@ -36,7 +32,7 @@ class SparseColumn(Config):
     oov_rows: int
 
 
-class SplitSummary(Config):
+class SplitSummary(StrictModel):
     """One split; `start` and `end` are the first and the last impression, ISO 8601 in UTC."""
 
     rows: int
@@ -51,7 +47,7 @@ class SplitSummary(Config):
         return self.clicked / self.rows
 
 
-class LogSummary(Config):
+class LogSummary(StrictModel):
     """What the input held, and what it went without."""
 
     impressions: int
@@ -66,10 +62,10 @@ class LogSummary(Config):
     absences: tuple[str, ...]
 
 
-class Manifest(Config):
-    """manifest.json of a feature set."""
+class Manifest(StrictModel):
+    """manifest.json of a feature set; `format` rises when an old reader would misread the new one."""
 
-    format: int
+    format: Literal[1] = 1
     config: FeatureConfig
     dense_columns: tuple[str, ...]
     sparse_columns: tuple[SparseColumn, ...]
@@ -105,25 +101,10 @@ class FeatureSet:
         Raises:
             FeatureSetError: no manifest, another format, a file is missing or has changed.
         """
-        path = folder / "manifest.json"
-        if not path.is_file():
-            raise FeatureSetError(
-                f"{folder} is not a feature set (no manifest.json); `dashclip features build`"
-            )
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            found = content.get("format") if isinstance(content, dict) else None
-            if found != FORMAT:
-                raise FeatureSetError(
-                    f"{path} has format {found!r}, this version reads {FORMAT}; build it again"
-                )
-            manifest = Manifest.model_validate(content)
-        except (json.JSONDecodeError, ValidationError) as error:
-            raise FeatureSetError(f"{path} cannot be read ({error}); build the feature set again") from error
+        advice = "build the feature set again with `dashclip features build`"
+        manifest = read_manifest(folder, Manifest, what="a feature set", error=FeatureSetError, advice=advice)
         if verify:
-            verify_checksums(
-                folder, manifest.checksums, error=FeatureSetError, advice="build the feature set again"
-            )
+            verify_checksums(folder, manifest.checksums, error=FeatureSetError, advice=advice)
         return cls(folder, manifest)
 
     def split_files(self, split: str) -> list[Path]:

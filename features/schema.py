@@ -6,7 +6,9 @@ and every model, so that training, evaluation and serving cannot disagree about 
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from features.artifacts import StrictModel
 
 SourceTable = Literal["impressions", "products", "timestamp"]
 Granularity = Literal["exact", "hour", "day"]
@@ -31,13 +33,7 @@ RESERVED_COLUMNS = (
 TIMESTAMP_PARTS = ("hour_of_day", "day_of_week")
 
 
-class Config(BaseModel):
-    """Frozen, and unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DenseFeature(Config):
+class DenseFeature(StrictModel):
     """A number read from one input column.
 
     `log` is sign(x) log(1 + |x|); both transforms end with (x - mean) / sd of the training window.
@@ -51,7 +47,7 @@ class DenseFeature(Config):
     transform: Literal["standard", "log"] = "standard"
 
 
-class SparseFeature(Config):
+class SparseFeature(StrictModel):
     """An id with a trainable embedding.
 
     Rows of its table: 0 for a missing id, then `oov_rows` hashed rows for ids that the vocabulary lacks,
@@ -68,7 +64,7 @@ class SparseFeature(Config):
     serving_value: str | int | None = None
 
 
-class CounterConfig(Config):
+class CounterConfig(StrictModel):
     """Impressions, clicks and smoothed CTR of each key in trailing windows.
 
     A click counts from the moment of the click, never from its impression. `granularity` floors the
@@ -83,7 +79,7 @@ class CounterConfig(Config):
     prior_impressions: Annotated[float, Field(gt=0)] = 20.0
 
 
-class HistoryConfig(Config):
+class HistoryConfig(StrictModel):
     """What the user purchased in [t - window_days, t), newest first, at most `cap` of them."""
 
     window_days: Annotated[int, Field(ge=1, le=3650)] = 84
@@ -91,7 +87,7 @@ class HistoryConfig(Config):
     deduplicate: bool = False
 
 
-class SplitConfig(Config):
+class SplitConfig(StrictModel):
     """Whole UTC days, cut from the end of the log: ... train | validation_days | test_days.
 
     `per_user` cuts each user's own impressions by time instead, in the shares given (MovieLens-style logs,
@@ -109,7 +105,7 @@ class SplitConfig(Config):
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
 
-class FeatureConfig(Config):
+class FeatureConfig(StrictModel):
     """Every feature of an impression, and how the log is cut in time.
 
     >>> config = FeatureConfig(sparse=(SparseFeature(name="user_id", column="user_id"),))

@@ -11,10 +11,11 @@ from typing import Annotated, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from features.artifacts import StrictModel
 from ranking.embedding_collection import (
     PooledEmbeddings,
     TableSpec,
@@ -29,7 +30,7 @@ Widths = tuple[Annotated[int, Field(ge=1, le=16_384)], ...]
 _TABLE_OF: dict[str, str] = {"product": "product", "history": "product", "query": "query"}
 
 
-class SemanticConfig(BaseModel):
+class SemanticConfig(StrictModel):
     """The DashCLIP tower. Cosines are taken of every pair of `entities`.
 
     Section 4.2 of https://arxiv.org/abs/2504.07110
@@ -39,8 +40,6 @@ class SemanticConfig(BaseModel):
     ...
     pydantic_core._pydantic_core.ValidationError: ...
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     entities: Annotated[tuple[Entity, ...], Field(min_length=1)] = ("product", "query", "history")
     #: "random" gives the same tower trainable tables that know nothing: the paper's control.
@@ -55,10 +54,8 @@ class SemanticConfig(BaseModel):
         return self
 
 
-class RankerConfig(BaseModel):
+class RankerConfig(StrictModel):
     """Sizes of the ranker; `semantic` is what tells table 2's variants apart."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     embedding_dim: Annotated[int, Field(ge=4, le=1024, multiple_of=4)] = 16
     cross_layers: Annotated[int, Field(ge=1, le=16)] = 3

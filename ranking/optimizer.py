@@ -4,17 +4,16 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
+from features.artifacts import StrictModel
 from ranking.model import Ranker
 
 
-class OptimizerConfig(BaseModel):
+class OptimizerConfig(StrictModel):
     """Learning rates rise linearly for `warmup_steps`, then fall linearly to `final_share` of themselves."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     embedding_learning_rate: Annotated[float, Field(gt=0)] = 0.02

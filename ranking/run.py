@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from embeddings.training.checkpoint import read_checkpoint
-from features.artifacts import atomic_write_json, file_lock, replaced_file
+from features.artifacts import StrictModel, atomic_write_json, file_lock, replaced_file
 from features.batches.loader import BatchLoader
 from features.feature_set import FeatureSet
 from ranking.checkpoint import WEIGHTS, load_ranker_weights
@@ -46,10 +46,8 @@ _SLICE_COLUMNS = (
 _EVALUATION_BATCH = 8192
 
 
-class RunConfig(BaseModel):
+class RunConfig(StrictModel):
     """Everything that decides a run's numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     variant: str
     seed: Annotated[int, Field(ge=0, lt=2**31)]

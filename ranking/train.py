@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from embeddings.training.base_loop import TrainingDivergedError, TrainingLoop, autocast
 from embeddings.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from features.artifacts import atomic_write_json
+from features.artifacts import StrictModel, atomic_write_json
 from features.batches.batch import Batch
 from features.batches.loader import BatchLoader
 from ranking.checkpoint import WEIGHTS, load_ranker_weights, ranker_weights
@@ -30,10 +30,8 @@ from ranking.prediction import predict
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-class TrainingConfig(BaseModel):
+class TrainingConfig(StrictModel):
     """How a ranker is trained; the validation days decide when to stop and which weights to keep."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch_size: Annotated[int, Field(ge=1)] = 2048
     max_epochs: Annotated[int, Field(ge=1)] = 3

@@ -12,17 +12,17 @@ from typing import Annotated, Literal, Self
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from features.artifacts import StrictModel
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class HoldoutConfig(BaseModel):
+class HoldoutConfig(StrictModel):
     """Shares of distinct queries and of products that are held out; the seed chooses which."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     test_query_share: Share = 0.1
     validation_query_share: Share = 0.05

@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from features.artifacts import StrictModel
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -42,10 +44,8 @@ class ImageUnreadable(ValueError):
         return type(self), (self.path, self.reason)  # else it could not cross a process border
 
 
-class AugmentationConfig(BaseModel):
+class AugmentationConfig(StrictModel):
     """How far an augmented image may be from the original; flips are left out, as they mirror text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     #: Least share of the area that a random crop keeps.
     min_area: float = Field(default=0.6, gt=0, le=1)

@@ -7,8 +7,7 @@ Shapes: P products, B products in a batch, C = 3 colours, H = W = image side, T 
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +32,6 @@ from embeddings.catalog.tokenizer import TextTokenizer
 from features.inputs.tables import open_table
 
 Modality = Literal["image", "text"]
-Unreadable = Callable[[int, ImageUnreadable], None]
 T = TypeVar("T")
 
 
@@ -158,15 +156,13 @@ def load_batch(
     max_title_tokens: int,
     augmentation: AugmentationConfig | None = None,
     seed: tuple[int, ...] = (),
-    unreadable: Unreadable | None = None,
-    threads: int = 1,
+    unreadable: dict[int, str] | None = None,
 ) -> ProductBatch:
     """Read the images and titles of the products at `index_B`.
 
     With `augmentation` each image changes by draws from (*seed, product index): put the epoch into `seed`,
-    and the result depends on neither batch, rank nor worker. An unreadable image counts as missing and is
-    passed to `unreadable` with its product index. `threads` decode side by side (decoding releases the
-    interpreter lock).
+    and the result depends on neither batch, rank nor worker. An unreadable image counts as missing, and
+    the reason is put into `unreadable` by product index.
 
     Raises:
         ImageUnreadable: an image cannot be read and `unreadable` is None.
@@ -192,18 +188,13 @@ def load_batch(
             return image
         return augment(image, np.random.default_rng((*seed, row)), augmentation)
 
-    if threads > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            images = list(pool.map(read, rows))
-    else:
-        images = [read(row) for row in rows]
     images_BCHW = np.zeros((len(rows), 3, image_size, image_size), np.uint8)
     has_image_B = np.zeros(len(rows), dtype=bool)
-    for position, (row, image) in enumerate(zip(rows, images, strict=True)):
+    for position, (row, image) in enumerate(zip(rows, map(read, rows), strict=True)):
         if isinstance(image, ImageUnreadable):
             if unreadable is None:
                 raise image
-            unreadable(row, image)
+            unreadable[row] = image.reason
         elif image is not None:
             images_BCHW[position] = image
             has_image_B[position] = True

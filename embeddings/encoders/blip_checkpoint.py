@@ -68,13 +68,7 @@ class BlipCheckpoint:
 
 
 def encoder_from_checkpoint(
-    name_or_path: str | Path,
-    out: Path,
-    *,
-    vocabulary: Path | None = None,
-    image_size: int | None = None,
-    max_title_tokens: int = MAX_TOKENS,
-    max_query_tokens: int = MAX_TOKENS,
+    name_or_path: str | Path, out: Path, *, vocabulary: Path | None = None
 ) -> DashClipEncoder:
     """Write published weights as an encoder folder of stage "initial": what stage 1 starts from.
 
@@ -91,22 +85,10 @@ def encoder_from_checkpoint(
             raise CheckpointError(
                 f"{path} comes without a vocabulary; give the vocab.txt of bert-base-uncased"
             )
-        checkpoint = convert_blip_pth(
-            path,
-            vocabulary=vocabulary,
-            image_size=image_size,
-            max_title_tokens=max_title_tokens,
-            max_query_tokens=max_query_tokens,
-        )
+        checkpoint = convert_blip_pth(path, vocabulary=vocabulary)
         trained_on["sha256"] = sha256_of(path)
     else:
-        checkpoint = load_blip_folder(
-            name_or_path,
-            vocabulary=vocabulary,
-            image_size=image_size,
-            max_title_tokens=max_title_tokens,
-            max_query_tokens=max_query_tokens,
-        )
+        checkpoint = load_blip_folder(name_or_path, vocabulary=vocabulary)
     encoder = DashClipEncoder(
         config=checkpoint.config,
         tokenizer=checkpoint.tokenizer,

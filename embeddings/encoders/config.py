@@ -6,7 +6,9 @@ trains on two CPU cores in minutes; `tiny` is for tests.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from features.artifacts import StrictModel
 
 Size = Literal["tiny", "small", "base"]
 #: How the states of a text or an image become one: "cls" takes the first token's ([CLS] or [ENC]), as BLIP
@@ -24,10 +26,8 @@ Positive = Annotated[int, Field(ge=1)]
 BLIP_VOCABULARY = 30_524
 
 
-class EncoderConfig(BaseModel):
+class EncoderConfig(StrictModel):
     """Widths and depths of the product and the query encoder. Feed-forward layers are four times as wide."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     vocab_size: Positive
     #: Side of the square image in pixels, and of one patch.

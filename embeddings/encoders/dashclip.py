@@ -14,36 +14,43 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from embeddings.catalog.products import ProductBatch
+from embeddings.catalog.products import ProductBatch, ProductCatalog, load_batch
 from embeddings.catalog.tokenizer import TextTokenizer, TokenizerError
 from embeddings.encoders.completion import Completion
 from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.modules import ProductEncoder, QueryEncoder, seeded
-from features.artifacts import atomic_folder, checksums_of, json_file_has, verify_checksums
+from features.artifacts import (
+    MANIFEST,
+    StrictModel,
+    atomic_folder,
+    checksums_of,
+    json_file_has,
+    read_manifest,
+    verify_checksums,
+)
 
 #: initial: no training of ours; pretrained: after stage 1; aligned: after stage 2, with a query encoder.
 Stage = Literal["initial", "pretrained", "aligned"]
 
-CONFIG, TOKENIZER, MODEL, MANIFEST = "config.json", "tokenizer.json", "model.safetensors", "manifest.json"
+CONFIG, TOKENIZER, MODEL = "config.json", "tokenizer.json", "model.safetensors"
 
 
 class EncoderError(ValueError):
     """An encoder folder that cannot be read, or an encoder that cannot do what is asked of it."""
 
 
-class EncoderManifest(BaseModel):
+class EncoderManifest(StrictModel):
     """What `manifest.json` says about an encoder."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[2]
+    format: Literal[2] = 2
     encoder_id: str
     stage: Stage
     created: datetime
@@ -113,6 +120,19 @@ class DashClipEncoder:
         """Where the weights are."""
         return self.product.text_proj.weight.device
 
+    def load_batch(
+        self, catalog: ProductCatalog, rows_B: npt.ArrayLike, *, image_size: int | None = None, **options: Any
+    ) -> ProductBatch:
+        """`embeddings.catalog.products.load_batch` with this tokenizer, and at the sizes of the config."""
+        return load_batch(
+            catalog,
+            self.tokenizer,
+            rows_B,
+            image_size=image_size or self.config.image_size,
+            max_title_tokens=self.config.max_title_tokens,
+            **options,
+        )
+
     @torch.no_grad()
     def embed_products(self, batch: ProductBatch) -> Tensor:
         """Unit vectors, float32, (B, D); zeros for a product of which the encoder can read nothing."""
@@ -166,7 +186,6 @@ class DashClipEncoder:
             save_file(weights, temporary / MODEL)
             checksums = checksums_of(temporary, (CONFIG, TOKENIZER, MODEL))
             manifest = EncoderManifest(
-                format=2,
                 encoder_id=f"dashclip-{stage}-{_joint_checksum(checksums)[:12]}",
                 stage=stage,
                 created=datetime.now(UTC),
@@ -184,7 +203,13 @@ class DashClipEncoder:
             EncoderError: a file is missing or changed, or the weights do not fit the config.
         """
         folder = Path(folder)
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(
+            folder,
+            EncoderManifest,
+            what="an encoder",
+            error=EncoderError,
+            advice="`dashclip encode pretrain` makes one",
+        )
         verify_checksums(
             folder,
             {name: manifest.checksums.get(name) for name in (CONFIG, TOKENIZER, MODEL)},
@@ -244,23 +269,6 @@ def _joint_checksum(checksums: dict[str, str]) -> str:
     return hashlib.sha256(
         "".join(checksums[name] for name in (CONFIG, TOKENIZER, MODEL)).encode()
     ).hexdigest()
-
-
-def _read_manifest(folder: Path) -> EncoderManifest:
-    path = folder / MANIFEST
-    try:
-        return EncoderManifest.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EncoderError(
-            f"{folder} is not an encoder: it has no {MANIFEST}; `dashclip encode pretrain` makes one"
-        ) from None
-    except (ValidationError, UnicodeDecodeError) as error:
-        if '"format": 1' in path.read_text(encoding="utf-8", errors="replace"):
-            raise EncoderError(
-                f"{folder} was written by an earlier version, whose encoders had another shape; train or "
-                "import it again"
-            ) from None
-        raise EncoderError(f"{path} is not the manifest of an encoder: {error}") from None
 
 
 def _restore_position_ids(module: ProductEncoder | QueryEncoder) -> None:

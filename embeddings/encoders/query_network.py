@@ -9,21 +9,20 @@ Shapes: B queries, T tokens, H hidden width, A attention heads, D embedding widt
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from embeddings.encoders.config import Pooling
+from features.artifacts import StrictModel
 
 Positive = Annotated[int, Field(ge=1)]
 
 CONFIG, TOKENIZER, MODEL = "config.json", "tokenizer.json", "model.safetensors"
 
 
-class QueryNetworkConfig(BaseModel):
+class QueryNetworkConfig(StrictModel):
     """Sizes of the network, and whose vectors it makes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
     encoder_id: str

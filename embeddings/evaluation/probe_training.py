@@ -9,8 +9,10 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import nn
+
+from features.artifacts import StrictModel
 
 IntArray = npt.NDArray[np.integer]
 FloatArray = npt.NDArray[np.float32]
@@ -20,10 +22,8 @@ TEST_SHARE = 0.2
 VALIDATION_SHARE = 0.1
 
 
-class ProbeConfig(BaseModel):
+class ProbeConfig(StrictModel):
     """How probes are trained, before and after alike; the paper gives none of these."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     #: Each seed draws its own rows, split, first weights and order of batches.
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)

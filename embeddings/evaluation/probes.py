@@ -112,20 +112,11 @@ class ProbeLabels:
     product_group_P: IntArray | None = None
     query_group_Q: IntArray | None = None
 
-    def restricted_to(
-        self, *, products_P: BoolArray | None = None, queries_Q: BoolArray | None = None
-    ) -> Self:
-        """Only the aisles of these products, and only the pairs of these products and queries."""
-        aisles = self.aisles
-        keep_N = np.ones(len(self.grade_N), bool)
-        if products_P is not None:
-            aisles = [aisle if kept else None for aisle, kept in zip(aisles, products_P, strict=True)]
-            keep_N &= products_P[self.product_N]
-        if queries_Q is not None:
-            keep_N &= queries_Q[self.query_N]
+    def restricted_to(self, queries_Q: BoolArray) -> Self:
+        """Only the pairs of these queries; all aisles."""
+        keep_N = queries_Q[self.query_N]
         return replace(
             self,
-            aisles=aisles,
             product_N=self.product_N[keep_N],
             query_N=self.query_N[keep_N],
             grade_N=self.grade_N[keep_N],

@@ -3,35 +3,26 @@
 Shapes: N products, Q queries, K places, J judged pairs, C candidates, D embedding width.
 """
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 
 from embeddings.evaluation.judgements import FloatArray, Judgements
-
-Index = Literal["exact", "hnsw"]
 
 #: Scores that round to the same multiple of 1e-9 are a tie, and the lower row comes first.
 _TIE_DECIMALS = 9
 #: faiss adds up in float32: scores of unit vectors that differ by less may be in the wrong order.
 _FLOAT32_SLACK = 1e-5
 _SPARE_CANDIDATES = 16
-_HNSW_NEIGHBOURS, _HNSW_BUILD_BREADTH, _HNSW_SEARCH_BREADTH = 32, 200, 128
 #: Numbers gathered at a time when candidates are scored again in float64 (8 bytes each).
 _BLOCK_NUMBERS = 8_000_000
 
 
-def search(
-    products_ND: FloatArray, queries_QD: FloatArray, k: int, *, index: Index = "exact"
-) -> npt.NDArray[np.int64]:
+def search(products_ND: FloatArray, queries_QD: FloatArray, k: int) -> npt.NDArray[np.int64]:
     """Rows [Q, min(k, N)] of the products with the largest inner product, best first.
 
     Equal scores come in order of rows, whatever the machine: the candidates of faiss are scored again in
-    float64, and "exact" looks at all products where float32 cannot tell who is among the first k. A
-    product without a vector (all zeros) ranks after all others, in order of rows; a query without one gets
-    the first products. "hnsw" is an approximate graph search (built on one thread, so that it is the same
-    each time), which may miss products.
+    float64, and all products where float32 cannot tell who is among the first k. A product without a vector
+    (all zeros) ranks after all others, in order of rows; a query without one gets the first products.
 
     Raises:
         ValueError: k is less than 1, or products and queries differ in width.
@@ -49,7 +40,6 @@ def search(
         np.ascontiguousarray(products_ND[with_N], dtype=np.float32),
         np.ascontiguousarray(queries_QD, dtype=np.float32),
         min(k, len(with_N)),
-        index,
     )
     rows_QK = with_N[found_QK]
     padding = without_N[: max(0, min(k, len(products_ND)) - rows_QK.shape[1])]
@@ -57,7 +47,7 @@ def search(
 
 
 def _search_vectors(
-    products_ND: npt.NDArray[np.float32], queries_QD: npt.NDArray[np.float32], k: int, index: Index
+    products_ND: npt.NDArray[np.float32], queries_QD: npt.NDArray[np.float32], k: int
 ) -> npt.NDArray[np.int64]:
     if not k or not len(queries_QD):
         return np.zeros((len(queries_QD), k), np.int64)
@@ -65,26 +55,11 @@ def _search_vectors(
 
     count, dim = products_ND.shape
     wanted = min(k + _SPARE_CANDIDATES, count)
-    if index == "exact":
-        flat = faiss.IndexFlatIP(dim)
-        flat.add(products_ND)
-        score_QC, row_QC = flat.search(queries_QD, wanted)
-    elif index == "hnsw":
-        graph = faiss.IndexHNSWFlat(dim, _HNSW_NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
-        graph.hnsw.efConstruction = _HNSW_BUILD_BREADTH
-        graph.hnsw.efSearch = max(_HNSW_SEARCH_BREADTH, 2 * wanted)
-        threads = faiss.omp_get_max_threads()
-        faiss.omp_set_num_threads(1)
-        try:
-            graph.add(products_ND)
-        finally:
-            faiss.omp_set_num_threads(threads)
-        score_QC, row_QC = graph.search(queries_QD, wanted)
-    else:
-        raise ValueError(f"index must be 'exact' or 'hnsw', got {index!r}")
+    index = faiss.IndexFlatIP(dim)
+    index.add(products_ND)
+    score_QC, row_QC = index.search(queries_QD, wanted)
     rows_QK = np.empty((len(queries_QD), k), np.int64)
-    # Where the graph fell apart (many equal vectors) it returns fewer than wanted, marked -1.
-    unsure_Q = np.asarray((row_QC < 0).any(axis=1))
+    unsure_Q = np.zeros(len(queries_QD), bool)
     largest = float(np.linalg.norm(products_ND, axis=1).max())
     step = max(1, _BLOCK_NUMBERS // (wanted * dim))
     for start in range(0, len(queries_QD), step):
@@ -92,10 +67,10 @@ def _search_vectors(
         exact_BC = _float64_products("bcd,bd->bc", products_ND[row_QC[block]], queries_QD[block])
         order_BK = np.lexsort((row_QC[block], -exact_BC), axis=1)[:, :k]
         rows_QK[block] = np.take_along_axis(row_QC[block], order_BK, axis=1)
-        if index == "exact" and wanted < count:
+        if wanted < count:
             kth_B = np.take_along_axis(exact_BC, order_BK[:, -1:], axis=1)[:, 0]
             slack_B = _FLOAT32_SLACK * largest * np.linalg.norm(queries_QD[block], axis=1)
-            unsure_Q[block] |= kth_B - score_QC[block].min(axis=1) <= slack_B
+            unsure_Q[block] = kth_B - score_QC[block].min(axis=1) <= slack_B
     for query in np.flatnonzero(unsure_Q):
         rows_QK[query] = top_rows(_float64_products("nd,d->n", products_ND, queries_QD[query]), k)
     return rows_QK

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from features.artifacts import StrictModel
 from features.inputs.tables import open_table
 
 IRRELEVANT, MODERATE, HIGH = 0, 1, 2
@@ -31,13 +32,11 @@ class RelevanceError(ValueError):
     """Grades or tuples that cannot be used; the message names the table or file and what to do."""
 
 
-class GradesReport(BaseModel):
+class GradesReport(StrictModel):
     """What reading the relevance table met.
 
     `rows` = `pairs` + the rows set aside or merged: other_source, null, unknown_product, repeated, overruled.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rows: Count
     #: Distinct (query, product) pairs kept, in all and by the source whose grade counts.

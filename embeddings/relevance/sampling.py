@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from embeddings.relevance.grades import HIGH, MODERATE
+from features.artifacts import StrictModel
 
 #: Stands in place of a grade: a highly relevant query of a product of another aisle.
 PROXY = -1
@@ -22,7 +23,7 @@ PROXY_TRIES = 64
 PROXY_BLOCK = 128
 
 
-class TupleConfig(BaseModel):
+class TupleConfig(StrictModel):
     """The sampling of section 3.2.2.
 
     `high_per_moderate` = 2 means 73 HR and 37 MR of 110 positives when there are enough of both. When MR
@@ -31,8 +32,6 @@ class TupleConfig(BaseModel):
     with MR queries alone has one positive (the paper's average of 50 positives is far below its 110, and HR
     queries are its rare kind); "fill" takes MR queries up to the maximum.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_positives: Annotated[int, Field(ge=1)] = 110
     high_per_moderate: Annotated[int, Field(ge=1)] = 2

@@ -15,11 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
 from embeddings.relevance.grades import IRRELEVANT, MODERATE, Count, GradesReport, RelevanceError
 from embeddings.relevance.sampling import PROXY, TupleConfig
-from features.artifacts import json_file_has, verify_checksums
+from features.artifacts import StrictModel, json_file_has, verify_checksums
 
 
 class RowFile:
@@ -70,20 +69,16 @@ TUPLES, TUPLE_GRADES, QUERIES, REPORT = "tuples.npy", "grades.npy", "queries.par
 CHUNK_TUPLES = 65_536
 
 
-class NegativeMix(BaseModel):
+class NegativeMix(StrictModel):
     """How many negatives of each kind the tuples of one positive grade have."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     irrelevant: Count = 0
     moderate: Count = 0
     proxy: Count = 0
 
 
-class TupleReport(BaseModel):
+class TupleReport(StrictModel):
     """What `build_tuples` made; stored as report.json."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["tuples-1"]
     config: TupleConfig

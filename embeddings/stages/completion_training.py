@@ -13,17 +13,18 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from embeddings.catalog.products import ProductBatch, ProductCatalog, load_batch
+from embeddings.catalog.products import ProductBatch, ProductCatalog
 from embeddings.catalog.titles import shortened_title
 from embeddings.catalog.tokenizer import TokenBatch
 from embeddings.encoders.completion import COMPONENTS, Completion
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import seeded
 from embeddings.training.losses import rarity, title_token_loss
+from features.artifacts import StrictModel
 from features.progress import Progress, silent
 
 #: Products that are learned from, at most: their vectors are held in memory.
@@ -42,10 +43,8 @@ WEIGHT_DECAY = 0.1
 EVALUATION_SHARE = 0.05
 
 
-class CompletionConfig(BaseModel):
+class CompletionConfig(StrictModel):
     """How the completion is trained."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: Annotated[int, Field(ge=1)] = 20
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -176,18 +175,11 @@ def _vectors(
     whole, image = ([torch.empty(0, shape.embedding_dim, device=encoder.device)] for _ in range(2))
     short = [torch.empty(config.draws, 0, shape.embedding_dim, device=encoder.device)]
     kept: list[str] = []
-    unreadable: list[int] = []
+    unreadable: dict[int, str] = {}
     for start in range(0, len(product_N), BATCH):
         tell("completion, vectors", start, len(product_N))
         rows = product_N[start : start + BATCH]
-        batch = load_batch(
-            catalog,
-            tokenizer,
-            rows,
-            image_size=shape.image_size,
-            max_title_tokens=shape.max_title_tokens,
-            unreadable=lambda row, _error: unreadable.append(row),
-        )
+        batch = encoder.load_batch(catalog, rows, unreadable=unreadable)
         texts = [whole_titles[row] for row in rows.tolist()]
         known_B = tokenizer(texts, max_tokens=shape.max_title_tokens).known_B
         both = (batch.has_image_B & known_B).nonzero().squeeze(1)

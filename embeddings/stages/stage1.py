@@ -19,8 +19,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from embeddings.catalog.images import AugmentationConfig, ImageUnreadable
-from embeddings.catalog.products import ProductBatch, ProductCatalog, load_batch, prefetch
+from embeddings.catalog.images import AugmentationConfig
+from embeddings.catalog.products import ProductBatch, ProductCatalog, prefetch
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import ProductEncoder, freeze_first_layers, pooled, pooled_image
 from embeddings.training.feature_queue import FeatureQueue
@@ -310,10 +310,6 @@ class PretrainTask:
         self.unreadable: dict[int, str] = {}
         self.ramp_steps = config.soft_target_epochs * self.steps_per_epoch
 
-    def parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """The online encoder and the temperature, without frozen layers."""
-        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
-
     def before_step(self, step: int) -> None:
         """Teacher and temperature; the soft targets ramp up."""
         self.module.before_step(self.config.soft_target_share * min(1.0, step / self.ramp_steps))
@@ -375,22 +371,16 @@ class PretrainTask:
     def _batch(
         self, index: npt.NDArray[Any], *, augmentation: AugmentationConfig | None, seed: int, draw: int
     ) -> PretrainBatch:
-        products = load_batch(
+        products = self.encoder.load_batch(
             self.catalog,
-            self.encoder.tokenizer,
             index,
-            image_size=self.encoder.config.image_size,
-            max_title_tokens=self.encoder.config.max_title_tokens,
             augmentation=augmentation,
             seed=(self.config.seed, seed),
-            unreadable=self._note_unreadable,
+            unreadable=self.unreadable,
         )
         complete_B = products.has_image_B & products.has_title_B
         group_B = torch.from_numpy(self.catalog.group_P[index]).masked_fill(~complete_B, NO_GROUP)
         return PretrainBatch(products, group_B, draw)
-
-    def _note_unreadable(self, product: int, error: ImageUnreadable) -> None:
-        self.unreadable[product] = error.reason
 
 
 def advice(outcome: TrainingOutcome, config: PretrainConfig) -> str | None:

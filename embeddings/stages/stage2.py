@@ -20,8 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from embeddings.catalog.images import ImageUnreadable
-from embeddings.catalog.products import ProductBatch, ProductCatalog, load_batch, prefetch
+from embeddings.catalog.products import ProductBatch, ProductCatalog, prefetch
 from embeddings.catalog.titles import title_query
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import ProductEncoder, QueryEncoder, freeze_first_layers
@@ -328,10 +327,6 @@ class AlignTask:
         self.image_slot_P = np.full(len(catalog), -1, np.int64)
         self.image_cache = self._cache_image_tokens() if config.product_side != "all" else None
 
-    def parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """What the config trains."""
-        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
-
     @torch.no_grad()
     def before_step(self, step: int) -> None:
         """Hold the temperature in its range."""
@@ -444,16 +439,9 @@ class AlignTask:
         return chunks, place_V
 
     def _products(self, product_U: npt.NDArray[np.int64]) -> tuple[ProductBatch, Tensor | None]:
-        products = load_batch(
-            self.catalog if self.image_cache is None else self.titles,
-            self.encoder.tokenizer,
-            product_U,
-            image_size=self.encoder.config.image_size if self.image_cache is None else 1,
-            max_title_tokens=self.encoder.config.max_title_tokens,
-            unreadable=self._note_unreadable,
-        )
         if self.image_cache is None:
-            return products, None
+            return self.encoder.load_batch(self.catalog, product_U, unreadable=self.unreadable), None
+        products = self.encoder.load_batch(self.titles, product_U, image_size=1)
         slot_U = self.image_slot_P[product_U]
         image_GIH = self.image_cache[slot_U[slot_U >= 0]].to(self.device)
         return replace(products, has_image_B=torch.from_numpy(slot_U >= 0)), image_GIH
@@ -472,14 +460,7 @@ class AlignTask:
         with_image: list[npt.NDArray[np.int64]] = []
         for start in range(0, len(used), QUERY_CHUNK):
             index = used[start : start + QUERY_CHUNK].astype(np.int64)
-            batch = load_batch(
-                self.catalog,
-                self.encoder.tokenizer,
-                index,
-                image_size=config.image_size,
-                max_title_tokens=config.max_title_tokens,
-                unreadable=self._note_unreadable,
-            )
+            batch = self.encoder.load_batch(self.catalog, index, unreadable=self.unreadable)
             has_image_B = batch.has_image_B.numpy()
             with_image.append(index[has_image_B])
             if has_image_B.any():
@@ -487,9 +468,6 @@ class AlignTask:
                 parts.append(vision.image_tokens(pixels).cpu())
         self.image_slot_P[np.concatenate(with_image)] = np.arange(sum(map(len, with_image)))
         return torch.cat(parts) if parts else torch.zeros((0, tokens, config.vision_hidden_dim))
-
-    def _note_unreadable(self, product: int, error: ImageUnreadable) -> None:
-        self.unreadable[product] = error.reason
 
 
 def _check_completing(config: AlignConfig, catalog: ProductCatalog) -> None:

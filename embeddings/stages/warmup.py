@@ -23,8 +23,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from embeddings.catalog.images import AugmentationConfig, ImageUnreadable
-from embeddings.catalog.products import ProductBatch, ProductCatalog, load_batch, prefetch
+from embeddings.catalog.images import AugmentationConfig
+from embeddings.catalog.products import ProductBatch, ProductCatalog, prefetch
 from embeddings.catalog.titles import title_query
 from embeddings.catalog.tokenizer import TokenBatch
 from embeddings.encoders.dashclip import DashClipEncoder
@@ -197,10 +197,6 @@ class ContrastTask(ABC, Generic[Batch]):
     def batch(self, rows: npt.NDArray[np.int64], epoch: int | None) -> Batch:
         """These products, with what is drawn for an epoch; None for what never changes."""
 
-    def parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """What the module trains."""
-        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
-
     def before_step(self, step: int) -> None:
         """Nothing to do."""
 
@@ -314,23 +310,16 @@ class ImageWarmupTask(ContrastTask[ImageBatch]):
 
     def batch(self, rows: npt.NDArray[np.int64], epoch: int | None) -> ImageBatch:
         """Titles and images, changed by draws of the epoch."""
-        config = self.encoder.config
-        products = load_batch(
+        products = self.encoder.load_batch(
             self.catalog,
-            self.encoder.tokenizer,
             rows,
-            image_size=config.image_size,
-            max_title_tokens=config.max_title_tokens,
             augmentation=None if epoch is None else self.augmentation,
             seed=(self.seed, epoch or 0),
-            unreadable=self._note_unreadable,
+            unreadable=self.unreadable,
         )
         complete_B = products.has_image_B & products.has_title_B
         group_B = torch.from_numpy(self.catalog.group_P[rows]).masked_fill(~complete_B, NO_GROUP)
         return ImageBatch(products.to(self.device), group_B.to(self.device))
-
-    def _note_unreadable(self, product: int, error: ImageUnreadable) -> None:
-        self.unreadable[product] = error.reason
 
 
 def _text_features(product: ProductEncoder, tokens: TokenBatch) -> Tensor:

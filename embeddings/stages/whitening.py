@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from embeddings.catalog.products import ProductCatalog, load_batch
+from embeddings.catalog.products import ProductCatalog
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.training.losses import unit_vectors
 from features.progress import Progress, silent
@@ -114,14 +114,7 @@ def _projected_products(
     encoder.product.eval()
     parts = [torch.empty(0, encoder.config.embedding_dim, dtype=torch.float64)]
     for start in range(0, len(product_N), BATCH):
-        batch = load_batch(
-            catalog,
-            encoder.tokenizer,
-            product_N[start : start + BATCH],
-            image_size=encoder.config.image_size,
-            max_title_tokens=encoder.config.max_title_tokens,
-            unreadable=lambda _row, _error: None,
-        )
+        batch = encoder.load_batch(catalog, product_N[start : start + BATCH], unreadable={})
         known_B = batch.has_image_B | batch.has_title_B
         parts.append(encoder.product.projected(batch.to(encoder.device)).double().cpu()[known_B])
         tell("whitening, products", min(start + BATCH, len(product_N)), len(product_N))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import scipy.sparse as sp
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -23,12 +24,7 @@ from sklearn.preprocessing import normalize
 
 from embeddings.catalog.inputs import read_distinct_queries, read_product_texts
 from embeddings.catalog.titles import normalise_text
-from embeddings.embedding_table import (
-    MAX_DIM,
-    EmbeddingTable,
-    EmbeddingTableError,
-    is_table,
-)
+from embeddings.embedding_table import MAX_DIM, EmbeddingTable, EmbeddingTableError, Kind, is_table
 from features.artifacts import atomic_folder, refuse_foreign_folder, refuse_to_replace_input
 from features.progress import Progress, silent
 
@@ -88,30 +84,34 @@ def embed_lsa(
     queries = read_distinct_queries(data)
     vectors = lsa_vectors(texts, queries.to_pylist(), dim=dim, seed=seed, progress=progress)
     encoder_id = f"lsa-{dim}-seed{seed}-{'+'.join(columns)}"
+    products, query_table = write_both_tables(
+        folder, (product_ids, vectors.products_ND), (queries, vectors.queries_QD), encoder_id=encoder_id
+    )
+    return LsaTables(products, query_table, vectors.terms, vectors.explained_variance)
+
+
+def write_both_tables(
+    folder: Path,
+    products: tuple[pa.Array, npt.NDArray[np.float32]],
+    queries: tuple[pa.Array, npt.NDArray[np.float32]],
+    *,
+    encoder_id: str,
+) -> tuple[EmbeddingTable, EmbeddingTable | None]:
+    """Write ids and unit vectors into `folder`/products and, if there are any, `folder`/queries."""
+    kinds: dict[str, Kind] = {"products": "product", "queries": "query"}
+    parts = {"products": products} | ({"queries": queries} if len(queries[0]) else {})
     with atomic_folder(folder) as temporary:
-        EmbeddingTable.write(
-            temporary / "products",
-            ids=product_ids,
-            vectors_ND=vectors.products_ND,
-            encoder_id=encoder_id,
-            kind="product",
-            normalised=True,
-        )
-        if len(queries):
+        for name, (ids, vectors_ND) in parts.items():
             EmbeddingTable.write(
-                temporary / "queries",
-                ids=queries,
-                vectors_ND=vectors.queries_QD,
+                temporary / name,
+                ids=ids,
+                vectors_ND=vectors_ND,
                 encoder_id=encoder_id,
-                kind="query",
+                kind=kinds[name],
                 normalised=True,
             )
-    return LsaTables(
-        products=EmbeddingTable.load(folder / "products", verify=False),
-        queries=EmbeddingTable.load(folder / "queries", verify=False) if len(queries) else None,
-        terms=vectors.terms,
-        explained_variance=vectors.explained_variance,
-    )
+    tables = {name: EmbeddingTable.load(folder / name, verify=False) for name in parts}
+    return tables["products"], tables.get("queries")
 
 
 def lsa_vectors(

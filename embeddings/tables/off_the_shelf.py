@@ -29,8 +29,8 @@ from embeddings.catalog.products import ProductCatalog, prefetch
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.blip_checkpoint import load_blip_retrieval
 from embeddings.encoders.pretrained import CheckpointError, first_line, load_pretrained, read_model_config
-from embeddings.tables.lsa import holds_only_lsa_tables
-from features.artifacts import atomic_folder, refuse_foreign_folder, refuse_to_replace_input
+from embeddings.tables.lsa import holds_only_lsa_tables, write_both_tables
+from features.artifacts import refuse_foreign_folder, refuse_to_replace_input
 from features.progress import Progress, silent
 
 Kind = Literal["clip", "blip", "flava"]
@@ -178,28 +178,15 @@ def embed_off_the_shelf(
     else:
         products_ND = _embed_texts(encoder, catalog.titles, batch_size, "products", progress)
     queries_QD = _embed_texts(encoder, queries.to_pylist(), batch_size, "queries", progress)
-    encoder_id = f"{encoder.encoder_id}-{modality}"
-    with atomic_folder(out) as temporary:
-        EmbeddingTable.write(
-            temporary / "products",
-            ids=catalog.ids,
-            vectors_ND=products_ND,
-            encoder_id=encoder_id,
-            kind="product",
-            normalised=True,
-        )
-        if len(queries):
-            EmbeddingTable.write(
-                temporary / "queries",
-                ids=queries,
-                vectors_ND=queries_QD,
-                encoder_id=encoder_id,
-                kind="query",
-                normalised=True,
-            )
+    products, query_table = write_both_tables(
+        out,
+        (catalog.ids, products_ND),
+        (queries, queries_QD),
+        encoder_id=f"{encoder.encoder_id}-{modality}",
+    )
     return OffTheShelfTables(
-        products=EmbeddingTable.load(out / "products", verify=False),
-        queries=EmbeddingTable.load(out / "queries", verify=False) if len(queries) else None,
+        products=products,
+        queries=query_table,
         products_without_input=int((~products_ND.any(axis=1)).sum()),
         unreadable=tuple(unreadable),
     )

@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from embeddings.catalog.images import ImageUnreadable
-from embeddings.catalog.products import ProductBatch, ProductCatalog, load_batch
+from embeddings.catalog.products import ProductBatch, ProductCatalog
 from embeddings.embedding_table import Kind
 from embeddings.encoders.dashclip import DashClipEncoder
 from features.artifacts import replaced_file
@@ -57,7 +56,7 @@ class Products:
         self.lengths = [len(title) for title in catalog.titles]
         self._encoder, self._catalog = encoder, catalog
         self._batch_size, self._loaders = batch_size, loaders
-        self._unreadable: list[tuple[int, str]] = []
+        self._unreadable: dict[int, str] = {}
         self._counts: Counter[str] = Counter()
 
     def inputs(self, row: int) -> str:
@@ -77,8 +76,9 @@ class Products:
             yield rows_B, self._encoder.embed_products(batch)
 
     def take_notes(self) -> dict[str, Any]:
-        notes = {"unreadable": sorted(self._unreadable), **self._counts}  # threads report in any order
-        self._unreadable, self._counts = [], Counter()
+        unreadable = sorted(self._unreadable.items())  # threads report in any order
+        notes = {"unreadable": unreadable, **self._counts}
+        self._unreadable, self._counts = {}, Counter()
         return notes
 
     def write_quarantine(self, path: Path, unreadable: list[tuple[int, str]]) -> None:
@@ -93,18 +93,7 @@ class Products:
             pq.write_table(pa.table(columns), temporary)
 
     def _load(self, rows_B: Rows) -> ProductBatch:
-        config = self._encoder.config
-        return load_batch(
-            self._catalog,
-            self._encoder.tokenizer,
-            rows_B,
-            image_size=config.image_size,
-            max_title_tokens=config.max_title_tokens,
-            unreadable=self._note_unreadable,
-        )
-
-    def _note_unreadable(self, row: int, error: ImageUnreadable) -> None:
-        self._unreadable.append((int(row), error.reason))
+        return self._encoder.load_batch(self._catalog, rows_B, unreadable=self._unreadable)
 
 
 class Queries:

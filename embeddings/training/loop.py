@@ -14,13 +14,14 @@ from typing import Annotated, Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from embeddings.training.base_loop import TrainingDivergedError, TrainingLoop, autocast
 from embeddings.training.checkpoint import Checkpoint, CheckpointError
 from embeddings.training.ranks import Ranks, sum_over_ranks
+from features.artifacts import StrictModel
 
 #: Norm above which a step's gradient is scaled down; a guard against single bad batches.
 GRADIENT_NORM = 5.0
@@ -29,10 +30,8 @@ Precision = Literal["float32", "bfloat16"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class OptimizerConfig(BaseModel):
+class OptimizerConfig(StrictModel):
     """AdamW with linear warm-up and cosine decay to a share of the peak."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: Annotated[int, Field(ge=1)]
     #: Rows of one optimizer step, over all ranks and micro-batches.
@@ -80,9 +79,6 @@ class Task(Protocol):
     def batch_rows(self) -> int:
         """Rows of one optimizer step, over all ranks and micro-batches."""
 
-    def parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """What is trained, by name."""
-
     def micro_batches(self, epoch: int, first_step: int) -> Generator[Any, None, None]:
         """This rank's micro-batches of the steps `first_step` ... of an epoch, in a fixed order."""
 
@@ -125,6 +121,11 @@ def learning_rate_share(step: int, *, total: int, warmup: int, final_share: floa
         return (step + 1) / (warmup + 1)
     turn = (step - warmup) / max(1, total - warmup)
     return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * turn))
+
+
+def trained_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """What is trained, by name: all that is not frozen."""
+    return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
 
 
 def rows_of_a_step(config: OptimizerConfig, available: int, *, ranks: Ranks, fewest: int = 1) -> int:
@@ -198,7 +199,7 @@ class _EncoderLoop(TrainingLoop):
         )
         self.task, self.config = task, config
         self.fingerprint, self.ranks, self.progress = fingerprint, ranks, progress
-        self.named = task.parameters()
+        self.named = trained_parameters(task.module)
         decayed = [p for _, p in self.named if p.ndim >= 2]
         plain = [p for _, p in self.named if p.ndim < 2]
         self.optimizer = torch.optim.AdamW(

@@ -154,28 +154,14 @@ def hard_negative_probabilities(logits_BC: Tensor, *, group_B: Tensor, group_C: 
 
 
 @torch.no_grad()
-def draw_negatives(
-    probability_BC: Tensor,
-    generator: torch.Generator,
-    *,
-    first_row: int = 0,
-    total_rows: int | None = None,
-) -> Tensor:
-    """One column for each row, int64 B, drawn by its probabilities; -1 where all are zero.
-
-    The generator gives one number to each of `total_rows` rows of the global batch, of which these are the
-    ones from `first_row` on: ranks whose generators agree draw together what one rank would draw alone.
-    """
+def draw_negatives(probability_BC: Tensor, generator: torch.Generator) -> Tensor:
+    """One column for each row, int64 B, drawn by its probabilities; -1 where all are zero."""
     rows = len(probability_BC)
-    total_rows = first_row + rows if total_rows is None else total_rows
-    if not 0 <= first_row <= total_rows - rows:
-        raise ValueError(f"rows {first_row} to {first_row + rows} are not within the {total_rows} rows")
-    uniform = torch.rand(total_rows, generator=generator, device=generator.device, dtype=torch.float64)
+    uniform_B = torch.rand(rows, generator=generator, device=generator.device, dtype=torch.float64)
     if probability_BC.shape[1] == 0:
         return torch.full((rows,), -1, device=probability_BC.device)
-    uniform_B = uniform[first_row : first_row + rows].to(probability_BC.device)
     cumulative_BC = probability_BC.double().cumsum(dim=1)
-    threshold_B1 = uniform_B[:, None] * cumulative_BC[:, -1:]
+    threshold_B1 = uniform_B.to(probability_BC.device)[:, None] * cumulative_BC[:, -1:]
     column_B1 = torch.searchsorted(cumulative_BC, threshold_B1, right=True)
     column_B1 = column_B1.clamp_max(probability_BC.shape[1] - 1)
     # A parallel sum may rise by a rounding error where a probability is zero; such a column is never right.

@@ -330,7 +330,7 @@ def measure_probes(
         query_N=grades.query_G.astype(np.int64),
         grade_N=grades.grade_G.astype(np.int64),
         product_group_P=catalog.group_P,
-    ).restricted_to(queries_Q=held_out_Q)
+    ).restricted_to(held_out_Q)
     pairs = [
         VectorPair.from_tables(
             name,

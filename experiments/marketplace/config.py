@@ -5,14 +5,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from features.schema import Config
+from features.artifacts import StrictModel
 
 Size = Literal["tiny", "small", "medium", "large"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class ClickModel(Config):
+class ClickModel(StrictModel):
     """Coefficients of the click logit, in log-odds; one field per term of docs/marketplace.md."""
 
     intercept: float = -3.1
@@ -33,7 +33,7 @@ class ClickModel(Config):
     repeat_purchase: float = 0.8
 
 
-class TasteModel(Config):
+class TasteModel(StrictModel):
     """What a user's likes and dislikes are worth, in units that both clicks and purchases multiply."""
 
     liked_type: float = 0.6
@@ -45,7 +45,7 @@ class TasteModel(Config):
     liked_brand: float = 0.7
 
 
-class MarketplaceConfig(Config):
+class MarketplaceConfig(StrictModel):
     """A marketplace: how large, how long, and which effects. `preset` gives the named sizes."""
 
     size: Size | Literal["custom"] = "custom"

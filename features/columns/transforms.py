@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from features.schema import Config
+from features.artifacts import StrictModel
 
 Floats = npt.NDArray[np.float64]
 
 
-class Transform(Config):
+class Transform(StrictModel):
     """How one dense column is made; a null (NaN) becomes the training mean, hence 0.
 
     A column that is constant in the training window has sd 0 and becomes 0 everywhere: its other values were

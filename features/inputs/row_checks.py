@@ -162,7 +162,7 @@ class RowChecks:
             )
         return self._summarise(table)
 
-    def any_bad_row(self, table: TableName, *, find_copies: bool) -> bool:
+    def any_bad_row(self, table: TableName) -> bool:
         """Whether `judge` would quarantine any row, at the price of one scan (and one aggregation)."""
         rules = [rule for rule in self._applicable(table) if rule.severity == "quarantine"]
         direct = [rule for rule in rules if rule.joins != "copies"]
@@ -170,7 +170,7 @@ class RowChecks:
         found = self._fetch(
             f"SELECT 1 FROM {scan} r{_joins_sql(table, direct)} WHERE {_any_of(direct)} LIMIT 1"
         )
-        if not found and find_copies and len(direct) < len(rules):
+        if not found and len(direct) < len(rules):
             found = self._fetch(f"{self._repeated_sql(table)} LIMIT 1")
         return bool(found)
 

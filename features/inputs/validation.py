@@ -93,12 +93,10 @@ def check_or_raise(
     memory_limit: str = "2GB",
     threads: int = 2,
     now: datetime | None = None,
-    find_copies: bool = True,
 ) -> None:
     """Refuse tables of which any row would be quarantined: what a feature build does before it starts.
 
-    One scan per table that features read (not relevance), without images and warnings. Finding ids that
-    occur twice is its dearest part; `find_copies=False` leaves that to `validate`.
+    One scan per table that features read (not relevance), without images and warnings.
 
     Raises:
         InputError: names rule, file, column and the first row, and how to separate good rows from bad.
@@ -107,7 +105,7 @@ def check_or_raise(
     with open_row_checks(tables, memory_limit=memory_limit, threads=threads, now=now) as checks:
         checks.take_all_products_as_known()
         for name in names:
-            if not tables.has(name) or not checks.any_bad_row(name, find_copies=find_copies):
+            if not tables.has(name) or not checks.any_bad_row(name):
                 continue
             finding = checks.judge(name)
             worst = next(rule for rule in finding.broken if rule.severity == "quarantine")

@@ -29,7 +29,7 @@ from features.artifacts import (
 from features.columns.clock import DAY_US
 from features.columns.counters import counter_names, counter_transforms
 from features.columns.transforms import ExactMoments, Transform
-from features.feature_set import FORMAT, FeatureSet, LogSummary, Manifest
+from features.feature_set import FeatureSet, LogSummary, Manifest
 from features.feature_set import SparseColumn as SparseSummary
 from features.inputs.tables import InputTables
 from features.offline.buckets import Buckets
@@ -308,7 +308,6 @@ def _write(
                 writers[name].append(part, {key: flags[of_split_N] for key, flags in oov.items()})
         report("writing rows", number, parts.log.count)
     return Manifest(
-        format=FORMAT,
         config=config,
         dense_columns=assembler.dense_names,
         sparse_columns=tuple(

@@ -33,7 +33,6 @@ from features.offline.key_counters import PARTITION_OF_KEY
 from features.offline.log_reader import LogError
 from features.online.past_log import PastLog
 from features.online.snapshot import (
-    FORMAT,
     KNOWN,
     Known,
     Snapshot,
@@ -141,7 +140,6 @@ def _write(
         _write_dense_counters(folder, feature_set)
     report("writing the snapshot", 4, steps)
     return SnapshotManifest(
-        format=FORMAT,
         as_of=iso(as_of_us),
         as_of_us=as_of_us,
         counters_as_of_us=as_of_us // unit_us * unit_us,

@@ -26,17 +26,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import ValidationError
 
-from features.artifacts import json_file_has, verify_checksums
+from features.artifacts import StrictModel, json_file_has, read_manifest, verify_checksums
 from features.columns.id_map import IdMap, IdMapError, map_array
 from features.columns.transforms import Transform
 from features.columns.vocabulary import stable_hash
 from features.feature_set import FeatureSet, SparseColumn
-from features.schema import Config, CounterKey, FeatureConfig
+from features.schema import CounterKey, FeatureConfig
 
-#: Raised when a reader of the old format would misread the new one.
-FORMAT = 1
 #: What has an id map and sparse rows of its own.
 Known = Literal["users", "products", "queries"]
 KNOWN: tuple[Known, ...] = ("users", "products", "queries")
@@ -46,10 +43,10 @@ class SnapshotError(ValueError):
     """A folder that is not a whole snapshot, or one that cannot be made; says which and what to do."""
 
 
-class SnapshotManifest(Config):
+class SnapshotManifest(StrictModel):
     """manifest.json of a snapshot. The same log, feature set and moment give the same manifest."""
 
-    format: int
+    format: Literal[1] = 1
     #: ISO 8601 in UTC. What was at or after this moment is not in the snapshot.
     as_of: str
     as_of_us: int
@@ -148,11 +145,10 @@ class Snapshot:
         Raises:
             SnapshotError: no manifest, another format, a file is missing, cut off or has changed; names it.
         """
-        manifest = _read_manifest(folder)
+        what, advice = "a feature snapshot", "make the snapshot again"
+        manifest = read_manifest(folder, SnapshotManifest, what=what, error=SnapshotError, advice=advice)
         if verify:
-            verify_checksums(
-                folder, manifest.checksums, error=SnapshotError, advice="make the snapshot again"
-            )
+            verify_checksums(folder, manifest.checksums, error=SnapshotError, advice=advice)
         config = manifest.config
         keys = config.counters.keys if config.counters else ()
         try:
@@ -213,20 +209,6 @@ def schema_fingerprint(feature_set: FeatureSet) -> str:
         for column in manifest.sparse_columns
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-def _read_manifest(folder: Path) -> SnapshotManifest:
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise SnapshotError(f"{folder} is not a feature snapshot (no manifest.json)")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = content.get("format") if isinstance(content, dict) else None
-        if found != FORMAT:
-            raise SnapshotError(f"{path} has format {found!r}, this version reads {FORMAT}; make it again")
-        return SnapshotManifest.model_validate(content)
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
-        raise SnapshotError(f"{path} cannot be read ({error}); make the snapshot again") from error
 
 
 def _array(path: Path) -> npt.NDArray[Any]:

@@ -7,18 +7,16 @@ replaced atomically, so a worker sees the old generation or the new one. The old
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from features.artifacts import atomic_folder, atomic_write_bytes, file_lock, remove_folder
+from features.artifacts import StrictModel, atomic_folder, atomic_write_bytes, file_lock, remove_folder
 from serving.package.sealed_folder import (
     FileRecord,
     PackageError,
-    read_manifest,
+    read_sealed,
     record_files,
     write_manifest,
 )
@@ -33,11 +31,7 @@ ADVICE = (
 _NAME = re.compile(r"\d{6,}")
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class VectorRecord(_Record):
+class VectorRecord(StrictModel):
     """The vectors of one kind in a generation; `missing` of the catalogue's ids have none."""
 
     encoder_id: str
@@ -48,7 +42,7 @@ class VectorRecord(_Record):
     missing: int
 
 
-class GenerationManifest(_Record):
+class GenerationManifest(StrictModel):
     """manifest.json of a generation.
 
     Attributes:
@@ -57,7 +51,7 @@ class GenerationManifest(_Record):
         counts: users, products, queries of the snapshot.
     """
 
-    format: Literal[1]
+    format: Literal[1] = 1
     name: str
     based_on: str | None
     created: datetime
@@ -74,12 +68,7 @@ class GenerationManifest(_Record):
         Raises:
             PackageError: no generation, or its manifest is damaged.
         """
-        content = read_manifest(folder, what="a generation of a package", advice=ADVICE)
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise PackageError(f"{folder}: manifest.json: {first['loc']}: {first['msg']}; {ADVICE}") from None
+        return read_sealed(folder, cls, what="a generation of a package", advice=ADVICE)
 
 
 def generation_folder(package: Path, name: str) -> Path:
@@ -124,14 +113,12 @@ def next_name(package: Path) -> str:
     return f"{int(names[-1]) + 1 if names else 1:06d}"
 
 
-@contextmanager
-def new_generation(package: Path, name: str) -> Iterator[Path]:
+def new_generation(package: Path, name: str) -> AbstractContextManager[Path]:
     """A temporary folder that becomes generation `name` once the block ends without an error.
 
     The block fills it and ends with `seal_generation`. It does not become the live one; `activate` does that.
     """
-    with atomic_folder(generation_folder(package, name), ours=lambda _: False) as folder:
-        yield folder
+    return atomic_folder(generation_folder(package, name), ours=lambda _: False)
 
 
 def seal_generation(folder: Path, about: GenerationManifest) -> GenerationManifest:

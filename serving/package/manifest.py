@@ -9,12 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from serving.package.sealed_folder import FileRecord, PackageError, read_manifest, write_manifest
+from features.artifacts import StrictModel
+from serving.package.sealed_folder import FileRecord, read_sealed, write_manifest
 from serving.package.training_record import TrainingRecord
 
-FORMAT: Literal[1] = 1
 MODEL, QUERY_ENCODER, PARITY, SCHEMA = "model", "query_encoder", "parity", "schema"
 #: Everything in a package that is written once.
 FIXED_PARTS = (MODEL, QUERY_ENCODER, PARITY, SCHEMA)
@@ -24,11 +22,7 @@ TableType = Literal["float16", "int8", "float32"]
 EntityKind = Literal["product", "query"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class VectorSource(_Record):
+class VectorSource(StrictModel):
     """Where the pretrained vectors of one kind come from; a refresh must bring the same.
 
     `trained` tables belong to the model's weights (random initialisation), so no refresh can replace them.
@@ -39,14 +33,14 @@ class VectorSource(_Record):
     trained: bool
 
 
-class BackendRecord(_Record):
+class BackendRecord(StrictModel):
     """What runs the dense part, and why that and not another."""
 
     name: str
     reason: str
 
 
-class ParityRecord(_Record):
+class ParityRecord(StrictModel):
     """Recorded requests, each with its logged features; the scores lie in every generation.
 
     `tolerance` is the largest difference of a probability at which a package still counts as loaded.
@@ -57,7 +51,7 @@ class ParityRecord(_Record):
     tolerance: float
 
 
-class PackageManifest(_Record):
+class PackageManifest(StrictModel):
     """What a package says of itself.
 
     Attributes:
@@ -74,7 +68,7 @@ class PackageManifest(_Record):
         sources: the paths it was made from, as given: defaults of `dashclip refresh`.
     """
 
-    format: Literal[1]
+    format: Literal[1] = 1
     model_version: str
     variant: str
     seed: int
@@ -109,14 +103,4 @@ class PackageManifest(_Record):
         Raises:
             PackageError: no package, a damaged manifest, or one of another format.
         """
-        content = read_manifest(package, what="a package", advice=ADVICE)
-        if content.get("format") != FORMAT:
-            raise PackageError(
-                f"{package} has format {content.get('format')!r}, this version reads {FORMAT}; {ADVICE}"
-            )
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise PackageError(f"{package}: manifest.json: {key}: {first['msg']}; {ADVICE}") from None
+        return read_sealed(package, cls, what="a package", advice=ADVICE)

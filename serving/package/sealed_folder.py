@@ -10,12 +10,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from features.artifacts import atomic_write_json, sha256_of, verify_checksums
+from features.artifacts import (
+    MANIFEST,
+    ManifestT,
+    StrictModel,
+    atomic_write_json,
+    checked_manifest,
+    sha256_of,
+    verify_checksums,
+)
 from features.progress import Progress, silent
 
-MANIFEST = "manifest.json"
 _SEAL = "seal"
 
 
@@ -23,10 +28,8 @@ class PackageError(ValueError):
     """A package, or a generation of it, that must not be served; names the file and says what to do."""
 
 
-class FileRecord(BaseModel):
+class FileRecord(StrictModel):
     """One file as it was written."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: str
     size: int
@@ -96,6 +99,13 @@ def read_manifest(folder: Path, *, what: str, advice: str) -> dict[str, Any]:
     if seal != _seal_of(content) or not text.endswith("}\n"):
         raise PackageError(f"{path} has changed since it was written (its seal differs); {advice}")
     return content
+
+
+def read_sealed(folder: Path, model: type[ManifestT], *, what: str, advice: str) -> ManifestT:
+    """`read_manifest` as `model`."""
+    content = read_manifest(folder, what=what, advice=advice)
+    path = folder / MANIFEST
+    return checked_manifest(path, content, model, what=what, error=PackageError, advice=advice)
 
 
 def _seal_of(content: dict[str, Any]) -> str:

@@ -82,7 +82,6 @@ def fill_generation(
     opened = Snapshot.open(folder / SNAPSHOT, verify=False)
     catalogue = {"product": opened.products.ids(), "query": opened.queries.ids()}
     return GenerationManifest(
-        format=1,
         name=name,
         based_on=based_on,
         created=datetime.now(UTC),

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import torch
 
 from embeddings.embedding_table import EmbeddingTable
-from features.artifacts import atomic_folder, json_file_has, refuse_to_replace_input
+from features.artifacts import MANIFEST, atomic_folder, json_file_has, refuse_to_replace_input
 from features.feature_set import FeatureSet
 from features.inputs.tables import InputTables
 from features.online.plan import context_columns, request_columns
@@ -35,7 +35,6 @@ from ranking.run import Run, is_finished, load_run
 from serving.package.generations import activate, new_generation, next_name, seal_generation
 from serving.package.manifest import (
     FIXED_PARTS,
-    FORMAT,
     MODEL,
     QUERY_ENCODER,
     SCHEMA,
@@ -47,7 +46,7 @@ from serving.package.manifest import (
     VectorSource,
 )
 from serving.package.parity import TOLERANCE, write_requests, write_scores
-from serving.package.sealed_folder import MANIFEST, PackageError, record_files
+from serving.package.sealed_folder import PackageError, record_files
 from serving.package.tables import ServingTable, open_table, write_table, zero_rows
 from serving.package.training_record import TrainingRecord
 from serving.package.vectors import SourceVectors
@@ -134,7 +133,6 @@ def build_package(
         offline_M = logged.offline_probabilities(run_folder)
         rows_C = np.concatenate([one.rows_N for one in recorded])
         manifest = PackageManifest(
-            format=FORMAT,
             model_version=parts.model_version,
             variant=run.config.variant,
             seed=run.config.seed,

@@ -40,7 +40,7 @@ TOLERANCE = 1e-5
 #: products choose their own instructions when they run), so that a package moves between servers.
 _AVX2 = ("AVX2", "AVX512")
 _AVX2_SETTINGS = {"cpp.march": "x86-64-v3", "cpp.simdlen": 256}
-Maker = Callable[[RequestRanker, list[Tensor], Path, int], None]
+Maker = Callable[[RequestRanker, list[Tensor], Path], None]
 _LOG = logging.getLogger(__name__)
 
 
@@ -71,7 +71,6 @@ def compile_ranker(
     out: Path,
     *,
     backend: Backend = "auto",
-    threads: int = 1,
 ) -> BackendChoice:
     """Write the program and all that belongs to it into the folder `out`.
 
@@ -81,7 +80,6 @@ def compile_ranker(
     Args:
         example_inputs: the tables as inputs, `serving.scoring.ranker_scorer.table_inputs`, for their types
             and for checks; what follows them is not read.
-        threads: compiled into an AOTInductor program.
 
     Raises:
         CompileError: the backend that was asked for (not "auto") cannot be made.
@@ -92,7 +90,7 @@ def compile_ranker(
     (out / SHAPE).write_text(shape.model_dump_json(indent=2) + "\n", encoding="utf-8")
     save_file({name: value.contiguous() for name, value in module.state_dict().items()}, out / WEIGHTS)
     tables = list(example_inputs[: len(shape.tables)])
-    choice = _first_that_works(module, tables, out, backend=backend, threads=threads)
+    choice = _first_that_works(module, tables, out, backend=backend)
     described = {
         **asdict(choice),
         "machine": _machine(),
@@ -126,14 +124,14 @@ def load_compiled(folder: Path) -> CompiledRanker:
 
 
 def _first_that_works(
-    module: RequestRanker, tables: list[Tensor], out: Path, *, backend: Backend, threads: int
+    module: RequestRanker, tables: list[Tensor], out: Path, *, backend: Backend
 ) -> BackendChoice:
     makers: dict[BackendName, Maker] = {"aotinductor": _compile, "torchscript": _trace, "eager": _nothing}
     wanted: list[BackendName] = list(makers) if backend == "auto" else [backend]
     failures: list[str] = []
     for name in wanted:
         try:
-            makers[name](module, tables, out, threads)
+            makers[name](module, tables, out)
             program = _open(out, module.shape, name, [str(table.dtype) for table in tables])
             worst = _largest_difference(program, module, tables)
             if worst > TOLERANCE:
@@ -156,13 +154,13 @@ _REASON: dict[str, str] = {
 }
 
 
-def _compile(module: RequestRanker, tables: list[Tensor], out: Path, threads: int) -> None:
+def _compile(module: RequestRanker, tables: list[Tensor], out: Path) -> None:
     # Imported here: only packaging compiles, and a worker starts a second earlier without it.
     from torch._inductor import aoti_compile_and_package
 
-    settings: dict[str, Any] = {"cpp.threads": threads}
+    settings: dict[str, Any] = {"cpp.threads": 1}
     settings |= _AVX2_SETTINGS if _machine()["instructions"] == "AVX2" else {}
-    with tempfile.TemporaryDirectory(dir=out, prefix=".compile-") as folder, _threads(threads), _quiet():
+    with tempfile.TemporaryDirectory(dir=out, prefix=".compile-") as folder, _one_thread(), _quiet():
         exported = torch.export.export(
             module, tuple(traced_inputs(module.shape, tables)), dynamic_shapes=(dynamic_axes(module.shape),)
         )
@@ -176,13 +174,13 @@ def _compile(module: RequestRanker, tables: list[Tensor], out: Path, threads: in
             (out / SHARED_OBJECT).write_bytes(archive.read(names[0]))
 
 
-def _trace(module: RequestRanker, tables: list[Tensor], out: Path, _threads: int) -> None:
+def _trace(module: RequestRanker, tables: list[Tensor], out: Path) -> None:
     with torch.no_grad(), _quiet():
         traced = torch.jit.trace(module, tuple(traced_inputs(module.shape, tables)), check_trace=False)
         torch.jit.freeze(traced).save(str(out / SCRIPT))
 
 
-def _nothing(_module: RequestRanker, _tables: list[Tensor], _out: Path, _threads: int) -> None:
+def _nothing(_module: RequestRanker, _tables: list[Tensor], _out: Path) -> None:
     """The weights are there already."""
 
 
@@ -292,9 +290,9 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

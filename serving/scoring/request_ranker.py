@@ -32,16 +32,17 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from features.artifacts import StrictModel
 from serving.scoring.request_towers import ParallelTower, SemanticTower, mlp, semantic_widths
 
 Width = Annotated[int, Field(ge=1)]
 
 
-class RankerShape(BaseModel):
+class RankerShape(StrictModel):
     """Everything about a `RequestRanker` but its weights: what a server needs to call it.
 
     Attributes:
@@ -54,8 +55,6 @@ class RankerShape(BaseModel):
         quantised: product vectors are 8-bit numbers with a scale and an offset a row.
         projected: the first layer's products with product vectors are a table of their own.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dense_columns: tuple[str, ...]
     sparse_columns: tuple[str, ...]
@@ -147,10 +146,8 @@ class RankerShape(BaseModel):
         )
 
 
-class SemanticShape(BaseModel):
+class SemanticShape(StrictModel):
     """The DashCLIP tower of a `RankerShape`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     entities: tuple[Literal["product", "query", "history"], ...]
     dim: Width

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from embeddings.catalog.products import ProductBatch, ProductCatalog, load_batch
+from embeddings.catalog.products import ProductBatch, ProductCatalog
 from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.relevance.build_tuples import TupleConfig, build_tuples, read_grades
@@ -37,13 +37,7 @@ def small_encoder(*, seed: int = 0, **changes: Any) -> DashClipEncoder:
 
 
 def batch_of(encoder: DashClipEncoder, catalog: ProductCatalog, index: list[int]) -> ProductBatch:
-    return load_batch(
-        catalog,
-        encoder.tokenizer,
-        index,
-        image_size=encoder.config.image_size,
-        max_title_tokens=encoder.config.max_title_tokens,
-    )
+    return encoder.load_batch(catalog, index)
 
 
 def pretrain_config(**changes: Any) -> PretrainConfig:

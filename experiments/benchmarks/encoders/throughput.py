@@ -21,7 +21,7 @@ from torch import nn
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from embeddings.catalog.products import ProductCatalog, load_batch
+from embeddings.catalog.products import ProductCatalog
 from embeddings.encoders.completion import Completion
 from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder
@@ -181,7 +181,7 @@ class _Repeated:
         self.title, self.rows_name = task.title, task.rows_name
         self.module, self.batch_rows = task.module, task.batch_rows
         self.steps_per_epoch = steps + 1
-        self.parameters, self.before_step, self.evaluate = task.parameters, task.before_step, task.evaluate
+        self.before_step, self.evaluate = task.before_step, task.evaluate
 
     def micro_batches(self, epoch: int, first_step: int) -> Generator[Any, None, None]:
         if self._batches is None:
@@ -242,13 +242,7 @@ class _Stages:
         if shape.fusion == "completion":  # without one, encoding would not look at images
             completion = Completion(shape.embedding_dim, shape.vocab_size)
             self.encoder.product.completion = completion.to(self.device)
-        batch = load_batch(
-            self.catalog,
-            self.encoder.tokenizer,
-            np.arange(rows) % len(self.catalog),
-            image_size=shape.image_size,
-            max_title_tokens=shape.max_title_tokens,
-        ).to(self.device)
+        batch = self.encoder.load_batch(self.catalog, np.arange(rows) % len(self.catalog)).to(self.device)
         forward = partial(self.encoder.embed_products, batch)
         flop = None if self.compiled else count_flop(forward)
         observer = StepObserver(self.device, self.benchmark.schedule)

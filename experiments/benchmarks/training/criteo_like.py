@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from experiments.benchmarks.features.feature_logs import draw, zipf
 from features.artifacts import atomic_write_json
-from features.feature_set import FORMAT, LogSummary, Manifest, SparseColumn, SplitSummary
+from features.feature_set import LogSummary, Manifest, SparseColumn, SplitSummary
 from features.progress import Progress, silent
 from features.schema import DenseFeature, FeatureConfig, SparseFeature
 
@@ -113,7 +113,6 @@ def write_feature_set(rows: CriteoLikeRows, parts: TrainingParts, folder: Path) 
             rows=len(clicked), clicked=int(clicked.sum()), start="", end="", files=(path.name,)
         )
     manifest = Manifest(
-        format=FORMAT,
         config=FeatureConfig(
             dense=tuple(DenseFeature(name=name, column=name) for name in DENSE_COLUMNS),
             sparse=tuple(SparseFeature(name=name, column=name, oov_rows=1) for name in SPARSE_COLUMNS),

@@ -231,7 +231,7 @@ def test_a_batch_equals_its_products_one_by_one(
     data: Path, tokenizer: TextTokenizer, index: list[int], seed: int
 ) -> None:
     options = {"augmentation": AugmentationConfig(), "seed": (seed, 1)}
-    batch = batch_of(data, tokenizer, index, **options, threads=2)
+    batch = batch_of(data, tokenizer, index, **options)
     for position, product in enumerate(index):
         alone = batch_of(data, tokenizer, [product], **options)
         length = int(batch.mask_BT[position].sum())
@@ -261,19 +261,20 @@ def damaged(tmp_path: Path) -> Path:
     return data
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 def test_an_unreadable_image_is_reported_and_counts_as_missing(
-    damaged: Path, tokenizer: TextTokenizer, threads: int
+    damaged: Path, tokenizer: TextTokenizer
 ) -> None:
-    reported: list[tuple[int, str]] = []
+    reported: dict[int, str] = {}
     batch = batch_of(
         damaged,
         tokenizer,
         [2, 0, 1],
-        unreadable=lambda product, error: reported.append((product, error.path.name)),
-        threads=threads,
+        unreadable=reported,
     )
-    assert reported == [(2, "102.png"), (1, "101.png")]
+    pictures = ProductCatalog.open(damaged).image_paths
+    names = [(row, path.name) for row in reported if (path := pictures[row])]
+    assert names == [(2, "102.png"), (1, "101.png")]
+    assert all(reported.values()), "each has a reason"
     assert batch.has_image_B.tolist() == [False, True, False]
     assert not batch.pixels_BCHW[[0, 2]].any()
     assert batch.has_title_B.all()

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,6 +13,7 @@ from torch.nn.functional import normalize
 
 from embeddings.catalog.products import ProductBatch, ProductCatalog
 from embeddings.catalog.tokenizer import TextTokenizer
+from embeddings.embedding_table import EmbeddingTable, is_table
 from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.dashclip import DashClipEncoder, EncoderError, is_encoder
 from tests.embeddings.small_catalog import write_small_catalog
@@ -148,6 +151,30 @@ def test_without_verifying_a_harmed_folder_is_still_an_encoder_error(folder: Pat
     )
     with pytest.raises(EncoderError, match=r"model\.safetensors does not fit .*config\.json: .*Missing key"):
         DashClipEncoder.load(folder, verify=False)
+
+
+def test_an_embedding_table_never_takes_the_place_of_an_encoder_nor_an_encoder_that_of_a_table(
+    folder: Path, tmp_path: Path
+) -> None:
+    def write_table(target: Path) -> EmbeddingTable:
+        return EmbeddingTable.write(
+            target,
+            ids=pa.array([1]),
+            vectors_ND=np.ones((1, 4), np.float32),
+            encoder_id="e",
+            kind="product",
+            normalised=False,
+        )
+
+    assert not is_table(folder)
+    with pytest.raises(FileExistsError, match="something of another kind"):
+        write_table(folder)
+    assert is_encoder(folder)
+    table = write_table(tmp_path / "table")
+    assert is_table(table.folder)
+    assert not is_encoder(table.folder)
+    with pytest.raises(FileExistsError, match="something of another kind"):
+        small_encoder().save(table.folder, stage="initial", trained_on={})
 
 
 def test_an_encoder_takes_the_place_of_an_encoder_and_of_nothing_else(folder: Path, tmp_path: Path) -> None:

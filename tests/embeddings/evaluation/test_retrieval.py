@@ -126,21 +126,6 @@ def test_a_product_without_a_vector_ranks_after_the_most_unlike_one():
     assert search(products_ND, np.array([[1, 0]], np.float32), 4).tolist() == [[2, 1, 0, 3]]
 
 
-def test_hnsw_finds_nearly_all_that_exact_search_finds_and_the_same_each_time():
-    products_ND, queries_QD = unit(3000, 32, 5), unit(100, 32, 6)
-    exact, graph = (search(products_ND, queries_QD, 10, index=index) for index in ("exact", "hnsw"))
-    shared = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact.tolist(), graph.tolist(), strict=True)])
-    assert shared > 0.97
-    np.testing.assert_array_equal(graph, search(products_ND, queries_QD, 10, index="hnsw"))
-
-
-def test_hnsw_returns_k_different_products_even_when_all_are_equal():
-    products_ND = np.repeat(unit(1, 8, 7), 400, axis=0)
-    found = search(products_ND, products_ND[:3], 50, index="hnsw")
-    assert (np.sort(found, axis=1) >= 0).all()
-    assert all(len(set(row)) == 50 for row in found.tolist())
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -151,11 +136,6 @@ def test_hnsw_returns_k_different_products_even_when_all_are_equal():
 def test_search_says_what_it_needs(arguments, message):
     with pytest.raises(ValueError, match=message):
         search(*arguments)
-
-
-def test_an_unknown_index_is_refused():
-    with pytest.raises(ValueError, match="index must be 'exact' or 'hnsw', got 'ivf'"):
-        search(unit(3, 8, 0), unit(2, 8, 0), 1, index="ivf")
 
 
 @settings(max_examples=40, deadline=None)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from embeddings.catalog.products import ProductCatalog
 from embeddings.stages.stage1 import SHADOWED, TEMPERATURE_RANGE, PretrainBatch, PretrainTask, advice
-from embeddings.training.loop import TrainingOutcome, train
+from embeddings.training.loop import TrainingOutcome, train, trained_parameters
 from embeddings.training.losses import CONSTANT_MATCHING_LOSS, NO_GROUP
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import pretrain_config, pretrain_task, small_encoder
@@ -38,7 +38,7 @@ def test_steps_along_the_gradient_lower_the_contrastive_loss(data: Path) -> None
     task = pretrain_task(
         data, batch_size=20, evaluation_share=0.05, queue_size=0, soft_target_share=0.0, augmentation=None
     )
-    optimizer = torch.optim.AdamW([parameter for _, parameter in task.parameters()], lr=3e-3)
+    optimizer = torch.optim.AdamW([parameter for _, parameter in trained_parameters(task.module)], lr=3e-3)
     batch, losses = first_batch(task), []
     for _ in range(16):
         loss = task.module(batch)["itc"]
@@ -211,7 +211,7 @@ def test_a_batch_never_exceeds_what_there_is(tmp_path: Path) -> None:
 
 def test_freezing_leaves_the_named_parts_and_the_product_projection_alone(data: Path) -> None:
     task = pretrain_task(data, frozen_layers=1)
-    trained = {name for name, _ in task.parameters()}
+    trained = {name for name, _ in trained_parameters(task.module)}
     expected = {
         name
         for name, _ in task.module.named_parameters()
@@ -234,7 +234,7 @@ def test_training_moves_what_is_trained_and_nothing_else(data: Path, tmp_path: P
     task = pretrain_task(data, epochs=1, frozen_layers=1, weight_decay=0.0)
     before = {name: value.clone() for name, value in task.module.state_dict().items()}
     train(task, tmp_path, config=task.config, fingerprint="a")
-    trained = {name for name, _ in task.parameters()}
+    trained = {name for name, _ in trained_parameters(task.module)}
     for name, value in task.module.state_dict().items():
         if name.startswith("online") and name not in trained:
             assert value.equal(before[name]), name

@@ -14,7 +14,7 @@ import embeddings.stages.stage2
 from embeddings.catalog.products import ProductCatalog
 from embeddings.relevance.build_tuples import read_grades
 from embeddings.stages.stage2 import TEMPERATURE_RANGE, AlignBatch, AlignTask, Tuples
-from embeddings.training.loop import train
+from embeddings.training.loop import train, trained_parameters
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import NEGATIVES, align_task, build_small_tuples, small_encoder
 
@@ -45,14 +45,7 @@ def loop_loss(task: AlignTask, rows: np.ndarray) -> float:
     total = 0.0
     for row in rows:
         product, *asked = task.tuples.train.tuples_NC[row].tolist()
-        batch = embeddings.stages.stage2.load_batch(
-            catalog,
-            task.encoder.tokenizer,
-            [product],
-            image_size=32,
-            max_title_tokens=24,
-            unreadable=lambda product, error: None,
-        )
+        batch = task.encoder.load_batch(catalog, [product], unreadable={})
         with torch.no_grad():
             vector_D = task.encoder.product(batch)[0]
             query_CD = task.encoder.embed_queries([queries[query] for query in asked])
@@ -99,7 +92,7 @@ def gradients(task: AlignTask) -> dict[str, Tensor]:
     task.module.zero_grad()
     for batch in batches_of(task)[: task.config.accumulation]:
         (task.module(batch)["loss"] / task.config.accumulation).backward()
-    return {name: p.grad.clone() for name, p in task.parameters() if p.grad is not None}
+    return {name: p.grad.clone() for name, p in trained_parameters(task.module) if p.grad is not None}
 
 
 def test_accumulating_twice_gives_the_gradient_of_one_batch(data: Path, tuples: Tuples) -> None:
@@ -176,7 +169,7 @@ def test_equal_vectors_give_the_logarithm_of_the_candidates_and_no_product_its_q
 
 def test_steps_along_the_gradient_lower_the_loss(data: Path, tuples: Tuples) -> None:
     task = align_task(data, tuples, batch_size=64)
-    optimizer = torch.optim.AdamW([parameter for _, parameter in task.parameters()], lr=3e-3)
+    optimizer = torch.optim.AdamW([parameter for _, parameter in trained_parameters(task.module)], lr=3e-3)
     batch, losses = batches_of(task)[0], []
     for _ in range(14):
         loss = task.module(batch)["loss"]
@@ -221,7 +214,7 @@ def test_freezing_leaves_exactly_the_named_parts(
         for name, _ in task.module.named_parameters()
         if name.startswith(parts) or (name.startswith("query.") and not (still and name.startswith(still)))
     }
-    assert {name for name, _ in task.parameters()} == expected
+    assert {name for name, _ in trained_parameters(task.module)} == expected
 
 
 def test_training_moves_what_is_trained_and_nothing_else(data: Path, tuples: Tuples, tmp_path: Path) -> None:
@@ -229,7 +222,7 @@ def test_training_moves_what_is_trained_and_nothing_else(data: Path, tuples: Tup
     before = {name: value.clone() for name, value in task.module.state_dict().items()}
     train(task, tmp_path, config=task.config, fingerprint="a")
     moved = {name for name, value in task.module.state_dict().items() if not value.equal(before[name])}
-    assert moved == {name for name, _ in task.parameters()}
+    assert moved == {name for name, _ in trained_parameters(task.module)}
 
 
 def test_a_learned_temperature_is_held_in_its_range(data: Path, tuples: Tuples) -> None:

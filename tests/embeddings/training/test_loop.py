@@ -71,9 +71,6 @@ class LineTask:
         self.open_iterators = 0
         self.weights: list[Tensor] = []
 
-    def parameters(self) -> list[tuple[str, nn.Parameter]]:
-        return list(self.module.named_parameters())
-
     def before_step(self, step: int) -> None:
         self.before.append(step)
 

@@ -278,21 +278,6 @@ def test_negatives_are_drawn_as_often_as_their_probabilities_say() -> None:
     torch.testing.assert_close(frequency, probability, atol=0.015, rtol=0)  # four standard errors
 
 
-def test_ranks_with_the_same_seed_draw_together_what_one_rank_draws_alone() -> None:
-    probability_BC = torch.rand(10, 6, generator=seeded(0))
-    alone = draw_negatives(probability_BC, seeded(1))
-    first = draw_negatives(probability_BC[:4], seeded(1), total_rows=10)
-    second = draw_negatives(probability_BC[4:], seeded(1), first_row=4, total_rows=10)
-    assert torch.cat([first, second]).tolist() == alone.tolist()
-    assert len(set(alone.tolist())) > 1
-
-
-@pytest.mark.parametrize("first_row", [-1, 8])
-def test_rows_outside_the_global_batch_are_refused(first_row: int) -> None:
-    with pytest.raises(ValueError, match="not within the 10 rows"):
-        draw_negatives(torch.ones(4, 2), seeded(0), first_row=first_row, total_rows=10)
-
-
 def test_the_best_constant_answer_at_two_unmatched_a_match_gives_the_entropy_of_one_third() -> None:
     third = torch.tensor([math.log(2 / 3), math.log(1 / 3)])
     loss = itm_loss(third.expand(5, 2), third.expand(10, 2))

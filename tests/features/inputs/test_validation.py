@@ -176,13 +176,6 @@ def test_the_light_check_names_the_first_bad_row_and_the_way_out(tmp_path, table
     assert "`dashclip validate DATA --out OUT --write-clean`" in str(caught.value)
 
 
-def test_the_light_check_leaves_copies_to_the_validation_when_asked(tmp_path):
-    rows = good_rows()
-    rows["impressions"].append(impression(3))
-    tables = InputTables.open(write_tables(tmp_path / "in", rows))
-    check_or_raise(tables, now=NOW, find_copies=False)
-
-
 def test_the_first_good_copy_of_an_id_stays(tmp_path):
     rows = good_rows()
     rows["impressions"] = [impression(3, clicked=7), *rows["impressions"], impression(3)]
