@@ -5,21 +5,10 @@ from typing import Annotated
 
 import typer
 
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    imports = typer.Typer(no_args_is_help=True, help="Turn a published data set into input tables.")
-    imports.callback()(_imports)
-    imports.command("movielens")(import_movielens_command)
-    imports.command("home-depot")(import_home_depot_command)
-    imports.command("grocery-store")(import_grocery_store_command)
-    app.add_typer(imports, name="import")
+imports = typer.Typer(no_args_is_help=True, help="Turn a published data set into input tables.")
 
 
-def _imports() -> None:
-    """Turn a published data set into input tables."""
-
-
+@imports.command("movielens")
 def import_movielens_command(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="Folder of the unpacked MovieLens-100K, either layout.")
@@ -49,6 +38,7 @@ def import_movielens_command(
     _print_summary("MovieLens-100K", rows, absent, out)
 
 
+@imports.command("home-depot")
 def import_home_depot_command(
     path: Annotated[
         Path,
@@ -86,6 +76,7 @@ def import_home_depot_command(
     _print_summary("Home Depot search relevance", rows, absent, out)
 
 
+@imports.command("grocery-store")
 def import_grocery_store_command(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="Folder with `classes.csv`, or the repository around it.")

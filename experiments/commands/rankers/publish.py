@@ -6,11 +6,6 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("publish")(publish_command)
-
-
 def publish_command(
     sweep: Annotated[Path, typer.Argument(help="Folder of a sweep with its report.")],
     name: Annotated[str, typer.Argument(help="File name of the result, without an ending.")],

@@ -14,11 +14,6 @@ if TYPE_CHECKING:
     from serving.client import Tokens
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("loadtest")(loadtest)
-
-
 def loadtest(
     url: Annotated[
         str, typer.Argument(help="A model's URL (http), or the STORE that `dashclip serve` runs.")

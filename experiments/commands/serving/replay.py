@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 TOLERANCE, SAME_ORDER = 1e-3, 0.999
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("replay")(replay)
-
-
 def replay(
     run: Annotated[Path, typer.Argument(help="Run whose test predictions are the truth.")],
     target: Annotated[

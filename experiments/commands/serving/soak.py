@@ -20,11 +20,6 @@ _FAULTS = (
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("soak")(soak)
-
-
 def soak(
     run: Annotated[Path, typer.Option(help="Trained run; a package is made of it for the soak.")] = Path(
         "runs/demo/dcn_pq_sim_history/seed-1"
