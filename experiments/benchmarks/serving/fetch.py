@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmarks.serving.interleaved import Way, in_turn
-from experiments.benchmarks.serving.servers import free_ports
 from experiments.benchmarks.serving.ways import InProcess, Prepared
+from experiments.runtime.ports import free_ports
 
 _CHUNK = 10_000
 

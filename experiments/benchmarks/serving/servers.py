@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -15,9 +14,11 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from experiments.benchmarks.serving.closed_loop import Target, ask, http_request
+from experiments.benchmarks.serving.closed_loop import Target, ask
 from experiments.benchmarks.serving.interleaved import Floats, Timing
 from experiments.benchmarks.serving.memory import pss_mib
+from experiments.runtime.ports import free_ports
+from experiments.serving_checks.loadtest import http_request
 from features.online.request import ScoreRequest
 from serving.client import Tokens
 from serving.servers.archive import build_archive
@@ -220,21 +221,6 @@ def measure_servers(
 def worker_memory(started: Mapping[str, Server]) -> dict[str, list[float]]:
     """PSS in MiB of each server's workers, after the load."""
     return {name: [pss_mib(pid) for pid in server.worker_pids()] for name, server in started.items()}
-
-
-def free_ports(count: int = 5) -> int:
-    """The first of so many ports of loopback in a row that nothing is listening at."""
-    while True:
-        with ExitStack() as probes:
-            first = 0
-            try:
-                for offset in range(count):
-                    probe = probes.enter_context(socket.socket())
-                    probe.bind(("127.0.0.1", first + offset if first else 0))
-                    first = first or int(probe.getsockname()[1])
-            except (OSError, OverflowError):  # one of them is taken, or beyond the last port
-                continue
-            return first
 
 
 def _answers(port: int) -> bool:

@@ -94,8 +94,8 @@ def _soak(
 
     import torch
 
-    from experiments.benchmarks.serving.servers import free_ports
     from experiments.runtime.environment import describe_machine
+    from experiments.runtime.ports import free_ports
     from experiments.runtime.run_layout import log_of_run, package_run
     from experiments.serving_checks.soak import SoakPlan, fuzz_server, run_soak, soak_summary
     from experiments.serving_checks.soak_requests import Expectations, extend_log, make_pool
