@@ -18,16 +18,15 @@ from experiments.benchmarks.serving.closed_loop import Target, ask
 from experiments.benchmarks.serving.interleaved import Floats, Timing
 from experiments.benchmarks.serving.memory import pss_mib
 from experiments.runtime.ports import free_ports
-from experiments.serving_checks.loadtest import http_request
+from experiments.serving_checks.loadtest import encoded, http_request
 from features.online.request import ScoreRequest
 from serving.client import Tokens
 from serving.servers.archive import build_archive
 from serving.servers.torchserve import archive_package, start, stop, worker_pids
 from serving.servers.torchserve_files import ServerSettings
-from serving.wire import arrow_codec, json_codec
+from serving.wire import json_codec
 
 _HANDLER = Path(__file__).with_name("noop_handler.py")
-_CODECS = {"json": json_codec, "arrow": arrow_codec}
 FASTAPI, NOOP = "fastapi", "noop"
 
 
@@ -69,16 +68,10 @@ class Server:
 
     def target(self, requests: Sequence[ScoreRequest], body_format: str) -> Target:
         """These requests as bytes, ready to be sent."""
-        codec = _CODECS[body_format]
         token = self.tokens.current() if self.tokens else None
-        return Target(
-            self.host,
-            self.port,
-            [
-                http_request(self.path, codec.encode_request(request), codec.CONTENT_TYPE, token=token)
-                for request in requests
-            ],
-        )
+        bodies, content_type = encoded(requests, body_format)
+        whole = [http_request(self.path, body, content_type, token=token) for body in bodies]
+        return Target(self.host, self.port, whole)
 
 
 @contextmanager
@@ -179,7 +172,7 @@ def measure_servers(
         (name, form, count, 1)
         for count in requests
         for name in started
-        for form in _CODECS
+        for form in ("json", "arrow")
         if form == "arrow" or name in ("w1", FASTAPI)
     ]
     most = 100 if 100 in requests else max(requests)

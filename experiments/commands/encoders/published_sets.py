@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from experiments.commands.encoders.encode import encode
-from experiments.commands.options import CONFIG, DEVICE, named_folders
+from experiments.commands.options import CONFIG, DEVICE, PUBLISHED_NAME, PUBLISHED_RESULTS, named_folders
 
 DATA = Annotated[Path, typer.Argument(help="Folder that `dashclip import` wrote.")]
 OUT = Annotated[
@@ -120,8 +120,8 @@ def grocery_store_command(
 @encode.command("publish", hidden=True)
 def publish_command(
     run: Annotated[Path, typer.Argument(help="OUT of `encode home-depot` or `encode grocery-store`.")],
-    name: Annotated[str, typer.Argument(help="File name of the result, without an ending.")],
-    results: Annotated[Path, typer.Option(help="Folder of published results.")] = Path("experiments/results"),
+    name: PUBLISHED_NAME,
+    results: PUBLISHED_RESULTS = Path("experiments/results"),
 ) -> None:
     """Copy the results on real data into the repository.
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+OUT = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an older import is replaced.")]
 imports = typer.Typer(no_args_is_help=True, help="Turn a published data set into input tables.")
 
 
@@ -13,7 +14,7 @@ def import_movielens_command(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="Folder of the unpacked MovieLens-100K, either layout.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an older import is replaced.")],
+    out: OUT,
 ) -> None:
     """Import **MovieLens-100K**: a rating is an impression, 4 or 5 stars its click and a purchase.
 
@@ -44,7 +45,7 @@ def import_home_depot_command(
         Path,
         typer.Argument(metavar="PATH", help="`relevance.csv[.gz]` or `train.csv[.gz]`, or its folder."),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an older import is replaced.")],
+    out: OUT,
 ) -> None:
     """Import **Home Depot**'s search relevance: products and human grades of queries and products.
 
@@ -81,7 +82,7 @@ def import_grocery_store_command(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="Folder with `classes.csv`, or the repository around it.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an older import is replaced.")],
+    out: OUT,
 ) -> None:
     """Import the **Grocery Store** photos: each a product with image, title, description and aisle.
 

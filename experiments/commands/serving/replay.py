@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -137,8 +138,8 @@ def replay(
     if skews is not None:
         _show_skew(console, skews, as_of=result.as_of)
     if out is not None:
-        content = {"run": str(run), "target": target, "from_snapshot": from_snapshot, **result.to_json()}
-        content["skew"] = [one.to_json() for one in skews] if skews is not None else None
+        content = {"run": str(run), "target": target, "from_snapshot": from_snapshot, **asdict(result)}
+        content["skew"] = [asdict(one) for one in skews] if skews is not None else None
         atomic_write_json(out, content)
         console.print(f"wrote {out}", highlight=False, markup=False)
     if not from_snapshot and not result.holds(tolerance=tolerance, same_order=same_order):
