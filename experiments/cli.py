@@ -1,12 +1,11 @@
 """The `dashclip` command. Subcommands live in `experiments/commands/`; heavy imports wait until one runs."""
 
 import sys
-from types import ModuleType
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
-from typer.models import CommandInfo, TyperInfo
 
 from experiments.commands import bench, config, demo, doctor
 from experiments.commands.encoders import embed, encode, published_sets
@@ -15,13 +14,13 @@ from experiments.commands.rankers import importance, publish, report, sweep, tra
 from experiments.commands.serving import archive, drift, fuzz, loadtest, package, refresh, replay, serve, soak
 from experiments.runtime.quiet import quiet_imports
 
-#: Names in the order of `--help`, which would otherwise show plain commands before groups.
-_shown: list[str | None] = []
-
 
 class _InOrder(TyperGroup):
+    """Lists its commands in the order of PANELS; typer would list all plain commands before all groups."""
+
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        return sorted(self.commands, key=_shown.index)
+        shown = [name for commands in PANELS.values() for name in commands]
+        return sorted(self.commands, key=[*shown, *PROOFS].index)
 
 
 app = typer.Typer(
@@ -34,45 +33,61 @@ app = typer.Typer(
     help="Rank ads and products with semantic embeddings: from raw logs to a five-seed comparison.",
 )
 
-#: What `dashclip --help` shows, by job.
-PANELS: dict[str, tuple[ModuleType, ...]] = {
-    "Start": (demo, doctor, config),
-    "Data": (generate, imports, validate, features),
-    "Encoders": (embed, encode),
-    "Rankers": (train, sweep, report, importance),
-    "Serving": (package, refresh, archive, serve),
-    "Checks": (replay, loadtest, drift),
-}
-#: How this project tests and measures itself: listed by `dashclip proofs`, called with or without that word.
-PROOFS = (bench, fuzz, soak, publish)
-
-
-def _register(modules: tuple[ModuleType, ...], *, panel: str | None) -> None:
-    """Add the commands to the panel; without one they are hidden."""
-    for module in modules:
-        module.register(app)
-    added: list[CommandInfo | TyperInfo] = [*app.registered_commands, *app.registered_groups]
-    for info in added:
-        if info.name not in _shown:
-            info.rich_help_panel, info.hidden = panel, panel is None
-            _shown.append(info.name)
-
-
-for job, modules in PANELS.items():
-    _register(modules, panel=job)
-_register(PROOFS, panel=None)
-
 proofs = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help="How this project tests and measures itself: benchmarks, fuzzing, soak test, ablation, publishing.",
 )
-for proof in PROOFS:
-    proof.register(proofs)
+
+#: What `dashclip --help` shows, by job: commands and groups of them.
+PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
+    "Start": {"demo": demo.demo, "doctor": doctor.doctor, "config": config.config},
+    "Data": {
+        "generate": generate.generate_marketplace,
+        "validate": validate.validate_tables,
+        "import": imports.imports,
+        "features": features.features,
+    },
+    "Encoders": {"embed": embed.embed, "encode": encode.encode},
+    "Rankers": {
+        "train": train.train,
+        "sweep": sweep.sweep,
+        "report": report.report,
+        "importance": importance.importance,
+    },
+    "Serving": {
+        "package": package.package,
+        "refresh": refresh.refresh,
+        "archive": archive.archive,
+        "serve": serve.serve,
+        "stop": serve.stop,
+    },
+    "Checks": {
+        "replay": replay.replay,
+        "loadtest": loadtest.loadtest,
+        "drift": drift.drift,
+        "proofs": proofs,
+    },
+}
+#: How this project tests and measures itself: listed by `dashclip proofs`, called with or without that word.
+PROOFS: dict[str, Callable[..., None]] = {
+    "bench": bench.bench,
+    "fuzz": fuzz.fuzz,
+    "soak": soak.soak,
+    "publish": publish.publish_command,
+}
+
+for panel, commands in PANELS.items():
+    for name, command in commands.items():
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, rich_help_panel=panel)
+        else:
+            app.command(name, rich_help_panel=panel)(command)
+for name, proof in PROOFS.items():
+    app.command(name, hidden=True)(proof)
+    proofs.command(name)(proof)
 proofs.command("ablate")(encode.ablate_command)
 proofs.command("publish-encoders")(published_sets.publish_command)
-app.add_typer(proofs, name="proofs", rich_help_panel="Checks")
-_shown.append("proofs")
 
 
 @app.callback()

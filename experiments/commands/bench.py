@@ -62,11 +62,6 @@ class _Options:
         return typed + (f" --batch-size {self.batch_rows}" if self.batch_rows else "")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("bench")(bench)
-
-
 def bench(
     part: Annotated[Part, typer.Argument(help="What to measure.")] = Part.ALL,
     out: Annotated[Path, typer.Option(help="Folder for the results, one JSON file per part.")] = Path(

@@ -20,11 +20,6 @@ _KINDS = (
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the `config` commands."""
-    app.add_typer(config, name="config")
-
-
 @config.command("list")
 def list_command() -> None:
     """List the shipped configs: what each is for, and which command reads it.

@@ -27,11 +27,6 @@ LOG = "rankers.log"
 FULL_RANKER = "dcn_pq_sim_history"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("demo")(demo)
-
-
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for data, runs and report.")] = Path("runs/demo"),
     size: Annotated[Size, typer.Option(help="Size of the marketplace.")] = "small",

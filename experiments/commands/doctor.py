@@ -6,11 +6,6 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add the `doctor` command."""
-    app.command("doctor")(doctor)
-
-
 def doctor(
     runs: Annotated[Path, typer.Option(help="Where runs will be written; its disk is checked.")] = Path(
         "runs"

@@ -18,6 +18,8 @@ KEY_FILE = Annotated[
 MANAGEMENT_URL = Annotated[
     str | None, typer.Option(help="Where a new token is asked for once one has expired.")
 ]
+PUBLISHED_NAME = Annotated[str, typer.Argument(help="File name of the result, without an ending.")]
+PUBLISHED_RESULTS = Annotated[Path, typer.Option(help="Folder of published results.")]
 
 
 def named_folders(rows: list[str]) -> dict[str, Path]:

@@ -9,6 +9,7 @@ of the latency, too; `late_ms` says how much.
 """
 
 import asyncio
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,6 +25,10 @@ from features.online.request import ScoreRequest
 from serving.client import TOKEN_REFUSED, Tokens
 from serving.wire import arrow_codec, json_codec
 
+#: Between the head of a message and its body.
+HEAD_END = b"\r\n\r\n"
+_LENGTH = re.compile(rb"^content-length:[ \t]*(\d+)", re.IGNORECASE | re.MULTILINE)
+_CLOSE = re.compile(rb"^connection:[ \t]*close", re.IGNORECASE | re.MULTILINE)
 #: Reported percentiles.
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 #: A generator later than this at its own p99 says little about the server.
@@ -230,13 +235,9 @@ class _Load:
         connection = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
         reader, writer = connection
         try:
-            authorization = f"Authorization: Bearer {token}\r\n" if token else ""
-            head = (
-                f"POST {self._path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n{authorization}"
-                f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
-            )
-            writer.write(head.encode() + body)
-            status, length, keep = _parsed(await reader.readuntil(b"\r\n\r\n"))
+            host = f"{self._host}:{self._port}"
+            writer.write(http_request(self._path, body, content_type, token=token, host=host))
+            status, length, keep = parsed_head(await reader.readuntil(HEAD_END))
             answer = await reader.readexactly(length)
         except BaseException:
             writer.close()
@@ -248,19 +249,28 @@ class _Load:
         return status, answer
 
 
-def _parsed(head: bytes) -> tuple[int, int, bool]:
-    """Status, length of the body, and whether the connection stays."""
-    first, *lines = head.decode("latin-1").split("\r\n")
-    headers = {
-        name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
-    }
-    if "content-length" not in headers:
-        raise ValueError("an answer without content-length")
-    return (
-        int(first.split()[1]),
-        int(headers["content-length"]),
-        headers.get("connection", "").lower() != "close",
+def http_request(
+    path: str, body: bytes, content_type: str, *, token: str | None = None, host: str = "127.0.0.1"
+) -> bytes:
+    """One HTTP/1.1 request that keeps the connection."""
+    authorization = f"Authorization: Bearer {token}\r\n" if token else ""
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}"
+        f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
+    return head.encode() + body
+
+
+def parsed_head(head: bytes | bytearray) -> tuple[int, int, bool]:
+    """Of an answer's head: status, length of the body, and whether the connection stays.
+
+    Raises:
+        ConnectionError: it has no content-length.
+    """
+    length = _LENGTH.search(head)
+    if length is None:
+        raise ConnectionError("an answer without content-length")
+    return int(head.split(None, 2)[1]), int(length[1]), _CLOSE.search(head) is None
 
 
 def result_json(url: str, plan: LoadPlan, result: LoadResult, **more: Any) -> bytes:

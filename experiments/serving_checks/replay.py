@@ -4,8 +4,7 @@ Shapes: N candidates of a request, M impressions of the split, R requests.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -65,10 +64,6 @@ class Replay:
     as_of: str
     unknown: dict[str, int] = field(default_factory=dict)
     worst: tuple[Difference, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """For a JSON file."""
-        return asdict(self)
 
     def holds(self, *, tolerance: float, same_order: float) -> bool:
         """Whether nothing was refused, no score is further off, and enough orders are the same."""

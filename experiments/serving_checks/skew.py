@@ -7,8 +7,7 @@ Shapes: M impressions, N candidates of a request.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -34,10 +33,6 @@ class FeatureSkew:
     differs: float
     mean: float | None = None
     largest: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """For a JSON file."""
-        return asdict(self)
 
 
 def skew(

@@ -36,7 +36,7 @@ class Asked:
 def make_pool(log: InputTables, *, timestamp_us: int, size: int, seed: int) -> list[Asked]:
     """Known, unknown and absent users and queries; known, unknown, future products; half of them Arrow."""
     rng = np.random.default_rng(seed)
-    known = _column(log, "products", "product_id")
+    known = log.dataset("products").to_table(columns=["product_id"])["product_id"].to_pylist()
     new = new_product_ids(known)
     seen = log.dataset("impressions").head(
         20_000, columns=["user_id", "query"] if "query" in log.columns("impressions") else ["user_id"]
@@ -154,8 +154,3 @@ class Expectations:
             self.wrong.append(f"request {position}, generation {reply.generation}: off by {difference:.2g}")
         elif (np.diff(served_N) > 0).any() or len(np.unique(reply.order_N)) != len(expected_N):
             self.wrong.append(f"request {position}, generation {reply.generation}: not ordered by its scores")
-
-
-def _column(log: InputTables, table: Any, name: str) -> list[Any]:
-    found = log.dataset(table).to_table(columns=[name])
-    return found[name].to_pylist()

@@ -67,9 +67,9 @@ class LiveGeneration:
         #: Largest difference of the recorded requests' probabilities; None if they were not compared.
         self.parity_difference: float | None = None
         self._model = model
-        self._products = products
-        self._queries = queries
-        self._scorer = RankerScorer(
+        self.products = products
+        self.queries = queries
+        self.scorer = RankerScorer(
             model.program,
             model.shape,
             tables=model.tables,
@@ -132,19 +132,19 @@ class LiveGeneration:
             rows = self.features.rows(request)
         except RequestError as error:
             return error
-        return rows, self._batch(request, rows)
+        return rows, self.batch(request, rows)
 
-    def _batch(self, request: ScoreRequest, rows: FeatureRows) -> ScoringBatch:
+    def batch(self, request: ScoreRequest, rows: FeatureRows) -> ScoringBatch:
         """One request ready for the program; counts in `rows.unknown` what has no vector."""
         history_RH = product_N = query_RD = None
-        if self._products is not None:
-            product_N = self._products.rows(rows.product_N, request.candidates)
+        if self.products is not None:
+            product_N = self.products.rows(rows.product_N, request.candidates)
             rows.unknown["product_vectors"] = int(np.count_nonzero(product_N == 0))
-            history_RH = self._products.row_P[rows.history][None]
-        if self._queries is not None:
+            history_RH = self.products.row_P[rows.history][None]
+        if self.queries is not None:
             query_D = self._query_vector(request.query)
             rows.unknown["query_vectors"] = int(query_D is None and request.query is not None)
-            query_RD = np.zeros((1, self._queries.dim), np.float32) if query_D is None else query_D[None]
+            query_RD = np.zeros((1, self.queries.dim), np.float32) if query_D is None else query_D[None]
         return ScoringBatch(
             request_dense_RF=rows.request_dense_F[None],
             request_sparse_RS=rows.request_sparse_S[None],
@@ -158,17 +158,17 @@ class LiveGeneration:
 
     def _encode_unseen(self, queries: Sequence[str | None]) -> None:
         """Encode at once what `_query_vector` will ask for one by one; the encoder remembers it."""
-        if self._queries is None or self._model.encoder is None:
+        if self.queries is None or self._model.encoder is None:
             return
-        unseen = {query for query in queries if query is not None and self._queries.vector(query) is None}
+        unseen = {query for query in queries if query is not None and self.queries.vector(query) is None}
         if len(unseen) > 1:
             self._model.encoder.embed(sorted(unseen))
 
     def _query_vector(self, query: str | None) -> npt.NDArray[np.float32] | None:
-        assert self._queries is not None
+        assert self.queries is not None
         if query is None:
             return None
-        known_D = self._queries.vector(query)
+        known_D = self.queries.vector(query)
         if known_D is not None or self._model.encoder is None:
             return known_D
         made_D: npt.NDArray[np.float32] = self._model.encoder.embed([query])[0]
@@ -184,6 +184,6 @@ class LiveGeneration:
         whole = ScoringBatch.joined(batches)
         starts = range(0, len(whole.request_of_N), CALL_CANDIDATES)
         score_N = np.concatenate(
-            [self._scorer.score(whole.cut(start, start + CALL_CANDIDATES)) for start in starts]
+            [self.scorer.score(whole.cut(start, start + CALL_CANDIDATES)) for start in starts]
         )
         return np.split(score_N, np.cumsum([len(batch.request_of_N) for batch in batches])[:-1])

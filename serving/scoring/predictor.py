@@ -48,7 +48,7 @@ class Predictor:
         self.package = package
         self.manifest = manifest
         self.model = model
-        self._live = live
+        self.live = live
         self._seen = seen
         self._reloading = threading.Lock()
         self._refused: str | None = None
@@ -82,7 +82,7 @@ class Predictor:
 
     def score_many(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply | RequestError]:
         """One reply or refusal for each request, all from one generation and as few calls as fit."""
-        return self._live.score(requests)
+        return self.live.score(requests)
 
     def feature_rows(self, request: ScoreRequest) -> FeatureRows:
         """What the model reads of a request, for comparisons with logged features.
@@ -90,7 +90,7 @@ class Predictor:
         Raises:
             RequestError: the request names columns or values that the model does not have.
         """
-        return self._live.features.rows(request)
+        return self.live.features.rows(request)
 
     def reload_if_changed(self, *, wait: bool = False) -> bool:
         """Look whether CURRENT names another generation; if so load and verify it, then swap it in.
@@ -114,7 +114,7 @@ class Predictor:
 
     def facts(self) -> Mapping[str, Any]:
         """What is being served, JSON-able."""
-        generation = self._live.manifest
+        generation = self.live.manifest
         return {
             "model_version": self.manifest.model_version,
             "variant": self.manifest.variant,
@@ -129,7 +129,7 @@ class Predictor:
             "backend": self.model.backend.name,
             "backend_reason": self.model.backend.reason,
             "tables": self.manifest.tables,
-            "parity_difference": self._live.parity_difference,
+            "parity_difference": self.live.parity_difference,
             "refused_generation": self._refused,
         }
 
@@ -143,13 +143,13 @@ class Predictor:
                     "start it again"
                 )
             name = current_generation(self.package)
-            if name != self._live.manifest.name:
-                self._live = _open_generation(self.package, name, self.manifest, self.model, verify=True)
+            if name != self.live.manifest.name:
+                self.live = _open_generation(self.package, name, self.manifest, self.model, verify=True)
                 _log.info("serving generation %s", name)
             self._refused = None
         except (ValueError, OSError) as error:
             self._refused = str(error)
-            _log.error("keeping generation %s: %s", self._live.manifest.name, error)
+            _log.error("keeping generation %s: %s", self.live.manifest.name, error)
         finally:
             self._reloading.release()
 

@@ -6,7 +6,6 @@ batching weigh as much as they can.
 
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
@@ -23,10 +22,7 @@ def main() -> None:
     """Train one epoch on FEATURES."""
     torch.set_num_threads(1)
     feature_set = FeatureSet.open(Path(sys.argv[1]))
-    with (
-        TemporaryDirectory() as folder,
-        training_steps(feature_set, "train", RANKER, TRAINING, seed=0, folder=Path(folder)) as steps,
-    ):
+    with training_steps(feature_set, "train", RANKER, TRAINING, seed=0) as steps:
         steps.epoch()
 
 

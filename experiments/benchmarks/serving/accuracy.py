@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments.benchmarks.serving.interleaved import SkippedError
 from experiments.runtime.run_layout import log_of_run, package_run
 from experiments.serving_checks.replay import replay
 from features.inputs.tables import InputTables
@@ -17,10 +18,6 @@ from serving.scoring.predictor import Predictor
 _TYPES: tuple[TableType, ...] = ("float16", "int8")
 
 
-class AccuracySkippedError(Exception):
-    """There is no run to compare on; says why."""
-
-
 def compare_types(
     run_folder: Path, folder: Path, *, limit: int | None, progress: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -30,13 +27,13 @@ def compare_types(
         limit: logged requests that are replayed, spread over the test week; None for all.
 
     Raises:
-        AccuracySkippedError: `run_folder` is not a finished run with pretrained vectors.
+        SkippedError: `run_folder` is not a finished run with pretrained vectors.
     """
     if not is_finished(run_folder):
-        raise AccuracySkippedError(f"{run_folder} is not a finished run; `make demo` makes it")
+        raise SkippedError(f"{run_folder} is not a finished run; `make demo` makes it")
     run = load_run(run_folder)
     if run.config.ranker.semantic is None:
-        raise AccuracySkippedError(f"{run_folder} reads no vectors")
+        raise SkippedError(f"{run_folder} reads no vectors")
     log = log_of_run(run_folder)
     found: dict[str, Any] = {}
     for table_type in _TYPES:

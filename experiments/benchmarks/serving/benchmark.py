@@ -15,15 +15,9 @@ import psutil
 import torch
 
 from experiments.benchmarks.serving import packages as serving_packages
-from experiments.benchmarks.serving.accuracy import AccuracySkippedError, compare_types
-from experiments.benchmarks.serving.fetch import (
-    FetchSkippedError,
-    fetch_ways,
-    fill,
-    fill_purchases,
-    redis_server,
-)
-from experiments.benchmarks.serving.interleaved import Timing, in_turn, time_ways
+from experiments.benchmarks.serving.accuracy import compare_types
+from experiments.benchmarks.serving.fetch import fetch_ways, fill, fill_purchases, redis_server
+from experiments.benchmarks.serving.interleaved import SkippedError, Timing, in_turn, time_ways
 from experiments.benchmarks.serving.memory import measure_extra_worker, measure_start
 from experiments.benchmarks.serving.packages import DCN, QUICK_SIZES, SIZES, SMALL, TWO_TOWERS, PackageSizes
 from experiments.benchmarks.serving.servers import (
@@ -129,7 +123,7 @@ def run_serving_benchmark(
     accuracy = None
     try:
         accuracy = compare_types(run, work, limit=benchmark.replayed, progress=report)
-    except AccuracySkippedError as error:
+    except SkippedError as error:
         skipped["accuracy of 8 bits"] = str(error)
     bytes_of = {name: InProcess(package).table_bytes() for name, package in found.items()}
     load["measuring"] = psutil.getloadavg()[0]
@@ -251,7 +245,7 @@ def _fetch(
                 }
                 measured = time_ways(ways, rounds=benchmark.rounds, seconds=benchmark.seconds)
                 found[str(count)] = {name: vars(Timing.of(ms)) for name, ms in measured.items()}
-    except FetchSkippedError as error:
+    except SkippedError as error:
         skipped["feature fetching"] = str(error)
     return found
 

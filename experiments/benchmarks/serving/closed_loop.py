@@ -15,7 +15,8 @@ from itertools import cycle
 import numpy as np
 from numpy.typing import NDArray
 
-_HEAD_END = b"\r\n\r\n"
+from experiments.serving_checks.loadtest import HEAD_END, parsed_head
+
 _TIMEOUT_S = 30.0
 
 
@@ -35,16 +36,6 @@ class Answers:
     latency_ms: NDArray[np.float64]
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: float = 0.0
-
-
-def http_request(path: str, body: bytes, content_type: str, *, token: str | None = None) -> bytes:
-    """One HTTP/1.1 request that keeps the connection."""
-    authorization = f"Authorization: Bearer {token}\r\n" if token else ""
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{authorization}"
-        f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
 
 
 def ask(target: Target, *, connections: int, seconds: float) -> Answers:
@@ -101,13 +92,8 @@ def ask(target: Target, *, connections: int, seconds: float) -> Answers:
 
 def _status_if_whole(answer: bytearray) -> int | None:
     """The status of an answer that is complete; None if more is to come."""
-    end = answer.find(_HEAD_END)
+    end = answer.find(HEAD_END)
     if end < 0:
         return None
-    first, *lines = bytes(answer[:end]).split(b"\r\n")
-    for line in lines:
-        name, _, value = line.partition(b":")
-        if name.strip().lower() == b"content-length":
-            whole = len(answer) >= end + len(_HEAD_END) + int(value)
-            return int(first.split()[1]) if whole else None
-    raise ConnectionError("an answer without content-length")
+    status, length, _ = parsed_head(answer[:end])
+    return status if len(answer) >= end + len(HEAD_END) + length else None

@@ -14,15 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks.serving.interleaved import Way, in_turn
-from experiments.benchmarks.serving.servers import free_ports
+from experiments.benchmarks.serving.interleaved import SkippedError, Way, in_turn
 from experiments.benchmarks.serving.ways import InProcess, Prepared
+from experiments.runtime.ports import free_ports
 
 _CHUNK = 10_000
-
-
-class FetchSkippedError(Exception):
-    """Fetching cannot be measured here; says why."""
 
 
 @contextmanager
@@ -30,15 +26,15 @@ def redis_server() -> Iterator[Any]:
     """A Redis of one's own on a free port of loopback, without persistence; yields a connected client.
 
     Raises:
-        FetchSkippedError: the server or the client library is not installed, or it does not start.
+        SkippedError: the server or the client library is not installed, or it does not start.
     """
     try:
         import redis
     except ModuleNotFoundError:
-        raise FetchSkippedError("redis-py is not installed (pip install 'dashclip-ranker[peers]')") from None
+        raise SkippedError("redis-py is not installed (pip install 'dashclip-ranker[peers]')") from None
     program = shutil.which("redis-server")
     if program is None:
-        raise FetchSkippedError("redis-server is not installed (Debian: apt-get install redis-server)")
+        raise SkippedError("redis-server is not installed (Debian: apt-get install redis-server)")
     port = free_ports(1)
     with tempfile.TemporaryDirectory(prefix="redis-") as folder:
         command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
@@ -52,7 +48,7 @@ def redis_server() -> Iterator[Any]:
                     break
                 except redis.exceptions.RedisError as error:
                     if process.poll() is not None or time.monotonic() > deadline:
-                        raise FetchSkippedError(f"redis-server does not answer: {error}") from None
+                        raise SkippedError(f"redis-server does not answer: {error}") from None
                     time.sleep(0.05)
             yield client
         finally:

@@ -14,6 +14,10 @@ Asked = TypeVar("Asked")
 Floats = NDArray[np.float64]
 
 
+class SkippedError(Exception):
+    """Something cannot be measured here; says why."""
+
+
 @dataclass(frozen=True)
 class Timing:
     """Milliseconds of one way.

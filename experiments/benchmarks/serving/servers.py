@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -15,18 +14,19 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from experiments.benchmarks.serving.closed_loop import Target, ask, http_request
+from experiments.benchmarks.serving.closed_loop import Target, ask
 from experiments.benchmarks.serving.interleaved import Floats, Timing
 from experiments.benchmarks.serving.memory import pss_mib
+from experiments.runtime.ports import free_ports
+from experiments.serving_checks.loadtest import encoded, http_request
 from features.online.request import ScoreRequest
 from serving.client import Tokens
 from serving.servers.archive import build_archive
 from serving.servers.torchserve import archive_package, start, stop, worker_pids
 from serving.servers.torchserve_files import ServerSettings
-from serving.wire import arrow_codec, json_codec
+from serving.wire import json_codec
 
 _HANDLER = Path(__file__).with_name("noop_handler.py")
-_CODECS = {"json": json_codec, "arrow": arrow_codec}
 FASTAPI, NOOP = "fastapi", "noop"
 
 
@@ -68,16 +68,10 @@ class Server:
 
     def target(self, requests: Sequence[ScoreRequest], body_format: str) -> Target:
         """These requests as bytes, ready to be sent."""
-        codec = _CODECS[body_format]
         token = self.tokens.current() if self.tokens else None
-        return Target(
-            self.host,
-            self.port,
-            [
-                http_request(self.path, codec.encode_request(request), codec.CONTENT_TYPE, token=token)
-                for request in requests
-            ],
-        )
+        bodies, content_type = encoded(requests, body_format)
+        whole = [http_request(self.path, body, content_type, token=token) for body in bodies]
+        return Target(self.host, self.port, whole)
 
 
 @contextmanager
@@ -178,7 +172,7 @@ def measure_servers(
         (name, form, count, 1)
         for count in requests
         for name in started
-        for form in _CODECS
+        for form in ("json", "arrow")
         if form == "arrow" or name in ("w1", FASTAPI)
     ]
     most = 100 if 100 in requests else max(requests)
@@ -220,21 +214,6 @@ def measure_servers(
 def worker_memory(started: Mapping[str, Server]) -> dict[str, list[float]]:
     """PSS in MiB of each server's workers, after the load."""
     return {name: [pss_mib(pid) for pid in server.worker_pids()] for name, server in started.items()}
-
-
-def free_ports(count: int = 5) -> int:
-    """The first of so many ports of loopback in a row that nothing is listening at."""
-    while True:
-        with ExitStack() as probes:
-            first = 0
-            try:
-                for offset in range(count):
-                    probe = probes.enter_context(socket.socket())
-                    probe.bind(("127.0.0.1", first + offset if first else 0))
-                    first = first or int(probe.getsockname()[1])
-            except (OSError, OverflowError):  # one of them is taken, or beyond the last port
-                continue
-            return first
 
 
 def _answers(port: int) -> bool:

@@ -21,10 +21,8 @@ from safetensors.torch import load_file
 
 from experiments.benchmarks.serving.interleaved import Way, in_turn
 from features.online.request import ScoreRequest
-from serving.package.generations import VECTORS, current_generation, generation_folder
 from serving.package.manifest import MODEL
 from serving.package.tables import ServingTable
-from serving.package.vectors import ProductVectors, QueryVectors
 from serving.scoring.compile import WEIGHTS
 from serving.scoring.predictor import Predictor
 from serving.scoring.ranker_scorer import RankerScorer, ScoringBatch, table_inputs
@@ -45,51 +43,25 @@ class Prepared:
 
 
 class InProcess:
-    """A package opened twice: as a predictor, and as its model alone."""
+    """A package opened as a predictor, whose model is also asked alone."""
 
     def __init__(self, package: Path) -> None:
         self.predictor = Predictor.load(package)
-        self.model = self.predictor.model
-        vectors = generation_folder(package, current_generation(package)) / VECTORS
-        shape = self.model.shape
-        self.products = ProductVectors.open(vectors / "product") if shape.reads_products else None
-        self.queries = QueryVectors.open(vectors / "query") if "query" in shape.entities else None
+        self.model, self.live = self.predictor.model, self.predictor.live
+        self.products, self.queries = self.live.products, self.live.queries
         self._product_ids = self.products.ids.ids() if self.products else None
-        self.scorer = RankerScorer(
-            self.model.program,
-            shape,
-            tables=self.model.tables,
-            vectors=self.products.table if self.products else None,
-            projections=self.products.projections if self.products else None,
-        )
 
     def prepare(self, request: ScoreRequest) -> Prepared:
         """The rows of a request, as the predictor finds them."""
-        rows = self.predictor.feature_rows(request)
-        count = len(request.candidates)
-        batch = ScoringBatch(
-            request_dense_RF=rows.request_dense_F[None],
-            request_sparse_RS=rows.request_sparse_S[None],
-            candidate_dense_NF=rows.candidate_dense_NF,
-            candidate_sparse_NS=rows.candidate_sparse_NS,
-            request_of_N=np.zeros(count, np.int64),
-        )
-        if self.products is None:
+        batch = self.live.batch(request, self.predictor.feature_rows(request))
+        if self._product_ids is None:
             return Prepared(request, batch, [])
-        product_N = self.products.rows(rows.product_N, request.candidates)
-        history = self.products.row_P[rows.history]
-        rows_K = np.concatenate([product_N, history])
-        assert self._product_ids is not None
+        assert batch.product_N is not None
+        assert batch.history_RH is not None
+        rows_K = np.concatenate([batch.product_N, batch.history_RH[0]])
         found = self._product_ids.take(pa.array(np.maximum(rows_K - 1, 0))).to_pylist()
         return Prepared(
-            request,
-            replace(
-                batch,
-                query_RD=self.query_vector(request.query),
-                history_RH=history[None],
-                product_N=product_N,
-            ),
-            [one if row else None for one, row in zip(found, rows_K, strict=True)],
+            request, batch, [one if row else None for one, row in zip(found, rows_K, strict=True)]
         )
 
     def query_vector(self, query: str | None) -> NDArray[np.float32] | None:
@@ -101,11 +73,11 @@ class InProcess:
 
     def score_model(self, one: Prepared) -> NDArray[np.float32]:
         """The model alone."""
-        return self.scorer.score(one.batch)
+        return self.live.scorer.score(one.batch)
 
     def score_fused(self, one: Prepared) -> NDArray[np.float32]:
         """The model with the search for the query's vector, which fetching has to do as well."""
-        return self.scorer.score(replace(one.batch, query_RD=self.query_vector(one.request.query)))
+        return self.live.scorer.score(replace(one.batch, query_RD=self.query_vector(one.request.query)))
 
     def score_fetched(
         self, one: Prepared, vectors_KD: NDArray[np.float16], query_D: NDArray[np.float16]
@@ -143,12 +115,8 @@ class InProcess:
 
 def touch_tables(predictor: Predictor) -> list[ServingTable]:
     """Read every page of every table, the most that requests can ever map; held on to, they stay mapped."""
-    tables = [*predictor.model.tables.values()]
-    package = predictor.package
-    vectors = generation_folder(package, current_generation(package)) / VECTORS
-    shape = predictor.model.shape
-    tables += [ProductVectors.open(vectors / "product").table] if shape.reads_products else []
-    tables += [QueryVectors.open(vectors / "query").table] if "query" in shape.entities else []
+    vectors = (predictor.live.products, predictor.live.queries)
+    tables = [*predictor.model.tables.values(), *(one.table for one in vectors if one is not None)]
     for table in tables:
         for tensor in (table.values_MD, table.scales_M2):
             if tensor is not None:

@@ -4,8 +4,6 @@ The loop reads Parquet through our loader (the peers' loops start from arrays in
 of `ranking.train`; evaluations and checkpoints are left out, as they are for the peers.
 """
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
@@ -44,12 +42,7 @@ def main() -> None:
         precision=cast(Precision, request.precision),
     )
     feature_set = FeatureSet.open(request.data)
-    with (
-        TemporaryDirectory() as folder,
-        training_steps(
-            feature_set, request.train, RANKER, config, seed=request.seed, folder=Path(folder)
-        ) as steps,
-    ):
+    with training_steps(feature_set, request.train, RANKER, config, seed=request.seed) as steps:
         loop = protocol.measure(steps.training.rows, steps.epoch)
         auc = roc_auc(*steps.scores("test"))
         ready = [batch for batch, _ in zip(steps.training, range(request.step_batches), strict=False)]

@@ -1,9 +1,10 @@
 """The training loop of `ranking.train` without its evaluations and checkpoints, for measuring."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -50,9 +51,8 @@ def training_steps(
     config: TrainingConfig,
     *,
     seed: int,
-    folder: Path,
 ) -> Iterator[TrainingSteps]:
-    """Set up a run on `split`; `folder` receives its TensorBoard scalars."""
+    """Set up a run on `split`; its TensorBoard scalars go to a folder that is removed in the end."""
     manifest = feature_set.manifest
     ranker = build_ranker(
         ranker_config,
@@ -68,8 +68,7 @@ def training_steps(
         feature_set, split, batch_size=config.batch_size, shuffle_seed=seed, id_dropout=config.id_dropout
     )
     unused = BatchLoader(feature_set, "test", batch_size=config.batch_size)
-    loop = RankerLoop(ranker, config, training, unused, folder, torch.device("cpu"), None)
-    try:
-        yield TrainingSteps(ranker, training, feature_set, loop)
-    finally:
-        loop.scalars.close()
+    with TemporaryDirectory() as folder:
+        loop = RankerLoop(ranker, config, training, unused, Path(folder), torch.device("cpu"), None)
+        with closing(loop.scalars):
+            yield TrainingSteps(ranker, training, feature_set, loop)

@@ -17,11 +17,6 @@ embed = typer.Typer(
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the `embed` commands."""
-    app.add_typer(embed, name="embed")
-
-
 @embed.command("lsa")
 def lsa(
     data: DATA,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from experiments.commands.encoders import published_sets
 from experiments.commands.options import CONFIG, DATA, DEVICE, named_folders
 
 if TYPE_CHECKING:
@@ -22,12 +21,6 @@ encode = typer.Typer(
     rich_markup_mode="markdown",
     help="Train DashCLIP encoders, encode catalogue and queries, measure retrieval and probes.",
 )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the `encode` commands."""
-    published_sets.register(encode)
-    app.add_typer(encode, name="encode")
 
 
 @encode.command("pretrain")

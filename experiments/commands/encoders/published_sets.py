@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands.options import CONFIG, DEVICE, named_folders
+from experiments.commands.encoders.encode import encode
+from experiments.commands.options import CONFIG, DEVICE, PUBLISHED_NAME, PUBLISHED_RESULTS, named_folders
 
 DATA = Annotated[Path, typer.Argument(help="Folder that `dashclip import` wrote.")]
 OUT = Annotated[
@@ -14,13 +15,7 @@ OUT = Annotated[
 ]
 
 
-def register(encode: typer.Typer) -> None:
-    """Add the commands to `encode`."""
-    encode.command("home-depot")(home_depot_command)
-    encode.command("grocery-store")(grocery_store_command)
-    encode.command("publish", hidden=True)(publish_command)
-
-
+@encode.command("home-depot")
 def home_depot_command(
     data: DATA,
     out: OUT,
@@ -64,6 +59,7 @@ def home_depot_command(
     console.print(f"written: {out / 'results.json'}, {out / 'results.md'}", soft_wrap=True)
 
 
+@encode.command("grocery-store")
 def grocery_store_command(
     data: DATA, out: OUT, config: CONFIG = Path("encoders_grocery_store"), device: DEVICE = "cpu"
 ) -> None:
@@ -121,10 +117,11 @@ def grocery_store_command(
     console.print(f"written: {out / 'results.json'}, {out / 'results.md'}", soft_wrap=True)
 
 
+@encode.command("publish", hidden=True)
 def publish_command(
     run: Annotated[Path, typer.Argument(help="OUT of `encode home-depot` or `encode grocery-store`.")],
-    name: Annotated[str, typer.Argument(help="File name of the result, without an ending.")],
-    results: Annotated[Path, typer.Option(help="Folder of published results.")] = Path("experiments/results"),
+    name: PUBLISHED_NAME,
+    results: PUBLISHED_RESULTS = Path("experiments/results"),
 ) -> None:
     """Copy the results on real data into the repository.
 

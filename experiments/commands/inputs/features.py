@@ -19,11 +19,6 @@ features = typer.Typer(
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the `features` commands."""
-    app.add_typer(features, name="features")
-
-
 @features.command("build")
 def build_command(
     data: DATA,

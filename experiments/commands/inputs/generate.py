@@ -6,11 +6,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("generate")(generate_marketplace)
-
-
 def generate_marketplace(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder to write; an older marketplace is replaced.")

@@ -5,26 +5,16 @@ from typing import Annotated
 
 import typer
 
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    imports = typer.Typer(no_args_is_help=True, help="Turn a published data set into input tables.")
-    imports.callback()(_imports)
-    imports.command("movielens")(import_movielens_command)
-    imports.command("home-depot")(import_home_depot_command)
-    imports.command("grocery-store")(import_grocery_store_command)
-    app.add_typer(imports, name="import")
+OUT = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an older import is replaced.")]
+imports = typer.Typer(no_args_is_help=True, help="Turn a published data set into input tables.")
 
 
-def _imports() -> None:
-    """Turn a published data set into input tables."""
-
-
+@imports.command("movielens")
 def import_movielens_command(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="Folder of the unpacked MovieLens-100K, either layout.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an older import is replaced.")],
+    out: OUT,
 ) -> None:
     """Import **MovieLens-100K**: a rating is an impression, 4 or 5 stars its click and a purchase.
 
@@ -49,12 +39,13 @@ def import_movielens_command(
     _print_summary("MovieLens-100K", rows, absent, out)
 
 
+@imports.command("home-depot")
 def import_home_depot_command(
     path: Annotated[
         Path,
         typer.Argument(metavar="PATH", help="`relevance.csv[.gz]` or `train.csv[.gz]`, or its folder."),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an older import is replaced.")],
+    out: OUT,
 ) -> None:
     """Import **Home Depot**'s search relevance: products and human grades of queries and products.
 
@@ -86,11 +77,12 @@ def import_home_depot_command(
     _print_summary("Home Depot search relevance", rows, absent, out)
 
 
+@imports.command("grocery-store")
 def import_grocery_store_command(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="Folder with `classes.csv`, or the repository around it.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an older import is replaced.")],
+    out: OUT,
 ) -> None:
     """Import the **Grocery Store** photos: each a product with image, title, description and aisle.
 

@@ -9,11 +9,6 @@ if TYPE_CHECKING:
     from features.inputs.findings import ValidationReport
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("validate")(validate_tables)
-
-
 def validate_tables(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder with the input tables.")],
     out: Annotated[

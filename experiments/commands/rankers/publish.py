@@ -5,16 +5,13 @@ from typing import Annotated
 
 import typer
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("publish")(publish_command)
+from experiments.commands.options import PUBLISHED_NAME, PUBLISHED_RESULTS
 
 
 def publish_command(
     sweep: Annotated[Path, typer.Argument(help="Folder of a sweep with its report.")],
-    name: Annotated[str, typer.Argument(help="File name of the result, without an ending.")],
-    results: Annotated[Path, typer.Option(help="Folder of published results.")] = Path("experiments/results"),
+    name: PUBLISHED_NAME,
+    results: PUBLISHED_RESULTS = Path("experiments/results"),
     readme: Annotated[Path, typer.Option(help="Document whose results block is written again.")] = Path(
         "docs/results.md"
     ),

@@ -6,11 +6,6 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="report")(report)
-
-
 def report(
     sweep: Annotated[Path, typer.Argument(help="Folder that `dashclip sweep` wrote (it holds sweep.json).")],
     out: Annotated[

@@ -11,11 +11,6 @@ if TYPE_CHECKING:
     from experiments.sweeps.sweep import SweepConfig
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("sweep")(sweep)
-
-
 def sweep(
     config: Annotated[Path, typer.Argument(help="TOML file of a sweep.")],
     out: Annotated[Path, typer.Argument(help="Folder for the runs and the report.")],

@@ -11,11 +11,6 @@ if TYPE_CHECKING:
     from ranking.train import TrainingProgress
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("train")(train)
-
-
 def train(
     config: Annotated[Path, typer.Argument(help="TOML file of a run (see `dashclip config show run`).")],
     out: Annotated[Path, typer.Argument(help="Run folder to write.")],

@@ -6,11 +6,6 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("archive")(archive)
-
-
 def archive(
     package: Annotated[Path, typer.Argument(help="Folder that `dashclip package` wrote.")],
     store: Annotated[Path, typer.Argument(help="Model store to add it to; made if it is not there.")],

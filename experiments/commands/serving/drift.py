@@ -6,11 +6,6 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("drift")(drift)
-
-
 def drift(
     package: Annotated[Path, typer.Argument(help="The package that is served.")],
     counts: Annotated[Path, typer.Argument(help="The STORE that serves it, or a folder of live counts.")],

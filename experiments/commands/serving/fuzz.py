@@ -9,11 +9,6 @@ if TYPE_CHECKING:
     from experiments.serving_checks.fuzz import Ask
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("fuzz")(fuzz)
-
-
 def fuzz(
     target: Annotated[
         str,

@@ -14,11 +14,6 @@ if TYPE_CHECKING:
     from serving.client import Tokens
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("loadtest")(loadtest)
-
-
 def loadtest(
     url: Annotated[
         str, typer.Argument(help="A model's URL (http), or the STORE that `dashclip serve` runs.")
@@ -51,6 +46,7 @@ def loadtest(
 
     from experiments.runtime.progress import progress_bars
     from experiments.serving_checks.loadtest import (
+        LATE_MS,
         LoadPlan,
         encoded,
         plot_load,
@@ -87,7 +83,11 @@ def loadtest(
         result = run_load(target, plan, tokens=tokens, progress=on_second)
     summary = result.summary()
     console.print(_table(summary))
-    _warn(console.print, summary, connections)
+    late_ms = summary["generator_late_p99_ms"]
+    if late_ms is not None and late_ms > LATE_MS:
+        console.print(
+            f"the generator itself was {late_ms:.1f} ms late at its p99: it had too little of a core"
+        )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         more = {"candidates": candidates, "format": body_format}
@@ -124,11 +124,3 @@ def _table(summary: dict[str, Any]) -> "Table":
     for name, value in summary["latency_ms"].items():
         table.add_row(f"latency {name}", "-" if value is None else f"{value:.2f} ms")
     return table
-
-
-def _warn(say: Any, summary: dict[str, Any], connections: int) -> None:
-    from experiments.serving_checks.loadtest import LATE_MS
-
-    late_ms = summary["generator_late_p99_ms"]
-    if late_ms is not None and late_ms > LATE_MS:
-        say(f"the generator itself was {late_ms:.1f} ms late at its p99: it had too little of a core")

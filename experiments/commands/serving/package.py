@@ -13,11 +13,6 @@ if TYPE_CHECKING:
     from serving.scoring.predictor import Predictor
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("package")(package)
-
-
 def package(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run (it holds run.json).")],
     out: Annotated[Path, typer.Argument(help="Package to write; an older one there is replaced.")],

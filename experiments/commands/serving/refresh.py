@@ -11,11 +11,6 @@ if TYPE_CHECKING:
     from serving.packaging.refresh import Refreshed
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("refresh")(refresh)
-
-
 def refresh(
     package: Annotated[Path, typer.Argument(help="Folder that `dashclip package` wrote; it may be serving.")],
     data: Annotated[

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
 
 #: What is promised at float16: largest difference of a probability, share of requests in order.
 TOLERANCE, SAME_ORDER = 1e-3, 0.999
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("replay")(replay)
 
 
 def replay(
@@ -142,8 +138,8 @@ def replay(
     if skews is not None:
         _show_skew(console, skews, as_of=result.as_of)
     if out is not None:
-        content = {"run": str(run), "target": target, "from_snapshot": from_snapshot, **result.to_json()}
-        content["skew"] = [one.to_json() for one in skews] if skews is not None else None
+        content = {"run": str(run), "target": target, "from_snapshot": from_snapshot, **asdict(result)}
+        content["skew"] = [asdict(one) for one in skews] if skews is not None else None
         atomic_write_json(out, content)
         console.print(f"wrote {out}", highlight=False, markup=False)
     if not from_snapshot and not result.holds(tolerance=tolerance, same_order=same_order):

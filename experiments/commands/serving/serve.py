@@ -10,12 +10,6 @@ if TYPE_CHECKING:
     from serving.servers.torchserve import RunningServer
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("serve")(serve)
-    app.command("stop")(stop)
-
-
 def serve(
     store: Annotated[
         Path, typer.Argument(help="Model store that `dashclip archive` filled; a package with --fastapi.")

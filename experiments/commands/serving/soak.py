@@ -1,5 +1,9 @@
 """`dashclip soak`: long mixed load with killed workers and refreshes, then hostile bodies."""
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,8 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from experiments.serving_checks.soak import SoakResult
-    from serving.servers.torchserve import RunningServer
+    from experiments.serving_checks.soak import SoakPlan, SoakResult
 
 #: Said so often where there is no terminal.
 _SAY_S = 30.0
@@ -18,11 +21,6 @@ _FAULTS = (
     *("wrong_scores", "unexplained_5xx", "refused_good_requests", "bad_requests_not_refused_with_400"),
     *("unchecked_replies", "failed_refreshes", "fuzz_5xx", "fuzz_faults", "fuzz_dead_workers"),
 )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("soak")(soak)
 
 
 def soak(
@@ -56,23 +54,15 @@ def soak(
 
     from rich.console import Console
 
+    from experiments.serving_checks.soak import SoakPlan
     from features.artifacts import atomic_write_json
 
     console = Console()
+    plan = SoakPlan(minutes, (), rate_per_s=rate, kill_every_s=kill_every, refresh_every_s=refresh_every)
     work = (out / "soak.work").absolute()
     shutil.rmtree(work, ignore_errors=True)
     try:
-        found = _soak(
-            console,
-            work,
-            run,
-            data,
-            encoder,
-            minutes=minutes,
-            bodies=bodies,
-            workers=workers,
-            every=(rate, kill_every, refresh_every),
-        )
+        found = _soak(console, work, run, data, encoder, plan, bodies=bodies, workers=workers)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     command = f"dashclip soak --minutes {minutes:g} --bodies {bodies}"
@@ -89,20 +79,19 @@ def _soak(
     run: Path,
     data: Path | None,
     encoder: Path | None,
+    plan: "SoakPlan",
     *,
-    minutes: float,
     bodies: int,
     workers: int,
-    every: tuple[float, float, float],
 ) -> dict[str, Any]:
     from datetime import UTC, datetime
 
     import torch
 
-    from experiments.benchmarks.serving.servers import free_ports
     from experiments.runtime.environment import describe_machine
+    from experiments.runtime.ports import free_ports
     from experiments.runtime.run_layout import log_of_run, package_run
-    from experiments.serving_checks.soak import SoakPlan, fuzz_server, run_soak, soak_summary
+    from experiments.serving_checks.soak import fuzz_server, run_soak, soak_summary
     from experiments.serving_checks.soak_requests import Expectations, extend_log, make_pool
     from features.inputs.tables import InputTables
     from ranking.run import run_config
@@ -129,13 +118,7 @@ def _soak(
         for days in (0, 1, 2, 3)
     ]
     logs = (extended, log.absolute(), extended, extended)
-    plan = SoakPlan(
-        minutes=minutes,
-        refreshes=list(zip(logs, times, strict=True)),
-        rate_per_s=every[0],
-        kill_every_s=every[1],
-        refresh_every_s=every[2],
-    )
+    plan = replace(plan, refreshes=list(zip(logs, times, strict=True)))
     expectations = Expectations(make_pool(tables, timestamp_us=end_us, size=250, seed=1))
     expectations.add(Predictor.load(package))
     console.print("starting TorchServe")
@@ -143,12 +126,24 @@ def _soak(
     server = start(archive_package(package, store, name="dashclip", embed=False), settings)
     try:
         found: dict[str, Any] = {}
-        if minutes > 0:
-            result = _under_bar(console, server, package, expectations, plan, run_soak)
-            found = soak_summary(result, expectations, plan)
-        if bodies:
-            good = [one.request for one in expectations.pool]
-            found |= _fuzz_under_bar(console, server, good, bodies, fuzz_server)
+        with _status(console) as say:
+            if plan.minutes > 0:
+                result = run_soak(
+                    server,
+                    package,
+                    expectations,
+                    plan,
+                    progress=lambda share, so_far: say(_so_far(share, so_far, len(expectations.wrong))),
+                )
+                found = soak_summary(result, expectations, plan)
+            if bodies:
+                good = [one.request for one in expectations.pool]
+                found |= fuzz_server(
+                    server,
+                    good,
+                    bodies,
+                    progress=lambda done: say(f"fuzzing: {done:,} of {bodies:,} bodies"),
+                )
     finally:
         stop(store)
     machine = describe_machine(("torch", "torchserve", "pyarrow", "numpy"))
@@ -161,25 +156,13 @@ def _soak(
     }
 
 
-def _under_bar(
-    console: "Console",
-    server: "RunningServer",
-    package: Path,
-    expectations: Any,
-    plan: Any,
-    run_soak: Any,
-) -> "SoakResult":
-    import time
-
+@contextmanager
+def _status(console: "Console") -> Iterator[Callable[[str], None]]:
+    """Says how far it is: on one line of the terminal; where there is none, now and then."""
     said = 0.0
 
-    def say(share: float, so_far: "SoakResult") -> None:
+    def say(text: str) -> None:
         nonlocal said
-        text = (
-            f"{100 * share:.0f} %: {sum(so_far.statuses.values()):,} requests, "
-            f"{len(expectations.wrong)} wrong scores, {len(so_far.failures)} failures, "
-            f"{len(so_far.kills_s)} kills, {len(so_far.refreshes)} refreshes"
-        )
         if console.is_terminal:
             status.update(text)
         elif time.monotonic() - said > _SAY_S:
@@ -187,21 +170,15 @@ def _under_bar(
             console.print(text)
 
     with console.status("") as status:
-        return run_soak(server, package, expectations, plan, progress=say)
+        yield say
 
 
-def _fuzz_under_bar(
-    console: "Console", server: "RunningServer", good: Any, bodies: int, fuzz_server: Any
-) -> dict[str, Any]:
-    def say(done: int) -> None:
-        if done % 1_000 == 0:
-            text = f"fuzzing: {done:,} of {bodies:,} bodies"
-            status.update(text)
-            if not console.is_terminal and done % 10_000 == 0:
-                console.print(text)
-
-    with console.status("") as status:
-        return fuzz_server(server, good, bodies, progress=say)
+def _so_far(share: float, result: "SoakResult", wrong: int) -> str:
+    return (
+        f"{100 * share:.0f} %: {sum(result.statuses.values()):,} requests, "
+        f"{wrong} wrong scores, {len(result.failures)} failures, "
+        f"{len(result.kills_s)} kills, {len(result.refreshes)} refreshes"
+    )
 
 
 def _show(console: "Console", found: dict[str, Any]) -> None:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks.serving.benchmark import headline
-from experiments.benchmarks.serving.closed_loop import Target, ask, http_request
+from experiments.benchmarks.serving.closed_loop import Target, ask
 from experiments.benchmarks.serving.interleaved import Timing, time_ways
 from experiments.benchmarks.serving.packages import DCN, PACKAGES, PackageSizes, make_packages, requests_of
 from experiments.benchmarks.serving.servers import Server, measure_servers
 from experiments.benchmarks.serving.tables import serving_tables
 from experiments.reports.sections.latency import ServingRecord
+from experiments.serving_checks.loadtest import http_request
 
 COUNTS = ("20", "100")
 

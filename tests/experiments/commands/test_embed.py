@@ -13,7 +13,7 @@ from embeddings.embedding_table import EmbeddingTable
 from experiments.commands.encoders import embed
 
 APP = typer.Typer()
-embed.register(APP)
+APP.add_typer(embed.embed, name="embed")
 APP.callback()(lambda: None)
 
 

@@ -68,7 +68,7 @@ def test_an_unseen_query_is_encoded_once_and_only_then(small_run: Path) -> None:
 
     predictor = Predictor.load(small_run / "package")
     without = ask(predictor, query="never asked")
-    live = predictor._live
+    live = predictor.live
     live._model = replace(live._model, encoder=Encoder())  # type: ignore[arg-type]
     with_vector = ask(predictor, query="never asked")
     ask(predictor, query="query 2")
