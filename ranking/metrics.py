@@ -77,14 +77,17 @@ class RankingMetrics:
         return content
 
 
-def roc_auc(labels_N: npt.ArrayLike, scores_N: npt.ArrayLike) -> float:
+def roc_auc(
+    labels_N: npt.ArrayLike, scores_N: npt.ArrayLike, weights_N: npt.ArrayLike | None = None
+) -> float:
     """Probability that a random click outscores a random non-click; an equal score counts one half.
 
+    `weights_N` (non-negative) counts row i as that many rows: doubling every weight changes nothing.
     O(N log N). Constant scores give exactly 0.5; a monotone transformation of the scores changes nothing.
 
     Raises:
-        UndefinedMetricError: there are only clicks or only non-clicks.
-        ValueError: lengths differ, a label is not 0 or 1, or a score is NaN.
+        UndefinedMetricError: only clicks or only non-clicks carry weight.
+        ValueError: lengths differ, a label is not 0 or 1, a score is NaN, or a weight is negative.
 
     Hanley and McNeil 1982, https://doi.org/10.1148/radiology.143.1.7063747
 
@@ -93,7 +96,8 @@ def roc_auc(labels_N: npt.ArrayLike, scores_N: npt.ArrayLike) -> float:
     """
     clicked_N = _binary(labels_N)
     scores_N = _scores(scores_N, len(clicked_N))
-    positive_N, negative_N = clicked_N, 1.0 - clicked_N
+    weights_N = np.ones(len(clicked_N)) if weights_N is None else _weights(weights_N, len(clicked_N))
+    positive_N, negative_N = weights_N * clicked_N, weights_N * (1.0 - clicked_N)
     _need_both_classes(positive_N.sum(), negative_N.sum(), "AUC")
     return _won_pairs(scores_N, positive_N, negative_N) / (positive_N.sum() * negative_N.sum())
 
@@ -367,6 +371,12 @@ def _binary(labels_N: npt.ArrayLike) -> FloatArray:
 def _scores(scores_N: npt.ArrayLike, rows: int) -> FloatArray:
     vector_N = _vector(scores_N, "scores", rows)
     _refuse(np.isnan(vector_N), vector_N, "scores must be numbers")
+    return vector_N
+
+
+def _weights(weights_N: npt.ArrayLike, rows: int) -> FloatArray:
+    vector_N = _vector(weights_N, "weights", rows)
+    _refuse(~(np.isfinite(vector_N) & (vector_N >= 0)), vector_N, "weights must be finite and not negative")
     return vector_N
 
 

@@ -85,6 +85,17 @@ def test_reversed_scores_give_one_minus_the_auc(rows):
     assert roc_auc(labels_N, -scores_N) == pytest.approx(1 - roc_auc(labels_N, scores_N))
 
 
+@given(tied_rows, st.data())
+def test_a_weight_of_k_is_the_row_repeated_k_times(rows, data):
+    labels_N, scores_N = both_classes(rows)
+    weights_N = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows))))
+    repeated_labels = np.repeat(labels_N, weights_N)
+    assume(0 < repeated_labels.sum() < len(repeated_labels))
+    assert roc_auc(labels_N, scores_N, weights_N) == pytest.approx(
+        roc_auc(repeated_labels, np.repeat(scores_N, weights_N))
+    )
+
+
 @given(tied_rows)
 def test_duplicating_every_row_changes_no_metric_but_the_counts(rows):
     labels_N, scores_N = both_classes(rows)
