@@ -18,7 +18,6 @@ SOFT_CAP_LINES = 400
 LONG_FILES: dict[str, str] = {
     "embeddings/stages/stage1.py": "the config, the losses and the batches of one stage of training",
     "embeddings/stages/stage2.py": "the config, the losses and the batches of one stage of training",
-    "features/online/request.py": "the request and every refusal of a bad value in it",
 }
 BANNED_WORDS = {"util", "utils", "helper", "helpers", "manager", "item", "items", "data", "info", "misc"}
 
