@@ -31,7 +31,9 @@ SCORES = [stand_in_score(101), stand_in_score(7)]
 
 
 def five_free_ports() -> int:
-    for first in range(18_080, 60_000, 97):
+    """The first of five; each process of the suite looks in a place of its own, lest two find the same."""
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for first in range(18_080 + 2_000 * process, 60_000, 97):
         try:
             for port in range(first, first + 5):
                 with socket.socket() as probe:
