@@ -29,9 +29,10 @@ from features.feature_set import FeatureSet
 from ranking.checkpoint import WEIGHTS, load_ranker_weights
 from ranking.metrics import RankingMetrics, evaluate
 from ranking.model import Ranker, RankerConfig, RankerInputs, build_ranker
+from ranking.precision import resolve_precision
 from ranking.prediction import predict
 from ranking.pretrained_tables import SemanticInputs, join_tables
-from ranking.train import OnStep, TrainingConfig, resolve_precision, train
+from ranking.train import OnStep, TrainingConfig, train
 
 #: Columns of the test split that travel with the predictions, so that a report needs nothing else.
 _SLICE_COLUMNS = (

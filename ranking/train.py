@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -25,9 +25,8 @@ from ranking.checkpoint import WEIGHTS, load_ranker_weights, ranker_weights
 from ranking.metrics import log_loss, roc_auc
 from ranking.model import Ranker
 from ranking.optimizer import OptimizerConfig, RankerOptimizer
+from ranking.precision import Precision, resolve_precision
 from ranking.prediction import predict
-
-Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class TrainingConfig(StrictModel):
@@ -82,18 +81,6 @@ class TrainingProgress:
 
 #: Called after every step with (progress, total steps).
 OnStep = Callable[[TrainingProgress, int], None]
-
-
-def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype of the dense layers' products; weights and optimizer states are float32 in any case."""
-    if precision == "auto":
-        fast = (
-            torch.cuda.is_bf16_supported(including_emulation=False)
-            if device.type == "cuda"
-            else bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        )
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 def train(

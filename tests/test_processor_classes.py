@@ -39,13 +39,12 @@ SENSITIVE = (
     "embeddings/training/test_title_token_loss.py",
     "ranking/test_cross_network.py",
     "ranking/test_model.py",
+    "ranking/test_precision.py",
     "ranking/test_towers.py",
     "serving/scoring/test_query_encoder.py",
     "serving/scoring/test_request_ranker.py",
     "serving/scoring/test_ranker_scorer.py",
 )
-#: The one test of precision; the rest of its file trains.
-DECISION = "ranking/test_train.py::test_bfloat16_is_chosen_only_where_the_processor_has_it"
 
 
 def run_as(processor: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -59,7 +58,7 @@ def run_as(processor: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("processor", CLASSES)
 def test_without_bfloat16_units_auto_is_float32(processor: str) -> None:
     code = (
-        "import torch; from ranking.train import resolve_precision\n"
+        "import torch; from ranking.precision import resolve_precision\n"
         "print(torch.backends.cpu.get_cpu_capability(), resolve_precision('auto', torch.device('cpu')))"
     )
     done = run_as(processor, "-c", code)
@@ -71,6 +70,6 @@ def test_without_bfloat16_units_auto_is_float32(processor: str) -> None:
 
 @pytest.mark.parametrize("processor", CLASSES)
 def test_numerically_sensitive_tests_pass_on_a_lesser_processor(processor: str) -> None:
-    chosen = [f"tests/{name}" for name in (*SENSITIVE, DECISION)]
+    chosen = [f"tests/{name}" for name in SENSITIVE]
     done = run_as(processor, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-x", *chosen)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

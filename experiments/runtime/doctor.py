@@ -235,6 +235,8 @@ def _check_processor() -> list[Finding]:
         import torch
     except (ImportError, OSError):
         return []
+    from ranking.precision import has_bfloat16_units
+
     builds = installed_versions((CPU_BUILD, CUDA_BUILD))
     build = CPU_BUILD if builds[CPU_BUILD] else CUDA_BUILD if builds[CUDA_BUILD] else None
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -242,7 +244,7 @@ def _check_processor() -> list[Finding]:
         check_cpu(
             cpu_model(),
             torch.backends.cpu.get_cpu_capability(),
-            bf16=torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+            bf16=has_bfloat16_units(torch.device("cpu")),
         ),
         check_gpu(gpus, build, torch_cuda=torch.version.cuda),
         check_threads(torch.get_num_threads(), usable_cores()),

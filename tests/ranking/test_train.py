@@ -26,7 +26,6 @@ from ranking.train import (
     Evaluation,
     TrainingConfig,
     TrainingProgress,
-    resolve_precision,
     train,
 )
 from tests.ranking.small_runs import open_small, run_config, small_data
@@ -208,14 +207,6 @@ def test_the_first_of_equal_evaluations_is_the_best() -> None:
     best = TrainingProgress(history=history).best
     assert best is not None
     assert best.step == 2
-
-
-def test_bfloat16_is_chosen_only_where_the_processor_has_it() -> None:
-    cpu = torch.device("cpu")
-    supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    assert resolve_precision("auto", cpu) is (torch.bfloat16 if supported else torch.float32)
-    assert resolve_precision("bfloat16", cpu) is torch.bfloat16
-    assert resolve_precision("float32", cpu) is torch.float32
 
 
 def test_bfloat16_training_ends_near_float32(folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from features.feature_set import FeatureSet
 from ranking.metrics import roc_auc
 from ranking.model import RankerConfig
 from ranking.optimizer import OptimizerConfig
-from ranking.train import Precision, TrainingConfig
+from ranking.precision import Precision
+from ranking.train import TrainingConfig
 
 RANKER = RankerConfig(
     embedding_dim=protocol.EMBEDDING_DIM,

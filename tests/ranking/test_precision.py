@@ -1,0 +1,44 @@
+"""Which dtype a ranker's dense products use, on processors of every kind."""
+
+import pytest
+import torch
+
+from ranking.precision import has_bfloat16_units, resolve_precision
+
+CPU = torch.device("cpu")
+
+
+def _processor(monkeypatch: pytest.MonkeyPatch, *, onednn: bool, **units: object) -> None:
+    capabilities = {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False} | units
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
+
+
+@pytest.mark.parametrize(
+    ("onednn", "units", "expected"),
+    [
+        (True, {}, False),  # AVX-512 without bfloat16 units: oneDNN emulates it
+        (True, {"avx512_bf16": True}, True),
+        (True, {"amx_bf16": True}, True),
+        (False, {"amx_bf16": True}, False),  # oneDNN was held to a lesser instruction set
+        (False, {}, False),
+        (True, {"architecture": "aarch64"}, True),
+    ],
+)
+def test_auto_is_bfloat16_only_where_the_processor_has_units_for_it(
+    monkeypatch: pytest.MonkeyPatch, onednn: bool, units: dict[str, object], expected: bool
+) -> None:
+    _processor(monkeypatch, onednn=onednn, **units)
+    assert has_bfloat16_units(CPU) is expected
+    assert resolve_precision("auto", CPU) is (torch.bfloat16 if expected else torch.float32)
+
+
+def test_a_named_precision_is_used_on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    for onednn in (False, True):
+        _processor(monkeypatch, onednn=onednn)
+        assert resolve_precision("bfloat16", CPU) is torch.bfloat16
+        assert resolve_precision("float32", CPU) is torch.float32
+
+
+def test_this_machine_answers() -> None:
+    assert resolve_precision("auto", CPU) is (torch.bfloat16 if has_bfloat16_units(CPU) else torch.float32)
