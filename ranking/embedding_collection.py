@@ -105,6 +105,17 @@ class PooledEmbeddings(nn.Module):
         pooled = self.collection(rows).to_dict()
         return [pooled[key] for key in self.keys]
 
+    def vectors(self, key: str, rows: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
+        """Vectors [L, D] in all bags of `key`, not pooled and without gradient, and each bag's length [B]."""
+        bag = rows[key]
+        return self.table(key).index_select(0, bag.values()), bag.lengths()
+
+    def table(self, key: str) -> Tensor:
+        """The table [rows, D] that `key` reads, without gradient."""
+        configs = self.collection.embedding_bag_configs()
+        name = next(table.name for table in configs if key in table.feature_names)
+        return self.collection.embedding_bags[name].weight.detach()
+
     def _widths(self) -> list[int]:
         width = {
             key: table.embedding_dim

@@ -44,6 +44,9 @@ class SemanticConfig(StrictModel):
     entities: Annotated[tuple[Entity, ...], Field(min_length=1)] = ("product", "query", "history")
     #: "random" gives the same tower trainable tables that know nothing: the paper's control.
     initialisation: Literal["pretrained", "random"] = "pretrained"
+    #: Beside the mean of the purchases, how many of them are how similar to product and query, in so many
+    #: tiers of the cosine (`ranking.towers.HistoryTiers`); 0 leaves the mean alone, as in the paper.
+    history_tiers: Annotated[int, Field(ge=0, le=256)] = 0
     cross_layers: Annotated[int, Field(ge=0, le=16)] = 1
     widths: Annotated[Widths, Field(min_length=1)] = (128, 64)
 
@@ -51,6 +54,17 @@ class SemanticConfig(StrictModel):
     def _entities_are_distinct(self) -> Self:
         if len(set(self.entities)) != len(self.entities):
             raise ValueError(f"entities must differ from each other, got {self.entities}")
+        return self
+
+    @model_validator(mode="after")
+    def _tiers_have_a_history(self) -> Self:
+        if self.history_tiers == 1:
+            raise ValueError("history_tiers must be 0, for none, or at least 2")
+        if self.history_tiers and (self.entities[-1] != "history" or len(self.entities) == 1):
+            raise ValueError(
+                "history_tiers compares purchases with product or query: entities must name one of these "
+                f'and end with "history", got {self.entities}'
+            )
         return self
 
 
@@ -120,8 +134,13 @@ class TwoTowerRanker(nn.Module):
     def forward(self, dense_BF: Tensor, sparse: KeyedJaggedTensor, semantic: KeyedJaggedTensor) -> Tensor:
         """Logits of a click [B]."""
         dcn_BH = self.dcn_tower(dense_BF, self.sparse_tables(sparse))
-        dashclip_BH = self.dashclip_tower(self.semantic_tables(semantic))
+        purchases = None if self.dashclip_tower.history_tiers is None else self.purchases(semantic)
+        dashclip_BH = self.dashclip_tower(self.semantic_tables(semantic), purchases)
         return self.head(torch.cat([dcn_BH, dashclip_BH], dim=1)).squeeze(1)
+
+    def purchases(self, semantic: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
+        """Vectors [L, D] of the purchases of all impressions, and how many each impression has [B]."""
+        return self.semantic_tables.vectors("history", semantic)
 
 
 Ranker = DcnRanker | TwoTowerRanker
@@ -190,6 +209,7 @@ def build_ranker(
             cross_layers=config.semantic.cross_layers,
             widths=config.semantic.widths,
             dropout=config.dropout,
+            history_tiers=config.semantic.history_tiers,
         )
         return TwoTowerRanker(
             sparse_tables=sparse_tables,

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from embeddings.training.checkpoint import read_checkpoint
 from features.artifacts import StrictModel, atomic_write_json, file_lock, replaced_file
@@ -179,11 +179,21 @@ def check_same_run(folder: Path, config: RunConfig) -> None:
     )
     for name, content, what in expected:
         path = folder / name
-        if path.exists() and json.loads(path.read_text()) != content:
+        if path.exists() and _as_now(name, json.loads(path.read_text())) != content:
             raise ValueError(
                 f"{path} differs from {what}, so its numbers would not be comparable; restore them, or "
                 "choose another folder"
             )
+
+
+def _as_now(name: str, content: dict[str, Any]) -> dict[str, Any]:
+    """A recorded config with the settings that came later at their defaults, which change nothing."""
+    if name != "config.json":
+        return content
+    try:
+        return RunConfig.model_validate(content).model_dump(mode="json")
+    except ValidationError:  # of a later release, or damaged: differs in any case
+        return content
 
 
 def execute_run(

@@ -19,10 +19,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import scipy.sparse as sp
 from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
 from embeddings.catalog.inputs import read_distinct_queries, read_product_texts
+from embeddings.catalog.terms import character_tfidf, word_tfidf
 from embeddings.catalog.titles import normalise_text
 from embeddings.embedding_table import MAX_DIM, EmbeddingTable, EmbeddingTableError, Kind, is_table
 from features.artifacts import atomic_folder, refuse_foreign_folder, refuse_to_replace_input
@@ -32,8 +32,6 @@ from features.progress import Progress, silent
 #: last, and applied to all in chunks: memory does not grow with the catalogue.
 FIT_TEXTS = 200_000
 CHUNK_TEXTS = 16_384
-MAX_WORDS = 50_000
-MAX_CHARACTER_NGRAMS = 60_000
 POWER_ITERATIONS = 4
 
 
@@ -142,19 +140,8 @@ def lsa_vectors(
     if not any(sample):
         raise EmbeddingTableError("no title and no query holds a letter or a digit; check the text columns")
     progress("terms", 0, 1)
-    # Rare terms say nothing about others, but a handful of texts has only rare terms.
-    min_count = 2 if len(sample) >= 1000 else 1
-    word_terms = TfidfVectorizer(
-        analyzer=str.split, sublinear_tf=True, min_df=min_count, max_features=MAX_WORDS, dtype=np.float32
-    )
-    character_terms = TfidfVectorizer(
-        analyzer=_character_ngrams,
-        sublinear_tf=True,
-        min_df=min_count,
-        max_features=MAX_CHARACTER_NGRAMS,
-        dtype=np.float32,
-    )
-    parts = [terms for terms in (word_terms, character_terms) if _fits(terms, sample)]
+    fitted = (word_tfidf(sample), character_tfidf(sample))
+    parts = [terms for terms in fitted if terms is not None]
 
     def tfidf(texts: Sequence[str]) -> sp.csr_matrix:
         return normalize(sp.hstack([terms.transform(texts) for terms in parts], format="csr"))
@@ -197,24 +184,3 @@ def _fit_sample(
         positions = np.sort(generator.permutation(len(texts))[:share])
         chosen.extend(normalise_text(texts[position] or "") for position in positions.tolist())
     return chosen
-
-
-def _character_ngrams(text: str) -> list[str]:
-    """3- and 4-grams inside words, word borders included: "tea" gives " te", "tea", "ea ", " tea", "tea "."""
-    ngrams: list[str] = []
-    for word in text.split():
-        bounded = f" {word} "
-        for length in (3, 4):
-            ngrams.extend(bounded[start : start + length] for start in range(len(bounded) - length + 1))
-    return ngrams
-
-
-def _fits(terms: TfidfVectorizer, sample: list[str]) -> bool:
-    """Learn the terms; False when none is frequent enough to keep."""
-    try:
-        terms.fit(sample)
-    except ValueError as error:  # scikit-learn has no other way to ask
-        if "vocabulary" in str(error) or "no terms remain" in str(error).lower():
-            return False
-        raise
-    return True

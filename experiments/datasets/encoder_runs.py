@@ -42,7 +42,7 @@ def measure_home_depot(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> HomeDepotResults:
-    """Token overlap, LSA, the folders of `rows` (with both tables) and `encoder`, on the test queries.
+    """Lexical scores, LSA, the folders of `rows` (with both tables) and `encoder`, on the test queries.
 
     LSA's tables go to `out`/lsa, those of the encoder to `out`/tables.
     """
@@ -64,7 +64,7 @@ def measure_home_depot(
         for name, folder in folders.items()
     }
     return evaluate_home_depot(
-        data, vectors, holdout=config.holdout, with_overlap=(LSA, DASHCLIP), progress=progress
+        data, vectors, holdout=config.holdout, fused=(LSA, DASHCLIP), progress=progress
     )
 
 

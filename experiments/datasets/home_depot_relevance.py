@@ -1,7 +1,8 @@
 """How well vectors tell Home Depot's relevant products from irrelevant ones, on queries never trained on.
 
-Every row gives a graded pair one score: the cosine of its query and product, or, for the floor, how many of
-the query's words the title has. Queries are split by `query_roles`, the same roles as in training; all
+Every row gives a graded pair one score: the cosine of its query and product, or what query and title share:
+the floor is how many of the query's words the title has, stemmed BM25 and the cosine of character n-grams are
+the strongest that no training costs. Queries are split by `query_roles`, the same roles as in training; all
 figures are of the test queries' pairs. Intervals draw whole queries again, as pairs of one query are not
 independent, and every row sees the same draws, so that differences are paired.
 
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 
 from embeddings.catalog.holdout import HoldoutConfig, query_roles
 from embeddings.embedding_table import EmbeddingTable
+from embeddings.evaluation.lexical import Scorer, char_tfidf_scores, tuned_bm25
 from embeddings.evaluation.linear_probe import GroupedHits, group_resamples, linear_probe, unit_vectors
 from embeddings.relevance.grades import GRADES
 from experiments.statistics.cells import Intervals, interval_of, markdown_table, with_limits
@@ -30,7 +32,7 @@ from features.progress import Progress, silent
 
 FloatArray = npt.NDArray[np.float32]
 
-OVERLAP = "token_overlap"
+OVERLAP, BM25, CHARACTERS = "token_overlap", "bm25_stemmed", "char_tfidf"
 _IRRELEVANT, _HIGH = 0, 2
 _TRAIN, _VALIDATION, _TEST = 0, 1, 2
 ROLES = ("train", "validation", "test")
@@ -50,7 +52,9 @@ class GradedPairs:
 
     queries: pa.Array
     products: pa.Array
-    titles: Sequence[str]
+    #: Of the whole catalogue, and which of them is each pair's.
+    titles_P: Sequence[str]
+    title_N: npt.NDArray[np.int64]
     grade_N: npt.NDArray[np.int64]
     group_N: npt.NDArray[np.int64]
     role_N: npt.NDArray[np.int8]
@@ -87,19 +91,19 @@ def evaluate_home_depot(
     vectors: Mapping[str, Vectors],
     *,
     holdout: HoldoutConfig | None = None,
-    with_overlap: Sequence[str] = (),
+    fused: Sequence[str] = (),
     resamples: int = 1000,
     seed: int = 0,
     progress: Progress = silent,
 ) -> HomeDepotResults:
-    """Compare token overlap and each entry of `vectors` on the grades of `data`.
+    """Compare lexical scores and each entry of `vectors` on the grades of `data`.
 
     Give the `holdout` that the encoders were trained with. Probes are trained on two thirds of the validation
     queries and their strength chosen on the others, as encoders have seen the train queries' grades. The
-    probe of a row of vectors reads the cosine, |p - q| and p * q of unit vectors p and q; that of token
-    overlap has the overlap alone. A name in
-    `with_overlap` gets a second row, "NAME + token_overlap", whose score is the sum of both scores and whose
-    probe reads all of their features.
+    probe of a row of vectors reads the cosine, |p - q| and p * q of unit vectors p and q; that of a lexical
+    row has the score alone. A name in `fused` gets two more rows, "NAME + token_overlap" and
+    "NAME + char_tfidf", whose score is the sum of both scores, each in standard deviations of its scores of
+    validation pairs, and whose probe reads all of their features. BM25 is tuned on validation queries.
 
     Raises:
         ValueError: a table is missing, or a role of queries has no high or no irrelevant pair.
@@ -114,18 +118,21 @@ def evaluate_home_depot(
                 f"the {name} queries of {data} must have pairs graded high and irrelevant, but their "
                 f"{len(grades):,} pairs lack one; give more grades or other shares of held-out queries"
             )
-    overlap = _overlap_features(pairs)
+    progress("scoring words and n-grams", 0, 1)
+    lexical = _lexical_features(pairs)
     test_group_N = np.unique(pairs.group_N[test_N], return_inverse=True)[1].astype(np.int64)
     weights_RQ = group_resamples(int(test_group_N.max()) + 1, resamples, np.random.default_rng(seed))
     measured: dict[str, _Measured] = {}
-    together = [name for name in vectors if name in with_overlap]
-    for done, name in enumerate((OVERLAP, *vectors, *(f"{name} + {OVERLAP}" for name in together))):
-        progress("probing", done, 1 + len(vectors) + len(together))
-        of_vectors = name.removesuffix(f" + {OVERLAP}")
-        features = overlap if name == OVERLAP else _vector_features(pairs, vectors[of_vectors])
-        if of_vectors != name:
-            features = _with_overlap(features, overlap)
-        measured[name] = _measure(pairs, features, test_group_N=test_group_N, weights_RQ=weights_RQ)
+    sums = [(name, words) for words in (OVERLAP, CHARACTERS) for name in vectors if name in fused]
+    rows: list[tuple[str, str | None]] = [(name, None) for name in (*lexical, *vectors)]
+    for done, (name, words) in enumerate([*rows, *sums]):
+        progress("probing", done, len(rows) + len(sums))
+        features = lexical[name] if name in lexical else _vector_features(pairs, vectors[name])
+        if words is not None:
+            features = _fused(features, lexical[words], pairs.role_N == _VALIDATION)
+        measured[name if words is None else f"{name} + {words}"] = _measure(
+            pairs, features, test_group_N=test_group_N, weights_RQ=weights_RQ
+        )
     seen = pc.is_in(pairs.products, value_set=pairs.products.filter(pa.array(pairs.role_N == _TRAIN)))
     return HomeDepotResults(
         auc_high_vs_irrelevant={name: interval_of(row.auc_R) for name, row in measured.items()},
@@ -144,9 +151,9 @@ def evaluate_home_depot(
         },
         holdout=holdout,
         products_seen_in_training=float(seen.to_numpy(zero_copy_only=False)[test_N].mean()),
-        token_overlap_auc_of_all_queries=_auc(pairs.grade_N, overlap.score_N, np.zeros_like(pairs.group_N))(
-            np.ones(1)
-        ),
+        token_overlap_auc_of_all_queries=_auc(
+            pairs.grade_N, lexical[OVERLAP].score_N, np.zeros_like(pairs.group_N)
+        )(np.ones(1)),
     )
 
 
@@ -184,7 +191,8 @@ def read_graded_pairs(data: Path, holdout: HoldoutConfig) -> GradedPairs:
     return GradedPairs(
         queries=grades.column("query").combine_chunks(),
         products=grades.column("product_id").combine_chunks(),
-        titles=pc.fill_null(catalogue.column("title").take(place_N), "").to_pylist(),
+        titles_P=pc.fill_null(catalogue.column("title"), "").to_pylist(),
+        title_N=place_N.to_numpy(zero_copy_only=False).astype(np.int64),
         grade_N=grades.column("grade").to_numpy().astype(np.int64),
         group_N=group_N,
         role_N=query_roles(encoded.dictionary, holdout)[group_N],
@@ -291,10 +299,41 @@ class _Features:
     missing_N: npt.NDArray[np.bool_]
 
 
-def _overlap_features(pairs: GradedPairs) -> _Features:
-    texts = zip(pairs.queries.to_pylist(), pairs.titles, strict=True)
-    overlap_N = np.array([token_overlap(query, title) for query, title in texts])
-    return _Features("words of the query in the title", overlap_N, None, np.zeros(len(overlap_N), bool))
+def _lexical_features(pairs: GradedPairs) -> dict[str, _Features]:
+    """A score for each pair; those of train pairs are read by nobody, and zero but for the overlap."""
+    queries = pairs.queries.to_pylist()
+    titles = [pairs.titles_P[place] for place in pairs.title_N.tolist()]
+    overlap_N = np.array([token_overlap(query, title) for query, title in zip(queries, titles, strict=True)])
+
+    def scores(scorer: Scorer, roles: Sequence[int]) -> npt.NDArray[np.float64]:
+        score_N = np.zeros(len(queries))
+        pairs_of = _pairs_by_query(pairs, roles)
+        asked = [queries[pairs_B[0]] for pairs_B in pairs_of]
+        for pairs_B, score_P in zip(pairs_of, scorer(pairs.titles_P, asked), strict=True):
+            score_N[pairs_B] = score_P[pairs.title_N[pairs_B]]
+        return score_N
+
+    def auc_of_validation(scorer: Scorer) -> float:
+        kept_N = pairs.role_N == _VALIDATION
+        score_N = scores(scorer, (_VALIDATION,))
+        return _auc(pairs.grade_N[kept_N], score_N[kept_N], np.zeros(kept_N.sum(), np.int64))(np.ones(1))
+
+    bm25, k1, b = tuned_bm25(auc_of_validation, language="english")
+    held_out = (_VALIDATION, _TEST)
+    found = {
+        OVERLAP: ("words of the query in the title", overlap_N),
+        BM25: (f"BM25 of stemmed words, k1 {k1:g}, b {b:g}", scores(bm25, held_out)),
+        CHARACTERS: ("cosine of TF-IDF of character 3- and 4-grams", scores(char_tfidf_scores, held_out)),
+    }
+    known_N = np.zeros(len(queries), bool)
+    return {name: _Features(says, score_N, None, known_N) for name, (says, score_N) in found.items()}
+
+
+def _pairs_by_query(pairs: GradedPairs, roles: Sequence[int]) -> list[npt.NDArray[np.int64]]:
+    """The pairs of each query that has one of `roles`."""
+    kept = np.flatnonzero(np.isin(pairs.role_N, roles))
+    order = kept[np.argsort(pairs.group_N[kept], kind="stable")]
+    return np.split(order, np.flatnonzero(np.diff(pairs.group_N[order])) + 1) if len(order) else []
 
 
 def _vector_features(pairs: GradedPairs, vectors: Vectors) -> _Features:
@@ -315,12 +354,13 @@ def _vector_features(pairs: GradedPairs, vectors: Vectors) -> _Features:
     )
 
 
-def _with_overlap(vectors: _Features, overlap: _Features) -> _Features:
-    """The sum of both scores as the score; each of them beside what the probe reads of the vectors."""
+def _fused(vectors: _Features, lexical: _Features, validation_N: npt.NDArray[np.bool_]) -> _Features:
+    """The sum of both standardised scores; each of them beside what the probe reads of the vectors."""
     assert vectors.more_NF is not None  # rows of vectors have more than a score
-    parts_N2 = np.column_stack([vectors.score_N, overlap.score_N]).astype(np.float32)
+    parts_N2 = np.column_stack([vectors.score_N, lexical.score_N]).astype(np.float32)
+    parts_N2 /= parts_N2[validation_N].std(axis=0).clip(1e-9)
     return _Features(
-        encoder_id=f"{vectors.encoder_id} + {overlap.encoder_id}",
+        encoder_id=f"{vectors.encoder_id} + {lexical.encoder_id}",
         score_N=parts_N2.sum(axis=1),
         more_NF=np.hstack([parts_N2, vectors.more_NF]),
         missing_N=vectors.missing_N,

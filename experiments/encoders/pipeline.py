@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from embeddings.catalog.holdout import TEST, TRAIN, HoldoutConfig, product_roles, query_roles
+from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION, HoldoutConfig, product_roles, query_roles
 from embeddings.catalog.inputs import read_distinct_queries
 from embeddings.catalog.products import Modality, ProductCatalog
 from embeddings.embedding_table import EmbeddingTable
@@ -20,6 +20,7 @@ from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.evaluation.judgements import Judgements
 from embeddings.evaluation.probe_report import ProbeReport
 from embeddings.evaluation.probes import ProbeLabels, VectorPair, run_probes
+from embeddings.evaluation.retrieval import Pool
 from embeddings.relevance.grades import read_grades
 from embeddings.relevance.sampling import TupleConfig
 from embeddings.stages.run_folder import InputConfig, ShowReport, StageRun
@@ -28,7 +29,7 @@ from embeddings.stages.stage1 import PretrainConfig
 from embeddings.stages.stage2 import AlignConfig
 from embeddings.stages.warmup import ImageWarmupConfig, WarmupConfig
 from embeddings.tables.encode import Encoded, encode_products, encode_queries
-from experiments.encoders.retrieval_rows import Bm25Row, RandomRow, TableRow, VectorRow
+from experiments.encoders.retrieval_rows import RandomRow, TableRow, VectorRow, lexical_rows
 from experiments.encoders.table1 import Table1, evaluate_rows
 from experiments.marketplace.judgements import MarketplaceTruth
 from features.progress import Progress, silent
@@ -261,24 +262,36 @@ def measure_retrieval(
         ValueError: no query is held out, or a table is missing.
     """
     catalog = ProductCatalog.open(data, modalities=("text",))
+    grades = read_grades(data)
+    role_Q = query_roles(grades.queries, holdout)
+    truth = MarketplaceTruth.read(data) if (data / "truth").is_dir() else None
+    pool: Pool = "catalogue" if truth else "judged"
+
+    def judged(role: int) -> Judgements:
+        if truth is not None:
+            return truth.judgements(grades.queries.filter(pa.array(role_Q == role)))
+        return graded_judgements(data).select_queries(role_Q == role)
+
+    judgements = judged(role)
     rows: dict[str, TableRow] = {}
     if baselines:
-        rows |= {"random": RandomRow(), "bm25": Bm25Row(catalog.ids, catalog.titles)}
+        progress("tune BM25 on validation queries", 0, 1)
+        rows["random"] = RandomRow()
+        rows |= lexical_rows(catalog.ids, catalog.titles, judged(VALIDATION), pool=pool, k=k)
     rows |= {name: VectorRow(*_both_tables(folder)) for name, folder in tables.items()}
-    evaluate = partial(evaluate_rows, rows, k=k, candidate=candidate, resamples=resamples, progress=progress)
-    grades = read_grades(data)
-    held_out_Q = query_roles(grades.queries, holdout) == role
-    if not (data / "truth").is_dir():
-        return evaluate(
-            graded_judgements(data).select_queries(held_out_Q),
-            simulated=False,
-            description="graded pairs of held-out queries",
-            pool="judged",
-        )
-    truth = MarketplaceTruth.read(data)
-    judgements = truth.judgements(grades.queries.filter(pa.array(held_out_Q)))
-    return evaluate(
+    evaluate = partial(
+        evaluate_rows,
+        rows,
         judgements,
+        k=k,
+        pool=pool,
+        candidate=candidate,
+        resamples=resamples,
+        progress=progress,
+    )
+    if truth is None:
+        return evaluate(simulated=False, description="graded pairs of held-out queries")
+    return evaluate(
         simulated=True,
         description="simulated marketplace, complete simulated truth",
         query_slices=truth.kind_masks(judgements.queries),

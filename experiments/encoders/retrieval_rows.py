@@ -5,6 +5,7 @@ Shapes: P products, Q queries, K places, J judged pairs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -12,12 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embeddings.embedding_table import EmbeddingTable
-from embeddings.evaluation.bm25 import bm25_scores
 from embeddings.evaluation.judgements import FloatArray, IntArray, Judgements
+from embeddings.evaluation.lexical import Scorer, bm25_scores, char_tfidf_scores, tuned_bm25
+from embeddings.evaluation.retrieval import Pool, rank_judged, retrieval_metrics
 from embeddings.evaluation.search import pair_scores, search, top_rows
 
 #: Random numbers drawn at a time.
 _BLOCK_NUMBERS = 8_000_000
+#: Reciprocal rank fusion: the usual offset of places, and how many places of each row count.
+_FUSION_OFFSET = 60
+FUSION_DEPTH = 1000
+#: Validation queries by which BM25 is tuned.
+TUNING_QUERIES = 300
 
 
 @dataclass(frozen=True)
@@ -81,22 +88,23 @@ class VectorRow:
 
 
 @dataclass(frozen=True, eq=False)
-class Bm25Row:
-    """Words in common; how rare a word is comes from all `titles`, also where only some products compete."""
+class LexicalRow:
+    """What titles share with queries; how rare a word is comes from all `titles`, whoever competes."""
 
     product_ids: pa.Array
     titles: Sequence[str | None]
+    scorer: Scorer
 
     def ranking(self, judgements: Judgements, k: int) -> IntArray:
         place_P = self._places(judgements)
-        scored = bm25_scores(self.titles, judgements.queries.to_pylist())
+        scored = self.scorer(self.titles, judgements.queries.to_pylist())
         ranked = [top_rows(scores[place_P], k) for scores in scored]
         return np.array(ranked, np.int64).reshape(len(judgements), min(k, len(place_P)))
 
     def pair_scores(self, judgements: Judgements) -> FloatArray:
         place_J = self._places(judgements)[judgements.product_J]
         score_J = np.empty(len(place_J))
-        for query, scores in enumerate(bm25_scores(self.titles, judgements.queries.to_pylist())):
+        for query, scores in enumerate(self.scorer(self.titles, judgements.queries.to_pylist())):
             pairs = slice(judgements.start_Q[query], judgements.start_Q[query + 1])
             score_J[pairs] = scores[place_J[pairs]]
         return score_J
@@ -110,10 +118,91 @@ class Bm25Row:
         if place_P.null_count:
             unknown = judgements.products.filter(place_P.is_null())
             raise ValueError(
-                f"BM25 needs the title of every product that is ranked, but {len(unknown):,} are not among "
-                f"its products, {unknown[0].as_py()!r} for one"
+                f"lexical rows need the title of every product that is ranked, but {len(unknown):,} are not "
+                f"among their products, {unknown[0].as_py()!r} for one"
             )
         return place_P.to_numpy(zero_copy_only=False)
+
+
+@dataclass(frozen=True, eq=False)
+class FusionRow:
+    """Reciprocal rank fusion of other rows: a product scores the sum of 1 / (60 + its place in each).
+
+    Cormack et al. 2009, https://doi.org/10.1145/1571941.1572114
+    """
+
+    rows: Sequence[TableRow]
+
+    def ranking(self, judgements: Judgements, k: int) -> IntArray:
+        """Of each row the best FUSION_DEPTH products count."""
+        count = len(judgements.products)
+        depth = min(max(k, FUSION_DEPTH), count)
+        ranked = [row.ranking(judgements, depth) for row in self.rows]
+        fused = np.empty((len(judgements), min(k, count)), np.int64)
+        for query in range(len(judgements)):
+            score_P = np.zeros(count)
+            for ranked_QD in ranked:
+                score_P[ranked_QD[query]] += _reciprocal(ranked_QD.shape[1])
+            fused[query] = top_rows(score_P, k)
+        return fused
+
+    def pair_scores(self, judgements: Judgements) -> FloatArray:
+        """Places are those among the query's judged products; of equal scores the earlier row comes first."""
+        fused_J = np.zeros(len(judgements.product_J))
+        for row in self.rows:
+            score_J = row.pair_scores(judgements)
+            for start, end in zip(judgements.start_Q[:-1], judgements.start_Q[1:], strict=True):
+                best = start + np.argsort(-score_J[start:end], kind="stable")
+                fused_J[best] += _reciprocal(end - start)
+        return fused_J
+
+    def missing(self, judgements: Judgements) -> Missing:
+        """What no row knows is at most what the best informed one lacks."""
+        missing = [row.missing(judgements) for row in self.rows]
+        return Missing(
+            products=min(found.products for found in missing), queries=min(found.queries for found in missing)
+        )
+
+
+def lexical_rows(
+    product_ids: pa.Array,
+    titles: Sequence[str | None],
+    validation: Judgements,
+    *,
+    pool: Pool,
+    k: int,
+    language: str = "english",
+) -> dict[str, TableRow]:
+    """The opponents that need no training, strongest last: BM25, the same stemmed, n-grams, their fusion.
+
+    k1 and b of the stemmed BM25 are chosen by the nDCG of at most TUNING_QUERIES queries of `validation`,
+    or left as they are where it is empty.
+    """
+    tuning = validation.select_queries(np.arange(len(validation)) < TUNING_QUERIES)
+
+    def ndcg(scorer: Scorer) -> float:
+        row = LexicalRow(product_ids, titles, scorer)
+        ranked_QK = (
+            row.ranking(tuning, k) if pool == "catalogue" else rank_judged(row.pair_scores(tuning), tuning, k)
+        )
+        return float(np.nanmean(retrieval_metrics(ranked_QK, tuning, k)["ndcg"]))
+
+    stemmed: Scorer = partial(bm25_scores, language=language)
+    if len(tuning):
+        stemmed, _, _ = tuned_bm25(ndcg, language=language)
+    rows = {
+        name: LexicalRow(product_ids, titles, scorer)
+        for name, scorer in (
+            ("bm25", bm25_scores),
+            ("bm25_stemmed", stemmed),
+            ("char_tfidf", char_tfidf_scores),
+        )
+    }
+    return {**rows, "fusion": FusionRow((rows["bm25_stemmed"], rows["char_tfidf"]))}
+
+
+def _reciprocal(places: int) -> FloatArray:
+    return 1 / (_FUSION_OFFSET + 1 + np.arange(places))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from experiments.statistics.cells import markdown_table, number, with_limits
 _TITLES = {
     "random": "Random",
     "bm25": "BM25",
+    "bm25_stemmed": "BM25, stemmed and tuned",
+    "char_tfidf": "Character n-gram TF-IDF",
+    "fusion": "Fusion of both",
     "lsa": "LSA",
     "clip_text": "CLIP (text)",
     "clip_image": "CLIP (image)",

@@ -9,6 +9,7 @@ Shapes: K inputs of a layer, H its outputs.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,6 +101,9 @@ def _copy_weights(ranker: Ranker, module: RequestRanker) -> None:
     if isinstance(ranker, TwoTowerRanker):
         assert module.semantic is not None
         _copy_semantic(ranker.dashclip_tower, module.semantic, module.shape.entities)
+        if module.history is not None:
+            assert ranker.dashclip_tower.tier_layers is not None
+            _copy_all(_linears(ranker.dashclip_tower.tier_layers), _linears(module.history.layers))
     # The head reads [cross, deep, DashCLIP]; the cross layers' columns are in another order now.
     (first, *rest), (first_target, *rest_target) = _linears(ranker.head), _linears(module.head)
     width = _cross_width(source)
@@ -312,12 +316,17 @@ def _semantic_shape(ranker: TwoTowerRanker) -> SemanticShape:
     tower = ranker.dashclip_tower
     cross, fully_connected = tower.layers
     assert isinstance(cross, CrossNetwork)
+    history: dict[str, Any] = {}
+    if tower.history_tiers is not None and tower.tier_layers is not None:
+        tiers = len(tower.history_tiers.tier_T)
+        history = {"history_tiers": tiers, "history_widths": _widths(tower.tier_layers)}
     return SemanticShape.model_validate(
         {
             "entities": ranker.semantic_tables.keys,
             "dim": round(tower.scale**2),
             "cross_layers": len(cross.layers),
             "widths": _widths(fully_connected),
+            **history,
         }
     )
 

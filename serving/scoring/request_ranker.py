@@ -37,7 +37,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from features.artifacts import StrictModel
-from serving.scoring.request_towers import ParallelTower, SemanticTower, mlp, semantic_widths
+from serving.scoring.request_towers import (
+    HistoryTower,
+    ParallelTower,
+    SemanticTower,
+    mlp,
+    semantic_widths,
+)
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -153,6 +159,9 @@ class SemanticShape(StrictModel):
     dim: Width
     cross_layers: Annotated[int, Field(ge=0)]
     widths: Annotated[tuple[Width, ...], Field(min_length=1)]
+    #: Tiers of `HistoryTower` and its layers; 0 where the ranker reads the mean of the purchases alone.
+    history_tiers: Annotated[int, Field(ge=0)] = 0
+    history_widths: tuple[Width, ...] = ()
 
 
 class RequestRanker(nn.Module):
@@ -168,10 +177,22 @@ class RequestRanker(nn.Module):
             cross_rank=shape.cross_rank,
             deep_widths=shape.deep_widths,
         )
-        self.semantic = (
-            SemanticTower(**dict(shape.semantic), projected=shape.projected) if shape.semantic else None
-        )
-        width = self.dcn.width + (self.semantic.width if self.semantic else 0)
+        self.semantic = self.history = None
+        width = self.dcn.width
+        if semantic := shape.semantic:
+            self.semantic = SemanticTower(
+                entities=semantic.entities,
+                dim=semantic.dim,
+                cross_layers=semantic.cross_layers,
+                widths=semantic.widths,
+                projected=shape.projected,
+            )
+            width += semantic.widths[-1]
+            if semantic.history_tiers:
+                self.history = HistoryTower(
+                    entities=semantic.entities, tiers=semantic.history_tiers, widths=semantic.history_widths
+                )
+                width += semantic.history_widths[-1]
         self.head = nn.Sequential(*mlp(width, shape.top_widths), nn.Linear((width, *shape.top_widths)[-1], 1))
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -186,7 +207,13 @@ class RequestRanker(nn.Module):
         candidate_NK = _columns(named, "candidate", self.shape.candidate_sparse)
         outputs = [self.dcn(request_RK, candidate_NK, request_of_N)]
         if self.semantic is not None:
-            vectors_RD = [_request_vector(named, name) for name in self.shape.entities if name != "product"]
+            of_request_RD = {"query": named["query"]} if "query" in named else {}
+            exists_RH = purchases_RHD = request_RK[:, :0]
+            if "history" in named:
+                exists_RH = (named["history"] != 0).float()
+                purchases_RHD = _vectors(named, named["history"])
+                of_request_RD["history"] = _mean(purchases_RHD, exists_RH)
+            vectors_RD = [of_request_RD[name] for name in self.shape.entities if name != "product"]
             products_ND = [_vectors(named, named["product"])] if "product" in named else []
             projections_NK = (
                 [functional.embedding(named["product"], named["projections"]).float()]
@@ -195,6 +222,11 @@ class RequestRanker(nn.Module):
             )
             empty = request_RK[:, :0], candidate_NK[:, :0]
             outputs.append(self.semantic(*empty, vectors_RD, products_ND, projections_NK, request_of_N))
+            if self.history is not None:
+                of_candidate_ND = dict(zip(("product",), products_ND, strict=False))
+                outputs.append(
+                    self.history(of_request_RD, of_candidate_ND, purchases_RHD, exists_RH, request_of_N)
+                )
         return self.head(torch.cat(outputs, dim=1)).squeeze(1)
 
 
@@ -212,15 +244,11 @@ def _columns(named: Mapping[str, Tensor], part: str, sparse: Sequence[str]) -> T
     return torch.cat([named[f"{part}_dense"], *embeddings], dim=1)
 
 
-def _request_vector(named: Mapping[str, Tensor], entity: str) -> Tensor:
-    """The query's vector, or the mean of the purchases', [R, D]; zeros where there are none."""
-    if entity == "query":
-        return named["query"]
-    history_RH = named["history"]
-    exists_RH = (history_RH != 0).float()
+def _mean(purchases_RHD: Tensor, exists_RH: Tensor) -> Tensor:
+    """The mean of the purchases that exist, [R, D]; zeros where there are none."""
     weight_RH = exists_RH / exists_RH.sum(dim=1, keepdim=True).clamp(min=1)
     # A product instead of a sum over H, for which compilers read the vectors down their columns.
-    return torch.bmm(weight_RH.unsqueeze(1), _vectors(named, history_RH)).squeeze(1)
+    return torch.bmm(weight_RH.unsqueeze(1), purchases_RHD).squeeze(1)
 
 
 def _vectors(named: Mapping[str, Tensor], rows: Tensor) -> Tensor:

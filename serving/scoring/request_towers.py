@@ -6,7 +6,7 @@ layers, whose weights for it are zero, so the towers compute what `ranking.tower
 Shapes: R requests, N candidates in all, H purchases, D width of the pretrained vectors, K inputs of a layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import torch
@@ -234,6 +234,58 @@ class SemanticTower(nn.Module):
         for projection_NK in projections_NK:
             first_NK = first_NK + projection_NK
         return self.layers(joined(request_RK, candidate_NK, request_of_N), first_NK)
+
+
+class HistoryTower(nn.Module):
+    """`ranking.towers.HistoryTiers` and its layers; the query's tiers are computed once per request."""
+
+    def __init__(self, *, entities: Sequence[str], tiers: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.anchors = tuple(entities[:-1])
+        self.tier_T: Tensor
+        self.register_buffer("tier_T", torch.arange(tiers, dtype=torch.float32), persistent=False)
+        self.layers = mlp(len(self.anchors) * (tiers + 1) + 1, widths)
+
+    def forward(
+        self,
+        of_request_RD: Mapping[str, Tensor],
+        of_candidate_ND: Mapping[str, Tensor],
+        purchases_RHD: Tensor,
+        exists_RH: Tensor,
+        request_of_N: Tensor,
+    ) -> Tensor:
+        """[N, last of widths].
+
+        Args:
+            of_request_RD, of_candidate_ND: vectors of the anchors, "query" and "product".
+            purchases_RHD: zeros where `exists_RH`, 1 or 0, is 0.
+        """
+        requests, purchases, dim = purchases_RHD.shape
+        unit_RHD = _unit(purchases_RHD.reshape(-1, dim)).view(requests, purchases, dim)
+        exists_NH = exists_RH.index_select(0, request_of_N)
+        columns = []
+        for anchor in self.anchors:
+            if anchor in of_request_RD:
+                vector_RD = of_request_RD[anchor]
+                cosine_RH = torch.bmm(unit_RHD, _unit(vector_RD).unsqueeze(2)).squeeze(2)
+                tiers_RW = self._tiers(cosine_RH, exists_RH) * _exists(vector_RD)
+                columns.append(tiers_RW.index_select(0, request_of_N))
+            else:
+                vector_ND = of_candidate_ND[anchor]
+                unit_NHD = unit_RHD.index_select(0, request_of_N)
+                cosine_NH = torch.bmm(unit_NHD, _unit(vector_ND).unsqueeze(2)).squeeze(2)
+                columns.append(self._tiers(cosine_NH, exists_NH) * _exists(vector_ND))
+        columns.append(exists_NH.sum(dim=1, keepdim=True).log1p())
+        return self.layers(torch.cat(columns, dim=1))
+
+    def _tiers(self, cosine_XH: Tensor, exists_XH: Tensor) -> Tensor:
+        """Tiers and largest cosine, [X, T + 1]."""
+        place_XH = (cosine_XH + 1) * ((len(self.tier_T) - 1) / 2)
+        weight_XHT = (1 - (place_XH.unsqueeze(2) - self.tier_T).abs()).clamp(min=0) * exists_XH.unsqueeze(2)
+        # below -2 where there is no purchase, which no cosine is
+        largest_X1 = (cosine_XH - 4 * (1 - exists_XH)).amax(dim=1, keepdim=True)
+        largest_X1 = torch.where(largest_X1 < -2, torch.zeros_like(largest_X1), largest_X1)
+        return torch.cat([weight_XHT.sum(dim=1).log1p(), largest_X1], dim=1)
 
 
 def _unit(vector_XD: Tensor) -> Tensor:

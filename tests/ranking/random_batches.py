@@ -69,5 +69,6 @@ RANKERS = {
     "product + history": RankerConfig(
         **SMALL, semantic=SemanticConfig(entities=("product", "history"), widths=(8,))
     ),
+    "history tiers": RankerConfig(**SMALL, semantic=SemanticConfig(widths=(8,), history_tiers=5)),
     "random tables": RankerConfig(**SMALL, semantic=SemanticConfig(initialisation="random", widths=(8,))),
 }

@@ -219,6 +219,22 @@ def test_an_entity_twice_is_refused() -> None:
         SemanticConfig(entities=("product", "product"))
 
 
+@pytest.mark.parametrize(
+    ("entities", "tiers", "message"),
+    [
+        (("product", "query"), 16, 'end with "history"'),
+        (("history", "product"), 16, 'end with "history"'),
+        (("history",), 16, "name one of these"),
+        (("product", "history"), 1, "at least 2"),
+    ],
+)
+def test_history_tiers_without_a_history_to_compare_are_refused(
+    entities: tuple[str, ...], tiers: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        SemanticConfig(entities=entities, history_tiers=tiers)
+
+
 def test_the_dropout_layers_are_off_when_scoring() -> None:
     ranker = build_ranker(RankerConfig(**{**SMALL, "dropout": 0.5}), inputs(), seed=1)
     assert torch.equal(logits(ranker, batch(5)), logits(ranker, batch(5)))

@@ -34,9 +34,11 @@ def configs(draw: st.DrawFn) -> RankerConfig:
     entities = st.permutations(["product", "query", "history"]).flatmap(
         lambda names: st.integers(1, 3).map(lambda count: tuple(names[:count]))
     )
+    tiered = st.sampled_from([("product", "history"), ("query", "history"), ("query", "product", "history")])
+    histories = st.tuples(entities, st.just(0)) | st.tuples(tiered, st.sampled_from([2, 7]))
     semantic = st.builds(
-        SemanticConfig,
-        entities=entities,
+        lambda history, **rest: SemanticConfig(entities=history[0], history_tiers=history[1], **rest),
+        history=histories,
         initialisation=st.sampled_from(["pretrained", "random"]),
         cross_layers=st.integers(0, 2),
         widths=st.lists(st.sampled_from([4, 6]), min_size=1, max_size=2).map(tuple),

@@ -58,6 +58,28 @@ def lsa(
         )
 
 
+@embed.command("truth")
+def truth(
+    data: DATA,
+    out: Annotated[
+        Path, typer.Argument(help="Folder for `products/` and `queries/`; older ones are replaced.")
+    ],
+    dim: Annotated[int, typer.Option(help="Width of the vectors, a multiple of 4 up to 1024.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed of the random projection.")] = 0,
+) -> None:
+    """Vectors of a simulated marketplace's true facts: the ceiling of any embedding, for comparison alone.
+
+    Example: `dashclip embed truth runs/demo/data runs/demo/oracle`
+    """
+    from rich.console import Console
+
+    from experiments.marketplace.oracle import embed_truth
+
+    for table in embed_truth(data, out, dim=dim, seed=seed):
+        if table is not None:
+            Console().print(f"{len(table):,} vectors in {table.folder}", soft_wrap=True)
+
+
 @embed.command("import")
 def import_(
     vectors: Annotated[Path, typer.Argument(help="A .parquet file (id, list of floats) or a .npy matrix.")],

@@ -86,7 +86,7 @@ def _logits_of_inputs(layout: InputLayout) -> Callable[..., Tensor]:
         hidden = [ranker.dcn_tower.layers(dcn_BN)]
         if isinstance(ranker, TwoTowerRanker):
             assert dashclip_BM is not None
-            hidden.append(ranker.dashclip_tower.layers(dashclip_BM))
+            hidden.append(ranker.dashclip_tower.hidden(dashclip_BM))
         return ranker.head(torch.cat(hidden, dim=1)).squeeze(1)
 
     return logits

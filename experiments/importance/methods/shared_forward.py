@@ -156,7 +156,10 @@ class _SplitDcn:
 
 
 class _SplitDashClip:
-    """The DashCLIP tower behind the first product of its cross layers, or of its deep ones without them."""
+    """The DashCLIP tower behind the first product of its cross layers, or of its deep ones without them.
+
+    Where it reads history tiers, the first product of their layers is the last part.
+    """
 
     def __init__(self, tower: DashClipTower) -> None:
         cross, deep = tower.layers
@@ -171,12 +174,25 @@ class _SplitDashClip:
         else:
             self.weight_PN, self.bias_P = _first_of_cross(cross)
             self.deep = deep
+        self.first_widths, self.split = [len(self.bias_P)], tower.split
+        self.tiers: nn.Sequential | None = None
+        if tower.tier_layers is not None:
+            first = tower.tier_layers[0]
+            assert isinstance(first, nn.Linear)
+            self.tiers = tower.tier_layers[1:]
+            self.first_widths.append(first.out_features)
+            self.weight_PN = torch.block_diag(self.weight_PN, first.weight.detach())
+            self.bias_P = torch.cat([self.bias_P, first.bias.detach()])
 
     def rest(self, x_BN: Tensor, first_BP: Tensor) -> Tensor:
         """[B, H]."""
-        if self.cross is None:
-            return self.deep(first_BP)
-        return self.deep(_cross_from(self.cross, x_BN, first_BP))
+        x_BK, *_ = x_BN.split(self.split, dim=1)
+        first_BK, *of_tiers = first_BP.split(self.first_widths, dim=1)
+        crossed_BK = first_BK if self.cross is None else _cross_from(self.cross, x_BK, first_BK)
+        hidden = [self.deep(crossed_BK)]
+        if self.tiers is not None:
+            hidden += [self.tiers(part_BK) for part_BK in of_tiers]
+        return torch.cat(hidden, dim=1)
 
 
 def _first_of_cross(cross: nn.Module) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ first layer. An embedding is its vector, its indicator, and whatever cosines are
 Shapes: B rows, N input columns of the DCN tower, M of the DashCLIP tower, K entities of width D, C columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from experiments.importance.model_features import Feature
 from experiments.importance.split_rows import Rows, SplitRows
 from features.batches.pretrained_rows import SemanticRows
 from ranking.model import Ranker, TwoTowerRanker
+from ranking.towers import HistoryTiers
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,15 @@ class TowerInputs:
 
     Attributes:
         dcn_BN: dense features, pooled id embeddings, padding.
-        dashclip_BM: scaled embeddings, cosines, indicators.
+        dashclip_BM: scaled embeddings, cosines, indicators, history tiers.
         entities: the embeddings as looked up, K of [B, D].
+        purchase_BH: rows of the purchases in the product table, 0 behind the last; None without tiers.
     """
 
     dcn_BN: Tensor
     dashclip_BM: Tensor | None
     entities: tuple[Tensor, ...]
+    purchase_BH: Tensor | None = None
 
     def rows(self, start: int, end: int) -> "TowerInputs":
         """A part of the rows, without a copy."""
@@ -39,6 +42,7 @@ class TowerInputs:
             self.dcn_BN[start:end],
             None if self.dashclip_BM is None else self.dashclip_BM[start:end],
             tuple(entity_BD[start:end] for entity_BD in self.entities),
+            None if self.purchase_BH is None else self.purchase_BH[start:end],
         )
 
 
@@ -52,7 +56,8 @@ class FeatureColumns:
         own_C: their columns of the DashCLIP tower's input: vectors and indicators.
         moved: cosines that move on their own, without their embeddings.
         derived: cosines that are made anew, since an embedding of theirs has changed.
-        dashclip_C: own_C, then the columns of `moved`, then those of `derived`.
+        tiers: columns of the history tiers that are made anew for the same reason.
+        dashclip_C: own_C, then the columns of `moved`, of `derived` and of `tiers`.
     """
 
     dcn_C: Tensor
@@ -60,6 +65,7 @@ class FeatureColumns:
     own_C: Tensor
     moved: tuple[int, ...]
     derived: tuple[int, ...]
+    tiers: Tensor
     dashclip_C: Tensor
 
 
@@ -80,26 +86,61 @@ class InputLayout:
             self.sparse_start.append(self.sparse_start[-1] + widths[key])
         self.pairs: tuple[tuple[int, int], ...] = ()
         self.dim = self.entities = 0
+        self.tiers: HistoryTiers | None = None
         if isinstance(ranker, TwoTowerRanker):
             self.pairs = ranker.dashclip_tower.pairs
             self.entities = len(ranker.semantic_tables.keys)
             self.dim = ranker.semantic_tables.collection.embedding_bag_configs()[0].embedding_dim
+            self.tiers = ranker.dashclip_tower.history_tiers
 
     def inputs(self, rows: SplitRows, row_B: Rows) -> TowerInputs:
         """Look the rows up, in the order given."""
         batch = rows.batch(row_B, self.semantic)
+        purchase_BH = None
+        if self.tiers is not None:
+            bag = batch.semantic["history"]
+            purchase_BH = bag.to_padded_dense().long()
         return self.join(
             batch.dense_BF,
             self.ranker.sparse_tables(batch.sparse),
             self.ranker.semantic_tables(batch.semantic) if isinstance(self.ranker, TwoTowerRanker) else [],
+            purchase_BH,
         )
 
-    def join(self, dense_BF: Tensor, ids: list[Tensor], entities: list[Tensor]) -> TowerInputs:
-        """From dense features and pooled embeddings."""
+    def join(
+        self,
+        dense_BF: Tensor,
+        ids: list[Tensor],
+        entities: list[Tensor],
+        purchase_BH: Tensor | None = None,
+    ) -> TowerInputs:
+        """From dense features, pooled embeddings and, for history tiers, rows of the purchases."""
         dashclip_BM = None
         if isinstance(self.ranker, TwoTowerRanker):
-            dashclip_BM = self.ranker.dashclip_tower.inputs(entities)
-        return TowerInputs(self.ranker.dcn_tower.inputs(dense_BF, ids), dashclip_BM, tuple(entities))
+            purchases = None if purchase_BH is None else self._purchases(purchase_BH)
+            dashclip_BM = self.ranker.dashclip_tower.inputs(entities, purchases)
+        dcn_BN = self.ranker.dcn_tower.inputs(dense_BF, ids)
+        return TowerInputs(dcn_BN, dashclip_BM, tuple(entities), purchase_BH)
+
+    def _purchases(self, purchase_BH: Tensor) -> tuple[Tensor, Tensor]:
+        """What `HistoryTiers` takes."""
+        assert isinstance(self.ranker, TwoTowerRanker)
+        exists_BH = purchase_BH != 0
+        vectors_LD = self.ranker.semantic_tables.table("history").index_select(0, purchase_BH[exists_BH])
+        return vectors_LD, exists_BH.sum(dim=1)
+
+    def _tier_columns(self, entities: Collection[int]) -> list[int]:
+        """Columns of the history tiers that depend on any of `entities`, the last of which is the history."""
+        if self.tiers is None:
+            return []
+        width, history = self.tiers.width(1) - 1, self.entities - 1
+        found = [
+            column
+            for anchor in range(history)
+            if anchor in entities or history in entities
+            for column in range(anchor * width, (anchor + 1) * width)
+        ]
+        return [*found, history * width] if history in entities else found
 
     def columns(self, feature: Feature) -> FeatureColumns:
         """Where `feature` lies."""
@@ -117,13 +158,16 @@ class InputLayout:
         )
         moved = tuple(i for i in feature.pairs if i not in derived)
         cosines = [first_pair + i for i in (*moved, *derived)]
+        tiers = self._tier_columns(feature.entities)
+        first_tier = first_indicator + self.entities
         return FeatureColumns(
             dcn_C=torch.tensor(dcn, dtype=torch.int64),
             entities=feature.entities,
             own_C=torch.tensor(own, dtype=torch.int64),
             moved=moved,
             derived=derived,
-            dashclip_C=torch.tensor([*own, *cosines], dtype=torch.int64),
+            tiers=torch.tensor(tiers, dtype=torch.int64),
+            dashclip_C=torch.tensor([*own, *cosines, *(first_tier + i for i in tiers)], dtype=torch.int64),
         )
 
     def exchanged(self, base: TowerInputs, other: TowerInputs, columns: FeatureColumns) -> Tensor:
@@ -138,6 +182,11 @@ class InputLayout:
         for i in columns.derived:
             a, b = self.pairs[i]
             parts.append(functional.cosine_similarity(entities[a], entities[b], dim=1)[:, None])
+        if self.tiers is not None and len(columns.tiers):
+            purchase_BH = (other if self.entities - 1 in columns.entities else base).purchase_BH
+            assert purchase_BH is not None
+            tiers_BW = self.tiers(entities[:-1], *self._purchases(purchase_BH))
+            parts.append(tiers_BW[:, columns.tiers])
         return torch.cat(parts, dim=1)
 
     def missing(self, rows: int, *, missing_columns: Sequence[int]) -> TowerInputs:
@@ -156,4 +205,6 @@ class InputLayout:
             for key in table.feature_names
         }
         ids = [bags[table_of[key]].weight[:1].expand(rows, -1) for key in self.ranker.sparse_tables.keys]
-        return self.join(dense_BF, ids, [torch.zeros(rows, self.dim) for _ in range(self.entities)])
+        entities = [torch.zeros(rows, self.dim) for _ in range(self.entities)]
+        none = None if self.tiers is None else torch.zeros(rows, 1, dtype=torch.int64)
+        return self.join(dense_BF, ids, entities, none)

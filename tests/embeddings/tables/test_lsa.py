@@ -106,10 +106,6 @@ def test_normalised_text(raw: str, normalised: str) -> None:
     assert normalise_text(normalised) == normalised
 
 
-def test_character_ngrams_carry_the_borders_of_the_word() -> None:
-    assert lsa._character_ngrams("tea") == [" te", "tea", "ea ", " tea", "tea "]
-
-
 def test_texts_without_any_letter_are_refused() -> None:
     with pytest.raises(EmbeddingTableError, match="letter or a digit"):
         lsa_vectors(["", None], ["!"], dim=4, seed=0)

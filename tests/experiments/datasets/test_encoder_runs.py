@@ -117,14 +117,13 @@ def test_a_table_of_another_encoder_is_made_again(
 def test_the_sum_of_cosine_and_overlap_orders_the_pairs(tmp_path: Path) -> None:
     data = graded(tmp_path / "data", np.random.default_rng(0))
     noisy: Vectors = tables(tmp_path / "noisy", np.random.default_rng(1), noise=4.0)
-    results = evaluate_home_depot(
-        data, {"noisy": noisy}, holdout=HOLDOUT, with_overlap=("noisy",), resamples=20
-    )
+    results = evaluate_home_depot(data, {"noisy": noisy}, holdout=HOLDOUT, fused=("noisy",), resamples=20)
     auc = results.auc_high_vs_irrelevant
     # High titles alone name their query, which lifts their score by half a word at least.
     assert token_overlap("query 5", "thing query 5") - token_overlap("query 5", "thing 123") >= 0.5
     assert auc[f"noisy + {OVERLAP}"].mean > auc["noisy"].mean
     assert results.auc_differences[f"noisy + {OVERLAP} - noisy"].low > 0
+    assert auc["noisy + char_tfidf"].mean > auc["noisy"].mean
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from embeddings.catalog.holdout import HoldoutConfig, query_roles
 from embeddings.embedding_table import EmbeddingTable
+from embeddings.evaluation.lexical import char_tfidf_scores
 from experiments.cli import app
 from experiments.datasets.encoder_runs import write_results
 from experiments.datasets.home_depot import COLUMNS, derive_aisles, grade_of, import_home_depot
@@ -286,6 +287,19 @@ def test_the_overlap_of_titles_that_name_their_query_is_perfect(measured):
     assert results.auc_high_vs_irrelevant[OVERLAP].mean > 0.9
     assert results.products_seen_in_training == 0
     assert results.pairs_without_vector[OVERLAP] == 0
+
+
+def test_lexical_rows_score_test_pairs_as_their_scorer_does(measured):
+    data, _, results = measured
+    pairs = read_graded_pairs(data, HOLDOUT)
+    kept_N = (pairs.role_N == 2) & (pairs.grade_N != 1)
+    score_QP = np.stack(list(char_tfidf_scores(pairs.titles_P, QUERIES)))
+    asked_N = np.array([QUERIES.index(query) for query in pairs.queries.to_pylist()])
+    score_N = score_QP[asked_N, pairs.title_N]
+    expected = roc_auc(pairs.grade_N[kept_N] == 2, score_N[kept_N])
+    assert results.auc_high_vs_irrelevant["char_tfidf"].mean == pytest.approx(expected, abs=1e-6)
+    assert list(results.encoders)[:3] == [OVERLAP, "bm25_stemmed", "char_tfidf"]
+    assert "stemmed words, k1" in results.encoders["bm25_stemmed"]
 
 
 def test_two_equal_encoders_differ_by_exactly_nothing(measured):

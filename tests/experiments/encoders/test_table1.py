@@ -10,11 +10,18 @@ import pytest
 from rich.console import Console
 
 from embeddings.embedding_table import EmbeddingTable
-from embeddings.evaluation.bm25 import bm25_scores
 from embeddings.evaluation.judgements import Judgements
+from embeddings.evaluation.lexical import bm25_scores, char_tfidf_scores
 from embeddings.evaluation.retrieval import METRICS, bootstrap, retrieval_metrics
 from embeddings.evaluation.search import top_rows
-from experiments.encoders.retrieval_rows import Bm25Row, Missing, RandomRow, VectorRow
+from experiments.encoders.retrieval_rows import (
+    FusionRow,
+    LexicalRow,
+    Missing,
+    RandomRow,
+    VectorRow,
+    lexical_rows,
+)
 from experiments.encoders.table1 import Table1, evaluate_rows, metric_key
 from experiments.reports.table1_text import console_table, to_markdown
 from experiments.statistics.intervals import Interval
@@ -72,7 +79,7 @@ def vector_row(folder: Path, *, noise: float = 0.0, leave_out: int = 0) -> Vecto
 def rows(tmp_path: Path) -> dict:
     return {
         "random": RandomRow(),
-        "bm25": Bm25Row(PRODUCT_IDS, TITLES),
+        "bm25": LexicalRow(PRODUCT_IDS, TITLES, bm25_scores),
         "noisy_axes": vector_row(tmp_path / "noisy", noise=1.5),
         "dashclip": vector_row(tmp_path / "exact"),
     }
@@ -164,7 +171,7 @@ def test_what_a_row_does_not_know_is_counted(tmp_path):
     row = vector_row(tmp_path, leave_out=3)
     judgements = shop().select_queries(np.array([True, True, True, False]))
     table = evaluate_rows(
-        {"x": row, "bm25": Bm25Row(PRODUCT_IDS, [None, *TITLES[1:]])}, judgements, **MEASURE
+        {"x": row, "bm25": LexicalRow(PRODUCT_IDS, [None, *TITLES[1:]], bm25_scores)}, judgements, **MEASURE
     )
     assert table.missing == {"x": Missing(products=3, queries=0), "bm25": Missing(products=1, queries=0)}
     assert "- x knows nothing of 3 products and 0 queries." in to_markdown(table)
@@ -271,6 +278,65 @@ def test_tables_that_do_not_belong_together_are_refused(tmp_path):
         VectorRow(row.queries, row.products)
 
 
-def test_bm25_names_a_product_without_a_title_entry():
-    with pytest.raises(ValueError, match="1 are not among its products, 900 for one"):
-        Bm25Row(PRODUCT_IDS[1:], TITLES[1:]).ranking(shop(), K)
+def test_a_product_without_a_title_entry_is_named():
+    with pytest.raises(ValueError, match="1 are not among their products, 900 for one"):
+        LexicalRow(PRODUCT_IDS[1:], TITLES[1:], bm25_scores).ranking(shop(), K)
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_fusion_adds_reciprocal_places(tmp_path, complete):
+    parts = (
+        vector_row(tmp_path, noise=1.5),
+        LexicalRow(PRODUCT_IDS, TITLES, char_tfidf_scores),
+    )
+    judgements, fusion = shop(complete=complete), FusionRow(parts)
+    if complete:
+        whole = [part.ranking(judgements, 20).tolist() for part in parts]
+        for query, fused in enumerate(fusion.ranking(judgements, 20).tolist()):
+            score = [
+                sum(1 / (61 + ranked[query].index(product)) for ranked in whole) for product in range(20)
+            ]
+            assert fused == sorted(range(20), key=lambda product: (-round(score[product], 12), product))
+        return
+    fused_J = fusion.pair_scores(judgements)
+    for query in range(4):
+        pairs = slice(judgements.start_Q[query], judgements.start_Q[query + 1])
+        expected = np.zeros(pairs.stop - pairs.start)
+        for part in parts:
+            score = part.pair_scores(judgements)[pairs].tolist()
+            order = sorted(range(len(score)), key=lambda pair: (-score[pair], pair))
+            expected += [1 / (61 + order.index(pair)) for pair in range(len(score))]
+        np.testing.assert_allclose(fused_J[pairs], expected)
+
+
+def test_fusion_knows_what_any_of_its_rows_knows():
+    known = LexicalRow(PRODUCT_IDS, TITLES, bm25_scores)
+    blank = LexicalRow(PRODUCT_IDS, [None] * 20, bm25_scores)
+    assert FusionRow((blank, known)).missing(shop()) == Missing(products=0, queries=0)
+    assert FusionRow((blank, blank)).missing(shop()) == Missing(products=20, queries=0)
+
+
+def test_lexical_rows_are_bm25_its_tuned_stems_ngrams_and_their_fusion():
+    rows = lexical_rows(PRODUCT_IDS, TITLES, shop(), pool="catalogue", k=K)
+    assert list(rows) == ["bm25", "bm25_stemmed", "char_tfidf", "fusion"]
+    assert rows["fusion"].rows == (rows["bm25_stemmed"], rows["char_tfidf"])
+    assert rows["bm25_stemmed"].scorer.keywords["language"] == "english"
+    untuned = lexical_rows(
+        PRODUCT_IDS, TITLES, shop().select_queries(np.zeros(4, bool)), pool="catalogue", k=K
+    )
+    assert untuned["bm25_stemmed"].scorer.keywords == {"language": "english"}
+
+
+def test_bm25_is_tuned_on_the_judgements_given():
+    titles = ["milk milk oat rye tea bread soap dish green one two", "milk", *TITLES[2:]]
+    for good in (0, 1):
+        judgements = Judgements.from_pairs(
+            queries=pa.array(["milk"]),
+            products=PRODUCT_IDS,
+            query_J=[0],
+            product_J=[good],
+            grade_J=[2],
+            complete=True,
+        )
+        rows = lexical_rows(PRODUCT_IDS, titles, judgements, pool="catalogue", k=1)
+        assert rows["bm25_stemmed"].ranking(judgements, 1).tolist() == [[good]]
