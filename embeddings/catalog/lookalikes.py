@@ -7,12 +7,13 @@ Shapes: P products.
 """
 
 import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from embeddings.catalog.groups import connected_groups
 from embeddings.catalog.titles import normalise_text
 from features.artifacts import sha256_of
 
@@ -37,19 +38,7 @@ def groups_of_lookalikes(titles: Sequence[str], image_paths: Sequence[Path | Non
     equal, or when those are equal once sizes and pack counts are taken out ("Cola 330 ml", "Cola, 6 x 1 l").
     Products without a title and a picture look like no other. Only pictures of equal file size are read.
     """
-    parent = list(range(len(titles)))
-
-    def root(product: int) -> int:
-        while parent[product] != product:
-            parent[product] = parent[parent[product]]
-            product = parent[product]
-        return product
-
-    first_with: dict[Hashable, int] = {}
-    for product, key in _keys(titles, image_paths):
-        first, second = root(first_with.setdefault(key, product)), root(product)
-        parent[max(first, second)] = min(first, second)
-    return np.fromiter(map(root, range(len(parent))), np.int64, len(parent))
+    return connected_groups(len(titles), _keys(titles, image_paths))
 
 
 def without_size(title: str) -> str:
