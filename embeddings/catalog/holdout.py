@@ -9,7 +9,7 @@ Shapes: Q queries, P products.
 
 import hashlib
 import unicodedata
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from functools import cache
 from typing import Annotated, Literal, Self
 
@@ -19,6 +19,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from embeddings.catalog.groups import connected_groups
+from embeddings.catalog.intents import intent_groups
 from embeddings.catalog.tokenizer import TextTokenizer, words_of
 from features.artifacts import StrictModel
 
@@ -34,6 +35,9 @@ class HoldoutConfig(StrictModel):
     validation_query_share: Share = 0.05
     test_product_share: Share = 0.05
     seed: Annotated[int, Field(ge=0)] = 0
+    #: "intent" keeps queries that ask for the same thing on one side; "spelling" parts them, as releases
+    #: before did, and lets a test query's plural or misspelling be trained on.
+    by: Literal["intent", "spelling"] = "intent"
 
     @model_validator(mode="after")
     def _queries_are_left_to_train_on(self) -> Self:
@@ -65,8 +69,18 @@ def query_key(text: str) -> str:
     return key
 
 
-def query_roles(queries: pa.Array | Iterable[str], config: HoldoutConfig) -> npt.NDArray[np.int8]:
-    """Role of each query: 0 train, 1 validation, 2 test; queries of one `query_key` have one role.
+def query_roles(
+    queries: pa.Array | Iterable[str],
+    config: HoldoutConfig,
+    *,
+    intents: Sequence[str | None] | None = None,
+) -> npt.NDArray[np.int8]:
+    """Role of each query: 0 train, 1 validation, 2 test; queries of one intent have one role.
+
+    With `intents` the hash is that of the intent, and of its `query_key` for a query without one. Else
+    queries are grouped by `intent_groups`, unless `config.by` is "spelling", and a group has the role of its
+    most held-out member: a test query stays one whatever queries come later, and a training query that asks
+    for the same leaves training.
 
     Test takes the low end of the hash and validation the high end, so a larger share of either only ever
     takes from training.
@@ -74,10 +88,17 @@ def query_roles(queries: pa.Array | Iterable[str], config: HoldoutConfig) -> npt
     Raises:
         ValueError: a query is null.
     """
-    share_Q = _hash_shares("query", map(query_key, _texts(queries, "queries")), config.seed)
+    texts = _texts(queries, "queries")
+    by_intent = config.by == "intent"
+    keys = [query_key(text) for text in texts]
+    if by_intent and intents is not None:
+        keys = [key if intent is None else f"\0{intent}" for key, intent in zip(keys, intents, strict=True)]
+    share_Q = _hash_shares("query", keys, config.seed)
     roles_Q = np.full(len(share_Q), TRAIN, np.int8)
     roles_Q[share_Q >= 1 - config.validation_query_share] = VALIDATION
     roles_Q[share_Q < config.test_query_share] = TEST
+    if by_intent and intents is None:
+        roles_Q = roles_of_groups(roles_Q, intent_groups(texts))
     return roles_Q
 
 

@@ -4,6 +4,9 @@ Words alone miss misspellings and brand fragments; character n-grams of "shampo"
 two. LSA and the lexical rows of table 1 share them, so that these differ in the method alone.
 """
 
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -25,6 +28,24 @@ def character_ngrams(text: str) -> list[str]:
         for length in (3, 4):
             ngrams.extend(bounded[start : start + length] for start in range(len(bounded) - length + 1))
     return ngrams
+
+
+def stemmer(language: str) -> Callable[[str], str]:
+    """Snowball's stemmer of a language, "english" for one; it remembers words that it has met.
+
+    Raises:
+        ValueError: Snowball does not know the language.
+
+    >>> stemmer("english")("drinks")
+    'drink'
+    """
+    import snowballstemmer
+
+    try:
+        return cache(snowballstemmer.stemmer(language).stemWord)
+    except KeyError:
+        known = ", ".join(snowballstemmer.algorithms())
+        raise ValueError(f"there is no stemmer for {language!r}; take one of {known}") from None
 
 
 def word_tfidf(texts: list[str]) -> TfidfVectorizer | None:

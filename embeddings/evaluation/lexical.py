@@ -8,13 +8,13 @@ Shapes: P products, Q queries.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 
-from embeddings.catalog.terms import character_tfidf
+from embeddings.catalog.terms import character_tfidf, stemmer
 from embeddings.catalog.titles import normalise_text
 
 #: Scores [P] of all titles, at least 0, for each query in turn. A title that has nothing of the query scores
@@ -52,7 +52,7 @@ def bm25_scores(
     import bm25s
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # its import set it to DEBUG
-    stem = _stemmer(language) if language else str
+    stem = stemmer(language) if language else str
     words = [[stem(word) for word in normalise_text(title or "").split()] for title in titles]
     index = None
     if any(words):
@@ -99,9 +99,3 @@ def tuned_bm25(measure: Callable[[Scorer], float], *, language: str | None) -> t
     }
     k1, b = max(value_of, key=lambda pair: value_of[pair])
     return partial(bm25_scores, k1=k1, b=b, language=language), k1, b
-
-
-def _stemmer(language: str) -> Callable[[str], str]:
-    import snowballstemmer
-
-    return cache(snowballstemmer.stemmer(language).stemWord)

@@ -6,7 +6,7 @@ Shapes: G graded pairs, P products of the catalogue, Q queries.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from embeddings.catalog.holdout import HoldoutConfig, query_roles
 from features.artifacts import StrictModel
 from features.inputs.tables import open_table
 
@@ -74,9 +75,15 @@ class Grades:
     sources: tuple[str, ...]
     product_start_P1: npt.NDArray[np.int64]
     report: GradesReport
+    #: What each query asks for, where the table says it; None without such a column.
+    intents: list[str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.grade_G)
+
+    def query_roles(self, holdout: HoldoutConfig) -> npt.NDArray[np.int8]:
+        """Role of each query: all queries of one intent have one role (`embeddings.catalog.holdout`)."""
+        return query_roles(self.queries, holdout, intents=self.intents)
 
 
 def read_grades(data: Path, *, sources: Sequence[str] = ("human", "llm")) -> Grades:
@@ -92,12 +99,17 @@ def read_grades(data: Path, *, sources: Sequence[str] = ("human", "llm")) -> Gra
     product_ids = _read_product_ids(data)
     columns = ["query", "product_id", "grade", "source"]
     table = open_table(data, "relevance", columns)
+    has_intents = "intent" in table.schema.names
+    intent_of: dict[str, str] = {}
     counts = dict.fromkeys(("rows", "other_source_rows", "null_rows", "unknown_product_rows"), 0)
     code_of: dict[str, int] = {}
-    parts = [
-        _usable_rows(batch, product_ids, sources, code_of, counts, data)
-        for batch in table.to_batches(columns=columns, batch_size=_BATCH_ROWS)
-    ]
+    parts = []
+    for batch in table.to_batches(
+        columns=[*columns, "intent"] if has_intents else columns, batch_size=_BATCH_ROWS
+    ):
+        parts.append(_usable_rows(batch, product_ids, sources, code_of, counts, data))
+        if has_intents:
+            _note_intents(batch, intent_of, data)
     texts = pa.array(list(code_of), pa.string())
     order = pc.sort_indices(texts)
     rank_Q = np.empty(len(texts), np.int64)
@@ -111,9 +123,24 @@ def read_grades(data: Path, *, sources: Sequence[str] = ("human", "llm")) -> Gra
         key[start:end] = (key[start:end] * len(texts) + rank_Q[code]) * len(sources) + source
         key[start:end] = key[start:end] * len(GRADES) + grade
     key.sort()
-    return _one_grade_each(
-        key, queries=texts.take(order), product_ids=product_ids, sources=tuple(sources), counts=counts
+    queries = texts.take(order)
+    grades = _one_grade_each(
+        key, queries=queries, product_ids=product_ids, sources=tuple(sources), counts=counts
     )
+    return replace(grades, intents=list(map(intent_of.get, queries.to_pylist()))) if has_intents else grades
+
+
+def _note_intents(batch: pa.RecordBatch, intent_of: dict[str, str], data: Path) -> None:
+    pairs = pa.table({name: batch.column(name).cast(pa.string()) for name in ("query", "intent")})
+    for pair in pairs.drop_null().group_by(["query", "intent"]).aggregate([]).to_pylist():
+        if not pair["intent"].strip():
+            continue
+        known = intent_of.setdefault(pair["query"], pair["intent"])
+        if known != pair["intent"]:
+            raise RelevanceError(
+                f"relevance in {data} gives the query {pair['query']!r} two intents, {known!r} and "
+                f"{pair['intent']!r}; write one for all of its rows, or leave the column out"
+            )
 
 
 def _usable_rows(

@@ -12,7 +12,6 @@ from embeddings.catalog.holdout import (
     VALIDATION,
     product_roles,
     query_groups,
-    query_roles,
     roles_of_groups,
 )
 from embeddings.catalog.products import Modality, ProductCatalog
@@ -57,9 +56,9 @@ def train_tokenizer(
     seen_P = product_roles(catalog.ids, inputs.holdout) == TRAIN
     texts = [title for title, seen in zip(catalog.titles, seen_P, strict=True) if seen]
     if table_files(data, "relevance"):
-        queries = read_grades(data).queries
-        seen_Q = query_roles(queries, inputs.holdout) == TRAIN
-        texts += [query for query, seen in zip(queries.to_pylist(), seen_Q, strict=True) if seen]
+        grades = read_grades(data)
+        seen_Q = grades.query_roles(inputs.holdout) == TRAIN
+        texts += [query for query, seen in zip(grades.queries.to_pylist(), seen_Q, strict=True) if seen]
     return TextTokenizer.train(texts, vocab_size=vocab_size or VOCABULARY[size])
 
 
@@ -211,7 +210,7 @@ def align(
     catalog = ProductCatalog.open(data, modalities=inputs.modalities, text_columns=inputs.text_columns)
     grades = read_grades(data, sources=tuple(sources))
     group_Q = query_groups(grades.queries, start.tokenizer, max_tokens=start.config.max_query_tokens)
-    roles_Q = roles_of_groups(query_roles(grades.queries, inputs.holdout), group_Q)
+    roles_Q = roles_of_groups(grades.query_roles(inputs.holdout), group_Q)
     seen_P = product_roles(catalog.ids, inputs.holdout) == TRAIN
     sets = {}
     for name, role in (("train", TRAIN), ("validation", VALIDATION)):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION, query_roles
+from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.relevance.grades import read_grades
@@ -71,8 +71,8 @@ def run_variant(
         )
     tables = folder / "tables"
     with spent.on("encode") as tick:
-        queries = read_grades(data).queries
-        held_out_Q = query_roles(queries, config.holdout) != TRAIN
+        grades = read_grades(data)
+        queries, held_out_Q = grades.queries, grades.query_roles(config.holdout) != TRAIN
         encode_tables(
             data,
             tables,

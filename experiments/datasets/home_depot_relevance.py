@@ -19,11 +19,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embeddings.catalog.holdout import HoldoutConfig, query_roles
+from embeddings.catalog.holdout import HoldoutConfig
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.evaluation.lexical import Scorer, char_tfidf_scores, tuned_bm25
 from embeddings.evaluation.linear_probe import GroupedHits, group_resamples, linear_probe, unit_vectors
-from embeddings.relevance.grades import GRADES
+from embeddings.relevance.grades import GRADES, read_grades
 from experiments.statistics.cells import Intervals, interval_of, markdown_table, with_limits
 from experiments.statistics.intervals import Interval, UserWeightedAuc
 from features.artifacts import ResultFile
@@ -195,8 +195,14 @@ def read_graded_pairs(data: Path, holdout: HoldoutConfig) -> GradedPairs:
         title_N=place_N.to_numpy(zero_copy_only=False).astype(np.int64),
         grade_N=grades.column("grade").to_numpy().astype(np.int64),
         group_N=group_N,
-        role_N=query_roles(encoded.dictionary, holdout)[group_N],
+        role_N=_roles(data, encoded.dictionary, holdout)[group_N],
     )
+
+
+def _roles(data: Path, queries: pa.Array, holdout: HoldoutConfig) -> npt.NDArray[np.int8]:
+    """Those of stage 2, in the order of `queries`."""
+    graded = read_grades(data)
+    return graded.query_roles(holdout)[pc.index_in(queries, value_set=graded.queries).to_numpy()]
 
 
 def to_markdown(results: HomeDepotResults) -> str:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION, HoldoutConfig, product_roles, query_roles
+from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION, HoldoutConfig, product_roles
 from embeddings.catalog.inputs import read_distinct_queries
+from embeddings.catalog.intents import intent_groups
 from embeddings.catalog.products import Modality, ProductCatalog
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.config import EncoderConfig, Size
@@ -21,7 +24,7 @@ from embeddings.evaluation.judgements import Judgements
 from embeddings.evaluation.probe_report import ProbeReport
 from embeddings.evaluation.probes import ProbeLabels, VectorPair, run_probes
 from embeddings.evaluation.retrieval import Pool
-from embeddings.relevance.grades import read_grades
+from embeddings.relevance.grades import Grades, read_grades
 from embeddings.relevance.sampling import TupleConfig
 from embeddings.stages.run_folder import InputConfig, ShowReport, StageRun
 from embeddings.stages.runs import VOCABULARY, align, new_encoder, pretrain, warm_up
@@ -263,7 +266,7 @@ def measure_retrieval(
     """
     catalog = ProductCatalog.open(data, modalities=("text",))
     grades = read_grades(data)
-    role_Q = query_roles(grades.queries, holdout)
+    role_Q = grades.query_roles(holdout)
     truth = MarketplaceTruth.read(data) if (data / "truth").is_dir() else None
     pool: Pool = "catalogue" if truth else "judged"
 
@@ -289,17 +292,34 @@ def measure_retrieval(
         resamples=resamples,
         progress=progress,
     )
+    slices = _intent_slices(grades, role_Q, judgements.queries)
     if truth is None:
-        return evaluate(simulated=False, description="graded pairs of held-out queries")
+        description = "graded pairs of held-out queries"
+        return evaluate(simulated=False, description=description, query_slices=slices)
     return evaluate(
         simulated=True,
         description="simulated marketplace, complete simulated truth",
-        query_slices=truth.kind_masks(judgements.queries),
+        query_slices={**slices, **truth.kind_masks(judgements.queries)},
         product_slices={
             "held-out products": product_roles(catalog.ids, holdout) == TEST,
             "products whose title hides a fact": truth.hides_fact_P,
         },
     )
+
+
+def _intent_slices(
+    grades: Grades, role_Q: npt.NDArray[np.int8], measured: pa.Array
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Of the queries measured, those that ask for what no training query asks for, and the others."""
+    texts = grades.queries.to_pylist()
+    if grades.intents is None:
+        group_Q = intent_groups(texts)
+    else:
+        names = [intent or f"\0{text}" for intent, text in zip(grades.intents, texts, strict=True)]
+        group_Q = np.unique(names, return_inverse=True)[1]
+    seen_Q = np.isin(group_Q, group_Q[role_Q == TRAIN])
+    seen = seen_Q[pc.index_in(measured, value_set=grades.queries).to_numpy()]
+    return {"intent_unseen": ~seen, "intent_seen": seen}
 
 
 def _both_tables(folder: Path) -> tuple[EmbeddingTable, EmbeddingTable]:
@@ -336,7 +356,7 @@ def measure_probes(
     """
     catalog = ProductCatalog.open(data)
     grades = read_grades(data)
-    held_out_Q = query_roles(grades.queries, holdout) != TRAIN
+    held_out_Q = grades.query_roles(holdout) != TRAIN
     labels = ProbeLabels(
         aisles=catalog.aisles,
         product_N=grades.product_G.astype(np.int64),

@@ -67,18 +67,13 @@ def truth_vectors(truth: MarketplaceTruth, *, dim: int, seed: int) -> tuple[Floa
         for row, found in enumerate(types_N):
             type_NT[row, found] = _TYPE / np.sqrt(len(found))
         flag_NF = (np.asarray(flags_N)[:, None] >> np.arange(len(FLAGS)) & 1).astype(np.float32)
-        return np.hstack(
-            [type_NT, _BRAND * _one_hot(brand_N, brands), _VARIETY * _one_hot(variety_N, varieties)]
-            + [_FLAG * flag_NF]
-        )
+        brand_NB, variety_NV = _one_hot(brand_N, brands), _one_hot(variety_N, varieties)
+        return np.hstack([type_NT, _BRAND * brand_NB, _VARIETY * variety_NV, _FLAG * flag_NF])
 
-    product_PC = facts([[code] for code in truth.type_P.tolist()], truth.brand_P, truth.variety_P, truth.flags_P)
-    query_QC = facts(
-        [[place[name] for name in names] for names in truth.types],
-        truth.brand_Q,
-        truth.variety_Q,
-        truth.flags_Q,
-    )
+    types_P = [[code] for code in truth.type_P.tolist()]
+    types_Q = [[place[name] for name in names] for names in truth.types]
+    product_PC = facts(types_P, truth.brand_P, truth.variety_P, truth.flags_P)
+    query_QC = facts(types_Q, truth.brand_Q, truth.variety_Q, truth.flags_Q)
     projection_CD = np.random.default_rng(seed).standard_normal((product_PC.shape[1], dim)).astype(np.float32)
     return _unit(product_PC @ projection_CD), _unit(query_QC @ projection_CD)
 

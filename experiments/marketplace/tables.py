@@ -4,6 +4,7 @@ The four input tables have the columns that any shop would log. Everything that 
 to `truth/`, which no feature may read.
 """
 
+import hashlib
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -201,7 +202,7 @@ def write_queries(folder: Path, catalog: Catalog, queries: Queries) -> None:
 
 
 def write_relevance(folder: Path, catalog: Catalog, queries: Queries, labels: Labels) -> None:
-    """relevance.parquet as graded; truth/relevance.parquet as it is, each pair once."""
+    """relevance.parquet as graded, with the intent of each query; truth/relevance.parquet as it is, once."""
     truth = pa.table(
         {
             "query": _names(queries.texts, labels.query_N),
@@ -213,7 +214,17 @@ def write_relevance(folder: Path, catalog: Catalog, queries: Queries, labels: La
     source = pa.array(["llm", "human"]).take(pa.array(labels.by_human_L.astype(np.int8)))
     graded = truth.select(["query", "product_id"]).take(pa.array(labels.pair_L))
     graded = graded.append_column("grade", pa.array(labels.grade_L)).append_column("source", source)
-    _write(folder / "relevance.parquet", graded)
+    intents = _names(query_intents(queries), np.asarray(labels.query_N)[labels.pair_L])
+    _write(folder / "relevance.parquet", graded.append_column("intent", intents))
+
+
+def query_intents(queries: Queries) -> list[str]:
+    """An opaque name of what each query asks for, whatever its words, their order and its misspellings."""
+    wanted = [np.flatnonzero(role_T == 2).tolist() for role_T in queries.role_QT]
+    facets = zip(
+        wanted, queries.brand_Q.tolist(), queries.variety_Q.tolist(), queries.flags_Q.tolist(), strict=True
+    )
+    return [hashlib.blake2b(repr(asked).encode(), digest_size=6).hexdigest() for asked in facets]
 
 
 def write_users(folder: Path, shoppers: Shoppers) -> None:

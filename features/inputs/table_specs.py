@@ -56,6 +56,12 @@ TABLES: dict[TableName, TableSpec] = {
             ColumnSpec("product_id", "id", "a product of the catalogue"),
             ColumnSpec("grade", "whole", "0 irrelevant, 1 moderate, 2 high"),
             ColumnSpec("source", "text", "human or llm"),
+            ColumnSpec(
+                "intent",
+                "text",
+                "what the query asks for; queries of one intent are held out together",
+                required=False,
+            ),
         ),
         without="encoders cannot be aligned to queries",
     ),
