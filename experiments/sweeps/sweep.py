@@ -50,7 +50,7 @@ class SweepConfig(BaseModel):
     truth: Path | None = None
     simulated: bool = False
     #: A score without any model, shown beside the variants.
-    #: "popularity" is item mean + user mean (ranking/popularity.py).
+    #: "popularity" is shrunken product mean + user mean (ranking/popularity.py).
     floor: Literal["popularity"] | None = None
     ranker: dict[str, Any] = {}
     training: dict[str, Any] = {}
@@ -167,7 +167,7 @@ def _record(config: SweepConfig, out: Path, command: str | None) -> dict[str, An
 
 def _floor(features: Path) -> Floor:
     found = popularity_floor_of(features)
-    return Floor(name="item mean + user mean", auc=found.auc, norm_logloss=found.norm_logloss)
+    return Floor(name="shrunken product mean + user mean", auc=found.auc, norm_logloss=found.norm_logloss)
 
 
 def job_of(run: PlannedRun) -> Job:
