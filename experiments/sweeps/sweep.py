@@ -19,7 +19,7 @@ from experiments.sweeps.results import Floor
 from features.artifacts import atomic_write_json
 from features.progress import Progress
 from ranking.popularity import popularity_floor_of
-from ranking.run import RunConfig, check_same_run, execute_run, is_finished
+from ranking.run import RunConfig, check_both_classes, check_same_run, execute_run, is_finished
 from ranking.train import TrainingProgress
 
 
@@ -120,9 +120,11 @@ def execute_sweep(
         more.
 
     Raises:
-        ValueError: `out` holds finished runs of another config or of other inputs.
+        ValueError: `out` holds finished runs of another config or of other inputs, or nothing can be learned
+            or measured on the feature set.
     """
     planned = plan(config, out)
+    check_both_classes(config.features)
     for run in planned:
         if is_finished(run.folder):
             check_same_run(run.folder, run.config)

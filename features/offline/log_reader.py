@@ -258,7 +258,8 @@ class LogReader:
     def _bad_rows(self, table: TableName, problem: str) -> LogError:
         return LogError(
             f"{self.tables.path_glob(table)}: {problem}; "
-            f"run `dashclip validate {self.tables.root} --write-clean CLEAN` and build from the clean tables"
+            f"run `dashclip validate {self.tables.root} --out CHECKED --write-clean` and build from "
+            "CHECKED/clean"
         )
 
     def _index_users(self) -> IdIndex:

@@ -33,8 +33,8 @@ def test_a_product_that_the_catalogue_lacks_is_named(tmp_path):
     message = refused(tmp_path, tables)
     count = int((tables["impressions"].column("product_id").to_numpy() == 0).sum())
     assert f"{count} rows name a product that products lacks, such as 0" in message
-    assert "dashclip validate" in message
-    assert "--write-clean" in message
+    assert f"dashclip validate {tmp_path / 'data'} --out CHECKED --write-clean" in message
+    assert "CHECKED/clean" in message
 
 
 def test_a_purchased_product_that_the_catalogue_lacks_is_named(tmp_path):
