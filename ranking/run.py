@@ -167,6 +167,24 @@ def input_fingerprints(config: RunConfig) -> dict[str, str | None]:
     }
 
 
+def check_both_classes(features: Path) -> None:
+    """Refuse a feature set on which no ranker can be trained, stopped or measured, before hours are spent.
+
+    Raises:
+        ValueError: a split has clicks only, or none; says which, and what to do.
+    """
+    for name, split in FeatureSet.open(features, verify=False).manifest.splits.items():
+        if 0 < split.clicked < split.rows:
+            continue
+        which = "none" if split.clicked == 0 else "all"
+        purpose = {"train": "learned from", "validation": "used to stop training"}.get(name, "measured on")
+        raise ValueError(
+            f"{features}: {which} of the {split.rows:,} {name} impressions ({split.start[:10]} to "
+            f"{split.end[:10]}) were clicked, so they cannot be {purpose}; give the {name} split more days "
+            "under [split] of the feature config, or check the column `clicked`, and build the features again"
+        )
+
+
 def check_same_run(folder: Path, config: RunConfig) -> None:
     """Refuse a folder that holds a run of another config, or of other inputs. An empty folder is fine.
 
@@ -205,8 +223,10 @@ def execute_run(
         The content of metrics.json.
 
     Raises:
-        ValueError: `folder` holds a run already (without `resume`), or one with another config.
+        ValueError: `folder` holds a run already (without `resume`), or one with another config; or a split
+            of the feature set has clicks only, or none.
     """
+    check_both_classes(config.features)
     device = device or torch.device("cpu")
     folder.mkdir(parents=True, exist_ok=True)
     busy = ValueError(f"another process is training in {folder}; wait for it, or stop it")

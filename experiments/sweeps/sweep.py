@@ -19,7 +19,7 @@ from experiments.sweeps.results import Floor
 from features.artifacts import atomic_write_json
 from features.progress import Progress
 from ranking.popularity import popularity_floor_of
-from ranking.run import RunConfig, check_same_run, execute_run, is_finished
+from ranking.run import RunConfig, check_both_classes, check_same_run, execute_run, is_finished
 from ranking.train import TrainingProgress
 
 
@@ -50,7 +50,7 @@ class SweepConfig(BaseModel):
     truth: Path | None = None
     simulated: bool = False
     #: A score without any model, shown beside the variants.
-    #: "popularity" is item mean + user mean (ranking/popularity.py).
+    #: "popularity" is shrunken product mean + user mean (ranking/popularity.py).
     floor: Literal["popularity"] | None = None
     ranker: dict[str, Any] = {}
     training: dict[str, Any] = {}
@@ -120,9 +120,11 @@ def execute_sweep(
         more.
 
     Raises:
-        ValueError: `out` holds finished runs of another config or of other inputs.
+        ValueError: `out` holds finished runs of another config or of other inputs, or nothing can be learned
+            or measured on the feature set.
     """
     planned = plan(config, out)
+    check_both_classes(config.features)
     for run in planned:
         if is_finished(run.folder):
             check_same_run(run.folder, run.config)
@@ -167,7 +169,7 @@ def _record(config: SweepConfig, out: Path, command: str | None) -> dict[str, An
 
 def _floor(features: Path) -> Floor:
     found = popularity_floor_of(features)
-    return Floor(name="item mean + user mean", auc=found.auc, norm_logloss=found.norm_logloss)
+    return Floor(name="shrunken product mean + user mean", auc=found.auc, norm_logloss=found.norm_logloss)
 
 
 def job_of(run: PlannedRun) -> Job:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from features.inputs.findings import Example, RuleFinding, TableFinding
-from features.inputs.rules import IDENTITY, LATEST, RULES, Rule
+from features.inputs.rules import IDENTITY, LATEST, LOG_ENDS, RULES, Rule
 from features.inputs.table_specs import TableName
 from features.inputs.tables import RESERVED, InputError, InputTables, sql_text
 from features.progress import Progress
@@ -149,6 +149,11 @@ class RowChecks:
         rules = self._applicable(table)
         if any(rule.joins == "copies" for rule in rules):
             self._collect_copies(table)
+        if any(LOG_ENDS in rule.condition for rule in rules):
+            self._connection.execute(
+                f"SET VARIABLE {LOG_ENDS} = (SELECT max(timestamp) FROM {self.tables.scan_sql(table)} "
+                f"WHERE timestamp <= getvariable('{LATEST}'))"
+            )
         self._connection.execute(
             f"CREATE TEMP TABLE bad_{table} AS SELECT r._file, r._row, "
             f"{_names_sql(rules, 'quarantine')} AS reasons, {_names_sql(rules, 'warn')} AS remarks "

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from features.inputs.table_specs import TableName
+from features.schema import LabelConfig
 
 Severity = Literal["warn", "quarantine", "fail"]
 Join = Literal["known", "copies", "images"]
@@ -39,8 +40,12 @@ IDENTITY: dict[TableName, tuple[str, ...]] = {
     "purchases": ("purchase_id",),
 }
 
-#: Variable that holds the latest credible moment, set by the validation session.
+#: Variables of the validation session: the latest credible moment, and the last impression until then.
 LATEST = "latest_credible_time"
+LOG_ENDS = "log_ends"
+
+#: How long after it an impression's click may count where no config says otherwise.
+_WINDOW_HOURS = LabelConfig().attribution_hours
 
 _IS_COPY = "{'file': r._file, 'row': r._row} > copies.first"
 
@@ -79,13 +84,17 @@ _UNKNOWN_PRODUCT = Rule(
     joins="known",
 )
 
-_CREDIBLE_TIME = Rule(
-    "incredible_timestamp",
-    "quarantine",
-    "timestamp",
-    f"r.timestamp < TIMESTAMPTZ '1990-01-01 00:00:00+00' OR r.timestamp > getvariable('{LATEST}')",
-    "it must lie between 1990 and tomorrow; check the unit (seconds taken for milliseconds?) and the clock",
-)
+
+def _credible(column: str) -> Rule:
+    return Rule(
+        f"incredible_{column}",
+        "quarantine",
+        column,
+        f"r.{column} < TIMESTAMPTZ '1990-01-01 00:00:00+00' OR r.{column} > getvariable('{LATEST}')",
+        "it must lie between 1990 and tomorrow; check the unit (seconds taken for milliseconds?) and the "
+        "clock",
+    )
+
 
 _PRICE = Rule(
     "bad_price",
@@ -182,7 +191,17 @@ RULES: dict[TableName, tuple[Rule, ...]] = {
             "clicked is 1 here, so it should hold the moment of the click",
             needs=("clicked",),
         ),
-        _CREDIBLE_TIME,
+        Rule(
+            "click_after_log",
+            "warn",
+            "click_timestamp",
+            f"r.click_timestamp - getvariable('{LOG_ENDS}') >= INTERVAL {_WINDOW_HOURS:g} HOUR "
+            f"AND r.click_timestamp <= getvariable('{LATEST}')",
+            f"it lies {_WINDOW_HOURS:g} hours or more after the log's last impression, so no label uses it "
+            "(unless labels.attribution_hours is longer); check the clock, or whether the log was cut",
+        ),
+        _credible("click_timestamp"),
+        _credible("timestamp"),
         _PRICE,
         _blank("query", "warn", "its query counts as missing"),
         _copy("impression_id"),
@@ -192,7 +211,7 @@ RULES: dict[TableName, tuple[Rule, ...]] = {
         _not_null("timestamp"),
         _not_null("user_id"),
         _not_null("product_id"),
-        _CREDIBLE_TIME,
+        _credible("timestamp"),
         Rule(
             "bad_quantity",
             "warn",

@@ -26,6 +26,9 @@ BATCH_ROWS = 65_536
 KEY_OF_COLUMN = {"user_id": "user", "product_id": "product", "query": "query"}
 NO_ID = -1
 
+#: Microseconds since 1970 of a moment that never comes.
+AFTER_ALL = int(np.iinfo(np.int64).max)
+
 
 class LogError(ValueError):
     """Rows that no feature can be made of; says how many, the first one, and what to do."""
@@ -107,17 +110,15 @@ class LogReader:
     def impressions(self) -> Iterator[pa.RecordBatch]:
         """Batches of BATCH_ROWS impressions (the last one shorter), by (timestamp, impression_id).
 
-        Columns: impression_id, time_us int64, clicked int8, click_us int64 (NO_CLICK where there was none),
+        Columns: impression_id, time_us int64, clicked int8 as logged, click_us int64 (see `_click_us`),
         user, product, query int32 (-1: no query), then `dense:<name>` float64 (null or NaN: missing) and
         `id:<column>` int32 (-1: missing).
         """
-        has_time = self.facts.has_click_times
-        click_time = "coalesce(i.click_timestamp, i.timestamp)" if has_time else "i.timestamp"
         columns = [
             "i.impression_id",
             f"{_us('i.timestamp')} AS time_us",
             "CAST(i.clicked AS TINYINT) AS clicked",
-            f"if(CAST(i.clicked AS TINYINT) = 1, {_us(click_time)}, {NO_CLICK}) AS click_us",
+            f"{self._click_us()} AS click_us",
             "u.code AS user",
             "p.code AS product",
         ]
@@ -142,6 +143,25 @@ class LogReader:
             f"SELECT {', '.join(columns)} FROM {self._scan('impressions')} i {' '.join(joins)} "
             "ORDER BY time_us, i.impression_id"
         )
+
+    def impression_times(self, rank_U: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """When each user saw impression number `rank_U` [U], from 0 by time and id; AFTER_ALL without one."""
+        time_us_U = np.full(len(rank_U), AFTER_ALL, dtype=np.int64)
+        self._connection.register(
+            "wanted", pa.table({"code": np.arange(len(rank_U), dtype=np.int32), "rank": rank_U})
+        )
+        ranked = (
+            f"SELECT i.user_id, {_us('i.timestamp')} AS time_us, row_number() OVER "
+            f"(PARTITION BY i.user_id ORDER BY {_us('i.timestamp')}, i.impression_id) - 1 AS rank "
+            f"FROM {self._scan('impressions')} i"
+        )
+        found = self._arrow(
+            f"SELECT w.code, r.time_us FROM ({ranked}) r JOIN user_index u ON r.user_id = u.id "
+            "JOIN wanted w ON w.code = u.code AND w.rank = r.rank"
+        )
+        self._connection.unregister("wanted")
+        time_us_U[found.column("code").to_numpy()] = found.column("time_us").to_numpy()
+        return time_us_U
 
     def purchases(self) -> Iterator[pa.RecordBatch]:
         """Batches of user, product int32 and time_us int64, by (user, time, purchase_id or file order)."""
@@ -173,6 +193,14 @@ class LogReader:
     def _scan(self, table: TableName, *, positions: bool = False) -> str:
         """What every query reads a table from."""
         return self.tables.scan_sql(table, positions=positions)
+
+    def _click_us(self) -> str:
+        """SQL of when impression `i` was clicked; NO_CLICK without a click in its attribution window."""
+        shown = clicked = _us("i.timestamp")
+        if self.facts.has_click_times:
+            clicked = _us("coalesce(i.click_timestamp, i.timestamp)")
+        counts = f"{clicked} - {shown} < {self.config.labels.attribution_us}"
+        return f"if(CAST(i.clicked AS TINYINT) = 1 AND {counts}, {clicked}, {NO_CLICK})"
 
     def _facts(self) -> LogFacts:
         columns = self.tables.columns("impressions")
@@ -230,7 +258,8 @@ class LogReader:
     def _bad_rows(self, table: TableName, problem: str) -> LogError:
         return LogError(
             f"{self.tables.path_glob(table)}: {problem}; "
-            f"run `dashclip validate {self.tables.root} --write-clean CLEAN` and build from the clean tables"
+            f"run `dashclip validate {self.tables.root} --out CHECKED --write-clean` and build from "
+            "CHECKED/clean"
         )
 
     def _index_users(self) -> IdIndex:

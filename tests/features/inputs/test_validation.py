@@ -81,6 +81,7 @@ BAD_ROWS = {
         (impression(31, click_timestamp=NOON), "click_before_impression"),
         (impression(32, timestamp=NOW + timedelta(days=2)), "incredible_timestamp"),
         (impression(34, timestamp=NOON.replace(year=1970)), "incredible_timestamp"),
+        (impression(35, click_timestamp=NOW + timedelta(days=2)), "incredible_click_timestamp"),
         (impression(3), "duplicate_impression_id"),
         (impression(36, product_id=77), "unknown_product"),
     ],
@@ -101,6 +102,7 @@ DOUBTFUL_ROWS = {
         (impression(20, query=""), "empty_query"),
         (impression(22, click_timestamp=NOON + timedelta(days=1)), "click_time_without_click"),
         (impression(23, click_timestamp=None), "click_without_time"),
+        (impression(25, click_timestamp=NOON + timedelta(days=2)), "click_after_log"),
     ],
 }
 
@@ -140,6 +142,23 @@ def test_doubtful_rows_are_counted_and_stay(tmp_path):
         assert sorted(broken(report)[table]) == sorted(rule for _, rule in doubtful)
         assert pq.read_table(tmp_path / "clean" / f"{table}.parquet").to_pylist() == rows[table]
     check_or_raise(InputTables.open(folder), now=NOW)
+
+
+def test_a_click_is_after_the_log_a_day_after_its_last_impression_whose_own_time_is_credible(tmp_path):
+    rows = good_rows()
+    last = max(row["timestamp"] for row in rows["impressions"])
+    day, instant = timedelta(days=1), timedelta(microseconds=1)
+    rows["impressions"] += [
+        impression(1001, timestamp=last, click_timestamp=last + day - instant),
+        impression(1003, timestamp=last, click_timestamp=last + day),
+        impression(1005, timestamp=NOW + 2 * day, click_timestamp=None),
+    ]
+    found = validated(write_tables(tmp_path / "in", rows)).tables["impressions"].broken
+    (after,) = (finding for finding in found if finding.rule == "click_after_log")
+    assert (after.severity, after.rows) == ("warn", 1)
+    assert after.example is not None
+    assert after.example.row == len(rows["impressions"]) - 2
+    assert "24 hours or more after the log's last impression" in after.sentence
 
 
 def test_optional_columns_are_held_to_their_rules(tmp_path):

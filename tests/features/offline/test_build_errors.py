@@ -1,5 +1,8 @@
 """What cannot be built is refused in one sentence, and nothing is left behind."""
 
+import re
+from datetime import timedelta
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,8 +33,8 @@ def test_a_product_that_the_catalogue_lacks_is_named(tmp_path):
     message = refused(tmp_path, tables)
     count = int((tables["impressions"].column("product_id").to_numpy() == 0).sum())
     assert f"{count} rows name a product that products lacks, such as 0" in message
-    assert "dashclip validate" in message
-    assert "--write-clean" in message
+    assert f"dashclip validate {tmp_path / 'data'} --out CHECKED --write-clean" in message
+    assert "CHECKED/clean" in message
 
 
 def test_a_purchased_product_that_the_catalogue_lacks_is_named(tmp_path):
@@ -54,10 +57,21 @@ def test_a_product_listed_twice_is_refused(tmp_path):
 def test_training_labels_of_one_class_are_refused(tmp_path, clicked):
     tables = random_tables(1)
     labels = pa.array(np.full(400, clicked, dtype=np.int8))
-    tables["impressions"] = with_column(tables["impressions"], "clicked", labels)
+    shown = tables["impressions"].drop_columns(["click_timestamp"])
+    tables["impressions"] = with_column(shown, "clicked", labels)
     message = refused(tmp_path, tables)
     assert f"clicked = {clicked}" in message
     assert "both classes" in message
+
+
+def test_training_labels_whose_clicks_all_came_too_late_are_refused_and_it_is_said_why(tmp_path):
+    tables = random_tables(1)
+    shown = tables["impressions"]
+    later = pa.compute.add(shown.column("timestamp"), pa.scalar(timedelta(days=1)))
+    clicks = pa.compute.if_else(pa.compute.equal(shown.column("clicked"), 1), later, None)
+    tables["impressions"] = with_column(shown, "click_timestamp", clicks)
+    message = refused(tmp_path, tables)
+    assert re.search(r"training impressions have clicked = 0 \(\d+ clicks came too late for a label", message)
 
 
 def test_a_label_other_than_0_and_1_is_refused(tmp_path):
