@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.columns.clock import DAY_US, iso
+from features.inputs.shares import rounded_down
 from features.schema import SplitConfig
 
 #: Codes of the splits; UNUSED rows still feed counters.
@@ -70,8 +71,8 @@ class PerUserCut:
     """
 
     def __init__(self, config: SplitConfig, impressions_U: npt.NDArray[np.int64]) -> None:
-        test_U = (impressions_U * config.test_share).astype(np.int64)
-        validation_U = (impressions_U * config.validation_share).astype(np.int64)
+        test_U = _shares_of(impressions_U, config.test_share)
+        validation_U = _shares_of(impressions_U, config.validation_share)
         self._test_from_U = impressions_U - test_U
         self._validation_from_U = self._test_from_U - validation_U
         self._passed_U = np.zeros(len(impressions_U), dtype=np.int64)
@@ -88,6 +89,11 @@ class PerUserCut:
         codes_N[rank_N >= self._validation_from_U[user_N]] = VALIDATION
         codes_N[rank_N >= self._test_from_U[user_N]] = TEST
         return codes_N
+
+
+def _shares_of(impressions_U: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.int64]:
+    counts, place_U = np.unique(impressions_U, return_inverse=True)
+    return np.array([rounded_down(share, count) for count in counts.tolist()], np.int64)[place_U]
 
 
 def query_frequency(train_impressions_Q: npt.NDArray[np.int64]) -> Codes:
