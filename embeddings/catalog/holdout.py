@@ -1,12 +1,16 @@
 """Which queries and products are kept away from training, decided by a hash of each text alone.
 
-The share of a text in [0, 1) is blake2b of its kind, the seed and the text. A role therefore depends neither
-on the other rows nor on their order: data may grow, and no test query ever turns into a training query.
+The share of a text in [0, 1) is blake2b of its kind, the seed and the text, of a query its `query_key`. A
+role therefore depends neither on the other rows nor on their order: data may grow, and no test query ever
+turns into a training query.
+
+Shapes: Q queries, P products.
 """
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+from functools import cache
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -14,6 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from embeddings.catalog.groups import connected_groups
+from embeddings.catalog.tokenizer import TextTokenizer, words_of
 from features.artifacts import StrictModel
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -40,20 +46,74 @@ class HoldoutConfig(StrictModel):
         return self
 
 
-def query_roles(queries: pa.Array | Iterable[str], config: HoldoutConfig) -> npt.NDArray[np.int8]:
-    """Role of each query: 0 train, 1 validation, 2 test.
+def query_key(text: str) -> str:
+    """What queries are told apart by: those of one key are one query, with one role.
 
-    Case, width and spaces do not count: "Oat  Milk" and "oat milk" have one role. Test takes the low end
-    of the hash and validation the high end, so a larger share of either only ever takes from training.
+    Queries that every encoder sees alike (`words_of`) have one key, and so have those that NFKC or case
+    folding makes alike. Spaces stand only where words need them, so a plain lower-case query is its own key.
+
+    >>> {query_key(text) for text in ("Crème-brûlée", "creme - brulee", "CRE\u00adME-BRULEE")}
+    {'creme-brulee'}
+    """
+    words = words_of(text)
+    spaced = " ".join(words)
+    folded = unicodedata.normalize("NFKC", spaced).casefold()
+    key = ""
+    for word in words if folded == spaced else words_of(folded):
+        parted = not key or _stands_alone(key[-1]) or _stands_alone(word[0])
+        key += word if parted else f" {word}"
+    return key
+
+
+def query_roles(queries: pa.Array | Iterable[str], config: HoldoutConfig) -> npt.NDArray[np.int8]:
+    """Role of each query: 0 train, 1 validation, 2 test; queries of one `query_key` have one role.
+
+    Test takes the low end of the hash and validation the high end, so a larger share of either only ever
+    takes from training.
 
     Raises:
         ValueError: a query is null.
     """
-    share_Q = _hash_shares("query", (_plain(text) for text in _texts(queries, "queries")), config.seed)
+    share_Q = _hash_shares("query", map(query_key, _texts(queries, "queries")), config.seed)
     roles_Q = np.full(len(share_Q), TRAIN, np.int8)
     roles_Q[share_Q >= 1 - config.validation_query_share] = VALIDATION
     roles_Q[share_Q < config.test_query_share] = TEST
     return roles_Q
+
+
+def query_groups(
+    queries: pa.Array | Iterable[str],
+    tokenizer: TextTokenizer | None = None,
+    *,
+    max_tokens: int | None = None,
+) -> npt.NDArray[np.int64]:
+    """The group of each query [Q]: the position of the first query that is the same, through any chain.
+
+    Queries of one `query_key` are the same. With a tokenizer so are those of equal token ids: beyond the
+    spelling that holds for words outside the vocabulary, and for long queries that differ after
+    `max_tokens`.
+
+    Raises:
+        ValueError: a query is null, or `max_tokens` lacks for the tokenizer.
+    """
+    texts = _texts(queries, "queries")
+    keys: list[tuple[int, Hashable]] = [(row, query_key(text)) for row, text in enumerate(texts)]
+    if tokenizer is not None:
+        if max_tokens is None:
+            raise ValueError("query_groups needs max_tokens together with a tokenizer")
+        ids_QT = tokenizer(texts, max_tokens=max_tokens).ids_BT.numpy()
+        keys += [(row, ids_T.tobytes()) for row, ids_T in enumerate(ids_QT)]
+    return connected_groups(len(texts), keys)
+
+
+def roles_of_groups(roles_Q: npt.NDArray[np.int8], group_Q: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
+    """The role of each query when a whole group has that of its most held-out member: test before validation.
+
+    An encoder that cannot tell a training query from a test query must not be trained on it.
+    """
+    strictest_Q = np.full(len(roles_Q), TRAIN, np.int8)
+    np.maximum.at(strictest_Q, group_Q, roles_Q)
+    return strictest_Q[group_Q]
 
 
 def product_roles(ids: pa.Array | Iterable[int | str], config: HoldoutConfig) -> npt.NDArray[np.int8]:
@@ -80,8 +140,10 @@ def _hash_shares(
     return np.array(numbers, np.float64) / 2.0**53
 
 
-def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+@cache
+def _stands_alone(character: str) -> bool:
+    """Whether a character is a word of its own, wherever it stands: punctuation, symbols, Chinese."""
+    return len(words_of(f"a{character}a")) > 1
 
 
 def _texts(values: pa.Array | Iterable[int | str], name: str) -> list[str]:

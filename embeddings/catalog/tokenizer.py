@@ -9,6 +9,7 @@ Shapes: B texts, T tokens of the longest one.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -102,7 +103,7 @@ class TextTokenizer:
                 f"vocab_size must exceed the {len(SPECIAL_TOKENS)} special tokens, got {vocab_size}"
             )
         tokenizer = _word_pieces({token: position for position, token in enumerate(SPECIAL_TOKENS)})
-        words = _count_words(tokenizer, texts)
+        words = Counter(word for text in texts for word in words_of(text))
         room = int(ALPHABET_SHARE * (vocab_size - len(SPECIAL_TOKENS)))
         alphabet, inside = _alphabet(words, room=room, min_frequency=min_frequency)
         # The trainer numbers "##" pieces in the order of a random hash and breaks ties by number. Given as
@@ -189,27 +190,38 @@ class TextTokenizer:
         )
 
 
+def words_of(text: str) -> list[str]:
+    """The words that a text is split into before the vocabulary comes in, each to be cut into pieces.
+
+    Texts of equal words are one text to every encoder. Case, accents, invisible characters such as the soft
+    hyphen, and spaces make no difference; punctuation marks and symbols are words of their own.
+
+    >>> words_of("Café  au-lait ☕")
+    ['cafe', 'au', '-', 'lait', '☕']
+    """
+    normalizer, pre_tokenizer = _word_splitter()
+    normal = normalizer.normalize_str(_encodable(text))
+    return [word for word, _ in pre_tokenizer.pre_tokenize_str(normal)]
+
+
+@cache
+def _word_splitter() -> tuple[BertNormalizer, InOrder]:
+    normalizer = BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True
+    )
+    return normalizer, InOrder([Split(Regex(r"\p{So}"), "isolated"), BertPreTokenizer()])
+
+
 def _word_pieces(vocabulary: dict[str, int]) -> Tokenizer:
     # Special tokens are not registered as such: the library would find them inside of texts.
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=UNK, max_input_chars_per_word=100))
-    tokenizer.normalizer = BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True
-    )
-    tokenizer.pre_tokenizer = InOrder([Split(Regex(r"\p{So}"), "isolated"), BertPreTokenizer()])
+    tokenizer.normalizer, tokenizer.pre_tokenizer = _word_splitter()
     return tokenizer
 
 
 def _encodable(text: str) -> str:
     """Without halves of surrogate pairs, which Python's strings may hold and the library refuses."""
     return text.encode("utf-8", "ignore").decode("utf-8")
-
-
-def _count_words(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[str]:
-    words: Counter[str] = Counter()
-    for text in texts:
-        normal = tokenizer.normalizer.normalize_str(_encodable(text))
-        words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal))
-    return words
 
 
 def _alphabet(words: Counter[str], *, room: int, min_frequency: int) -> tuple[list[str], list[str]]:

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from embeddings.catalog.holdout import query_groups
+
 # These names belong to this module's interface: `as` says so.
 from embeddings.relevance.grades import HIGH as HIGH
 from embeddings.relevance.grades import IRRELEVANT as IRRELEVANT
@@ -55,6 +57,7 @@ def build_tuples(
     seed: int,
     product_mask: npt.NDArray[np.bool_] | None = None,
     query_mask: npt.NDArray[np.bool_] | None = None,
+    group_Q: npt.NDArray[np.int64] | None = None,
     progress: Progress = silent,
 ) -> TupleSet:
     """Draw the tuples of section 3.2.2 and write them to `out_folder`, complete or not at all.
@@ -68,7 +71,8 @@ def build_tuples(
     `aisles` has one entry for each product. A product whose aisle is None or blank neither lends nor gets
     proxies, as nothing says that aisles differ; `aisles` None stands for a data set without aisles: proxies
     then come from any other product. Products and queries whose mask is False appear nowhere, neither as
-    positives nor as negatives or proxies.
+    positives nor as negatives or proxies. `group_Q` says which queries are the same query (`query_groups`,
+    by spelling unless given): a positive query is never its own negative, whatever its grades by spelling.
 
     Grades are held in memory, the written tuples are not: one product is worked on at a time.
 
@@ -81,6 +85,11 @@ def build_tuples(
     products, queries = len(grades.product_ids), len(grades.queries)
     product_mask = checked_mask(product_mask, products, "product_mask")
     query_mask = checked_mask(query_mask, queries, "query_mask")
+    group_Q = query_groups(grades.queries) if group_Q is None else group_Q
+    if group_Q.shape != (queries,):
+        raise RelevanceError(
+            f"group_Q must have one group for each of {queries:,} queries, got shape {group_Q.shape}"
+        )
     aisle_P, aisle_count = aisle_numbers(aisles, products)
     order = pc.sort_indices(grades.product_ids).to_numpy()
     order = order[product_mask[order]]
@@ -119,9 +128,16 @@ def build_tuples(
                 proxies = None
                 if config.proxy_negatives and aisle_P[product] >= 0:
                     own_aisle = None if aisles is None else int(aisle_P[product])
-                    proxies = ProxyQueries(donors, own_aisle, frozenset(query_J.tolist()), generator)
+                    graded = frozenset(group_Q[query_J].tolist())
+                    proxies = ProxyQueries(donors, own_aisle, graded, generator, group_Q)
                 rows, row_grades = draw_tuples(
-                    query_J, grade_J, config=config, proxies=proxies, generator=generator, counts=counts
+                    query_J,
+                    grade_J,
+                    config=config,
+                    proxies=proxies,
+                    generator=generator,
+                    counts=counts,
+                    group_J=group_Q[query_J],
                 )
                 if rows:
                     positives.append(len(rows))

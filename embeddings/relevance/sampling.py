@@ -6,13 +6,13 @@ Shapes: J queries graded for the product, R positives of one grade, K negatives 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from embeddings.relevance.grades import HIGH, MODERATE
+from embeddings.relevance.grades import HIGH, IRRELEVANT, MODERATE
 from features.artifacts import StrictModel
 
 #: Stands in place of a grade: a highly relevant query of a product of another aisle.
@@ -83,14 +83,18 @@ class Donors:
 class ProxyQueries:
     """Proxies for one product: of a random donor outside its aisle a random HR query.
 
-    Queries that have a grade with the product itself are never proxies: an HR or MR one would be a false
-    negative, and an IR one is a negative of its own right. `aisle` None excludes no aisle.
+    Queries that have a grade with the product itself, in this or another spelling, are never proxies: an HR
+    or MR one would be a false negative, and an IR one is a negative of its own right. `aisle` None excludes
+    no aisle.
     """
 
     donors: Donors
     aisle: int | None
+    #: Groups of the queries graded for the product.
     graded: frozenset[int]
     generator: np.random.Generator
+    #: Spellings of one query have one group; None where each query is its own.
+    group_Q: npt.NDArray[np.int64] | None = None
     _stream: Iterator[int] = field(init=False)
     _all: npt.NDArray[np.int64] | None = field(init=False, default=None)
 
@@ -98,15 +102,25 @@ class ProxyQueries:
         self._stream = self._random_queries()
 
     def draw(self, count: int) -> list[int]:
-        """`count` distinct proxies, or as many as there are."""
-        found: dict[int, None] = {}
+        """`count` proxies, no two of one group, or as many as there are."""
+        found: dict[int, int] = {}
         for query in islice(self._stream, PROXY_TRIES + 2 * count):
-            if query not in self.graded:
-                found[query] = None
+            group = int(self._groups(query))
+            if group not in self.graded:
+                found.setdefault(group, query)
                 if len(found) == count:
-                    return list(found)
-        others = np.setdiff1d(self._every_query(), np.fromiter(found, np.int64, len(found)))
-        return [*found, *self.generator.permutation(others)[: count - len(found)].tolist()]
+                    return list(found.values())
+        every = self._every_query()
+        others = every[~np.isin(self._groups(every), list(found))]
+        for query in self.generator.permutation(others).tolist():
+            if len(found) == count:
+                break
+            found.setdefault(int(self._groups(query)), query)
+        return list(found.values())
+
+    def _groups(self, query: Any) -> Any:
+        """Group of a query, or of each of an array."""
+        return query if self.group_Q is None else self.group_Q[query]
 
     def _excluded(self) -> tuple[int, int]:
         if self.aisle is None:
@@ -125,8 +139,8 @@ class ProxyQueries:
     def _every_query(self) -> npt.NDArray[np.int64]:
         if self._all is None:
             first, end = self.donors.query_start_D1[list(self._excluded())]
-            outside = np.concatenate([self.donors.query[:first], self.donors.query[end:]])
-            self._all = np.setdiff1d(outside, np.fromiter(self.graded, np.int64, len(self.graded)))
+            outside = np.unique(np.concatenate([self.donors.query[:first], self.donors.query[end:]]))
+            self._all = outside[~np.isin(self._groups(outside), list(self.graded))]
         return self._all
 
 
@@ -153,21 +167,29 @@ def draw_tuples(
     proxies: ProxyQueries | None,
     generator: np.random.Generator,
     counts: NegativeCounts,
+    group_J: npt.NDArray[np.integer] | None = None,
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Tuples of one product, HR positives first: [R, 1 + K] query indices, positive first, and their grades.
 
     Negatives of an HR positive are the product's MR and IR queries, those of an MR positive its IR queries,
-    drawn without repetition. `proxies` None leaves proxies out. Positives without any negative are left out.
+    drawn without repetition. `group_J` joins the spellings of one query: its best grade decides what it is a
+    negative of, and a tuple has one of its spellings at most. `proxies` None leaves proxies out. Positives
+    without any negative are left out.
     """
     wanted = positive_counts(int((grade_J == HIGH).sum()), int((grade_J == MODERATE).sum()), config)
+    _, group_J = np.unique(query_J if group_J is None else group_J, return_inverse=True)
+    best_G = np.full(len(query_J), IRRELEVANT, grade_J.dtype)
+    np.maximum.at(best_G, group_J, grade_J)
     rows: list[list[int]] = []
     grades: list[list[int]] = []
     for positive_grade, number in zip((HIGH, MODERATE), wanted, strict=True):
         if not number:
             continue
         positives = generator.choice(query_J[grade_J == positive_grade], number, replace=False)
-        pool = np.flatnonzero(grade_J < positive_grade)
-        drawn_RL = pool[np.argsort(generator.random((number, len(pool))), axis=1)[:, : config.negatives]]
+        pool = np.flatnonzero(best_G[group_J] < positive_grade)
+        noise_RL = _least_of_each_group(generator.random((number, len(pool))), group_J[pool])
+        drawn_RL = np.argsort(noise_RL, axis=1)[:, : min(config.negatives, len(np.unique(group_J[pool])))]
+        drawn_RL = pool[drawn_RL]
         drawn = zip(positives.tolist(), query_J[drawn_RL].tolist(), grade_J[drawn_RL].tolist(), strict=True)
         for positive, row, grade in drawn:
             _complete(row, grade, config.negatives, proxies, generator, counts)
@@ -175,6 +197,20 @@ def draw_tuples(
                 rows.append([positive, *row])
                 grades.append([positive_grade, *grade])
     return rows, grades
+
+
+def _least_of_each_group(
+    noise_RL: npt.NDArray[np.float64], group_L: npt.NDArray[np.integer]
+) -> npt.NDArray[np.float64]:
+    """The same numbers with infinity in place of all but the least of each group, row by row."""
+    order_L = np.argsort(group_L, kind="stable")
+    _, start_G, place_L = np.unique(group_L[order_L], return_index=True, return_inverse=True)
+    if len(start_G) == len(group_L):
+        return noise_RL
+    sorted_RL = noise_RL[:, order_L]
+    least_RG = np.minimum.reduceat(sorted_RL, start_G, axis=1)
+    noise_RL[:, order_L] = np.where(sorted_RL == least_RG[:, place_L], sorted_RL, np.inf)
+    return noise_RL
 
 
 def _complete(

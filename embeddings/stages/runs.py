@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from embeddings.catalog.holdout import TRAIN, VALIDATION, product_roles, query_roles
+from embeddings.catalog.holdout import (
+    TRAIN,
+    VALIDATION,
+    product_roles,
+    query_groups,
+    query_roles,
+    roles_of_groups,
+)
 from embeddings.catalog.products import Modality, ProductCatalog
 from embeddings.catalog.tokenizer import TextTokenizer
 from embeddings.encoders.config import EncoderConfig, Size
@@ -203,7 +210,8 @@ def align(
         return done
     catalog = ProductCatalog.open(data, modalities=inputs.modalities, text_columns=inputs.text_columns)
     grades = read_grades(data, sources=tuple(sources))
-    roles_Q = query_roles(grades.queries, inputs.holdout)
+    group_Q = query_groups(grades.queries, start.tokenizer, max_tokens=start.config.max_query_tokens)
+    roles_Q = roles_of_groups(query_roles(grades.queries, inputs.holdout), group_Q)
     seen_P = product_roles(catalog.ids, inputs.holdout) == TRAIN
     sets = {}
     for name, role in (("train", TRAIN), ("validation", VALIDATION)):
@@ -216,6 +224,7 @@ def align(
                 target,
                 config=tuple_config,
                 seed=config.seed,
+                group_Q=group_Q,
                 progress=progress,
                 **masks,
             )

@@ -20,6 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from embeddings.catalog.holdout import query_groups
 from embeddings.catalog.products import ProductBatch, ProductCatalog, prefetch
 from embeddings.catalog.titles import title_query
 from embeddings.encoders.dashclip import DashClipEncoder
@@ -54,7 +55,7 @@ class AlignConfig(OptimizerConfig):
     temperature: Annotated[float, Field(ge=TEMPERATURE_RANGE[0], le=TEMPERATURE_RANGE[1])] = 0.05
     learn_temperature: bool = False
     #: Beyond the paper: the other queries of the rank's micro-batch as negatives, but for those with a grade
-    #: above 0.
+    #: above 0, in this or another spelling.
     in_batch_negatives: bool = False
     #: Beyond the paper: the positive query of each tuple also picks its product, among those of the batch and
     #: the last so many before; 0 leaves that loss out. Lookalikes, and products with at least the same grade
@@ -306,16 +307,23 @@ class AlignTask:
         self.encoder, self.catalog, self.tuples, self.config = encoder, catalog, tuples, config
         self.device, self.ranks = device, ranks
         self.query_titles = catalog.titles if query_titles is None else query_titles
-        self.relevant_PQ = (
-            _relevant_matrix(grades, len(catalog)) if config.in_batch_negatives and grades else None
+        #: Spellings of one query have one group.
+        self.group_Q = query_groups(
+            tuples.train.queries, encoder.tokenizer, max_tokens=encoder.config.max_query_tokens
         )
+        grade_PQ = None
+        if (config.in_batch_negatives or config.product_negatives) and grades is not None:
+            grade_PQ = _grade_matrix(grades, self.group_Q, len(catalog))
+        self.relevant_PQ = None
+        if config.in_batch_negatives and grade_PQ is not None:
+            self.relevant_PQ = grade_PQ >= MODERATE
         self.batch_rows = rows_of_a_step(config, len(tuples.train), ranks=ranks)
         self.steps_per_epoch = len(tuples.train) // self.batch_rows
         self.module = Alignment(
             encoder.product, encoder.query, config=config, group_P=catalog.group_P, ranks=ranks
         ).to(device)
-        if config.product_negatives and grades is not None:
-            self.module.grade_PQ = _grade_matrix(grades, len(catalog))
+        if config.product_negatives:
+            self.module.grade_PQ = grade_PQ
         #: Why the image of a product could not be read; such a product counts as one without an image.
         self.unreadable: dict[int, str] = {}
         tokens = encoder.tokenizer(
@@ -394,9 +402,10 @@ class AlignTask:
             title_queries = self._title_queries(products, draw)
         relevant_BV = None
         if self.relevant_PQ is not None:
-            taken_BV = np.zeros((len(rows), len(query_V)), dtype=bool)
-            np.put_along_axis(taken_BV, query_BC.reshape(len(rows), -1), True, axis=1)
-            known_BV = self.relevant_PQ[tuple_BC[:, 0]][:, query_V].toarray() | taken_BV
+            group_V = np.unique(self.group_Q[query_V], return_inverse=True)[1]
+            taken_BG = np.zeros((len(rows), len(query_V)), dtype=bool)
+            np.put_along_axis(taken_BG, group_V[query_BC.reshape(len(rows), -1)], True, axis=1)
+            known_BV = self.relevant_PQ[tuple_BC[:, 0]][:, query_V].toarray() | taken_BG[:, group_V]
             relevant_BV = torch.from_numpy(known_BV[:, np.argsort(place_V)]).to(self.device)
         return AlignBatch(
             products=products.to(self.device),
@@ -488,15 +497,12 @@ def _check_completing(config: AlignConfig, catalog: ProductCatalog) -> None:
         )
 
 
-def _relevant_matrix(grades: Grades, products: int) -> sp.csr_matrix:
-    """True where a product has a query with a grade above 0, (P, Q)."""
-    relevant_G = grades.grade_G >= MODERATE
-    pairs = (grades.product_G[relevant_G], grades.query_G[relevant_G])
-    ones = np.ones(int(relevant_G.sum()), dtype=bool)
-    return sp.csr_matrix((ones, pairs), shape=(products, len(grades.queries)))
-
-
-def _grade_matrix(grades: Grades, products: int) -> sp.csr_matrix:
-    """Grades by product and query, (P, Q); 0 where there is none."""
-    pairs = (grades.product_G, grades.query_G)
-    return sp.csr_matrix((grades.grade_G, pairs), shape=(products, len(grades.queries)))
+def _grade_matrix(grades: Grades, group_Q: npt.NDArray[np.int64], products: int) -> sp.csr_matrix:
+    """Grades by product and query, (P, Q); 0 where there is none. Of spellings of a query the best counts."""
+    group_G = group_Q[grades.query_G]
+    order_G = np.lexsort((grades.grade_G, group_G, grades.product_G))
+    product_G, group_G, grade_G = grades.product_G[order_G], group_G[order_G], grades.grade_G[order_G]
+    last_G = (np.diff(product_G, append=-1) != 0) | (np.diff(group_G, append=-1) != 0)
+    pairs = (product_G[last_G], group_G[last_G])
+    best_PQ = sp.csr_matrix((grade_G[last_G], pairs), shape=(products, len(group_Q)))
+    return best_PQ[:, group_Q]

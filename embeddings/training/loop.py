@@ -22,6 +22,7 @@ from embeddings.training.base_loop import TrainingDivergedError, TrainingLoop, a
 from embeddings.training.checkpoint import Checkpoint, CheckpointError
 from embeddings.training.ranks import Ranks, sum_over_ranks
 from features.artifacts import StrictModel
+from features.inputs.shares import rounded_down
 
 #: Norm above which a step's gradient is scaled down; a guard against single bad batches.
 GRADIENT_NORM = 5.0
@@ -217,7 +218,7 @@ class _EncoderLoop(TrainingLoop):
             else task.module
         )
         self.total_steps = config.epochs * task.steps_per_epoch
-        self.warmup = int(config.warmup_share * self.total_steps)
+        self.warmup = rounded_down(config.warmup_share, self.total_steps)
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.measures: dict[str, float] = {}  # of the last evaluation

@@ -17,9 +17,9 @@ from typing import Any
 import duckdb
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from features.inputs.findings import Example, RuleFinding, TableFinding
+from features.inputs.images import ImageUnreadable, decode_image
 from features.inputs.rules import IDENTITY, LATEST, LOG_ENDS, RULES, Rule
 from features.inputs.table_specs import TableName
 from features.inputs.tables import RESERVED, InputError, InputTables, sql_text
@@ -31,8 +31,8 @@ _BATCH = 2048
 def unreadable_images(root: Path, names: Iterable[str], *, threads: int) -> Iterator[str]:
     """Go through images, named relative to `root`; yield the names of those that cannot be used.
 
-    PNG files are checked by their checksums, others are decoded (JPEG at an eighth of its size), which
-    finds a file that was cut off. A path that leads out of `root` counts as unreadable.
+    Each is decoded as encoders do it (JPEG at an eighth of its size). A path that leads out of `root` counts
+    as unreadable.
     """
     base = root.resolve()
     waiting = iter(names)
@@ -47,15 +47,8 @@ def _is_readable(base: Path, name: str) -> bool:
     if not path.is_relative_to(base) or not path.is_file():
         return False
     try:
-        with Image.open(path) as image:
-            if image.format == "PNG":
-                image.verify()
-            else:
-                image.draft("L", (1, 1))
-                image.load()
-    # Pillow raises SyntaxError for a broken PNG, its own error for huge sizes, and plain Exception kinds from
-    # codecs; whichever it is, the image cannot be used.
-    except Exception:
+        decode_image(path, side=1)
+    except ImageUnreadable:
         return False
     return True
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.columns.clock import DAY_US, iso
+from features.inputs.shares import rounded_down
 from features.offline.log_reader import AFTER_ALL
 from features.schema import SplitConfig
 
@@ -78,8 +79,8 @@ class PerUserCut:
     """
 
     def __init__(self, config: SplitConfig, impressions_U: Int64s) -> None:
-        test_U = (impressions_U * config.test_share).astype(np.int64)
-        validation_U = (impressions_U * config.validation_share).astype(np.int64)
+        test_U = _shares_of(impressions_U, config.test_share)
+        validation_U = _shares_of(impressions_U, config.validation_share)
         #: How many impressions come before the user's first of validation or test, and of test.
         self.validation_from_U = impressions_U - test_U - validation_U
         self.test_from_U = impressions_U - test_U
@@ -115,6 +116,11 @@ def _by_code(codes_N: Codes, last_us: Mapping[int, Int64s | np.int64]) -> Int64s
     for code, moment in last_us.items():
         np.copyto(last_us_N, moment, where=codes_N == code)
     return last_us_N
+
+
+def _shares_of(impressions_U: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.int64]:
+    counts, place_U = np.unique(impressions_U, return_inverse=True)
+    return np.array([rounded_down(share, count) for count in counts.tolist()], np.int64)[place_U]
 
 
 def query_frequency(train_impressions_Q: npt.NDArray[np.int64]) -> Codes:

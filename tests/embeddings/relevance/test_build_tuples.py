@@ -4,7 +4,7 @@ import random
 import statistics
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +244,41 @@ def test_negatives_repeat_only_when_nothing_else_exists_and_then_evenly(world: W
         times = Counter(each.negatives).values()
         assert max(times) - min(times) <= 1
         assert each.positive not in distinct
+
+
+def in_two_spellings(world: World) -> World:
+    """The world in which neighbouring queries are one query: q0 and q1 become q0 and Q0."""
+
+    def spelling(query: str) -> str:
+        number = int(query[1:])
+        return f"{'qQ'[number % 2]}{number // 2}"
+
+    grade_of = {(product, spelling(query)): grade for (product, query), grade in world.grade_of.items()}
+    return replace(world, grade_of=grade_of, masked_queries=frozenset(map(spelling, world.masked_queries)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(worlds().map(in_two_spellings))
+def test_a_query_is_no_negative_under_another_spelling(world: World) -> None:
+    for each in tuples_of(world)[0]:
+        best: dict[str, int] = {}
+        for query, grade in world.of(each.product).items():
+            best[query.lower()] = max(grade, best.get(query.lower(), grade))
+        assert each.positive.lower() not in {query.lower() for query in each.negatives}
+        assert len({query.lower() for query in each.negatives}) == len(set(each.negatives))
+        for query, kind in zip(each.negatives, each.kinds, strict=True):
+            if kind == PROXY:
+                assert query.lower() not in best
+            else:
+                assert best[query.lower()] < each.grade
+
+
+def test_groups_of_another_number_of_queries_are_refused(tmp_path: Path) -> None:
+    grades = read_grades(write_data(tmp_path / "data", [("a", 1, 2, "llm"), ("b", 1, 0, "llm")]))
+    with pytest.raises(RelevanceError, match=r"one group for each of 2 queries, got shape \(3,\)"):
+        build_tuples(
+            grades, None, tmp_path / "tuples", config=TupleConfig(), seed=0, group_Q=np.zeros(3, np.int64)
+        )
 
 
 @law

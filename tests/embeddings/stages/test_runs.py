@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -206,6 +207,27 @@ def test_no_held_out_query_or_product_is_in_a_training_tuple(data: Path, whole: 
         tuples_NC = np.asarray(TupleSet.open(whole / "align" / "tuples" / name).tuples_NC)
         assert set(role_Q[tuples_NC[:, 1:]].ravel().tolist()) == {role}
         assert set(role_P[tuples_NC[:, 0]].tolist()) == {TRAIN}
+
+
+def test_a_query_that_its_encoder_cannot_tell_from_a_held_out_one_is_not_trained_on(tmp_path: Path) -> None:
+    """Queries longer than the encoder reads differ in their last word only."""
+    folder = write_small_catalog(tmp_path / "data", products=PRODUCTS)
+    rows = pq.read_table(folder / "relevance.parquet").to_pylist()
+    long = [f"red circle {'red ' * 20}{number}" for number in range(40)]
+    roles = query_roles(long, INPUTS.holdout).tolist()
+    ends = [long[roles.index(role)] for role in (TRAIN, VALIDATION)]
+    rows += [{**row, "query": end} for row in rows if row["query"] == "red circle" for end in ends]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "relevance.parquet")
+    encoder = run_align(folder, tmp_path / "align").encoder
+    seen: dict[str, set[tuple[int, ...]]] = {}
+    for name in ("train", "validation"):
+        tuples = TupleSet.open(tmp_path / "align" / "tuples" / name)
+        ids_QT = encoder.tokenizer(
+            tuples.queries.to_pylist(), max_tokens=encoder.config.max_query_tokens
+        ).ids_BT
+        used = np.unique(tuples.tuples_NC[:, 1:])
+        seen[name] = {tuple(ids_T) for ids_T in ids_QT[used].tolist()}
+    assert not seen["train"] & seen["validation"]
 
 
 def test_a_finished_folder_is_opened_and_not_trained_again(data: Path, whole: Path) -> None:

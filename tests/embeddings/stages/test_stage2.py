@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, nn
@@ -133,6 +135,64 @@ def test_in_batch_negatives_are_never_relevant_and_never_of_the_own_tuple(data: 
                 assert bool(batch.relevant_BV[row, place]) == (query in own or (product, query) in relevant)
                 free += not batch.relevant_BV[row, place]
     assert free > 0
+
+
+@pytest.fixture(scope="module")
+def respelt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tuples]:
+    """Every other product is graded for "RED  CIRCLE" where its neighbours are for "red circle"."""
+    folder = write_small_catalog(tmp_path_factory.mktemp("respelt"), products=PRODUCTS)
+    rows = pq.read_table(folder / "relevance.parquet").to_pylist()
+    for row in rows:
+        if row["product_id"] % 2:
+            row["query"] = row["query"].upper().replace(" ", "  ")
+    pq.write_table(pa.Table.from_pylist(rows), folder / "relevance.parquet")
+    return folder, build_small_tuples(folder, tmp_path_factory.mktemp("respelt_tuples"))
+
+
+def folded_grades(data: Path) -> dict[tuple[int, str], int]:
+    """Grades by product and query, whatever the spelling."""
+    grades = read_grades(data)
+    queries = [" ".join(query.lower().split()) for query in grades.queries.to_pylist()]
+    pairs = zip(grades.product_G.tolist(), grades.query_G.tolist(), grades.grade_G.tolist(), strict=True)
+    return {(product, queries[query]): grade for product, query, grade in pairs}
+
+
+def test_no_query_is_an_in_batch_negative_under_another_spelling(respelt: tuple[Path, Tuples]) -> None:
+    data, tuples = respelt
+    task, grade_of = align_task(data, tuples, in_batch_negatives=True), folded_grades(data)
+    queries = [" ".join(query.lower().split()) for query in tuples.train.queries.to_pylist()]
+    known_ids = {
+        tuple(ids[mask > 0].tolist()): query
+        for query, ids, mask in zip(queries, *task.query_tokens, strict=True)
+    }
+    assert len(known_ids) == len(queries) / 2
+    free = 0
+    for batch in batches_of(task):
+        assert batch.relevant_BV is not None
+        asked = [
+            known_ids[tuple(row[mask > 0].tolist())]
+            for ids, masks in batch.query_chunks
+            for row, mask in zip(ids, masks, strict=True)
+        ]
+        for row, product in enumerate(batch.products.index_B[batch.product_B].tolist()):
+            own = {asked[place] for place in batch.query_BC[row].tolist()}
+            for place, query in enumerate(asked):
+                left_out = query in own or grade_of[product, query] > 0
+                assert bool(batch.relevant_BV[row, place]) == left_out
+                free += not left_out
+    assert free > 0
+
+
+def test_no_product_is_a_negative_of_a_query_that_suits_it_in_another_spelling(
+    respelt: tuple[Path, Tuples],
+) -> None:
+    data, tuples = respelt
+    grades, grade_of = read_grades(data), folded_grades(data)
+    queries = [" ".join(query.lower().split()) for query in grades.queries.to_pylist()]
+    grade_PQ = align_task(data, tuples, product_negatives=8).module.grade_PQ
+    assert grade_PQ is not None
+    expected = [[grade_of[product, query] for query in queries] for product in range(PRODUCTS)]
+    assert grade_PQ.toarray().tolist() == expected
 
 
 def test_in_batch_negatives_raise_the_loss(data: Path, tuples: Tuples) -> None:
