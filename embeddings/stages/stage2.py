@@ -193,16 +193,19 @@ class Alignment(nn.Module):
         query_UD = self.query(ids_UT, mask_UT)
         used_U = group_U != NO_GROUP
         own_U = torch.arange(len(group_U), device=group_U.device)
+        # A query made of two titles asks for both products.
+        same_UU = (ids_UT[:, None] == ids_UT).all(dim=2)
         product_picks = pqc_loss(
             product_UD,
             query_UD,
             product_UD.new_zeros((len(own_U), 0, product_UD.shape[1])),
             temperature=self.temperature.detach(),
             weight_B=used_U.to(product_UD),
-            in_batch=InBatch(query_UD, (group_U[:, None] == group_U) | ~used_U),
+            in_batch=InBatch(query_UD, (group_U[:, None] == group_U) | ~used_U | same_UU),
         )
         group = group_U.cpu().numpy()
         excluded_UC = (group[:, None] == candidates.group_C) | (candidates.group_C == NO_GROUP)
+        excluded_UC[:, : len(group)] |= same_UU.cpu().numpy()
         query_picks = self._pick(candidates, query_UD, own_U, excluded_UC, weight_B=used_U.to(query_UD))
         return (product_picks + query_picks) / 2
 

@@ -7,13 +7,13 @@ Text: titles are contrasted with queries made from them (`title_queries`). Image
 with the titles that the text encoder, now locked, understands (Zhai et al. 2022, "LiT"), and predict the
 tokens of their titles (Huang et al. 2024, "SuperClass"): which words go with a picture is learned from every
 title that has them, where a contrast only asks which title it is. Both contrasts are InfoNCE in the batch and
-both ways, with lookalike products left out.
+both ways, with lookalike products, and titles from which the same query was made, left out.
 
 Shapes: B products, T tokens, D embedding width.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Hashable, Iterator
 from typing import Annotated, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from embeddings.catalog.groups import connected_groups
 from embeddings.catalog.images import AugmentationConfig
 from embeddings.catalog.products import ProductBatch, ProductCatalog, prefetch
 from embeddings.catalog.titles import title_query
@@ -256,10 +257,15 @@ class TextWarmupTask(ContrastTask[TextBatch]):
             for title, row in zip(titles, rows.tolist(), strict=True)
         ]
         config, tokenizer = self.encoder.config, self.encoder.tokenizer
+        query_tokens = tokenizer(queries, max_tokens=config.max_query_tokens)
+        # Titles from which one query was made are no negatives of each other: each is what it asks for.
+        group_B = self.catalog.group_P[rows]
+        keys: list[tuple[int, Hashable]] = [*enumerate(group_B.tolist())]
+        keys += [(row, ids_T.tobytes()) for row, ids_T in enumerate(query_tokens.ids_BT.numpy())]
         return TextBatch(
             titles=_to(tokenizer(titles, max_tokens=config.max_title_tokens), self.device),
-            queries=_to(tokenizer(queries, max_tokens=config.max_query_tokens), self.device),
-            group_B=torch.from_numpy(self.catalog.group_P[rows]).to(self.device),
+            queries=_to(query_tokens, self.device),
+            group_B=torch.from_numpy(group_B[connected_groups(len(rows), keys)]).to(self.device),
         )
 
 

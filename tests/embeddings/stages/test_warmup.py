@@ -116,6 +116,23 @@ def test_lookalikes_are_no_negatives_of_each_other(data: Path) -> None:
         assert set(batch.group_B.tolist()) <= set(groups.tolist())
 
 
+def test_titles_that_one_query_was_made_of_are_no_negatives_of_each_other(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(data)
+    monkeypatch.setattr(
+        "embeddings.stages.warmup.title_query", lambda title, generator: "milk" if title < "n" else title
+    )
+    rows = np.arange(8)[task.catalog.group_P[:8] == np.arange(8)]
+    batch = task.batch(rows, epoch=0)
+    for i, group in enumerate(batch.group_B.tolist()):
+        for j, other in enumerate(batch.group_B.tolist()):
+            same_query = torch.equal(batch.queries.ids_BT[i], batch.queries.ids_BT[j])
+            assert (group == other) == (i == j or same_query)
+    asked = {tuple(ids) for ids in batch.queries.ids_BT.tolist()}
+    assert len(set(batch.group_B.tolist())) == len(asked)
+
+
 IMAGELESS, TITLELESS, BROKEN = 5, 6, 7
 
 
