@@ -68,8 +68,8 @@ class PastLog(LogReader):
         self._connection.execute(
             "CREATE TABLE kept AS SELECT * FROM ("
             f"SELECT u.code AS user, p.code AS product, {query} AS query, "
-            "epoch_us(CAST(i.timestamp AS TIMESTAMPTZ)) AS time_us, if(CAST(i.clicked AS TINYINT) = 1, "
-            f"epoch_us(CAST({click_time} AS TIMESTAMPTZ)), {NO_CLICK}) AS click_us "
+            "epoch_us(i.timestamp) AS time_us, if(CAST(i.clicked AS TINYINT) = 1, "
+            f"epoch_us({click_time}), {NO_CLICK}) AS click_us "
             f"FROM {self._scan('impressions')} i JOIN user_index u ON i.user_id = u.id "
             f"JOIN product_index p ON i.product_id = p.id {join}) "
             f"WHERE time_us >= {first_us} OR click_us >= {first_us}"
@@ -97,7 +97,4 @@ class PastLog(LogReader):
         if table not in ("impressions", "purchases"):
             return scan
         # A row without a time is kept: it is refused by name, not lost.
-        return (
-            f"(SELECT * FROM {scan} WHERE timestamp IS NULL "
-            f"OR epoch_us(CAST(timestamp AS TIMESTAMPTZ)) < {self._before_us})"
-        )
+        return f"(SELECT * FROM {scan} WHERE timestamp IS NULL OR epoch_us(timestamp) < {self._before_us})"

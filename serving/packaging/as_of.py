@@ -50,7 +50,7 @@ def end_of_log_us(tables: InputTables) -> int:
     with duckdb.connect(":memory:") as connection:
         for table, column in columns:
             row = connection.execute(
-                f"SELECT max(epoch_us(CAST({column} AS TIMESTAMPTZ))) FROM {tables.scan_sql(table)}"  # type: ignore[arg-type]
+                f"SELECT max(epoch_us({column})) FROM {tables.scan_sql(table)}"  # type: ignore[arg-type]
             ).fetchone()
             last.append(int(row[0]) if row and row[0] is not None else 0)
     return max(last) + 1
