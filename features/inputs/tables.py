@@ -9,7 +9,7 @@ alone is enough for them. Both get an `InputTable`: the union of its files' colu
 """
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,15 +64,13 @@ class InputTable:
             rows=sum(footer.num_rows for footer in footers.values()),
         )
 
-    def check_types(self, columns: Iterable[str]) -> None:
-        """Check that declared columns among these have a type that carries what they mean.
+    def check_types(self) -> None:
+        """Check that every declared column has a type that carries what it means.
 
         Raises:
             InputError: one has not; names the file.
         """
-        for declared in map(TABLES[self.name].column, columns):
-            if declared is None:
-                continue
+        for declared in TABLES[self.name].columns:
             for path, schema in zip(self.files, self.file_schemas, strict=True):
                 arrived = _stored_type(schema, declared.name)
                 if arrived is not None and not accepts(declared, arrived):
@@ -111,12 +109,8 @@ class InputTable:
 
         Args:
             between_us: a column of moments and the first and last microsecond since 1970 that are wanted.
-
-        Raises:
-            InputError: a column has a type that cannot carry what it means.
         """
         wanted = pa.schema([self.schema.field(name) for name in columns or self.schema.names])
-        self.check_types(wanted.names)
         for path, schema in zip(self.files, self.file_schemas, strict=True):
             present = [name for name in wanted.names if _stored_type(schema, name) is not None]
             within = None
@@ -183,7 +177,7 @@ class InputTables:
             footers = {path: _footer(path) for path in paths}
             table = InputTable.of(name, footers)
             _check_required(table, spec)
-            table.check_types(table.schema.names)
+            table.check_types()
             if table.rows == 0:
                 raise InputError(
                     f"{_place(data, spec)} has no rows; write at least one, "

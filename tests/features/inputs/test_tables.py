@@ -428,11 +428,3 @@ def test_a_folder_named_like_a_file_is_named_with_the_cure(folder):
     (folder / "products.parquet").mkdir()
     (folder / "whole.parquet").rename(folder / "products.parquet" / "part-0.parquet")
     assert f"products.parquet is a folder; rename it to {folder / 'products'}/" in the_error(folder)
-
-
-def test_readers_of_single_columns_hold_them_to_the_same_types(folder):
-    rewrite(folder, "relevance", "grade", pa.array([0.5] * 6))
-    table = open_table(folder, "relevance", ["query", "grade"])
-    assert len(table.to_table(["query"])) == 6
-    with pytest.raises(InputError, match=r"column 'grade': expected an integer.* found double"):
-        table.to_table(["grade"])
