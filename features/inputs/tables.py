@@ -293,7 +293,7 @@ def find_table(data: Path, name: TableName) -> InputTable | None:
         InputError: a file is not whole, or see `InputTable.of`.
     """
     paths = table_files(data, name)
-    return InputTable.of(name, {path: _footer(path) for path in paths}) if paths else None
+    return open_files(name, paths) if paths else None
 
 
 def open_table(data: Path, name: TableName, columns: Sequence[str]) -> InputTable:
@@ -309,6 +309,15 @@ def open_table(data: Path, name: TableName, columns: Sequence[str]) -> InputTabl
     if missing := [column for column in columns if column not in present]:
         raise InputError(f"{name} of {data} must have the columns {missing}; found {', '.join(present)}")
     return table
+
+
+def open_files(name: TableName, paths: Sequence[Path]) -> InputTable:
+    """The table of these files, wherever they lie.
+
+    Raises:
+        InputError: a file is not whole, or see `InputTable.of`.
+    """
+    return InputTable.of(name, {path: _footer(path) for path in paths})
 
 
 def sql_text(value: str) -> str:

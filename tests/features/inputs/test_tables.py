@@ -14,6 +14,7 @@ from features.inputs.tables import (
     InputTables,
     escape_glob,
     find_table,
+    open_files,
     open_table,
 )
 from tests.features.inputs.small_tables import NOON, SCHEMAS, UTC_US, good_rows, rewrite, write_tables
@@ -428,3 +429,12 @@ def test_a_folder_named_like_a_file_is_named_with_the_cure(folder):
     (folder / "products.parquet").mkdir()
     (folder / "whole.parquet").rename(folder / "products.parquet" / "part-0.parquet")
     assert f"products.parquet is a folder; rename it to {folder / 'products'}/" in the_error(folder)
+
+
+def test_files_that_lie_anywhere_can_be_read_as_a_table(tmp_path):
+    for number, kind in enumerate((pa.int32(), pa.int64())):
+        columns = {"impression_id": pa.array([number], kind), "click_probability": [0.5]}
+        pq.write_table(pa.table(columns), tmp_path / f"truth {number}.parquet")
+    table = open_files("impressions", sorted(tmp_path.iterdir()))
+    assert table.rows == 2
+    assert read_both_ways(table) == [{"impression_id": i, "click_probability": 0.5} for i in (0, 1)]
