@@ -438,3 +438,12 @@ def test_files_that_lie_anywhere_can_be_read_as_a_table(tmp_path):
     table = open_files("impressions", sorted(tmp_path.iterdir()))
     assert table.rows == 2
     assert read_both_ways(table) == [{"impression_id": i, "click_probability": 0.5} for i in (0, 1)]
+
+
+def test_whole_and_fractional_prices_in_two_files_are_fractional(folder):
+    whole = pq.read_table(folder / "products.parquet")
+    place = whole.schema.get_field_index("price")
+    first = whole.slice(0, 2).set_column(place, "price", pa.array([1, 2], pa.int32()))
+    in_files(folder, "products", first, whole.slice(2))
+    rows = read_both_ways(InputTables.open(folder).table("products"))
+    assert [row["price"] for row in rows] == [1.0, 2.0, 1.5, 1.5]
