@@ -27,6 +27,7 @@ from features.artifacts import (
     read_manifest,
     verify_checksums,
 )
+from features.inputs.table_specs import is_text
 
 #: Beyond it FBGEMM's CUDA kernels return zeros without a word (pytorch/torchrec issue 3673).
 MAX_DIM = 1024
@@ -231,7 +232,7 @@ def _canonical_ids(ids: pa.Array | pa.ChunkedArray, *, allow_null: bool = False)
             ids = ids.cast(pa.int64())
         except pa.ArrowInvalid as error:
             raise EmbeddingTableError(f"ids must fit into 64-bit signed integers: {error}") from None
-    elif pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
+    elif is_text(ids.type):
         ids = ids.cast(pa.string())
     elif pa.types.is_null(ids.type) and not len(ids):
         ids = ids.cast(pa.int64())

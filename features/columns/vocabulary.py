@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from features.columns.id_map import UNKNOWN, IdMap
+from features.inputs.table_specs import is_text
 
 MISSING_ROW = 0
 
@@ -41,7 +42,7 @@ def stable_hash(ids: pa.Array) -> npt.NDArray[np.uint64]:
         raise TypeError("a null has no hash; give it row 0 instead")
     if pa.types.is_integer(ids.type):
         return _mix(ids.cast(pa.int64()).to_numpy(zero_copy_only=False).view(np.uint64))
-    if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
+    if is_text(ids.type):
         return _mix(_fnv1a(ids.cast(pa.large_binary())))
     raise TypeError(f"ids must be integers or strings, got {ids.type}")
 

@@ -3,6 +3,7 @@
 Nothing is dropped silently: every row of the input is in the clean copy or in the quarantine.
 """
 
+import itertools
 import os
 import shutil
 from datetime import datetime
@@ -157,7 +158,7 @@ def _write_quarantine(checks: RowChecks, findings: dict[TableName, TableFinding]
 def _write_clean(checks: RowChecks, folder: Path) -> None:
     tables = checks.tables
     with atomic_folder(folder, ours=_is_clean_copy) as target:
-        for table in tables.files_by_table:
+        for table in tables.tables:
             for source in tables.files(table):
                 name = str(source.relative_to(tables.root))
                 _write_good_rows(source, target / name, checks.quarantined_places(table, name))
@@ -178,11 +179,13 @@ def _write_good_rows(source: Path, target: Path, quarantined: npt.NDArray[np.int
         with pq.ParquetWriter(target, schema, compression="zstd") as writer:
             start = 0
             for batch in reader.iter_batches(_BATCH_ROWS, columns=columns):
-                first, last = np.searchsorted(quarantined, [start, start + batch.num_rows])
-                keep = np.ones(batch.num_rows, dtype=np.bool_)
-                keep[quarantined[first:last] - start] = False
-                writer.write_batch(batch.filter(pa.array(keep)))
-                start += batch.num_rows
+                end = start + batch.num_rows
+                first, last = np.searchsorted(quarantined, [start, end])
+                # Rows from each bad one to the next, as Arrow can slice columns of types it cannot filter.
+                edges = [start - 1, *quarantined[first:last].tolist(), end]
+                good = [batch.slice(a + 1 - start, b - a - 1) for a, b in itertools.pairwise(edges)]
+                writer.write_table(pa.Table.from_batches(good, schema))
+                start = end
 
 
 def _link(source: Path, target: Path) -> None:

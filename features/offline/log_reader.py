@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from features.columns.kernels import NO_CLICK
+from features.inputs.plain_types import sql_name
 from features.inputs.table_specs import TableName, is_text
 from features.inputs.tables import InputTables
 from features.schema import DenseFeature, FeatureConfig, SparseFeature
@@ -116,7 +117,7 @@ class LogReader:
         """
         columns = [
             "i.impression_id",
-            f"{_us('i.timestamp')} AS time_us",
+            "epoch_us(i.timestamp) AS time_us",
             "CAST(i.clicked AS TINYINT) AS clicked",
             f"{self._click_us()} AS click_us",
             "u.code AS user",
@@ -132,12 +133,14 @@ class LogReader:
         else:
             columns.append(f"CAST({NO_ID} AS INTEGER) AS query")
         for feature in self.own_dense:
-            columns.append(f"CAST(i.{_name(feature.column)} AS DOUBLE) AS {_name('dense:' + feature.name)}")
+            columns.append(
+                f"CAST(i.{sql_name(feature.column)} AS DOUBLE) AS {sql_name('dense:' + feature.name)}"
+            )
         for number, sparse in enumerate(self.own_sparse):
-            columns.append(f"coalesce(s{number}.code, {NO_ID}) AS {_name('id:' + sparse.column)}")
+            columns.append(f"coalesce(s{number}.code, {NO_ID}) AS {sql_name('id:' + sparse.column)}")
             joins.append(
                 f"LEFT JOIN {_index_table(sparse.column)} s{number} "
-                f"ON i.{_name(sparse.column)} = s{number}.id"
+                f"ON i.{sql_name(sparse.column)} = s{number}.id"
             )
         yield from self._batches(
             f"SELECT {', '.join(columns)} FROM {self._scan('impressions')} i {' '.join(joins)} "
@@ -151,8 +154,8 @@ class LogReader:
             "wanted", pa.table({"code": np.arange(len(rank_U), dtype=np.int32), "rank": rank_U})
         )
         ranked = (
-            f"SELECT i.user_id, {_us('i.timestamp')} AS time_us, row_number() OVER "
-            f"(PARTITION BY i.user_id ORDER BY {_us('i.timestamp')}, i.impression_id) - 1 AS rank "
+            f"SELECT i.user_id, epoch_us(i.timestamp) AS time_us, row_number() OVER "
+            f"(PARTITION BY i.user_id ORDER BY epoch_us(i.timestamp), i.impression_id) - 1 AS rank "
             f"FROM {self._scan('impressions')} i"
         )
         found = self._arrow(
@@ -170,7 +173,7 @@ class LogReader:
         tie = "b.purchase_id" if "purchase_id" in self.tables.columns("purchases") else ""
         tie = tie or "b.__file, b.file_row_number"
         yield from self._batches(
-            f"SELECT u.code AS user, p.code AS product, {_us('b.timestamp')} AS time_us "
+            f"SELECT u.code AS user, p.code AS product, epoch_us(b.timestamp) AS time_us "
             f"FROM {self._scan('purchases', positions=True)} b "
             "JOIN user_index u ON b.user_id = u.id JOIN product_index p ON b.product_id = p.id "
             f"ORDER BY user, time_us, {tie}, product"
@@ -178,9 +181,9 @@ class LogReader:
 
     def product_column(self, column: str, *, as_number: bool) -> pa.Array:
         """One column of the catalogue in `product_index` order."""
-        value = f"CAST(c.{_name(column)} AS DOUBLE)" if as_number else f"c.{_name(column)}"
+        value = f"CAST(c.{sql_name(column)} AS DOUBLE)" if as_number else f"c.{sql_name(column)}"
         if not as_number and not is_text(self.tables.schema("products").field(column).type):
-            value = f"CAST(c.{_name(column)} AS BIGINT)"
+            value = f"CAST(c.{sql_name(column)} AS BIGINT)"
         return (
             self._arrow(
                 f"SELECT {value} AS value FROM {self._scan('products')} c "
@@ -196,9 +199,9 @@ class LogReader:
 
     def _click_us(self) -> str:
         """SQL of when impression `i` was clicked; NO_CLICK without a click in its attribution window."""
-        shown = clicked = _us("i.timestamp")
+        shown = clicked = "epoch_us(i.timestamp)"
         if self.facts.has_click_times:
-            clicked = _us("coalesce(i.click_timestamp, i.timestamp)")
+            clicked = "epoch_us(coalesce(i.click_timestamp, i.timestamp))"
         counts = f"{clicked} - {shown} < {self.config.labels.attribution_us}"
         return f"if(CAST(i.clicked AS TINYINT) = 1 AND {counts}, {clicked}, {NO_CLICK})"
 
@@ -209,7 +212,7 @@ class LogReader:
         required = ("impression_id", "timestamp", "user_id", "product_id")
         nulls = ", ".join(f"count(*) FILTER (WHERE {name} IS NULL)" for name in required)
         row = self._one(
-            f"SELECT count(*), {_us('min(timestamp)')}, {_us('max(timestamp)')}, "
+            f"SELECT count(*), epoch_us(min(timestamp)), epoch_us(max(timestamp)), "
             "count(*) FILTER (WHERE clicked IS NULL OR CAST(clicked AS BIGINT) NOT IN (0, 1)), "
             f"count(*) FILTER (WHERE CAST(clicked AS BIGINT) = 1 AND {late}), {nulls} "
             f"FROM {self._scan('impressions')}"
@@ -278,11 +281,11 @@ class LogReader:
 
     def _index_column(self, column: str) -> IdIndex:
         kind = self.tables.schema("impressions").field(column).type
-        value = _name(column) if is_text(kind) else f"CAST({_name(column)} AS BIGINT)"
+        value = sql_name(column) if is_text(kind) else f"CAST({sql_name(column)} AS BIGINT)"
         return self._index(
             _index_table(column),
             f"SELECT {value} AS id, 1 AS shown FROM {self._scan('impressions')} "
-            f"WHERE {_name(column)} IS NOT NULL",
+            f"WHERE {sql_name(column)} IS NOT NULL",
         )
 
     def _index(self, name: str, rows_sql: str) -> IdIndex:
@@ -371,14 +374,4 @@ def _no_ids() -> IdIndex:
 
 def _index_table(column: str) -> str:
     """The table that numbers the ids of an impression column; no column can be named like the keys' own."""
-    return _name(f"index of {column}")
-
-
-def _us(time: str) -> str:
-    """Microseconds since 1970 of a time of any resolution."""
-    return f"epoch_us(CAST({time} AS TIMESTAMPTZ))"
-
-
-def _name(column: str) -> str:
-    """A quoted SQL identifier."""
-    return '"' + column.replace('"', '""') + '"'
+    return sql_name(f"index of {column}")

@@ -65,7 +65,7 @@ class PastLog(LogReader):
         self._connection.execute(
             "CREATE TABLE kept AS SELECT * FROM ("
             f"SELECT u.code AS user, p.code AS product, {query} AS query, "
-            f"epoch_us(CAST(i.timestamp AS TIMESTAMPTZ)) AS time_us, {self._click_us()} AS click_us "
+            f"epoch_us(i.timestamp) AS time_us, {self._click_us()} AS click_us "
             f"FROM {self._scan('impressions')} i JOIN user_index u ON i.user_id = u.id "
             f"JOIN product_index p ON i.product_id = p.id {join}) "
             f"WHERE time_us >= {first_us} OR click_us >= {first_us}"
@@ -93,7 +93,4 @@ class PastLog(LogReader):
         if table not in ("impressions", "purchases"):
             return scan
         # A row without a time is kept: it is refused by name, not lost.
-        return (
-            f"(SELECT * FROM {scan} WHERE timestamp IS NULL "
-            f"OR epoch_us(CAST(timestamp AS TIMESTAMPTZ)) < {self._before_us})"
-        )
+        return f"(SELECT * FROM {scan} WHERE timestamp IS NULL OR epoch_us(timestamp) < {self._before_us})"

@@ -46,7 +46,7 @@ def end_of_log_us(tables: InputTables, labels: LabelConfig) -> int:
     if not tables.has("impressions"):
         raise ValueError(f"{tables.root} has no impressions; a snapshot is made of them")
     shown, clicked = (
-        f"epoch_us(CAST({column} AS TIMESTAMPTZ))" for column in ("timestamp", "click_timestamp")
+        f"epoch_us({column})" for column in ("timestamp", "click_timestamp")
     )
     moments: list[tuple[TableName, str]] = [("impressions", f"max({shown})")]
     if "click_timestamp" in tables.columns("impressions"):
