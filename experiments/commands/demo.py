@@ -47,7 +47,8 @@ def demo(
     and every output says so. OUT/report.html is the page to open at the end. Takes some 16 minutes on two
     cores at size small.
 
-    Example: `dashclip demo --out runs/demo --seeds 5`
+    Examples: `dashclip demo --out runs/demo --seeds 5`,
+    `dashclip demo --preset retrieval --out runs/demo_retrieval`
     """
     from rich.console import Console
 
