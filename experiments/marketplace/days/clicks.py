@@ -60,7 +60,10 @@ def click_logits(model: ClickModel, terms: dict[str, FloatArray]) -> FloatArray:
     The first position of a grade 1 product at its usual price, average in all else, at 14:00 on the second
     device: `intercept + grade_1`.
     """
-    return sum(terms.values(), start=np.float64(model.intercept)).astype(np.float64)
+    logit_N: FloatArray = np.full(len(terms["grade"]), model.intercept)
+    for term_N in terms.values():
+        logit_N = logit_N + term_N
+    return logit_N
 
 
 def sigmoid(logit_N: FloatArray) -> FloatArray:
