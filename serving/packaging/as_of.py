@@ -45,9 +45,7 @@ def end_of_log_us(tables: InputTables, labels: LabelConfig) -> int:
 
     if not tables.has("impressions"):
         raise ValueError(f"{tables.root} has no impressions; a snapshot is made of them")
-    shown, clicked = (
-        f"epoch_us({column})" for column in ("timestamp", "click_timestamp")
-    )
+    shown, clicked = (f"epoch_us({column})" for column in ("timestamp", "click_timestamp"))
     moments: list[tuple[TableName, str]] = [("impressions", f"max({shown})")]
     if "click_timestamp" in tables.columns("impressions"):
         counts = f"CAST(clicked AS BIGINT) = 1 AND {clicked} - {shown} < {labels.attribution_us}"
