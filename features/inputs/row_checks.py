@@ -87,7 +87,10 @@ class RowChecks:
         scan = self.tables.scan_sql(table, positions=True)
         columns = [row[0] for row in self._fetch(f"DESCRIBE SELECT * FROM {scan}")]
         dropped = ", ".join(sorted({*RESERVED, *(set(columns) & set(QUARANTINE_COLUMNS))}))
-        relative = f"substr(__file, {len(str(self.tables.root)) + 2})"
+        # pathlib takes "." out of a path, so what stands before a file's name may be shorter than the folder.
+        path = self.tables.files(table)[0]
+        folder = len(str(path)) - len(str(path.relative_to(self.tables.root)))
+        relative = f"substr(__file, {folder + 1})"
         return f"(SELECT * EXCLUDE ({dropped}), {relative} AS _file, file_row_number AS _row FROM {scan})"
 
     def good_rows_sql(self, table: TableName) -> str:

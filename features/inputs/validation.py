@@ -82,7 +82,7 @@ def validate(
             _write_quarantine(checks, findings, quarantine)
         if clean is not None and not said:
             progress("writing the clean copy", 0, 1)
-            _write_clean(checks, clean)
+            _write_clean(checks, findings, clean)
     progress("done", 1, 1)
     return ValidationReport(str(data), max_bad_share, findings, tables.absences, said)
 
@@ -154,13 +154,17 @@ def _write_quarantine(checks: RowChecks, findings: dict[TableName, TableFinding]
                 checks.run(f"COPY ({rows}) TO {path} (FORMAT parquet, COMPRESSION zstd)")
 
 
-def _write_clean(checks: RowChecks, folder: Path) -> None:
+def _write_clean(checks: RowChecks, findings: dict[TableName, TableFinding], folder: Path) -> None:
     tables = checks.tables
     with atomic_folder(folder, ours=_is_clean_copy) as target:
-        for table in tables.files_by_table:
+        for table, finding in findings.items():
+            left_out = 0
             for source in tables.files(table):
                 name = str(source.relative_to(tables.root))
-                _write_good_rows(source, target / name, checks.quarantined_places(table, name))
+                quarantined = checks.quarantined_places(table, name)
+                _write_good_rows(source, target / name, quarantined)
+                left_out += len(quarantined)
+            assert left_out == finding.quarantined, "a quarantined row is in the clean copy"
         for description in sorted(tables.root.glob("*.json")):
             shutil.copy2(description, target / description.name)
         atomic_write_json(target / _CLEAN_MARK, {"clean_copy_of": str(tables.root)})

@@ -327,6 +327,29 @@ def test_the_clean_copy_keeps_files_order_and_types_over_many_batches(tmp_path, 
         assert clean.equals(whole.filter(pa.array([i % 13 not in (0, 6) for i in numbers])))
 
 
+@pytest.mark.parametrize("spelling", [".", "./", "../in", "", "/absolute"])
+@pytest.mark.parametrize("in_a_folder", [False, True])
+def test_however_the_folder_is_spelt_the_clean_copy_lacks_the_bad_rows(
+    tmp_path, monkeypatch, spelling, in_a_folder
+):
+    rows = good_rows()
+    rows["impressions"].insert(3, impression(10, clicked=7))
+    folder = write_tables(tmp_path / "in", rows)
+    file = "impressions.parquet"
+    if in_a_folder:
+        (folder / "impressions").mkdir()
+        file = (folder / file).rename(folder / "impressions" / "part.parquet").relative_to(folder).as_posix()
+    monkeypatch.chdir(folder)
+    data = folder if spelling == "/absolute" else Path(spelling)
+    out = tmp_path / "out"
+    report = validated(data, quarantine=out / "aside", clean=out / "clean")
+    (finding,) = report.tables["impressions"].broken
+    assert (str(finding.example), finding.example.value) == (f"{file} row 3", "7")
+    assert pq.read_table(out / "clean" / file)["clicked"].to_pylist() == [i % 2 for i in range(10)]
+    (aside,) = pq.read_table(out / "aside" / "impressions.parquet").to_pylist()
+    assert (aside["_file"], aside["_row"], aside["clicked"]) == (file, 3, 7)
+
+
 def test_outputs_never_replace_the_input(tmp_path):
     folder = write_tables(tmp_path / "in", good_rows())
     for target in (folder, tmp_path):
