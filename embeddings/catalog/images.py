@@ -8,6 +8,7 @@ Shapes: B images, C = 3 colours, S side.
 
 import errno
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,16 @@ class ImageUnreadable(ValueError):
         return type(self), (self.path, self.reason)  # else it could not cross a process border
 
 
+@dataclass(frozen=True)
+class OutsideImage:
+    """An image that the products table names outside of the data folder: nobody opens it."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class AugmentationConfig(StrictModel):
     """How far an augmented image may be from the original; flips are left out, as they mirror text."""
 
@@ -58,16 +69,18 @@ class AugmentationConfig(StrictModel):
     colour: float = Field(default=0.3, ge=0, lt=1)
 
 
-def load_image(path: Path, *, size: int) -> Pixels:
+def load_image(path: Path | OutsideImage, *, size: int) -> Pixels:
     """Decode an image to RGB, [3, S, S] with S = `size`: as large as fits, centred on white, never cropped.
 
     The camera's orientation is applied; transparency becomes white; palettes, CMYK and 16-bit grey are
     converted; of an animation the first frame counts. A large JPEG is decoded at a fraction of its size.
 
     Raises:
-        ImageUnreadable: the file is missing, damaged, cut off, of an unknown format, or has more pixels than
-            Pillow's decompression bomb limit (179 million).
+        ImageUnreadable: the file is missing, outside of the data folder, damaged, cut off, of an unknown
+            format, or has more pixels than Pillow's decompression bomb limit (179 million).
     """
+    if isinstance(path, OutsideImage):
+        raise ImageUnreadable(Path(path.name), "it lies outside of the data folder")
     try:
         with Image.open(path) as image:
             image.draft(None, (DRAFT_FACTOR * size, DRAFT_FACTOR * size))

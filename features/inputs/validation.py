@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.artifacts import atomic_folder, atomic_write_json, json_file_has, refuse_foreign_folder
-from features.inputs.findings import TableFinding, ValidationReport
+from features.inputs.findings import RuleFinding, TableFinding, ValidationReport
 from features.inputs.row_checks import QUARANTINE_COLUMNS, RowChecks, open_row_checks
 from features.inputs.table_specs import TABLES, TableName
 from features.inputs.tables import InputError, InputTables, sql_text
@@ -71,11 +71,15 @@ def validate(
             progress(f"checking {name}", step, len(names))
             findings[name] = checks.judge(name)
         failures = [_too_bad(name, findings[name], max_bad_share) for name in names]
-        single = checks.single_class()
-        if single:
-            seen = findings["impressions"]
-            findings["impressions"] = TableFinding(seen.rows, seen.quarantined, (*seen.rules, single))
-            failures.append(single.sentence)
+        whole_tables: dict[TableName, RuleFinding | None] = {
+            "impressions": checks.single_class(),
+            "products": checks.no_readable_image(),
+        }
+        for name, found in whole_tables.items():
+            if found:
+                seen = findings[name]
+                findings[name] = TableFinding(seen.rows, seen.quarantined, (*seen.rules, found))
+                failures.append(found.sentence)
         said = tuple(failure for failure in failures if failure)
         if quarantine is not None:
             progress("writing the quarantine", 0, 1)
