@@ -7,6 +7,7 @@ Shapes: B images, C = 3 colours, S side.
 """
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,16 @@ WHITE = (255, 255, 255)
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
+@dataclass(frozen=True)
+class OutsideImage:
+    """An image that the products table names outside of the data folder: nobody opens it."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class AugmentationConfig(StrictModel):
     """How far an augmented image may be from the original; flips are left out, as they mirror text."""
 
@@ -45,14 +56,16 @@ class AugmentationConfig(StrictModel):
     colour: float = Field(default=0.3, ge=0, lt=1)
 
 
-def load_image(path: Path, *, size: int) -> Pixels:
+def load_image(path: Path | OutsideImage, *, size: int) -> Pixels:
     """Decode an image to RGB, [3, S, S] with S = `size`: as large as fits, centred on white, never cropped.
 
     Files are opened by `decode_image`; transparency becomes white.
 
     Raises:
-        ImageUnreadable: the file cannot be used.
+        ImageUnreadable: the file is outside of the data folder, or cannot be used.
     """
+    if isinstance(path, OutsideImage):
+        raise ImageUnreadable(Path(path.name), "it lies outside of the data folder")
     square = _letterbox(decode_image(path, side=size), size)
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 

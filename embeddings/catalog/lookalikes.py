@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embeddings.catalog.groups import connected_groups
+from embeddings.catalog.images import OutsideImage
 from embeddings.catalog.titles import normalise_text
 from features.artifacts import sha256_of
 
@@ -49,7 +50,9 @@ _SLASH = re.compile(r"(?<=\d)\s*[/⁄]\s*(?=\d)")
 _NUMBER_SIGN = re.compile(r"(?:#|\bn\s*°)\s*(?=\d)", re.IGNORECASE)
 
 
-def groups_of_lookalikes(titles: Sequence[str], image_paths: Sequence[Path | None]) -> npt.NDArray[np.int64]:
+def groups_of_lookalikes(
+    titles: Sequence[str], image_paths: Sequence[Path | OutsideImage | None]
+) -> npt.NDArray[np.int64]:
     """The group of each product [P]: the position of the first product that it looks like, through any chain.
 
     Two products look alike when their picture files hold the same bytes, when their normalised titles are
@@ -82,7 +85,9 @@ def _readable(title: str) -> str:
     return normalise_text(_NUMBER_SIGN.sub(" no ", _SLASH.sub(" over ", text)))
 
 
-def _keys(titles: Sequence[str], image_paths: Sequence[Path | None]) -> Iterable[tuple[int, tuple[str, str]]]:
+def _keys(
+    titles: Sequence[str], image_paths: Sequence[Path | OutsideImage | None]
+) -> Iterable[tuple[int, tuple[str, str]]]:
     for product, title in enumerate(titles):
         plain = _readable(title)
         if plain:
@@ -91,12 +96,12 @@ def _keys(titles: Sequence[str], image_paths: Sequence[Path | None]) -> Iterable
     yield from ((product, ("picture", digest)) for product, digest in _picture_digests(image_paths))
 
 
-def _picture_digests(image_paths: Sequence[Path | None]) -> Iterable[tuple[int, str]]:
+def _picture_digests(image_paths: Sequence[Path | OutsideImage | None]) -> Iterable[tuple[int, str]]:
     """SHA-256 of pictures that may have a twin; a missing file has none."""
     by_length: dict[int, dict[Path, list[int]]] = {}
     lengths: dict[Path, int | None] = {}
     for product, path in enumerate(image_paths):
-        if path is None:
+        if not isinstance(path, Path):
             continue
         if path not in lengths:
             lengths[path] = path.stat().st_size if path.is_file() else None

@@ -8,6 +8,7 @@ place of the first good row with the same id) and `images.image` (an image that 
 from dataclasses import dataclass
 from typing import Literal
 
+from features.inputs.blanks import is_missing_sql
 from features.inputs.table_specs import TableName
 from features.schema import LabelConfig
 
@@ -50,8 +51,14 @@ _WINDOW_HOURS = LabelConfig().attribution_hours
 _IS_COPY = "{'file': r._file, 'row': r._row} > copies.first"
 
 
-def _not_null(column: str, severity: Severity = "quarantine") -> Rule:
-    return Rule(f"null_{column}", severity, column, f"r.{column} IS NULL", "it must not be null; fill it in")
+def _not_null(column: str) -> Rule:
+    return Rule(
+        f"null_{column}",
+        "quarantine",
+        column,
+        is_missing_sql(f"r.{column}"),
+        "it must not be null or blank; fill it in",
+    )
 
 
 def _blank(column: str, severity: Severity, consequence: str) -> Rule:
@@ -59,7 +66,7 @@ def _blank(column: str, severity: Severity, consequence: str) -> Rule:
         f"empty_{column}",
         severity,
         column,
-        f"r.{column} IS NULL OR trim(r.{column}) = ''",
+        is_missing_sql(f"r.{column}"),
         f"it should hold text; {consequence}",
     )
 
@@ -79,7 +86,7 @@ _UNKNOWN_PRODUCT = Rule(
     "unknown_product",
     "quarantine",
     "product_id",
-    "r.product_id IS NOT NULL AND known.product_id IS NULL",
+    f"NOT {is_missing_sql('r.product_id')} AND known.product_id IS NULL",
     "it must be in the products table (and not quarantined there); add the product or delete the row",
     joins="known",
 )
@@ -116,7 +123,7 @@ RULES: dict[TableName, tuple[Rule, ...]] = {
             "warn",
             "image",
             "images.image IS NOT NULL",
-            "the file must exist inside the folder and open as an image; replace it, or write null",
+            "the file must lie inside the folder and open as an image; it counts as missing until it does",
             joins="images",
         ),
     ),

@@ -4,8 +4,9 @@ Ids are numbered in sorted order, so numbers depend on the set of ids only, neve
 Shapes: K distinct ids, N impressions, P products.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from features.columns.kernels import NO_CLICK
+from features.columns.transforms import LARGEST
+from features.inputs.blanks import is_missing_sql, without_blanks, without_blanks_sql
 from features.inputs.plain_types import sql_name
 from features.inputs.table_specs import TableName, is_text
 from features.inputs.tables import InputTables
@@ -68,7 +71,6 @@ class LogReader:
     def __init__(
         self, tables: InputTables, config: FeatureConfig, *, threads: int, memory_limit: str, spill: Path
     ) -> None:
-        self.tables = tables
         self.config = config
         self._connection = duckdb.connect(
             ":memory:",
@@ -79,7 +81,9 @@ class LogReader:
                 "preserve_insertion_order": True,
             },
         )
+        self.tables = tables = self._without_blank_queries(tables)
         _check_columns(tables, config)
+        self._check_sizes()
         self.facts = self._facts()
         self._check_products()
         self.indexes = {"user": self._index_users(), "product": self._index_products()}
@@ -170,8 +174,8 @@ class LogReader:
         """Batches of user, product int32 and time_us int64, by (user, time, purchase_id or file order)."""
         if not self.tables.has_purchases:
             return
-        tie = "b.purchase_id" if "purchase_id" in self.tables.columns("purchases") else ""
-        tie = tie or "b.__file, b.file_row_number"
+        has_ids = "purchase_id" in self.tables.columns("purchases")
+        tie = without_blanks_sql("b.purchase_id") if has_ids else "b.__file, b.file_row_number"
         yield from self._batches(
             f"SELECT u.code AS user, p.code AS product, epoch_us(b.timestamp) AS time_us "
             f"FROM {self._scan('purchases', positions=True)} b "
@@ -193,6 +197,41 @@ class LogReader:
             .combine_chunks()
         )
 
+    def _without_blank_queries(self, tables: InputTables) -> InputTables:
+        """The tables, as ones without queries if every query is blank; footers cannot say so."""
+        if not tables.has_queries:
+            return tables
+        rows = f"FROM {tables.scan_sql('impressions')} WHERE NOT {is_missing_sql('query')}"
+        found = self._connection.execute(f"SELECT 1 {rows} LIMIT 1").fetchone()
+        return replace(tables, has_queries=found is not None)
+
+    def _check_sizes(self) -> None:
+        """Every number that a dense feature reads is one that its transform can take; NaN is missing."""
+        for feature in self.config.dense:
+            if feature.source == "timestamp":
+                continue
+            value = f"CAST({sql_name(feature.column)} AS DOUBLE)"
+            found = self._connection.execute(
+                f"SELECT {value}, __file, file_row_number FROM "
+                f"{self.tables.scan_sql(feature.source, positions=True)} "
+                f"WHERE abs({value}) > {LARGEST[feature.transform]!r} AND NOT isnan({value}) LIMIT 1"
+            ).fetchone()
+            if found is None:
+                continue
+            number, file, row = found
+            infinite = math.isinf(number)
+            raise LogError(
+                f"{file} row {row}, dense feature {feature.name!r}: column {feature.column!r} of "
+                f"{feature.source} holds "
+                + (
+                    f"an infinite value ({number:g}); "
+                    if infinite
+                    else f"{number:g}, too large for transform = 'standard' (at most "
+                    f"{LARGEST[feature.transform]:.1e}); "
+                )
+                + f"correct it or write null{'' if infinite else ', or use the transform log'}"
+            )
+
     def _scan(self, table: TableName, *, positions: bool = False) -> str:
         """What every query reads a table from."""
         return self.tables.scan_sql(table, positions=positions)
@@ -210,7 +249,7 @@ class LogReader:
         has_time = "click_timestamp" in columns
         late = "click_timestamp IS NULL" if has_time else "true"
         required = ("impression_id", "timestamp", "user_id", "product_id")
-        nulls = ", ".join(f"count(*) FILTER (WHERE {name} IS NULL)" for name in required)
+        nulls = ", ".join(f"count(*) FILTER (WHERE {is_missing_sql(name)})" for name in required)
         row = self._one(
             f"SELECT count(*), epoch_us(min(timestamp)), epoch_us(max(timestamp)), "
             "count(*) FILTER (WHERE clicked IS NULL OR CAST(clicked AS BIGINT) NOT IN (0, 1)), "
@@ -236,15 +275,20 @@ class LogReader:
             "CAST(row_number() OVER (ORDER BY product_id) - 1 AS INTEGER) AS code, product_id AS id "
             f"FROM {self._scan('products')}"
         )
-        twice = self._one("SELECT count(*) - count(DISTINCT id), count(*) - count(id) FROM product_index")
-        if any(twice):
-            raise self._bad_rows("products", f"{twice[0]:,} rows repeat a product_id or have none")
+        repeated, missing = self._one(
+            "SELECT count(id) - count(DISTINCT id), "
+            f"count(*) FILTER (WHERE {is_missing_sql('id')}) FROM product_index"
+        )
+        if repeated or missing:
+            raise self._bad_rows(
+                "products", f"{repeated:,} rows repeat a product_id and {missing:,} have none"
+            )
         logs: list[TableName] = ["impressions"]
         if self.tables.has_purchases:
             logs.append("purchases")
             lost = self._one(
-                "SELECT count(*) FILTER (WHERE user_id IS NULL OR product_id IS NULL OR timestamp IS NULL) "
-                f"FROM {self._scan('purchases')}"
+                f"SELECT count(*) FILTER (WHERE {is_missing_sql('user_id')} OR "
+                f"{is_missing_sql('product_id')} OR timestamp IS NULL) FROM {self._scan('purchases')}"
             )[0]
             if lost:
                 raise self._bad_rows("purchases", f"{lost:,} rows lack a user_id, product_id or timestamp")
@@ -285,7 +329,7 @@ class LogReader:
         return self._index(
             _index_table(column),
             f"SELECT {value} AS id, 1 AS shown FROM {self._scan('impressions')} "
-            f"WHERE {sql_name(column)} IS NOT NULL",
+            f"WHERE NOT {is_missing_sql(sql_name(column))}",
         )
 
     def _index(self, name: str, rows_sql: str) -> IdIndex:
@@ -327,10 +371,11 @@ class LogReader:
 
 
 def encode_ids(values: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int32]]:
-    """Distinct values in sorted order and each value's position among them, -1 for null.
+    """Distinct values in sorted order and each value's position among them, -1 for null and blank strings.
 
-    `["b", null, "a"]` gives `["a", "b"]` and `[1, -1, 0]`.
+    `["b", null, "a", " "]` gives `["a", "b"]` and `[1, -1, 0, -1]`.
     """
+    values = without_blanks(values)
     ids = values.drop_null().unique()
     ids = ids.take(pa.compute.sort_indices(ids))
     position = pa.compute.index_in(values, value_set=ids)

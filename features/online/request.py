@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from features.columns.id_map import IdKind
+from features.inputs.blanks import without_blank, without_blanks
 from features.inputs.table_specs import is_text
 
 #: Scored in one request at most; more is a matter for retrieval, or for several requests.
@@ -69,8 +70,9 @@ class RequestError(ValueError):
 class ScoreRequest:
     """Candidates to be ranked for one user and one query at one moment.
 
-    Ids may come as lists or arrays; once built, `candidates` (and `history`) are Arrow arrays of int64 or
-    string without nulls, and each candidate column is a NumPy array of finite numbers or a list of N values.
+    A blank string is missing, as in the log: such a user or query becomes None. Ids may be lists or arrays;
+    once built, `candidates` (and `history`) are Arrow arrays of int64 or string, none missing, and each
+    candidate column is a NumPy array of finite numbers or a list of N values.
 
     Attributes:
         user_id: None, or an id that is not known, is a cold user.
@@ -106,6 +108,8 @@ class ScoreRequest:
     def __post_init__(self) -> None:
         _check_id("user_id", self.user_id, advice="send an integer, a string or null")
         _check_query(self.query)
+        object.__setattr__(self, "user_id", without_blank(self.user_id))
+        object.__setattr__(self, "query", without_blank(self.query))
         _check_timestamp(self.timestamp_us)
         candidates = _ids("candidates", self.candidates, at_most=MAX_CANDIDATES, status=413)
         if len(candidates) == 0:
@@ -193,7 +197,7 @@ def only_value(name: str, values: CandidateColumn) -> Any:
     Raises:
         RequestError: they differ.
     """
-    array = _one_type(name, values)
+    array = without_blanks(_one_type(name, values))
     if pa.types.is_nested(array.type):
         raise RequestError(name, f"values of type {array.type}", "send one number or string for each")
     distinct = array.unique()
@@ -247,22 +251,17 @@ def _check_text(name: str, text: str, *, at_most: int) -> None:
 
 
 def _check_query(query: object) -> None:
-    if query is None:
-        return
-    if type(query) is not str:
+    if type(query) is str:
+        _check_text("query", query, at_most=MAX_QUERY_CHARACTERS)
+    elif query is not None:
         raise RequestError("query", what_came(query), "send a string, or null if there was no search")
-    _check_text("query", query, at_most=MAX_QUERY_CHARACTERS)
 
 
 def _check_timestamp(timestamp_us: object) -> None:
-    if timestamp_us is None:
+    if timestamp_us is None or (type(timestamp_us) is int and 0 <= timestamp_us <= MAX_TIMESTAMP_US):
         return
-    if type(timestamp_us) is not int or not 0 <= timestamp_us <= MAX_TIMESTAMP_US:
-        raise RequestError(
-            "timestamp_us",
-            what_came(timestamp_us),
-            "send microseconds since 1970 as an integer, or null for now",
-        )
+    advice = "send microseconds since 1970 as an integer, or null for now"
+    raise RequestError("timestamp_us", what_came(timestamp_us), advice)
 
 
 def _check_names(name: str, mapping: object) -> None:
@@ -296,7 +295,10 @@ def _ids(name: str, ids: object, *, at_most: int, status: Any = 400) -> pa.Array
         raise RequestError(name, what_came(ids), "send a list of product ids")
     if len(ids) > at_most:
         raise RequestError(name, f"{len(ids):,} ids", f"send at most {at_most:,}", status=status)
-    return _arrow_ids(name, ids) if isinstance(ids, pa.Array) else _listed_ids(name, ids)
+    array = _arrow_ids(name, ids) if isinstance(ids, pa.Array) else _listed_ids(name, ids)
+    if not (blank := without_blanks(array).null_count):
+        return array
+    raise RequestError(name, f"{blank} blank ids", _ID_ADVICE)
 
 
 _ID_ADVICE = "send product ids that are all integers or all strings"

@@ -194,7 +194,11 @@ class _Reading:
         dense_NF = np.empty((count, len(part.dense_at)), np.float32)
         for plan in part.dense:
             value_N = self._dense_values(plan)
-            dense_NF[:, plan.place] = plan.transform.apply(value_N)
+            scaled_N = plan.transform.apply(value_N)
+            if plan.input is not None and not np.isfinite(scaled_N).all():
+                worst = value_N[~np.isfinite(scaled_N)][0]
+                raise RequestError(self._at(plan.input), f"{worst:g}", "send a value as it was logged")
+            dense_NF[:, plan.place] = scaled_N
             if plan.missing_place is not None:
                 dense_NF[:, plan.missing_place] = np.isnan(value_N)
         for counter in part.counters:

@@ -338,6 +338,27 @@ def test_an_unreadable_image_is_reported_and_counts_as_missing(
     assert batch.has_title_B.all()
 
 
+def test_an_image_outside_of_the_folder_is_unreadable_and_never_opened(
+    tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
+    data = write_small_catalog(tmp_path / "data", products=4)
+    table = pq.read_table(data / "products.parquet")
+    names = table["image"].to_pylist()
+    (data / names[1]).rename(tmp_path / "secret.png")
+    names[1], names[2] = "../secret.png", f"./{names[0]}"
+    place = table.schema.get_field_index("image")
+    pq.write_table(table.set_column(place, "image", pa.array(names)), data / "products.parquet")
+    catalog = ProductCatalog.open(data)
+    assert catalog.image_paths[2] == catalog.image_paths[0]
+    assert catalog.group_P[2] == catalog.group_P[0]
+    reasons: dict[int, str] = {}
+    batch = batch_of(data, tokenizer, range(4), unreadable=reasons)
+    assert reasons == {1: "it lies outside of the data folder"}
+    assert batch.has_image_B.tolist() == [True, False, True, True]
+    with pytest.raises(ImageUnreadable, match=r"^\.\./secret\.png cannot be read .* it lies outside"):
+        batch_of(data, tokenizer, [1])
+
+
 def test_an_unreadable_image_stops_the_batch_unless_asked_otherwise(
     damaged: Path, tokenizer: TextTokenizer
 ) -> None:

@@ -126,6 +126,44 @@ def test_an_infinite_number_is_refused(tmp_path):
     assert "column 'price' of impressions holds an infinite value" in refused(tmp_path, tables)
 
 
+@pytest.mark.parametrize("number", [1e200, -1e200, 1e39])
+@pytest.mark.parametrize("source", ["impressions", "products"])
+def test_a_number_too_large_for_a_standard_transform_is_named_before_the_build(
+    tmp_path, monkeypatch, source, number
+):
+    monkeypatch.setattr("features.offline.build._read", None)  # the build may not start
+    tables = random_tables(1)
+    column = {"impressions": "price", "products": "weight"}[source]
+    values = tables[source].column(column).to_pylist()
+    values[3] = number
+    tables[source] = with_column(tables[source], column, pa.array(values))
+    dense = (DenseFeature(name="number", source=source, column=column),)
+    message = refused(tmp_path, tables, CONFIG.model_copy(update={"dense": dense}))
+    assert f"{source}.parquet row 3, dense feature 'number': column {column!r} of {source}" in message
+    assert f"holds {number:g}, too large for transform = 'standard'" in message
+    assert "write null, or use the transform log" in message
+
+
+def test_a_huge_number_is_no_trouble_for_a_logarithm(tmp_path):
+    tables = random_tables(1)
+    values = tables["impressions"].column("price").to_pylist()
+    values[3] = 1e200
+    tables["impressions"] = with_column(tables["impressions"], "price", pa.array(values))
+    manifest = build(write_tables(tmp_path / "data", tables), tmp_path / "features", CONFIG, threads=1)
+    assert np.isfinite([manifest.transforms["price"].mean, manifest.transforms["price"].sd]).all()
+
+
+def test_a_number_beyond_what_the_network_reads_is_named(tmp_path):
+    tables = random_tables(1)
+    time_us = tables["impressions"].column("timestamp").cast(pa.int64()).to_numpy()
+    values = np.where(np.arange(400) % 2, 1e-9, 0.0)
+    values[time_us.argmax()] = 1e38  # in the test split
+    tables["impressions"] = with_column(tables["impressions"], "price", pa.array(values))
+    dense = (DenseFeature(name="number", column="price"),)
+    message = refused(tmp_path, tables, CONFIG.model_copy(update={"dense": dense}))
+    assert "dense feature 'number': column 'price' holds 1e+38, too far from the training window" in message
+
+
 def test_a_dense_column_without_training_values_is_refused(tmp_path):
     tables = random_tables(1)
     nothing = pa.nulls(400, pa.float64())
