@@ -18,6 +18,7 @@ SOFT_CAP_LINES = 400
 LONG_FILES: dict[str, str] = {
     "embeddings/stages/stage1.py": "the config, the losses and the batches of one stage of training",
     "embeddings/stages/stage2.py": "the config, the losses and the batches of one stage of training",
+    "features/online/request.py": "one request and every refusal of a value in it",
 }
 BANNED_WORDS = {"util", "utils", "helper", "helpers", "manager", "item", "items", "data", "info", "misc"}
 
