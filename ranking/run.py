@@ -10,6 +10,7 @@ RUN/config.json        what was asked for, resolved
 
 import hashlib
 import json
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from embeddings.training.checkpoint import read_checkpoint
-from features.artifacts import StrictModel, atomic_write_json, file_lock, replaced_file
+from features.artifacts import BusyError, StrictModel, atomic_write_json, file_lock, replaced_file
 from features.batches.loader import BatchLoader
 from features.feature_set import FeatureSet
 from ranking.checkpoint import WEIGHTS, load_ranker_weights
@@ -199,8 +200,8 @@ def check_same_run(folder: Path, config: RunConfig) -> None:
         path = folder / name
         if path.exists() and json.loads(path.read_text()) != content:
             raise ValueError(
-                f"{path} differs from {what}, so its numbers would not be comparable; restore them, or "
-                "choose another folder"
+                f"{path} differs from {what}, so its numbers would not be comparable; restore them, "
+                f"choose another folder, or delete {folder} to train it anew"
             )
 
 
@@ -223,21 +224,40 @@ def execute_run(
         The content of metrics.json.
 
     Raises:
+        BusyError: another process is training in `folder`.
         ValueError: `folder` holds a run already (without `resume`), or one with another config; or a split
             of the feature set has clicks only, or none.
     """
     check_both_classes(config.features)
-    device = device or torch.device("cpu")
+    with run_lock(folder):
+        return execute_locked_run(
+            config, folder, environment=environment, device=device, resume=resume, on_step=on_step
+        )
+
+
+def run_lock(folder: Path) -> AbstractContextManager[None]:
+    """Hold a run folder, which is made if it is missing: no other process trains in it meanwhile.
+
+    Raises:
+        BusyError: another process holds it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    busy = ValueError(f"another process is training in {folder}; wait for it, or stop it")
-    with file_lock(folder / ".lock", busy=busy):
-        _claim(folder, config, environment, resume=resume)
-        return _execute(config, folder, device=device, resume=resume, on_step=on_step)
+    busy = BusyError(f"another process is training in {folder}; wait for it, or stop it")
+    return file_lock(folder / ".lock", busy=busy)
 
 
-def _execute(
-    config: RunConfig, folder: Path, *, device: torch.device, resume: bool, on_step: OnStep | None
+def execute_locked_run(
+    config: RunConfig,
+    folder: Path,
+    *,
+    environment: dict[str, Any],
+    device: torch.device | None = None,
+    resume: bool = False,
+    on_step: OnStep | None = None,
 ) -> dict[str, Any]:
+    """`execute_run` for whoever holds the `run_lock` of the folder."""
+    device = device or torch.device("cpu")
+    _claim(folder, config, environment, resume=resume)
     run = open_run(config, device=device)
     progress = train(
         run.ranker,

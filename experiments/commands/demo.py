@@ -58,7 +58,7 @@ def demo(
     from experiments.commands.rankers.importance import importance
     from experiments.commands.rankers.report import report
     from experiments.commands.rankers.sweep import exit_if_failed, run_sweep
-    from experiments.sweeps.sweep import plan, share_of_cores
+    from experiments.sweeps.sweep import plan, processes_of
 
     console = Console()
     config = sweep_config(out, seeds)
@@ -93,7 +93,7 @@ def demo(
             repeats=2,
             slice_repeats=1,
             naive=True,
-            processes=share_of_cores(processes)[0],
+            processes=processes_of(processes),
         )
     report(out)
     exit_if_failed(errors)
@@ -178,6 +178,7 @@ def delete_demo(out: Path, variants: Iterable[str]) -> None:
     Raises:
         FileExistsError: data, features or embeddings of `out` are of another kind; nothing is deleted then.
     """
+    from experiments.commands.rankers.sweep import LOG as SWEEP_LOG
     from features.artifacts import refuse_foreign_folder
 
     parts = _parts(out)
@@ -193,9 +194,9 @@ def delete_demo(out: Path, variants: Iterable[str]) -> None:
     for name in ("pictures", "importance_parts"):
         if (out / name).is_dir():
             shutil.rmtree(out / name)
-    written = (LOG, "sweep.json", "table2.json", "table2.md", "report.html", "table1.md", "probes.md")
+    reports = ("table2.json", "table2.md", "report.html", "table1.md", "probes.md")
     importances = [path.name for path in out.glob("importance*") if path.suffix in IMPORTANCE_SUFFIXES]
-    for name in (*written, *ENCODER_RESULTS, *importances):
+    for name in (LOG, SWEEP_LOG, "sweep.json", *reports, *ENCODER_RESULTS, *importances):
         (out / name).unlink(missing_ok=True)
 
 

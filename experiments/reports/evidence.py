@@ -3,16 +3,15 @@
 What does not exist, or cannot be read, is named with the command that makes it; nothing else is left out.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from experiments.reports.page import Absent, Section
 from experiments.reports.records import EvidenceError
 from experiments.reports.sections import importance, probes, retrieval
 from experiments.reports.sections import latency as latency_part
-
-#: Words in the names of variants that stand for what they read.
-_READ = {"p", "q", "pq", "sim", "history"}
 
 
 def gather(sweep: Path, *, latency: Path | None = None, queries: bool = True) -> list[Section | Absent]:
@@ -31,9 +30,10 @@ def gather(sweep: Path, *, latency: Path | None = None, queries: bool = True) ->
         read: Callable[[Path], Section | None],
         *,
         of_queries: bool = False,
+        besides: str = "",
     ) -> Section | Absent:
         makes: str | None = command
-        reason = "This was not measured."
+        reason = f"This was not measured.{besides}"
         if of_queries and not queries:
             makes, reason = None, "These impressions have no queries, which this part is about."
         try:
@@ -71,13 +71,22 @@ def gather(sweep: Path, *, latency: Path | None = None, queries: bool = True) ->
             latency_part.QUESTION,
             "make bench-serving",
             lambda sweep: latency_part.latency_section(sweep, latency),
+            besides=f" {latency_part.MADE_UP}",
         ),
     ]
 
 
 def _importance_command(sweep: Path) -> str:
-    """For the variant with pretrained vectors whose name has most of what can be read."""
-    found = sorted({run.parent.name for run in sweep.glob("*/seed-*")})
-    pretrained = [name for name in found if "random" not in name]
-    parts = {name: len(set(name.split("_")) & _READ) for name in pretrained}
-    return f"dashclip importance {sweep / max(parts, key=parts.__getitem__, default='VARIANT')}"
+    """For the variant whose finished runs read most kinds of pretrained vectors."""
+    read = {run.parents[1].name: _kinds_read(run.parent) for run in sorted(sweep.glob("*/seed-*/run.json"))}
+    return f"dashclip importance {sweep / max(read, key=read.__getitem__, default='VARIANT')}"
+
+
+def _kinds_read(run: Path) -> int:
+    """How many kinds of pretrained vectors a run reads, by its config; none if it has none."""
+    try:
+        config: dict[str, Any] = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
+    semantic = config.get("ranker", {}).get("semantic") or {}
+    return len(semantic.get("entities", ())) if semantic.get("initialisation") == "pretrained" else 0
