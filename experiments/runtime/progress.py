@@ -73,13 +73,17 @@ class Bars:
         if self._training not in (None, report.title):
             self._display.stop_task(self._bar_of[self._training][0])
         self._training = report.title
+        from embeddings.training.evaluation import beside_chance
+
         losses = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
         note = f"{report.rows_per_second:,.0f} {report.rows_name}/s  {losses}"
         self(report.title, report.step, report.total_steps, note)
         if report.evaluation:
-            measures = ", ".join(f"{name} {value:.4f}" for name, value in report.evaluation.items())
+            measures = beside_chance(report.evaluation)
             line = f"  {report.title}, step {report.step:,} of {report.total_steps:,}: {measures}"
             self._display.console.print(line, soft_wrap=True)
+        if report.remark:
+            self._display.console.print(f"  {report.remark}", style="yellow", markup=False, soft_wrap=True)
 
     def job(self, job: "JobProgress") -> None:
         """Move the bar of a running job, with the stage it is in; what ended stays as a line above."""
