@@ -16,7 +16,7 @@ Shapes: P products, Q queries, N rows (products or graded pairs), D embedding wi
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -148,23 +148,16 @@ def run_probes(
     config = config or ProbeConfig()
     for vectors in (before, after):
         _check(vectors, labels)
-    common: dict[str, Any] = {"config": config, "progress": progress}
-    jobs = {"aisle": partial(aisle_probe, before, after, labels, **common)}
+    jobs: dict[str, Callable[..., ProbeComparison]] = {"aisle": partial(aisle_probe, before, after, labels)}
     for unseen_queries in (False, True):
         for features in FEATURES:
             jobs[relevance_name(features, unseen_queries=unseen_queries)] = partial(
-                relevance_probe,
-                before,
-                after,
-                labels,
-                features=features,
-                unseen_queries=unseen_queries,
-                **common,
+                relevance_probe, before, after, labels, features=features, unseen_queries=unseen_queries
             )
     probes, left_out = {}, {}
     for name, job in jobs.items():
         try:
-            probes[name] = job()
+            probes[name] = job(config=config, progress=progress)
         except ProbeImpossibleError as error:
             left_out[name] = str(error)
     if not probes:

@@ -264,8 +264,14 @@ def measure_retrieval(
     other data the graded pairs judge, and the graded products of a query compete.
 
     Raises:
-        ValueError: no query is held out, or a table is missing.
+        ValueError: there are no grades, no query is held out, or a table is missing.
     """
+    if not table_files(data, "relevance"):
+        raise ValueError(
+            f"table 1 needs queries with grades, and {data} has no relevance table. Without, "
+            "`dashclip encode evaluate DATA OUT --row NAME=ENCODER` measures which image belongs to a title, "
+            "and `dashclip encode probe` what vectors know of aisles"
+        )
     catalog = ProductCatalog.open(data, modalities=("text",))
     rows: dict[str, TableRow] = {}
     if baselines:

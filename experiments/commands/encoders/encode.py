@@ -181,8 +181,6 @@ def evaluate_command(
     folders = named_folders(row)
     encoders = {name: found for name, folder in folders.items() if (found := _encoder_folder(folder))}
     tables = {name: folder for name, folder in folders.items() if name not in encoders}
-    if tables:
-        _refuse_without_grades(data)
     measured = {}
     with progress_bars(console) as bars:
         if tables:
@@ -368,22 +366,6 @@ def _encoder_folder(folder: Path) -> Path | None:
     from embeddings.stages.run_folder import ENCODER
 
     return next((found for found in (folder / ENCODER, folder) if is_encoder(found)), None)
-
-
-def _refuse_without_grades(data: Path) -> None:
-    """Say what is possible instead of table 1 where no query has a grade.
-
-    Raises:
-        ValueError: there is no relevance table.
-    """
-    from features.inputs.tables import table_files
-
-    if not table_files(data, "relevance"):
-        raise ValueError(
-            f"table 1 needs queries with grades, and {data} has no relevance table. Without, "
-            "`dashclip encode evaluate DATA OUT --row NAME=ENCODER` measures which image belongs to a title, "
-            "and `dashclip encode probe` what vectors know of aisles"
-        )
 
 
 def _print_run(console: Console, run: StageRun) -> None:
