@@ -101,12 +101,16 @@ class Bars:
         if self._training not in (None, report.title):
             self._display.stop_task(self._bar_of[self._training][0])
         self._training = report.title
+        from embeddings.training.evaluation import beside_chance
+
         losses = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
         note = f"{report.rows_per_second:,.0f} {report.rows_name}/s  {losses}"
         self(report.title, report.step, report.total_steps, note)
         if report.evaluation:
-            measures = ", ".join(f"{name} {value:.4f}" for name, value in report.evaluation.items())
+            measures = beside_chance(report.evaluation)
             self._say(f"{report.title}, step {report.step:,} of {report.total_steps:,}: {measures}")
+        if report.remark:
+            self._say(report.remark, style="yellow")
 
     def job(self, job: JobProgress) -> None:
         """Move the bar of a running job, with the stage it is in.

@@ -46,6 +46,9 @@ SLICE_TITLES = {
     "tail_query": "Tail queries",
 }
 
+#: What makes a folder a sweep.
+SWEEP = "sweep.json"
+
 
 class SweepResultsError(ValueError):
     """A sweep folder from which no comparison can be made; the message says what is wrong with it."""
@@ -133,7 +136,7 @@ def load_sweep(folder: Path) -> SweepResults:
         SweepResultsError: `sweep.json` is missing or wrong, no run is usable, or two runs were tested on
             different rows.
     """
-    record = _read_record(folder / "sweep.json")
+    record = _read_record(folder / SWEEP)
     runs: dict[str, dict[int, Run]] = {}
     unusable: list[UnusableRun] = []
     first: tuple[Path, pa.Table] | None = None
