@@ -27,6 +27,8 @@ from features.artifacts import (
     read_manifest,
     verify_checksums,
 )
+from features.inputs.blanks import without_blanks
+from features.inputs.table_specs import is_text
 
 #: Beyond it FBGEMM's CUDA kernels return zeros without a word (pytorch/torchrec issue 3673).
 MAX_DIM = 1024
@@ -192,14 +194,14 @@ class EmbeddingTable:
         return cls.load(folder, verify=False)
 
     def rows_of(self, ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
-        """Row of each of M ids in `vectors_ND`; 0 for ids that are null or unknown.
+        """Row of each of M ids in `vectors_ND`; 0 for ids that are null, blank or unknown.
 
         Hashes the whole table at every call: ask for many ids at once. Asking for `table.ids` gives 1 ... N.
 
         Raises:
             EmbeddingTableError: the ids are strings and the table has integers, or the other way round.
         """
-        ids = _canonical_ids(ids, allow_null=True)
+        ids = without_blanks(_canonical_ids(ids, allow_null=True))
         if ids.type != self.ids.type:
             raise EmbeddingTableError(
                 f"the ids of {self.folder} are {self.ids.type}, but {ids.type} ids were looked up; "
@@ -209,8 +211,8 @@ class EmbeddingTable:
         return pc.add(pc.fill_null(position_M, -1), 1).to_numpy(zero_copy_only=False).astype(np.int64)
 
     def coverage(self, ids: pa.Array | pa.ChunkedArray) -> Coverage:
-        """How many of these ids have a vector; null ids are not counted at all."""
-        ids = ids.drop_null()
+        """How many of these ids have a vector; null and blank ids are not counted at all."""
+        ids = without_blanks(_canonical_ids(ids, allow_null=True)).drop_null()
         known = int(np.count_nonzero(self.rows_of(ids)))
         return Coverage(known=known, missing=len(ids) - known)
 
@@ -231,7 +233,7 @@ def _canonical_ids(ids: pa.Array | pa.ChunkedArray, *, allow_null: bool = False)
             ids = ids.cast(pa.int64())
         except pa.ArrowInvalid as error:
             raise EmbeddingTableError(f"ids must fit into 64-bit signed integers: {error}") from None
-    elif pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
+    elif is_text(ids.type):
         ids = ids.cast(pa.string())
     elif pa.types.is_null(ids.type) and not len(ids):
         ids = ids.cast(pa.int64())
@@ -240,7 +242,7 @@ def _canonical_ids(ids: pa.Array | pa.ChunkedArray, *, allow_null: bool = False)
     if ids.null_count and not allow_null:
         position = pc.index(ids.is_null(), True).as_py()
         raise EmbeddingTableError(
-            f"ids must not be null, but the one at position {position} is; drop that row"
+            f"ids must not be null or blank, but the one at position {position} is; drop that row"
         )
     return ids
 

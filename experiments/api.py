@@ -38,6 +38,7 @@ from features.schema import (
     DenseFeature,
     FeatureConfig,
     HistoryConfig,
+    LabelConfig,
     SparseFeature,
     SplitConfig,
 )
@@ -66,6 +67,7 @@ __all__ = [  # noqa: RUF022 - in the order of the work
     "SparseFeature",  # an id with a trainable embedding
     "CounterConfig",  # impressions, clicks and CTR in trailing windows
     "HistoryConfig",  # the user's purchases before the impression
+    "LabelConfig",  # how long after its impression a click counts
     "SplitConfig",  # training, validation and test days
     "FeatureSet",  # a built feature set: FeatureSet.open(folder)
     # Vectors

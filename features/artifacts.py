@@ -24,6 +24,10 @@ ManifestT = TypeVar("ManifestT", bound=BaseModel)
 _HASH_BLOCK_BYTES = 1 << 20
 
 
+class BusyError(ValueError):
+    """Another process is at work where this one wanted to write; nothing was written."""
+
+
 def atomic_write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by `content`; a reader sees the old file or the new one, never a part.
 

@@ -47,6 +47,24 @@ class SplitSummary(StrictModel):
         return self.clicked / self.rows
 
 
+class LabelSummary(StrictModel):
+    """What became of one split's clicks; see `features.schema.LabelConfig`."""
+
+    rows: int = 0
+    #: Clicks as logged. Those of the next two kinds are no labels.
+    clicks: int = 0
+    #: Clicks that came when the attribution window was over.
+    after_window: int = 0
+    #: Clicks within the window, but after the end of the split.
+    after_split: int = 0
+    #: Rows whose window was not over when their label was read: at the end of the split, or of the log.
+    open_windows: int = 0
+
+    def __add__(self, other: "LabelSummary") -> "LabelSummary":
+        own, others = self.model_dump(), other.model_dump()
+        return LabelSummary(**{name: own[name] + others[name] for name in own})
+
+
 class LogSummary(StrictModel):
     """What the input held, and what it went without."""
 
@@ -82,6 +100,8 @@ class Manifest(StrictModel):
     #: Share of a split's rows without any purchase in the history window.
     empty_history_share: Mapping[str, float]
     events: int
+    #: By split; none in a feature set that was built before labels had a window.
+    labels: Mapping[str, LabelSummary] = {}
     checksums: Mapping[str, str]
     data: LogSummary
     created: str

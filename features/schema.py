@@ -87,6 +87,23 @@ class HistoryConfig(StrictModel):
     deduplicate: bool = False
 
 
+class LabelConfig(StrictModel):
+    """Which clicks count for their impression.
+
+    One that came less than `attribution_hours` after it; a later click counts nowhere, neither as a label nor
+    in a counter. A label leaves out, too, what was not known yet when its split ended: training labels use
+    no click from after the train days, validation labels none from after the validation days (per-user
+    split: from after the user's first impression of a later split). Test labels see their whole window.
+    """
+
+    attribution_hours: Annotated[float, Field(gt=0, le=8_760)] = 24.0
+
+    @property
+    def attribution_us(self) -> int:
+        """The window in microseconds; it does not hold its end."""
+        return round(self.attribution_hours * 3_600_000_000)
+
+
 class SplitConfig(StrictModel):
     """Whole UTC days, cut from the end of the log: ... train | validation_days | test_days.
 
@@ -117,6 +134,7 @@ class FeatureConfig(StrictModel):
     sparse: tuple[SparseFeature, ...]
     counters: CounterConfig | None = CounterConfig()
     history: HistoryConfig | None = HistoryConfig()
+    labels: LabelConfig = LabelConfig()
     split: SplitConfig = SplitConfig()
 
     @property

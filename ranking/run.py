@@ -10,6 +10,7 @@ RUN/config.json        what was asked for, resolved
 
 import hashlib
 import json
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from embeddings.training.checkpoint import read_checkpoint
-from features.artifacts import StrictModel, atomic_write_json, file_lock, replaced_file
+from features.artifacts import BusyError, StrictModel, atomic_write_json, file_lock, replaced_file
 from features.batches.loader import BatchLoader
 from features.feature_set import FeatureSet
 from ranking.checkpoint import WEIGHTS, load_ranker_weights
@@ -167,6 +168,24 @@ def input_fingerprints(config: RunConfig) -> dict[str, str | None]:
     }
 
 
+def check_both_classes(features: Path) -> None:
+    """Refuse a feature set on which no ranker can be trained, stopped or measured, before hours are spent.
+
+    Raises:
+        ValueError: a split has clicks only, or none; says which, and what to do.
+    """
+    for name, split in FeatureSet.open(features, verify=False).manifest.splits.items():
+        if 0 < split.clicked < split.rows:
+            continue
+        which = "none" if split.clicked == 0 else "all"
+        purpose = {"train": "learned from", "validation": "used to stop training"}.get(name, "measured on")
+        raise ValueError(
+            f"{features}: {which} of the {split.rows:,} {name} impressions ({split.start[:10]} to "
+            f"{split.end[:10]}) were clicked, so they cannot be {purpose}; give the {name} split more days "
+            "under [split] of the feature config, or check the column `clicked`, and build the features again"
+        )
+
+
 def check_same_run(folder: Path, config: RunConfig) -> None:
     """Refuse a folder that holds a run of another config, or of other inputs. An empty folder is fine.
 
@@ -181,8 +200,8 @@ def check_same_run(folder: Path, config: RunConfig) -> None:
         path = folder / name
         if path.exists() and _as_now(name, json.loads(path.read_text())) != content:
             raise ValueError(
-                f"{path} differs from {what}, so its numbers would not be comparable; restore them, or "
-                "choose another folder"
+                f"{path} differs from {what}, so its numbers would not be comparable; restore them, "
+                f"choose another folder, or delete {folder} to train it anew"
             )
 
 
@@ -215,19 +234,40 @@ def execute_run(
         The content of metrics.json.
 
     Raises:
-        ValueError: `folder` holds a run already (without `resume`), or one with another config.
+        BusyError: another process is training in `folder`.
+        ValueError: `folder` holds a run already (without `resume`), or one with another config; or a split
+            of the feature set has clicks only, or none.
     """
-    device = device or torch.device("cpu")
+    check_both_classes(config.features)
+    with run_lock(folder):
+        return execute_locked_run(
+            config, folder, environment=environment, device=device, resume=resume, on_step=on_step
+        )
+
+
+def run_lock(folder: Path) -> AbstractContextManager[None]:
+    """Hold a run folder, which is made if it is missing: no other process trains in it meanwhile.
+
+    Raises:
+        BusyError: another process holds it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    busy = ValueError(f"another process is training in {folder}; wait for it, or stop it")
-    with file_lock(folder / ".lock", busy=busy):
-        _claim(folder, config, environment, resume=resume)
-        return _execute(config, folder, device=device, resume=resume, on_step=on_step)
+    busy = BusyError(f"another process is training in {folder}; wait for it, or stop it")
+    return file_lock(folder / ".lock", busy=busy)
 
 
-def _execute(
-    config: RunConfig, folder: Path, *, device: torch.device, resume: bool, on_step: OnStep | None
+def execute_locked_run(
+    config: RunConfig,
+    folder: Path,
+    *,
+    environment: dict[str, Any],
+    device: torch.device | None = None,
+    resume: bool = False,
+    on_step: OnStep | None = None,
 ) -> dict[str, Any]:
+    """`execute_run` for whoever holds the `run_lock` of the folder."""
+    device = device or torch.device("cpu")
+    _claim(folder, config, environment, resume=resume)
     run = open_run(config, device=device)
     progress = train(
         run.ranker,

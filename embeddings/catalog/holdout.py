@@ -34,6 +34,13 @@ class HoldoutConfig(StrictModel):
     test_query_share: Share = 0.1
     validation_query_share: Share = 0.05
     test_product_share: Share = 0.05
+    #: Of the other products: those that every stage is measured on and none is trained on, warm-ups included
+    #: (`validation_products`), a share and a maximum of each kind.
+    validation_product_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    most_validation_products: Annotated[int, Field(ge=2)] = 2_000
+    #: Keep aside products of any group rather than whole groups of lookalikes: right where few titles stand
+    #: for many products, as names of classes do.
+    validation_within_groups: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
     #: "intent" keeps queries that ask for the same thing on one side; "spelling" parts them, as releases
     #: before did, and lets a test query's plural or misspelling be trained on.
@@ -147,8 +154,49 @@ def product_roles(ids: pa.Array | Iterable[int | str], config: HoldoutConfig) ->
     return np.where(share_P < config.test_product_share, TEST, TRAIN).astype(np.int8)
 
 
+def validation_products(
+    ids: pa.Array | Iterable[int | str],
+    *,
+    usable_P: npt.NDArray[np.bool_],
+    kind_P: npt.NDArray[np.integer],
+    group_P: npt.NDArray[np.int64],
+    config: HoldoutConfig,
+) -> npt.NDArray[np.bool_]:
+    """Which products every stage is measured on, so that no stage may be trained on them.
+
+    Of each kind the share of the config is taken, by a hash of the ids, and at least two groups where there
+    are four; then whole groups of lookalikes, whatever the kind of their members.
+
+    Args:
+        usable_P: products that may be chosen; those for tests may not.
+        kind_P: what a product has, so that each stage finds some that it can be measured on.
+        group_P: lookalikes have one number.
+
+    Raises:
+        ValueError: an id is null.
+    """
+    names = _texts(ids, "product ids")
+    if config.validation_within_groups:
+        group_P = np.arange(len(names))
+    # A group is called by the least of its ids: that depends on no order, and large groups are no likelier.
+    least: dict[int, str] = {}
+    for group, name in zip(group_P[usable_P].tolist(), np.array(names)[usable_P].tolist(), strict=True):
+        least[group] = min(name, least.get(group, name))
+    share_G = _hash_shares("validation product", least.values(), config.seed)
+    share_of = dict(zip(least, share_G.tolist(), strict=True))
+    chosen: list[int] = []
+    for kind in np.unique(kind_P[usable_P]).tolist():
+        groups, sizes = np.unique(group_P[usable_P & (kind_P == kind)], return_counts=True)
+        order = np.argsort([share_of[group] for group in groups.tolist()], kind="stable")
+        wanted = min(config.most_validation_products, round(config.validation_product_share * sizes.sum()))
+        before = np.cumsum(sizes[order]) - sizes[order]
+        enough = int((before < wanted).sum())
+        chosen += groups[order[: max(enough, 2) if sizes.sum() >= 4 else enough]].tolist()
+    return usable_P & np.isin(group_P, chosen)
+
+
 def _hash_shares(
-    kind: Literal["query", "product"], texts: Iterable[str], seed: int
+    kind: Literal["query", "product", "validation product"], texts: Iterable[str], seed: int
 ) -> npt.NDArray[np.float64]:
     """Numbers in [0, 1), uniform over texts; queries and products of one spelling are independent."""
     prefix = hashlib.blake2b(f"{kind}\0{seed}\0".encode(), digest_size=8)

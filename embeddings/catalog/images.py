@@ -6,17 +6,21 @@ flipped.
 Shapes: B images, C = 3 colours, S side.
 """
 
-import errno
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field
 
 from features.artifacts import StrictModel
+
+# This name belongs to this module's interface: `as` says so.
+from features.inputs.images import ImageUnreadable as ImageUnreadable
+from features.inputs.images import decode_image
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -24,24 +28,18 @@ Pixels = npt.NDArray[np.uint8]
 COLOUR_MEAN = (0.48145466, 0.4578275, 0.40821073)
 COLOUR_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 WHITE = (255, 255, 255)
-#: A JPEG is decoded at the smallest of its built-in scales that is this many times the wanted side.
-DRAFT_FACTOR = 2
 #: Weights of red, green and blue in the brightness of a pixel (ITU-R 601).
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-#: Failures of the machine, not of a file: they must stop the run, not mark an image as unreadable.
-_MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
-class ImageUnreadable(ValueError):
-    """An image file that cannot be used; `path` and `reason` say which and why."""
+@dataclass(frozen=True)
+class OutsideImage:
+    """An image that the products table names outside of the data folder: nobody opens it."""
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} cannot be read as an image: {reason}")
-        self.path = path
-        self.reason = reason
+    name: str
 
-    def __reduce__(self) -> tuple[type["ImageUnreadable"], tuple[Path, str]]:
-        return type(self), (self.path, self.reason)  # else it could not cross a process border
+    def __str__(self) -> str:
+        return self.name
 
 
 class AugmentationConfig(StrictModel):
@@ -58,29 +56,17 @@ class AugmentationConfig(StrictModel):
     colour: float = Field(default=0.3, ge=0, lt=1)
 
 
-def load_image(path: Path, *, size: int) -> Pixels:
+def load_image(path: Path | OutsideImage, *, size: int) -> Pixels:
     """Decode an image to RGB, [3, S, S] with S = `size`: as large as fits, centred on white, never cropped.
 
-    The camera's orientation is applied; transparency becomes white; palettes, CMYK and 16-bit grey are
-    converted; of an animation the first frame counts. A large JPEG is decoded at a fraction of its size.
+    Files are opened by `decode_image`; transparency becomes white.
 
     Raises:
-        ImageUnreadable: the file is missing, damaged, cut off, of an unknown format, or has more pixels than
-            Pillow's decompression bomb limit (179 million).
+        ImageUnreadable: the file is outside of the data folder, or cannot be used.
     """
-    try:
-        with Image.open(path) as image:
-            image.draft(None, (DRAFT_FACTOR * size, DRAFT_FACTOR * size))
-            ImageOps.exif_transpose(image, in_place=True)
-            square = _letterbox(_to_8_bits(image), size)
-    except MemoryError:
-        raise
-    # Pillow raises SyntaxError for a broken PNG, its own error for huge sizes, and plain Exception kinds from
-    # codecs; whichever it is, the image cannot be used.
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
-            raise
-        raise ImageUnreadable(Path(path), _reason(error)) from error
+    if isinstance(path, OutsideImage):
+        raise ImageUnreadable(Path(path.name), "it lies outside of the data folder")
+    square = _letterbox(decode_image(path, side=size), size)
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
@@ -121,17 +107,6 @@ def to_pixels(images_BCHW: Pixels) -> torch.Tensor:
     return pixels_BCHW.sub_(mean_C11).div_(deviation_C11)
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """RGB, or RGBA where something may show through."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.clip(np.asarray(image), 0, 65_535)
-        image = Image.fromarray((grey // 257).astype(np.uint8))  # 65,535 = 257 * 255
-    elif image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range")
-    wanted = "RGBA" if image.has_transparency_data else "RGB"
-    return image if image.mode == wanted else image.convert(wanted)
-
-
 def _letterbox(image: Image.Image, size: int) -> Image.Image:
     scale = size / max(image.size)
     width, height = (min(size, max(1, round(scale * side))) for side in image.size)
@@ -170,13 +145,3 @@ def _crop_and_turn(image: Pixels, draws: npt.NDArray[np.float64], config: Augmen
         (side, side), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR, fillcolor=WHITE
     )
     return np.ascontiguousarray(np.asarray(turned).transpose(2, 0, 1))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    if isinstance(error, UnidentifiedImageError):
-        return "it is of no known image format, or its header is damaged"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return str(error) or type(error).__name__

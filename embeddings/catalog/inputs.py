@@ -6,11 +6,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.inputs.blanks import without_blanks
 from features.inputs.tables import find_table, open_table
 
 
 def read_product_texts(data: Path, columns: Sequence[str]) -> tuple[pa.Array, list[str]]:
-    """Ids of products and the text of each: its `columns`, joined by spaces, nulls left out.
+    """Ids of products, null for blank ones, and the text of each: its `columns`, joined by spaces.
 
     Raises:
         InputError: there are no products, or not with these columns.
@@ -20,17 +21,17 @@ def read_product_texts(data: Path, columns: Sequence[str]) -> tuple[pa.Array, li
     content = table.to_table(columns=names)
     texts = [pc.fill_null(content.column(name).cast(pa.string()), "") for name in columns]
     joined = pc.binary_join_element_wise(*texts, " ")
-    return content.column("product_id").combine_chunks(), joined.to_pylist()
+    return without_blanks(content.column("product_id").combine_chunks()), joined.to_pylist()
 
 
 def read_distinct_queries(data: Path) -> pa.Array:
-    """Distinct non-null queries of impressions and relevance, sorted; empty when there are none."""
+    """Distinct queries of impressions and relevance, sorted, blank ones left out; empty without any."""
     found: pa.Array = pa.array([], type=pa.string())
     for table in (find_table(data, "impressions"), find_table(data, "relevance")):
         if table is None or "query" not in table.schema.names:
             continue
         for batch in table.to_batches(columns=["query"]):
-            distinct = batch.column("query").cast(pa.string()).unique().drop_null()
+            distinct = without_blanks(batch.column("query").cast(pa.string()).unique()).drop_null()
             new = distinct.filter(pc.invert(pc.is_in(distinct, value_set=found)))
             if len(new):
                 found = pa.concat_arrays([found, new])

@@ -22,6 +22,7 @@ import torch
 from embeddings.catalog.images import (
     AugmentationConfig,
     ImageUnreadable,
+    OutsideImage,
     Pixels,
     augment,
     load_image,
@@ -29,6 +30,8 @@ from embeddings.catalog.images import (
 )
 from embeddings.catalog.lookalikes import groups_of_lookalikes
 from embeddings.catalog.tokenizer import TextTokenizer
+from features.inputs.blanks import without_blanks
+from features.inputs.image_paths import path_in_folder
 from features.inputs.tables import open_table
 
 Modality = Literal["image", "text"]
@@ -51,11 +54,14 @@ class CatalogSummary:
 
 @dataclass(frozen=True, eq=False)
 class ProductCatalog:
-    """Products in the order of their table; a title "" and an image path None mean that there is none."""
+    """Products in the order of their table; a title "" and an image path None mean that there is none.
+
+    An image that the table names outside of the folder is an `OutsideImage`, unreadable like a broken file.
+    """
 
     ids: pa.Array
     titles: list[str]
-    image_paths: list[Path | None]
+    image_paths: list[Path | OutsideImage | None]
     aisles: list[str]
 
     @classmethod
@@ -73,7 +79,7 @@ class ProductCatalog:
 
         Raises:
             InputError: there are no products, or they lack a text column.
-            CatalogError: an id is null or repeated, or the path of an image leads out of the folder.
+            CatalogError: an id is null or repeated, or the paths of all images lead out of the folder.
         """
         data = Path(data)
         unknown = set(modalities) - {"image", "text"}
@@ -266,12 +272,14 @@ def _checked_ids(column: pa.ChunkedArray, data: Path) -> pa.Array:
     if pa.types.is_integer(ids.type):
         ids = ids.cast(pa.int64())
     elif pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
-        ids = ids.cast(pa.string())
+        ids = without_blanks(ids.cast(pa.string()))
     else:
         raise CatalogError(f"product_id of {data} must be an integer or a string, got {ids.type}")
     if ids.null_count:
         row = pc.index(ids.is_null(), True).as_py()
-        raise CatalogError(f"product_id of {data} must not be null, but that of row {row} is; drop that row")
+        raise CatalogError(
+            f"product_id of {data} must not be null or blank, but that of row {row} is; drop that row"
+        )
     if pc.count_distinct(ids).as_py() != len(ids):
         counts = pc.value_counts(ids)
         first = counts.filter(pc.greater(counts.field("counts"), 1))[0]
@@ -284,20 +292,22 @@ def _checked_ids(column: pa.ChunkedArray, data: Path) -> pa.Array:
 
 
 def _strings(content: pa.Table, name: str) -> list[str]:
-    """A column as strings, "" for null; all "" when the column is absent."""
+    """A column as strings, "" for null and blanks; all "" when the column is absent."""
     if name not in content.schema.names:
         return [""] * len(content)
-    return pc.fill_null(content.column(name).cast(pa.string()), "").to_pylist()
+    return pc.fill_null(without_blanks(content.column(name).cast(pa.string())), "").to_pylist()
 
 
-def _image_paths(data: Path, names: Sequence[str]) -> list[Path | None]:
-    paths: list[Path | None] = []
-    for row, name in enumerate(names):
-        path = Path(name)
-        if path.is_absolute() or ".." in path.parts:
-            raise CatalogError(
-                f"images must lie inside {data}, but that of row {row} of products is {name!r}; "
-                "`dashclip validate` separates such rows"
-            )
-        paths.append(data / path if name else None)
+def _image_paths(data: Path, names: Sequence[str]) -> list[Path | OutsideImage | None]:
+    paths: list[Path | OutsideImage | None] = []
+    for name in names:
+        inside = path_in_folder(name) if name else None
+        paths.append(data / inside if inside else OutsideImage(name) if name else None)
+    named = [path for path in paths if path is not None]
+    if named and all(isinstance(path, OutsideImage) for path in named):
+        raise CatalogError(
+            f"images must lie inside {data}, but the paths of all {len(named):,} lead out of it, such as "
+            f"{str(named[0])!r}; write paths relative to the folder, and move the images or a link to them "
+            "into it"
+        )
     return paths

@@ -187,6 +187,8 @@ class ProbeReport(ResultFile):
     after: VectorSummary
     config: dict[str, Any]
     probes: dict[str, ProbeComparison]
+    #: Probes that the labels do not allow, and why.
+    left_out: dict[str, str] = Field(default_factory=dict)
     command: str | None = None
     environment: dict[str, Any] = Field(default_factory=dict)
 

@@ -15,6 +15,7 @@ Shapes: P products, Q queries, N rows (products or graded pairs), D embedding wi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, Self
 
 import numpy as np
@@ -52,6 +53,10 @@ IRRELEVANT_DROPPED = 0.5
 MIN_CLASS_ROWS = 5
 #: Pairs whose vectors are held at a time for their cosines.
 CHUNK_PAIRS = 65_536
+
+
+class ProbeImpossibleError(ValueError):
+    """The labels do not allow a probe; the message says what is missing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,31 +138,35 @@ def run_probes(
 ) -> ProbeReport:
     """Both probes on both encoders, each seed on the same rows, split and order of batches for both.
 
-    Two equal encoders give equal results and differences of exactly 0.
+    Two equal encoders give equal results and differences of exactly 0. A probe that the labels do not allow
+    is left out, with the reason.
 
     Raises:
-        ValueError: vectors and labels do not fit together, a grade is not 0, 1 or 2, or fewer than two
-            classes of a probe have enough rows.
+        ProbeImpossibleError: they allow none.
+        ValueError: vectors and labels do not fit together, or a grade is not 0, 1 or 2.
     """
     config = config or ProbeConfig()
     for vectors in (before, after):
         _check(vectors, labels)
-    probes = {"aisle": aisle_probe(before, after, labels, config=config, progress=progress)}
+    jobs: dict[str, Callable[..., ProbeComparison]] = {"aisle": partial(aisle_probe, before, after, labels)}
     for unseen_queries in (False, True):
         for features in FEATURES:
-            probes[relevance_name(features, unseen_queries=unseen_queries)] = relevance_probe(
-                before,
-                after,
-                labels,
-                features=features,
-                unseen_queries=unseen_queries,
-                config=config,
-                progress=progress,
+            jobs[relevance_name(features, unseen_queries=unseen_queries)] = partial(
+                relevance_probe, before, after, labels, features=features, unseen_queries=unseen_queries
             )
+    probes, left_out = {}, {}
+    for name, job in jobs.items():
+        try:
+            probes[name] = job(config=config, progress=progress)
+        except ProbeImpossibleError as error:
+            left_out[name] = str(error)
+    if not probes:
+        raise ProbeImpossibleError(f"no probe is possible: {'; '.join(dict.fromkeys(left_out.values()))}")
     return ProbeReport(
         before=_summary(before, labels),
         after=_summary(after, labels),
         probes=probes,
+        left_out=left_out,
         config=config.model_dump(mode="json"),
     )
 
@@ -280,7 +289,7 @@ def _compare(
     rows_C = np.bincount(class_N, minlength=len(names))
     usable_C = rows_C >= MIN_CLASS_ROWS
     if usable_C.sum() < 2:
-        raise ValueError(
+        raise ProbeImpossibleError(
             f"the {stage} probe needs two classes of at least {MIN_CLASS_ROWS} rows, got "
             f"{dict(zip(names, rows_C.tolist(), strict=True))}; give more labels or leave this probe out"
         )
@@ -295,7 +304,7 @@ def _compare(
         parts = (split.train_M, split.validation_M, split.test_M)
         part_rows.append((len(parts[0]), len(parts[1]), len(parts[2])))
         if not all(part_rows[-1]):
-            raise ValueError(
+            raise ProbeImpossibleError(
                 f"the {stage} probe is left with {part_rows[-1]} training, validation and test rows by seed "
                 f"{seed}; it needs some of each: give more labels or leave this probe out"
             )

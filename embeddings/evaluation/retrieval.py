@@ -62,8 +62,9 @@ def retrieval_metrics(
     - ndcg: sum over places i = 1 ... k of (2^grade - 1) / log2(i + 1), divided by that of the best possible
       order. NaN for a query without any product of grade 1 or 2.
 
-    An empty place counts as grade 0, so a pool of fewer than k products lowers graded_rel and precision. The
-    best possible ranking has recall min(1, k / HR) and ndcg 1.
+    An empty place counts as grade 0, and so does a product that an earlier place holds already. A pool of
+    fewer than k products therefore lowers graded_rel and precision. The best possible ranking has recall
+    min(1, k / HR) and ndcg 1.
 
     Raises:
         ValueError: the ranking has another number of queries.
@@ -90,7 +91,7 @@ def retrieval_metrics(
         raise ValueError(f"k must be at least 1, got {k}")
     grade_QK = np.zeros((len(judgements), k), np.int64)
     ranked = rows_QK[:, :k]
-    grade_QK[:, : ranked.shape[1]] = judgements.grades_of(ranked)
+    grade_QK[:, : ranked.shape[1]] = np.where(_repeats(ranked), 0, judgements.grades_of(ranked))
     highly_QK = grade_QK == HIGHLY_RELEVANT
     query_J = judgements.query_J
     there_are_Q = np.bincount(query_J[judgements.grade_J == HIGHLY_RELEVANT], minlength=len(judgements))
@@ -112,6 +113,15 @@ def retrieval_metrics(
         "ndcg": np.divide(gained_Q, best_Q, out=nothing_Q.copy(), where=best_Q > 0),
         "mrr": np.where(has_highly_Q, reciprocal_Q, np.nan),
     }
+
+
+def _repeats(rows_QK: IntArray) -> npt.NDArray[np.bool_]:
+    """Whether an earlier place of the same query holds the same product."""
+    order_QK = np.argsort(rows_QK, axis=1, kind="stable")
+    sorted_QK = np.take_along_axis(rows_QK, order_QK, axis=1)
+    repeated_QK = np.zeros(rows_QK.shape, bool)
+    np.put_along_axis(repeated_QK, order_QK[:, 1:], sorted_QK[:, 1:] == sorted_QK[:, :-1], axis=1)
+    return repeated_QK
 
 
 @dataclass(frozen=True)

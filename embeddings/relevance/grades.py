@@ -18,6 +18,7 @@ from pydantic import Field
 
 from embeddings.catalog.holdout import HoldoutConfig, query_roles
 from features.artifacts import StrictModel
+from features.inputs.blanks import without_blanks
 from features.inputs.tables import open_table
 
 IRRELEVANT, MODERATE, HIGH = 0, 1, 2
@@ -152,7 +153,7 @@ def _usable_rows(
     data: Path,
 ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
     """Product index, query code, source number and grade of the rows to use; new queries get new codes."""
-    query = batch.column("query").cast(pa.string())
+    query = without_blanks(batch.column("query").cast(pa.string()))
     source = pc.index_in(batch.column("source").cast(pa.string()), value_set=pa.array(sources, pa.string()))
     product_id = _canonical_ids(batch.column("product_id"))
     if product_id.type != product_ids.type:
@@ -161,9 +162,7 @@ def _usable_rows(
             "write both tables with one type"
         )
     product = pc.index_in(product_id, value_set=product_ids)
-    complete = pc.and_(product_id.is_valid(), batch.column("grade").is_valid())
-    blank = pc.equal(pc.utf8_trim_whitespace(query), "")
-    complete = pc.and_(complete, pc.fill_null(pc.invert(blank), False))
+    complete = pc.and_(pc.and_(query.is_valid(), product_id.is_valid()), batch.column("grade").is_valid())
     asked = source.is_valid()
     usable = pc.and_(pc.and_(asked, complete), product.is_valid())
     counts["rows"] += batch.num_rows
@@ -236,11 +235,11 @@ def _read_product_ids(data: Path) -> pa.Array:
     ids = _canonical_ids(table.to_table(columns=["product_id"]).column("product_id").combine_chunks())
     if ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
         raise RelevanceError(
-            f"product ids of products in {data} must be unique and not null; drop the others"
+            f"product ids of products in {data} must be unique and not null or blank; drop the others"
         )
     return ids
 
 
 def _canonical_ids(ids: pa.Array) -> pa.Array:
-    """Ids as int64 or strings, whatever their width or encoding."""
-    return ids.cast(pa.int64() if pa.types.is_integer(ids.type) else pa.string())
+    """Ids as int64 or strings, whatever their width or encoding; null for blank ones."""
+    return without_blanks(ids.cast(pa.int64() if pa.types.is_integer(ids.type) else pa.string()))

@@ -7,7 +7,7 @@ Shapes: N products, S shortened titles of each, D embedding width, V vocabulary,
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from embeddings.catalog.tokenizer import TokenBatch
 from embeddings.encoders.completion import COMPONENTS, Completion
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import seeded
+from embeddings.stages.product_parts import ProductParts
 from embeddings.training.losses import rarity, title_token_loss
 from features.artifacts import StrictModel
 from features.progress import Progress, silent
@@ -39,8 +40,6 @@ SMALLEST_DEVIATION = 1e-5
 #: Mean standard deviation of the components, so that they weigh as much as coordinates of unit vectors.
 COMPONENT_DEVIATION = 0.07
 WEIGHT_DECAY = 0.1
-#: Rows kept aside to measure what the completion does.
-EVALUATION_SHARE = 0.05
 
 
 class CompletionConfig(StrictModel):
@@ -57,10 +56,10 @@ class CompletionConfig(StrictModel):
 
 
 class Completed(NamedTuple):
-    """What the completion learned from, and what it does to products kept aside.
+    """What the completion learned from, and what it does to products that no stage was trained on.
 
     The cosines are those of a vector made of the shortened title and the image with that of the whole title;
-    None without products to learn from.
+    None without products to learn from or to measure it on.
     """
 
     completion_products: int
@@ -70,12 +69,13 @@ class Completed(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """What the locked encoders make of the products."""
+    """What the locked encoders make of the products; `product_N` says which have image and title."""
 
     whole_ND: Tensor
     short_SND: Tensor
     image_ND: Tensor
     titles: TokenBatch
+    product_N: npt.NDArray[np.int64]
     unreadable: int
 
 
@@ -84,20 +84,21 @@ def complete(
     catalog: ProductCatalog,
     *,
     whole_titles: Sequence[str],
-    product_N: npt.NDArray[np.int64],
+    parts: ProductParts,
     config: CompletionConfig,
     seed: int,
     progress: Progress = silent,
 ) -> Completed:
-    """Give the product encoder a completion learned from these products, if there are `FEWEST_ROWS`.
+    """Give the product encoder a completion learned from the training products, if there are `FEWEST_ROWS`.
 
     Products without a readable image or without a title are left out. Of more than `COMPLETION_ROWS` a sample
-    drawn by `seed` is taken. Beside a title, a completion that brings products kept aside no nearer to their
-    whole titles adds nothing.
+    drawn by `seed` is taken. Beside a title, a completion that brings the validation products no nearer to
+    their whole titles adds nothing.
 
     Args:
         catalog: images and titles that product embeddings are made of.
         whole_titles: titles to learn from, also when the catalogue was opened without its own.
+        parts: which products to learn from, and which to measure what was learned on.
         progress: called with what is being done, and how many products or epochs of how many are done.
 
     Raises:
@@ -106,19 +107,20 @@ def complete(
     if encoder.config.fusion != "completion":
         raise ValueError(f"only the fusion completion is completed, not {encoder.config.fusion}")
     encoder.product.completion = None
-    generator = np.random.default_rng((seed, len(product_N)))
-    shown_N = [row for row in product_N.tolist() if catalog.image_paths[row] and whole_titles[row]]
-    product_N = np.sort(generator.permutation(np.array(shown_N, np.int64))[:COMPLETION_ROWS])
+    shown_P = np.array([bool(path) for path in catalog.image_paths]) & np.array([*map(bool, whole_titles)])
+    learned_N, aside_N = (np.flatnonzero(shown_P & part_P) for part_P in parts)
+    generator = np.random.default_rng((seed, len(learned_N)))
+    product_N = np.sort(
+        np.concatenate([generator.permutation(learned_N)[:COMPLETION_ROWS], aside_N[:COMPLETION_ROWS]])
+    )
     vectors = _vectors(encoder, catalog, whole_titles, product_N, config=config, seed=seed, tell=progress)
-    count = len(vectors.whole_ND)
-    if count < FEWEST_ROWS:
+    aside_B = torch.from_numpy(parts.validation_P[vectors.product_N])
+    evaluation, train = aside_B.nonzero().squeeze(1), (~aside_B).nonzero().squeeze(1)
+    if len(train) < FEWEST_ROWS:
         return Completed(0, vectors.unreadable)
     completion = seeded(lambda: Completion(encoder.config.embedding_dim, encoder.config.vocab_size), seed).to(
         encoder.device
     )
-    order = torch.from_numpy(generator.permutation(count))
-    aside = max(1, round(EVALUATION_SHARE * count))
-    evaluation, train = order[:aside], order[aside:]
     cuda = [encoder.device] if encoder.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):  # dropout draws from the global state
         torch.manual_seed(seed)
@@ -129,6 +131,8 @@ def complete(
         )
     completion.eval()
     encoder.product.completion = completion.requires_grad_(False)
+    if not len(evaluation):
+        return Completed(len(train), vectors.unreadable)
     with torch.no_grad():
         short_ND = vectors.short_SND[0, evaluation]
         whole_ND = vectors.whole_ND[evaluation]
@@ -139,6 +143,18 @@ def complete(
         if after <= before:
             completion.forget_titles()
     return Completed(len(train), vectors.unreadable, before, after)
+
+
+def learned_no_completion(counts: Mapping[str, float | None]) -> str | None:
+    """What to say of a run whose images bring shortened titles no nearer to whole ones; else None."""
+    before, after = counts.get("cosine_before"), counts.get("cosine_after")
+    if before is None or after is None or after > before:
+        return None
+    return (
+        "completion has learned nothing: with the image a shortened title has the cosine "
+        f"{after:.4f} with the whole one, without it {before:.4f}. So images add nothing beside titles; they "
+        "stand in where there is no title"
+    )
 
 
 @torch.no_grad()
@@ -174,7 +190,7 @@ def _vectors(
 
     whole, image = ([torch.empty(0, shape.embedding_dim, device=encoder.device)] for _ in range(2))
     short = [torch.empty(config.draws, 0, shape.embedding_dim, device=encoder.device)]
-    kept: list[str] = []
+    kept: list[int] = []
     unreadable: dict[int, str] = {}
     for start in range(0, len(product_N), BATCH):
         tell("completion, vectors", start, len(product_N))
@@ -192,10 +208,17 @@ def _vectors(
         whole.append(encoded(titles))
         draws = [[shortened(row, draw) for row in rows_here] for draw in range(config.draws)]
         short.append(torch.stack([encoded(texts) for texts in draws]))
-        kept += titles
+        kept += rows_here
     tell("completion, vectors", len(product_N), len(product_N))
-    tokens = tokenizer(kept, max_tokens=shape.max_title_tokens)
-    return Vectors(torch.cat(whole), torch.cat(short, dim=1), torch.cat(image), tokens, len(unreadable))
+    tokens = tokenizer([whole_titles[row] for row in kept], max_tokens=shape.max_title_tokens)
+    return Vectors(
+        torch.cat(whole),
+        torch.cat(short, dim=1),
+        torch.cat(image),
+        tokens,
+        np.array(kept, np.int64),
+        len(unreadable),
+    )
 
 
 def _learn_tokens(

@@ -48,6 +48,9 @@ class StageRun:
     encoder: DashClipEncoder
     #: None when the folder was complete already.
     outcome: TrainingOutcome | None
+    #: What the run counted, and its best evaluation.
+    counts: Mapping[str, float | None]
+    best: Mapping[str, float]
 
 
 def settings_of(
@@ -112,7 +115,12 @@ def finish(
             temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     barrier(ranks)
-    return StageRun(folder, DashClipEncoder.load(folder / ENCODER), outcome)
+    return StageRun(folder, DashClipEncoder.load(folder / ENCODER), outcome, counts, outcome.best)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run in the folder has come to its end, whatever its settings."""
+    return (folder / TRAINING).is_file()
 
 
 def finished_run(folder: Path, settings: dict[str, Any]) -> StageRun | None:
@@ -122,12 +130,17 @@ def finished_run(folder: Path, settings: dict[str, Any]) -> StageRun | None:
         StageError: it is of other settings or inputs.
     """
     path = folder / TRAINING
-    if not path.is_file():
+    if not is_finished(folder):
         # Now rather than after hours of training.
         refuse_foreign_folder(folder / ENCODER, ours=is_encoder)
         return None
     try:
-        found = dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found, counts, best = (
+            dict(record["settings"]),
+            dict(record["counts"]),
+            dict(record["outcome"]["best"]),
+        )
     except (ValueError, KeyError, TypeError):
         raise StageError(
             f"{path} is not the record of a training run; choose another output folder"
@@ -140,7 +153,7 @@ def finished_run(folder: Path, settings: dict[str, Any]) -> StageRun | None:
             f"{folder} holds a finished run with another {', '.join(differing)}; delete it or choose another "
             "output folder"
         )
-    return StageRun(folder, DashClipEncoder.load(folder / ENCODER), None)
+    return StageRun(folder, DashClipEncoder.load(folder / ENCODER), None, counts, best)
 
 
 def copy_of(encoder: DashClipEncoder) -> DashClipEncoder:

@@ -1,47 +1,49 @@
 """The warm-ups and the two training stages as runs in a folder: resumable, with what was trained on what."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from embeddings.catalog.holdout import (
-    TRAIN,
-    VALIDATION,
-    product_roles,
-    query_groups,
-    roles_of_groups,
-)
+from embeddings.catalog.holdout import TRAIN, VALIDATION, query_groups, roles_of_groups
 from embeddings.catalog.products import Modality, ProductCatalog
 from embeddings.catalog.tokenizer import TextTokenizer
 from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder
-from embeddings.relevance.build_tuples import TupleConfig, TupleSet, build_tuples, read_grades
+from embeddings.relevance.build_tuples import Grades, TupleConfig, TupleSet, build_tuples, read_grades
 from embeddings.stages.completion_training import complete
+from embeddings.stages.product_parts import ProductParts, has_image_and_title
 from embeddings.stages.run_folder import (
     TUPLES,
     InputConfig,
     ShowReport,
+    StageError,
     StageRun,
     copy_of,
     device_named,
     finish,
     finished_run,
+    is_finished,
     settings_of,
     train_in,
 )
-from embeddings.stages.stage1 import PretrainConfig, PretrainTask
+from embeddings.stages.stage1 import PretrainConfig, PretrainTask, products_of_stage1
 from embeddings.stages.stage2 import AlignConfig, AlignTask, Tuples
 from embeddings.stages.warmup import ImageWarmupConfig, ImageWarmupTask, TextWarmupTask, WarmupConfig
 from embeddings.stages.whitening import whiten
-from embeddings.training.ranks import barrier, join_ranks
+from embeddings.training.ranks import Ranks, barrier, join_ranks
 from features.inputs.tables import table_files
 from features.progress import Progress, silent
 
 #: Tokens learned from a catalogue, special ones included; fewer when the texts have fewer.
 VOCABULARY: dict[Size, int] = {"tiny": 1_000, "small": 4_000, "base": 30_524}
+
+#: An encoder to start from, or a call that makes it, as by warm-ups.
+Start = DashClipEncoder | Callable[[], DashClipEncoder]
 
 
 def train_tokenizer(
@@ -53,7 +55,7 @@ def train_tokenizer(
         InputError, CatalogError, RelevanceError: the tables cannot be read.
     """
     catalog = ProductCatalog.open(data, text_columns=inputs.text_columns)
-    seen_P = product_roles(catalog.ids, inputs.holdout) == TRAIN
+    seen_P = ProductParts.of(catalog, inputs.holdout).train_P
     texts = [title for title, seen in zip(catalog.titles, seen_P, strict=True) if seen]
     if table_files(data, "relevance"):
         grades = read_grades(data)
@@ -104,7 +106,7 @@ def warm_up(
     catalog = ProductCatalog.open(data, modalities=modalities, text_columns=inputs.text_columns)
     encoder = copy_of(start)
     common: dict[str, Any] = {
-        "usable_P": product_roles(catalog.ids, inputs.holdout) == TRAIN,
+        "parts": ProductParts.read(data, text_columns=inputs.text_columns, config=inputs.holdout),
         "device": device_named(device),
         "ranks": ranks,
     }
@@ -125,7 +127,7 @@ def pretrain(
     data: Path,
     folder: Path,
     *,
-    start: DashClipEncoder,
+    start: Start,
     config: PretrainConfig,
     inputs: InputConfig | None = None,
     device: str = "cpu",
@@ -133,7 +135,8 @@ def pretrain(
 ) -> StageRun:
     """Stage 1 on the catalogue of `data`; a finished folder is opened, an interrupted one resumed.
 
-    `start` stays as it is. The products table is compared with that of an earlier call, image files are not.
+    `start` stays as it is; a call that makes it comes after the products have been found to be enough, as it
+    may take hours. The products table is compared with that of an earlier call, image files are not.
 
     Raises:
         StageError: the folder holds a finished run of other settings or inputs.
@@ -143,6 +146,11 @@ def pretrain(
     """
     inputs = inputs or InputConfig()
     ranks = join_ranks(device)
+    if not isinstance(start, DashClipEncoder):
+        if not is_finished(folder):
+            whole = ProductCatalog.open(data, text_columns=inputs.text_columns)
+            products_of_stage1(ProductParts.of(whole, inputs.holdout), has_image_and_title(whole))
+        start = start()
     settings = settings_of("pretrain", data, start=start, config=config, inputs=inputs, ranks=ranks)
     done = finished_run(folder, settings)
     if done is not None:
@@ -153,7 +161,7 @@ def pretrain(
         encoder,
         catalog,
         config=config,
-        usable_P=product_roles(catalog.ids, inputs.holdout) == TRAIN,
+        parts=ProductParts.read(data, text_columns=inputs.text_columns, config=inputs.holdout),
         device=device_named(device),
         ranks=ranks,
     )
@@ -172,7 +180,7 @@ def align(
     data: Path,
     folder: Path,
     *,
-    start: DashClipEncoder,
+    start: Start,
     config: AlignConfig,
     tuple_config: TupleConfig | None = None,
     sources: Sequence[str] = ("human", "llm"),
@@ -183,17 +191,33 @@ def align(
 ) -> StageRun:
     """Stage 2 on the relevance data of `data`; a finished folder is opened, an interrupted one resumed.
 
-    `start` stays as it is; without a query encoder it is given one. `show` hears of the training, `progress`
-    of what comes before and after it: tuples, whitening, completion.
+    `start` stays as it is; without a query encoder it is given one. A call that makes it comes after the
+    tuples, as it may take hours. `show` hears of the training, `progress` of what comes before and after it:
+    tuples, whitening, completion.
 
     Raises:
-        StageError: the folder holds a finished run of other settings or inputs.
+        StageError: the folder holds a finished run of other settings or inputs, or there are no grades.
         CheckpointError: it holds an interrupted one, or a damaged checkpoint.
         EmbeddingTableError, RelevanceError: it holds something else, or no tuple can be made.
         ValueError: there are too few tuples.
     """
     inputs, tuple_config = inputs or InputConfig(), tuple_config or TupleConfig()
     ranks = join_ranks(device)
+    make_tuples = partial(
+        _graded_tuples,
+        data,
+        folder,
+        config=tuple_config,
+        seed=config.seed,
+        sources=tuple(sources),
+        inputs=inputs,
+        ranks=ranks,
+        progress=progress,
+    )
+    if not isinstance(start, DashClipEncoder):
+        if not is_finished(folder):
+            make_tuples()
+        start = start()
     settings = settings_of(
         "align",
         data,
@@ -208,37 +232,20 @@ def align(
     if done is not None:
         return done
     catalog = ProductCatalog.open(data, modalities=inputs.modalities, text_columns=inputs.text_columns)
-    grades = read_grades(data, sources=tuple(sources))
-    group_Q = query_groups(grades.queries, start.tokenizer, max_tokens=start.config.max_query_tokens)
-    roles_Q = roles_of_groups(grades.query_roles(inputs.holdout), group_Q)
-    seen_P = product_roles(catalog.ids, inputs.holdout) == TRAIN
-    sets = {}
-    for name, role in (("train", TRAIN), ("validation", VALIDATION)):
-        target = folder / TUPLES / name
-        if ranks.first:
-            masks = {"product_mask": seen_P, "query_mask": roles_Q == role}
-            build_tuples(
-                grades,
-                catalog.aisles,
-                target,
-                config=tuple_config,
-                seed=config.seed,
-                group_Q=group_Q,
-                progress=progress,
-                **masks,
-            )
-        barrier(ranks)
-        sets[name] = TupleSet.open(target, product_ids=catalog.ids)
+    # Again where the encoder came later: its tokenizer may not tell apart queries that differ in spelling.
+    graded = make_tuples(start)
+    grades, tuples, parts = graded.grades, graded.tuples, graded.parts
     encoder = copy_of(start if start.query is not None else start.with_query_encoder())
     whole_titles = ProductCatalog.open(data, modalities=("text",), text_columns=inputs.text_columns)
     completing = encoder.config.fusion == "completion"
     task = AlignTask(
         encoder,
         whole_titles if completing else catalog,
-        Tuples(sets["train"], sets["validation"]),
+        tuples,
         config=config,
         grades=grades,
         query_titles=whole_titles.titles,
+        validation_P=parts.validation_P,
         device=device_named(device),
         ranks=ranks,
     )
@@ -246,16 +253,16 @@ def align(
     training = settings | {"config": config.model_dump(mode="json", exclude={"completion"})}
     outcome = train_in(task, folder, training, config, ranks, show)
     counts: dict[str, float | None] = {
-        "training_tuples": len(sets["train"]),
-        "validation_tuples": len(sets["validation"]),
+        "training_tuples": len(tuples.train),
+        "validation_tuples": len(tuples.validation),
         "unreadable_images": len(task.unreadable),
     }
     if config.whitening:
         counts |= whiten(
             encoder,
             whole_titles if completing else catalog,
-            product_N=np.flatnonzero(seen_P),
-            queries=grades.queries.filter(pa.array(roles_Q == TRAIN)).to_pylist(),
+            product_N=np.flatnonzero(parts.train_P),
+            queries=grades.queries.filter(pa.array(graded.role_Q == TRAIN)).to_pylist(),
             power=config.whitening_power,
             seed=config.seed,
             progress=progress,
@@ -265,9 +272,72 @@ def align(
             encoder,
             catalog,
             whole_titles=whole_titles.titles,
-            product_N=np.flatnonzero(seen_P),
+            parts=parts,
             config=config.completion,
             seed=config.seed,
             progress=progress,
         )._asdict()
     return finish(folder, encoder, "aligned", settings, outcome, counts, ranks)
+
+
+class _Graded(NamedTuple):
+    grades: Grades
+    role_Q: npt.NDArray[np.int8]
+    tuples: Tuples
+    parts: ProductParts
+
+
+def _graded_tuples(
+    data: Path,
+    folder: Path,
+    start: DashClipEncoder | None = None,
+    *,
+    config: TupleConfig,
+    seed: int,
+    sources: tuple[str, ...],
+    inputs: InputConfig,
+    ranks: Ranks,
+    progress: Progress,
+) -> _Graded:
+    """What stage 2 learns from, in `folder`/tuples: training queries and products, or validation queries.
+
+    Queries that the encoder `start` cannot tell apart have one role; by their spelling alone without it.
+
+    Raises:
+        StageError: there are no grades.
+        RelevanceError, ValueError: too few tuples can be made of them.
+    """
+    if not table_files(data, "relevance"):
+        raise StageError(
+            f"stage 2 needs grades of query and product, and {data} has no relevance table; without grades "
+            "training ends after stage 1 (`dashclip encode pretrain`), and `dashclip encode run` makes "
+            "vectors with its encoder"
+        )
+    grades = read_grades(data, sources=sources)
+    group_Q = query_groups(grades.queries)
+    if start is not None:
+        group_Q = query_groups(grades.queries, start.tokenizer, max_tokens=start.config.max_query_tokens)
+    role_Q = roles_of_groups(grades.query_roles(inputs.holdout), group_Q)
+    parts = ProductParts.read(data, text_columns=inputs.text_columns, config=inputs.holdout)
+    aisles = ProductCatalog.open(data, modalities=("text",), text_columns=inputs.text_columns).aisles
+    sets = []
+    for name, role, product_P in (
+        ("train", TRAIN, parts.train_P),
+        ("validation", VALIDATION, parts.train_P | parts.validation_P),
+    ):
+        target = folder / TUPLES / name
+        if ranks.first:
+            build_tuples(
+                grades,
+                aisles,
+                target,
+                config=config,
+                seed=seed,
+                product_mask=product_P,
+                query_mask=role_Q == role,
+                group_Q=group_Q,
+                progress=progress,
+            )
+        barrier(ranks)
+        sets.append(TupleSet.open(target, product_ids=grades.product_ids))
+    return _Graded(grades, role_Q, Tuples(*sets), parts)

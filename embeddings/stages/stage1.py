@@ -23,12 +23,21 @@ from embeddings.catalog.images import AugmentationConfig
 from embeddings.catalog.products import ProductBatch, ProductCatalog, prefetch
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import ProductEncoder, freeze_first_layers, pooled, pooled_image
+from embeddings.stages.product_parts import ProductParts, has_image_and_title
+from embeddings.training.evaluation import (
+    AT_CHANCE,
+    ROWS,
+    Found,
+    evaluation_chunks,
+    found_in_chunk,
+    no_better_than_chance,
+)
 from embeddings.training.feature_queue import FeatureQueue
 from embeddings.training.loop import OptimizerConfig, TrainingOutcome, rows_of_a_step
 from embeddings.training.losses import (
-    CONSTANT_MATCHING_LOSS,
     NO_GROUP,
     Columns,
+    constant_matching_loss,
     draw_negatives,
     hard_negative_probabilities,
     itc_loss,
@@ -40,8 +49,6 @@ from embeddings.training.ranks import Ranks, gather_rows, gather_rows_with_gradi
 TEMPERATURE_RANGE = (0.001, 0.5)
 #: Parts of the encoder that the teacher shadows; the others have no say in ITC.
 SHADOWED = ("vision", "text", "vision_proj", "text_proj")
-#: Products that one another's images and titles are found among when a model is measured.
-EVALUATION_CHUNK = 64
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -62,17 +69,11 @@ class PretrainConfig(OptimizerConfig):
     soft_target_epochs: Annotated[float, Field(gt=0)] = 1.0
     temperature: Annotated[float, Field(ge=TEMPERATURE_RANGE[0], le=TEMPERATURE_RANGE[1])] = 0.07
     augmentation: AugmentationConfig | None = AugmentationConfig()
-    #: Products kept aside for the early stop, a share and a maximum.
-    evaluation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    evaluation_products: Annotated[int, Field(ge=4)] = 2_000
     #: Which loss on the products kept aside says when to stop and which weights to keep. The paper's is
     #: matching; from scratch it may learn nothing in the time there is, and then its lowest point is a draw.
     early_stop: Annotated[
         Literal["matching", "contrastive"], Field(exclude_if=lambda by: by == "matching")
     ] = "matching"
-    #: Keep aside products of any group rather than whole groups: right where few titles stand for many
-    #: products, as names of classes do. Not recorded when false, so that runs without it go on.
-    evaluation_within_groups: Annotated[bool, Field(exclude_if=lambda within: not within)] = False
 
     @model_validator(mode="after")
     def _epoch_is_long_enough(self) -> Self:
@@ -168,10 +169,10 @@ class Pretraining(nn.Module):
 
     @torch.no_grad()
     def measure(self, batch: PretrainBatch) -> Tensor:
-        """Sums over one batch of one rank, float64 (6,).
+        """Sums over one batch of one rank, float64 (9,).
 
-        Matching loss, right answers, pairs; contrastive loss, products that take part, those whose image
-        finds their title.
+        Matching loss, right answers, matched and unmatched pairs, contrastive loss; `Found` of images and
+        titles.
         """
         features = self._features(batch.products)
         columns = Columns(features.image_BD, features.text_BD, batch.group_B)
@@ -187,16 +188,11 @@ class Pretraining(nn.Module):
         matched_B2, unmatched_M2 = self._match(batch, features, Ranks(), hard=False)
         loss = itm_loss(matched_B2, unmatched_M2, total_pairs=1.0)
         correct = (matched_B2.argmax(dim=1) == 1).sum() + (unmatched_M2.argmax(dim=1) == 0).sum()
-        known_B = batch.group_B != NO_GROUP
         with torch.autocast(loss.device.type, enabled=False):
             similarity_BB = features.image_BD.float() @ features.text_BD.float().T
-        best_B = similarity_BB.masked_fill(~known_B, -torch.inf).argmax(dim=1)
-        found = (known_B & (batch.group_B[best_B] == batch.group_B)).sum()
-        pairs = len(matched_B2) + len(unmatched_M2)
-        matching = (float(loss), float(correct), float(pairs))
-        return torch.tensor(
-            [*matching, float(contrast), float(known_B.sum()), float(found)], dtype=torch.float64
-        )
+        matching = (float(loss), float(correct), len(matched_B2), len(unmatched_M2))
+        found = found_in_chunk(similarity_BB, batch.group_B)
+        return torch.tensor([*matching, float(contrast), *found], dtype=torch.float64)
 
     def _features(self, products: ProductBatch) -> "_Features":
         image_BIH = self.online.image_tokens(products.pixels_BCHW)
@@ -273,28 +269,19 @@ class PretrainTask:
         catalog: ProductCatalog,
         *,
         config: PretrainConfig,
-        usable_P: npt.NDArray[np.bool_],
+        parts: ProductParts,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
-        """Split the usable products that have both modalities into training and evaluation.
-
-        Args:
-            usable_P: products that stage 1 may see.
+        """Take the products that have both modalities.
 
         Raises:
             ValueError: too few products have both an image and a title.
         """
         tokens = encoder.tokenizer(catalog.titles, max_tokens=encoder.config.max_title_tokens)
-        both_P = tokens.known_B.numpy() & np.array([path is not None for path in catalog.image_paths], bool)
-        usable = np.flatnonzero(both_P & usable_P)
+        both_P = tokens.known_B.numpy() & has_image_and_title(catalog)
         self.left_out = int(len(catalog) - both_P.sum())
-        self.train, self.evaluation = _split_by_group(usable, catalog.group_P, config=config)
-        if len(self.train) < 2 or len(self.evaluation) < 2:
-            raise ValueError(
-                f"stage 1 needs at least four products with an image and a title, got {len(usable)} of "
-                f"{len(catalog)}; without images start at stage 2 (`dashclip encode align` without --start)"
-            )
+        self.train, self.evaluation = products_of_stage1(parts, both_P)
         self.encoder, self.catalog, self.config = encoder, catalog, config
         self.device, self.ranks = device, ranks
         self.batch_rows = rows_of_a_step(config, len(self.train), ranks=ranks, fewest=2)
@@ -338,30 +325,34 @@ class PretrainTask:
         Raises:
             ValueError: not one evaluation product has an image that can be read.
         """
-        rows = min(self.batch_rows, EVALUATION_CHUNK)
 
         def load() -> Iterator[PretrainBatch]:
-            for number, start in enumerate(range(0, len(self.evaluation), rows)):
+            for number, index in enumerate(evaluation_chunks(self.evaluation)):
                 if number % self.ranks.count == self.ranks.rank:
-                    index = self.evaluation[start : start + rows]
                     yield self._batch(index, augmentation=None, seed=0, draw=number)
 
-        sums = torch.zeros(6, dtype=torch.float64)
+        sums = torch.zeros(9, dtype=torch.float64)
         for batch in self._on_device(load()):
             sums += self.module.measure(batch)
         sums = sum_over_ranks(sums.to(self.device), self.ranks)
-        matching, correct, pairs, contrast, known, found = sums.tolist()
-        if not known:
+        matching, correct, matched, unmatched, contrast, *of_titles = sums.tolist()
+        found, pairs = Found(*of_titles), matched + unmatched
+        if not found.rows:
             raise ValueError(
                 f"none of the {len(self.evaluation)} evaluation products of stage 1 has an image that can be "
                 "read; check the image files of the data folder"
             )
-        losses = {"matching": matching / pairs, "contrastive": contrast / known}
+        losses = {"matching": matching / pairs, "contrastive": contrast / found.rows}
         return {
             "loss": losses[self.config.early_stop],
             **{f"{name}_loss": loss for name, loss in losses.items()},
             "matching_accuracy": correct / pairs,
-            "image_finds_title": found / known,
+            "image_finds_title": found.hits / found.rows,
+            ROWS: found.rows,
+            f"matching_loss{AT_CHANCE}": constant_matching_loss(matched, unmatched),
+            f"contrastive_loss{AT_CHANCE}": found.loss_at_chance / found.rows,
+            f"matching_accuracy{AT_CHANCE}": max(matched, unmatched) / pairs,
+            f"image_finds_title{AT_CHANCE}": found.hits_at_chance / found.rows,
         }
 
     def _on_device(self, batches: Iterator[PretrainBatch]) -> Generator[PretrainBatch, None, None]:
@@ -385,30 +376,27 @@ class PretrainTask:
 
 def advice(outcome: TrainingOutcome, config: PretrainConfig) -> str | None:
     """What to do about a run whose weights were picked by a matching loss that has learned nothing."""
-    if config.early_stop != "matching" or outcome.best["loss"] < CONSTANT_MATCHING_LOSS:
+    if config.early_stop != "matching" or "matching_loss" not in no_better_than_chance(outcome.best):
         return None
     return (
-        f"matching has learned nothing: its lowest loss is {outcome.best['loss']:.4f}, and saying the same "
-        f"to every pair costs {CONSTANT_MATCHING_LOSS:.4f}. So step {outcome.best_step:,} was picked by "
-        'chance; set early_stop = "contrastive" in [pretrain], or train longer'
+        f"step {outcome.best_step:,} was picked by a matching loss that has learned nothing, so by chance; "
+        'set early_stop = "contrastive" in [pretrain], or train longer'
     )
 
 
-def _split_by_group(
-    usable: npt.NDArray[np.int64], group_P: npt.NDArray[np.int64], *, config: PretrainConfig
+def products_of_stage1(
+    parts: ProductParts, both_P: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Training and evaluation products; a group is on one side only, and two or more are for evaluation.
+    """Training and evaluation products of stage 1, given which have both modalities.
 
-    With `evaluation_within_groups` products are drawn one by one, and a group may be on both sides.
+    Raises:
+        ValueError: there are fewer than two of each.
     """
-    if config.evaluation_within_groups:
-        wanted = min(config.evaluation_products, max(2, round(config.evaluation_share * len(usable))))
-        shuffled = np.random.default_rng((config.seed, len(usable))).permutation(usable)
-        return np.sort(shuffled[wanted:]), np.sort(shuffled[:wanted])
-    groups = np.unique(group_P[usable])
-    shuffled = np.random.default_rng((config.seed, len(groups))).permutation(groups)
-    wanted = min(config.evaluation_products, max(2, round(config.evaluation_share * len(usable))))
-    sizes = np.cumsum(np.bincount(group_P[usable])[shuffled])
-    chosen = shuffled[: max(2, int(np.searchsorted(sizes, wanted)) + 1)]
-    aside = np.isin(group_P[usable], chosen)
-    return usable[~aside], usable[aside]
+    train, evaluation = (np.flatnonzero(both_P & part_P) for part_P in parts)
+    if len(train) < 2 or len(evaluation) < 2:
+        raise ValueError(
+            "stage 1 needs at least four products with an image and a title, got "
+            f"{len(train) + len(evaluation)} of {len(both_P)}; without images start at stage 2 "
+            "(`dashclip encode align` without --start)"
+        )
+    return train, evaluation

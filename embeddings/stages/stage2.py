@@ -9,6 +9,7 @@ C = 1 + K queries of a tuple, P products of the catalogue, G products with an im
 width, D embedding width; for queries that pick products, C candidate products.
 """
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple
@@ -27,6 +28,7 @@ from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import ProductEncoder, QueryEncoder, freeze_first_layers
 from embeddings.relevance.build_tuples import MODERATE, Grades, TupleSet
 from embeddings.stages.completion_training import CompletionConfig
+from embeddings.training.evaluation import AT_CHANCE, ROWS
 from embeddings.training.feature_queue import FeatureQueue
 from embeddings.training.loop import OptimizerConfig, rows_of_a_step
 from embeddings.training.losses import NO_GROUP, InBatch, pqc_loss
@@ -193,16 +195,19 @@ class Alignment(nn.Module):
         query_UD = self.query(ids_UT, mask_UT)
         used_U = group_U != NO_GROUP
         own_U = torch.arange(len(group_U), device=group_U.device)
+        # A query made of two titles asks for both products.
+        same_UU = (ids_UT[:, None] == ids_UT).all(dim=2)
         product_picks = pqc_loss(
             product_UD,
             query_UD,
             product_UD.new_zeros((len(own_U), 0, product_UD.shape[1])),
             temperature=self.temperature.detach(),
             weight_B=used_U.to(product_UD),
-            in_batch=InBatch(query_UD, (group_U[:, None] == group_U) | ~used_U),
+            in_batch=InBatch(query_UD, (group_U[:, None] == group_U) | ~used_U | same_UU),
         )
         group = group_U.cpu().numpy()
         excluded_UC = (group[:, None] == candidates.group_C) | (candidates.group_C == NO_GROUP)
+        excluded_UC[:, : len(group)] |= same_UU.cpu().numpy()
         query_picks = self._pick(candidates, query_UD, own_U, excluded_UC, weight_B=used_U.to(query_UD))
         return (product_picks + query_picks) / 2
 
@@ -257,10 +262,23 @@ def freeze_product_side(product: ProductEncoder, side: ProductSide) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Tuples:
-    """Tuples to train on and tuples to stop early by."""
+    """Tuples to train on and tuples to stop early by, from the same relevance data.
+
+    Raises:
+        ValueError: there are too few, or they are of two data sets.
+    """
 
     train: TupleSet
     validation: TupleSet
+
+    def __post_init__(self) -> None:
+        if len(self.train) < 2 or not len(self.validation):
+            raise ValueError(
+                f"stage 2 needs at least two training tuples and one validation tuple, got "
+                f"{len(self.train)} and {len(self.validation)}; more graded pairs are needed"
+            )
+        if not self.train.queries.equals(self.validation.queries):
+            raise ValueError("training and validation tuples must come from the same relevance data")
 
 
 class AlignTask:
@@ -277,6 +295,7 @@ class AlignTask:
         config: AlignConfig,
         grades: Grades | None = None,
         query_titles: Sequence[str] | None = None,
+        validation_P: npt.NDArray[np.bool_] | None = None,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
@@ -284,20 +303,14 @@ class AlignTask:
 
         Args:
             query_titles: what title queries are made of, when the catalogue was opened without its titles.
+            validation_P: products that no stage is trained on; those of validation tuples are measured apart.
 
         Raises:
-            ValueError: there is no query encoder, too few tuples, grades are missing, or the config does not
-                fit the encoder's fusion.
+            ValueError: there is no query encoder, grades are missing, or the config does not fit the
+                encoder's fusion.
         """
         if encoder.query is None:
             raise ValueError("stage 2 needs a query encoder; call with_query_encoder() first")
-        if len(tuples.train) < 2 or not len(tuples.validation):
-            raise ValueError(
-                f"stage 2 needs at least two training tuples and one validation tuple, got "
-                f"{len(tuples.train)} and {len(tuples.validation)}; more graded pairs are needed"
-            )
-        if not tuples.train.queries.equals(tuples.validation.queries):
-            raise ValueError("training and validation tuples must come from the same relevance data")
         if (config.in_batch_negatives or config.product_negatives) and grades is None:
             raise ValueError(
                 "in_batch_negatives and product_negatives need the grades, to leave relevant pairs out"
@@ -307,6 +320,7 @@ class AlignTask:
         self.encoder, self.catalog, self.tuples, self.config = encoder, catalog, tuples, config
         self.device, self.ranks = device, ranks
         self.query_titles = catalog.titles if query_titles is None else query_titles
+        self.validation_P = np.zeros(len(catalog), bool) if validation_P is None else validation_P
         #: Spellings of one query have one group.
         self.group_Q = query_groups(
             tuples.train.queries, encoder.tokenizer, max_tokens=encoder.config.max_query_tokens
@@ -360,11 +374,12 @@ class AlignTask:
         """Loss on the validation tuples, and how often a product prefers its positive query to all others.
 
         The loss is the paper's, at the temperature of the config whatever is learned, so that evaluations
-        compare.
+        compare. What is new in all these tuples is the query; how often the right one comes first is said
+        again for those tuples whose product is new, too. By chance each distinct query is as likely.
         """
         count = min(len(self.tuples.validation), VALIDATION_TUPLES)
         rows_N = np.linspace(0, len(self.tuples.validation) - 1, count).astype(np.int64)
-        sums = torch.zeros(2, dtype=torch.float64)
+        sums = torch.zeros(6, dtype=torch.float64)
         for number, start in enumerate(range(0, count, self.batch_rows)):
             if number % self.ranks.count != self.ranks.rank:
                 continue
@@ -377,10 +392,40 @@ class AlignTask:
                 logits_BC = torch.einsum("bd,bcd->bc", product_UD[batch.product_B], query_VD[batch.query_BC])
             logits_BC = logits_BC / self.config.temperature
             loss = -logits_BC.log_softmax(dim=1)[:, 0].sum()
-            first = (logits_BC[:, :1] > logits_BC[:, 1:]).all(dim=1).sum()
-            sums += torch.tensor([float(loss), float(first)], dtype=torch.float64)
-        loss_sum, first_sum = sum_over_ranks(sums.to(self.device), self.ranks).tolist()
-        return {"loss": loss_sum / count, "positive_first": first_sum / count}
+            first_B = (logits_BC[:, :1] > logits_BC[:, 1:]).all(dim=1).double().cpu()
+            queries_BC = batch.query_BC.sort(dim=1).values
+            distinct_B = 1 + (queries_BC[:, 1:] != queries_BC[:, :-1]).sum(dim=1)
+            chance_B = 1 / distinct_B.double().cpu()
+            products = batch.products.index_B[batch.product_B].cpu().numpy()
+            new_B = torch.from_numpy(self.validation_P[products]).double()
+            sums += torch.stack(
+                [
+                    loss.double().cpu(),
+                    first_B.sum(),
+                    chance_B.sum(),
+                    new_B.sum(),
+                    (new_B * first_B).sum(),
+                    (new_B * chance_B).sum(),
+                ]
+            )
+        loss_sum, first, chance, new, new_first, new_chance = sum_over_ranks(
+            sums.to(self.device), self.ranks
+        ).tolist()
+        of_new = {}
+        if new:
+            of_new = {
+                "positive_first_new_products": new_first / new,
+                f"positive_first_new_products_{ROWS}": new,
+                f"positive_first_new_products{AT_CHANCE}": new_chance / new,
+            }
+        return {
+            "loss": loss_sum / count,
+            "positive_first": first / count,
+            ROWS: float(count),
+            f"loss{AT_CHANCE}": math.log(self.tuples.validation.tuples_NC.shape[1] - 1),
+            f"positive_first{AT_CHANCE}": chance / count,
+            **of_new,
+        }
 
     def _batch(
         self,
@@ -479,17 +524,26 @@ class AlignTask:
         return torch.cat(parts) if parts else torch.zeros((0, tokens, config.vision_hidden_dim))
 
 
-def _check_completing(config: AlignConfig, catalog: ProductCatalog) -> None:
+def check_product_side(config: AlignConfig) -> None:
     """Images have no part in the training of stage 2 if they complete titles afterwards.
 
     Raises:
-        ValueError: the config gives them one, or there are no titles.
+        ValueError: the config gives them one.
     """
     if config.product_side == "all":
         raise ValueError(
             'with the fusion "completion", stage 2 trains on titles alone: set product_side to "grounded", '
             'or choose fusion = "grounded" in [architecture]'
         )
+
+
+def _check_completing(config: AlignConfig, catalog: ProductCatalog) -> None:
+    """An encoder whose images complete titles needs titles, and trains on them alone.
+
+    Raises:
+        ValueError: the config or the catalogue does not allow that.
+    """
+    check_product_side(config)
     if not any(catalog.titles):
         raise ValueError(
             'the fusion "completion" completes titles, and no product has one; choose fusion = "grounded" in '

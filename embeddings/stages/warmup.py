@@ -7,13 +7,13 @@ Text: titles are contrasted with queries made from them (`title_queries`). Image
 with the titles that the text encoder, now locked, understands (Zhai et al. 2022, "LiT"), and predict the
 tokens of their titles (Huang et al. 2024, "SuperClass"): which words go with a picture is learned from every
 title that has them, where a contrast only asks which title it is. Both contrasts are InfoNCE in the batch and
-both ways, with lookalike products left out.
+both ways, with lookalike products, and titles from which the same query was made, left out.
 
 Shapes: B products, T tokens, D embedding width.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Hashable, Iterator
 from typing import Annotated, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,14 +23,24 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from embeddings.catalog.groups import connected_groups
 from embeddings.catalog.images import AugmentationConfig
 from embeddings.catalog.products import ProductBatch, ProductCatalog, prefetch
 from embeddings.catalog.titles import title_query
 from embeddings.catalog.tokenizer import TokenBatch
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import ProductEncoder, seeded
+from embeddings.stages.product_parts import BoolArray, ProductParts, has_image_and_title
+from embeddings.training.evaluation import AT_CHANCE, ROWS, Found, evaluation_chunks, found_in_chunk
 from embeddings.training.loop import OptimizerConfig
-from embeddings.training.losses import NO_GROUP, Columns, itc_loss, rarity, title_token_loss
+from embeddings.training.losses import (
+    NO_GROUP,
+    Columns,
+    itc_loss,
+    mean_token_share,
+    rarity,
+    title_token_loss,
+)
 from embeddings.training.ranks import Ranks
 
 
@@ -38,8 +48,6 @@ class WarmupConfig(OptimizerConfig):
     """The text warm-up, and what both have in common."""
 
     temperature: Annotated[float, Field(gt=0)] = 0.05
-    #: Share of products kept aside, to stop at the lowest loss.
-    evaluation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
 
 
 class ImageWarmupConfig(WarmupConfig):
@@ -67,6 +75,9 @@ class ImageBatch(NamedTuple):
 
 Batch = TypeVar("Batch", TextBatch, ImageBatch)
 
+#: What the loss of the contrast is called in an evaluation.
+CONTRAST = "contrastive_loss"
+
 
 class Contrast(nn.Module, ABC, Generic[Batch]):
     """Titles against what belongs to them; `forward` gives the loss."""
@@ -84,6 +95,11 @@ class Contrast(nn.Module, ABC, Generic[Batch]):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The contrast."""
         return {"loss": self.contrast(*self.features(batch), batch.group_B)}
+
+    def measure(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What `features` gives, and the losses that `forward` adds up; of some, what chance gives."""
+        title_BD, other_BD = self.features(batch)
+        return title_BD, other_BD, {CONTRAST: self.contrast(title_BD, other_BD, batch.group_B)}
 
     def contrast(self, title_BD: Tensor, other_BD: Tensor, group_B: Tensor) -> Tensor:
         """InfoNCE of unit vectors, both ways, in nats."""
@@ -115,16 +131,27 @@ class ImageWarmup(Contrast[ImageBatch]):
     """Trains the image encoder and its projection; the text encoder is locked."""
 
     rarity_V: Tensor
+    token_share_V: Tensor
 
     def __init__(
-        self, product: ProductEncoder, *, temperature: float, token_weight: float, rarity_V: Tensor
+        self,
+        product: ProductEncoder,
+        *,
+        temperature: float,
+        token_weight: float,
+        rarity_V: Tensor,
+        token_share_V: Tensor,
     ) -> None:
-        """Take what the tokens of the vocabulary weigh, (V,); the head that predicts them is not kept."""
+        """Take what the tokens of the vocabulary weigh, and their mean share in the targets, both (V,).
+
+        The head that predicts tokens is not kept.
+        """
         super().__init__(product, temperature=temperature)
         product.vision.requires_grad_(True)
         product.vision_proj.requires_grad_(True)
         self.token_weight = token_weight
         self.register_buffer("rarity_V", rarity_V, persistent=False)
+        self.register_buffer("token_share_V", token_share_V, persistent=False)
         self.token_head = nn.Linear(product.vision_proj.out_features, len(rarity_V))
 
     def features(self, batch: ImageBatch) -> tuple[Tensor, Tensor]:
@@ -138,13 +165,30 @@ class ImageWarmup(Contrast[ImageBatch]):
         contrast = self.contrast(title_BD, normalize(image_BD, dim=-1), batch.group_B)
         if not self.token_weight:
             return {"loss": contrast}
-        ids_BT, mask_BT = batch.products.ids_BT, batch.products.mask_BT
         with torch.autocast(image_BD.device.type, enabled=False):
-            loss_B = title_token_loss(self.token_head(image_BD), ids_BT, mask_BT, self.rarity_V)
-        known_B = batch.group_B != NO_GROUP
-        tokens = (loss_B * known_B).sum() / known_B.sum().clamp_min(1)
+            tokens = self._token_loss(self.token_head(image_BD), batch)
         loss = contrast + self.token_weight * tokens
         return {"loss": loss, "contrast": contrast.detach(), "tokens": tokens.detach()}
+
+    def measure(self, batch: ImageBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """See `Contrast`; by chance each token is as likely as in the titles trained on."""
+        title_BD, image_BD = self._title_and_image(batch)
+        unit_BD = normalize(image_BD, dim=-1)
+        losses = {CONTRAST: self.contrast(title_BD, unit_BD, batch.group_B)}
+        if self.token_weight:
+            constant_V = self.token_share_V.log().clamp_min(torch.finfo(torch.float32).min)
+            with torch.autocast(image_BD.device.type, enabled=False):
+                for name, logits_BV in (
+                    ("token_loss", self.token_head(image_BD)),
+                    (f"token_loss{AT_CHANCE}", constant_V.expand(len(image_BD), -1)),
+                ):
+                    losses[name] = self.token_weight * self._token_loss(logits_BV, batch)
+        return title_BD, unit_BD, losses
+
+    def _token_loss(self, logits_BV: Tensor, batch: ImageBatch) -> Tensor:
+        loss_B = title_token_loss(logits_BV, batch.products.ids_BT, batch.products.mask_BT, self.rarity_V)
+        known_B = batch.group_B != NO_GROUP
+        return (loss_B * known_B).sum() / known_B.sum().clamp_min(1)
 
     def _title_and_image(self, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         """Unit vectors of titles, and projected images that are not yet unit vectors; float32, (B, D)."""
@@ -170,24 +214,23 @@ class ContrastTask(ABC, Generic[Batch]):
         catalog: ProductCatalog,
         *,
         config: WarmupConfig,
-        usable_P: npt.NDArray[np.bool_],
+        parts: ProductParts,
+        usable_P: BoolArray,
         needs: str,
         ranks: Ranks,
         advice: str = "",
     ) -> None:
-        """Split the usable products into training and evaluation.
+        """Take the usable products of both parts.
 
         Raises:
             ValueError: there are fewer than four.
         """
-        usable = np.flatnonzero(usable_P)
-        if len(usable) < 4:
+        self.train, self.evaluation = (np.flatnonzero(usable_P & part_P) for part_P in parts)
+        if len(self.train) < 2 or len(self.evaluation) < 2:
             raise ValueError(
-                f"this warm-up needs at least four products with {needs}, got {len(usable)}{advice}"
+                f"the {self.title} needs at least four products with {needs}, got "
+                f"{len(self.train) + len(self.evaluation)}{advice}"
             )
-        shuffled = np.random.default_rng((config.seed, len(usable))).permutation(usable)
-        aside = max(2, round(config.evaluation_share * len(usable)))
-        self.evaluation, self.train = np.sort(shuffled[:aside]), np.sort(shuffled[aside:])
         self.encoder, self.catalog, self.seed, self.ranks = encoder, catalog, config.seed, ranks
         self.accumulation = config.accumulation
         self.batch_rows = min(config.batch_size, len(self.train) // ranks.count * ranks.count)
@@ -213,14 +256,34 @@ class ContrastTask(ABC, Generic[Batch]):
         yield from prefetch(load())
 
     def evaluate(self) -> dict[str, float]:
-        """Loss on the products kept aside, and how often one of them finds its own title among them."""
-        batch = self.batch(self.evaluation[: self.batch_rows], None)
-        loss = float(self.module(batch)["loss"])
-        title_BD, other_BD = self.module.features(batch)
-        known_B = batch.group_B != NO_GROUP
-        similarity_BB = (other_BD @ title_BD.T).masked_fill(~known_B, -torch.inf)
-        found_B = batch.group_B[similarity_BB.argmax(dim=1)] == batch.group_B
-        return {"loss": loss, self.found_name: float(found_B[known_B].float().mean())}
+        """Losses on the products kept aside, and how often one of them finds its own title in its chunk.
+
+        Raises:
+            ValueError: not one of them has an image that can be read.
+        """
+        found = Found(0.0, 0.0, 0.0, 0.0)
+        sums: dict[str, float] = {}
+        for rows in evaluation_chunks(self.evaluation):
+            batch = self.batch(rows, None)
+            title_BD, other_BD, losses = self.module.measure(batch)
+            in_chunk = found_in_chunk(other_BD @ title_BD.T, batch.group_B)
+            found += in_chunk
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * in_chunk.rows
+        if not found.rows:
+            raise ValueError(
+                f"none of the {len(self.evaluation)} evaluation products of the {self.title} can be read; "
+                "check the image files of the data folder"
+            )
+        measures = {name: value / found.rows for name, value in sums.items()}
+        return {
+            "loss": sum(value for name, value in measures.items() if not name.endswith(AT_CHANCE)),
+            **measures,
+            self.found_name: found.hits / found.rows,
+            ROWS: found.rows,
+            f"{CONTRAST}{AT_CHANCE}": found.loss_at_chance / found.rows,
+            f"{self.found_name}{AT_CHANCE}": found.hits_at_chance / found.rows,
+        }
 
 
 class TextWarmupTask(ContrastTask[TextBatch]):
@@ -235,14 +298,14 @@ class TextWarmupTask(ContrastTask[TextBatch]):
         catalog: ProductCatalog,
         *,
         config: WarmupConfig,
-        usable_P: npt.NDArray[np.bool_],
+        parts: ProductParts,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
         """See `ContrastTask`."""
         titled_P = np.array([bool(title) for title in catalog.titles])
         super().__init__(
-            encoder, catalog, config=config, usable_P=usable_P & titled_P, needs="a title", ranks=ranks
+            encoder, catalog, config=config, parts=parts, usable_P=titled_P, needs="a title", ranks=ranks
         )
         self.device = device
         self.module = TextWarmup(encoder.product, temperature=config.temperature).to(device)
@@ -256,10 +319,15 @@ class TextWarmupTask(ContrastTask[TextBatch]):
             for title, row in zip(titles, rows.tolist(), strict=True)
         ]
         config, tokenizer = self.encoder.config, self.encoder.tokenizer
+        query_tokens = tokenizer(queries, max_tokens=config.max_query_tokens)
+        # Titles from which one query was made are no negatives of each other: each is what it asks for.
+        group_B = self.catalog.group_P[rows]
+        keys: list[tuple[int, Hashable]] = [*enumerate(group_B.tolist())]
+        keys += [(row, ids_T.tobytes()) for row, ids_T in enumerate(query_tokens.ids_BT.numpy())]
         return TextBatch(
             titles=_to(tokenizer(titles, max_tokens=config.max_title_tokens), self.device),
-            queries=_to(tokenizer(queries, max_tokens=config.max_query_tokens), self.device),
-            group_B=torch.from_numpy(self.catalog.group_P[rows]).to(self.device),
+            queries=_to(query_tokens, self.device),
+            group_B=torch.from_numpy(group_B[connected_groups(len(rows), keys)]).to(self.device),
         )
 
 
@@ -275,19 +343,17 @@ class ImageWarmupTask(ContrastTask[ImageBatch]):
         catalog: ProductCatalog,
         *,
         config: ImageWarmupConfig,
-        usable_P: npt.NDArray[np.bool_],
+        parts: ProductParts,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
         """See `ContrastTask`."""
-        shown_P = np.array([path is not None for path in catalog.image_paths], bool)
-        titled_P = np.array([bool(title) for title in catalog.titles])
-        usable_P = usable_P & shown_P & titled_P
         super().__init__(
             encoder,
             catalog,
             config=config,
-            usable_P=usable_P,
+            parts=parts,
+            usable_P=has_image_and_title(catalog),
             needs="an image and a title",
             advice="; without images leave [image_warmup] out of the config",
             ranks=ranks,
@@ -296,12 +362,14 @@ class ImageWarmupTask(ContrastTask[ImageBatch]):
         tokens = encoder.tokenizer(
             [catalog.titles[row] for row in self.train.tolist()], max_tokens=encoder.config.max_title_tokens
         )
+        rarity_V = rarity(tokens, encoder.config.vocab_size)
         self.module = seeded(
             lambda: ImageWarmup(
                 encoder.product,
                 temperature=config.temperature,
                 token_weight=config.token_weight,
-                rarity_V=rarity(tokens, encoder.config.vocab_size),
+                rarity_V=rarity_V,
+                token_share_V=mean_token_share(tokens, rarity_V),
             ),
             config.seed,
         ).to(device)

@@ -6,6 +6,7 @@ Shapes: N vectors, D embedding width.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embeddings.embedding_table import NORM_TOLERANCE, Coverage, EmbeddingTable, EmbeddingTableError, Kind
+from features.inputs.blanks import without_blanks
 from features.inputs.table_specs import TABLES
 from features.inputs.tables import find_table
 
@@ -43,7 +45,7 @@ def import_vectors(
 
     Raises:
         EmbeddingTableError: a file or column is unreadable, lists differ in length, ids and vectors differ in
-            number, or what `EmbeddingTable.write` refuses.
+            number, a vector is beyond the reach of float32, or what `EmbeddingTable.write` refuses.
     """
     if vectors.suffix == ".npy":
         if ids is None:
@@ -55,11 +57,11 @@ def import_vectors(
         vectors_ND, id_array = _read_parquet(vectors, kind, id_column, vector_column)
     else:
         raise EmbeddingTableError(f"vectors must be a .parquet or .npy file, got {vectors}")
-    if normalise:
-        vectors_ND = _normalised(vectors_ND)
+    if normalise or vectors_ND.dtype not in (np.float16, np.float32):
+        vectors_ND = _as_stored(vectors_ND, id_array, normalise=normalise)
     return EmbeddingTable.write(
         folder,
-        ids=id_array,
+        ids=without_blanks(id_array),
         vectors_ND=vectors_ND,
         encoder_id=encoder_id,
         kind=kind,
@@ -90,25 +92,42 @@ def coverage_of_data(table: EmbeddingTable, data: Path) -> dict[str, Coverage]:
 
 
 def norms_of(vectors_ND: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Euclidean norm of each vector, computed in chunks."""
+    """Euclidean norm of each vector, computed in chunks; squares that exceed float64 are of no concern."""
     norm_N = np.empty(len(vectors_ND), np.float64)
     for start in range(0, len(vectors_ND), CHUNK_ROWS):
         chunk_CD = vectors_ND[start : start + CHUNK_ROWS].astype(np.float64)
-        norm_N[start : start + len(chunk_CD)] = np.linalg.norm(chunk_CD, axis=1)
+        largest_C = np.abs(chunk_CD).max(axis=1, initial=0)
+        scale_C = np.where((largest_C > 1e100) | (largest_C < 1e-100), largest_C, 1)
+        scale_C[(scale_C == 0) | ~np.isfinite(scale_C)] = 1
+        norm_C = np.linalg.norm(chunk_CD / scale_C[:, None], axis=1)
+        norm_N[start : start + len(chunk_CD)] = norm_C * scale_C
     return norm_N
 
 
 def _read_matrix(path: Path) -> npt.NDArray[np.floating]:
-    try:
-        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise EmbeddingTableError(f"{path} is not a readable .npy file: {error}") from None
+    matrix = _read_array(path)
     if matrix.ndim != 2 or not np.issubdtype(matrix.dtype, np.floating):
         raise EmbeddingTableError(
             f"{path} must be a matrix of floats, one row for each id, "
             f"got {matrix.dtype} of shape {matrix.shape}"
         )
-    return matrix if matrix.dtype in (np.float16, np.float32) else matrix.astype(np.float32)
+    return matrix
+
+
+def _read_array(path: Path) -> npt.NDArray[Any]:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        raise EmbeddingTableError(f"{path} is not a readable .npy file: {error}") from None
+    if isinstance(array, np.ndarray):
+        return array
+    with array:
+        raise EmbeddingTableError(
+            f"{path} is an .npz archive of {', '.join(array.files) or 'nothing'}, whatever its name; save "
+            "one array with numpy.save"
+        )
 
 
 def _read_id_file(path: Path, kind: Kind, id_column: str | None) -> pa.Array:
@@ -117,12 +136,22 @@ def _read_id_file(path: Path, kind: Kind, id_column: str | None) -> pa.Array:
         return file.read(columns=[_id_column(path, file, kind, id_column)]).column(0)
     if path.suffix == ".npy":
         try:
-            return pa.array(np.load(path, allow_pickle=False))
-        except (ValueError, EOFError, pa.ArrowInvalid) as error:
+            return pa.array(_read_array(path))
+        except pa.ArrowInvalid as error:
             raise EmbeddingTableError(f"{path} must be a .npy list of integers or strings: {error}") from None
     if path.suffix == ".txt":
-        return pa.array(path.read_text(encoding="utf-8").splitlines(), type=pa.string())
+        return _read_lines(path)
     raise EmbeddingTableError(f"ids must be a .parquet, .npy or .txt file, got {path}")
+
+
+def _read_lines(path: Path) -> pa.Array:
+    """One id a line. Lines end as in any text file; U+2028 and the like may be part of an id."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # without the mark that some editors put first
+    except UnicodeDecodeError as error:
+        raise EmbeddingTableError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
+    ids = text.removesuffix("\n").split("\n") if text else []
+    return pa.array(ids, type=pa.string())
 
 
 def _read_parquet(
@@ -133,7 +162,9 @@ def _read_parquet(
     vector_column = _vector_column(path, file, vector_column)
     ids = file.read(columns=[id_column]).column(0)
     value_type = file.schema_arrow.field(vector_column).type.value_type
-    dtype = np.float16 if pa.types.is_float16(value_type) else np.float32
+    dtype: type[np.floating] = np.float16 if pa.types.is_float16(value_type) else np.float32
+    if pa.types.is_float64(value_type):
+        dtype = np.float64
     vectors_ND: npt.NDArray[np.floating] = np.empty((0, 0), dtype)
     filled = 0
     for batch in file.iter_batches(columns=[vector_column], batch_size=CHUNK_ROWS):
@@ -189,14 +220,35 @@ def _is_float_list(kind: pa.DataType) -> bool:
     return any(test(kind) for test in is_list) and pa.types.is_floating(kind.value_type)
 
 
-def _normalised(vectors_ND: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    norm_N = norms_of(vectors_ND)
-    scaled_ND = np.empty_like(vectors_ND)
+def _as_stored(
+    vectors_ND: npt.NDArray[np.floating], ids: pa.Array | pa.ChunkedArray, *, normalise: bool
+) -> npt.NDArray[np.floating]:
+    """float16 stays, others become float32, after the division by their norm where asked for.
+
+    Raises:
+        EmbeddingTableError: float32 cannot hold a vector: it would become infinite or lose its direction.
+    """
+    stored_ND = np.empty(vectors_ND.shape, np.float16 if vectors_ND.dtype == np.float16 else np.float32)
     for start in range(0, len(vectors_ND), CHUNK_ROWS):
-        rows = slice(start, start + CHUNK_ROWS)
-        divisor_C1 = np.where(norm_N[rows] == 0, 1, norm_N[rows])[:, None]
-        scaled_ND[rows] = vectors_ND[rows] / divisor_C1
-    return scaled_ND
+        chunk_CD = vectors_ND[start : start + CHUNK_ROWS].astype(np.float64)
+        norm_C = wanted_C = norms_of(chunk_CD)
+        finite_C = np.isfinite(chunk_CD).all(axis=1)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            if normalise:
+                chunk_CD /= np.where(norm_C == 0, 1, norm_C)[:, None]
+                wanted_C = (norm_C != 0).astype(np.float64)
+            stored_CD = chunk_CD.astype(stored_ND.dtype)
+            close_C = np.abs(norms_of(stored_CD) - wanted_C) <= NORM_TOLERANCE * wanted_C
+        lost_C = finite_C & ~close_C
+        if lost_C.any():
+            row = int(np.flatnonzero(lost_C)[0])
+            raise EmbeddingTableError(
+                f"the vector of id {ids[start + row].as_py()!r} (row {start + row}) has norm "
+                f"{norm_C[row]:.3g}, which float32 cannot hold; scale the vectors, or normalise them "
+                "(--normalise)"
+            )
+        stored_ND[start : start + len(stored_CD)] = stored_CD
+    return stored_ND
 
 
 def _is_normalised(vectors_ND: npt.NDArray[np.floating]) -> bool:

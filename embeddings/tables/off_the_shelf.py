@@ -23,7 +23,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.flava.image_processing_pil_flava import FlavaImageProcessorPil
 
-from embeddings.catalog.images import ImageUnreadable, load_image
+from embeddings.catalog.images import ImageUnreadable, OutsideImage, load_image
 from embeddings.catalog.inputs import read_distinct_queries
 from embeddings.catalog.products import ProductCatalog, prefetch
 from embeddings.embedding_table import EmbeddingTable
@@ -209,7 +209,7 @@ def _embed_texts(
 
 def _embed_images(
     encoder: OffTheShelfEncoder,
-    paths: Sequence[Path | None],
+    paths: Sequence[Path | OutsideImage | None],
     batch_size: int,
     unreadable: list[ImageUnreadable],
     progress: Progress,

@@ -62,7 +62,7 @@ class Products:
     def inputs(self, row: int) -> str:
         path = self._catalog.image_paths[row]
         stamp: tuple[int, int] | None = None
-        if path is not None:
+        if isinstance(path, Path):
             with suppress(OSError):  # a missing file is noted when it is read
                 status = path.stat()
                 stamp = (status.st_size, status.st_mtime_ns)

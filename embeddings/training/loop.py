@@ -20,8 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from embeddings.training.base_loop import TrainingDivergedError, TrainingLoop, autocast
 from embeddings.training.checkpoint import Checkpoint, CheckpointError
+from embeddings.training.evaluation import learned_nothing
 from embeddings.training.ranks import Ranks, sum_over_ranks
 from features.artifacts import StrictModel
+from features.inputs.shares import rounded_down
 
 #: Norm above which a step's gradient is scaled down; a guard against single bad batches.
 GRADIENT_NORM = 5.0
@@ -86,7 +88,10 @@ class Task(Protocol):
         """What happens to the module before the forward passes of a step."""
 
     def evaluate(self) -> dict[str, float]:
-        """Measures on held-out rows; `loss` decides on the best weights, lower is better."""
+        """Measures on held-out rows; `loss` decides on the best weights, lower is better.
+
+        A measure whose chance level is known has that beside it (`embeddings.training.evaluation`).
+        """
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,8 @@ class Report:
     losses: dict[str, float]
     rows_per_second: float
     evaluation: dict[str, float] | None
+    #: After the last step: what the stage has not learned, if there is something.
+    remark: str | None = None
 
 
 def learning_rate_share(step: int, *, total: int, warmup: int, final_share: float) -> float:
@@ -217,7 +224,7 @@ class _EncoderLoop(TrainingLoop):
             else task.module
         )
         self.total_steps = config.epochs * task.steps_per_epoch
-        self.warmup = int(config.warmup_share * self.total_steps)
+        self.warmup = rounded_down(config.warmup_share, self.total_steps)
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.measures: dict[str, float] = {}  # of the last evaluation
@@ -259,7 +266,11 @@ class _EncoderLoop(TrainingLoop):
                     names = self.task.title, self.task.rows_name
                     rate = self._rows_per_second()
                     evaluation = self.measures if self.step in self.evaluation_steps else None
-                    self.progress(Report(*names, self.step, self.total_steps, losses, rate, evaluation))
+                    ended = self.stopped or self.step == self.total_steps
+                    remark = learned_nothing(self.task.title, self.best) if ended else None
+                    self.progress(
+                        Report(*names, self.step, self.total_steps, losses, rate, evaluation, remark)
+                    )
                 if self.stopped:
                     break
 

@@ -26,10 +26,6 @@ from embeddings.catalog.tokenizer import TokenBatch
 
 NO_GROUP = -1
 
-#: What ITM costs when it says "1 in 3" to every pair, in nats: with two unmatched pairs for each matched one
-#: the best answer that looks at nothing.
-CONSTANT_MATCHING_LOSS = math.log(3) - 2 / 3 * math.log(2)
-
 #: Added to every candidate's share before one is drawn (BLIP): no negative is ever out of reach.
 NEGATIVE_EPSILON = 1e-4
 
@@ -180,7 +176,7 @@ def itm_loss(
 
     Returns:
         Mean cross entropy over all pairs, in nats; 0 without pairs. A loss that stays at
-        `CONSTANT_MATCHING_LOSS` has learned nothing.
+        `constant_matching_loss` has learned nothing.
 
     Li et al. 2022, https://arxiv.org/abs/2201.12086
 
@@ -195,6 +191,18 @@ def itm_loss(
     label_N[: len(logits_positive_B2)] = 1
     loss_N = functional.cross_entropy(logits_N2, label_N, reduction="none")
     return _share(loss_N, torch.ones_like(loss_N), total_pairs)
+
+
+def constant_matching_loss(matched: float, unmatched: float) -> float:
+    """What ITM costs when it says the share of matched pairs to every pair, in nats.
+
+    No answer that looks at nothing is better: this is the entropy of the mix.
+
+    >>> round(constant_matching_loss(1, 2), 4)
+    0.6365
+    """
+    shares = (matched / (matched + unmatched), unmatched / (matched + unmatched))
+    return -sum(share * math.log(share) for share in shares if share > 0)
 
 
 def pqc_loss(
@@ -327,6 +335,25 @@ def title_token_loss(logits_BV: Tensor, ids_BT: Tensor, mask_BT: Tensor, weight_
     Returns:
         The loss of each row in nats, (B,); 0 for a title without a weighted token.
     """
-    target_BV = torch.zeros_like(logits_BV).scatter_(1, ids_BT, mask_BT.to(logits_BV)) * weight_V
-    target_BV = target_BV / target_BV.sum(dim=1, keepdim=True).clamp_min(torch.finfo(logits_BV.dtype).tiny)
+    target_BV = _token_shares(ids_BT, mask_BT, weight_V.to(logits_BV))
     return -(target_BV * logits_BV.log_softmax(dim=1)).sum(dim=1)
+
+
+def mean_token_share(titles: TokenBatch, weight_V: Tensor) -> Tensor:
+    """Mean target of `title_token_loss` over titles, float32, (V,).
+
+    Its logarithm is the best prediction that looks at no image.
+    """
+    total_V = torch.zeros(len(weight_V))
+    for ids_BT, mask_BT in zip(
+        titles.ids_BT.split(RARITY_ROWS), titles.mask_BT.split(RARITY_ROWS), strict=True
+    ):
+        total_V += _token_shares(ids_BT, mask_BT, weight_V).sum(dim=0)
+    return total_V / total_V.sum().clamp_min(torch.finfo(total_V.dtype).tiny)
+
+
+def _token_shares(ids_BT: Tensor, mask_BT: Tensor, weight_V: Tensor) -> Tensor:
+    """Shares of the tokens of each title by their weight, (B, V); zeros without a weighted token."""
+    share_BV = weight_V.new_zeros((len(ids_BT), len(weight_V)))
+    share_BV = share_BV.scatter_(1, ids_BT, mask_BT.to(weight_V)) * weight_V
+    return share_BV / share_BV.sum(dim=1, keepdim=True).clamp_min(torch.finfo(share_BV.dtype).tiny)

@@ -8,16 +8,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from experiments.ablation.plan import AblationConfig, plan
 from experiments.runtime.environment import environment
-from experiments.statistics.intervals import Interval, SeedSummary, paired_difference, summarize_seeds
+from experiments.statistics.intervals import (
+    Interval,
+    SeedSummary,
+    Verdict,
+    paired_difference,
+    summarize_seeds,
+    verdict,
+)
 from features.artifacts import ResultFile
 
-Verdict = Literal["above", "below", "not told apart"]
 #: Metrics of one run by name.
 Metrics = Mapping[str, float]
 
@@ -84,13 +90,6 @@ class AblationReport(ResultFile):
         """Names of the metrics that every variant has."""
         common = [set(found.metrics) for found in self.variants.values()]
         return [name for name in next(iter(self.variants.values())).metrics if all(name in m for m in common)]
-
-
-def verdict(difference: Interval) -> Verdict:
-    """Whether the interval of a difference lies above zero, below it, or says neither."""
-    if not difference.excludes_zero:
-        return "not told apart"
-    return "above" if difference.mean > 0 else "below"
 
 
 def build_report(config: AblationConfig, out: Path, *, command: str | None = None) -> AblationReport:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from experiments.commands.inputs.generate import Preset
+
 if TYPE_CHECKING:
+    from experiments.marketplace.config import MarketplaceConfig
     from experiments.sweeps.sweep import PlannedRun, SweepConfig
 
 Size = Literal["tiny", "small", "medium", "large"]
@@ -29,6 +32,7 @@ FULL_RANKER = "dcn_pq_sim_history"
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for data, runs and report.")] = Path("runs/demo"),
+    preset: Preset = "mixed",
     size: Annotated[Size, typer.Option(help="Size of the marketplace.")] = "small",
     seeds: Annotated[int, typer.Option(min=2, help="Training seeds per variant.")] = 5,
     processes: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; one per core.")] = None,
@@ -43,7 +47,8 @@ def demo(
     and every output says so. OUT/report.html is the page to open at the end. Takes some 16 minutes on two
     cores at size small.
 
-    Example: `dashclip demo --out runs/demo --seeds 5`
+    Examples: `dashclip demo --out runs/demo --seeds 5`,
+    `dashclip demo --preset retrieval --out runs/demo_retrieval`
     """
     from rich.console import Console
 
@@ -53,7 +58,7 @@ def demo(
     from experiments.commands.rankers.importance import importance
     from experiments.commands.rankers.report import report
     from experiments.commands.rankers.sweep import exit_if_failed, run_sweep
-    from experiments.sweeps.sweep import plan, share_of_cores
+    from experiments.sweeps.sweep import plan, processes_of
 
     console = Console()
     config = sweep_config(out, seeds)
@@ -61,13 +66,13 @@ def demo(
     if fresh:
         delete_demo(out, config.variants)
     else:
-        refuse_another_demo(out, tables_read(runs), size=size)
+        refuse_another_demo(out, tables_read(runs), size=size, preset=preset)
     parts = _parts(out)
     data, features, lsa_tables, _, embeddings = parts
     missing = [part for part, (_, mark) in parts.items() if not (part / mark).exists()]
     if data in missing:
         console.rule("1/5 simulated marketplace")
-        generate_marketplace(data, size=size)
+        generate_marketplace(data, size=size, preset=preset)
     if features in missing:
         console.rule("2/5 point-in-time features")
         build_command(data, features, config=Path("marketplace_features"))
@@ -78,7 +83,8 @@ def demo(
         settings = Path("encoders_tiny" if size == "tiny" else "encoders_small")
         make_embeddings(out, settings, runs, processes)
     console.rule(f"4/5 {len(config.variants)} rankers, trained and compared")
-    errors = run_sweep(config, out, processes, f"dashclip demo --size {size} --seeds {seeds}")
+    command = f"dashclip demo --preset {preset} --size {size} --seeds {seeds}"
+    errors = run_sweep(config, out, processes, command)
     if not any(errors.values()):
         console.rule("5/5 which features carry the full ranker")
         importance(
@@ -87,7 +93,7 @@ def demo(
             repeats=2,
             slice_repeats=1,
             naive=True,
-            processes=share_of_cores(processes)[0],
+            processes=processes_of(processes),
         )
     report(out)
     exit_if_failed(errors)
@@ -172,6 +178,7 @@ def delete_demo(out: Path, variants: Iterable[str]) -> None:
     Raises:
         FileExistsError: data, features or embeddings of `out` are of another kind; nothing is deleted then.
     """
+    from experiments.commands.rankers.sweep import LOG as SWEEP_LOG
     from features.artifacts import refuse_foreign_folder
 
     parts = _parts(out)
@@ -187,14 +194,14 @@ def delete_demo(out: Path, variants: Iterable[str]) -> None:
     for name in ("pictures", "importance_parts"):
         if (out / name).is_dir():
             shutil.rmtree(out / name)
-    written = (LOG, "sweep.json", "table2.json", "table2.md", "report.html", "table1.md", "probes.md")
+    reports = ("table2.json", "table2.md", "report.html", "table1.md", "probes.md")
     importances = [path.name for path in out.glob("importance*") if path.suffix in IMPORTANCE_SUFFIXES]
-    for name in (*written, *ENCODER_RESULTS, *importances):
+    for name in (LOG, SWEEP_LOG, "sweep.json", *reports, *ENCODER_RESULTS, *importances):
         (out / name).unlink(missing_ok=True)
 
 
-def refuse_another_demo(out: Path, tables: Mapping[str, Path | None], *, size: Size) -> None:
-    """Refuse to resume a demo of another size, or one whose parts were made from data that are gone.
+def refuse_another_demo(out: Path, tables: Mapping[str, Path | None], *, size: Size, preset: Preset) -> None:
+    """Refuse to resume a demo of another size or preset, or one made from data that are gone.
 
     Args:
         tables: that each variant reads, as by `tables_read`.
@@ -213,10 +220,12 @@ def refuse_another_demo(out: Path, tables: Mapping[str, Path | None], *, size: S
     for part, (ours, _) in parts.items():
         refuse_foreign_folder(part, ours=ours)
     if (data / DESCRIPTION).exists():
-        found = json.loads((data / DESCRIPTION).read_text(encoding="utf-8")).get("config", {})
-        if found.get("size") != size:
-            raise ValueError(f"{data} is a marketplace of size {found.get('size')}, not {size}; {advice}")
-        if found != MarketplaceConfig.preset(size).model_dump(mode="json"):
+        found = _marketplace_config(data)
+        if found and found.size != size:
+            raise ValueError(f"{data} is a marketplace of size {found.size}, not {size}; {advice}")
+        if found and found.candidates != preset:
+            raise ValueError(f"{data} is a marketplace of preset {found.candidates}, not {preset}; {advice}")
+        if found != MarketplaceConfig.preset(size, preset):
             raise ValueError(f"{data} is a marketplace with other settings than the demo's; {advice}")
     runs = {variant: list((out / variant).glob("seed-*/run.json")) for variant in tables}
     made_from = [
@@ -232,6 +241,20 @@ def refuse_another_demo(out: Path, tables: Mapping[str, Path | None], *, size: S
             time = _written(path / parts[path][1] if path in parts else path)
             if time is not None and (source_time is None or time < source_time):
                 raise ValueError(f"{path} was made from an earlier {source}; {advice}")
+
+
+def _marketplace_config(data: Path) -> "MarketplaceConfig | None":
+    """What the marketplace in `data` was generated from; None if this version knows no such settings."""
+    from pydantic import ValidationError
+
+    from experiments.marketplace.config import MarketplaceConfig
+    from experiments.marketplace.generate import DESCRIPTION
+
+    found = json.loads((data / DESCRIPTION).read_text(encoding="utf-8")).get("config")
+    try:
+        return MarketplaceConfig.model_validate(found)
+    except ValidationError:
+        return None
 
 
 def _parts(out: Path) -> dict[Path, tuple[Callable[[Path], bool], str]]:

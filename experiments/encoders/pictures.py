@@ -52,11 +52,12 @@ def write_pictures(
     *,
     seed: int,
 ) -> list[Path]:
-    """All pictures as PNG and SVG in `folder`; returns the paths, PNG and SVG of one picture in turn."""
-    figures = {
-        "tsne_by_aisle": tsne_by_aisle(before, after, labels.aisles, seed=seed),
-        "cosines_by_grade": cosines_by_grade(before, after, labels),
-    }
+    """Pictures of what was probed, as PNG and SVG in `folder`; the paths, PNG and SVG of one in turn."""
+    figures = {}
+    if "aisle" in report.probes:
+        figures["tsne_by_aisle"] = tsne_by_aisle(before, after, labels.aisles, seed=seed)
+    if len(labels.grade_N):
+        figures["cosines_by_grade"] = cosines_by_grade(before, after, labels)
     titles = (before.name, after.name)
     for name, found in report.probes.items():
         if len(found.classes) <= MAX_MATRIX_CLASSES:

@@ -1,7 +1,7 @@
 """Encoders end to end: train both stages, encode, measure retrieval (table 1) and probes (section 5)."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,15 +27,19 @@ from embeddings.evaluation.retrieval import Pool
 from embeddings.relevance.grades import Grades, read_grades
 from embeddings.relevance.sampling import TupleConfig
 from embeddings.stages.run_folder import InputConfig, ShowReport, StageRun
-from embeddings.stages.runs import VOCABULARY, align, new_encoder, pretrain, warm_up
+from embeddings.stages.runs import VOCABULARY, Start, align, new_encoder, pretrain, warm_up
 from embeddings.stages.stage1 import PretrainConfig
-from embeddings.stages.stage2 import AlignConfig
+from embeddings.stages.stage2 import AlignConfig, check_product_side
 from embeddings.stages.warmup import ImageWarmupConfig, WarmupConfig
 from embeddings.tables.encode import Encoded, encode_products, encode_queries
 from experiments.encoders.retrieval_rows import RandomRow, TableRow, VectorRow, lexical_rows
 from experiments.encoders.table1 import Table1, evaluate_rows
 from experiments.marketplace.judgements import MarketplaceTruth
+from features.inputs.tables import table_files
 from features.progress import Progress, silent
+
+#: What an encoder has gone through, by the stage in its id.
+_AFTER = {"initial": "before stage 1", "pretrained": "after stage 1", "aligned": "after stage 2"}
 
 
 class EncodersConfig(BaseModel):
@@ -81,12 +85,14 @@ class EncodersConfig(BaseModel):
                 hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
                 raise ValueError(f"architecture.{name} is not a part of an encoder; {hint}")
         try:
-            EncoderConfig.preset(self.size, vocab_size=VOCABULARY[self.size], **self.architecture)
+            encoder = EncoderConfig.preset(self.size, vocab_size=VOCABULARY[self.size], **self.architecture)
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(["architecture", *map(str, problem["loc"])])
             sentence = problem["msg"].removeprefix("Value error, ")
             raise ValueError(f"{where}: {sentence} (got {self.architecture})") from None
+        if encoder.fusion == "completion" and self.align is not None:
+            check_product_side(self.align)
         return self
 
     @property
@@ -149,18 +155,18 @@ def run_pretrain(
     folder: Path,
     config: EncodersConfig,
     *,
-    start: DashClipEncoder | None = None,
+    start: Start | None = None,
     device: str = "cpu",
     show: ShowReport | None = None,
 ) -> StageRun:
-    """Stage 1, from `start` or from scratch.
+    """Stage 1, from `start` or from scratch; its products are looked at before any warm-up.
 
     Raises:
         ValueError: the config has no stage 1.
     """
     if config.pretrain is None:
         raise ValueError("the config has no [pretrain] section, which stage 1 needs")
-    start = start or first_encoder(data, folder / "warmup", config, device=device, show=show)
+    start = start or partial(first_encoder, data, folder / "warmup", config, device=device, show=show)
     return pretrain(
         data,
         folder,
@@ -177,19 +183,19 @@ def run_align(
     folder: Path,
     config: EncodersConfig,
     *,
-    start: DashClipEncoder | None = None,
+    start: Start | None = None,
     device: str = "cpu",
     show: ShowReport | None = None,
     progress: Progress = silent,
 ) -> StageRun:
-    """Stage 2, from the encoder of stage 1 or from scratch.
+    """Stage 2, from the encoder of stage 1 or from scratch; its grades are looked at before any warm-up.
 
     Raises:
         ValueError: the config has no stage 2.
     """
     if config.align is None:
         raise ValueError("the config has no [align] section, which stage 2 needs")
-    start = start or first_encoder(data, folder / "warmup", config, device=device, show=show)
+    start = start or partial(first_encoder, data, folder / "warmup", config, device=device, show=show)
     return align(
         data,
         folder,
@@ -262,8 +268,14 @@ def measure_retrieval(
     other data the graded pairs judge, and the graded products of a query compete.
 
     Raises:
-        ValueError: no query is held out, or a table is missing.
+        ValueError: there are no grades, no query is held out, or a table is missing.
     """
+    if not table_files(data, "relevance"):
+        raise ValueError(
+            f"table 1 needs queries with grades, and {data} has no relevance table. Without, "
+            "`dashclip encode evaluate DATA OUT --row NAME=ENCODER` measures which image belongs to a title, "
+            "and `dashclip encode probe` what vectors know of aisles"
+        )
     catalog = ProductCatalog.open(data, modalities=("text",))
     grades = read_grades(data)
     role_Q = grades.query_roles(holdout)
@@ -275,6 +287,13 @@ def measure_retrieval(
             return truth.judgements(grades.queries.filter(pa.array(role_Q == role)))
         return graded_judgements(data).select_queries(role_Q == role)
 
+    if not (role_Q == role).any():
+        share = "test_query_share" if role == TEST else "validation_query_share"
+        raise ValueError(
+            f"none of the {len(role_Q):,} graded queries of {data} is held out, so table 1 has nothing to "
+            f"measure; raise {share} in [holdout] (now {getattr(holdout, share):g}) and train again, or grade "
+            "more queries"
+        )
     judgements = judged(role)
     rows: dict[str, TableRow] = {}
     if baselines:
@@ -328,6 +347,32 @@ def _both_tables(folder: Path) -> tuple[EmbeddingTable, EmbeddingTable]:
     return products, queries
 
 
+def encoder_titles(folders: Sequence[Path]) -> list[str]:
+    """What made the tables of each folder, in words: the training that its encoder has gone through.
+
+    Two of one kind are told apart by the names of their folders.
+    """
+    titles = []
+    for folder in folders:
+        encoder_id = EmbeddingTable.load(folder / "products", verify=False).manifest.encoder_id
+        stage = next((stage for stage in _AFTER if encoder_id.startswith(f"dashclip-{stage}-")), None)
+        titles.append(_AFTER[stage] if stage else encoder_id)
+    if len(set(titles)) < len(titles):
+        titles = [f"{title} ({folder.name})" for title, folder in zip(titles, folders, strict=True)]
+    return titles
+
+
+def _vectors_of(name: str, folder: Path, *, product_ids: pa.Array, queries: pa.Array) -> VectorPair:
+    """Vectors of the tables in a folder; its queries are opened only if there are some to look up."""
+    if len(queries):
+        return VectorPair.from_tables(
+            name, *_both_tables(folder), product_ids=product_ids, query_texts=queries
+        )
+    products = EmbeddingTable.load(folder / "products", verify=False)
+    vectors_PD = np.asarray(products.vectors_ND[products.rows_of(product_ids)], np.float32)
+    return VectorPair(name, vectors_PD, np.zeros((0, products.dim), np.float32))
+
+
 def graded_judgements(data: Path) -> Judgements:
     """What the relevance table says, for all its queries."""
     grades = read_grades(data)
@@ -349,29 +394,34 @@ def measure_probes(
     holdout: HoldoutConfig,
     progress: Progress = silent,
 ) -> tuple[ProbeReport, VectorPair, VectorPair, ProbeLabels]:
-    """Both probes of paper section 5 on two folders of tables.
+    """The probes of paper section 5 on two folders of tables, as far as the data allow them.
 
     Like the paper's, the labels are set aside: only grades of held-out queries are used, and aisles of all
-    products, which no stage has seen.
+    products, which no stage has seen. Without grades the probe of aisles is left.
+
+    Raises:
+        ProbeImpossibleError: there are neither aisles nor grades to probe.
+        ValueError: a table is missing or of another data set.
     """
     catalog = ProductCatalog.open(data)
-    grades = read_grades(data)
-    held_out_Q = grades.query_roles(holdout) != TRAIN
-    labels = ProbeLabels(
-        aisles=catalog.aisles,
-        product_N=grades.product_G.astype(np.int64),
-        query_N=grades.query_G.astype(np.int64),
-        grade_N=grades.grade_G.astype(np.int64),
-        product_group_P=catalog.group_P,
-    ).restricted_to(held_out_Q)
+    none = np.empty(0, np.int64)
+    queries, labels = (
+        pa.array([], pa.string()),
+        ProbeLabels(catalog.aisles, none, none, none, catalog.group_P),
+    )
+    if table_files(data, "relevance"):
+        grades = read_grades(data)
+        queries = grades.queries
+        labels = ProbeLabels(
+            aisles=catalog.aisles,
+            product_N=grades.product_G.astype(np.int64),
+            query_N=grades.query_G.astype(np.int64),
+            grade_N=grades.grade_G.astype(np.int64),
+            product_group_P=catalog.group_P,
+        ).restricted_to(grades.query_roles(holdout) != TRAIN)
     pairs = [
-        VectorPair.from_tables(
-            name,
-            *_both_tables(folder),
-            product_ids=catalog.ids,
-            query_texts=grades.queries,
-        )
-        for name, folder in (("before training", before), ("DashCLIP", after))
+        _vectors_of(name, folder, product_ids=catalog.ids, queries=queries)
+        for name, folder in zip(encoder_titles((before, after)), (before, after), strict=True)
     ]
     report = run_probes(pairs[0], pairs[1], labels, progress=progress)
     return report, pairs[0], pairs[1], labels

@@ -53,6 +53,7 @@ class SliceResult(ResultFile):
 
 class _Setting(ResultFile):
     simulated: bool
+    title: str = "Table 1: retrieval"
     description: str = ""
     k: int
     pool: Pool
@@ -79,6 +80,7 @@ def evaluate_rows(
     *,
     simulated: bool,
     description: str,
+    title: str = "Table 1: retrieval",
     k: int = 10,
     pool: Pool = "catalogue",
     candidate: str = "dashclip",
@@ -135,23 +137,24 @@ def evaluate_rows(
 
     everything = measure(judgements)
     slices: dict[str, SliceResult] = {}
-    for title, mask_Q in query_slices.items():
+    for name, mask_Q in query_slices.items():
         if mask_Q.any():
             part = {
-                name: {metric: values_Q[mask_Q] for metric, values_Q in values.items()}
-                for name, values in everything.items()
+                row: {metric: values_Q[mask_Q] for metric, values_Q in values.items()}
+                for row, values in everything.items()
             }
-            slices[title] = summarise(judgements.select_queries(mask_Q), part)
-    for title, mask_P in product_slices.items():
+            slices[name] = summarise(judgements.select_queries(mask_Q), part)
+    for name, mask_P in product_slices.items():
         if mask_P.any():
             fewer = judgements.select_products(mask_P)
-            slices[title] = summarise(fewer, measure(fewer))
+            slices[name] = summarise(fewer, measure(fewer))
     progress("done", len(rows), len(rows))
     return Table1(
         k=k,
         pool=pool,
         candidate=candidate,
         simulated=simulated,
+        title=title,
         description=description,
         **dict(summarise(judgements, everything)),
         slices=slices,

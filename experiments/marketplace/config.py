@@ -8,12 +8,17 @@ from pydantic import Field, model_validator
 from features.artifacts import StrictModel
 
 Size = Literal["tiny", "small", "medium", "large"]
+#: The preset: what the candidates of a slate are (docs/marketplace.md says how the presets differ).
+Candidates = Literal["mixed", "retrieval"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
 class ClickModel(StrictModel):
-    """Coefficients of the click logit, in log-odds; one field per term of docs/marketplace.md."""
+    """Coefficients of the click logit, in log-odds; one field per term of docs/marketplace.md.
+
+    The defaults are those of the preset mixed.
+    """
 
     intercept: float = -3.1
     grade_0: float = -2.0
@@ -46,9 +51,10 @@ class TasteModel(StrictModel):
 
 
 class MarketplaceConfig(StrictModel):
-    """A marketplace: how large, how long, and which effects. `preset` gives the named sizes."""
+    """A marketplace: how large, how long, and which effects. `preset` gives the named sizes and presets."""
 
     size: Size | Literal["custom"] = "custom"
+    candidates: Candidates = "mixed"
     seed: Annotated[int, Field(ge=0)] = 0
     images: bool = True
     image_pixels: Annotated[int, Field(ge=48, le=512)] = 96
@@ -81,12 +87,25 @@ class MarketplaceConfig(StrictModel):
         return self
 
     @classmethod
-    def preset(cls, size: Size, **changes: Any) -> Self:
-        """The named size, with any field replaced: `preset("tiny", seed=3).products` is 300."""
-        return cls.model_validate({"size": size, **_PRESETS[size], **changes})
+    def preset(cls, size: Size, candidates: Candidates = "mixed", **changes: Any) -> Self:
+        """A size and a preset, with any field replaced: `preset("tiny", seed=3).products` is 300."""
+        named = {"size": size, "candidates": candidates, "clicks": CLICKS[candidates]}
+        return cls.model_validate({**named, **_SIZES[size], **changes})
 
 
-_PRESETS: dict[Size, dict[str, int]] = {
+#: How people click in each preset.
+CLICKS: dict[Candidates, ClickModel] = {
+    "mixed": ClickModel(),
+    "retrieval": ClickModel(
+        intercept=-3.8,
+        taste=1.3,
+        quality=0.6,
+        relative_price=-1.2,
+        positions=(0.0, -0.6, -1.0, -1.3, -1.5),
+        repeat_purchase=1.5,
+    ),
+}
+_SIZES: dict[Size, dict[str, int]] = {
     "tiny": {
         "products": 300,
         "users": 1_000,

@@ -10,7 +10,9 @@ import numpy as np
 
 from experiments.marketplace.config import MarketplaceConfig
 from experiments.marketplace.days.purchases import PurchaseRows
-from experiments.marketplace.days.searches import SLOTS, ImpressionRows
+from experiments.marketplace.days.searches import ImpressionRows
+from experiments.marketplace.days.slates import SLOTS
+from experiments.marketplace.logit_variance import LogitVariance
 from experiments.marketplace.world.catalog import BoolArray, FloatArray, IntArray
 from experiments.marketplace.world.queries import Queries
 
@@ -33,6 +35,7 @@ class LogFacts:
         self._grades = np.zeros(3, np.int64)
         self._kinds = np.zeros(5, np.int64)
         self._positions = np.zeros((2, SLOTS), np.int64)
+        self._logit_variance = LogitVariance()
         self._history_sum = self._history_empty = 0
         self._test: list[tuple[BoolArray, FloatArray]] = []
         self._test_unseen_product = self._test_unseen_query = self._test_no_history = 0
@@ -57,6 +60,7 @@ class LogFacts:
         self._kinds += np.bincount(self._queries.kind_Q[rows.query_N], minlength=5)
         self._positions[0] += np.bincount(rows.position_N - 1, minlength=SLOTS)
         self._positions[1] += np.bincount(rows.position_N[rows.clicked_N] - 1, minlength=SLOTS)
+        self._logit_variance.add(rows.terms, rows.position_N)
         self._history_sum += int(history_N.sum())
         self._history_empty += int((history_N == 0).sum())
 
@@ -91,6 +95,7 @@ class LogFacts:
             ],
             "grade_shares_of_impressions": (self._grades / total).round(5).tolist(),
             "query_kind_shares_of_impressions": (self._kinds / total).round(5).tolist(),
+            "logit_variance": self._logit_variance.summary(),
             "users_without_purchases": float(1 - self._purchased_U.mean()),
             "shown_users_without_purchases": float(1 - self._purchased_U[self._shown_U].mean()),
             "impressions_without_history": self._history_empty / total,

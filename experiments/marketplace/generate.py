@@ -1,7 +1,8 @@
 """Generate a simulated marketplace: products, queries, graders, users, then the log day by day.
 
 Memory is that of products, queries and users plus one day of the log, however long the log is. Each part
-has its own child of the seed, so that leaving out images, for one, changes no other part.
+has its own child of the seed, so that leaving out images, for one, changes no other part, and both presets
+of a seed have the same products, queries, grades and users.
 """
 
 from datetime import UTC, datetime
@@ -12,7 +13,8 @@ import numpy as np
 
 from experiments.marketplace.config import MarketplaceConfig
 from experiments.marketplace.days.purchases import OrderSimulator, sorted_by_time
-from experiments.marketplace.days.searches import SLATE_SIZES, SearchSimulator, match_pools, promotions
+from experiments.marketplace.days.searches import SearchSimulator, match_pools, promotions
+from experiments.marketplace.days.slates import SLATE_SIZES, AuctionSlates, MixedSlates, Slates
 from experiments.marketplace.facts import LogFacts
 from experiments.marketplace.tables import (
     LogWriter,
@@ -24,7 +26,9 @@ from experiments.marketplace.tables import (
 from experiments.marketplace.world.catalog import Catalog, IntArray, make_catalog
 from experiments.marketplace.world.graders import Labels, label_pairs
 from experiments.marketplace.world.package_images import write_images
+from experiments.marketplace.world.pools import ProductPools
 from experiments.marketplace.world.queries import Queries, make_queries
+from experiments.marketplace.world.retrieval import retrieve
 from experiments.marketplace.world.shoppers import PurchaseMemory, Shoppers, make_shoppers
 from features.artifacts import atomic_folder, atomic_write_json, json_file_has
 from features.columns.clock import DAY_US
@@ -33,7 +37,7 @@ from features.progress import Progress, silent
 DESCRIPTION = "marketplace.json"
 
 # Positions in the seed's list of children; never renumber, or every marketplace changes.
-_CATALOG, _QUERIES, _MATCHES, _LABELS, _SHOPPERS, _DAYS, _PROMOTIONS, _IMAGES = range(8)
+_CATALOG, _QUERIES, _MATCHES, _LABELS, _SHOPPERS, _DAYS, _PROMOTIONS, _IMAGES, _RETRIEVAL = range(9)
 
 
 def generate(config: MarketplaceConfig, out: Path, *, progress: Progress = silent) -> dict[str, Any]:
@@ -61,7 +65,8 @@ def generate(config: MarketplaceConfig, out: Path, *, progress: Progress = silen
         write_users(folder, shoppers)
 
         orders = OrderSimulator(config, catalog, shoppers)
-        searches = SearchSimulator(config, catalog, queries, shoppers, matches)
+        slates, retrieval = _slates(config, catalog, queries, matches)
+        searches = SearchSimulator(config, catalog, queries, shoppers, slates)
         facts = LogFacts(config, queries)
         with LogWriter(folder, catalog, queries) as log:
             _simulate_days(config, catalog, shoppers, orders, searches, facts, log, progress)
@@ -70,7 +75,7 @@ def generate(config: MarketplaceConfig, out: Path, *, progress: Progress = silen
         if config.images:
             images = write_images(folder, catalog, config.image_pixels, _child(config, _IMAGES), progress)
         write_products(folder, catalog, images)
-        summary = _summary(catalog, queries, shoppers, labels, facts)
+        summary = _summary(catalog, queries, shoppers, labels, facts) | retrieval
         content = {
             "simulated": True,
             "seed": config.seed,
@@ -84,6 +89,17 @@ def generate(config: MarketplaceConfig, out: Path, *, progress: Progress = silen
 def is_marketplace(folder: Path) -> bool:
     """Whether `generate` wrote this folder."""
     return json_file_has(folder / DESCRIPTION, "simulated")
+
+
+def _slates(
+    config: MarketplaceConfig, catalog: Catalog, queries: Queries, matches: ProductPools
+) -> tuple[Slates, dict[str, Any]]:
+    """What decides the ads of a search in this preset, and what is known of its retrieval."""
+    if config.candidates == "mixed":
+        return MixedSlates(catalog, queries, matches), {}
+    retrieved = retrieve(catalog, queries, np.random.default_rng(_child(config, _RETRIEVAL)))
+    slates = AuctionSlates(catalog, queries, retrieved.pools(catalog))
+    return slates, {"retrieval": retrieved.summary(queries)}
 
 
 def _simulate_days(

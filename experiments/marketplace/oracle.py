@@ -15,8 +15,7 @@ import numpy.typing as npt
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.tables.lsa import holds_only_lsa_tables, write_both_tables
 from experiments.marketplace.judgements import MarketplaceTruth
-from experiments.marketplace.world.assortment import load_assortment
-from experiments.marketplace.world.catalog import FLAGS
+from experiments.marketplace.world.assortment import FLAGS, load_assortment
 from features.artifacts import refuse_foreign_folder, refuse_to_replace_input
 
 FloatArray = npt.NDArray[np.float32]

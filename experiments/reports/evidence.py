@@ -3,16 +3,16 @@
 What does not exist, or cannot be read, is named with the command that makes it; nothing else is left out.
 """
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from experiments.reports.page import Absent, Section
 from experiments.reports.records import EvidenceError
-from experiments.reports.sections import importance, probes, retrieval
+from experiments.reports.sections import importance, probes, retrieval, training
 from experiments.reports.sections import latency as latency_part
-
-#: Words in the names of variants that stand for what they read.
-_READ = {"p", "q", "pq", "sim", "history"}
 
 
 def gather(sweep: Path, *, latency: Path | None = None, queries: bool = True) -> list[Section | Absent]:
@@ -31,15 +31,13 @@ def gather(sweep: Path, *, latency: Path | None = None, queries: bool = True) ->
         read: Callable[[Path], Section | None],
         *,
         of_queries: bool = False,
+        besides: str = "",
     ) -> Section | Absent:
-        makes: str | None = command
-        reason = "This was not measured."
         if of_queries and not queries:
-            makes, reason = None, "These impressions have no queries, which this part is about."
-        try:
-            return read(sweep) or Absent(anchor, title, question, reason, makes)
-        except EvidenceError as error:
-            return Absent(anchor, title, question, f"{error}.", command)
+            found = _part(sweep, anchor, title, question, None, read)
+            reason = "These impressions have no queries, which this part is about."
+            return replace(found, reason=reason) if isinstance(found, Absent) else found
+        return _part(sweep, anchor, title, question, command, read, besides=besides)
 
     return [
         part(
@@ -71,13 +69,86 @@ def gather(sweep: Path, *, latency: Path | None = None, queries: bool = True) ->
             latency_part.QUESTION,
             "make bench-serving",
             lambda sweep: latency_part.latency_section(sweep, latency),
+            besides=f" {latency_part.MADE_UP}",
         ),
     ]
 
 
+def gather_encoders(folder: Path) -> list[Section | Absent]:
+    """What was measured of the encoders in a folder that holds no sweep.
+
+    Raises:
+        FileNotFoundError: nothing was.
+    """
+    parts = [
+        _part(
+            folder,
+            "training",
+            training.TITLE,
+            training.QUESTION,
+            f"dashclip encode pretrain DATA {folder / 'pretrain'}",
+            training.training_section,
+        ),
+        _part(
+            folder,
+            "retrieval",
+            retrieval.TITLE,
+            retrieval.QUESTION,
+            f"dashclip encode evaluate DATA {folder} --row dashclip=TABLES",
+            retrieval.retrieval_section,
+        ),
+        _part(
+            folder,
+            "titles",
+            retrieval.TITLES_TITLE,
+            retrieval.TITLES_QUESTION,
+            f"dashclip encode evaluate DATA {folder} --row dashclip=ENCODER",
+            retrieval.title_section,
+        ),
+        _part(
+            folder,
+            "probes",
+            probes.TITLE,
+            probes.QUESTION,
+            f"dashclip encode probe DATA TABLES_BEFORE TABLES_AFTER {folder}",
+            probes.probes_section,
+        ),
+    ]
+    if all(isinstance(part, Absent) for part in parts):
+        raise FileNotFoundError(
+            f"{folder} holds neither a sweep (sweep.json, of `dashclip sweep`) nor anything measured of "
+            "encoders (training.json, table1.json, title_to_image.json or probes.json, of `dashclip encode`)"
+        )
+    return parts
+
+
+def _part(
+    folder: Path,
+    anchor: str,
+    title: str,
+    question: str,
+    command: str | None,
+    read: Callable[[Path], Section | None],
+    *,
+    besides: str = "",
+) -> Section | Absent:
+    try:
+        return read(folder) or Absent(anchor, title, question, f"This was not measured.{besides}", command)
+    except EvidenceError as error:
+        return Absent(anchor, title, question, f"{error}.", command)
+
+
 def _importance_command(sweep: Path) -> str:
-    """For the variant with pretrained vectors whose name has most of what can be read."""
-    found = sorted({run.parent.name for run in sweep.glob("*/seed-*")})
-    pretrained = [name for name in found if "random" not in name]
-    parts = {name: len(set(name.split("_")) & _READ) for name in pretrained}
-    return f"dashclip importance {sweep / max(parts, key=parts.__getitem__, default='VARIANT')}"
+    """For the variant whose finished runs read most kinds of pretrained vectors."""
+    read = {run.parents[1].name: _kinds_read(run.parent) for run in sorted(sweep.glob("*/seed-*/run.json"))}
+    return f"dashclip importance {sweep / max(read, key=read.__getitem__, default='VARIANT')}"
+
+
+def _kinds_read(run: Path) -> int:
+    """How many kinds of pretrained vectors a run reads, by its config; none if it has none."""
+    try:
+        config: dict[str, Any] = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
+    semantic = config.get("ranker", {}).get("semantic") or {}
+    return len(semantic.get("entities", ())) if semantic.get("initialisation") == "pretrained" else 0

@@ -52,6 +52,8 @@ def to_markdown(report: ProbeReport) -> str:
         heading = (f"Recall: {_cell_title(name)}", "share of test", *sides)
         lines += ["", *markdown_table(heading, recalls, compact=True)]
     encoders = (report.before, report.after)
+    if all(mean is None for encoder in encoders for mean in encoder.mean_cosine.values()):
+        return "\n".join([*lines, *_left_out(report)]) + "\n"
     cosines = [
         (f"mean, {grade}", *(number(encoder.mean_cosine[grade], 3) for encoder in encoders))
         for grade in report.before.mean_cosine
@@ -61,7 +63,20 @@ def to_markdown(report: ProbeReport) -> str:
         aucs = (number(getattr(encoder, name), 3) for encoder in encoders)
         cosines.append((f"AUC, {title}", *aucs))
     lines += ["", *markdown_table(("Cosine of product and query", *sides), cosines, compact=True)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_left_out(report)]) + "\n"
+
+
+def left_out_sentences(report: ProbeReport) -> list[str]:
+    """Why probes were left out, each reason once with the probes that it kept out."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in report.left_out.items():
+        # A reason begins with the name of the probe, which differs where nothing else does.
+        by_reason.setdefault(reason.replace(f"the {name} probe", "it"), []).append(probe_title(name))
+    return [f"Not measured: {'; '.join(titles)}: {reason}." for reason, titles in by_reason.items()]
+
+
+def _left_out(report: ProbeReport) -> list[str]:
+    return [line for sentence in left_out_sentences(report) for line in ("", sentence)]
 
 
 def _cell_title(name: str) -> str:

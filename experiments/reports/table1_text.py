@@ -25,6 +25,8 @@ _TITLES = {
     "stage1": "Stage 1 only",
     "dashclip": "DashCLIP",
 }
+#: Of a name on a terminal; longer ones take several lines.
+NAME_COLUMNS = 24
 PAPER_HEADING = ("Row", "Graded Rel", "Recall@K", "Precision@K")
 
 
@@ -42,7 +44,7 @@ def metric_title(metric: str, k: int) -> str:
 def to_markdown(table: Table1) -> str:
     """The whole table: all queries, differences, slices, how it was measured."""
     kind = "SIMULATED data (generated, not real users)" if table.simulated else "Real data"
-    lines = ["# Table 1: retrieval", "", f"**{kind}.** {table.description}", ""]
+    lines = [f"# {table.title}", "", f"**{kind}.** {table.description}", ""]
     lines += [f"{table.queries:,} queries, the best {table.k} of {pool_title(table)}.", ""]
     lines += _rows(table, table)
     if table.differences:
@@ -69,16 +71,17 @@ def to_markdown(table: Table1) -> str:
 
 
 def console_table(table: Table1) -> Table:
-    """The table of all queries; with its intervals on second lines it fits 100 columns."""
+    """The table of all queries: names stay whole, and intervals take further lines to fit 80 columns."""
     keys = metric_titles(table)
     label = "[bold]SIMULATED data[/bold]" if table.simulated else "real data"
-    title = f"Table 1: {label}, {table.queries:,} queries"
+    title = f"{table.title.partition(':')[0]}: {label}, {table.queries:,} queries"
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    shown.add_column("Row", min_width=13)
+    names = [row_title(name) for name in [*table.rows, "best possible"]]
+    shown.add_column("Row", width=min(NAME_COLUMNS, max(map(len, names))), overflow="fold")
     for heading in keys.values():
-        shown.add_column(heading, justify="right", no_wrap=True)
+        shown.add_column(heading.replace("@", "\n@"), justify="right", no_wrap=True)
     for name, found in table.rows.items():
-        cells = [with_limits(found[key], 3).replace(" (", "\n(") for key in keys]
+        cells = [with_limits(found[key], 3).replace(" (", "\n(").replace(" … ", " …\n") for key in keys]
         shown.add_row(escape(row_title(name)), *cells)
     shown.add_row("[dim]best possible[/dim]", *(number(table.best_possible[key], 3) for key in keys))
     return shown

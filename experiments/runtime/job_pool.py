@@ -10,18 +10,20 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from experiments.runtime.quiet import quiet_imports
+from features.artifacts import BusyError
 from features.progress import Progress
 
 
 @dataclass(frozen=True)
 class Job:
-    """Work to do: `run` and what is bound to it must be picklable."""
+    """Work to do: `run`, `claim` and what is bound to them must be picklable."""
 
     name: str
     run: Callable[[Progress], None]
@@ -29,22 +31,26 @@ class Job:
     folder: Path
     #: Names of the jobs that must have ended well before.
     needs: tuple[str, ...] = ()
+    #: Held while the job runs; one that raises a BusyError leaves the folder to who is at work in it.
+    claim: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(frozen=True)
 class JobProgress:
-    """Where a job is; `ended` with its last message, whether it finished or failed."""
+    """Where a job is; `ended` with its last message, which has the `error` if it did not finish."""
 
     name: str
     stage: str = ""
     done: int = 0
     total: int = 0
     ended: bool = False
+    error: str | None = None
 
 
 OnProgress = Callable[[JobProgress], None]
 
 DIED = "its process died (out of memory?); run the same command again to resume"
+BUSY = "another process is at work on it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +67,10 @@ def run_jobs(
     Processes end with this one, also when it is killed.
 
     Args:
-        threads: that torch may use in each process.
+        threads: that each process may use.
 
     Returns:
-        What went wrong with each job, None where nothing did.
+        What went wrong with each job, None where nothing did; BUSY where its claim was taken.
 
     Raises:
         ValueError: two jobs have one name, or a job needs one that does not come before it.
@@ -80,7 +86,7 @@ def run_jobs(
                 culprit = next(name for name in job.needs if errors.get(name))
                 errors[job.name] = f"it needs {culprit}, which failed: {errors[culprit]}"
                 waiting.remove(job)
-                tell(JobProgress(job.name, ended=True))
+                tell(JobProgress(job.name, ended=True, error=errors[job.name]))
             ready = [job for job in waiting if all(errors.get(name, DIED) is None for name in job.needs)]
             idle = [worker for worker in idle if worker.process.is_alive()]
             for job in ready[: max(0, processes - len(running))]:
@@ -102,7 +108,7 @@ def run_jobs(
                 job = running.pop(worker)
                 idle.append(worker)
                 errors[job.name] = message.error
-                tell(JobProgress(job.name, ended=True))
+                tell(JobProgress(job.name, ended=True, error=message.error))
     finally:
         for worker in (*running, *idle):
             worker.process.terminate()
@@ -115,21 +121,26 @@ def run_job(job: Job, progress: Progress) -> str | None:
     """Run a job in this process.
 
     Returns:
-        What went wrong, also in `failure.txt`; None if nothing did.
+        What went wrong, also in `failure.txt`; None if nothing did. BUSY, and nothing is written, where
+        another process is at work on it.
     """
     failure = job.folder / "failure.txt"
-    failure.unlink(missing_ok=True)
     try:
-        job.run(progress)
-    except Exception as problem:  # reported by name; the other jobs go on
-        job.folder.mkdir(parents=True, exist_ok=True)
-        failure.write_text(traceback.format_exc(), encoding="utf-8")
-        return f"{type(problem).__name__}: {problem}"
+        with job.claim():
+            failure.unlink(missing_ok=True)
+            try:
+                job.run(progress)
+            except Exception as problem:  # reported by name; the other jobs go on
+                job.folder.mkdir(parents=True, exist_ok=True)
+                failure.write_text(traceback.format_exc(), encoding="utf-8")
+                return f"{type(problem).__name__}: {problem}"
+    except BusyError:
+        return BUSY
     return None
 
 
 def prepare_process(threads: int) -> None:
-    """What a process does before its first job; `threads` are those that torch may use.
+    """What a process does before its first job; torch and Arrow share the budget of `threads`.
 
     From now on it ends when its parent does, also when that is killed; if it outlived it, it would go on
     writing the folders that the next call resumes. Ctrl-C reaches both, and is left to the parent.
@@ -137,9 +148,11 @@ def prepare_process(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_wait_for_parent, daemon=True).start()
     quiet_imports()
+    import pyarrow as pa
     import torch
 
     torch.set_num_threads(threads)
+    pa.set_cpu_count(threads)
 
 
 @dataclass(frozen=True)

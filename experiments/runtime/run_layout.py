@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from experiments.runtime.environment import commit
+from features.feature_set import FeatureSet
 from features.inputs.tables import InputTables
 from features.progress import Progress, silent
+from features.schema import LabelConfig
 from ranking.run import run_config
 from serving.package.manifest import PackageManifest
 from serving.packaging.as_of import END, snapshot_source
@@ -25,6 +27,11 @@ def log_of_run(run: Path) -> Path:
         )
     InputTables.open(log)
     return log
+
+
+def labels_of_run(run: Path) -> LabelConfig:
+    """Which clicks counted for the run's features."""
+    return FeatureSet.open(run_config(run).features, verify=False).manifest.config.labels
 
 
 def package_run(
@@ -53,7 +60,7 @@ def package_run(
         run,
         out,
         log=log,
-        as_of_us=snapshot_source(log, as_of).as_of_us,
+        as_of_us=snapshot_source(log, as_of, labels_of_run(run)).as_of_us,
         options=options,
         export_encoder=_exporter(encoder) if encoder else None,
         commit=commit(),

@@ -36,9 +36,9 @@ class Asked:
 def make_pool(log: InputTables, *, timestamp_us: int, size: int, seed: int) -> list[Asked]:
     """Known, unknown and absent users and queries; known, unknown, future products; half of them Arrow."""
     rng = np.random.default_rng(seed)
-    known = log.dataset("products").to_table(columns=["product_id"])["product_id"].to_pylist()
+    known = log.table("products").to_table(columns=["product_id"])["product_id"].to_pylist()
     new = new_product_ids(known)
-    seen = log.dataset("impressions").head(
+    seen = log.table("impressions").head(
         20_000, columns=["user_id", "query"] if "query" in log.columns("impressions") else ["user_id"]
     )
     users = seen["user_id"].unique().to_pylist()
@@ -76,7 +76,7 @@ def new_product_ids(known: Sequence[Any]) -> list[Any]:
 def extend_log(log: InputTables, folder: Path) -> Path:
     """The same log with NEW_PRODUCTS more products, each like one of it; the other tables are linked."""
     folder.mkdir(parents=True)
-    products = log.dataset("products").to_table()
+    products = log.table("products").to_table()
     new = new_product_ids(products["product_id"].to_pylist())
     clones = products.slice(0, NEW_PRODUCTS)
     clones = clones.set_column(

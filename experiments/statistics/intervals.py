@@ -13,7 +13,7 @@ Shapes: S seeds, N test rows, P clicked rows, Q rows not clicked, U users, R res
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,16 @@ def surely_negative(found: Limits) -> bool:
 def excludes_zero(found: Limits) -> bool:
     """Both limits lie on the same side of zero."""
     return surely_positive(found) or surely_negative(found)
+
+
+Verdict = Literal["above", "below", "not told apart"]
+
+
+def verdict(*intervals: Limits) -> Verdict:
+    """Whether a difference lies above zero or below it, in each of its intervals; else they say neither."""
+    if all(surely_positive(one) for one in intervals):
+        return "above"
+    return "below" if all(surely_negative(one) for one in intervals) else "not told apart"
 
 
 @dataclass(frozen=True)

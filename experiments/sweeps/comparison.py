@@ -9,10 +9,12 @@ from experiments.statistics.intervals import (
     FloatArray,
     Interval,
     UserWeightedAuc,
+    Verdict,
     bootstrap_aucs,
     paired_difference,
     percentile_interval,
     summarize_seeds,
+    verdict,
 )
 from experiments.sweeps.results import SweepResults
 from features.progress import Progress
@@ -34,6 +36,11 @@ class Difference:
     norm_logloss: Interval | None
     gain_share: float | None
     expected_auc: Interval | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the AUC is surely higher or lower, over seeds as well as over users."""
+        return verdict(self.auc, self.auc_users)
 
 
 @dataclass(frozen=True)

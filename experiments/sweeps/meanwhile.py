@@ -1,6 +1,6 @@
 """Runs of a sweep that train on cores of their own while this process is busy with something else.
 
-The sweep that comes later finds them finished: they have its configs, its folders and its number of threads.
+The sweep that comes later finds them finished: they have its configs, its folders and one thread, as its own.
 """
 
 import multiprocessing
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments.runtime.environment import usable_cores
 from experiments.runtime.job_pool import prepare_process, run_job
-from experiments.sweeps.sweep import PlannedRun, job_of, share_of_cores
+from experiments.sweeps.sweep import PlannedRun, job_of, processes_of
 from features.progress import silent
 from ranking.run import is_finished
 
@@ -35,15 +35,12 @@ def trained_meanwhile(
     import torch
 
     waiting = [run for run in runs if not is_finished(run.folder)]
-    processes, threads = share_of_cores(processes)
-    left = usable_cores() - threads
-    if processes < 2 or left < 1 or not waiting:
+    left = usable_cores() - 1
+    if processes_of(processes) < 2 or left < 1 or not waiting:
         yield []
         return
     before = torch.get_num_threads()
-    process = multiprocessing.get_context("spawn").Process(
-        target=_train, args=(waiting, threads, log), daemon=True
-    )
+    process = multiprocessing.get_context("spawn").Process(target=_train, args=(waiting, log), daemon=True)
     process.start()
     torch.set_num_threads(min(before, left))
     try:
@@ -54,11 +51,11 @@ def trained_meanwhile(
         process.join()
 
 
-def _train(runs: Sequence[PlannedRun], threads: int, log: Path) -> None:
+def _train(runs: Sequence[PlannedRun], log: Path) -> None:
     with log.open("a", encoding="utf-8") as file:
         for stream in (1, 2):  # the terminal belongs to the parent
             os.dup2(file.fileno(), stream)
-    prepare_process(threads)
+    prepare_process(threads=1)
     for run in runs:
         error = run_job(job_of(run), silent)
         print(f"{run.folder}: {error or 'finished'}", flush=True)

@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from features.inputs.plain_types import plain_type, plain_values
+from features.inputs.tables import open_files
 
 FloatArray = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -43,6 +45,9 @@ SLICE_TITLES = {
     "torso_query": "Torso queries",
     "tail_query": "Tail queries",
 }
+
+#: What makes a folder a sweep.
+SWEEP = "sweep.json"
 
 
 class SweepResultsError(ValueError):
@@ -131,7 +136,7 @@ def load_sweep(folder: Path) -> SweepResults:
         SweepResultsError: `sweep.json` is missing or wrong, no run is usable, or two runs were tested on
             different rows.
     """
-    record = _read_record(folder / "sweep.json")
+    record = _read_record(folder / SWEEP)
     runs: dict[str, dict[int, Run]] = {}
     unusable: list[UnusableRun] = []
     first: tuple[Path, pa.Table] | None = None
@@ -288,10 +293,14 @@ def _read_truth(
         return None, f"The file of true click probabilities, {truth}, does not exist any more, {absent}"
     if path.is_dir():
         path = path / "impressions.parquet"
-    source = ds.dataset(path, format="parquet")
-    wanted = impression_id.combine_chunks()
-    known = source.to_table(
-        columns=["impression_id", "click_probability"], filter=pc.field("impression_id").isin(wanted)
+    wanted = plain_values(impression_id.combine_chunks(), plain_type(impression_id.type))
+    source, columns = open_files("impressions", [path]), ["impression_id", "click_probability"]
+    known = pa.Table.from_batches(
+        (
+            batch.filter(pc.is_in(batch.column("impression_id"), value_set=wanted))
+            for batch in source.to_batches(columns)
+        ),
+        schema=pa.schema([source.schema.field(name) for name in columns]),
     )
     found = pc.index_in(wanted, value_set=known["impression_id"].combine_chunks())
     if found.null_count:

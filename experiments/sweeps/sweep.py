@@ -1,10 +1,14 @@
 """Variants x seeds, each in a run folder of its own, over several processes; resumable at any moment.
 
+Several calls may work on one sweep at the same time: each run is trained by one of them.
+
 SWEEP/sweep.json                  what is compared
       <variant>/seed-<n>/         ranking/run.py
 """
 
 import os
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,13 +18,24 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from experiments.config import merged, parse_config
 from experiments.runtime.environment import environment, usable_cores
-from experiments.runtime.job_pool import DIED, Job, OnProgress, run_jobs
+from experiments.runtime.job_pool import BUSY, DIED, Job, OnProgress, run_jobs
 from experiments.sweeps.results import Floor
-from features.artifacts import atomic_write_json
+from features.artifacts import BusyError, atomic_write_json
 from features.progress import Progress
 from ranking.popularity import popularity_floor_of
-from ranking.run import RunConfig, check_same_run, execute_run, is_finished
+from ranking.run import (
+    RunConfig,
+    check_both_classes,
+    check_same_run,
+    execute_locked_run,
+    is_finished,
+    open_run,
+    run_lock,
+)
 from ranking.train import TrainingProgress
+
+#: How often is looked whether a run that another process trains has ended.
+LOOK_EVERY_S = 2.0
 
 
 class VariantConfig(BaseModel):
@@ -50,7 +65,7 @@ class SweepConfig(BaseModel):
     truth: Path | None = None
     simulated: bool = False
     #: A score without any model, shown beside the variants.
-    #: "popularity" is item mean + user mean (ranking/popularity.py).
+    #: "popularity" is shrunken product mean + user mean (ranking/popularity.py).
     floor: Literal["popularity"] | None = None
     ranker: dict[str, Any] = {}
     training: dict[str, Any] = {}
@@ -106,13 +121,20 @@ def execute_sweep(
     out: Path,
     *,
     processes: int | None = None,
+    threads: int = 1,
     command: str | None = None,
     on_progress: OnProgress | None = None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> dict[Path, str | None]:
     """Run what is not finished yet. Calling again after a kill goes on where it stopped.
 
+    Runs that another process trains are left to it, and waited for at the end; one that it leaves unfinished
+    is trained here.
+
     Args:
-        processes: runs at the same time; each gets an equal share of the cores as threads.
+        processes: runs at the same time; as many as the cores have threads for if None.
+        threads: of each run. Its last digits may depend on them, never on `processes`.
+        sleep: called with seconds while another process trains what is left.
 
     Returns:
         What went wrong with each run, by folder in the order of `plan`; None where nothing did. A failed run
@@ -120,29 +142,67 @@ def execute_sweep(
         more.
 
     Raises:
-        ValueError: `out` holds finished runs of another config or of other inputs.
+        ValueError: a run cannot open what it reads, nothing can be learned or measured on the feature set, or
+            `out` holds runs of another config or of other inputs. No run was trained then.
     """
     planned = plan(config, out)
-    for run in planned:
-        if is_finished(run.folder):
-            check_same_run(run.folder, run.config)
-    atomic_write_json(out / "sweep.json", _record(config, out, command))
-    processes, threads = share_of_cores(processes)
-    errors: dict[str, str | None] = {}
     waiting = [run for run in planned if not is_finished(run.folder)]
-    for _ in range(2):
-        if waiting:
-            jobs = [job_of(run) for run in waiting]
-            errors |= run_jobs(jobs, processes=processes, threads=threads, on_progress=on_progress)
-            waiting = [run for run in waiting if errors[run.name] == DIED]
+    check_inputs(waiting)
+    for run in planned:
+        check_same_run(run.folder, run.config)
+    atomic_write_json(out / "sweep.json", _record(config, out, command))
+    processes = processes_of(processes, threads=threads)
+    errors: dict[str, str | None] = {}
+    died, elsewhere = set[str](), list[PlannedRun]()
+    while waiting or elsewhere:
+        if not waiting:
+            waiting = _wait_for_one(elsewhere, sleep)
+            elsewhere = [run for run in elsewhere if run not in waiting]
+        jobs = [job_of(run) for run in waiting]
+        found = run_jobs(jobs, processes=processes, threads=threads, on_progress=on_progress)
+        elsewhere += [run for run in waiting if found[run.name] == BUSY]
+        waiting = [run for run in waiting if found[run.name] == DIED and run.name not in died]
+        died |= {run.name for run in waiting}
+        errors |= found
     return {run.folder: errors.get(run.name) for run in planned}
 
 
-def share_of_cores(processes: int | None) -> tuple[int, int]:
-    """Runs at the same time, one a core if None, and the threads of each: an equal share of the cores."""
-    cores = usable_cores()
-    processes = processes or cores
-    return processes, max(1, cores // processes)
+def check_inputs(runs: Sequence[PlannedRun]) -> None:
+    """Open what each of the runs reads and build its ranker, once a variant.
+
+    Raises:
+        ValueError: names each variant that cannot be trained, and why.
+    """
+    problems = []
+    for variant in dict.fromkeys(run.config.variant for run in runs):
+        config = next(run.config for run in runs if run.config.variant == variant)
+        try:
+            check_both_classes(config.features)
+            open_run(config)
+        except (ValueError, OSError) as problem:
+            problems.append(f"variant {variant!r}: {problem}")
+    if problems:
+        raise ValueError(f"nothing was trained, as inputs are missing or wrong: {'; '.join(problems)}")
+
+
+def processes_of(processes: int | None, *, threads: int = 1) -> int:
+    """Runs at the same time: as asked for, or as many as the cores have threads for."""
+    return processes or max(1, usable_cores() // threads)
+
+
+def _wait_for_one(runs: Sequence[PlannedRun], sleep: Callable[[float], None]) -> list[PlannedRun]:
+    """Those of the runs that no other process trains any more, once there is one."""
+    while not (left := [run for run in runs if not _is_busy(run.folder)]):
+        sleep(LOOK_EVERY_S)
+    return left
+
+
+def _is_busy(folder: Path) -> bool:
+    try:
+        with run_lock(folder):
+            return False
+    except BusyError:
+        return True
 
 
 def _record(config: SweepConfig, out: Path, command: str | None) -> dict[str, Any]:
@@ -167,20 +227,23 @@ def _record(config: SweepConfig, out: Path, command: str | None) -> dict[str, An
 
 def _floor(features: Path) -> Floor:
     found = popularity_floor_of(features)
-    return Floor(name="item mean + user mean", auc=found.auc, norm_logloss=found.norm_logloss)
+    return Floor(name="shrunken product mean + user mean", auc=found.auc, norm_logloss=found.norm_logloss)
 
 
 def job_of(run: PlannedRun) -> Job:
-    """Trains the run, or goes on with it."""
-    return Job(run.name, partial(_train, run), run.folder)
+    """Trains the run, or goes on with it; nothing is left to do if another process has finished it."""
+    return Job(run.name, partial(_train, run), run.folder, claim=partial(run_lock, run.folder))
 
 
 def _train(run: PlannedRun, progress: Progress) -> None:
+    if is_finished(run.folder):
+        return
+
     def on_step(training: TrainingProgress, total_steps: int) -> None:
         if training.step % 10 == 0:
             progress(loss_and_rate(training), training.step, total_steps)
 
-    execute_run(run.config, run.folder, environment=environment(), resume=True, on_step=on_step)
+    execute_locked_run(run.config, run.folder, environment=environment(), resume=True, on_step=on_step)
 
 
 def loss_and_rate(training: TrainingProgress) -> str:

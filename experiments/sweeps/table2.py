@@ -28,6 +28,8 @@ from ranking.metrics import (
 )
 
 CALIBRATION_BINS = 10
+#: A slice of fewer impressions says so: one click more or less moves its AUC.
+FEW_ROWS = 1_000
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class SliceFacts:
     users: int
     best_auc: float | None
     best_auc_expected: float | None
+
+    @property
+    def name(self) -> str:
+        """Its title; with how many impressions it has, where they are few."""
+        return f"{self.title} (only {self.rows:,} impressions)" if self.rows < FEW_ROWS else self.title
 
 
 @dataclass(frozen=True)

@@ -109,17 +109,24 @@ class BatchLoader:
         return list(self._dense)
 
     def impression_ids(self, row_B: NDArray[np.int64]) -> list[Any]:
-        """Ids of the impressions at these positions of the split."""
-        ids: list[Any] = []
-        by_position = np.sort(row_B)
+        """Ids of the impressions at these positions of the split, in the order of `row_B`.
+
+        Raises:
+            ValueError: the split has no such position.
+        """
+        outside_B = (row_B < 0) | (row_B >= self.rows)
+        if outside_B.any():
+            raise ValueError(
+                f"rows of {self.split} must be from 0 to {self.rows - 1:,}, got {int(row_B[outside_B][0]):,}"
+            )
+        id_of: dict[int, Any] = {}
         for group in self._groups:
-            inside = by_position[
-                (by_position >= group.first_row) & (by_position < group.first_row + group.rows)
-            ]
-            if len(inside):
+            rows = np.unique(row_B[(row_B >= group.first_row) & (row_B < group.first_row + group.rows)])
+            if len(rows):
                 column = pq.ParquetFile(group.path).read_row_group(group.number, ["impression_id"])[0]
-                ids += column.take(pa.array(inside - group.first_row)).to_pylist()
-        return ids
+                found = column.take(pa.array(rows - group.first_row)).to_pylist()
+                id_of |= zip(rows.tolist(), found, strict=True)
+        return [id_of[row] for row in row_B.tolist()]
 
     def state_dict(self) -> dict[str, int]:
         """Where the next batch starts."""

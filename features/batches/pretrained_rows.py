@@ -19,6 +19,9 @@ from features.batches.batch import SEMANTIC_KEYS, bags
 
 Int = NDArray[np.int64]
 
+#: Purchases that are looked at together where repeats are removed, about; 8 MB an array.
+_EVENTS_AT_ONCE = 2**20
+
 
 @dataclass(frozen=True)
 class PurchaseBags:
@@ -70,10 +73,22 @@ class PurchaseBags:
         if not self.deduplicate:
             first_B = np.maximum(first_B, last_B - self.cap)
         length_B = last_B - first_B
-        event_L = _newest_first(last_B, length_B)
         if not self.deduplicate:
-            return self.row_E[event_L], length_B.astype(np.int32)
+            return self.row_E[_newest_first(last_B, length_B)], length_B.astype(np.int32)
+        # The cap counts after repeats are gone, so whole windows are read: a batch of a user with 50,000
+        # purchases would be hundreds of millions of them at once.
+        part_B = (np.cumsum(length_B) - 1) // _EVENTS_AT_ONCE
+        cuts = np.flatnonzero(np.diff(part_B)) + 1
+        parts = [
+            self._distinct(last, length)
+            for last, length in zip(np.split(last_B, cuts), np.split(length_B, cuts), strict=True)
+        ]
+        rows_L, kept_B = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        return rows_L, kept_B
 
+    def _distinct(self, last_B: Int, length_B: Int) -> tuple[Int, NDArray[np.int32]]:
+        """`expand` without repeated products."""
+        event_L = _newest_first(last_B, length_B)
         impression_L = np.repeat(np.arange(len(length_B)), length_B)
         newest_L = self.next_same_product_E[event_L] >= last_B[impression_L]
         newest_before_L: Int = np.cumsum(newest_L) - newest_L

@@ -116,17 +116,50 @@ class CounterBlock:
 
         Where counts are given and the CTR of their window is not, it follows from the counts.
         """
-        count_CN = count_NC.T.astype(np.float64, order="C")
-        for name, value in given.items():
-            is_ctr, column = self.place[name]
-            if not is_ctr:
-                count_CN[column] = value
+        count_CN = self._live_counts(count_NC, given)
         ctr_WN = self._ctr(count_CN)
         for name, value in given.items():
             is_ctr, column = self.place[name]
             if is_ctr:
                 ctr_WN[column] = value
         return self._standardised(np.log1p(count_CN, out=count_CN), ctr_WN)
+
+    def excess_clicks(
+        self, count_NC: npt.NDArray[np.int32], given: Mapping[str, Floats]
+    ) -> tuple[str, str, int, float, float] | None:
+        """Where clicks given outnumber the impressions that they are read with, given or of the snapshot.
+
+        A click counts from its own time, so a window of a log may lack the impression of its first click.
+        Such a row has its CTR with it, that of its counts; counts that have none, or another, contradict.
+
+        Returns:
+            The first such place: names of impressions and clicks, row, and both numbers; None if all agree.
+        """
+        count_CN = self._live_counts(count_NC, given)
+        ctr_WN = self._ctr(count_CN)
+        for window, names in enumerate(
+            zip(self.names[0::3], self.names[1::3], self.names[2::3], strict=True)
+        ):
+            shown, clicked, ctr = names
+            if clicked not in given:
+                continue
+            shown_N, clicked_N = count_CN[2 * window], count_CN[2 * window + 1]
+            excess_N = clicked_N > shown_N
+            if ctr in given:
+                excess_N &= ~np.isclose(given[ctr], ctr_WN[window], rtol=0, atol=1e-6)
+            if excess_N.any():
+                row = int(np.argmax(excess_N))
+                return shown, clicked, row, float(shown_N[row]), float(clicked_N[row])
+        return None
+
+    def _live_counts(self, count_NC: npt.NDArray[np.int32], given: Mapping[str, Floats]) -> Floats:
+        """Raw counts [C, N], those of the snapshot where none are given."""
+        count_CN = count_NC.T.astype(np.float64, order="C")
+        for name, value in given.items():
+            is_ctr, column = self.place[name]
+            if not is_ctr:
+                count_CN[column] = value
+        return count_CN
 
     def _ctr(self, count_CN: Counts) -> Floats:
         return smoothed_ctr(

@@ -13,6 +13,10 @@ from features.artifacts import StrictModel
 
 Floats = npt.NDArray[np.float64]
 
+#: Largest size of a raw value by kind of transform. The network reads float32, and squares of larger numbers
+#: exceed float64 in `Moments`; a logarithm brings any finite number into reach.
+LARGEST = {"standard": float(np.finfo(np.float32).max), "log": float(np.finfo(np.float64).max)}
+
 
 class Transform(StrictModel):
     """How one dense column is made; a null (NaN) becomes the training mean, hence 0.
@@ -28,14 +32,18 @@ class Transform(StrictModel):
     missing_column: bool = False
 
     def apply(self, value_N: npt.NDArray[np.number]) -> npt.NDArray[np.float32]:
-        """Raw values, NaN for null, to float32 without nulls. The mean gives 0, mean + sd gives 1."""
+        """Raw values, NaN for null, to float32 without nulls. The mean gives 0, mean + sd gives 1.
+
+        A value so far off that float32 cannot hold it becomes infinite: the caller refuses it by name.
+        """
         if self.sd == 0:
             return np.zeros(len(value_N), dtype=np.float32)
         scaled_N = signed_log(value_N) if self.kind == "log" else value_N.astype(np.float64)
         scaled_N -= self.mean
         scaled_N /= self.sd
         scaled_N[np.isnan(scaled_N)] = 0.0
-        return scaled_N.astype(np.float32)
+        with np.errstate(over="ignore"):
+            return scaled_N.astype(np.float32)
 
 
 def signed_log(value_N: npt.NDArray[np.number]) -> Floats:

@@ -1,8 +1,8 @@
 """Ids to rows of an embedding table: missing, hashed out-of-vocabulary rows, then the vocabulary.
 
-Row 0 stands for a missing id, rows 1..R share the ids that the vocabulary lacks (rare, unseen) by a stable
-hash, the rest are ids seen often enough in the training window. A server finds the same rows in memory-mapped
-maps.
+Row 0 stands for a missing id (null or a blank string), rows 1..R share the ids that the vocabulary lacks
+(rare, unseen) by a stable hash, the rest are ids seen often enough in the training window. A server finds the
+same rows in memory-mapped maps.
 
 Shapes: N ids, K distinct ids of a log, V ids of the vocabulary.
 """
@@ -15,6 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from features.columns.id_map import UNKNOWN, IdMap
+from features.inputs.blanks import without_blank, without_blanks
+from features.inputs.table_specs import is_text
 
 MISSING_ROW = 0
 
@@ -41,7 +43,7 @@ def stable_hash(ids: pa.Array) -> npt.NDArray[np.uint64]:
         raise TypeError("a null has no hash; give it row 0 instead")
     if pa.types.is_integer(ids.type):
         return _mix(ids.cast(pa.int64()).to_numpy(zero_copy_only=False).view(np.uint64))
-    if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
+    if is_text(ids.type):
         return _mix(_fnv1a(ids.cast(pa.large_binary())))
     raise TypeError(f"ids must be integers or strings, got {ids.type}")
 
@@ -99,11 +101,12 @@ def _rows(ids: pa.Array, position_N: npt.NDArray[np.integer], oov_rows: int) -> 
     row_N += 1 + oov_rows
     unknown = np.flatnonzero(position_N == UNKNOWN)
     if len(unknown):
-        if ids.null_count:
-            missing_N = ids.is_null().to_numpy(zero_copy_only=False)
-            row_N[missing_N] = MISSING_ROW
-            unknown = unknown[~missing_N[unknown]]
-        row_N[unknown] = stable_hash(ids.take(pa.array(unknown))) % np.uint64(oov_rows) + np.uint64(1)
+        unknown_ids = without_blanks(ids.take(pa.array(unknown)))
+        if unknown_ids.null_count:
+            missing = unknown_ids.is_null().to_numpy(zero_copy_only=False)
+            row_N[unknown[missing]] = MISSING_ROW
+            unknown, unknown_ids = unknown[~missing], unknown_ids.drop_null()
+        row_N[unknown] = stable_hash(unknown_ids) % np.uint64(oov_rows) + np.uint64(1)
     return row_N
 
 
@@ -135,7 +138,7 @@ class Vocabulary:
         return 1 + self.oov_rows + len(self.ids)
 
     def rows_of(self, ids: pa.Array) -> npt.NDArray[np.int32]:
-        """Row of each id; nulls give row 0, ids that the vocabulary lacks one of rows 1..oov_rows."""
+        """Row of each id: 0 for a missing one, one of 1..oov_rows for one that the vocabulary lacks."""
         position = pa.compute.index_in(ids, value_set=self.ids.cast(ids.type)).fill_null(UNKNOWN)
         return _rows(ids, position.to_numpy(zero_copy_only=False), self.oov_rows)
 
@@ -161,7 +164,7 @@ class OnlineVocabulary:
     oov_rows: int
 
     def row_of(self, id_: int | str | None) -> int:
-        """Row of one id; None, a missing one, has row 0.
+        """Row of one id; a missing one, None or blank, has row 0.
 
         Raises:
             TypeError: a string where ids are integers, or the other way round.
@@ -174,10 +177,12 @@ class OnlineVocabulary:
         position = self.ids.find_one(id_) if small is None else small.get(id_, UNKNOWN)
         if position != UNKNOWN:
             return 1 + self.oov_rows + position
+        if without_blank(id_) is None:
+            return MISSING_ROW
         return 1 + stable_hash_of(id_) % self.oov_rows
 
     def rows_of(self, ids: pa.Array) -> npt.NDArray[np.int32]:
-        """Row of each id as `Vocabulary.rows_of` gives it; nulls have row 0.
+        """Row of each id as `Vocabulary.rows_of` gives it.
 
         Raises:
             TypeError: strings where ids are integers, or the other way round.

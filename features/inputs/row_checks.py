@@ -17,10 +17,12 @@ from typing import Any
 import duckdb
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from features.inputs.blanks import is_missing_sql
 from features.inputs.findings import Example, RuleFinding, TableFinding
-from features.inputs.rules import IDENTITY, LATEST, RULES, Rule
+from features.inputs.image_paths import path_in_folder
+from features.inputs.images import ImageUnreadable, decode_image
+from features.inputs.rules import IDENTITY, LATEST, LOG_ENDS, RULES, Rule
 from features.inputs.table_specs import TableName
 from features.inputs.tables import RESERVED, InputError, InputTables, sql_text
 from features.progress import Progress
@@ -31,31 +33,23 @@ _BATCH = 2048
 def unreadable_images(root: Path, names: Iterable[str], *, threads: int) -> Iterator[str]:
     """Go through images, named relative to `root`; yield the names of those that cannot be used.
 
-    PNG files are checked by their checksums, others are decoded (JPEG at an eighth of its size), which
-    finds a file that was cut off. A path that leads out of `root` counts as unreadable.
+    Each is decoded as encoders do it (JPEG at an eighth of its size). A path that leads out of `root` counts
+    as unreadable.
     """
-    base = root.resolve()
     waiting = iter(names)
     with ThreadPoolExecutor(threads) as pool:
         while batch := list(islice(waiting, _BATCH)):
-            readable = pool.map(lambda name: _is_readable(base, name), batch)
+            readable = pool.map(lambda name: _is_readable(root, name), batch)
             yield from (name for name, good in zip(batch, readable, strict=True) if not good)
 
 
-def _is_readable(base: Path, name: str) -> bool:
-    path = (base / name).resolve()
-    if not path.is_relative_to(base) or not path.is_file():
+def _is_readable(root: Path, name: str) -> bool:
+    path = path_in_folder(name)
+    if path is None:
         return False
     try:
-        with Image.open(path) as image:
-            if image.format == "PNG":
-                image.verify()
-            else:
-                image.draft("L", (1, 1))
-                image.load()
-    # Pillow raises SyntaxError for a broken PNG, its own error for huge sizes, and plain Exception kinds from
-    # codecs; whichever it is, the image cannot be used.
-    except Exception:
+        decode_image(root / path, side=1)
+    except ImageUnreadable:
         return False
     return True
 
@@ -87,7 +81,10 @@ class RowChecks:
         scan = self.tables.scan_sql(table, positions=True)
         columns = [row[0] for row in self._fetch(f"DESCRIBE SELECT * FROM {scan}")]
         dropped = ", ".join(sorted({*RESERVED, *(set(columns) & set(QUARANTINE_COLUMNS))}))
-        relative = f"substr(__file, {len(str(self.tables.root)) + 2})"
+        # pathlib takes "." out of a path, so what stands before a file's name may be shorter than the folder.
+        path = self.tables.files(table)[0]
+        folder = len(str(path)) - len(str(path.relative_to(self.tables.root)))
+        relative = f"substr(__file, {folder + 1})"
         return f"(SELECT * EXCLUDE ({dropped}), {relative} AS _file, file_row_number AS _row FROM {scan})"
 
     def good_rows_sql(self, table: TableName) -> str:
@@ -110,19 +107,41 @@ class RowChecks:
         return self._connection.fetchnumpy()["_row"]
 
     def readable_images(self) -> list[str]:
-        """Distinct images of the good products, without those that cannot be read."""
+        """Images of the good products in one spelling each, without those that cannot be read."""
         found = self._fetch(
             f"SELECT DISTINCT p.image FROM ({self.good_rows_sql('products')}) p "
-            "ANTI JOIN images ON p.image = images.image WHERE p.image IS NOT NULL ORDER BY p.image"
+            f"ANTI JOIN images ON p.image = images.image WHERE NOT {is_missing_sql('p.image')}"
         )
-        return [row[0] for row in found]
+        return sorted({path for (name,) in found if (path := path_in_folder(name)) is not None})
+
+    def no_readable_image(self) -> RuleFinding | None:
+        """A finding if products name images of which not one can be read; needs `check_images`."""
+        if "image" not in self.tables.columns("products"):
+            return None
+        named, unreadable = self._fetch(
+            "SELECT count(*), count(images.image) "
+            f"FROM {self.tables.scan_sql('products')} p LEFT JOIN images ON p.image = images.image "
+            f"WHERE NOT {is_missing_sql('p.image')}"
+        )[0]
+        if not named or unreadable < named:
+            return None
+        return RuleFinding(
+            "no_readable_image",
+            "fail",
+            "image",
+            named,
+            named / self.tables.rows("products"),
+            None,
+            f"none of the images of {named:,} products can be read; paths are relative to "
+            f"{self.tables.root}, so check where the files lie, or leave the images unchecked (--no-images)",
+        )
 
     def check_images(self, *, threads: int, progress: Progress) -> None:
         """Open every distinct image; those that cannot be read are then found by `judge`."""
         if "image" not in self.tables.columns("products"):
             return
         scan = self.tables.scan_sql("products")
-        distinct = f"SELECT DISTINCT image FROM {scan} WHERE image IS NOT NULL"
+        distinct = f"SELECT DISTINCT image FROM {scan} WHERE NOT {is_missing_sql('image')}"
         total = self._fetch(f"SELECT count(*) FROM ({distinct})")[0][0]
         result = self._connection.execute(distinct)
 
@@ -149,6 +168,11 @@ class RowChecks:
         rules = self._applicable(table)
         if any(rule.joins == "copies" for rule in rules):
             self._collect_copies(table)
+        if any(LOG_ENDS in rule.condition for rule in rules):
+            self._connection.execute(
+                f"SET VARIABLE {LOG_ENDS} = (SELECT max(timestamp) FROM {self.tables.scan_sql(table)} "
+                f"WHERE timestamp <= getvariable('{LATEST}'))"
+            )
         self._connection.execute(
             f"CREATE TEMP TABLE bad_{table} AS SELECT r._file, r._row, "
             f"{_names_sql(rules, 'quarantine')} AS reasons, {_names_sql(rules, 'warn')} AS remarks "
@@ -214,7 +238,7 @@ class RowChecks:
 
     def _repeated_sql(self, table: TableName) -> str:
         keys = ", ".join(IDENTITY[table])
-        present = " AND ".join(f"{key} IS NOT NULL" for key in IDENTITY[table])
+        present = " AND ".join(f"NOT {is_missing_sql(key)}" for key in IDENTITY[table])
         scan = self.tables.scan_sql(table)
         return f"SELECT {keys} FROM {scan} WHERE {present} GROUP BY {keys} HAVING count(*) > 1"
 

@@ -8,7 +8,9 @@ place of the first good row with the same id) and `images.image` (an image that 
 from dataclasses import dataclass
 from typing import Literal
 
+from features.inputs.blanks import is_missing_sql
 from features.inputs.table_specs import TableName
+from features.schema import LabelConfig
 
 Severity = Literal["warn", "quarantine", "fail"]
 Join = Literal["known", "copies", "images"]
@@ -39,14 +41,24 @@ IDENTITY: dict[TableName, tuple[str, ...]] = {
     "purchases": ("purchase_id",),
 }
 
-#: Variable that holds the latest credible moment, set by the validation session.
+#: Variables of the validation session: the latest credible moment, and the last impression until then.
 LATEST = "latest_credible_time"
+LOG_ENDS = "log_ends"
+
+#: How long after it an impression's click may count where no config says otherwise.
+_WINDOW_HOURS = LabelConfig().attribution_hours
 
 _IS_COPY = "{'file': r._file, 'row': r._row} > copies.first"
 
 
-def _not_null(column: str, severity: Severity = "quarantine") -> Rule:
-    return Rule(f"null_{column}", severity, column, f"r.{column} IS NULL", "it must not be null; fill it in")
+def _not_null(column: str) -> Rule:
+    return Rule(
+        f"null_{column}",
+        "quarantine",
+        column,
+        is_missing_sql(f"r.{column}"),
+        "it must not be null or blank; fill it in",
+    )
 
 
 def _blank(column: str, severity: Severity, consequence: str) -> Rule:
@@ -54,7 +66,7 @@ def _blank(column: str, severity: Severity, consequence: str) -> Rule:
         f"empty_{column}",
         severity,
         column,
-        f"r.{column} IS NULL OR trim(r.{column}) = ''",
+        is_missing_sql(f"r.{column}"),
         f"it should hold text; {consequence}",
     )
 
@@ -74,18 +86,22 @@ _UNKNOWN_PRODUCT = Rule(
     "unknown_product",
     "quarantine",
     "product_id",
-    "r.product_id IS NOT NULL AND known.product_id IS NULL",
+    f"NOT {is_missing_sql('r.product_id')} AND known.product_id IS NULL",
     "it must be in the products table (and not quarantined there); add the product or delete the row",
     joins="known",
 )
 
-_CREDIBLE_TIME = Rule(
-    "incredible_timestamp",
-    "quarantine",
-    "timestamp",
-    f"r.timestamp < TIMESTAMPTZ '1990-01-01 00:00:00+00' OR r.timestamp > getvariable('{LATEST}')",
-    "it must lie between 1990 and tomorrow; check the unit (seconds taken for milliseconds?) and the clock",
-)
+
+def _credible(column: str) -> Rule:
+    return Rule(
+        f"incredible_{column}",
+        "quarantine",
+        column,
+        f"r.{column} < TIMESTAMPTZ '1990-01-01 00:00:00+00' OR r.{column} > getvariable('{LATEST}')",
+        "it must lie between 1990 and tomorrow; check the unit (seconds taken for milliseconds?) and the "
+        "clock",
+    )
+
 
 _PRICE = Rule(
     "bad_price",
@@ -107,7 +123,7 @@ RULES: dict[TableName, tuple[Rule, ...]] = {
             "warn",
             "image",
             "images.image IS NOT NULL",
-            "the file must exist inside the folder and open as an image; replace it, or write null",
+            "the file must lie inside the folder and open as an image; it counts as missing until it does",
             joins="images",
         ),
     ),
@@ -182,7 +198,17 @@ RULES: dict[TableName, tuple[Rule, ...]] = {
             "clicked is 1 here, so it should hold the moment of the click",
             needs=("clicked",),
         ),
-        _CREDIBLE_TIME,
+        Rule(
+            "click_after_log",
+            "warn",
+            "click_timestamp",
+            f"r.click_timestamp - getvariable('{LOG_ENDS}') >= INTERVAL {_WINDOW_HOURS:g} HOUR "
+            f"AND r.click_timestamp <= getvariable('{LATEST}')",
+            f"it lies {_WINDOW_HOURS:g} hours or more after the log's last impression, so no label uses it "
+            "(unless labels.attribution_hours is longer); check the clock, or whether the log was cut",
+        ),
+        _credible("click_timestamp"),
+        _credible("timestamp"),
         _PRICE,
         _blank("query", "warn", "its query counts as missing"),
         _copy("impression_id"),
@@ -192,7 +218,7 @@ RULES: dict[TableName, tuple[Rule, ...]] = {
         _not_null("timestamp"),
         _not_null("user_id"),
         _not_null("product_id"),
-        _CREDIBLE_TIME,
+        _credible("timestamp"),
         Rule(
             "bad_quantity",
             "warn",

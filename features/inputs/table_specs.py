@@ -142,12 +142,3 @@ def type_advice(column: ColumnSpec, arrived: pa.DataType) -> str:
     if column.kind == "id" and pa.types.is_floating(arrived):
         return f"{arrived} cannot tell large ids apart; cast it to int64 (pandas: .astype('Int64')) or string"
     return f"expected {_EXPECTS[column.kind]} but found {arrived}; cast it before writing the file"
-
-
-def type_family(kind: pa.DataType) -> str:
-    """Types that compare and join with each other share a family: int32 and int64 do, string does not."""
-    if is_text(kind):
-        return "text"
-    if _is_number(kind):
-        return "number"
-    return "time" if pa.types.is_timestamp(kind) else str(kind)

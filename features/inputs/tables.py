@@ -4,12 +4,12 @@ A folder `DATA` holds `products` and, where they exist, `impressions`, `purchase
 one file `DATA/<table>.parquet` or a folder `DATA/<table>/` of them. Opening reads footers only, so it costs
 milliseconds at any size; what needs the rows themselves is `features.inputs.validation`.
 
-Features read all tables by `InputTables`, which checks each column's type; encoders read one by `open_table`,
-since a catalogue of titles alone is enough for them. Both see the union of the columns of a table's files.
+Features open all tables by `InputTables`; encoders open one by `open_table`, since a catalogue of titles
+alone is enough for them. Both get an `InputTable`: the union of its files' columns, each in its plain type.
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from features.inputs.table_specs import TABLES, TableName, TableSpec, accepts, type_advice, type_family
+from features.inputs.plain_types import common_type, plain_sql, plain_type, plain_values, sql_name
+from features.inputs.table_specs import TABLES, TableName, TableSpec, accepts, type_advice
 
 #: Names that a scan with positions adds to the columns of a table.
 RESERVED = ("__file", "file_row_number")
+_BATCH_ROWS = 65_536
 
 
 class InputError(ValueError):
@@ -28,13 +30,128 @@ class InputError(ValueError):
 
 
 @dataclass(frozen=True)
+class InputTable:
+    """One table, of one file or several.
+
+    Attributes:
+        files: sorted by name.
+        file_schemas: the columns of each file, as they are stored.
+        schema: the union of the files' columns in plain types; a column of which no file has a typed value is
+            none.
+    """
+
+    name: TableName
+    files: tuple[Path, ...]
+    file_schemas: tuple[pa.Schema, ...]
+    schema: pa.Schema
+    rows: int
+
+    @classmethod
+    def of(cls, name: TableName, footers: Mapping[Path, pq.FileMetaData]) -> "InputTable":
+        """The table whose files have these footers.
+
+        Raises:
+            InputError: two columns differ in case alone, or two files give one column types that no plain
+                type holds.
+        """
+        schemas = {path: footer.schema.to_arrow_schema() for path, footer in footers.items()}
+        _check_names(schemas, TABLES[name])
+        return cls(
+            name=name,
+            files=tuple(footers),
+            file_schemas=tuple(schemas.values()),
+            schema=_union(schemas),
+            rows=sum(footer.num_rows for footer in footers.values()),
+        )
+
+    def check_types(self) -> None:
+        """Check that every declared column has a type that carries what it means.
+
+        Raises:
+            InputError: one has not; names the file.
+        """
+        for declared in TABLES[self.name].columns:
+            for path, schema in zip(self.files, self.file_schemas, strict=True):
+                arrived = _stored_type(schema, declared.name)
+                if arrived is not None and not accepts(declared, arrived):
+                    raise InputError(f"{path}, column {declared.name!r}: {type_advice(declared, arrived)}")
+
+    def scan_sql(self, *, positions: bool = False) -> str:
+        """A subquery for DuckDB with the rows of all files; files of the same columns are read together.
+
+        With `positions` it has two more columns: `__file`, the path, and `file_row_number`, from 0.
+        """
+        paths_of: dict[pa.Schema, list[str]] = {}
+        for path, schema in zip(self.files, self.file_schemas, strict=True):
+            paths_of.setdefault(schema.remove_metadata(), []).append(sql_text(escape_glob(str(path))))
+        extra = ", filename = '__file', file_row_number = true" if positions else ""
+        scans = []
+        for schema, paths in paths_of.items():
+            columns = [
+                f"{plain_sql(field.name, _stored_type(schema, field.name), field.type)} "
+                f"AS {sql_name(field.name)}"
+                for field in self.schema
+            ]
+            scans.append(
+                f"SELECT {', '.join([*columns, *(RESERVED if positions else ())])} FROM read_parquet("
+                f"[{', '.join(paths)}], union_by_name = true, hive_partitioning = false{extra})"
+            )
+        return f"({' UNION ALL '.join(scans)})"
+
+    def to_batches(
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        batch_size: int = _BATCH_ROWS,
+        between_us: tuple[str, int, int] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows for Arrow, in the order of the files; `columns` are all if None.
+
+        Args:
+            between_us: a column of moments and the first and last microsecond since 1970 that are wanted.
+        """
+        wanted = pa.schema([self.schema.field(name) for name in columns or self.schema.names])
+        for path, schema in zip(self.files, self.file_schemas, strict=True):
+            present = [name for name in wanted.names if _stored_type(schema, name) is not None]
+            within = None
+            if between_us is not None:
+                name, first_us, last_us = between_us
+                within = _between(ds.field(name), schema.field(name).type, first_us, last_us)
+            stored = ds.dataset([str(path)], format="parquet")
+            for batch in stored.to_batches(columns=present, filter=within, batch_size=batch_size):
+                yield pa.RecordBatch.from_arrays(
+                    [
+                        plain_values(batch.column(field.name), field.type)
+                        if field.name in present
+                        else pa.nulls(batch.num_rows, field.type)
+                        for field in wanted
+                    ],
+                    schema=wanted,
+                )
+
+    def to_table(
+        self, columns: Sequence[str] | None = None, *, between_us: tuple[str, int, int] | None = None
+    ) -> pa.Table:
+        """As `to_batches`, in one piece."""
+        wanted = pa.schema([self.schema.field(name) for name in columns or self.schema.names])
+        return pa.Table.from_batches(self.to_batches(columns, between_us=between_us), schema=wanted)
+
+    def head(self, count: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The first `count` rows."""
+        taken: list[pa.RecordBatch] = []
+        for batch in self.to_batches(columns):
+            taken.append(batch.slice(0, count - sum(map(len, taken))))
+            if sum(map(len, taken)) == count:
+                break
+        return pa.Table.from_batches(taken)
+
+
+@dataclass(frozen=True)
 class InputTables:
     """The tables of one folder, their footers checked. Made by `InputTables.open`."""
 
     root: Path
-    files_by_table: dict[TableName, tuple[Path, ...]]
-    schemas: dict[TableName, pa.Schema]
-    rows_by_table: dict[TableName, int]
+    tables: dict[TableName, InputTable]
     has_queries: bool
 
     @classmethod
@@ -49,9 +166,7 @@ class InputTables:
         """
         if not data.is_dir():
             raise InputError(f"{data} is not a folder; give the one that holds products.parquet and the logs")
-        files: dict[TableName, tuple[Path, ...]] = {}
-        schemas: dict[TableName, pa.Schema] = {}
-        rows: dict[TableName, int] = {}
+        tables: dict[TableName, InputTable] = {}
         queries = False
         for name, spec in TABLES.items():
             paths = table_files(data, name)
@@ -59,37 +174,45 @@ class InputTables:
                 continue
             if not paths:
                 raise _absent(data, name)
-            footers = [(path, _footer(path)) for path in paths]
-            for path, footer in footers:
-                _check_columns(path, footer.schema.to_arrow_schema(), spec)
-            rows[name] = sum(footer.num_rows for _, footer in footers)
-            if rows[name] == 0:
+            footers = {path: _footer(path) for path in paths}
+            table = InputTable.of(name, footers)
+            _check_required(table, spec)
+            table.check_types()
+            if table.rows == 0:
                 raise InputError(
                     f"{_place(data, spec)} has no rows; write at least one, "
                     + ("or leave the table out" if spec.without else f"{name} cannot be empty")
                 )
-            files[name] = paths
-            schemas[name] = pa.schema(f for f in _one_schema(footers) if not pa.types.is_null(f.type))
+            tables[name] = table
             if name == "impressions":
-                queries = "query" in schemas[name].names and any(
-                    _has_values(footer, "query") for _, footer in footers
+                queries = "query" in table.schema.names and any(
+                    _has_values(footer, "query") for footer in footers.values()
                 )
-        _check_id_types(files, schemas)
-        return cls(data, files, schemas, rows, queries)
+        _check_id_types(tables)
+        return cls(data, tables, queries)
 
     def has(self, table: TableName) -> bool:
         """Whether the folder holds that table."""
-        return table in self.files_by_table
+        return table in self.tables
 
     @property
     def has_purchases(self) -> bool:
         """Whether users have a purchase history at all."""
         return self.has("purchases")
 
+    def table(self, table: TableName) -> InputTable:
+        """One table.
+
+        Raises:
+            InputError: the folder does not hold it.
+        """
+        if table not in self.tables:
+            raise InputError(f"{self.root} holds no {table} table; add {table}.parquet or a folder {table}/")
+        return self.tables[table]
+
     def files(self, table: TableName) -> tuple[Path, ...]:
         """The Parquet files of a table, sorted by name."""
-        self._expect(table)
-        return self.files_by_table[table]
+        return self.table(table).files
 
     def path_glob(self, table: TableName) -> str:
         """The table's one file, or its folder's `*.parquet`, as a pattern for DuckDB; see `scan_sql`."""
@@ -99,32 +222,20 @@ class InputTables:
         return str(root / own.name if files == (own,) else root / table / "*.parquet")
 
     def scan_sql(self, table: TableName, *, positions: bool = False) -> str:
-        """A DuckDB table function that reads exactly the files that were checked.
-
-        With `positions` it has two more columns: `__file`, the path, and `file_row_number`, from 0.
-        """
-        paths = ", ".join(sql_text(escape_glob(str(path))) for path in self.files(table))
-        extra = ", filename = '__file', file_row_number = true" if positions else ""
-        return f"read_parquet([{paths}], union_by_name = true, hive_partitioning = false{extra})"
-
-    def dataset(self, table: TableName) -> ds.Dataset:
-        """The same files for Arrow; a column that one of them lacks is null there."""
-        return _dataset(self.files(table), self.schema(table))
+        """`InputTable.scan_sql` of a table."""
+        return self.table(table).scan_sql(positions=positions)
 
     def columns(self, table: TableName) -> tuple[str, ...]:
         """Column names of a table, in file order; further attributes included."""
-        self._expect(table)
-        return tuple(self.schemas[table].names)
+        return tuple(self.schema(table).names)
 
     def schema(self, table: TableName) -> pa.Schema:
-        """Arrow types of a table's columns, dictionary encoding taken off."""
-        self._expect(table)
-        return self.schemas[table]
+        """Plain types of a table's columns."""
+        return self.table(table).schema
 
     def rows(self, table: TableName) -> int:
         """Number of rows, from the footers."""
-        self._expect(table)
-        return self.rows_by_table[table]
+        return self.table(table).rows
 
     def require_columns(self, table: TableName, names: tuple[str, ...], *, wanted_by: str) -> None:
         """Check that further attributes exist.
@@ -151,18 +262,17 @@ class InputTables:
             said.append("no images in products: image embeddings cannot be made")
         return tuple(said)
 
-    def _expect(self, table: TableName) -> None:
-        if table not in self.files_by_table:
-            raise InputError(f"{self.root} holds no {table} table; add {table}.parquet or a folder {table}/")
-
 
 def table_files(data: Path, name: str) -> tuple[Path, ...]:
     """The Parquet files of one table, sorted by name; none where `data` does not hold it.
 
     Raises:
-        InputError: there is a file and a folder of the name, or the folder holds no table.
+        InputError: there is a file and a folder of the name, the folder holds no table, or the file is a
+            folder.
     """
     own, folder = data / f"{name}.parquet", data / name
+    if own.is_dir():
+        raise InputError(f"{own} is a folder; rename it to {folder}/, and its *.parquet files are one table")
     if own.is_file() and folder.is_dir():
         raise InputError(f"both {own} and {folder}/ exist; keep the one that is the {name} table")
     if own.is_file() or not folder.is_dir():
@@ -176,17 +286,17 @@ def table_files(data: Path, name: str) -> tuple[Path, ...]:
     return tuple(files)
 
 
-def find_table(data: Path, name: TableName) -> ds.Dataset | None:
+def find_table(data: Path, name: TableName) -> InputTable | None:
     """One table of a folder, whatever its columns and whatever else the folder holds; None without it.
 
     Raises:
-        InputError: a file is not whole, or two files give a column different types.
+        InputError: a file is not whole, or see `InputTable.of`.
     """
     paths = table_files(data, name)
-    return _dataset(paths, _one_schema([(path, _footer(path)) for path in paths])) if paths else None
+    return open_files(name, paths) if paths else None
 
 
-def open_table(data: Path, name: TableName, columns: Sequence[str]) -> ds.Dataset:
+def open_table(data: Path, name: TableName, columns: Sequence[str]) -> InputTable:
     """`find_table` of a table that must be there with these columns.
 
     Raises:
@@ -199,6 +309,15 @@ def open_table(data: Path, name: TableName, columns: Sequence[str]) -> ds.Datase
     if missing := [column for column in columns if column not in present]:
         raise InputError(f"{name} of {data} must have the columns {missing}; found {', '.join(present)}")
     return table
+
+
+def open_files(name: TableName, paths: Sequence[Path]) -> InputTable:
+    """The table of these files, wherever they lie.
+
+    Raises:
+        InputError: a file is not whole, or see `InputTable.of`.
+    """
+    return InputTable.of(name, {path: _footer(path) for path in paths})
 
 
 def sql_text(value: str) -> str:
@@ -224,10 +343,6 @@ def _absent(data: Path, name: TableName) -> InputError:
     )
 
 
-def _dataset(paths: Sequence[Path], schema: pa.Schema) -> ds.Dataset:
-    return ds.dataset([str(path) for path in paths], schema=schema, format="parquet")
-
-
 def _footer(path: Path) -> pq.FileMetaData:
     try:
         return pq.read_metadata(path)
@@ -240,58 +355,96 @@ def _footer(path: Path) -> pq.FileMetaData:
         ) from error
 
 
-def _check_columns(path: Path, schema: pa.Schema, spec: TableSpec) -> None:
-    for name in RESERVED:
-        if name in schema.names:
-            raise InputError(f"{path} has a column {name!r}, a name reserved for row positions; rename it")
+def _check_names(schemas: Mapping[Path, pa.Schema], spec: TableSpec) -> None:
+    """The engine reads `Clicked` where `clicked` is asked for, so no two names may differ in case alone."""
+    reserved = {name.lower() for name in RESERVED}
+    declared = {column.name.lower(): column for column in spec.columns}
+    seen: dict[str, tuple[str, Path]] = {}
+    for path, schema in schemas.items():
+        for name in schema.names:
+            folded = name.lower()
+            if folded in reserved:
+                raise InputError(
+                    f"{path} has a column {name!r}, a name reserved for row positions; rename it"
+                )
+            if (count := schema.names.count(name)) > 1:
+                raise InputError(f"{path} has {count} columns named {name!r}; keep one")
+            known, place = seen.setdefault(folded, (name, path))
+            if known != name:
+                here = "" if place == path else f" of {place}"
+                raise InputError(
+                    f"{path} has a column {name!r}, which differs from {known!r}{here} in case alone; "
+                    "rename or drop one of them"
+                )
+    for folded, (name, path) in seen.items():
+        if folded in declared and (column := declared[folded]).name != name:
+            raise InputError(
+                f"{path} has a column {name!r}, which differs from {column.name!r} ({column.meaning}) in "
+                f"case alone; rename it to {column.name!r} if it holds that, else to something else"
+            )
+
+
+def _union(schemas: Mapping[Path, pa.Schema]) -> pa.Schema:
+    """The union of the files' columns in plain types; types must be alike, so that no reader has to guess."""
+    found: dict[str, tuple[pa.DataType, Path]] = {}
+    for path, schema in schemas.items():
+        for field in schema:
+            plain = plain_type(field.type)
+            if field.name not in found or pa.types.is_null(found[field.name][0]):
+                found[field.name] = (plain, path)
+                continue
+            known, place = found[field.name]
+            common = common_type(known, plain)
+            if common is None:
+                raise InputError(
+                    f"column {field.name!r} is {known} in {place} but {field.type} in {path}; "
+                    "write both with one type"
+                )
+            found[field.name] = (common, place)
+    return pa.schema([(name, kind) for name, (kind, _) in found.items() if not pa.types.is_null(kind)])
+
+
+def _stored_type(schema: pa.Schema, name: str) -> pa.DataType | None:
+    """A column's type in a file, dictionary encoding taken off; None where all its values are null."""
+    place = schema.get_field_index(name)
+    if place < 0:
+        return None
+    kind = schema.field(place).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return None if pa.types.is_null(kind) else kind
+
+
+def _between(column: ds.Expression, stored: pa.TimestampType, first_us: int, last_us: int) -> ds.Expression:
+    """Condition on stored moments, in their own unit, so that row groups are skipped by their statistics."""
+    unit_ns = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}[stored.unit]
+    first, last = -(-first_us * 1000 // unit_ns), (last_us * 1000 + 999) // unit_ns
+    low, high = (pa.scalar(moment, pa.int64()).cast(stored) for moment in (first, last))
+    return (column >= low) & (column <= high)
+
+
+def _check_required(table: InputTable, spec: TableSpec) -> None:
     for column in spec.columns:
-        count = schema.names.count(column.name)
-        if count == 0:
-            if column.required:
+        if not column.required:
+            continue
+        for path, schema in zip(table.files, table.file_schemas, strict=True):
+            if column.name not in schema.names:
                 raise InputError(
                     f"{path} lacks column {column.name!r} ({column.meaning}); "
                     f"add it{_hint(column.name, tuple(schema.names))}"
                 )
-            continue
-        if count > 1:
-            raise InputError(f"{path} has {count} columns named {column.name!r}; keep one")
-        arrived = schema.field(column.name).type
-        plain = arrived.value_type if pa.types.is_dictionary(arrived) else arrived
-        if pa.types.is_null(plain) and not column.required:
-            continue  # a column of nulls only counts as none
-        if not accepts(column, plain):
-            raise InputError(f"{path}, column {column.name!r}: {type_advice(column, plain)}")
+        if column.name not in table.schema.names:
+            raise InputError(f"{table.files[0]}, column {column.name!r}: {type_advice(column, pa.null())}")
 
 
-def _one_schema(footers: list[tuple[Path, pq.FileMetaData]]) -> pa.Schema:
-    """The union of the files' columns; types must be alike, so that no reader has to guess."""
-    fields: dict[str, tuple[Path, pa.Field]] = {}
-    for path, footer in footers:
-        for field in footer.schema.to_arrow_schema():
-            plain = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-            known = fields.get(field.name)
-            if known is None or pa.types.is_null(known[1].type):
-                fields[field.name] = (path, pa.field(field.name, plain))
-            elif pa.types.is_null(plain):
-                continue  # all its values are null: the same as a file without the column
-            elif type_family(known[1].type) != type_family(plain):
-                raise InputError(
-                    f"column {field.name!r} is {known[1].type} in {known[0]} but {plain} in {path}; "
-                    "write both with one type"
-                )
-    return pa.schema([field for _, field in fields.values()])
-
-
-def _check_id_types(files: dict[TableName, tuple[Path, ...]], schemas: dict[TableName, pa.Schema]) -> None:
+def _check_id_types(tables: Mapping[TableName, InputTable]) -> None:
     for name in ("product_id", "user_id"):
         first: tuple[Path, pa.DataType] | None = None
-        for table, schema in schemas.items():
-            if name not in schema.names:
+        for table in tables.values():
+            if name not in table.schema.names:
                 continue
-            here = (files[table][0], schema.field(name).type)
-            if first is None:
-                first = here
-            elif type_family(first[1]) != type_family(here[1]):
+            here = (table.files[0], table.schema.field(name).type)
+            first = first or here
+            if first[1] != here[1]:
                 raise InputError(
                     f"column {name!r} is {first[1]} in {first[0]} but {here[1]} in {here[0]}, so nothing "
                     "would match; write it as int64 in both, or as string in both"
@@ -315,5 +468,6 @@ def _chunks(footer: pq.FileMetaData, name: str) -> Iterator[pq.ColumnChunkMetaDa
 
 
 def _hint(wanted: str, present: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(wanted, present, n=1, cutoff=0.6)
+    same = [name for name in present if name.lower() == wanted.lower()]
+    close = same or difflib.get_close_matches(wanted, present, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; found {', '.join(present) or 'nothing'}"

@@ -3,6 +3,7 @@
 Nothing is dropped silently: every row of the input is in the clean copy or in the quarantine.
 """
 
+import itertools
 import os
 import shutil
 from datetime import datetime
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.artifacts import atomic_folder, atomic_write_json, json_file_has, refuse_foreign_folder
-from features.inputs.findings import TableFinding, ValidationReport
+from features.inputs.findings import RuleFinding, TableFinding, ValidationReport
 from features.inputs.row_checks import QUARANTINE_COLUMNS, RowChecks, open_row_checks
 from features.inputs.table_specs import TABLES, TableName
 from features.inputs.tables import InputError, InputTables, sql_text
@@ -71,18 +72,22 @@ def validate(
             progress(f"checking {name}", step, len(names))
             findings[name] = checks.judge(name)
         failures = [_too_bad(name, findings[name], max_bad_share) for name in names]
-        single = checks.single_class()
-        if single:
-            seen = findings["impressions"]
-            findings["impressions"] = TableFinding(seen.rows, seen.quarantined, (*seen.rules, single))
-            failures.append(single.sentence)
+        whole_tables: dict[TableName, RuleFinding | None] = {
+            "impressions": checks.single_class(),
+            "products": checks.no_readable_image(),
+        }
+        for name, found in whole_tables.items():
+            if found:
+                seen = findings[name]
+                findings[name] = TableFinding(seen.rows, seen.quarantined, (*seen.rules, found))
+                failures.append(found.sentence)
         said = tuple(failure for failure in failures if failure)
         if quarantine is not None:
             progress("writing the quarantine", 0, 1)
             _write_quarantine(checks, findings, quarantine)
         if clean is not None and not said:
             progress("writing the clean copy", 0, 1)
-            _write_clean(checks, clean)
+            _write_clean(checks, findings, clean)
     progress("done", 1, 1)
     return ValidationReport(str(data), max_bad_share, findings, tables.absences, said)
 
@@ -154,13 +159,17 @@ def _write_quarantine(checks: RowChecks, findings: dict[TableName, TableFinding]
                 checks.run(f"COPY ({rows}) TO {path} (FORMAT parquet, COMPRESSION zstd)")
 
 
-def _write_clean(checks: RowChecks, folder: Path) -> None:
+def _write_clean(checks: RowChecks, findings: dict[TableName, TableFinding], folder: Path) -> None:
     tables = checks.tables
     with atomic_folder(folder, ours=_is_clean_copy) as target:
-        for table in tables.files_by_table:
+        for table, finding in findings.items():
+            left_out = 0
             for source in tables.files(table):
                 name = str(source.relative_to(tables.root))
-                _write_good_rows(source, target / name, checks.quarantined_places(table, name))
+                quarantined = checks.quarantined_places(table, name)
+                _write_good_rows(source, target / name, quarantined)
+                left_out += len(quarantined)
+            assert left_out == finding.quarantined, "a quarantined row is in the clean copy"
         for description in sorted(tables.root.glob("*.json")):
             shutil.copy2(description, target / description.name)
         atomic_write_json(target / _CLEAN_MARK, {"clean_copy_of": str(tables.root)})
@@ -178,11 +187,13 @@ def _write_good_rows(source: Path, target: Path, quarantined: npt.NDArray[np.int
         with pq.ParquetWriter(target, schema, compression="zstd") as writer:
             start = 0
             for batch in reader.iter_batches(_BATCH_ROWS, columns=columns):
-                first, last = np.searchsorted(quarantined, [start, start + batch.num_rows])
-                keep = np.ones(batch.num_rows, dtype=np.bool_)
-                keep[quarantined[first:last] - start] = False
-                writer.write_batch(batch.filter(pa.array(keep)))
-                start += batch.num_rows
+                end = start + batch.num_rows
+                first, last = np.searchsorted(quarantined, [start, end])
+                # Rows from each bad one to the next, as Arrow can slice columns of types it cannot filter.
+                edges = [start - 1, *quarantined[first:last].tolist(), end]
+                good = [batch.slice(a + 1 - start, b - a - 1) for a, b in itertools.pairwise(edges)]
+                writer.write_table(pa.Table.from_batches(good, schema))
+                start = end
 
 
 def _link(source: Path, target: Path) -> None:

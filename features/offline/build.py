@@ -324,6 +324,7 @@ def _write(
         missing_share={name: writer.missing_share for name, writer in writers.items()},
         empty_history_share={name: writer.empty_history_share for name, writer in writers.items()},
         events=parts.events.events,
+        labels=tally.labels,
         checksums={},
         data=parts.summary,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -26,8 +26,7 @@ class DenseColumn:
         self._transform: Transform | None = None
         self._value_P: Floats | None = None
         if feature.source == "products":
-            values = reader.product_column(feature.column, as_number=True)
-            self._value_P = self._finite(values)
+            self._value_P = _floats(reader.product_column(feature.column, as_number=True))
 
     def observe(self, batch: pa.RecordBatch, train_N: npt.NDArray[np.bool_]) -> None:
         """Take in the training rows of a batch."""
@@ -64,7 +63,15 @@ class DenseColumn:
         """What the network sees."""
         assert self._transform is not None
         value_N = self._values(batch)
-        result = {self.feature.name: self._transform.apply(value_N)}
+        scaled_N = self._transform.apply(value_N)
+        if not np.isfinite(scaled_N).all():
+            worst = value_N[~np.isfinite(scaled_N)][0]
+            raise LogError(
+                f"dense feature {self.feature.name!r}: column {self.feature.column!r} holds {worst:g}, too "
+                f"far from the training window (mean {self._transform.mean:g}, sd {self._transform.sd:g}) "
+                "for the network to read; correct it or write null"
+            )
+        result = {self.feature.name: scaled_N}
         if self._transform.missing_column:
             result[f"{self.feature.name}_missing"] = np.isnan(value_N).astype(np.float32)
         return result
@@ -75,16 +82,7 @@ class DenseColumn:
             return timestamp_part(self.feature.column, time_us_N).astype(np.float64)
         if self._value_P is not None:
             return self._value_P[batch.column("product").to_numpy()]
-        return self._finite(batch.column(f"dense:{self.feature.name}"))
-
-    def _finite(self, values: pa.Array) -> Floats:
-        value_N: Floats = values.to_numpy(zero_copy_only=False).astype(np.float64)
-        if np.isinf(value_N).any():
-            raise LogError(
-                f"dense feature {self.feature.name!r}: column {self.feature.column!r} of "
-                f"{self.feature.source} holds an infinite value; write a number or null there"
-            )
-        return value_N
+        return _floats(batch.column(f"dense:{self.feature.name}"))
 
 
 class SparseColumn:
@@ -134,3 +132,9 @@ class SparseColumn:
         name = KEY_OF_COLUMN.get(column, f"id:{column}")
         codes_N: Int32s = batch.column(name).to_numpy()
         return codes_N
+
+
+def _floats(values: pa.Array) -> Floats:
+    """float64, NaN for null."""
+    value_N: Floats = values.to_numpy(zero_copy_only=False).astype(np.float64)
+    return value_N

@@ -4,8 +4,9 @@ Ids are numbered in sorted order, so numbers depend on the set of ids only, neve
 Shapes: K distinct ids, N impressions, P products.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from features.columns.kernels import NO_CLICK
+from features.columns.transforms import LARGEST
+from features.inputs.blanks import is_missing_sql, without_blanks, without_blanks_sql
+from features.inputs.plain_types import sql_name
 from features.inputs.table_specs import TableName, is_text
 from features.inputs.tables import InputTables
 from features.schema import DenseFeature, FeatureConfig, SparseFeature
@@ -25,6 +29,9 @@ BATCH_ROWS = 65_536
 #: Sparse features on these columns share the numbering that counters and histories use.
 KEY_OF_COLUMN = {"user_id": "user", "product_id": "product", "query": "query"}
 NO_ID = -1
+
+#: Microseconds since 1970 of a moment that never comes.
+AFTER_ALL = int(np.iinfo(np.int64).max)
 
 
 class LogError(ValueError):
@@ -64,7 +71,6 @@ class LogReader:
     def __init__(
         self, tables: InputTables, config: FeatureConfig, *, threads: int, memory_limit: str, spill: Path
     ) -> None:
-        self.tables = tables
         self.config = config
         self._connection = duckdb.connect(
             ":memory:",
@@ -75,7 +81,9 @@ class LogReader:
                 "preserve_insertion_order": True,
             },
         )
+        self.tables = tables = self._without_blank_queries(tables)
         _check_columns(tables, config)
+        self._check_sizes()
         self.facts = self._facts()
         self._check_products()
         self.indexes = {"user": self._index_users(), "product": self._index_products()}
@@ -107,17 +115,15 @@ class LogReader:
     def impressions(self) -> Iterator[pa.RecordBatch]:
         """Batches of BATCH_ROWS impressions (the last one shorter), by (timestamp, impression_id).
 
-        Columns: impression_id, time_us int64, clicked int8, click_us int64 (NO_CLICK where there was none),
+        Columns: impression_id, time_us int64, clicked int8 as logged, click_us int64 (see `_click_us`),
         user, product, query int32 (-1: no query), then `dense:<name>` float64 (null or NaN: missing) and
         `id:<column>` int32 (-1: missing).
         """
-        has_time = self.facts.has_click_times
-        click_time = "coalesce(i.click_timestamp, i.timestamp)" if has_time else "i.timestamp"
         columns = [
             "i.impression_id",
-            f"{_us('i.timestamp')} AS time_us",
+            "epoch_us(i.timestamp) AS time_us",
             "CAST(i.clicked AS TINYINT) AS clicked",
-            f"if(CAST(i.clicked AS TINYINT) = 1, {_us(click_time)}, {NO_CLICK}) AS click_us",
+            f"{self._click_us()} AS click_us",
             "u.code AS user",
             "p.code AS product",
         ]
@@ -131,26 +137,47 @@ class LogReader:
         else:
             columns.append(f"CAST({NO_ID} AS INTEGER) AS query")
         for feature in self.own_dense:
-            columns.append(f"CAST(i.{_name(feature.column)} AS DOUBLE) AS {_name('dense:' + feature.name)}")
+            columns.append(
+                f"CAST(i.{sql_name(feature.column)} AS DOUBLE) AS {sql_name('dense:' + feature.name)}"
+            )
         for number, sparse in enumerate(self.own_sparse):
-            columns.append(f"coalesce(s{number}.code, {NO_ID}) AS {_name('id:' + sparse.column)}")
+            columns.append(f"coalesce(s{number}.code, {NO_ID}) AS {sql_name('id:' + sparse.column)}")
             joins.append(
                 f"LEFT JOIN {_index_table(sparse.column)} s{number} "
-                f"ON i.{_name(sparse.column)} = s{number}.id"
+                f"ON i.{sql_name(sparse.column)} = s{number}.id"
             )
         yield from self._batches(
             f"SELECT {', '.join(columns)} FROM {self._scan('impressions')} i {' '.join(joins)} "
             "ORDER BY time_us, i.impression_id"
         )
 
+    def impression_times(self, rank_U: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """When each user saw impression number `rank_U` [U], from 0 by time and id; AFTER_ALL without one."""
+        time_us_U = np.full(len(rank_U), AFTER_ALL, dtype=np.int64)
+        self._connection.register(
+            "wanted", pa.table({"code": np.arange(len(rank_U), dtype=np.int32), "rank": rank_U})
+        )
+        ranked = (
+            f"SELECT i.user_id, epoch_us(i.timestamp) AS time_us, row_number() OVER "
+            f"(PARTITION BY i.user_id ORDER BY epoch_us(i.timestamp), i.impression_id) - 1 AS rank "
+            f"FROM {self._scan('impressions')} i"
+        )
+        found = self._arrow(
+            f"SELECT w.code, r.time_us FROM ({ranked}) r JOIN user_index u ON r.user_id = u.id "
+            "JOIN wanted w ON w.code = u.code AND w.rank = r.rank"
+        )
+        self._connection.unregister("wanted")
+        time_us_U[found.column("code").to_numpy()] = found.column("time_us").to_numpy()
+        return time_us_U
+
     def purchases(self) -> Iterator[pa.RecordBatch]:
         """Batches of user, product int32 and time_us int64, by (user, time, purchase_id or file order)."""
         if not self.tables.has_purchases:
             return
-        tie = "b.purchase_id" if "purchase_id" in self.tables.columns("purchases") else ""
-        tie = tie or "b.__file, b.file_row_number"
+        has_ids = "purchase_id" in self.tables.columns("purchases")
+        tie = without_blanks_sql("b.purchase_id") if has_ids else "b.__file, b.file_row_number"
         yield from self._batches(
-            f"SELECT u.code AS user, p.code AS product, {_us('b.timestamp')} AS time_us "
+            f"SELECT u.code AS user, p.code AS product, epoch_us(b.timestamp) AS time_us "
             f"FROM {self._scan('purchases', positions=True)} b "
             "JOIN user_index u ON b.user_id = u.id JOIN product_index p ON b.product_id = p.id "
             f"ORDER BY user, time_us, {tie}, product"
@@ -158,9 +185,9 @@ class LogReader:
 
     def product_column(self, column: str, *, as_number: bool) -> pa.Array:
         """One column of the catalogue in `product_index` order."""
-        value = f"CAST(c.{_name(column)} AS DOUBLE)" if as_number else f"c.{_name(column)}"
+        value = f"CAST(c.{sql_name(column)} AS DOUBLE)" if as_number else f"c.{sql_name(column)}"
         if not as_number and not is_text(self.tables.schema("products").field(column).type):
-            value = f"CAST(c.{_name(column)} AS BIGINT)"
+            value = f"CAST(c.{sql_name(column)} AS BIGINT)"
         return (
             self._arrow(
                 f"SELECT {value} AS value FROM {self._scan('products')} c "
@@ -170,18 +197,61 @@ class LogReader:
             .combine_chunks()
         )
 
+    def _without_blank_queries(self, tables: InputTables) -> InputTables:
+        """The tables, as ones without queries if every query is blank; footers cannot say so."""
+        if not tables.has_queries:
+            return tables
+        rows = f"FROM {tables.scan_sql('impressions')} WHERE NOT {is_missing_sql('query')}"
+        found = self._connection.execute(f"SELECT 1 {rows} LIMIT 1").fetchone()
+        return replace(tables, has_queries=found is not None)
+
+    def _check_sizes(self) -> None:
+        """Every number that a dense feature reads is one that its transform can take; NaN is missing."""
+        for feature in self.config.dense:
+            if feature.source == "timestamp":
+                continue
+            value = f"CAST({sql_name(feature.column)} AS DOUBLE)"
+            found = self._connection.execute(
+                f"SELECT {value}, __file, file_row_number FROM "
+                f"{self.tables.scan_sql(feature.source, positions=True)} "
+                f"WHERE abs({value}) > {LARGEST[feature.transform]!r} AND NOT isnan({value}) LIMIT 1"
+            ).fetchone()
+            if found is None:
+                continue
+            number, file, row = found
+            infinite = math.isinf(number)
+            raise LogError(
+                f"{file} row {row}, dense feature {feature.name!r}: column {feature.column!r} of "
+                f"{feature.source} holds "
+                + (
+                    f"an infinite value ({number:g}); "
+                    if infinite
+                    else f"{number:g}, too large for transform = 'standard' (at most "
+                    f"{LARGEST[feature.transform]:.1e}); "
+                )
+                + f"correct it or write null{'' if infinite else ', or use the transform log'}"
+            )
+
     def _scan(self, table: TableName, *, positions: bool = False) -> str:
         """What every query reads a table from."""
         return self.tables.scan_sql(table, positions=positions)
+
+    def _click_us(self) -> str:
+        """SQL of when impression `i` was clicked; NO_CLICK without a click in its attribution window."""
+        shown = clicked = "epoch_us(i.timestamp)"
+        if self.facts.has_click_times:
+            clicked = "epoch_us(coalesce(i.click_timestamp, i.timestamp))"
+        counts = f"{clicked} - {shown} < {self.config.labels.attribution_us}"
+        return f"if(CAST(i.clicked AS TINYINT) = 1 AND {counts}, {clicked}, {NO_CLICK})"
 
     def _facts(self) -> LogFacts:
         columns = self.tables.columns("impressions")
         has_time = "click_timestamp" in columns
         late = "click_timestamp IS NULL" if has_time else "true"
         required = ("impression_id", "timestamp", "user_id", "product_id")
-        nulls = ", ".join(f"count(*) FILTER (WHERE {name} IS NULL)" for name in required)
+        nulls = ", ".join(f"count(*) FILTER (WHERE {is_missing_sql(name)})" for name in required)
         row = self._one(
-            f"SELECT count(*), {_us('min(timestamp)')}, {_us('max(timestamp)')}, "
+            f"SELECT count(*), epoch_us(min(timestamp)), epoch_us(max(timestamp)), "
             "count(*) FILTER (WHERE clicked IS NULL OR CAST(clicked AS BIGINT) NOT IN (0, 1)), "
             f"count(*) FILTER (WHERE CAST(clicked AS BIGINT) = 1 AND {late}), {nulls} "
             f"FROM {self._scan('impressions')}"
@@ -205,15 +275,20 @@ class LogReader:
             "CAST(row_number() OVER (ORDER BY product_id) - 1 AS INTEGER) AS code, product_id AS id "
             f"FROM {self._scan('products')}"
         )
-        twice = self._one("SELECT count(*) - count(DISTINCT id), count(*) - count(id) FROM product_index")
-        if any(twice):
-            raise self._bad_rows("products", f"{twice[0]:,} rows repeat a product_id or have none")
+        repeated, missing = self._one(
+            "SELECT count(id) - count(DISTINCT id), "
+            f"count(*) FILTER (WHERE {is_missing_sql('id')}) FROM product_index"
+        )
+        if repeated or missing:
+            raise self._bad_rows(
+                "products", f"{repeated:,} rows repeat a product_id and {missing:,} have none"
+            )
         logs: list[TableName] = ["impressions"]
         if self.tables.has_purchases:
             logs.append("purchases")
             lost = self._one(
-                "SELECT count(*) FILTER (WHERE user_id IS NULL OR product_id IS NULL OR timestamp IS NULL) "
-                f"FROM {self._scan('purchases')}"
+                f"SELECT count(*) FILTER (WHERE {is_missing_sql('user_id')} OR "
+                f"{is_missing_sql('product_id')} OR timestamp IS NULL) FROM {self._scan('purchases')}"
             )[0]
             if lost:
                 raise self._bad_rows("purchases", f"{lost:,} rows lack a user_id, product_id or timestamp")
@@ -230,7 +305,8 @@ class LogReader:
     def _bad_rows(self, table: TableName, problem: str) -> LogError:
         return LogError(
             f"{self.tables.path_glob(table)}: {problem}; "
-            f"run `dashclip validate {self.tables.root} --write-clean CLEAN` and build from the clean tables"
+            f"run `dashclip validate {self.tables.root} --out CHECKED --write-clean` and build from "
+            "CHECKED/clean"
         )
 
     def _index_users(self) -> IdIndex:
@@ -249,11 +325,11 @@ class LogReader:
 
     def _index_column(self, column: str) -> IdIndex:
         kind = self.tables.schema("impressions").field(column).type
-        value = _name(column) if is_text(kind) else f"CAST({_name(column)} AS BIGINT)"
+        value = sql_name(column) if is_text(kind) else f"CAST({sql_name(column)} AS BIGINT)"
         return self._index(
             _index_table(column),
             f"SELECT {value} AS id, 1 AS shown FROM {self._scan('impressions')} "
-            f"WHERE {_name(column)} IS NOT NULL",
+            f"WHERE NOT {is_missing_sql(sql_name(column))}",
         )
 
     def _index(self, name: str, rows_sql: str) -> IdIndex:
@@ -295,10 +371,11 @@ class LogReader:
 
 
 def encode_ids(values: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int32]]:
-    """Distinct values in sorted order and each value's position among them, -1 for null.
+    """Distinct values in sorted order and each value's position among them, -1 for null and blank strings.
 
-    `["b", null, "a"]` gives `["a", "b"]` and `[1, -1, 0]`.
+    `["b", null, "a", " "]` gives `["a", "b"]` and `[1, -1, 0, -1]`.
     """
+    values = without_blanks(values)
     ids = values.drop_null().unique()
     ids = ids.take(pa.compute.sort_indices(ids))
     position = pa.compute.index_in(values, value_set=ids)
@@ -342,14 +419,4 @@ def _no_ids() -> IdIndex:
 
 def _index_table(column: str) -> str:
     """The table that numbers the ids of an impression column; no column can be named like the keys' own."""
-    return _name(f"index of {column}")
-
-
-def _us(time: str) -> str:
-    """Microseconds since 1970 of a time of any resolution."""
-    return f"epoch_us(CAST({time} AS TIMESTAMPTZ))"
-
-
-def _name(column: str) -> str:
-    """A quoted SQL identifier."""
-    return '"' + column.replace('"', '""') + '"'
+    return sql_name(f"index of {column}")

@@ -3,12 +3,15 @@
 Shapes: N impressions in (timestamp, impression_id) order, U users, Q queries.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from features.columns.clock import DAY_US, iso
+from features.inputs.shares import rounded_down
+from features.offline.log_reader import AFTER_ALL
 from features.schema import SplitConfig
 
 #: Codes of the splits; UNUSED rows still feed counters.
@@ -20,6 +23,7 @@ NO_QUERY, TAIL, TORSO, HEAD = -1, 0, 1, 2
 _HEAD_SHARE, _TORSO_SHARE = 0.5, 0.9
 
 Codes = npt.NDArray[np.int8]
+Int64s = npt.NDArray[np.int64]
 
 
 class SplitError(ValueError):
@@ -61,6 +65,11 @@ class TimeCut:
         starts = np.array([self.train_us, self.validation_us, self.test_us])
         return (np.searchsorted(starts, time_us_N, side="right") - 1).astype(np.int8)
 
+    def last_click_us(self, codes_N: Codes) -> Int64s:
+        """The last moment whose clicks a label may use: that before the next split starts."""
+        ends = {TRAIN: self.validation_us - 1, VALIDATION: self.test_us - 1}
+        return _by_code(codes_N, {code: np.int64(end) for code, end in ends.items()})
+
 
 class PerUserCut:
     """Each user's impressions by time: the last `test_share` test, those before validate, the rest train.
@@ -69,11 +78,12 @@ class PerUserCut:
     how many impressions of each user have passed. A user of 10 with shares .1 and .2 gets 7, 1 and 2.
     """
 
-    def __init__(self, config: SplitConfig, impressions_U: npt.NDArray[np.int64]) -> None:
-        test_U = (impressions_U * config.test_share).astype(np.int64)
-        validation_U = (impressions_U * config.validation_share).astype(np.int64)
-        self._test_from_U = impressions_U - test_U
-        self._validation_from_U = self._test_from_U - validation_U
+    def __init__(self, config: SplitConfig, impressions_U: Int64s) -> None:
+        test_U = _shares_of(impressions_U, config.test_share)
+        validation_U = _shares_of(impressions_U, config.validation_share)
+        #: How many impressions come before the user's first of validation or test, and of test.
+        self.validation_from_U = impressions_U - test_U - validation_U
+        self.test_from_U = impressions_U - test_U
         self._passed_U = np.zeros(len(impressions_U), dtype=np.int64)
 
     def codes(self, user_N: npt.NDArray[np.int32]) -> Codes:
@@ -85,9 +95,32 @@ class PerUserCut:
         rank_N += self._passed_U[user_N]
         np.add.at(self._passed_U, user_N, 1)
         codes_N = np.full(len(user_N), TRAIN, dtype=np.int8)
-        codes_N[rank_N >= self._validation_from_U[user_N]] = VALIDATION
-        codes_N[rank_N >= self._test_from_U[user_N]] = TEST
+        codes_N[rank_N >= self.validation_from_U[user_N]] = VALIDATION
+        codes_N[rank_N >= self.test_from_U[user_N]] = TEST
         return codes_N
+
+    @staticmethod
+    def last_click_us(
+        codes_N: Codes, user_N: npt.NDArray[np.int32], *, validation_us_U: Int64s, test_us_U: Int64s
+    ) -> Int64s:
+        """The last moment whose clicks a label may use: the user's first impression of a later split.
+
+        Such impressions may share a second with those before them, hence that moment itself counts.
+        """
+        return _by_code(codes_N, {TRAIN: validation_us_U[user_N], VALIDATION: test_us_U[user_N]})
+
+
+def _by_code(codes_N: Codes, last_us: Mapping[int, Int64s | np.int64]) -> Int64s:
+    """The moment of each row's split; AFTER_ALL where it has none."""
+    last_us_N = np.full(len(codes_N), AFTER_ALL, dtype=np.int64)
+    for code, moment in last_us.items():
+        np.copyto(last_us_N, moment, where=codes_N == code)
+    return last_us_N
+
+
+def _shares_of(impressions_U: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.int64]:
+    counts, place_U = np.unique(impressions_U, return_inverse=True)
+    return np.array([rounded_down(share, count) for count in counts.tolist()], np.int64)[place_U]
 
 
 def query_frequency(train_impressions_Q: npt.NDArray[np.int64]) -> Codes:

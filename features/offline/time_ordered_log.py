@@ -3,7 +3,7 @@
 Shapes: N impressions of a batch, P products, Q queries.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from features.columns.kernels import NO_CLICK
+from features.feature_set import LabelSummary
 from features.offline.buckets import Buckets
 from features.offline.log_reader import LogReader
-from features.offline.splits import CODE_OF_SPLIT, TRAIN, UNUSED, PerUserCut, SplitError, TimeCut
+from features.offline.splits import CODE_OF_SPLIT, TEST, TRAIN, UNUSED, PerUserCut, SplitError, TimeCut
 from features.progress import Progress
 from features.schema import SplitConfig
 
@@ -26,9 +28,10 @@ class Observer(Protocol):
 
 
 class Tally:
-    """Rows of each split, and training impressions of each product and query."""
+    """Rows and clicks of each split, and training impressions of each product and query."""
 
     def __init__(self, *, products: int, queries: int) -> None:
+        self.labels = {name: LabelSummary() for name in CODE_OF_SPLIT}
         self.train_impressions_P = np.zeros(products, dtype=np.int64)
         self.train_impressions_Q = np.zeros(queries, dtype=np.int64)
         self.train_clicked = 0
@@ -65,15 +68,17 @@ class Tally:
             if not self._rows[code]:
                 raise SplitError(f"the {name} split has no impressions; change [split], now {split}")
         if self.train_clicked in (0, self.train_rows):
+            late = self.labels["train"].after_window + self.labels["train"].after_split
+            left_out = f" ({late:,} clicks came too late for a label: see [labels])" if late else ""
             raise SplitError(
-                f"all {self.train_rows:,} training impressions have clicked = {int(self.train_clicked > 0)}; "
-                "a model needs both classes: check the column `clicked` or change [split]"
+                f"all {self.train_rows:,} training impressions have clicked = {int(self.train_clicked > 0)}"
+                f"{left_out}; a model needs both classes: check the column `clicked` or change [split]"
             )
 
 
 @dataclass(frozen=True)
 class EncodedLog:
-    """Batches of `LogReader.impressions` with a column `split`, in a file of their own."""
+    """Batches of `LogReader.impressions` in a file of their own: `clicked` is the label, `split` is new."""
 
     path: Path
     count: int
@@ -95,12 +100,12 @@ class EncodedLog:
             SplitError: a split is empty or training knows one class only.
         """
         tally = Tally(products=len(reader.indexes["product"]), queries=len(reader.indexes["query"]))
-        codes = _split_codes(reader)
+        labelled = _Labels(reader, tally)
         writer: pa.RecordBatchStreamWriter | None = None
         count = done = 0
         for read in reader.impressions():
-            split_N = codes(read)
-            batch = read.append_column("split", pa.array(split_N))
+            batch = labelled.batch(read)
+            split_N = batch.column("split").to_numpy()
             if writer is None:
                 options = pa.ipc.IpcWriteOptions(compression="lz4")
                 writer = pa.ipc.new_stream(str(path), batch.schema, options=options)
@@ -125,13 +130,52 @@ class EncodedLog:
             yield from pa.ipc.open_stream(file)
 
 
-def _split_codes(reader: LogReader) -> Callable[[pa.RecordBatch], npt.NDArray[np.int8]]:
-    split, facts = reader.config.split, reader.facts
-    if split.method == "per_user":
-        by_user = PerUserCut(split, reader.indexes["user"].impressions_K)
-        return lambda batch: by_user.codes(batch.column("user").to_numpy())
-    by_time = TimeCut.of(split, first_us=facts.first_us, last_us=facts.last_us)
-    return lambda batch: by_time.codes(batch.column("time_us").to_numpy())
+class _Labels:
+    """Gives each impression its split, and as `clicked` the label that was known when the split ended."""
+
+    def __init__(self, reader: LogReader, tally: Tally) -> None:
+        split, facts = reader.config.split, reader.facts
+        self._summaries = tally.labels
+        self._window_us = reader.config.labels.attribution_us if facts.has_click_times else 0
+        self._log_ends_us = facts.last_us
+        self._by_user: PerUserCut | None = None
+        if split.method == "global":
+            self._by_time = TimeCut.of(split, first_us=facts.first_us, last_us=facts.last_us)
+            return
+        self._by_user = PerUserCut(split, reader.indexes["user"].impressions_K)
+        self._validation_us_U, self._test_us_U = (
+            reader.impression_times(rank_U)
+            for rank_U in (self._by_user.validation_from_U, self._by_user.test_from_U)
+        )
+
+    def batch(self, read: pa.RecordBatch) -> pa.RecordBatch:
+        """The batch with its labels and splits; batches must come in time order."""
+        columns = {name: read.column(name).to_numpy() for name in ("time_us", "click_us", "user")}
+        if self._by_user:
+            split_N = self._by_user.codes(columns["user"])
+            last_us_N = self._by_user.last_click_us(
+                split_N, columns["user"], validation_us_U=self._validation_us_U, test_us_U=self._test_us_U
+            )
+        else:
+            split_N = self._by_time.codes(columns["time_us"])
+            last_us_N = self._by_time.last_click_us(split_N)
+        counted_N = columns["click_us"] != NO_CLICK
+        label_N = counted_N & (columns["click_us"] <= last_us_N)
+        logged_N = read.column("clicked").to_numpy() == 1
+        known_us_N = np.where(split_N == TEST, self._log_ends_us, last_us_N)
+        open_N = columns["time_us"] + self._window_us - 1 > known_us_N
+        for name, code in CODE_OF_SPLIT.items():
+            rows_N = split_N == code
+            self._summaries[name] += LabelSummary(
+                rows=int(rows_N.sum()),
+                clicks=int((rows_N & logged_N).sum()),
+                after_window=int((rows_N & logged_N & ~counted_N).sum()),
+                after_split=int((rows_N & counted_N & ~label_N).sum()),
+                open_windows=int((rows_N & open_N).sum()),
+            )
+        place = read.schema.get_field_index("clicked")
+        labelled = read.set_column(place, "clicked", pa.array(label_N.astype(np.int8)))
+        return labelled.append_column("split", pa.array(split_N))
 
 
 def _scatter(batch: pa.RecordBatch, partitions: dict[str, Buckets]) -> None:

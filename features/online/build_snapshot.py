@@ -184,11 +184,6 @@ def _product_dense(log: PastLog, features: list[DenseFeature]) -> npt.NDArray[np
         value_PD[:-1, place] = log.product_column(feature.column, as_number=True).to_numpy(
             zero_copy_only=False
         )
-        if np.isinf(value_PD[:, place]).any():
-            raise LogError(
-                f"dense feature {feature.name!r}: column {feature.column!r} of products holds an infinite "
-                "value; write a number or null there"
-            )
     return value_PD
 
 

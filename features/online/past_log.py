@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from features.columns.clock import iso
-from features.columns.kernels import NO_CLICK
 from features.inputs.table_specs import TableName
 from features.inputs.tables import InputTables
 from features.offline.log_reader import LogError, LogReader
@@ -60,16 +59,13 @@ class PastLog(LogReader):
     def keep_since(self, first_us: int) -> None:
         """Keep the impressions that were, or were clicked, at `first_us` or later, for `ranges`."""
         tables = self.tables
-        has_time = self.facts.has_click_times
-        click_time = "coalesce(i.click_timestamp, i.timestamp)" if has_time else "i.timestamp"
         query, join = "CAST(-1 AS INTEGER)", ""
         if tables.has_queries:
             query, join = "coalesce(q.code, -1)", 'LEFT JOIN "index of query" q ON i.query = q.id'
         self._connection.execute(
             "CREATE TABLE kept AS SELECT * FROM ("
             f"SELECT u.code AS user, p.code AS product, {query} AS query, "
-            "epoch_us(CAST(i.timestamp AS TIMESTAMPTZ)) AS time_us, if(CAST(i.clicked AS TINYINT) = 1, "
-            f"epoch_us(CAST({click_time} AS TIMESTAMPTZ)), {NO_CLICK}) AS click_us "
+            f"epoch_us(i.timestamp) AS time_us, {self._click_us()} AS click_us "
             f"FROM {self._scan('impressions')} i JOIN user_index u ON i.user_id = u.id "
             f"JOIN product_index p ON i.product_id = p.id {join}) "
             f"WHERE time_us >= {first_us} OR click_us >= {first_us}"
@@ -78,7 +74,7 @@ class PastLog(LogReader):
     def ranges(self, key: str) -> Iterator[tuple[int, int, dict[str, npt.NDArray[Any]]]]:
         """All keys ("user", "product" or "query") in ranges [first, last), each with its kept impressions.
 
-        These have key, product int32, time_us and click_us int64 (NO_CLICK where there was none).
+        These have key, product int32, time_us and click_us int64, as in `impressions`.
         """
         ends = np.cumsum(self.indexes[key].impressions_K)
         first = 0
@@ -97,7 +93,4 @@ class PastLog(LogReader):
         if table not in ("impressions", "purchases"):
             return scan
         # A row without a time is kept: it is refused by name, not lost.
-        return (
-            f"(SELECT * FROM {scan} WHERE timestamp IS NULL "
-            f"OR epoch_us(CAST(timestamp AS TIMESTAMPTZ)) < {self._before_us})"
-        )
+        return f"(SELECT * FROM {scan} WHERE timestamp IS NULL OR epoch_us(timestamp) < {self._before_us})"

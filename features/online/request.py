@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from features.columns.id_map import IdKind
+from features.inputs.blanks import without_blank, without_blanks
 from features.inputs.table_specs import is_text
 
 #: Scored in one request at most; more is a matter for retrieval, or for several requests.
@@ -36,6 +37,8 @@ MAX_TIMESTAMP_US = 253_402_300_799_999_999
 Scalar = str | int | float | bool | None
 #: One value for each candidate: an array of numbers, or a list in which None is a missing value.
 CandidateColumn = np.ndarray | list[Any]
+
+FINITE_OR_NULL = "send finite numbers, null where one is missing"
 
 #: What came is echoed to whoever asked: a pasted document would drown the sentence.
 LONGEST_ECHO = 120
@@ -69,8 +72,10 @@ class RequestError(ValueError):
 class ScoreRequest:
     """Candidates to be ranked for one user and one query at one moment.
 
-    Ids may come as lists or arrays; once built, `candidates` (and `history`) are Arrow arrays of int64 or
-    string without nulls, and each candidate column is a NumPy array of finite numbers or a list of N values.
+    Ids may come as lists or arrays, and every value as a scalar of NumPy or a member of an enum of strings or
+    integers. A blank string is missing, as in the log: such a user or query becomes None. Once built,
+    `candidates` (and `history`) are Arrow arrays of int64 or string, none missing, each candidate column is a
+    NumPy array of finite numbers or a list of N values, and values are Python's own.
 
     Attributes:
         user_id: None, or an id that is not known, is a cold user.
@@ -104,8 +109,12 @@ class ScoreRequest:
     history: pa.Array | None = None
 
     def __post_init__(self) -> None:
+        for name in ("user_id", "query", "timestamp_us"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
         _check_id("user_id", self.user_id, advice="send an integer, a string or null")
         _check_query(self.query)
+        object.__setattr__(self, "user_id", without_blank(self.user_id))
+        object.__setattr__(self, "query", without_blank(self.query))
         _check_timestamp(self.timestamp_us)
         candidates = _ids("candidates", self.candidates, at_most=MAX_CANDIDATES, status=413)
         if len(candidates) == 0:
@@ -113,14 +122,14 @@ class ScoreRequest:
         object.__setattr__(self, "candidates", candidates)
         if self.history is not None:
             object.__setattr__(self, "history", _ids("history", self.history, at_most=MAX_HISTORY))
-        _check_names("context", self.context)
-        for name, value in self.context.items():
+        context = {name: _plain(value) for name, value in _named("context", self.context).items()}
+        for name, value in context.items():
             if value is not None and type(value) is not bool:
                 _check_scalar(f"context.{name}", value)
-        _check_names("candidate_columns", self.candidate_columns)
+        object.__setattr__(self, "context", context)
         columns = {
             name: _column(f"candidate_columns.{name}", values, rows=len(candidates))
-            for name, values in self.candidate_columns.items()
+            for name, values in _named("candidate_columns", self.candidate_columns).items()
         }
         object.__setattr__(self, "candidate_columns", columns)
 
@@ -152,7 +161,7 @@ def numbers(name: str, values: CandidateColumn) -> npt.NDArray[np.float64]:
     """float64[N], NaN where a value is missing; others are finite. May be read-only."""
     if isinstance(values, np.ndarray):
         return values.astype(np.float64, copy=False)
-    array = _one_type(name, values)
+    array = one_type(name, values)
     kind = array.type
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     if not is_number and not pa.types.is_null(kind):
@@ -163,15 +172,13 @@ def numbers(name: str, values: CandidateColumn) -> npt.NDArray[np.float64]:
         finite_N |= array.is_null().to_numpy(zero_copy_only=False)
     if not finite_N.all():
         place = int(np.argmin(finite_N))
-        raise RequestError(
-            name, f"{value_N[place]} for candidate {place}", "send finite numbers, null where one is missing"
-        )
+        raise RequestError(name, f"{value_N[place]} for candidate {place}", FINITE_OR_NULL)
     return value_N
 
 
 def ids(name: str, values: CandidateColumn, kind: IdKind) -> pa.Array:
     """int64 or string [N]; null where an id is missing."""
-    array = _one_type(name, values)
+    array = one_type(name, values)
     try:
         if pa.types.is_null(array.type):
             return array.cast(pa.int64() if kind == "integer" else pa.string())
@@ -193,7 +200,7 @@ def only_value(name: str, values: CandidateColumn) -> Any:
     Raises:
         RequestError: they differ.
     """
-    array = _one_type(name, values)
+    array = without_blanks(one_type(name, values))
     if pa.types.is_nested(array.type):
         raise RequestError(name, f"values of type {array.type}", "send one number or string for each")
     distinct = array.unique()
@@ -204,6 +211,21 @@ def only_value(name: str, values: CandidateColumn) -> Any:
             "the model reads one value for the whole request: send it in context, or make several requests",
         )
     return distinct[0].as_py()
+
+
+def one_type(name: str, values: CandidateColumn) -> pa.Array:
+    """The values as an Arrow array.
+
+    Raises:
+        RequestError: they are not of one type.
+    """
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RequestError(
+            name, f"a list that is not of one type ({first})", "send values of one type, null where missing"
+        ) from None
 
 
 def what_came(value: object) -> str:
@@ -223,6 +245,24 @@ def what_came(value: object) -> str:
 
 _INT64 = 2**63
 _KINDS: dict[type, str] = {bool: "boolean", int: "integer", float: "number", str: "string"}
+_PLAIN = frozenset({*_KINDS, type(None)})
+
+
+def _plain(value: Any) -> Any:
+    """Scalars of NumPy and members of an enum as Python's own str, int, float or bool; the rest as it is."""
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)  # of an enum the text, not the member's name
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    return float(value) if isinstance(value, float | np.floating) else value
+
+
+def _plain_list(values: Sequence[Any]) -> list[Any]:
+    return list(values) if _PLAIN.issuperset(map(type, values)) else [_plain(value) for value in values]
 
 
 def _check_id(name: str, value: object, *, advice: str) -> None:
@@ -247,33 +287,31 @@ def _check_text(name: str, text: str, *, at_most: int) -> None:
 
 
 def _check_query(query: object) -> None:
-    if query is None:
-        return
-    if type(query) is not str:
+    if type(query) is str:
+        _check_text("query", query, at_most=MAX_QUERY_CHARACTERS)
+    elif query is not None:
         raise RequestError("query", what_came(query), "send a string, or null if there was no search")
-    _check_text("query", query, at_most=MAX_QUERY_CHARACTERS)
 
 
 def _check_timestamp(timestamp_us: object) -> None:
-    if timestamp_us is None:
+    if timestamp_us is None or (type(timestamp_us) is int and 0 <= timestamp_us <= MAX_TIMESTAMP_US):
         return
-    if type(timestamp_us) is not int or not 0 <= timestamp_us <= MAX_TIMESTAMP_US:
-        raise RequestError(
-            "timestamp_us",
-            what_came(timestamp_us),
-            "send microseconds since 1970 as an integer, or null for now",
-        )
+    advice = "send microseconds since 1970 as an integer, or null for now"
+    raise RequestError("timestamp_us", what_came(timestamp_us), advice)
 
 
-def _check_names(name: str, mapping: object) -> None:
+def _named(name: str, mapping: object) -> dict[str, Any]:
+    """Values by name, which is then a plain string."""
     if not isinstance(mapping, Mapping):
         raise RequestError(name, what_came(mapping), "send an object of names and values")
     if len(mapping) > MAX_COLUMNS:
         raise RequestError(name, f"{len(mapping):,} names", f"send at most {MAX_COLUMNS}")
-    for key in mapping:
+    named = {_plain(key): value for key, value in mapping.items()}
+    for key in named:
         if type(key) is not str:
             raise RequestError(name, f"a name that is {what_came(key)}", "send names as strings")
         _check_text(name, key, at_most=MAX_ID_CHARACTERS)
+    return named
 
 
 def _check_scalar(name: str, value: object) -> None:
@@ -296,7 +334,10 @@ def _ids(name: str, ids: object, *, at_most: int, status: Any = 400) -> pa.Array
         raise RequestError(name, what_came(ids), "send a list of product ids")
     if len(ids) > at_most:
         raise RequestError(name, f"{len(ids):,} ids", f"send at most {at_most:,}", status=status)
-    return _arrow_ids(name, ids) if isinstance(ids, pa.Array) else _listed_ids(name, ids)
+    array = _arrow_ids(name, ids) if isinstance(ids, pa.Array) else _listed_ids(name, ids)
+    if not (blank := without_blanks(array).null_count):
+        return array
+    raise RequestError(name, f"{blank} blank ids", _ID_ADVICE)
 
 
 _ID_ADVICE = "send product ids that are all integers or all strings"
@@ -309,6 +350,7 @@ def _array_of_numpy(name: str, ids: np.ndarray) -> pa.Array | list[Any]:
 
 
 def _listed_ids(name: str, ids: Sequence[Any]) -> pa.Array:
+    ids = _plain_list(ids)
     kinds = set(map(type, ids))
     if kinds <= {int}:
         try:
@@ -361,18 +403,30 @@ def _column(name: str, values: Any, *, rows: int) -> CandidateColumn:
         values = values.to_numpy()
     if isinstance(values, pa.Array | pa.ChunkedArray):
         values = _column_of_arrow(name, values)
-    if isinstance(values, tuple):
-        values = list(values)
-    if not isinstance(values, list | np.ndarray) or (isinstance(values, np.ndarray) and values.ndim != 1):
+    if not isinstance(values, list | tuple | np.ndarray) or (
+        isinstance(values, np.ndarray) and values.ndim != 1
+    ):
         raise RequestError(name, what_came(values), "send a list with one value for each candidate")
     if len(values) != rows:
         raise RequestError(name, f"{len(values):,} values", f"send one for each of the {rows:,} candidates")
-    if isinstance(values, list):
-        return values
-    if values.dtype.kind not in "iufb":
-        return values.tolist()
+    if isinstance(values, np.ndarray) and values.dtype.kind not in "iufb":
+        values = values.tolist()
+    if not isinstance(values, np.ndarray):
+        return _finite_list(name, _plain_list(values))
+    if not values.dtype.isnative or values.dtype.itemsize > 8:  # neither Arrow nor JSON has such numbers
+        values = values.astype(np.float64)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise RequestError(name, "NaN or an infinity", "send finite numbers, or null where one is missing")
+    return values
+
+
+def _finite_list(name: str, values: list[Any]) -> list[Any]:
+    """The values, of which no number is NaN or infinite: JSON would turn such a one into a missing value."""
+    if float in map(type, values):
+        value_N = np.array([value if type(value) is float else 0.0 for value in values])
+        if not np.isfinite(value_N).all():
+            place = int(np.argmin(np.isfinite(value_N)))
+            raise RequestError(name, f"{value_N[place]} for candidate {place}", FINITE_OR_NULL)
     return values
 
 
@@ -386,13 +440,3 @@ def _column_of_arrow(name: str, values: pa.Array | pa.ChunkedArray) -> Candidate
     if numeric and values.null_count == 0 and not pa.types.is_dictionary(values.type):
         return values.to_numpy(zero_copy_only=False)
     return values.to_pylist()
-
-
-def _one_type(name: str, values: CandidateColumn) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RequestError(
-            name, f"a list that is not of one type ({first})", "send values of one type, null where missing"
-        ) from None

@@ -194,7 +194,11 @@ class _Reading:
         dense_NF = np.empty((count, len(part.dense_at)), np.float32)
         for plan in part.dense:
             value_N = self._dense_values(plan)
-            dense_NF[:, plan.place] = plan.transform.apply(value_N)
+            scaled_N = plan.transform.apply(value_N)
+            if plan.input is not None and not np.isfinite(scaled_N).all():
+                worst = value_N[~np.isfinite(scaled_N)][0]
+                raise RequestError(self._at(plan.input), f"{worst:g}", "send a value as it was logged")
+            dense_NF[:, plan.place] = scaled_N
             if plan.missing_place is not None:
                 dense_NF[:, plan.missing_place] = np.isnan(value_N)
         for counter in part.counters:
@@ -224,7 +228,17 @@ class _Reading:
         given = self._given_counters(plan.block)
         if not given:
             return self._snapshot.counters[plan.key][at_N]
-        return plan.block.live_columns(self._snapshot.counts[plan.key][at_N], given)
+        count_NC = self._snapshot.counts[plan.key][at_N]
+        excess = plan.block.excess_clicks(count_NC, given)
+        if excess is not None:
+            impressions, clicks, row, shown, clicked = excess
+            raise RequestError(
+                self._at(clicks),
+                f"{clicked:g} clicks with {shown:g} impressions"
+                + (f" for candidate {row}" if len(count_NC) > 1 else ""),
+                f"send {impressions} and {clicks} together, with no more clicks than impressions",
+            )
+        return plan.block.live_columns(count_NC, given)
 
     def _positions(self, key: CounterKey) -> Int64s | slice:
         """Rows of a key's tables: one of all candidates, or one for each."""
@@ -251,6 +265,9 @@ class _Reading:
                 raise RequestError(
                     self._at(name), "a negative or missing number", "send counts and rates of 0 or more"
                 )
+            if block.place[name][0] and not (value_N <= 1).all():
+                came = f"a click-through rate of {value_N.max():g}"
+                raise RequestError(self._at(name), came, "send rates from 0 to 1")
             given[name] = value_N
         return given
 

@@ -3,7 +3,9 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+from features.inputs.table_specs import TableName
 from features.inputs.tables import InputTables
+from features.schema import LabelConfig
 from serving.packaging.build_generation import SnapshotSource
 
 #: What stands for "after the last event of the log".
@@ -31,8 +33,10 @@ def time_us_of(text: str) -> int:
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
-def end_of_log_us(tables: InputTables) -> int:
-    """The first microsecond after all impressions, clicks and purchases.
+def end_of_log_us(tables: InputTables, labels: LabelConfig) -> int:
+    """The first microsecond after all impressions, purchases and clicks that count for their impression.
+
+    A click time of next year would make a snapshot of next year, whose counters are all empty.
 
     Raises:
         ValueError: there are no impressions.
@@ -41,25 +45,26 @@ def end_of_log_us(tables: InputTables) -> int:
 
     if not tables.has("impressions"):
         raise ValueError(f"{tables.root} has no impressions; a snapshot is made of them")
-    columns = [("impressions", "timestamp")]
+    shown, clicked = (f"epoch_us({column})" for column in ("timestamp", "click_timestamp"))
+    moments: list[tuple[TableName, str]] = [("impressions", f"max({shown})")]
     if "click_timestamp" in tables.columns("impressions"):
-        columns.append(("impressions", "click_timestamp"))
+        counts = f"CAST(clicked AS BIGINT) = 1 AND {clicked} - {shown} < {labels.attribution_us}"
+        moments.append(("impressions", f"max({clicked}) FILTER (WHERE {counts})"))
     if tables.has_purchases:
-        columns.append(("purchases", "timestamp"))
+        moments.append(("purchases", f"max({shown})"))
     last = []
     with duckdb.connect(":memory:") as connection:
-        for table, column in columns:
-            row = connection.execute(
-                f"SELECT max(epoch_us(CAST({column} AS TIMESTAMPTZ))) FROM {tables.scan_sql(table)}"  # type: ignore[arg-type]
-            ).fetchone()
+        for table, moment in moments:
+            row = connection.execute(f"SELECT {moment} FROM {tables.scan_sql(table)}").fetchone()
             last.append(int(row[0]) if row and row[0] is not None else 0)
     return max(last) + 1
 
 
-def snapshot_source(log: Path, as_of: str) -> SnapshotSource:
-    """A log and the moment that `--as-of` names.
+def snapshot_source(log: Path, as_of: str, labels: LabelConfig) -> SnapshotSource:
+    """A log and the moment that `--as-of` names; `labels` says which clicks count.
 
     Raises:
         ValueError: no log, or no moment.
     """
-    return SnapshotSource(log, end_of_log_us(InputTables.open(log)) if as_of == END else time_us_of(as_of))
+    at_end = as_of == END
+    return SnapshotSource(log, end_of_log_us(InputTables.open(log), labels) if at_end else time_us_of(as_of))

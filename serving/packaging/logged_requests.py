@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from features.columns.counters import counter_names, smoothed_ctr
@@ -199,10 +198,10 @@ def _raw_counters(
 def _log_columns(tables: InputTables, rows: pa.Table, columns: Sequence[str]) -> pa.Table:
     """`columns` of the log in the order of `rows`, found by impression id."""
     wanted = [name for name in columns if name in tables.columns("impressions")]
-    times = pc.min_max(rows["timestamp"])
-    log = tables.dataset("impressions").to_table(
-        columns=["impression_id", *wanted],
-        filter=(ds.field("timestamp") >= times["min"]) & (ds.field("timestamp") <= times["max"]),
+    times = pc.min_max(rows["timestamp"].cast(pa.int64()))
+    log = tables.table("impressions").to_table(
+        ["impression_id", *wanted],
+        between_us=("timestamp", times["min"].as_py(), times["max"].as_py()),
     )
     ids = log["impression_id"].combine_chunks()
     position_M = pc.index_in(rows["impression_id"].cast(ids.type), value_set=ids)

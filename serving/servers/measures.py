@@ -8,6 +8,7 @@ an id or a query.
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
@@ -59,7 +60,8 @@ class Measures:
         """Count one request that got its scores."""
         self._requests.inc()
         self._candidates.inc(len(reply.scores_N))
-        self._score_sum.inc(float(reply.scores_N.sum()))
+        # A float32 sum of many candidates would have four digits left after the point.
+        self._score_sum.inc(float(reply.scores_N.sum(dtype=np.float64)))
         self._latency_s.observe(latency_s)
         if reply.history_length == 0:
             self._empty_history.inc()

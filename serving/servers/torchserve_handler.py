@@ -20,6 +20,8 @@ from serving.servers.endpoint import FORM, Body, Endpoint
 from serving.servers.measures import SNAPSHOT_AGE, Series, increase
 from serving.wire.reply import Scorer
 
+#: Of an exported value.
+_DECIMALS = 6
 _PHRASES = {200: "OK", 400: "Bad Request", 413: "Payload Too Large", 500: "Internal Server Error"}
 
 
@@ -73,18 +75,25 @@ def _body(request: Mapping[str, Any], context: Any, position: int) -> Body:
 
 
 def _exporter(context: Any) -> Any:
-    """A function that tells TorchServe's frontend what was counted since it was last called."""
+    """A function that tells TorchServe's frontend what was counted since it was last called.
+
+    The frontend adds up what it is told, so what rounding leaves is told the next time.
+    """
     from ts.metrics.metric_type_enum import MetricTypes
 
-    before: Series = {}
+    told: Series = {}
     age = (SNAPSHOT_AGE, "")
 
     def export(series: Series) -> None:
-        for (name, label), value in (increase(series, before) | {age: series[age]}).items():
+        for key, value in (increase(series, told) | {age: series[age]}).items():
+            name, label = key
             kind = MetricTypes.GAUGE if name == SNAPSHOT_AGE else MetricTypes.COUNTER
+            rounded = round(value, _DECIMALS)
+            if rounded == 0 and key != age:
+                continue
             metric = context.metrics.get_metric(name, kind)
-            metric.add_or_update(round(value, 6), [context.model_name, *([label] if label else [])])
-        before.update(series)
+            metric.add_or_update(rounded, [context.model_name, *([label] if label else [])])
+            told[key] = told.get(key, 0.0) + rounded
 
     return export
 

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from features.online.request import MAX_COLUMNS, RequestError, ScoreRequest
+from features.online.request import MAX_COLUMNS, RequestError, ScoreRequest, one_type
 from serving.wire.json_codec import (
     BESIDE_CANDIDATES,
     check_fields,
@@ -60,9 +60,14 @@ def decode_request(body: bytes | bytearray | memoryview) -> ScoreRequest:
 
 
 def encode_request(request: ScoreRequest) -> bytes:
-    """The bytes of a request."""
-    arrays = [request.candidates, *(pa.array(values) for values in request.candidate_columns.values())]
-    names = [_IDS, *request.candidate_columns]
+    """The bytes of a request.
+
+    Raises:
+        RequestError: the values of a candidate column are not of one type.
+    """
+    columns = request.candidate_columns
+    arrays = [one_type(f"candidate_columns.{name}", values) for name, values in columns.items()]
+    arrays, names = [request.candidates, *arrays], [_IDS, *columns]
     return _stream(arrays, names, encode_beside_candidates(request))
 
 

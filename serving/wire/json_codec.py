@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from features.online.request import RequestError, ScoreRequest, what_came
+from features.online.request import CandidateColumn, RequestError, ScoreRequest, one_type, what_came
 from serving.wire.reply import ScoreReply
 
 CONTENT_TYPE = "application/json"
@@ -43,7 +43,11 @@ def decode_request(body: bytes | bytearray | memoryview) -> ScoreRequest:
 
 
 def encode_request(request: ScoreRequest) -> bytes:
-    """The bytes of a request. What equals the default is left out."""
+    """The bytes of a request. What equals the default is left out.
+
+    Raises:
+        RequestError: the values of a candidate column are not of one type.
+    """
     fields: dict[str, Any] = {
         "user_id": request.user_id,
         "query": request.query,
@@ -52,7 +56,7 @@ def encode_request(request: ScoreRequest) -> bytes:
     fields |= _optional_fields(request)
     if request.candidate_columns:
         fields["candidate_columns"] = {
-            name: np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values
+            name: _column(f"candidate_columns.{name}", values)
             for name, values in request.candidate_columns.items()
         }
     return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -160,6 +164,14 @@ def without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
 def printable(name: str) -> str:
     """A field name from outside, safe and short enough for an error."""
     return name if name.isidentifier() and len(name) <= 64 else ascii(name)[:64]
+
+
+def _column(name: str, values: CandidateColumn) -> CandidateColumn:
+    if isinstance(values, np.ndarray):
+        # The digits of a float32 that suffice for float32 are another number once read as a float64.
+        return np.ascontiguousarray(values, np.float64 if values.dtype.kind == "f" else None)
+    one_type(name, values)
+    return values
 
 
 def _optional_fields(request: ScoreRequest) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from embeddings.catalog.holdout import HoldoutConfig
 from embeddings.catalog.products import ProductBatch, ProductCatalog
 from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.relevance.build_tuples import TupleConfig, build_tuples, read_grades
+from embeddings.stages.product_parts import ProductParts
 from embeddings.stages.stage1 import PretrainConfig, PretrainTask
 from embeddings.stages.stage2 import AlignConfig, AlignTask, Tuples
 from embeddings.training.ranks import Ranks
@@ -40,13 +41,18 @@ def batch_of(encoder: DashClipEncoder, catalog: ProductCatalog, index: list[int]
     return encoder.load_batch(catalog, index)
 
 
+def product_parts(catalog: ProductCatalog, share: float = 0.2, **changes: Any) -> ProductParts:
+    """Products to train on and, by this share, to measure on; none for tests."""
+    holdout = HoldoutConfig(test_product_share=0.0, validation_product_share=share, **changes)
+    return ProductParts.of(catalog, holdout)
+
+
 def pretrain_config(**changes: Any) -> PretrainConfig:
     settings = {
         "epochs": 2,
         "batch_size": 8,
         "learning_rate": 1e-3,
         "queue_size": 12,
-        "evaluation_share": 0.2,
         "checkpoint_every_steps": 1,
     }
     return PretrainConfig.model_validate(settings | changes)
@@ -64,14 +70,19 @@ def align_config(**changes: Any) -> AlignConfig:
 
 
 def pretrain_task(
-    data: Path, *, encoder: DashClipEncoder | None = None, ranks: Ranks | None = None, **changes: Any
+    data: Path,
+    *,
+    encoder: DashClipEncoder | None = None,
+    ranks: Ranks | None = None,
+    evaluation_share: float = 0.2,
+    **changes: Any,
 ) -> PretrainTask:
     catalog = ProductCatalog.open(data)
     return PretrainTask(
         encoder or small_encoder(),
         catalog,
         config=pretrain_config(**changes),
-        usable_P=np.ones(len(catalog), dtype=bool),
+        parts=product_parts(catalog, evaluation_share),
         device=torch.device("cpu"),
         ranks=ranks or Ranks(),
     )

@@ -101,6 +101,7 @@ def test_integer_widths_string_encodings_and_chunks_make_no_difference(tmp_path:
     assert numbers.rows_of(pa.chunked_array([[3], [1]])).tolist() == [3, 1]
     words = write(tmp_path / "words", ["a", "b", "c"])
     assert words.rows_of(pa.array(["c"], type=pa.large_string())).tolist() == [3]
+    assert words.rows_of(pa.array(["c"], type=pa.string_view())).tolist() == [3]
     assert words.rows_of(pa.array(["c", "a"]).dictionary_encode()).tolist() == [3, 1]
 
 

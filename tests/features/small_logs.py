@@ -115,9 +115,11 @@ class Expected:
         order = [("timestamp", "ascending"), ("impression_id", "ascending")]
         self.rows = tables["impressions"].sort_by(order)
         self.time_us = self.rows.column("timestamp").cast(pa.int64()).to_numpy()
-        self.clicked = self.rows.column("clicked").to_numpy()
+        self.logged = self.rows.column("clicked").to_numpy()
         clicks = self.rows.column("click_timestamp").cast(pa.int64())
         self.click_us = np.array([-1 if value is None else value for value in clicks.to_pylist()])
+        late = self.click_us - self.time_us >= config.labels.attribution_hours * HOUR_US
+        self.click_us[late] = -1
         self.purchases = tables["purchases"].sort_by(
             [("timestamp", "ascending"), ("purchase_id", "ascending")]
         )
@@ -126,6 +128,14 @@ class Expected:
         self.split = np.where(day < day.min() + split.burn_in_days, "unused", "train").astype(object)
         self.split[day > day.max() - split.test_days - split.validation_days] = "validation"
         self.split[day > day.max() - split.test_days] = "test"
+        test_us = (day.max() - split.test_days + 1) * DAY_US
+        ends = {"train": test_us - split.validation_days * DAY_US, "validation": test_us}
+        self.clicked = np.array(
+            [
+                int(click >= 0 and (name not in ends or click < ends[name]))
+                for click, name in zip(self.click_us, self.split, strict=True)
+            ]
+        )
 
     def values(self, column: str) -> list:
         return self.rows.column(column).to_pylist()
@@ -149,9 +159,7 @@ class Expected:
             start = end - window_days * DAY_US
             same = keys == keys[row]
             impressions[row] = np.sum(same & (self.time_us >= start) & (self.time_us < end))
-            clicks[row] = np.sum(
-                same & (self.clicked == 1) & (self.click_us >= start) & (self.click_us < end)
-            )
+            clicks[row] = np.sum(same & (self.click_us >= start) & (self.click_us < end))
         return impressions, clicks
 
     def history(self, row: int) -> list[tuple[int, object]]:

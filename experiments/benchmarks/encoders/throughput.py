@@ -21,12 +21,14 @@ from torch import nn
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
+from embeddings.catalog.holdout import HoldoutConfig
 from embeddings.catalog.products import ProductCatalog
 from embeddings.encoders.completion import Completion
 from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import text_config, vision_config
 from embeddings.relevance.build_tuples import TupleConfig, build_tuples, read_grades
+from embeddings.stages.product_parts import ProductParts
 from embeddings.stages.stage1 import PretrainConfig, PretrainTask
 from embeddings.stages.stage2 import AlignConfig, AlignTask, Tuples
 from embeddings.tables.encode import encode_products
@@ -288,7 +290,7 @@ class _Stages:
             self.encoder,
             self.catalog,
             config=PretrainConfig.model_validate(self.optimizer),
-            usable_P=np.ones(len(self.catalog), dtype=bool),
+            parts=ProductParts.of(self.catalog, HoldoutConfig(test_product_share=0)),
             device=self.device,
             ranks=Ranks(),
         )

@@ -49,7 +49,7 @@ def pandas_features(logs: Path, out: Path) -> None:
     frame["user_index"] = np.searchsorted(users, frame.pop("user_id")).astype(np.int32)
     time_us_N = frame["timestamp"].astype("int64").to_numpy()
     click_us_N = frame.pop("click_timestamp").astype("int64").to_numpy()
-    split_N = _splits(time_us_N)
+    split_N, ends_us_N = _splits(time_us_N)
 
     events = _events(purchases, users, products, out)
     del purchases
@@ -61,7 +61,10 @@ def pandas_features(logs: Path, out: Path) -> None:
 
     clicked_N = frame["clicked"].to_numpy() == 1
     train_N = split_N == 0
-    prior_ctr = clicked_N[train_N].mean()
+    # A label leaves out clicks after its split; the logs have none later than half an hour.
+    label_N = clicked_N & (click_us_N < ends_us_N)
+    frame["clicked"] = label_N.astype(np.int8)
+    prior_ctr = label_N[train_N].mean()
     keys = {
         "query": frame["query_index"].to_numpy().astype(np.int64),
         "product": frame["product_index"].to_numpy().astype(np.int64),
@@ -129,12 +132,13 @@ def _impressions(logs: Path) -> tuple[pd.DataFrame, NDArray[np.object_]]:
     return frame, np.asarray(queries, dtype=object)
 
 
-def _splits(time_us_N: Ints) -> NDArray[np.int8]:
-    """0 train, 1 validation, 2 test: whole days from the end of the log."""
+def _splits(time_us_N: Ints) -> tuple[NDArray[np.int8], Ints]:
+    """0 train, 1 validation, 2 test: whole days from the end of the log; and when the next split starts."""
     end_day = time_us_N[-1] // DAY_US + 1
     test_day = end_day - TEST_DAYS
     starts = np.array([test_day - VALIDATION_DAYS, test_day]) * DAY_US
-    return np.searchsorted(starts, time_us_N, side="right").astype(np.int8)
+    split_N = np.searchsorted(starts, time_us_N, side="right").astype(np.int8)
+    return split_N, np.append(starts, np.iinfo(np.int64).max)[split_N]
 
 
 def _events(purchases: pd.DataFrame, users: Ints, products: Ints, out: Path) -> pd.DataFrame:

@@ -150,19 +150,27 @@ def evaluate_command(
     out: Annotated[Path, typer.Argument(help="Folder for table1.json and table1.md.")],
     row: Annotated[
         list[str],
-        typer.Option(help="NAME=FOLDER with `products/` and `queries/`; repeat it. `dashclip` is compared."),
+        typer.Option(
+            help="NAME=FOLDER with `products/` and `queries/`, or with an encoder; repeat it. `dashclip` is "
+            "compared."
+        ),
     ],
     config: CONFIG = Path("encoders_small"),
     k: Annotated[int, typer.Option("--k", min=1, help="Places that count.")] = 10,
+    device: DEVICE = "cpu",
 ) -> None:
     """Table 1: retrieval for held-out queries, against random, BM25 and each row.
+
+    Without graded queries, give encoders: title_to_image.json and .md say which images their titles find.
 
     Example: `dashclip encode evaluate runs/data runs/encoders --row lsa=runs/lsa --row dashclip=runs/tables`
     """
     from rich.console import Console
 
+    from embeddings.encoders.dashclip import DashClipEncoder
     from experiments.config import load_config
     from experiments.encoders.pipeline import EncodersConfig, measure_retrieval
+    from experiments.encoders.title_to_image import measure_title_to_image
     from experiments.reports.table1_text import console_table, to_markdown
     from experiments.runtime.environment import environment
     from experiments.runtime.progress import progress_bars
@@ -170,27 +178,44 @@ def evaluate_command(
 
     console = Console()
     settings = load_config(config, EncodersConfig)
-    tables = named_folders(row)
+    folders = named_folders(row)
+    encoders = {name: found for name, folder in folders.items() if (found := _encoder_folder(folder))}
+    tables = {name: folder for name, folder in folders.items() if name not in encoders}
+    measured = {}
     with progress_bars(console) as bars:
-        table = measure_retrieval(data, tables, holdout=settings.holdout, k=k, progress=bars)
-    console.print(console_table(table))
+        if tables:
+            measured["table1"] = measure_retrieval(data, tables, holdout=settings.holdout, k=k, progress=bars)
+        if encoders:
+            measured["title_to_image"] = measure_title_to_image(
+                data,
+                {name: DashClipEncoder.load(folder) for name, folder in encoders.items()},
+                out / "title_to_image",
+                inputs=settings.stage1_inputs,
+                k=k,
+                device=device,
+                progress=bars,
+            )
     command = ["dashclip encode evaluate", str(data), str(out), *(f"--row {named}" for named in row)]
     made = {"command": " ".join([*command, f"--config {config} --k {k}"]), "environment": environment()}
-    table.model_copy(update=made).write(out / "table1.json")
-    atomic_write_bytes(out / "table1.md", to_markdown(table).encode())
-    console.print(f"written: {out / 'table1.json'}, {out / 'table1.md'}", soft_wrap=True)
+    for name, table in measured.items():
+        console.print(console_table(table))
+        table.model_copy(update=made).write(out / f"{name}.json")
+        atomic_write_bytes(out / f"{name}.md", to_markdown(table).encode())
+        console.print(f"written: {out / name}.json, {out / name}.md", soft_wrap=True)
 
 
 @encode.command("probe")
 def probe_command(
     data: DATA,
-    before: Annotated[Path, typer.Argument(help="Tables of the encoder before training.")],
-    after: Annotated[Path, typer.Argument(help="Tables of the trained encoder.")],
+    before: Annotated[Path, typer.Argument(help="Tables of an encoder before a stage, as runs/initial.")],
+    after: Annotated[Path, typer.Argument(help="Tables of the encoder after it.")],
     out: Annotated[Path, typer.Argument(help="Folder for probes.json, probes.md and pictures/.")],
     config: CONFIG = Path("encoders_small"),
     pictures: Annotated[bool, typer.Option(help="Draw t-SNE, cosines by grade, confusions.")] = True,
 ) -> None:
     """The probes of paper section 5: aisle and relevance classifiers on frozen vectors, and pictures.
+
+    Without grades the aisles are probed alone.
 
     Example: `dashclip encode probe runs/data runs/encoders/initial runs/encoders/tables runs/encoders`
     """
@@ -325,25 +350,38 @@ def ablate_command(
 def _read(config: Path, encoder: Path | None) -> tuple[EncodersConfig, DashClipEncoder | None]:
     """The config and, if there is one, the encoder in a folder or in the run that made it."""
     from embeddings.encoders.dashclip import DashClipEncoder
-    from embeddings.stages.run_folder import ENCODER
     from experiments.config import load_config
     from experiments.encoders.pipeline import EncodersConfig
 
     settings = load_config(config, EncodersConfig)
     if encoder is None:
         return settings, None
-    inner = encoder / ENCODER
-    return settings, DashClipEncoder.load(inner if inner.is_dir() else encoder)
+    folder = _encoder_folder(encoder)
+    return settings, DashClipEncoder.load(folder or encoder)
+
+
+def _encoder_folder(folder: Path) -> Path | None:
+    """Where the encoder is in a folder of its own or of the run that made it; None if there is none."""
+    from embeddings.encoders.dashclip import is_encoder
+    from embeddings.stages.run_folder import ENCODER
+
+    return next((found for found in (folder / ENCODER, folder) if is_encoder(found)), None)
 
 
 def _print_run(console: Console, run: StageRun) -> None:
+    from embeddings.stages.completion_training import learned_no_completion
+    from embeddings.training.evaluation import beside_chance
+
+    measures = beside_chance(run.best)
     if run.outcome is None:
-        console.print(f"{run.folder} was finished already: {run.encoder.encoder_id}", soft_wrap=True)
-        return
-    outcome = run.outcome
-    best = ", ".join(f"{name} {value:.4f}" for name, value in outcome.best.items())
-    console.print(
-        f"{run.encoder.encoder_id} in {run.folder / 'encoder'}: best at step {outcome.best_step:,} of "
-        f"{outcome.steps:,} ({best}){'; stopped early' if outcome.stopped_early else ''}",
-        soft_wrap=True,
-    )
+        text = f"{run.folder} was finished already: {run.encoder.encoder_id} ({measures})"
+    else:
+        outcome = run.outcome
+        text = (
+            f"{run.encoder.encoder_id} in {run.folder / 'encoder'}: best at step {outcome.best_step:,} of "
+            f"{outcome.steps:,} ({measures}){'; stopped early' if outcome.stopped_early else ''}"
+        )
+    console.print(text, soft_wrap=True)
+    remark = learned_no_completion(run.counts)
+    if remark:
+        console.print(remark, style="yellow", markup=False, soft_wrap=True)

@@ -1,5 +1,6 @@
 """`dashclip encode home-depot`, `grocery-store` and `publish`: the encoders on real data."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -46,8 +47,7 @@ def home_depot_command(
     settings = load_config(config, EncodersConfig)
     rows = named_folders(row or [])
     with progress_bars(console) as bars:
-        start = first_encoder(data, out / "warmup", settings, device=device, show=bars.training)
-    with progress_bars(console) as bars:
+        start = partial(first_encoder, data, out / "warmup", settings, device=device, show=bars.training)
         run = run_align(data, out / "align", settings, start=start, device=device, show=bars.training)
     with progress_bars(console) as bars:
         results = measure_home_depot(

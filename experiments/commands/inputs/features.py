@@ -86,6 +86,33 @@ def show_command(
     _print(Console(), folder, FeatureSet.open(folder, verify=verify).manifest)
 
 
+def _labels(manifest: Manifest) -> list[str]:
+    """Which clicks became labels, and which splits no ranker can be measured on."""
+    hours = f"{manifest.config.labels.attribution_hours:g} hours"
+    said = []
+    if manifest.data.clicks_counted_from == "click_timestamp" and manifest.labels:
+        test = manifest.labels["test"]
+        share = test.open_windows / test.rows
+        said.append(
+            f"a click counts until {hours} after its impression (labels.attribution_hours); "
+            f"{share:.1%} of the test impressions were shown less than that before the log ends"
+        )
+    for name, split in manifest.labels.items():
+        parts = [(split.after_window, f"{hours} or more after their impression")]
+        parts += [(split.after_split, f"after the {name} days")]
+        late = [f"{count:,} ({count / split.clicks:.2%}) came {when}" for count, when in parts if count]
+        if late:
+            said.append(f"of {split.clicks:,} clicks of {name} impressions no label are: {'; '.join(late)}")
+    for name, summary in manifest.splits.items():
+        if summary.clicked in (0, summary.rows):
+            which = "none" if summary.clicked == 0 else "all"
+            said.append(
+                f"[yellow]{which} of the {summary.rows:,} {name} impressions were clicked: no ranker can be "
+                "trained on this feature set; change the split in its config[/yellow]"
+            )
+    return said
+
+
 def _print(console: Console, folder: Path, manifest: Manifest) -> None:
     from rich.table import Table
 
@@ -127,6 +154,8 @@ def _print(console: Console, folder: Path, manifest: Manifest) -> None:
             f" ({log.clicks_without_time:,} clicks have none of their own); "
             f"prior CTR {manifest.counter_prior_ctr:.2%}"
         )
+    for sentence in _labels(manifest):
+        console.print(sentence)
     if log.unused_impressions:
         console.print(f"{log.unused_impressions:,} impressions are in no split (burn-in)")
     for absence in log.absences:

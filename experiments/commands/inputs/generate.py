@@ -5,11 +5,20 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+Preset = Annotated[
+    Literal["mixed", "retrieval"],
+    typer.Option(
+        help="What a search shows. mixed: relevant and irrelevant ads, so relevance decides most clicks. "
+        "retrieval: ads that were retrieved for the query, nearly all relevant, so taste and price decide."
+    ),
+]
+
 
 def generate_marketplace(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder to write; an older marketplace is replaced.")
     ],
+    preset: Preset = "mixed",
     size: Annotated[
         Literal["tiny", "small", "medium", "large"],
         typer.Option(
@@ -25,8 +34,9 @@ def generate_marketplace(
 
     OUT gets the four input tables (products, relevance, impressions, purchases), `images/`, the truth that
     no feature may read (`truth/`), and `marketplace.json` with the configuration and measured facts.
+    Both presets of a seed have the same products, queries, grades and users.
 
-    Example: `dashclip generate runs/marketplace --size small --seed 0`
+    Example: `dashclip generate runs/marketplace --preset retrieval --size small --seed 0`
     """
     from rich.console import Console
 
@@ -34,23 +44,23 @@ def generate_marketplace(
     from experiments.marketplace.generate import generate
     from experiments.runtime.progress import progress_bars
 
-    config = MarketplaceConfig.preset(size, seed=seed, images=images)
+    config = MarketplaceConfig.preset(size, preset, seed=seed, images=images)
     console = Console()
     with progress_bars(console) as bars:
         summary = generate(config, out, progress=bars)
-    console.print(_summary_table(summary, size=size, seed=seed))
+    console.print(_summary_table(summary, f"preset {preset}, size {size}, seed {seed}"))
     console.print(f"written to {out}")
 
 
-def _summary_table(summary: dict[str, Any], *, size: str, seed: int) -> Any:
+def _summary_table(summary: dict[str, Any], named: str) -> Any:
     from rich.table import Table
 
-    table = Table(title=f"Simulated marketplace, size {size}, seed {seed}", show_header=False)
+    table = Table(title=f"Simulated marketplace, {named}", show_header=False)
     test = summary["test"]
     sizes = (f"{summary[key]:,}" for key in ("products", "users", "queries"))
     unseen = f"{test['unseen_product_share']:.1%} / {test['unseen_query_share']:.1%}"
     floor = f"{_number(test['best_logloss'])} / {_number(test['best_norm_logloss'])}"
-    rows = (
+    rows = [
         ("products / users / queries", " / ".join(sizes)),
         ("impressions / purchases", f"{summary['impressions']:,} / {summary['purchases']:,}"),
         ("relevance labels", f"{summary['labels']:,}"),
@@ -67,7 +77,18 @@ def _summary_table(summary: dict[str, Any], *, size: str, seed: int) -> Any:
         ("test days: unseen product / unseen query", unseen),
         ("test days: best reachable AUC", _number(test["best_auc"])),
         ("test days: LogLoss floor, nats / normalised", floor),
-    )
+    ]
+    if "retrieval" in summary:
+        found = summary["retrieval"]
+        rows += [
+            ("retrieval: recall of grade 2", f"{found['recall']:.1%}"),
+            ("retrieval: retrieved of true grade 0 / 1 / 2", _shares(found["grade_shares"])),
+        ]
+    causes = summary["logit_variance"]["shares_within_slates"]
+    causes = summary["logit_variance"]["shares_within_slates"].items()
+    rows += [
+        (f"log-odds within slates: {cause.replace('_', ' ')}", f"{share:.1%}") for cause, share in causes
+    ]
     for name, value in rows:
         table.add_row(name, value)
     return table

@@ -12,31 +12,45 @@ imports = typer.Typer(no_args_is_help=True, help="Turn a published data set into
 @imports.command("movielens")
 def import_movielens_command(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="Folder of the unpacked MovieLens-100K, either layout.")
+        Path, typer.Argument(metavar="PATH", help="Folder of the unpacked MovieLens, any published layout.")
     ],
     out: OUT,
 ) -> None:
-    """Import **MovieLens-100K**: a rating is an impression, 4 or 5 stars its click and a purchase.
+    """Import **MovieLens**: a rating is an impression, 4 stars or more its click and a purchase.
 
-    PATH holds `u.data`, `u.item`, `u.user` (the original) or `ml-100k.inter`, `.item`, `.user`, plain or
-    .gz (RecBole). OUT gets products (title with genres), impressions (without queries) and purchases (the
+    PATH holds `u.data`, `u.item`, `u.user` (100K), `ratings.dat`, `movies.dat`, `users.dat` (1M),
+    `ratings.csv`, `movies.csv` (latest-small, 25M) or RecBole's `ml-*.inter`, `.item`, `.user`, plain or
+    .gz. OUT gets products (title with genres), impressions (without queries) and purchases (the
     liked films). Then: `dashclip features build OUT FEATURES --config
     experiments/configs/movielens_features_global.toml`
 
     Example: `dashclip import movielens ml-100k runs/movielens/tables`
     """
-    from experiments.datasets.movielens import import_movielens
+    from rich.console import Console
 
-    summary = import_movielens(path, out)
+    from experiments.datasets.movielens import import_movielens
+    from experiments.runtime.progress import progress_bars
+
+    with progress_bars(Console()) as bars:
+        summary = import_movielens(path, out, progress=bars.under("importing"))
+        bars("importing", 1, 1, "")
     rows = [
         ("layout", summary.layout),
         ("users", f"{summary.users:,}"),
         ("films", f"{summary.films:,}"),
         ("ratings (impressions)", f"{summary.ratings:,}"),
-        ("of these 4 or 5 (clicks, purchases)", f"{summary.liked:,} ({summary.liked / summary.ratings:.1%})"),
+        (
+            "of these 4 or more (clicks, purchases)",
+            f"{summary.liked:,} ({summary.liked / summary.ratings:.1%})",
+        ),
     ]
     absent = "no queries and no images in this data set; features and variants that need them do not apply"
-    _print_summary("MovieLens-100K", rows, absent, out)
+    if not summary.known_users:
+        absent += (
+            "\nno age, gender or occupation of users in these files; take the features that read user_age, "
+            "user_gender and user_occupation out of the feature config, and set split days that fit the log"
+        )
+    _print_summary("MovieLens", rows, absent, out)
 
 
 @imports.command("home-depot")
@@ -66,9 +80,9 @@ def import_home_depot_command(
         ("queries", f"{summary.queries:,}"),
         ("products", f"{summary.products:,}"),
         ("graded pairs", f"{summary.pairs:,}"),
-        ("of these irrelevant", f"{summary.irrelevant:,} ({summary.irrelevant / summary.pairs:.1%})"),
-        ("of these moderate", f"{summary.moderate:,} ({summary.moderate / summary.pairs:.1%})"),
-        ("of these high", f"{summary.high:,} ({summary.high / summary.pairs:.1%})"),
+        ("of these irrelevant", _part(summary.irrelevant, summary.pairs)),
+        ("of these moderate", _part(summary.moderate, summary.pairs)),
+        ("of these high", _part(summary.high, summary.pairs)),
         ("aisles (clusters of titles)", f"{summary.aisles:,}"),
         ("products with several titles (first kept)", f"{summary.several_titles:,}"),
         ("repeated pairs (first kept)", f"{summary.repeated_pairs:,}"),
@@ -109,6 +123,10 @@ def import_grocery_store_command(
     ]
     absent = "no queries, grades, impressions or purchases in this data set; it is for images and their texts"
     _print_summary("Grocery Store photos", rows, absent, out)
+
+
+def _part(count: int, total: int) -> str:
+    return f"{count:,} ({count / total:.1%})"
 
 
 def _print_summary(title: str, rows: list[tuple[str, str]], absent: str, out: Path) -> None:

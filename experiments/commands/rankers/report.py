@@ -1,13 +1,21 @@
 """`dashclip report`: the evidence page of a sweep, made again from what it left on disk."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from experiments.reports.page import Absent, Section
+
 
 def report(
-    sweep: Annotated[Path, typer.Argument(help="Folder that `dashclip sweep` wrote (it holds sweep.json).")],
+    sweep: Annotated[
+        Path, typer.Argument(help="Folder that `dashclip sweep` or `dashclip encode` left results in.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Where to write the report; the sweep folder if not given.")
     ] = None,
@@ -27,23 +35,34 @@ def report(
     Compares from the test predictions of the finished runs, so it can be repeated at will, also while a sweep
     still runs; runs that are missing are named. Joins table1.json, probes.json with its pictures,
     importance.json and serving.json as far as they exist, and names the command that makes each of the
-    others. Writes table2.json, table2.md and report.html.
+    others. Writes table2.json, table2.md and report.html. Of a folder without a sweep, the page is of its
+    encoders alone.
 
     Example: `dashclip report runs/demo`
     """
     from rich.console import Console
     from rich.markup import escape
 
-    from experiments.reports.evidence import gather
-    from experiments.reports.page import Absent
+    from experiments.reports.encoders_page import write_encoders_page
+    from experiments.reports.evidence import gather, gather_encoders
+    from experiments.reports.page import Section
     from experiments.reports.table2.page import write_report
     from experiments.reports.table2.text import console_table, findings
     from experiments.runtime.progress import progress_bars
+    from experiments.sweeps.results import SWEEP
     from experiments.sweeps.table2 import build_report
 
     if latency is not None and not latency.exists():
         raise FileNotFoundError(f"{latency} does not exist; `make bench-serving` writes such a file")
     console = Console()
+    if not (sweep / SWEEP).exists():
+        evidence = gather_encoders(sweep)
+        page = write_encoders_page(sweep, out or sweep, evidence=evidence)
+        for part in evidence:
+            if isinstance(part, Section):
+                console.print(f"• {escape(part.answer)}")
+        _print_end(console, evidence, page)
+        return
     with progress_bars(console) as bars:
         table = build_report(sweep, rng_seed=rng_seed, bootstrap_resamples=resamples, progress=bars)
     with console.status("drawing"):
@@ -58,13 +77,20 @@ def report(
     for run in table.missing:
         sentence = escape(f"{run.variant}, seed {run.seed}: {run.reason}")
         console.print(f"[yellow]missing:[/yellow] {sentence}")
+    for path in (paths["json"], paths["markdown"]):
+        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+    _print_end(console, evidence, paths["page"])
+
+
+def _print_end(console: "Console", evidence: "Sequence[Section | Absent]", page: Path) -> None:
+    """What is not on the page, and where the page is."""
+    from rich.markup import escape
+
+    from experiments.reports.page import Absent
+
     for part in evidence:
         if isinstance(part, Absent):
             command = f" To make it: {part.command}" if part.command else ""
             sentence = escape(f"{part.title}: {part.reason}{command}")
             console.print(f"[yellow]not on the page:[/yellow] {sentence}", highlight=False)
-    for path in (paths["json"], paths["markdown"]):
-        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"[bold]evidence page:[/bold] {escape(str(paths['page']))}", highlight=False, soft_wrap=True
-    )
+    console.print(f"[bold]evidence page:[/bold] {escape(str(page))}", highlight=False, soft_wrap=True)

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from experiments.runtime.job_pool import JobProgress
     from experiments.sweeps.sweep import SweepConfig
 
+#: In the sweep's folder: where each run was when, and what failed.
+LOG = "sweep.log"
+
 
 def sweep(
     config: Annotated[Path, typer.Argument(help="TOML file of a sweep.")],
@@ -17,10 +20,13 @@ def sweep(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Runs at the same time; one per core by default.")
     ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each run.")] = 1,
 ) -> None:
     """Train every variant with every seed and compare them with intervals.
 
-    Finished runs are kept and interrupted ones resumed, so the same command continues a stopped sweep.
+    What every variant reads is checked before the first training. Finished runs are kept and interrupted ones
+    resumed, so the same command continues a stopped sweep; given twice at the same time, the two share the
+    runs. OUT/sweep.log has a line now and then for each run, and at once for one that fails.
     `dashclip report OUT` writes the report again without training.
 
     Example: `dashclip sweep my_sweep.toml runs/my_sweep`
@@ -29,15 +35,16 @@ def sweep(
     from experiments.config import load_config
     from experiments.sweeps.sweep import SweepConfig
 
-    errors = run_sweep(load_config(config, SweepConfig), out, processes, f"dashclip sweep {config} {out}")
+    settings, command = load_config(config, SweepConfig), f"dashclip sweep {config} {out}"
+    errors = run_sweep(settings, out, processes, command, threads=threads)
     report(out)
     exit_if_failed(errors)
 
 
 def run_sweep(
-    config: "SweepConfig", out: Path, processes: int | None, command: str
+    config: "SweepConfig", out: Path, processes: int | None, command: str, *, threads: int = 1
 ) -> dict[Path, str | None]:
-    """Execute the sweep behind one progress bar a running run and one for all."""
+    """Execute the sweep behind one progress bar a running run and one for all, with lines in `LOG`."""
     from rich.console import Console
 
     from experiments.runtime.progress import progress_bars
@@ -46,15 +53,17 @@ def run_sweep(
 
     runs = plan(config, out)
     ended = {run.name for run in runs if is_finished(run.folder)}
-    with progress_bars(Console()) as bars:
+    with progress_bars(Console(), log=out / LOG) as bars:
 
         def on_progress(job: "JobProgress") -> None:
             bars.job(job)
-            if job.ended:
-                ended.add(job.name)
+            # One whose process died, or that another process trained, may begin once more.
+            (ended.add if job.ended else ended.discard)(job.name)
             bars(f"sweep {config.name}", len(ended), len(runs), "")
 
-        return execute_sweep(config, out, processes=processes, command=command, on_progress=on_progress)
+        return execute_sweep(
+            config, out, processes=processes, threads=threads, command=command, on_progress=on_progress
+        )
 
 
 def exit_if_failed(errors: Mapping[Any, str | None]) -> None:

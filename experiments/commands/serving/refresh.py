@@ -8,6 +8,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from features.schema import LabelConfig
     from serving.packaging.refresh import Refreshed
 
 
@@ -67,7 +68,7 @@ def refresh(
     with progress_bars(console) as bars:
         done = refresh_package(
             package,
-            snapshot=snapshot_source(data, as_of) if data else None,
+            snapshot=snapshot_source(data, as_of, _labels(package)) if data else None,
             vectors={
                 kind: vectors_of_table(EmbeddingTable.load(folder), kind=kind)
                 for kind, folder in tables.items()
@@ -76,6 +77,13 @@ def refresh(
             progress=bars,
         )
     _show(console, package, done)
+
+
+def _labels(package: Path) -> "LabelConfig":
+    from features.feature_set import FeatureSet
+    from serving.package.manifest import SCHEMA
+
+    return FeatureSet.open(package / SCHEMA, verify=False).manifest.config.labels
 
 
 def _show(console: "Console", package: Path, done: "Refreshed") -> None:

@@ -90,7 +90,7 @@ def _soak(
 
     from experiments.runtime.environment import describe_machine
     from experiments.runtime.ports import free_ports
-    from experiments.runtime.run_layout import log_of_run, package_run
+    from experiments.runtime.run_layout import labels_of_run, log_of_run, package_run
     from experiments.serving_checks.soak import fuzz_server, run_soak, soak_summary
     from experiments.serving_checks.soak_requests import Expectations, extend_log, make_pool
     from features.inputs.tables import InputTables
@@ -103,7 +103,7 @@ def _soak(
     torch.set_num_threads(1)
     log = data or log_of_run(run)
     tables = InputTables.open(log)
-    end_us = end_of_log_us(tables)
+    end_us = end_of_log_us(tables, labels_of_run(run))
     if encoder is None:
         beside = run_config(run).features.parent / "encoders" / "align"
         encoder = beside if beside.is_dir() else None

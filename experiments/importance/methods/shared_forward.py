@@ -179,7 +179,7 @@ class _SplitDashClip:
         if tower.tier_layers is not None:
             first = tower.tier_layers[0]
             assert isinstance(first, nn.Linear)
-            self.tiers = tower.tier_layers[1:]
+            self.tiers = nn.Sequential(*list(tower.tier_layers)[1:])
             self.first_widths.append(first.out_features)
             self.weight_PN = torch.block_diag(self.weight_PN, first.weight.detach())
             self.bias_P = torch.cat([self.bias_P, first.bias.detach()])

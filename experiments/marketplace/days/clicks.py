@@ -32,28 +32,38 @@ class ClickCauses:
     bought_recently_N: BoolArray
 
 
-def click_logits(model: ClickModel, causes: ClickCauses) -> FloatArray:
-    """Log-odds of a click, float64: the sum of the terms in docs/marketplace.md.
+def click_terms(model: ClickModel, causes: ClickCauses) -> dict[str, FloatArray]:
+    """What each cause adds to the log-odds of a click, by the name of its coefficient in `ClickModel`.
 
-    The first position of a grade 1 product at its usual price, average in all else, at 14:00 on the second
-    device: `intercept + grade_1`.
+    All but the intercept; docs/marketplace.md has one row for each.
     """
     grades = np.array([model.grade_0, model.grade_1, model.grade_2])
     # +1 at 20:00, -1 at 8:00.
     evening_N = np.cos(2 * np.pi * (causes.hour_N - 20.0) / 24.0)
-    return (
-        model.intercept
-        + grades[causes.grade_N]
-        + model.facet_match * causes.facets_found_N
-        + model.taste * causes.taste_N
-        + model.quality * causes.quality_N
-        + model.relative_price * causes.price_sensitivity_N * causes.log_relative_price_N
-        + np.array(model.positions)[causes.position_N - 1]
-        + np.array(model.devices)[causes.device_N]
-        + model.user * causes.click_tendency_N
-        + model.evening * evening_N
-        + model.repeat_purchase * causes.bought_recently_N
-    ).astype(np.float64)
+    return {
+        "grade": grades[causes.grade_N],
+        "facet_match": model.facet_match * causes.facets_found_N,
+        "taste": model.taste * causes.taste_N,
+        "quality": model.quality * causes.quality_N,
+        "relative_price": model.relative_price * causes.price_sensitivity_N * causes.log_relative_price_N,
+        "positions": np.array(model.positions)[causes.position_N - 1],
+        "devices": np.array(model.devices)[causes.device_N],
+        "user": model.user * causes.click_tendency_N,
+        "evening": model.evening * evening_N,
+        "repeat_purchase": model.repeat_purchase * causes.bought_recently_N,
+    }
+
+
+def click_logits(model: ClickModel, terms: dict[str, FloatArray]) -> FloatArray:
+    """Log-odds of a click, float64: the intercept plus all terms of `click_terms`.
+
+    The first position of a grade 1 product at its usual price, average in all else, at 14:00 on the second
+    device: `intercept + grade_1`.
+    """
+    logit_N: FloatArray = np.full(len(terms["grade"]), model.intercept)
+    for term_N in terms.values():
+        logit_N = logit_N + term_N
+    return logit_N
 
 
 def sigmoid(logit_N: FloatArray) -> FloatArray:

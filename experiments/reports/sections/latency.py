@@ -20,6 +20,11 @@ from experiments.statistics.cells import number
 FILE, SOAK_FILE = "serving.json", "soak.json"
 TITLE = "Latency: from request to score"
 QUESTION = "Can it be served within the latency budget?"
+#: What is measured, for whoever wants to know it of a ranker of the sweep.
+MADE_UP = (
+    "It measures a made-up package on this machine, not a ranker of this sweep: `dashclip package` makes one "
+    "of a run, and `dashclip loadtest` measures it where it is served."
+)
 #: Candidates of a request that the answer is given for.
 CANDIDATES = "100"
 
@@ -130,6 +135,7 @@ def _notes(record: ServingRecord, path: Path, soak: SoakRecord | None) -> list[s
     load = record.load_average.get("measuring")
     if isinstance(load, int | float):
         notes.append(f"Load average of the machine while measuring: {load:.1f}.")
+    notes.append(MADE_UP)
     if soak is None:
         notes.append(f"{path.with_name(SOAK_FILE)} does not exist: no long load was measured (make soak).")
     return notes

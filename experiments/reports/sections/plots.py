@@ -1,6 +1,7 @@
 """Plots of the evidence page as SVG: table 1, its slices, latency."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -125,3 +126,38 @@ def _dots(
 def _points(by_candidates: Mapping[str, float]) -> list[tuple[int, float]]:
     """Sorted by the number of candidates; a key that is no number has no place on the axis."""
     return sorted((int(key), value) for key, value in by_candidates.items() if key.isdigit())
+
+
+class TrainingCurve(NamedTuple):
+    """Evaluation loss of one stage by step, the step that was kept, and what chance gives."""
+
+    stage: str
+    points: Sequence[tuple[int, float]]
+    best_step: int
+    chance: float | None
+
+
+def training(curves: Sequence[TrainingCurve]) -> str:
+    """A panel for each stage, each with a scale of its own."""
+    columns = min(4, len(curves))
+    rows = -(-len(curves) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCHES, 2.5 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes, curve in zip(grid.flat, curves, strict=False):
+            steps, losses = zip(*curve.points, strict=True)
+            axes.plot(steps, losses, "o-", color=_CANDIDATE, markersize=3.5, linewidth=1.4)
+            best = dict(curve.points)[curve.best_step]
+            axes.plot(curve.best_step, best, "D", color=_CANDIDATE, markersize=7.5, markeredgecolor="white")
+            if curve.chance is not None:
+                axes.axhline(curve.chance, color="black", linewidth=1.1, linestyle=":")
+            axes.set_xlim(left=0)
+            axes.set_ylim(bottom=0)
+            axes.set_title(curve.stage)
+            axes.locator_params(axis="x", nbins=4, integer=True)
+            axes.grid(axis="y", color="#e4e4e4")
+        for axes in list(grid.flat)[len(curves) :]:
+            axes.set_visible(False)
+        figure.supxlabel("Step", fontsize=10)
+        figure.supylabel("Loss (nats)", fontsize=10)
+        return svg_of(figure)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from embeddings.evaluation.probe_report import ProbeReport
 from experiments.reports.page import Grid, Plot, Section, png_source
-from experiments.reports.probes_text import paper_cell, probe_title
+from experiments.reports.probes_text import left_out_sentences, paper_cell, probe_title
 from experiments.reports.records import origin_of, read_record
 from experiments.statistics.cells import limits, with_sd
 from experiments.statistics.intervals import excludes_zero, surely_negative, surely_positive
@@ -23,8 +23,7 @@ PICTURES = (
     (
         "cosines_by_grade",
         "Cosine of product and query by grade",
-        "Left before, right after training. The better the three curves part, the more the cosine alone says "
-        "of relevance.",
+        "The better the three curves part, the more the cosine alone says of relevance.",
     ),
     (
         "confusion_relevance_interactions_unseen_queries",
@@ -73,7 +72,10 @@ def probes_section(sweep: Path) -> Section | None:
             for found, heading, caption in pictures
             if found.exists()
         ),
-        notes=(f"Pictures that were not drawn: {', '.join(absent)}.",) if absent else (),
+        notes=(
+            *left_out_sentences(record),
+            *([f"Pictures that were not drawn: {', '.join(absent)}."] if absent else ()),
+        ),
     )
 
 
@@ -95,13 +97,19 @@ def _answer(record: ProbeReport) -> str:
     return f"{verdict} (macro F1: {'; '.join(shown)})." if shown else f"{verdict}."
 
 
+def _by(name: str) -> str:
+    """ "before stage 1" as it is, any other name as "by NAME"."""
+    return name if name.startswith(("before ", "after ")) else f"by {name}"
+
+
 def _cosines(record: ProbeReport) -> list[str]:
     before, after = record.before.auc_high_vs_irrelevant, record.after.auc_high_vs_irrelevant
     if before is None or after is None:
         return []
     return [
         "Without any classifier: a highly relevant product has a higher cosine than an irrelevant one in "
-        f"{100 * before:.1f} % of pairs before training and in {100 * after:.1f} % after."
+        f"{100 * before:.1f} % of pairs {_by(record.before.name)} and in {100 * after:.1f} % "
+        f"{_by(record.after.name)}."
     ]
 
 

@@ -1,5 +1,6 @@
 """Table 1 on the evidence page: which products the vectors find for a query, from `table1.json`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.encoders.table1 import Table1
@@ -15,13 +16,30 @@ TITLE = "Table 1: products found for a query"
 QUESTION = "Do the vectors find the right products?"
 
 
-def retrieval_section(sweep: Path) -> Section | None:
+TITLES_FILE = "title_to_image.json"
+TITLES_TITLE = "Images found for a title"
+TITLES_QUESTION = "Do titles find the images of products that no stage was trained on?"
+
+
+def title_section(folder: Path) -> Section | None:
+    """Title-to-image retrieval, which needs neither queries nor grades; None if it was not measured.
+
+    Raises:
+        EvidenceError: the file is broken.
+    """
+    found = retrieval_section(folder, file=TITLES_FILE)
+    if found is None:
+        return None
+    return replace(found, anchor="titles", title=TITLES_TITLE, question=TITLES_QUESTION)
+
+
+def retrieval_section(sweep: Path, *, file: str = FILE) -> Section | None:
     """Table 1 with a plot of all queries and one of each slice; None if it was not measured.
 
     Raises:
         EvidenceError: the file is broken.
     """
-    path = sweep / FILE
+    path = sweep / file
     record = read_record(path, Table1)
     if record is None:
         return None

@@ -17,8 +17,8 @@ from experiments.reports.plot_style import (
 )
 from experiments.sweeps.table2 import Table2
 
-#: The first, of the baseline, is grey.
-_COLOURS = (COLOURS[-1], *COLOURS[:-1])
+#: The first, of the baseline, is grey. None is red or green, which say loss and gain in the tables beside.
+_COLOURS = (COLOURS[-1], COLOURS[0], COLOURS[5], COLOURS[3], COLOURS[4])
 
 
 def forest(table: Table2) -> str:
@@ -160,7 +160,7 @@ def _title(table: Table2, name: str) -> str:
 
 
 def _wrapped(table: Table2, key: str) -> str:
-    return broken(table.slices[key].title, 18)
+    return broken(table.slices[key].name, 18)
 
 
 def _legend(figure: Figure, table: Table2, names: Sequence[str]) -> None:

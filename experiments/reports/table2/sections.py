@@ -1,16 +1,20 @@
 """What table 2 answers on the evidence page: the gain, for whom, calibration, learning curves."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
 
 from experiments.reports.page import Origin, Plot, Section, listed, svg_source
 from experiments.reports.table2 import plots
+from experiments.reports.table2.text import intervals
 from experiments.statistics.cells import limits, signed
-from experiments.statistics.intervals import surely_positive
+from experiments.statistics.intervals import Verdict
 from experiments.sweeps.comparison import Difference
-from experiments.sweeps.table2 import Table2, VariantResult
+from experiments.sweeps.table2 import SliceFacts, Table2, VariantResult
 
+#: More slices with a gain than this are not all named.
+_SLICES_NAMED = 3
 _NO_COMPARISON = "There is no baseline with another variant beside it to compare."
 
 
@@ -37,18 +41,21 @@ def _lift_answer(table: Table2) -> str:
     if not compared:
         return _NO_COMPARISON
     title = table.variants[table.baseline].title
-    best, found = max(compared, key=_gain)
+    best, found = _best(compared)
     if found.auc.low is None:
         return f"{best.title}: {signed(found.auc.mean)} AUC against {title}; one seed gives no interval."
-    sure = [difference for _, difference in compared if surely_positive(difference.auc)]
+    sure = [variant for variant, difference in compared if difference.verdict == "above"]
     if not sure:
-        return f"No: none of {len(compared)} variants surely gains AUC against {title}."
+        lost = [variant.title for variant, difference in compared if difference.verdict == "below"]
+        losing = f" {listed(lost)} {'lose' if len(lost) > 1 else 'loses'} some." if lost else ""
+        return f"No: none of {len(compared)} variants surely gains AUC against {title}.{losing}"
     interval = f"95 % over seeds {limits(found.auc)}, over users {limits(found.auc_users)}"
     rivals = [variant.title for variant, _ in compared if _cannot_be_told_apart(table, variant, best)]
-    apart = f" It cannot be told from {listed(rivals)}." if rivals else ""
+    apart = f" It is not told apart from {listed(rivals)}." if rivals else ""
     share = "" if found.gain_share is None else f", {100 * found.gain_share:.0f} % of what can be gained"
     return (
-        f"Yes: {len(sure)} of {len(compared)} variants gain AUC against {title}. The most gains "
+        f"Yes: {len(sure)} of {len(compared)} variants {'gains' if len(sure) == 1 else 'gain'} AUC against "
+        f"{title}. The most gains "
         f"{best.title}: {signed(found.auc.mean)} ({interval}){share}.{apart}"
     )
 
@@ -88,25 +95,35 @@ def _slices_answer(table: Table2) -> str:
     compared = _compared(table)
     if not compared:
         return _NO_COMPARISON
-    best, _ = max(compared, key=_gain)
-    gains = {
-        key: difference.auc
-        for key, found in best.slices.items()
-        if key != "all" and (difference := found.difference) is not None
+    best, overall = _best(compared)
+    found = {
+        key: difference
+        for key, measured in best.slices.items()
+        if key != "all" and (difference := measured.difference) is not None
     }
-    # Where enough slices have a sure gain, the others would only rank their own noise.
-    sure = {key: gain for key, gain in gains.items() if gain.excludes_zero}
-    gains = sure if len(sure) > 1 else gains
-    if not gains:
+    if not found:
         return "No slice has enough clicks to compare."
-    shown = [
-        f"{table.slices[key].title.lower()} {signed(gain.mean)} ({limits(gain)})"
-        for key, gain in sorted(gains.items(), key=lambda pair: -pair[1].mean)
-    ]
-    if len(shown) > 3:
-        shown = [*shown[:2], shown[-1]]
-        return f"{best.title} gains most for {shown[0]} and {shown[1]}, least for {shown[2]}."
-    return f"{best.title}: {'; '.join(shown)}."
+    if overall.auc.low is None:
+        return f"{best.title}: one seed gives no interval, so no slice is told apart."
+
+    def named(verdict: Verdict) -> list[str]:
+        """Slices, the largest difference first; one that is told apart with it and its intervals."""
+        of_verdict = [key for key in found if found[key].verdict == verdict]
+        sizes = {key: f" {signed(found[key].auc.mean)} ({intervals(found[key])})" for key in of_verdict}
+        return [
+            _in_sentence(table.slices[key]) + ("" if verdict == "not told apart" else sizes[key])
+            for key in sorted(of_verdict, key=lambda key: -abs(found[key].auc.mean))
+        ]
+
+    gains, losses, others = named("above"), named("below"), named("not told apart")
+    parts = []
+    if len(gains) > _SLICES_NAMED:
+        parts.append(f"gains most for {listed(gains[:2])}, and least, but surely, for {gains[-1]}")
+    elif gains:
+        parts.append(f"gains for {listed(gains)}")
+    parts += [f"loses for {listed(losses)}"] if losses else []
+    parts += [f"is not told apart from the baseline for {listed(others)}"] if others else []
+    return f"{best.title} {'; it '.join(parts)}."
 
 
 def _calibration(table: Table2, origin: Origin) -> Section:
@@ -182,14 +199,20 @@ def _compared(table: Table2) -> list[tuple[VariantResult, Difference]]:
     return [(variant, difference) for variant, difference in found if difference is not None]
 
 
-def _gain(compared: tuple[VariantResult, Difference]) -> float:
-    return compared[1].auc.mean
+def _best(compared: Sequence[tuple[VariantResult, Difference]]) -> tuple[VariantResult, Difference]:
+    """The variant with the largest difference: of those that surely gain, if any does."""
+    sure = [one for one in compared if one[1].verdict == "above"]
+    return max(sure or compared, key=lambda one: one[1].auc.mean)
+
+
+def _in_sentence(facts: SliceFacts) -> str:
+    return facts.name[:1].lower() + facts.name[1:]
 
 
 def _cannot_be_told_apart(table: Table2, one: VariantResult, other: VariantResult) -> bool:
-    """Two variants whose AUC difference has an interval over seeds that reaches zero."""
+    """Two variants whose AUC difference has an interval, over seeds or over users, that reaches zero."""
     pair = table.pairs.get((one.name, other.name)) or table.pairs.get((other.name, one.name))
-    return pair is not None and pair.auc.low is not None and not pair.auc.excludes_zero
+    return pair is not None and pair.auc.low is not None and pair.verdict == "not told apart"
 
 
 def _origin(table: Table2) -> Origin:

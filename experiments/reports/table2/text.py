@@ -1,4 +1,7 @@
-"""A sweep's result as text: rows of cells shared by the page and the Markdown, and the console table."""
+"""A sweep's result as text: rows of cells shared by the page and the Markdown, and the console table.
+
+A gain or a loss is what both intervals of a difference agree on, that over seeds and that over users.
+"""
 
 from dataclasses import dataclass
 
@@ -8,13 +11,17 @@ from rich.table import Table
 
 from experiments.statistics import paper
 from experiments.statistics.cells import NONE, limits, markdown_table, number, signed, with_sd
-from experiments.statistics.intervals import Interval
-from experiments.sweeps.table2 import Table2, VariantResult
+from experiments.statistics.intervals import Interval, Verdict
+from experiments.sweeps.comparison import Difference
+from experiments.sweeps.table2 import FEW_ROWS, Table2, VariantResult
+
+#: How a sure gain and a sure loss look on a terminal.
+_STYLES: dict[Verdict, str] = {"above": "bold green", "below": "bold red"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One variant on one slice, ready to print; `sure` marks a difference whose seed interval excludes 0."""
+    """One variant on one slice, ready to print; `verdict` is that of its difference to the baseline."""
 
     title: str
     seeds: str
@@ -22,7 +29,7 @@ class Row:
     difference: str
     seeds_interval: str
     users_interval: str
-    sure: bool
+    verdict: Verdict
     gain_share: str
     norm_logloss: str
     norm_logloss_difference: str
@@ -54,30 +61,48 @@ def findings(table: Table2) -> list[str]:
         found = variant.slices["all"].difference
         if found is None:
             continue
-        interval = f"95 % interval over seeds {limits(found.auc)}, over users {limits(found.auc_users)}"
         if found.auc.low is None:
-            verdict = f"differs by {signed(found.auc.mean)} AUC from {base.title}; one seed gives no interval"
-        elif not found.auc.excludes_zero:
-            verdict = f"cannot be told from {base.title}: {signed(found.auc.mean)} AUC ({interval})"
+            said = f"differs by {signed(found.auc.mean)} AUC from {base.title}; one seed gives no interval"
+        elif found.verdict == "not told apart":
+            said = f"is not told apart from {base.title}: {signed(found.auc.mean)} AUC ({intervals(found)})"
         else:
-            verb = "gains" if found.auc.mean > 0 else "loses"
-            verdict = f"{verb} {abs(found.auc.mean):.4f} AUC against {base.title} ({interval})"
-        if found.gain_share is not None and found.auc.excludes_zero and found.auc.mean > 0:
-            verdict += f", {100 * found.gain_share:.0f} % of the reachable gain"
-        sentences.append(f"{variant.title} {verdict}.")
+            verb = "gains" if found.verdict == "above" else "loses"
+            said = f"{verb} {abs(found.auc.mean):.4f} AUC against {base.title} ({intervals(found)})"
+        if found.gain_share is not None and found.verdict == "above":
+            said += f", {100 * found.gain_share:.0f} % of the reachable gain"
+        sentences.append(f"{variant.title} {said}.")
     return sentences
 
 
+def intervals(difference: Difference) -> str:
+    """As "95 % interval over seeds 0.0012 … 0.0034, over users -0.0005 … 0.0051"."""
+    return f"95 % interval over seeds {limits(difference.auc)}, over users {limits(difference.auc_users)}"
+
+
 def gap_sentences(table: Table2) -> list[str]:
-    """For each variant, whether users with purchases gain more than those without."""
+    """For each variant, whether it does more for users with purchases than for those without."""
     return [
-        f"{variant.title}: users with purchases gain {abs(gap.auc.mean):.4f} AUC "
-        f"{'more' if gap.auc.mean >= 0 else 'less'} than users without "
-        f"(difference of gains, 95 % interval over seeds {limits(gap.auc)}, "
-        f"over users {limits(gap.auc_users)})."
+        _gap_sentence(variant, gap)
         for variant in table.variants.values()
         if (gap := variant.purchases_gap) is not None
     ]
+
+
+def _gap_sentence(variant: VariantResult, gap: Difference) -> str:
+    if gap.auc.low is None:
+        said = f"differ by {signed(gap.auc.mean)} AUC in what it does; one seed gives no interval"
+        return f"{variant.title}: users with and without purchases {said}."
+    if gap.verdict == "not told apart":
+        said = f"are not told apart ({signed(gap.auc.mean)} AUC, {intervals(gap)})"
+        return f"{variant.title}: users with and without purchases {said}."
+    of_buyers = variant.slices["has_purchases"].difference
+    gains = gap.verdict == "above" and of_buyers is not None and of_buyers.verdict == "above"
+    verb = "gain" if gains else "are better off by" if gap.verdict == "above" else "are worse off by"
+    more = " more" if gains else ""
+    return (
+        f"{variant.title}: users with purchases {verb} {abs(gap.auc.mean):.4f} AUC{more} than users without "
+        f"({intervals(gap)})."
+    )
 
 
 def to_markdown(table: Table2) -> str:
@@ -96,7 +121,8 @@ def to_markdown(table: Table2) -> str:
         lines += [f"Best reachable AUC (true click probabilities as scores): {everything.best_auc:.4f}.", ""]
     lines += [f"- {sentence}" for sentence in findings(table) + gap_sentences(table)]
     for key, facts in table.slices.items():
-        lines += ["", f"## {facts.title} ({facts.rows:,} impressions)", ""]
+        few = ", which are few" if facts.rows < FEW_ROWS else ""
+        lines += ["", f"## {facts.title} ({facts.rows:,} impressions{few})", ""]
         lines += _markdown_table(table, key)
     expected = everything.best_auc_expected is not None
     if table.pairs:
@@ -129,7 +155,8 @@ def console_table(table: Table2) -> Table:
     for heading in headings:
         shown.add_column(heading, justify="right", no_wrap=True)
     for row in rows_of_slice(table, "all"):
-        difference = f"[bold]{row.difference}[/bold]" if row.sure else row.difference
+        style = _STYLES.get(row.verdict)
+        difference = f"[{style}]{row.difference}[/{style}]" if style else row.difference
         cells = [row.auc, difference, row.seeds_interval, row.users_interval]
         cells += [row.gain_share, row.norm_logloss, row.calibration]
         # Two lines a cell, so that all columns fit a terminal of 80.
@@ -162,7 +189,7 @@ def pair_rows(table: Table2) -> list[tuple[str, ...]]:
 def _row(table: Table2, variant: VariantResult, key: str) -> Row:
     found = variant.slices[key]
     difference = found.difference
-    gain = None if difference is None else difference.gain_share
+    gain = difference.gain_share if difference is not None and difference.verdict == "above" else None
     logloss = None if difference is None else difference.norm_logloss
     in_paper = paper.TABLE2.get(key, {}).get(variant.name)
     return Row(
@@ -174,7 +201,7 @@ def _row(table: Table2, variant: VariantResult, key: str) -> Row:
         else signed(difference.auc.mean if difference else None),
         seeds_interval="" if difference is None else limits(difference.auc),
         users_interval="" if difference is None else limits(difference.auc_users),
-        sure=difference is not None and difference.auc.excludes_zero,
+        verdict="not told apart" if difference is None else difference.verdict,
         gain_share=("" if variant.name == table.baseline else NONE)
         if gain is None
         else f"{100 * gain:.0f} %",

@@ -25,6 +25,7 @@ from embeddings.catalog.images import (
     load_image,
     to_pixels,
 )
+from features.inputs.row_checks import unreadable_images
 
 UNCHANGED = AugmentationConfig(
     min_area=1, max_stretch=1, max_rotation_degrees=0, brightness=0, contrast=0, colour=0
@@ -229,6 +230,114 @@ def test_what_is_no_image_is_refused_with_the_reason(
     with pytest.raises(ImageUnreadable, match=reason) as caught:
         load_image(tmp_path / "a.png", size=16)
     assert str(tmp_path / "a.png") in str(caught.value)
+
+
+def parts_of(png: bytes) -> list[tuple[bytes, bytes]]:
+    """Kind and body of each part of a PNG file."""
+    parts, place = [], 8
+    while place < len(png):
+        (length,) = struct.unpack(">I", png[place : place + 4])
+        parts.append((png[place + 4 : place + 8], png[place + 8 : place + 8 + length]))
+        place += 12 + length
+    return parts
+
+
+def png_of(parts: list[tuple[bytes, bytes]], *, wrong_checksum: bytes = b"") -> bytes:
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, body in parts:
+        checksum = zlib.crc32(kind + body) ^ (kind == wrong_checksum)
+        content += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
+    return content
+
+
+def broken_pngs(folder: Path) -> dict[str, bytes]:
+    good = a_good("a.png", folder)
+    head, (kind, pixels), end = parts_of(good)
+    assert (kind, end) == (b"IDAT", (b"IEND", b""))
+    flipped = bytes([*pixels[:-1], pixels[-1] ^ 1])
+    return {
+        "without IEND": png_of([head, (kind, pixels)]),
+        "cut inside IEND": good[:-4],
+        "half an IDAT, checksum right": png_of([head, (kind, pixels[: len(pixels) // 2]), end]),
+        "a bit flipped in IDAT, checksum right": png_of([head, (kind, flipped), end]),
+        "checksum of IDAT wrong": png_of([head, (kind, pixels), end], wrong_checksum=b"IDAT"),
+        "without IDAT": png_of([head, end]),
+    }
+
+
+def tiff_of(pixels: np.ndarray, folder: Path) -> bytes:
+    Image.fromarray(pixels).save(folder / "any.tif")
+    return (folder / "any.tif").read_bytes()
+
+
+def grey_16(folder: Path, *, clear: int | None) -> bytes:
+    grey = np.full((8, 8), 257 * 100, np.uint16)
+    grey[:, 4:] = 257 * 100 + 1  # the same in 8 bits
+    Image.fromarray(grey).save(folder / "grey.png")
+    head, *rest = parts_of((folder / "grey.png").read_bytes())
+    return png_of([head, *([] if clear is None else [(b"tRNS", struct.pack(">H", clear))]), *rest])
+
+
+def test_the_check_of_the_tables_and_the_loader_agree_on_every_file(tmp_path: Path) -> None:
+    files = {
+        **broken_pngs(tmp_path),
+        "32-bit integers": tiff_of(np.full((8, 8), 2**31 - 1, np.int32), tmp_path),
+        "small 32-bit integers": tiff_of(np.full((8, 8), 200, np.int32), tmp_path),
+        "floats": tiff_of(np.full((8, 8), 0.5, np.float32), tmp_path),
+        "text": b"no picture",
+    }
+    good = {
+        "16-bit grey": grey_16(tmp_path, clear=None),
+        "16-bit grey with transparency": grey_16(tmp_path, clear=257 * 100),
+        "16-bit TIFF": tiff_of(np.full((8, 8), 257 * 100, np.uint16), tmp_path),
+        "16-bit PGM": b"P5 2 2 65535\n" + struct.pack(">4H", *[257 * 100] * 4),
+        "PNG": a_good("b.png", tmp_path),
+        "JPEG": a_good("b.jpg", tmp_path),
+        "bytes after a PNG's end": a_good("c.png", tmp_path) + b"more",
+    }
+    for name, content in (files | good).items():
+        (tmp_path / name).write_bytes(content)
+    refused = set()
+    for name in files | good:
+        try:
+            load_image(tmp_path / name, size=8)
+        except ImageUnreadable:
+            refused.add(name)
+    assert refused == set(files)
+    assert set(unreadable_images(tmp_path, files | good, threads=1)) == refused
+
+
+def test_sixteen_bit_grey_is_clear_at_its_transparent_value_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(grey_16(tmp_path, clear=257 * 100))
+    loaded = load_image(tmp_path / "a.png", size=8)
+    assert (loaded[:, :, :4] == 255).all()
+    assert (loaded[:, :, 4:] == 100).all()
+
+
+def test_what_a_damaged_png_lacks_is_said(tmp_path: Path) -> None:
+    said = {
+        "without IEND": r"cut off: its end \(IEND\) is missing",
+        "cut inside IEND": "cut off inside its part 'IEND'",
+        "checksum of IDAT wrong": "the checksum of its part 'IDAT' is wrong",
+    }
+    broken = broken_pngs(tmp_path)
+    for name, reason in said.items():
+        (tmp_path / "a.png").write_bytes(broken[name])
+        with pytest.raises(ImageUnreadable, match=reason):
+            load_image(tmp_path / "a.png", size=8)
+
+
+def test_a_failure_of_the_machine_stops_the_check_of_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(a_good("a.png", tmp_path))
+
+    def no_handles(path: Path) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Image, "open", no_handles)
+    with pytest.raises(OSError, match="Too many open files"):
+        list(unreadable_images(tmp_path, ["a.png"], threads=1))
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:

@@ -143,6 +143,21 @@ def test_a_folder_without_products_and_unknown_modalities_are_refused(tmp_path: 
         ("Pack Light Bag", "pack light bag"),
         ("500 g", ""),
         ("🍊", ""),
+        ("Cola 0,33 l", "cola"),
+        ("Cola 6x1,5 l", "cola"),
+        ("Copy Paper 1,000 Sheets", "copy paper"),
+        ("Milk 1/2 gal", "milk"),
+        ("Juice 1 ½ l", "juice"),
+        ("Foil 10 m", "foil"),
+        ("2 in 1 Shampoo 250 ml", "2 in 1 shampoo"),
+        ("Shampoo 2-in-1", "shampoo 2 in 1"),
+        ("No 5 Pack of 2", "no 5"),
+        ("No. 5 L'Eau 50 ml", "no 5 leau"),
+        ("N° 5 Cream", "no 5 cream"),
+        ("No 1.5 L Lens", "no 1.5 l lens"),
+        ("Drill Bit 10 mm, 5 pcs", "drill bit 10 mm"),
+        ("Plywood 3/4 in. x 4 ft. x 8 ft.", "plywood 3 over 4 in"),
+        ("Photo Frame 30 x 40 cm", "photo frame"),
     ],
 )
 def test_sizes_leave_a_title_and_other_numbers_stay(title: str, plain: str) -> None:
@@ -154,6 +169,49 @@ def test_size_variants_and_equal_titles_share_a_group() -> None:
     groups = groups_of_lookalikes(titles, [None] * len(titles))
     assert groups.tolist() == [0, 0, 2, 0, 4, 5, 6, 7, 8, 9]
     assert groups.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    "titles",
+    [
+        ("2 in 1 Shampoo", "3 in 1 Shampoo", "1 Shampoo"),
+        ("No 5", "No 19"),
+        ("No 5 Pack of 2", "No 19 Pack of 2"),
+        ("Chanel No. 5 L'Eau", "Chanel No. 19 L'Eau", "Chanel L'Eau"),
+        ("Pencil #2, box of 12", "Pencil #3, box of 12"),
+        ("N°5 Oz", "№ 19 Oz"),
+        (
+            "Drill Bit 1/2 in",
+            "Drill Bit 1/4 in",
+            "Drill Bit 1 1/4 in.",
+            "Drill Bit 1-1/2 in",
+            "Drill Bit 1 in",
+        ),
+        ("Drill Bit ½ in", "Drill Bit ¼ in"),
+        ("Drill Bit 6 mm", "Drill Bit 10 mm"),
+        ("Pipe 1/2 in x 10 ft", "Pipe 3/4 in x 10 ft"),
+    ],
+)
+def test_numbers_that_name_a_product_keep_it_apart(titles: tuple[str, ...]) -> None:
+    groups = groups_of_lookalikes(titles, [None] * len(titles))
+    assert groups.tolist() == list(range(len(titles)))
+
+
+@pytest.mark.parametrize(
+    "titles",
+    [
+        ("Cola 0,33 l", "Cola 1,5 l", "Cola 0.33 l", "Cola 6 x 1,5 L", "Cola"),
+        ("Paper 1,000 sheets", "Paper 500 sheets", "Paper 12,000 sheets"),
+        ("2 in 1 Shampoo 250 ml", "2 in 1 Shampoo, 1 l"),
+        ("No 5 Pack of 2", "No. 5, 3 pack", "№5"),
+        ("Drill Bit 1/2 in", "Drill Bit 1/2 in. (Pack of 5)", "Drill Bit ½ in, 10 pcs"),
+        ("Pipe 1/2 in x 10 ft", "Pipe 1/2 in. x 5 ft.", "Pipe 1/2 in"),
+        ("Milk 1/2 gal", "Milk 1 gal"),
+        ("Drill Bit 1½ in", "Drill Bit 1 1/2 in", "Drill Bit 1-1/2 in."),
+    ],
+)
+def test_sizes_written_in_other_ways_share_a_group(titles: tuple[str, ...]) -> None:
+    assert not groups_of_lookalikes(titles, [None] * len(titles)).any()
 
 
 def test_pictures_with_the_same_bytes_share_a_group(tmp_path: Path) -> None:
@@ -278,6 +336,27 @@ def test_an_unreadable_image_is_reported_and_counts_as_missing(
     assert batch.has_image_B.tolist() == [False, True, False]
     assert not batch.pixels_BCHW[[0, 2]].any()
     assert batch.has_title_B.all()
+
+
+def test_an_image_outside_of_the_folder_is_unreadable_and_never_opened(
+    tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
+    data = write_small_catalog(tmp_path / "data", products=4)
+    table = pq.read_table(data / "products.parquet")
+    names = table["image"].to_pylist()
+    (data / names[1]).rename(tmp_path / "secret.png")
+    names[1], names[2] = "../secret.png", f"./{names[0]}"
+    place = table.schema.get_field_index("image")
+    pq.write_table(table.set_column(place, "image", pa.array(names)), data / "products.parquet")
+    catalog = ProductCatalog.open(data)
+    assert catalog.image_paths[2] == catalog.image_paths[0]
+    assert catalog.group_P[2] == catalog.group_P[0]
+    reasons: dict[int, str] = {}
+    batch = batch_of(data, tokenizer, range(4), unreadable=reasons)
+    assert reasons == {1: "it lies outside of the data folder"}
+    assert batch.has_image_B.tolist() == [True, False, True, True]
+    with pytest.raises(ImageUnreadable, match=r"^\.\./secret\.png cannot be read .* it lies outside"):
+        batch_of(data, tokenizer, [1])
 
 
 def test_an_unreadable_image_stops_the_batch_unless_asked_otherwise(

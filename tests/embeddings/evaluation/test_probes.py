@@ -1,6 +1,7 @@
 """Probes: metrics by hand and as loops, splits that leak nothing, and vectors whose answer is obvious."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -367,6 +368,18 @@ def test_zero_vectors_are_counted_where_labels_use_them(
     assert (report.after.zero_products, report.after.zero_queries) == (0, 0)
 
 
+def test_a_probe_that_the_labels_do_not_allow_is_left_out_with_the_reason(
+    world: tuple[VectorPair, VectorPair, ProbeLabels],
+) -> None:
+    before, after, labels = world
+    one_aisle = replace(labels, aisles=["one"] * PRODUCTS)
+    few = QUICK.model_copy(update={"max_epochs": 1})
+    report = run_probes(before, after, one_aisle, config=few)
+    assert "aisle" not in report.probes
+    assert "relevance" in report.probes
+    assert "aisle probe needs two classes" in report.left_out["aisle"]
+
+
 def test_what_does_not_fit_is_refused_with_a_sentence(
     world: tuple[VectorPair, VectorPair, ProbeLabels],
 ) -> None:
@@ -378,7 +391,6 @@ def test_what_does_not_fit_is_refused_with_a_sentence(
         (ProbeLabels(labels.aisles, product_N + 1, query_N, grade_N), "product rows .* 1 ... 60"),
         (ProbeLabels(labels.aisles, product_N, query_N - 1, grade_N), "query rows .* -1 ... 38"),
         (ProbeLabels(labels.aisles, product_N, query_N, grade_N + 1), "grades must be 0, 1 or 2"),
-        (ProbeLabels(["one"] * PRODUCTS, product_N, query_N, grade_N), "aisle probe needs two classes"),
     ):
         with pytest.raises(ValueError, match=sentence):
             run_probes(before, after, wrong, config=QUICK)

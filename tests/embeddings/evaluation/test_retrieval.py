@@ -126,6 +126,36 @@ def test_a_product_without_a_vector_ranks_after_the_most_unlike_one():
     assert search(products_ND, np.array([[1, 0]], np.float32), 4).tolist() == [[2, 1, 0, 3]]
 
 
+@pytest.mark.parametrize("exponent", [-100, -60, -30, 0, 30, 60, 100])
+def test_vectors_of_another_length_are_found_in_the_same_order(exponent):
+    products_ND, queries_QD = unit(300, 16, 5), unit(20, 16, 6)
+    expected = search(products_ND, queries_QD, 10)
+    scale = np.float32(2.0**exponent)
+    np.testing.assert_array_equal(search(products_ND * scale, queries_QD, 10), expected)
+    np.testing.assert_array_equal(search(products_ND, queries_QD * scale, 10), expected)
+    far = 2.0 ** (8 * exponent)
+    wide_ND, wide_QD = products_ND.astype(np.float64) * far, queries_QD.astype(np.float64) / far
+    np.testing.assert_array_equal(search(wide_ND, wide_QD, 10), expected)
+
+
+def test_one_long_vector_does_not_make_ties_of_the_others():
+    products_ND = unit(100, 16, 7)
+    products_ND[40] *= 1e15
+    queries_QD = -products_ND[40:41] / 1e15 + unit(1, 16, 8)
+    ranked = search(products_ND, queries_QD, 100)[0].tolist()
+    scores = products_ND.astype(np.float64) @ queries_QD[0].astype(np.float64)
+    assert ranked == sorted(range(100), key=lambda row: -scores[row])
+
+
+def test_scores_of_pairs_keep_their_digits_whatever_the_length():
+    judgements = judge([{0: 2, 1: 0}], products=2)
+    products_ND = np.array([[3, 4], [4, 3]], np.float32) / 5
+    expected = products_ND.astype(np.float64) @ [1, 0]
+    for scale in (1e-12, 1.0, 1e12):
+        found = pair_scores(products_ND * np.float32(scale), np.array([[1, 0]], np.float32), judgements)
+        np.testing.assert_allclose(found / scale, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -268,6 +298,15 @@ def test_metrics_of_one_ranking_by_hand():
     gained = 1 / math.log2(2) + 3 / math.log2(3) + 3 / math.log2(5)
     best = 3 / math.log2(2) + 3 / math.log2(3) + 3 / math.log2(4) + 1 / math.log2(5)
     assert found["ndcg"][0] == pytest.approx(gained / best, abs=1e-15)
+
+
+def test_a_product_counts_at_its_first_place_only():
+    judgements = judge([{0: 2, 1: 1, 2: 2}])
+    repeated = retrieval_metrics(np.array([[0, 0, 1, 0, 1]]), judgements, 5)
+    once = retrieval_metrics(np.array([[0, -1, 1, -1, -1]]), judgements, 5)
+    assert repeated == once
+    assert (repeated["recall"][0], repeated["precision"][0]) == (1 / 2, 1 / 5)
+    assert repeated["ndcg"][0] < 1
 
 
 @settings(max_examples=40, deadline=None)

@@ -12,12 +12,13 @@ from embeddings.encoders.completion import COMPONENTS, Completion
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.stages import completion_training as module
 from embeddings.stages.completion_training import Completed, CompletionConfig, complete
+from embeddings.stages.product_parts import ProductParts
 from embeddings.stages.warmup import ImageWarmupConfig, ImageWarmupTask
 from embeddings.training.loop import train
 from embeddings.training.losses import unit_vectors
 from embeddings.training.ranks import Ranks
 from tests.embeddings.small_catalog import write_small_catalog
-from tests.embeddings.small_encoders import batch_of, small_encoder
+from tests.embeddings.small_encoders import batch_of, product_parts, small_encoder
 
 PRODUCTS = 48
 NO_TITLE, NO_IMAGE, NEITHER = 1, 2, 3
@@ -45,7 +46,7 @@ def seeing(catalog: ProductCatalog, tmp_path_factory: pytest.TempPathFactory) ->
         encoder,
         catalog,
         config=config,
-        usable_P=np.ones(PRODUCTS, dtype=bool),
+        parts=product_parts(catalog, 0.05),
         device=torch.device("cpu"),
         ranks=Ranks(),
     )
@@ -54,13 +55,20 @@ def seeing(catalog: ProductCatalog, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def completed(
-    encoder: DashClipEncoder, catalog: ProductCatalog, *, seed: int = 0, products: int = PRODUCTS
+    encoder: DashClipEncoder,
+    catalog: ProductCatalog,
+    *,
+    seed: int = 0,
+    products: int = PRODUCTS,
+    evaluation_share: float = 0.05,
 ) -> Completed:
+    first_P = np.arange(len(catalog)) < products
+    parts = ProductParts(*(part_P & first_P for part_P in product_parts(catalog, evaluation_share)))
     return complete(
         encoder,
         catalog,
         whole_titles=catalog.titles,
-        product_N=np.arange(products),
+        parts=parts,
         config=CONFIG,
         seed=seed,
     )
@@ -73,10 +81,9 @@ def test_untrained_it_changes_nothing() -> None:
 
 
 def test_it_learns_what_images_say_of_products_it_has_not_seen(
-    seeing: DashClipEncoder, catalog: ProductCatalog, monkeypatch: pytest.MonkeyPatch
+    seeing: DashClipEncoder, catalog: ProductCatalog
 ) -> None:
-    monkeypatch.setattr(module, "EVALUATION_SHARE", 0.3)
-    found = completed(seeing, catalog)
+    found = completed(seeing, catalog, evaluation_share=0.3)
     assert found.completion_products == (PRODUCTS - 3) - round(0.3 * (PRODUCTS - 3))
     assert found.cosine_after > found.cosine_before
     batch = batch_of(seeing, catalog, list(range(4, PRODUCTS)))
@@ -169,15 +176,18 @@ def test_few_products_with_image_and_title_teach_nothing_and_broken_images_are_c
     catalog: ProductCatalog, tmp_path: Path
 ) -> None:
     encoder = aligned_encoder()
-    lacking = np.array([NO_TITLE, NO_IMAGE, NEITHER])
-    whole = {"whole_titles": catalog.titles, "config": CONFIG, "seed": 0}
-    assert complete(encoder, catalog, product_N=lacking, **whole) == Completed(0, 0)
+    lacking_P = np.isin(np.arange(PRODUCTS), [NO_TITLE, NO_IMAGE, NEITHER])
+    parts = ProductParts(lacking_P, ~lacking_P)
+    found = complete(encoder, catalog, parts=parts, whole_titles=catalog.titles, config=CONFIG, seed=0)
+    assert found == Completed(0, 0)
     assert encoder.product.completion is None
     broken = ProductCatalog.open(write_small_catalog(tmp_path / "broken", products=24))
-    assert broken.image_paths[7] is not None
-    Path(broken.image_paths[7]).write_bytes(b"no picture")
+    train = np.flatnonzero(product_parts(broken, 0.05).train_P).tolist()
+    path = broken.image_paths[train[7]]
+    assert path is not None
+    path.write_bytes(b"no picture")
     found = completed(encoder, broken, products=24)
-    assert (found.unreadable_images, found.completion_products) == (1, 22)
+    assert (found.unreadable_images, found.completion_products) == (1, len(train) - 1)
 
 
 def test_a_completion_that_brings_titles_no_nearer_adds_nothing_beside_them(
@@ -205,4 +215,4 @@ def test_other_fusions_leave_nothing_to_complete(catalog: ProductCatalog) -> Non
 
 def test_of_many_products_a_sample_is_taken(catalog: ProductCatalog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "COMPLETION_ROWS", 30)
-    assert completed(aligned_encoder(), catalog).completion_products == 30 - round(0.05 * 30)
+    assert completed(aligned_encoder(), catalog).completion_products == 30

@@ -19,6 +19,7 @@ from embeddings.catalog.tokenizer import TextTokenizer
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.relevance.build_tuples import TupleSet
 from embeddings.relevance.grades import read_grades
+from embeddings.stages.product_parts import ProductParts
 from embeddings.stages.run_folder import InputConfig, StageError, StageRun
 from embeddings.stages.runs import align, new_encoder, pretrain, train_tokenizer
 from embeddings.stages.stage2 import freeze_product_side
@@ -141,9 +142,9 @@ def test_images_complete_titles_at_the_end_of_stage_2_and_only_if_they_are_looke
         "completion, images",
     }
     counts = record(tmp_path / "both")["counts"]
-    held_out = product_roles(catalog_ids(data), INPUTS.holdout) == TEST
-    usable = PRODUCTS - int(held_out.sum()) - int(not held_out[NO_IMAGE]) - int(not held_out[6])
-    assert counts["completion_products"] == usable - max(1, round(0.05 * usable))
+    parts = ProductParts.read(data, text_columns=("title",), config=INPUTS.holdout)
+    usable_P = ~np.isin(np.arange(PRODUCTS), [NO_IMAGE, 6])
+    assert counts["completion_products"] == (parts.train_P & usable_P).sum()
     assert counts["unreadable_images"] == 1
     assert run.encoder.product.completion is not None
     text = replace(INPUTS, modalities=("text",))
@@ -203,10 +204,12 @@ def test_no_held_out_query_or_product_is_in_a_training_tuple(data: Path, whole: 
     role_Q, role_P = query_roles(queries, INPUTS.holdout), product_roles(ids, INPUTS.holdout)
     assert {TRAIN, VALIDATION, TEST} <= set(role_Q.tolist())
     assert TEST in role_P
+    parts = ProductParts.read(data, text_columns=("title",), config=INPUTS.holdout)
     for name, role in (("train", TRAIN), ("validation", VALIDATION)):
         tuples_NC = np.asarray(TupleSet.open(whole / "align" / "tuples" / name).tuples_NC)
         assert set(role_Q[tuples_NC[:, 1:]].ravel().tolist()) == {role}
         assert set(role_P[tuples_NC[:, 0]].tolist()) == {TRAIN}
+        assert parts.validation_P[tuples_NC[:, 0]].any() == (role == VALIDATION)
 
 
 def test_a_query_that_its_encoder_cannot_tell_from_a_held_out_one_is_not_trained_on(tmp_path: Path) -> None:
@@ -329,11 +332,11 @@ def test_the_tokenizer_learns_from_no_held_out_text(data: Path, monkeypatch: pyt
     monkeypatch.setattr(TextTokenizer, "train", remember)
     train_tokenizer(data, size="tiny", inputs=INPUTS)
     table = pq.read_table(data / "products.parquet")
-    role_P = product_roles(catalog_ids(data), INPUTS.holdout)
+    train_P = ProductParts.read(data, text_columns=("title",), config=INPUTS.holdout).train_P
     titles = table.column("title").to_pylist()
     queries = read_grades(data).queries
     role_Q = query_roles(queries, INPUTS.holdout)
-    expected = [title for title, role in zip(titles, role_P, strict=True) if role == TRAIN]
+    expected = [title for title, seen in zip(titles, train_P, strict=True) if seen]
     expected += [query for query, role in zip(queries.to_pylist(), role_Q, strict=True) if role == TRAIN]
     assert seen == expected
     assert len(seen) < len(titles) + len(queries)

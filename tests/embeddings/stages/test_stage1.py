@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from embeddings.catalog.products import ProductCatalog
 from embeddings.stages.stage1 import SHADOWED, TEMPERATURE_RANGE, PretrainBatch, PretrainTask, advice
+from embeddings.training.evaluation import evaluation_chunks
 from embeddings.training.loop import TrainingOutcome, train, trained_parameters
-from embeddings.training.losses import CONSTANT_MATCHING_LOSS, NO_GROUP
+from embeddings.training.losses import NO_GROUP, constant_matching_loss
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import pretrain_config, pretrain_task, small_encoder
 from tests.tolerances import float32_error
@@ -53,8 +54,8 @@ def test_training_and_evaluation_products_have_no_group_in_common(tmp_path: Path
     data = write_small_catalog(tmp_path, products=48)  # the second 24 differ by "Series 1"
     catalog = ProductCatalog.open(data)
     shutil.copy(data / "images" / "100.png", data / "images" / "130.png")
-    for seed in range(5):
-        task = pretrain_task(data, seed=seed)
+    for share in (0.05, 0.1, 0.2, 0.4, 0.6):
+        task = pretrain_task(data, evaluation_share=share)
         groups = [set(catalog.group_P[part].tolist()) for part in (task.train, task.evaluation)]
         assert groups[0].isdisjoint(groups[1])
         assert len(groups[1]) >= 2
@@ -104,7 +105,7 @@ def test_an_unreadable_image_is_noted_and_takes_no_part(tmp_path: Path) -> None:
         module.eval()
     # Only the order of random numbers differs, so matching is compared by its pairs, contrast by its value.
     torch.testing.assert_close(task.module(got)["itc"], whole.module(rest)["itc"])
-    assert task.module.measure(got)[[2, 4]].tolist() == [3 * 15, 15]
+    assert task.module.measure(got)[[2, 3, 5]].tolist() == [15, 2 * 15, 15]
     assert float(task.module(got)["loss"]) > 0
 
 
@@ -129,7 +130,7 @@ def test_an_evaluation_says_the_same_twice_and_the_loss_of_a_constant_is_known(d
     assert measures["loss"] == measures["matching_loss"] == pytest.approx(0.6365, abs=1e-4)
     pairs = 3 * len(task.evaluation)
     tolerance = float32_error(2 + pairs, size=math.log(3))  # a softmax of two, then the mean
-    assert measures["loss"] == pytest.approx(CONSTANT_MATCHING_LOSS, abs=tolerance)
+    assert measures["loss"] == pytest.approx(constant_matching_loss(1, 2), abs=tolerance)
     assert measures["matching_accuracy"] == pytest.approx(2 / 3)
 
 
@@ -139,8 +140,7 @@ def test_the_early_stop_can_go_by_the_contrastive_loss_of_products_kept_aside(da
     with torch.no_grad():
         measures = task.evaluate()
         total = 0.0
-        for start in range(0, len(task.evaluation), task.batch_rows):
-            index = task.evaluation[start : start + task.batch_rows]
+        for index in evaluation_chunks(task.evaluation):
             batch = task._batch(index, augmentation=None, seed=0, draw=0)
             product = task.encoder.product
             image_BD = product.image_features(product.image_tokens(batch.products.pixels_BCHW))
@@ -158,13 +158,14 @@ def test_the_early_stop_can_go_by_the_contrastive_loss_of_products_kept_aside(da
 
 def test_weights_picked_by_a_matching_loss_that_learned_nothing_are_told() -> None:
     def ended(loss: float) -> TrainingOutcome:
-        return TrainingOutcome(8, 4, {"loss": loss}, [], stopped_early=False, rows_per_second=1.0)
+        best = {"loss": loss, "matching_loss": loss, "matching_loss_at_chance": constant_matching_loss(1, 2)}
+        return TrainingOutcome(8, 4, best, [], stopped_early=False, rows_per_second=1.0)
 
     assert advice(ended(0.6), pretrain_config()) is None
     assert advice(ended(0.64), pretrain_config(early_stop="contrastive")) is None
     said = advice(ended(0.64), pretrain_config())
     assert said is not None
-    for words in ("0.6400", "0.6365", "step 4", 'early_stop = "contrastive"'):
+    for words in ("step 4", "matching loss that has learned nothing", 'early_stop = "contrastive"'):
         assert words in said
 
 
@@ -182,7 +183,7 @@ def test_an_image_finds_its_title_when_both_say_which_product_it_is(data: Path) 
     batch = task._batch(index, augmentation=None, seed=0, draw=0)
     same = replace(batch.products, pixels_BCHW=batch.products.pixels_BCHW[:1].expand(8, -1, -1, -1))
     with torch.no_grad():
-        *_, known, found = task.module.eval().measure(batch._replace(products=same)).tolist()
+        *_, known, found, _, _ = task.module.eval().measure(batch._replace(products=same)).tolist()
     assert (known, found) == (8, 1)
 
 

@@ -324,6 +324,24 @@ def test_queries_made_of_titles_add_a_weighted_loss(data: Path, tuples: Tuples) 
     assert all(batch.title_queries is None for batch in batches_of(align_task(data, tuples)))
 
 
+def test_a_query_made_of_two_titles_leaves_both_products_out_of_its_negatives(
+    data: Path, tuples: Tuples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr("embeddings.stages.stage2.title_query", lambda title, generator: "one query for all")
+    monkeypatch.setattr(
+        "embeddings.stages.stage2.pqc_loss",
+        lambda product, positive, *_, in_batch=None, **__: seen.append(in_batch) or positive.sum() * 0,
+    )
+    task = align_task(data, tuples, title_query_weight=0.5)
+    task.module.eval()(batches_of(task)[0])
+    made_of_titles = seen[-2:]  # each product picks its query, each query its product
+    for chosen in made_of_titles:
+        batch_products = len(chosen.relevant_BQ)
+        assert batch_products > 1
+        assert chosen.relevant_BQ[:, :batch_products].all()
+
+
 def test_what_cannot_be_aligned_is_refused(data: Path, tuples: Tuples, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"needs a query encoder; call with_query_encoder\(\) first"):
         align_task(data, tuples, encoder=small_encoder())

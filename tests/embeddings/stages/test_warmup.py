@@ -17,7 +17,7 @@ from embeddings.training.loop import train
 from embeddings.training.losses import NO_GROUP, rarity
 from embeddings.training.ranks import Ranks
 from tests.embeddings.small_catalog import write_small_catalog
-from tests.embeddings.small_encoders import small_encoder
+from tests.embeddings.small_encoders import product_parts, small_encoder
 
 PRODUCTS = 24
 
@@ -32,13 +32,14 @@ def config(**changes: object) -> WarmupConfig:
     return WarmupConfig.model_validate(settings | changes)
 
 
-def task_of(data: Path, encoder: DashClipEncoder | None = None, **changes: object) -> TextWarmupTask:
-    catalog = ProductCatalog.open(data, modalities=("text",))
+def task_of(
+    data: Path, encoder: DashClipEncoder | None = None, *, evaluation_share: float = 0.05, **changes: object
+) -> TextWarmupTask:
     return TextWarmupTask(
         encoder or small_encoder(),
-        catalog,
+        ProductCatalog.open(data, modalities=("text",)),
         config=config(**changes),
-        usable_P=np.ones(len(catalog), dtype=bool),
+        parts=product_parts(ProductCatalog.open(data), evaluation_share),
         device=torch.device("cpu"),
         ranks=Ranks(),
     )
@@ -116,6 +117,23 @@ def test_lookalikes_are_no_negatives_of_each_other(data: Path) -> None:
         assert set(batch.group_B.tolist()) <= set(groups.tolist())
 
 
+def test_titles_that_one_query_was_made_of_are_no_negatives_of_each_other(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(data)
+    monkeypatch.setattr(
+        "embeddings.stages.warmup.title_query", lambda title, generator: "milk" if title < "n" else title
+    )
+    rows = np.arange(8)[task.catalog.group_P[:8] == np.arange(8)]
+    batch = task.batch(rows, epoch=0)
+    for i, group in enumerate(batch.group_B.tolist()):
+        for j, other in enumerate(batch.group_B.tolist()):
+            same_query = torch.equal(batch.queries.ids_BT[i], batch.queries.ids_BT[j])
+            assert (group == other) == (i == j or same_query)
+    asked = {tuple(ids) for ids in batch.queries.ids_BT.tolist()}
+    assert len(set(batch.group_B.tolist())) == len(asked)
+
+
 IMAGELESS, TITLELESS, BROKEN = 5, 6, 7
 
 
@@ -133,13 +151,15 @@ def image_config(**changes: object) -> ImageWarmupConfig:
     return ImageWarmupConfig.model_validate(config().model_dump() | changes)
 
 
-def image_task_of(data: Path, encoder: DashClipEncoder | None = None, **changes: object) -> ImageWarmupTask:
+def image_task_of(
+    data: Path, encoder: DashClipEncoder | None = None, *, evaluation_share: float = 0.05, **changes: object
+) -> ImageWarmupTask:
     catalog = ProductCatalog.open(data)
     return ImageWarmupTask(
         encoder or small_encoder(),
         catalog,
         config=image_config(**changes),
-        usable_P=np.ones(len(catalog), dtype=bool),
+        parts=product_parts(catalog, evaluation_share),
         device=torch.device("cpu"),
         ranks=Ranks(),
     )
@@ -185,11 +205,10 @@ def test_each_epoch_sees_images_changed_anew_and_the_evaluation_sees_them_unchan
 
 
 def test_training_teaches_images_to_find_their_titles(pictures: Path, tmp_path: Path) -> None:
-    settings: dict[str, object] = {"evaluation_share": 0.3, "augmentation": None}
-    task = image_task_of(pictures, **settings)
+    task = image_task_of(pictures, evaluation_share=0.3, augmentation=None)
     with torch.no_grad():
         before = task.evaluate()
-    config = image_config(epochs=40, learning_rate=5e-3, patience=40, **settings)
+    config = image_config(epochs=40, learning_rate=5e-3, patience=40, augmentation=None)
     outcome = train(task, tmp_path, config=config, fingerprint="f")
     assert outcome.best["loss"] < before["loss"] - 0.2
     assert outcome.best["image_finds_title"] >= before["image_finds_title"]

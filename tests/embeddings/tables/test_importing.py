@@ -57,6 +57,76 @@ def test_many_row_groups_keep_every_vector_with_its_id(tmp_path: Path) -> None:
     )
 
 
+def vectors_file(folder: Path, kind: str, vectors_ND: np.ndarray) -> tuple[Path, dict]:
+    """The same vectors, of ids a, b, c, as a matrix or as a column of lists."""
+    if kind == "npy":
+        np.save(folder / "v.npy", vectors_ND)
+        (folder / "ids.txt").write_text("a\nb\nc\n", encoding="utf-8")
+        return folder / "v.npy", {"ids": folder / "ids.txt"}
+    columns = {"id": ["a", "b", "c"], "vector": lists(pa.list_(pa.float64()), vectors_ND.tolist())}
+    return parquet(folder / "v.parquet", **columns), {}
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+@pytest.mark.parametrize("scale", [1e60, 1e-60, 1e200, 1e-200, 1e-310])
+def test_the_scale_of_float64_vectors_does_not_change_their_directions(
+    tmp_path: Path, kind: str, scale: float
+) -> None:
+    file, options = vectors_file(tmp_path, kind, VECTORS_ND.astype(np.float64) * scale)
+    table = importing(file, tmp_path / "t", normalise=True, **options)
+    assert (table.manifest.dtype, table.manifest.zero_vectors) == ("float32", 1)
+    np.testing.assert_allclose(
+        table.vectors_ND[1:], [[0.6, 0.8, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+@pytest.mark.parametrize("scale", [1e60, 1e-60, 1e200, 1e-200, 1e-44])
+def test_a_vector_that_float32_cannot_hold_is_named(tmp_path: Path, kind: str, scale: float) -> None:
+    vectors_ND = VECTORS_ND.astype(np.float64)
+    vectors_ND[1] *= scale
+    file, options = vectors_file(tmp_path, kind, vectors_ND)
+    with pytest.raises(
+        EmbeddingTableError, match=r"id 'b' \(row 1\) has norm .*e[+-]\d+, which float32 cannot hold; scale"
+    ):
+        importing(file, tmp_path / "t", **options)
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_byte_order_mark_and_a_line_separator_are_no_part_and_no_end_of_an_id(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", VECTORS_ND)
+    (tmp_path / "ids.txt").write_bytes("\ufeffa\u2028b\r\nc\x0cd\x85\ne\n".encode())
+    table = importing(tmp_path / "v.npy", tmp_path / "t", ids=tmp_path / "ids.txt")
+    assert table.ids.to_pylist() == ["a\u2028b", "c\x0cd\x85", "e"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a\n\nc\n", "null or blank, but the one at position 1 is"),
+        ("a\n\u3000\nc\n".encode(), "null or blank, but the one at position 1 is"),
+        ("a\nb\nc".encode("utf-16"), "is not UTF-8 text .* save it as UTF-8"),
+    ],
+)
+def test_a_blank_line_and_another_encoding_are_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    np.save(tmp_path / "v.npy", VECTORS_ND)
+    (tmp_path / "ids.txt").write_bytes(content)
+    with pytest.raises(EmbeddingTableError, match=said):
+        importing(tmp_path / "v.npy", tmp_path / "t", ids=tmp_path / "ids.txt")
+
+
+@pytest.mark.parametrize("which", ["vectors", "ids"])
+def test_an_archive_named_npy_is_refused_by_what_it_is(tmp_path: Path, which: str) -> None:
+    np.save(tmp_path / "vectors.npy", VECTORS_ND)
+    np.save(tmp_path / "ids.npy", np.arange(3))
+    with (tmp_path / f"{which}.npy").open("wb") as file:
+        np.savez(file, first=VECTORS_ND, second=np.arange(3))
+    with pytest.raises(
+        EmbeddingTableError, match=rf"{which}\.npy is an \.npz archive of first, second.* numpy\.save"
+    ):
+        importing(tmp_path / "vectors.npy", tmp_path / "t", ids=tmp_path / "ids.npy")
+
+
 def test_normalised_vectors_have_norm_one_and_zeros_stay_zeros(tmp_path: Path) -> None:
     file = parquet(tmp_path / "v.parquet", id=[1, 2, 3], vector=lists(pa.list_(pa.float32())))
     table = importing(file, tmp_path / "t", normalise=True)

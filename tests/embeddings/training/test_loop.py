@@ -147,6 +147,22 @@ def test_the_optimizer_follows_the_schedule_and_decays_matrices_alone(tmp_path: 
     assert not task.open_iterators
 
 
+def test_the_warm_up_is_its_share_of_the_steps_as_written_in_decimal(tmp_path: Path) -> None:
+    """The first of 29 steps of warm-up has a thirtieth of the rate; in binary, .29 of 100 is 28.999..."""
+    config = config_of(epochs=25, batch_size=3, warmup_share=0.29, weight_decay=0.0)
+    task = LineTask(config)
+    moves = []
+    train(
+        task,
+        tmp_path,
+        config=config,
+        fingerprint="a",
+        progress=lambda report: moves.append(float(task.module.bias.detach().abs())),
+    )
+    assert len(moves) == 100
+    assert moves[0] == pytest.approx(config.learning_rate / 30, rel=1e-4)
+
+
 def test_accumulated_micro_batches_are_one_batch(tmp_path: Path) -> None:
     whole, parts = config_of(batch_size=12), config_of(batch_size=12, accumulation=3)
     tasks = [LineTask(whole), LineTask(parts)]

@@ -36,7 +36,12 @@ from tests.embeddings.small_encoders import (
 )
 
 INPUTS = InputConfig(
-    holdout=HoldoutConfig(test_query_share=0.1, validation_query_share=0.2, test_product_share=0.05)
+    holdout=HoldoutConfig(
+        test_query_share=0.1,
+        validation_query_share=0.2,
+        test_product_share=0.05,
+        validation_product_share=0.2,
+    )
 )
 TUPLES = TupleConfig(max_positives=4, negatives=3)
 

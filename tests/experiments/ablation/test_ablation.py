@@ -17,14 +17,14 @@ from embeddings.catalog.holdout import VALIDATION
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.config import EncoderConfig
 from experiments.ablation.plan import AblationConfig, execute_ablation, plan
-from experiments.ablation.report import AblationReport, build_report, verdict
+from experiments.ablation.report import AblationReport, build_report
 from experiments.ablation.run import SpentSeconds
 from experiments.ablation.text import console_table, to_markdown
 from experiments.cli import app
 from experiments.config import ConfigError, load_config, parse_config
 from experiments.encoders.pipeline import EncodersConfig, measure_retrieval
 from experiments.runtime.job_pool import Job
-from experiments.statistics.intervals import Interval
+from experiments.statistics.intervals import Interval, verdict
 from tests.embeddings.small_catalog import write_small_catalog
 
 OPTIMIZER = {"epochs": 1, "batch_size": 16, "learning_rate": 0.002}

@@ -185,9 +185,16 @@ def skeleton_tables(out: Path) -> dict[str, Path | None]:
     return {"dcn": None, "dcn_lsa": out / "lsa", "dcn_pq": out / "embeddings"}
 
 
+def described(out: Path, config: dict[str, Any]) -> None:
+    """Replace the settings of the marketplace in `out`, as old as it was."""
+    path = out / "data" / "marketplace.json"
+    path.write_text(json.dumps({"simulated": True, "config": config}))
+    os.utime(path, (0, 0))
+
+
 def test_a_finished_demo_is_resumed(skeleton: Path) -> None:
     """Though rankers that read no DashCLIP vectors are older than these."""
-    refuse_another_demo(skeleton, skeleton_tables(skeleton), size="tiny")
+    refuse_another_demo(skeleton, skeleton_tables(skeleton), size="tiny", preset="mixed")
 
 
 def test_the_demo_knows_which_tables_each_variant_reads(tmp_path: Path) -> None:
@@ -220,13 +227,40 @@ def test_neither_deletes_nor_resumes_over_data_of_another_kind(skeleton: Path) -
     with pytest.raises(FileExistsError, match=r"thesis\.txt"):
         delete_demo(skeleton, skeleton_tables(skeleton))
     with pytest.raises(FileExistsError, match=r"thesis\.txt"):
-        refuse_another_demo(skeleton, skeleton_tables(skeleton), size="tiny")
+        refuse_another_demo(skeleton, skeleton_tables(skeleton), size="tiny", preset="mixed")
     assert (skeleton / "features").exists()
 
 
 def test_a_demo_of_another_size_is_not_resumed(skeleton: Path) -> None:
     with pytest.raises(ValueError, match="of size tiny, not small; use --fresh or another --out"):
-        refuse_another_demo(skeleton, skeleton_tables(skeleton), size="small")
+        refuse_another_demo(skeleton, skeleton_tables(skeleton), size="small", preset="mixed")
+
+
+def test_a_demo_of_another_preset_is_not_resumed(skeleton: Path) -> None:
+    sentence = "is a marketplace of preset mixed, not retrieval; use --fresh or another --out"
+    with pytest.raises(ValueError, match=sentence):
+        refuse_another_demo(skeleton, skeleton_tables(skeleton), size="tiny", preset="retrieval")
+
+
+def test_a_demo_of_the_preset_that_is_asked_for_is_resumed(skeleton: Path) -> None:
+    described(skeleton, MarketplaceConfig.preset("tiny", "retrieval").model_dump(mode="json"))
+    refuse_another_demo(skeleton, skeleton_tables(skeleton), size="tiny", preset="retrieval")
+
+
+def test_a_demo_from_before_there_were_presets_is_one_of_mixed_ads(skeleton: Path) -> None:
+    config = MarketplaceConfig.preset("tiny").model_dump(mode="json")
+    del config["candidates"]
+    described(skeleton, config)
+    refuse_another_demo(skeleton, skeleton_tables(skeleton), size="tiny", preset="mixed")
+
+
+@pytest.mark.parametrize("changed", [{"users": 999}, {"unheard_of": 1}])
+def test_a_marketplace_with_settings_of_its_own_is_not_the_demos(
+    skeleton: Path, changed: dict[str, int]
+) -> None:
+    described(skeleton, MarketplaceConfig.preset("tiny").model_dump(mode="json") | changed)
+    with pytest.raises(ValueError, match="with other settings than the demo's; use --fresh"):
+        refuse_another_demo(skeleton, skeleton_tables(skeleton), size="tiny", preset="mixed")
 
 
 @pytest.mark.parametrize(
@@ -244,10 +278,10 @@ def test_parts_older_than_what_they_are_made_from_are_not_reused(
 ) -> None:
     os.utime(skeleton / newer, (99, 99))
     with pytest.raises(ValueError, match=f"{stale} was made from an earlier .*use --fresh"):
-        refuse_another_demo(skeleton, skeleton_tables(skeleton), size="tiny")
+        refuse_another_demo(skeleton, skeleton_tables(skeleton), size="tiny", preset="mixed")
 
 
 def test_parts_whose_source_was_deleted_are_not_reused(skeleton: Path) -> None:
     (skeleton / "data" / "marketplace.json").unlink()
     with pytest.raises(ValueError, match="features was made from an earlier"):
-        refuse_another_demo(skeleton, skeleton_tables(skeleton), size="tiny")
+        refuse_another_demo(skeleton, skeleton_tables(skeleton), size="tiny", preset="mixed")

@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 from embeddings.catalog.products import ProductCatalog
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.dashclip import DashClipEncoder
-from embeddings.stages.stage1 import PretrainTask
 from experiments.cli import app
-from experiments.config import load_config, parse_config
+from experiments.config import load_config
 from experiments.datasets.encoder_runs import photos_to_train_on, publish_results, write_table
 from experiments.datasets.grocery_store import import_grocery_store
 from experiments.datasets.home_depot_relevance import OVERLAP, Vectors, evaluate_home_depot, token_overlap
 from experiments.encoders.pipeline import EncodersConfig, run_align
+from tests.embeddings.small_encoders import product_parts
 from tests.experiments.datasets.test_grocery_store import published
 from tests.experiments.datasets.test_home_depot import HOLDOUT, graded, tables
 
@@ -43,6 +43,8 @@ size = "tiny"
 text_columns = ["title", "description"]
 [holdout]
 test_product_share = 0
+validation_product_share = 0.2
+validation_within_groups = true
 [warmup]
 {STAGE}
 [image_warmup]
@@ -50,8 +52,6 @@ test_product_share = 0
 [pretrain]
 {STAGE}
 queue_size = 16
-evaluation_share = 0.2
-evaluation_within_groups = true
 """
 
 
@@ -197,32 +197,14 @@ def test_whole_classes_are_kept_aside_unless_products_are_asked_for(
     grocery_store: tuple[Path, Path], tmp_path: Path
 ) -> None:
     catalog = ProductCatalog.open(photos_to_train_on(grocery_store[0], tmp_path / "seen"))
-    encoder = DashClipEncoder.load(grocery_store[1] / "untrained")
-    config = parse_config(
-        {"epochs": 1, "batch_size": 8, "learning_rate": 0.001, "evaluation_share": 0.2},
-        type(load_config(Path("encoders_grocery_store"), EncodersConfig).pretrain),
-        where="test",
-    )
     groups = {}
     for within in (False, True):
-        chosen = config.model_copy(update={"evaluation_within_groups": within})
-        task = small_task(encoder, catalog, chosen)
-        assert not set(task.train) & set(task.evaluation)
-        assert len(task.train) + len(task.evaluation) == len(catalog)
-        groups[within] = set(catalog.group_P[task.train]) & set(catalog.group_P[task.evaluation])
+        parts = product_parts(catalog, 0.2, validation_within_groups=within)
+        assert not (parts.train_P & parts.validation_P).any()
+        assert (parts.train_P | parts.validation_P).all()
+        groups[within] = set(catalog.group_P[parts.train_P]) & set(catalog.group_P[parts.validation_P])
     assert not groups[False]
     assert groups[True]
-
-
-def small_task(encoder: DashClipEncoder, catalog: ProductCatalog, config: object) -> PretrainTask:
-    import torch
-
-    from embeddings.training.ranks import Ranks
-
-    usable_P = np.ones(len(catalog), bool)
-    return PretrainTask(
-        encoder, catalog, config=config, usable_P=usable_P, device=torch.device("cpu"), ranks=Ranks()
-    )
 
 
 def test_published_results_are_those_of_the_run(home_depot: tuple[Path, Path, Path], tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
-"""MovieLens in both published layouts becomes the same tables; broken files are named with their line."""
+"""MovieLens in its published layouts becomes the same tables; broken files are named with their line."""
 
+import csv
 import gzip
 import json
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -13,12 +12,11 @@ from typer.testing import CliRunner
 import experiments
 from experiments.cli import app
 from experiments.config import load_config
-from experiments.datasets.movielens import GENRES, import_movielens
+from experiments.datasets.movielens import import_movielens
+from experiments.datasets.movielens_files import GENRES
 from features.inputs.tables import InputError, InputTables
 from features.inputs.validation import validate
 from features.schema import FeatureConfig
-from ranking.metrics import roc_auc
-from ranking.popularity import popularity_floor
 
 START = 874_724_710  # 1997-09-20 03:05:10 UTC
 
@@ -46,7 +44,8 @@ def grouplens(folder: Path) -> Path:
     return folder
 
 
-def recbole(folder: Path, *, packed: bool) -> Path:
+def recbole(folder: Path, *, packed: bool = False, stem: str = "ml-100k", reverse: bool = False) -> Path:
+    """RecBole's files; with `reverse` the columns stand in the opposite order, named by their headers."""
     folder.mkdir()
     contents = {
         "inter": [
@@ -63,11 +62,39 @@ def recbole(folder: Path, *, packed: bool) -> Path:
         ],
     }
     for name, rows in contents.items():
-        text = "".join("\t".join(map(str, row)) + "\n" for row in rows).encode()
+        lines = (row[::-1] if reverse else row for row in rows)
+        text = "".join("\t".join(map(str, row)) + "\n" for row in lines).encode()
         if packed:
-            (folder / f"ml-100k.{name}.gz").write_bytes(gzip.compress(text))
+            (folder / f"{stem}.{name}.gz").write_bytes(gzip.compress(text))
         else:
-            (folder / f"ml-100k.{name}").write_bytes(text)
+            (folder / f"{stem}.{name}").write_bytes(text)
+    return folder
+
+
+def dat(folder: Path, *, users: bool = True) -> Path:
+    """The files of the 1M; without `users`, of the 10M."""
+    folder.mkdir()
+    contents = {
+        "ratings.dat": [(u, f, stars, START + second) for u, f, stars, second in RATINGS],
+        "movies.dat": [(number, f"{title} ({year})", "|".join(g)) for number, title, year, g in FILMS],
+        "users.dat": [(user, gender, age, job, zipped) for user, age, gender, job, zipped in VIEWERS],
+    }
+    for name, rows in contents.items():
+        if users or name != "users.dat":
+            text = "".join("::".join(map(str, row)) + "\n" for row in rows)
+            (folder / name).write_text(text, encoding="latin-1")
+    return folder
+
+
+def comma_separated(folder: Path) -> Path:
+    """The files of latest-small and of the 25M: quoted titles, a header, columns in any order."""
+    folder.mkdir()
+    with (folder / "ratings.csv").open("w", newline="") as file:
+        rows = [(START + second, stars, u, f) for u, f, stars, second in RATINGS]
+        csv.writer(file).writerows([("timestamp", "rating", "userId", "movieId"), *rows])
+    with (folder / "movies.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = [(number, f"{title} ({year})", "|".join(genres)) for number, title, year, genres in FILMS]
+        csv.writer(file).writerows([("movieId", "title", "genres"), *rows])
     return folder
 
 
@@ -135,10 +162,108 @@ def test_both_layouts_give_the_same_tables(imported, tmp_path, packed):
         assert rows_of(tmp_path / "other", table) == rows_of(imported, table)
 
 
+def test_recbole_files_are_read_by_the_names_of_their_headers(imported, tmp_path):
+    import_movielens(recbole(tmp_path / "recbole", reverse=True), tmp_path / "other")
+    for table in ("products", "impressions", "purchases"):
+        assert rows_of(tmp_path / "other", table) == rows_of(imported, table)
+
+
+def test_the_files_of_the_1m_give_the_same_tables(imported, tmp_path):
+    summary = import_movielens(dat(tmp_path / "ml-1m"), tmp_path / "other")
+    assert (summary.layout, summary.known_users, summary.users) == ("dat", True, 2)
+    for table in ("products", "impressions", "purchases"):
+        assert rows_of(tmp_path / "other", table) == rows_of(imported, table)
+
+
+@pytest.mark.parametrize("layout", ["csv", "dat"])
+def test_files_that_say_nothing_of_users_give_the_same_tables_without_user_columns(
+    imported, tmp_path, layout
+):
+    source = comma_separated(tmp_path / "own") if layout == "csv" else dat(tmp_path / "own", users=False)
+    summary = import_movielens(source, tmp_path / "other")
+    assert (summary.layout, summary.known_users, summary.users) == (layout, False, 2)
+    assert rows_of(tmp_path / "other", "products") == rows_of(imported, "products")
+    assert rows_of(tmp_path / "other", "purchases") == rows_of(imported, "purchases")
+    known = ("user_age", "user_gender", "user_occupation")
+    expected = [
+        {name: value for name, value in row.items() if name not in known}
+        for row in rows_of(imported, "impressions")
+    ]
+    assert rows_of(tmp_path / "other", "impressions") == expected
+
+
+def test_half_stars_titles_with_commas_and_films_without_genres(tmp_path):
+    folder = comma_separated(tmp_path / "ml")
+    with (folder / "movies.csv").open("a", encoding="utf-8") as file:
+        file.write('4,"Cité, La ""rouge"" (2004) ",(no genres listed)\n5,Untitled,Drama\n')
+    with (folder / "ratings.csv").open("a") as file:
+        file.write(f"{START},4.5,7,4\n{START},3.5,7,5\n")
+    import_movielens(folder, tmp_path / "tables")
+    rows = {row["product_id"]: row for row in rows_of(tmp_path / "tables", "products")}
+    assert (rows[4]["title"], rows[4]["release_year"]) == ('Cité, La "rouge" (2004) unknown', 2004)
+    assert (rows[5]["title"], rows[5]["release_year"]) == ("Untitled Drama", None)
+    shown = {row["product_id"]: row for row in rows_of(tmp_path / "tables", "impressions")}
+    assert (shown[4]["clicked"], shown[5]["clicked"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "advice"),
+    [
+        ("ratings.csv", "9,4.2,1,1\n", r"ratings\.csv line 7: the rating must be a multiple of 0\.5"),
+        ("ratings.csv", "9,0,1,1\n", r"ratings\.csv line 7: the rating must be 0\.5 to 5, not 0"),
+        ("ratings.csv", "9,4\n", r"ratings\.csv line 7: expected 4 fields but found 2"),
+        ("movies.csv", "4,Brazil, the (1985),Drama\n", r"movies\.csv line 5: expected 3 fields but found 4"),
+        ("movies.csv", '4,"Brazil', r"movies\.csv cannot be read to its end \(unexpected end of data"),
+    ],
+)
+def test_a_broken_line_of_the_csv_files_is_named(tmp_path, name, text, advice):
+    folder = comma_separated(tmp_path / "ml")
+    with (folder / name).open("a") as file:
+        file.write(text)
+    with pytest.raises(InputError, match=advice):
+        import_movielens(folder, tmp_path / "tables")
+
+
+@pytest.mark.parametrize(
+    ("header", "advice"),
+    [
+        (
+            "userId,movieId,stars,timestamp",
+            "no columns are named 'rating', one is needed; the header has",
+        ),
+        ("userId,movieId,rating,timestamp,rating", "2 columns are named 'rating'"),
+        ("", "no columns are named 'userId', one is needed; the header has nothing"),
+    ],
+)
+def test_a_header_that_lacks_a_column_or_has_it_twice_is_named(tmp_path, header, advice):
+    folder = comma_separated(tmp_path / "ml")
+    (folder / "ratings.csv").write_text(header + "\n1,1,4,9\n" if header else "")
+    with pytest.raises(InputError, match=rf"ratings\.csv line 1: {advice}"):
+        import_movielens(folder, tmp_path / "tables")
+
+
+def test_files_without_ratings_are_named(tmp_path):
+    folder = comma_separated(tmp_path / "ml")
+    (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n")
+    with pytest.raises(InputError, match=r"ratings\.csv holds no ratings"):
+        import_movielens(folder, tmp_path / "tables")
+
+
 def test_the_archive_may_lie_in_its_own_subfolder(tmp_path):
     (tmp_path / "unpacked").mkdir()
     grouplens(tmp_path / "unpacked" / "ml-100k")
     assert import_movielens(tmp_path / "unpacked", tmp_path / "tables").layout == "grouplens"
+    (tmp_path / "other").mkdir()
+    comma_separated(tmp_path / "other" / "ml-latest-small")
+    assert import_movielens(tmp_path / "other", tmp_path / "tables").layout == "csv"
+
+
+def test_several_data_sets_in_one_folder_are_refused(tmp_path):
+    (tmp_path / "unpacked").mkdir()
+    grouplens(tmp_path / "unpacked" / "ml-100k")
+    recbole(tmp_path / "unpacked" / "ml-1m", stem="ml-1m", packed=True)
+    with pytest.raises(InputError, match=r"more than one data set: .*u\.data and .*ml-1m\.inter; give"):
+        import_movielens(tmp_path / "unpacked", tmp_path / "tables")
 
 
 def test_the_imported_tables_break_no_rule_and_say_what_they_lack(imported):
@@ -208,50 +333,6 @@ def test_the_shipped_feature_configs_name_columns_that_the_import_writes(importe
     for feature in (*config.dense, *config.sparse):
         if feature.source != "timestamp":
             assert feature.column in tables.columns(feature.source)
-
-
-def indexed(rows: list[tuple[int, int, int]]) -> pa.Table:
-    """(user, product, clicked) rows."""
-    return pa.Table.from_pylist(
-        [{"user_index": u, "product_index": p, "clicked": c} for u, p, c in rows],
-        schema=pa.schema([("user_index", pa.int32()), ("product_index", pa.int32()), ("clicked", pa.int8())]),
-    )
-
-
-def test_the_floor_scores_product_mean_plus_user_mean():
-    past = indexed([(0, 0, 1), (0, 1, 0), (1, 0, 1), (1, 1, 1)])
-    # means: all 3/4; products 1, 1/2; users 1/2, 1. Scores: 1/2 + 1, 1 + 1/2 (a tie), unseen 3/4 + 3/4.
-    floor = popularity_floor(past, indexed([(0, 0, 1), (1, 1, 0), (5, 7, 1)]))
-    assert floor.auc == 0.5
-    assert (floor.new_user_share, floor.new_product_share) == (1 / 3, 1 / 3)
-    assert (floor.past_rows, floor.test_rows) == (4, 3)
-    assert popularity_floor(past, indexed([(1, 0, 1), (0, 1, 0)])).auc == 1.0
-
-
-def test_the_floor_equals_its_slow_version():
-    random = np.random.default_rng(0)
-    rows = [tuple(row) for row in random.integers(0, [6, 8, 2], (300, 3)).tolist()]
-    past, test = rows[:200], rows[200:]
-    overall = sum(clicked for *_, clicked in past) / len(past)
-
-    def mean(place: int, key: int) -> float:
-        own = [row[2] for row in past if row[place] == key]
-        return sum(own) / len(own) if own else overall
-
-    scores = [mean(0, user) + mean(1, product) for user, product, _ in test]
-    labels = [clicked for *_, clicked in test]
-    probabilities = np.clip(np.array(scores) - overall, 0.01, 0.99)
-    losses = -np.where(labels, np.log(probabilities), np.log(1 - probabilities))
-    ctr = np.mean(labels)
-    entropy = -(ctr * np.log(ctr) + (1 - ctr) * np.log(1 - ctr))
-    floor = popularity_floor(indexed(past), indexed(test))
-    assert floor.auc == pytest.approx(roc_auc(labels, scores), abs=1e-12)
-    assert floor.norm_logloss == pytest.approx(losses.mean() / entropy, abs=1e-12)
-
-
-def test_the_floor_needs_a_past():
-    with pytest.raises(ValueError, match="needs past rows"):
-        popularity_floor(indexed([]), indexed([(0, 0, 1)]))
 
 
 def test_an_import_replaces_an_import_but_no_other_folder_and_not_its_source(tmp_path: Path) -> None:

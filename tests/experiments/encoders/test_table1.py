@@ -241,6 +241,20 @@ def test_markdown_and_terminal_show_every_row_and_say_what_is_simulated(rows):
     assert max(len(line.rstrip()) for line in shown.splitlines()) <= 100
 
 
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_names_of_rows_stay_whole_on_a_narrow_terminal(rows, width):
+    names = {"noisy_axes": "off_the_shelf_clip_text", "dashclip": "dashclip"}
+    renamed = {names.get(name, name): row for name, row in rows.items()}
+    console = Console(width=width, record=True, file=StringIO())
+    console.print(console_table(evaluate_rows(renamed, shop(), **MEASURE)))
+    shown = console.export_text()
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= width
+    for text in ("off the shelf clip text", "DashCLIP", "best possible", "Graded Rel", "Precision", "MRR"):
+        assert text in shown
+    row = shown[shown.index("DashCLIP") :].splitlines()[0].split()
+    assert len(row) == 1 + 5, "every metric is there"
+
+
 def test_progress_ends_with_all_rows_done(rows):
     seen = []
     evaluate_rows(rows, shop(), progress=lambda *step: seen.append(step), **MEASURE)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from experiments.marketplace.config import MarketplaceConfig
+from experiments.marketplace.config import Candidates, MarketplaceConfig
 from experiments.marketplace.generate import generate
 from experiments.marketplace.world.catalog import Catalog, make_catalog
 from experiments.marketplace.world.queries import Queries, make_queries
@@ -41,11 +41,21 @@ class World:
     shoppers: Shoppers
 
 
+def _generate(folder: Path, candidates: Candidates) -> Written:
+    config = MarketplaceConfig.preset("tiny", candidates, seed=7, image_pixels=48)
+    return Written(folder=folder, config=config, summary=generate(config, folder))
+
+
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
-    config = MarketplaceConfig.preset("tiny", seed=7, image_pixels=48)
-    folder = tmp_path_factory.mktemp("marketplace") / "tiny"
-    return Written(folder=folder, config=config, summary=generate(config, folder))
+    """The preset mixed, which is the default."""
+    return _generate(tmp_path_factory.mktemp("marketplace") / "tiny", "mixed")
+
+
+@pytest.fixture(scope="session")
+def written_retrieval(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """The preset retrieval with the same seed."""
+    return _generate(tmp_path_factory.mktemp("marketplace") / "tiny_retrieval", "retrieval")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """Memory does not grow with the log; the command prints what was measured."""
 
+import json
 import tracemalloc
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from experiments.cli import app
-from experiments.marketplace.config import MarketplaceConfig
+from experiments.commands.inputs.generate import Preset
+from experiments.marketplace.config import CLICKS, Candidates, MarketplaceConfig
 from experiments.marketplace.generate import generate
 from experiments.marketplace.tables import RowGroupWriter
 
@@ -46,6 +49,20 @@ def test_the_command_writes_a_marketplace_and_prints_the_best_reachable_auc(tmp_
     assert "LogLoss floor" in result.output
     assert (out / "marketplace.json").is_file()
     assert not (out / "images").exists()
+
+
+def test_the_command_names_the_preset_and_says_what_decides_clicks_in_it(tmp_path):
+    out = tmp_path / "market"
+    asked = ["generate", str(out), "--preset", "retrieval", "--size", "tiny", "--no-images"]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0, result.output
+    for text in ("preset retrieval, size tiny", "recall of grade 2", "within slates: taste"):
+        assert text in result.output
+    assert json.loads((out / "marketplace.json").read_text())["config"]["candidates"] == "retrieval"
+
+
+def test_the_command_offers_every_preset_and_no_other():
+    assert get_args(get_args(Preset)[0]) == get_args(Candidates) == tuple(CLICKS)
 
 
 def test_a_folder_that_is_no_marketplace_is_left_alone(tmp_path):

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.marketplace.config import ClickModel, MarketplaceConfig, TasteModel
-from experiments.marketplace.days.clicks import ClickCauses, click_delays_us, click_logits, sigmoid
+from experiments.marketplace.days.clicks import (
+    ClickCauses,
+    click_delays_us,
+    click_logits,
+    click_terms,
+    sigmoid,
+)
 from experiments.marketplace.days.searches import match_pools
 from experiments.marketplace.world.assortment import USE_CASES, brand_names, load_assortment
 from experiments.marketplace.world.catalog import flag_names
@@ -240,7 +246,7 @@ def _causes(**changes: np.ndarray) -> ClickCauses:
 )
 def test_each_cause_adds_its_own_term_to_the_log_odds(changes, expected):
     model = ClickModel()
-    logit = click_logits(model, _causes(**changes))[0]
+    logit = click_logits(model, click_terms(model, _causes(**changes)))[0]
     assert logit == pytest.approx(model.intercept + model.grade_1 + expected(model))
 
 

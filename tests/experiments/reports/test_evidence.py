@@ -132,6 +132,22 @@ def test_what_was_not_measured_is_named_with_the_command_that_makes_it(tmp_path,
         assert text.count(command) == 2  # at a glance, and in its own place
 
 
+def test_importance_is_advised_for_the_finished_variant_that_reads_most_whatever_its_name(tmp_path, undrawn):
+    sweep = write_sweep(tmp_path / "own", variants=("dcn", "dcn_pq", "dcn_pq_sim_history"), seeds=(1,))
+    (sweep / "dcn_pq").rename(sweep / "mine")
+    assert found(sweep, "importance").command == f"dashclip importance {sweep}/dcn_pq_sim_history"
+    (sweep / "dcn_pq_sim_history" / "seed-1" / "run.json").unlink()  # still trains
+    assert found(sweep, "importance").command == f"dashclip importance {sweep}/mine"
+
+
+def test_latency_says_that_it_is_not_of_the_sweeps_rankers_and_what_measures_those(copied):
+    assert any("not a ranker of this sweep" in note for note in found(copied, "latency").notes)
+    (copied / "serving.json").unlink()
+    absent = found(copied, "latency")
+    assert absent.command == "make bench-serving"
+    assert "`dashclip loadtest` measures it" in absent.reason
+
+
 def test_a_log_without_queries_is_not_asked_to_retrieve(tmp_path, undrawn):
     sweep = write_sweep(tmp_path / "log", queries=False, seeds=(1, 2))
     result = CliRunner().invoke(app, ["report", str(sweep), "--resamples", "200"])
@@ -170,8 +186,20 @@ def test_a_time_that_was_not_recorded_is_that_of_the_file_and_a_command_is_calle
 
 
 def test_the_variant_that_reads_most_is_named_for_importance(tmp_path):
-    for name in ("dcn", "dcn_p", "dcn_p_sim_history", "dcn_p_sim_history_random", "mine_own_odd_name"):
-        (tmp_path / name / "seed-1").mkdir(parents=True)
+    pretrained = {"entities": ["product", "history"], "initialisation": "pretrained"}
+    random = {"entities": ["product", "query", "history"], "initialisation": "random"}
+    one = {"entities": ["product"], "initialisation": "pretrained"}
+    for name, semantic in (
+        ("dcn", None),
+        ("dcn_p", one),
+        ("dcn_p_sim_history", pretrained),
+        ("dcn_p_sim_history_random", random),
+        ("mine_own_odd_name", one),
+    ):
+        run = tmp_path / name / "seed-1"
+        run.mkdir(parents=True)
+        write(run / "run.json", {})
+        write(run / "config.json", {"ranker": {"semantic": semantic}})
     assert found(tmp_path, "importance").command == f"dashclip importance {tmp_path}/dcn_p_sim_history"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,16 @@ from typer.testing import CliRunner
 from experiments.reports.table2 import plots
 from experiments.reports.table2 import sections as evidence_table2
 from experiments.reports.table2.page import to_html, write_report
-from experiments.reports.table2.text import findings, to_markdown
+from experiments.reports.table2.sections import table2_sections
+from experiments.reports.table2.text import (
+    console_table,
+    findings,
+    gap_sentences,
+    rows_of_slice,
+    to_markdown,
+)
+from experiments.statistics.intervals import Interval
+from experiments.sweeps.comparison import Difference
 from experiments.sweeps.results import SweepResultsError
 from experiments.sweeps.table2 import build_report, to_json
 from ranking.metrics import calibration, evaluate, normalized_log_loss, roc_auc
@@ -179,6 +189,135 @@ def test_the_made_up_effects_are_found(content):
         if (pair["variant"], pair["against"]) == ("dcn_pq_sim_history", "dcn_pq_sim")
     )
     assert pair["auc_diff_low"] > 0
+
+
+def difference(mean, seeds, users):
+    """Of AUC, with its intervals over seeds and over users."""
+    return Difference(
+        seeds=3,
+        auc=Interval(mean, *seeds),
+        auc_users=Interval(mean, *users),
+        norm_logloss=None,
+        gain_share=mean / 0.1,
+    )
+
+
+GAIN = difference(0.02, (0.01, 0.03), (0.005, 0.035))
+LOSS = difference(-0.02, (-0.03, -0.01), (-0.035, -0.005))
+#: Sure over seeds, but the users drawn explain it; and the other way round.
+ONLY_SEEDS = difference(0.03, (0.01, 0.05), (-0.01, 0.07))
+ONLY_USERS = difference(-0.01, (-0.03, 0.01), (-0.015, -0.005))
+FIRST, SECOND, THIRD = PAPER_VARIANTS[1:]
+
+
+def with_differences(table, found, gaps=None):
+    """The table with other differences: by variant, then by slice; those not named are not told apart."""
+    variants = {}
+    for name, variant in table.variants.items():
+        if name != table.baseline:
+            of_slice = found.get(name, {})
+            slices = {
+                key: replace(measured, difference=of_slice.get(key, ONLY_SEEDS))
+                for key, measured in variant.slices.items()
+            }
+            gap = (gaps or {}).get(name, variant.purchases_gap)
+            variant = replace(variant, slices=slices, purchases_gap=gap)
+        variants[name] = variant
+    return replace(table, variants=variants)
+
+
+def test_a_gain_or_a_loss_is_what_both_intervals_agree_on(table):
+    changed = with_differences(
+        table, {FIRST: {"all": GAIN}, SECOND: {"all": LOSS}, THIRD: {"all": ONLY_SEEDS}}
+    )
+    gains, loses, neither = findings(changed)
+    assert "gains 0.0200 AUC against DCN baseline (95 % interval over seeds 0.0100 … 0.0300, over" in gains
+    assert "20 % of the reachable gain" in gains
+    assert "loses 0.0200 AUC against DCN baseline" in loses
+    assert "is not told apart from DCN baseline: +0.0300 AUC" in neither
+    assert " gain" not in loses + neither
+    [only_users] = findings(with_differences(table, {FIRST: {"all": ONLY_USERS}}))[:1]
+    assert "is not told apart from DCN baseline: -0.0100 AUC" in only_users
+    shares = {row.title: row.gain_share for row in rows_of_slice(changed, "all")}
+    assert list(shares.values()) == ["", "20 %", "–", "–"]
+
+
+def test_a_gain_is_green_and_a_loss_red_wherever_they_are_shown(table, without_plots):
+    differences = {FIRST: {"all": GAIN}, SECOND: {"all": LOSS}, THIRD: {"all": ONLY_SEEDS}}
+    changed = with_differences(table, differences)
+    page = to_html(changed)
+    assert page.count('<td class="number above">') == page.count('<td class="number above">+0.0200</td>') == 1
+    assert page.count('<td class="number below">') == page.count('<td class="number below">-0.0200</td>') == 1
+    shown = list(console_table(changed).columns[2].cells)
+    assert shown[:4] == ["", "[bold green]+0.0200[/bold green]", "[bold red]-0.0200[/bold red]", "+0.0300"]
+
+
+def test_the_answer_names_the_best_of_the_sure_gains_and_losses_where_nothing_gains(table, without_plots):
+    def answer(found):
+        return table2_sections(with_differences(table, found))[0].answer
+
+    one = answer({FIRST: {"all": GAIN}, SECOND: {"all": LOSS}, THIRD: {"all": ONLY_SEEDS}})
+    title = table.variants[FIRST].title
+    assert one.startswith("Yes: 1 of 3 variants gains AUC against DCN baseline. ")
+    assert f"The most gains {title}: +0.0200" in one
+    none = answer({SECOND: {"all": LOSS}})
+    assert none == (
+        "No: none of 3 variants surely gains AUC against DCN baseline. "
+        f"{table.variants[SECOND].title} loses some."
+    )
+
+
+def test_for_whom_names_sure_slices_only_and_how_few_impressions_one_has(table, without_plots):
+    def answer(of_slice):
+        found = {FIRST: {"all": GAIN, **of_slice}}
+        return table2_sections(with_differences(table, found))[1].answer
+
+    title = table.variants[FIRST].title
+    few = f"products not seen in training (only {table.slices['unseen_product'].rows} impressions)"
+    told = answer({"has_purchases": LOSS, "seen_product": GAIN})
+    assert told.startswith(
+        f"{title} gains for products seen in training +0.0200 (95 % interval over seeds 0.0100 … 0.0300, "
+        "over users 0.0050 … 0.0350); it loses for users with purchases"
+    )
+    assert "; it is not told apart from the baseline for users without purchases" in told
+    assert few in told
+    nothing = answer({})
+    assert nothing.startswith(f"{title} is not told apart from the baseline for users with purchases")
+    assert "gains" not in nothing
+    all_gain = answer(dict.fromkeys(table.slices, GAIN))
+    assert "gains most for users with purchases" in all_gain
+    assert "not told apart" not in all_gain
+
+
+@pytest.mark.parametrize(
+    ("gap", "said"),
+    [
+        (GAIN, "users with purchases gain 0.0200 AUC more than users without (95 % interval over seeds 0.01"),
+        (LOSS, "users with purchases are worse off by 0.0200 AUC than users without (95 % interval"),
+        (ONLY_SEEDS, "users with and without purchases are not told apart (+0.0300 AUC, 95 % interval over"),
+        (ONLY_USERS, "users with and without purchases are not told apart (-0.0100 AUC, 95 % interval over"),
+        (difference(0.01, (None, None), (0, 1)), "differ by +0.0100 AUC in what it does; one seed gives no"),
+    ],
+)
+def test_users_with_purchases_gain_more_where_both_intervals_say_so(table, gap, said):
+    sentence = gap_sentences(with_differences(table, {FIRST: {"has_purchases": GAIN}}, {FIRST: gap}))[0]
+    assert said in sentence
+    assert ("gain" in sentence) == (gap is GAIN)
+
+
+def test_losing_less_is_no_gain(table):
+    sentence = gap_sentences(with_differences(table, {FIRST: {"has_purchases": LOSS}}, {FIRST: GAIN}))[0]
+    assert "users with purchases are better off by 0.0200 AUC than users without" in sentence
+
+
+def test_a_slice_of_fewer_than_a_thousand_impressions_says_so(table, without_plots):
+    few, many = table.slices["unseen_product"], table.slices["seen_product"]
+    assert few.rows < 1_000 <= many.rows
+    page, text = to_html(table), to_markdown(table)
+    assert f"<h3>Products not seen in training (only {few.rows} impressions)</h3>" in page
+    assert "<h3>Products seen in training</h3>" in page
+    assert f"## Products not seen in training ({few.rows} impressions, which are few)" in text
+    assert f"## Products seen in training ({many.rows:,} impressions)" in text
 
 
 def test_the_same_folder_gives_the_same_numbers_again(sweep, content):

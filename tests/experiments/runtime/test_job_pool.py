@@ -1,9 +1,11 @@
 """Jobs in processes of their own: order, failures that stay alone, and an end with the parent."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -12,7 +14,8 @@ import psutil
 import pytest
 
 import experiments.runtime.job_pool
-from experiments.runtime.job_pool import DIED, Job, JobProgress, run_jobs
+from experiments.runtime.job_pool import BUSY, DIED, Job, JobProgress, run_jobs
+from features.artifacts import BusyError, file_lock
 from features.progress import Progress
 
 
@@ -32,6 +35,17 @@ def die(tell: Progress) -> None:
 
 def note_process(path: Path, tell: Progress) -> None:
     note(path, str(os.getpid()), tell)
+
+
+def note_threads(path: Path, tell: Progress) -> None:
+    import pyarrow as pa
+    import torch
+
+    path.write_text(json.dumps([torch.get_num_threads(), pa.cpu_count()]))
+
+
+def claimed(path: Path) -> AbstractContextManager[None]:
+    return file_lock(path, busy=BusyError("taken"))
 
 
 def say_and_wait(path: Path, tell: Progress) -> None:
@@ -67,7 +81,29 @@ def test_a_failed_or_dead_job_stops_only_those_that_need_it(tmp_path: Path) -> N
     assert "no such luck" in (tmp_path / "failed" / "failure.txt").read_text()
     assert not (tmp_path / "first").exists()
     assert JobProgress("first", "noting", 1, 2) in said
-    assert sorted(one.name for one in said if one.ended) == sorted(errors)
+    assert {one.name: one.error for one in said if one.ended} == errors
+    assert len([one for one in said if one.ended]) == len(errors)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_torch_and_arrow_keep_to_the_threads_of_a_process(tmp_path: Path, threads: int) -> None:
+    noted = tmp_path / "threads"
+    run_jobs([Job("notes", partial(note_threads, noted), tmp_path)], processes=1, threads=threads)
+    assert json.loads(noted.read_text()) == [threads, threads]
+
+
+def test_a_job_whose_claim_is_taken_touches_nothing_and_says_so(tmp_path: Path) -> None:
+    notes, lock, folder = tmp_path / "notes", tmp_path / "lock", tmp_path / "taken"
+    folder.mkdir()
+    (folder / "failure.txt").write_text("of an earlier attempt")
+    jobs = [
+        Job("taken", partial(note, notes, "never"), folder, claim=partial(claimed, lock)),
+        Job("free", partial(note, notes, "free"), tmp_path / "free", claim=partial(claimed, tmp_path / "l")),
+    ]
+    with claimed(lock):
+        assert run_jobs(jobs, processes=1) == {"taken": BUSY, "free": None}
+    assert notes.read_text() == "free\n"
+    assert (folder / "failure.txt").read_text() == "of an earlier attempt"
 
 
 def test_a_process_takes_one_job_after_another_until_it_dies(tmp_path: Path) -> None:

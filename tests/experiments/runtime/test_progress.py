@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from embeddings.training.loop import Report
 from experiments.cli import app
-from experiments.runtime.progress import progress_bars
+from experiments.runtime.job_pool import BUSY, JobProgress
+from experiments.runtime.progress import LINE_EVERY_S, progress_bars
 from tests.embeddings.small_catalog import write_small_catalog
 
 #: A rate at which nothing is learned.
@@ -42,6 +43,49 @@ def test_each_evaluation_is_one_line_that_names_its_stage_however_narrow_the_ter
     assert lines[1] == (
         "  stage 1, step 1,500 of 3,000: loss 1.2500, matching_accuracy 0.5000, image_finds_title 0.1250"
     )
+
+
+def followed(console: Console, log: Path) -> list[str]:
+    """The lines of the log, while a run trains for three intervals, is begun again, and fails."""
+    now = [0.0]
+    with progress_bars(console, log=log, clock=lambda: now[0]) as bars:
+        bars.job(JobProgress("dcn seed 1", error=BUSY, ended=True))
+        for step in range(7):
+            bars.job(JobProgress("dcn seed 2", "loss 0.5", step, 8))
+            now[0] += LINE_EVERY_S / 2
+        bars.job(JobProgress("dcn seed 2", error="ValueError: [no] luck", ended=True))
+        assert "failed" in log.read_text(), "said when it happens, not at the end"
+    return [line[20:] for line in log.read_text().splitlines()]
+
+
+SAID = [
+    f"dcn seed 1: {BUSY}",
+    "dcn seed 2 began",
+    "dcn seed 2: 2 of 8, loss 0.5",
+    "dcn seed 2: 4 of 8, loss 0.5",
+    "dcn seed 2: 6 of 8, loss 0.5",
+    "dcn seed 2 failed: ValueError: [no] luck",
+]
+
+
+def test_a_log_and_an_output_that_is_no_terminal_have_a_line_now_and_then(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=60)
+    log = tmp_path / "new" / "sweep.log"
+    assert followed(console, log) == SAID
+    assert isinstance(console.file, io.StringIO)
+    assert [line.strip() for line in console.file.getvalue().splitlines()][: len(SAID)] == SAID
+    assert followed(console, log) == 2 * SAID, "what was there stays"
+
+
+def test_a_terminal_has_bars_and_only_the_lines_that_no_bar_shows(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+    assert followed(console, tmp_path / "log") == SAID
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert SAID[0] in shown
+    assert SAID[-1] in shown
+    assert "began" not in shown
+    assert "4 of 8" not in shown
 
 
 def test_every_stage_has_a_bar_of_its_own():

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -18,13 +20,14 @@ from features.inputs.tables import InputTables
 from features.online.build_snapshot import build_snapshot
 from features.online.request import RequestError, ScoreRequest
 from features.online.request_features import OnlineFeatures
+from features.schema import LabelConfig
 from ranking.model import SemanticConfig
 from serving.package.manifest import PackageManifest
 from serving.packaging.as_of import END, snapshot_source, time_us_of
 from serving.packaging.logged_requests import LoggedImpressions
 from serving.scoring.predictor import Predictor
 from serving.wire.reply import ScoreReply, best_first
-from tests.features.small_logs import START_US
+from tests.features.small_logs import START_US, random_tables, write_tables
 from tests.serving.small_packages import train_small, write_vectors
 
 
@@ -225,5 +228,20 @@ def test_a_moment_that_is_none_is_refused_with_examples() -> None:
 
 
 def test_the_end_of_a_log_is_after_its_last_click_or_purchase(folder: Path) -> None:
-    source = snapshot_source(folder / "data", END)
+    source = snapshot_source(folder / "data", END, LabelConfig())
     assert source.as_of_us > START_US + 8 * DAY_US - 1
+
+
+def test_a_click_time_of_next_year_is_not_the_end_of_the_log(tmp_path: Path) -> None:
+    tables = random_tables(1)
+    shown = tables["impressions"]
+    at = pc.index(shown["clicked"], 1).as_py()
+    click_us = shown["click_timestamp"].cast(pa.int64()).to_pylist()
+    click_us[at] = START_US + 365 * DAY_US
+    place = shown.schema.get_field_index("click_timestamp")
+    clicks = pa.array(click_us, shown.schema.field(place).type)
+    tables["impressions"] = shown.set_column(place, "click_timestamp", clicks)
+    write_tables(tmp_path, tables)
+    for hours in (1.0, 48.0):
+        end_us = snapshot_source(tmp_path, END, LabelConfig(attribution_hours=hours)).as_of_us
+        assert START_US + 8 * DAY_US <= end_us < START_US + 8 * DAY_US + hours * 3_600_000_000

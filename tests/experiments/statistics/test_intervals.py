@@ -14,6 +14,7 @@ from experiments.statistics.intervals import (
     paired_difference,
     percentile_interval,
     summarize_seeds,
+    verdict,
 )
 from ranking.metrics import roc_auc
 
@@ -76,6 +77,22 @@ def test_unequal_seeds_cannot_be_paired():
 )
 def test_an_interval_excludes_zero_only_when_it_lies_on_one_side(low, high, excluded):
     assert Interval(mean=0.0, low=low, high=high).excludes_zero is excluded
+
+
+@pytest.mark.parametrize(
+    ("intervals", "said"),
+    [
+        ([(0.1, 0.2), (0.05, 0.3)], "above"),
+        ([(-0.2, -0.1), (-0.3, -0.05)], "below"),
+        ([(0.1, 0.2), (-0.05, 0.3)], "not told apart"),
+        ([(-0.1, 0.2), (0.05, 0.3)], "not told apart"),
+        ([(-0.2, -0.1), (-0.3, 0.0)], "not told apart"),
+        ([(0.1, 0.2), (-0.3, -0.1)], "not told apart"),
+        ([(None, None), (0.05, 0.3)], "not told apart"),
+    ],
+)
+def test_a_difference_is_told_only_where_all_its_intervals_agree(intervals, said):
+    assert verdict(*(Interval(mean=0.1, low=low, high=high) for low, high in intervals)) == said
 
 
 @given(rows_of_users, st.lists(st.integers(0, 3), min_size=6, max_size=6))

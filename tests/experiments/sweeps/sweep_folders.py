@@ -72,6 +72,13 @@ def write_sweep(
             ]
             _write_json(run / "metrics.json", {"history": history, "test": {}, "validation": {}})
             _write_json(run / "run.json", {"variant": variant, "seed": seed, "rows_per_s": 20_000.0 + seed})
+            read = {"product": "p" in variant, "query": "q" in variant, "history": "history" in variant}
+            semantic = {
+                "entities": [name for name, reads in read.items() if reads],
+                "initialisation": "random" if "random" in variant else "pretrained",
+            }
+            config = {"ranker": {"semantic": semantic if semantic["entities"] else None}}
+            _write_json(run / "config.json", config)
             _write_json(
                 run / "environment.json",
                 {"commit": "abc1234", "cpu": "Example CPU", "packages": {"torch": "2.13.0"}},

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -13,10 +15,11 @@ import pytest
 import experiments.sweeps.sweep
 from experiments.config import ConfigError
 from experiments.runtime.environment import cpu_quota
-from experiments.runtime.job_pool import DIED, Job, JobProgress, run_job
+from experiments.runtime.job_pool import BUSY, DIED, Job, JobProgress, run_job
 from experiments.sweeps.sweep import execute_sweep, job_of, plan
 from experiments.sweeps.table2 import build_report
 from features.progress import silent
+from ranking.run import run_lock
 from tests.experiments.sweeps.small_sweeps import HISTORY, TRAINING, sweep_config, write_inputs
 
 
@@ -147,25 +150,34 @@ def test_numbers_do_not_depend_on_how_many_processes_share_the_work_and_a_failed
 ):
     """One sweep shows both, as starting workers is what takes the time here."""
     out, _, _ = finished
-    monkeypatch.setattr(experiments.sweeps.sweep, "usable_cores", lambda: 1)
-    missing = folder / "nowhere"
+    monkeypatch.setattr(experiments.sweeps.sweep, "usable_cores", lambda: 8)
+    too_fast = {"optimizer": {"learning_rate": 1e18, "warmup_steps": 0}}
     variants = {
         "dcn": {},
-        "broken": {"product_table": missing, "ranker": {"semantic": HISTORY}},
+        "broken": {"training": too_fast},
         "dcn_p_sim_history": {"ranker": {"semantic": HISTORY}},
     }
     config = sweep_config(folder, seeds=[1], variants=variants)
+    said: list[JobProgress] = []
     outcomes = {
-        run.parent.name: error for run, error in execute_sweep(config, folder / "one", processes=1).items()
+        run.parent.name: error
+        for run, error in execute_sweep(config, folder / "one", processes=1, on_progress=said.append).items()
     }
 
     assert outcomes.keys() == set(variants)
     assert outcomes["dcn"] is outcomes["dcn_p_sim_history"] is None
     assert outcomes["broken"] is not None
-    assert str(missing) in outcomes["broken"]
-    assert str(missing) in (folder / "one" / "broken" / "seed-1" / "failure.txt").read_text()
+    assert "the weights have diverged" in outcomes["broken"]
+    assert "the weights have diverged" in (folder / "one" / "broken" / "seed-1" / "failure.txt").read_text()
+    ended = {progress.name: progress.error for progress in said if progress.ended}
+    assert ended == {f"{variant} seed 1": error for variant, error in outcomes.items()}
+    last = [progress.name for progress in said]
+    assert last.index("dcn_p_sim_history seed 1") > last.index("broken seed 1"), "said when it happened"
 
     for variant in ("dcn", "dcn_p_sim_history"):
+        for sweep in (folder / "one", out):
+            run = json.loads((sweep / variant / "seed-1" / "run.json").read_text())
+            assert run["threads"] == 1, "a run has one thread, however few share the cores"
         one, two = (
             pq.read_table(sweep / variant / "seed-1" / "predictions" / "test.parquet")
             for sweep in (folder / "one", out)
@@ -177,7 +189,86 @@ def test_numbers_do_not_depend_on_how_many_processes_share_the_work_and_a_failed
     assert list(table.variants) == ["dcn", "dcn_p_sim_history"]
     [unusable] = table.missing
     assert (unusable.variant, unusable.seed) == ("broken", 1)
-    assert str(missing) in unusable.reason
+    assert "the weights have diverged" in unusable.reason
+
+
+def test_every_variant_that_cannot_open_its_inputs_is_named_before_anything_is_trained(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_pool(*_: object, **__: object) -> None:
+        raise AssertionError("a run is trained although another cannot be")
+
+    monkeypatch.setattr(experiments.sweeps.sweep, "run_jobs", no_pool)
+    semantic = {"ranker": {"semantic": HISTORY}}
+    variants = {
+        "dcn": {},
+        "gone": {"product_table": folder / "nowhere", **semantic},
+        "other": {"product_table": folder / "features", **semantic},
+        "no_query": {"ranker": {"semantic": {"entities": ["query"], "widths": [8]}}},
+    }
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="nothing was trained") as refusal:
+        execute_sweep(sweep_config(folder, variants=variants), out, processes=1)
+    sentence = str(refusal.value)
+    assert f"variant 'gone': {folder / 'nowhere'} is not an embedding table" in sentence
+    assert f"variant 'other': {folder / 'features'}" in sentence
+    assert "variant 'no_query': " in sentence
+    assert "'dcn'" not in sentence
+    assert not out.exists()
+
+
+def test_begun_runs_of_another_config_are_refused_before_anything_is_trained(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_pool(*_: object, **__: object) -> None:
+        raise AssertionError("a run is trained although another cannot be")
+
+    monkeypatch.setattr(experiments.sweeps.sweep, "run_jobs", no_pool)
+    [run] = plan(sweep_config(folder, seeds=[1], variants={"dcn": {}}), tmp_path)
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.json").write_text(run.config.model_copy(update={"seed": 2}).model_dump_json())
+    with pytest.raises(ValueError, match=r"config\.json differs .* or delete .*seed-1 to train it anew"):
+        execute_sweep(sweep_config(folder, seeds=[1]), tmp_path, processes=1)
+
+
+def files_of(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+def test_a_run_that_another_process_trains_is_left_to_it_and_waited_for(
+    finished, folder: Path, tmp_path: Path, finishes: bool
+) -> None:
+    """The other process ends while this one waits, with the run finished or not."""
+    config = sweep_config(folder, seeds=[1])
+    taken, other = plan(config, tmp_path)
+    waited: list[float] = []
+    with ExitStack() as elsewhere:
+        elsewhere.enter_context(run_lock(taken.folder))
+        (taken.folder / "failure.txt").write_text("of an earlier attempt")
+        before = files_of(taken.folder)
+
+        def wait(seconds: float) -> None:
+            waited.append(seconds)
+            assert (other.folder / "run.json").exists(), "what is free is trained before it waits"
+            assert files_of(taken.folder) == before, "the folder is the other process's"
+            if len(waited) == 3:
+                if finishes:
+                    shutil.copytree(finished[0] / "dcn" / "seed-1", taken.folder, dirs_exist_ok=True)
+                elsewhere.close()
+
+        said: list[JobProgress] = []
+        outcomes = execute_sweep(config, tmp_path, processes=1, on_progress=said.append, sleep=wait)
+    assert len(waited) == 3
+    assert list(outcomes.values()) == [None, None]
+    assert [one.error for one in said if one.name == taken.name and one.ended] == [BUSY, None]
+    run = json.loads((taken.folder / "run.json").read_text())
+    theirs = json.loads((finished[0] / "dcn" / "seed-1" / "run.json").read_text())
+    assert (run == theirs) == finishes, "trained by the other process or, if that left it, by this one"
 
 
 def test_a_run_that_failed_before_is_tried_again(folder, tmp_path):

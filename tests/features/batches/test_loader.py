@@ -161,5 +161,15 @@ def test_impressions_of_a_batch_can_be_named(feature_set: FeatureSet) -> None:
     loader = BatchLoader(feature_set, "train", batch_size=70, shuffle_seed=2)
     batch = next(iter(loader))
     stored = pa.concat_tables(pq.read_table(path) for path in feature_set.split_files("train"))
-    expected = stored["impression_id"].take(np.sort(batch.row_B.numpy())).to_pylist()
+    expected = stored["impression_id"].take(batch.row_B.numpy()).to_pylist()
     assert loader.impression_ids(batch.row_B.numpy()) == expected
+    assert loader.impression_ids(np.array([7, 0, 7])) == [expected_of(stored, row) for row in (7, 0, 7)]
+    assert loader.impression_ids(np.array([], np.int64)) == []
+    last = loader.rows - 1
+    for outside in (-1, loader.rows):
+        with pytest.raises(ValueError, match=f"rows of train must be from 0 to {last:,}, got {outside:,}"):
+            loader.impression_ids(np.array([0, outside]))
+
+
+def expected_of(stored: pa.Table, row: int) -> object:
+    return stored["impression_id"][row].as_py()

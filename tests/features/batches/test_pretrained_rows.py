@@ -1,9 +1,13 @@
 """Histories at batch time against the definition, written as loops."""
 
+import tracemalloc
+
 import numpy as np
-from hypothesis import given
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from features.batches import pretrained_rows
 from features.batches.pretrained_rows import PurchaseBags, SemanticRows
 
 
@@ -26,8 +30,11 @@ def next_same(users: list[list[int]]) -> list[int]:
     return result
 
 
+@pytest.mark.parametrize("events_at_once", [1, 5, 2**20])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(logs(), st.integers(1, 4), st.booleans(), st.randoms(use_true_random=False))
-def test_bags_follow_the_definition(log, cap, deduplicate, random) -> None:
+def test_bags_follow_the_definition(monkeypatch, events_at_once, log, cap, deduplicate, random) -> None:
+    monkeypatch.setattr(pretrained_rows, "_EVENTS_AT_ONCE", events_at_once)
     users, rows = log
     events = np.array([product for purchases in users for product in purchases], np.int32)
     bags = PurchaseBags.build(
@@ -56,6 +63,29 @@ def test_bags_follow_the_definition(log, cap, deduplicate, random) -> None:
     values, lengths = bags.expand(np.array(starts, np.int32), np.array(ends, np.int32))
     got = [part.tolist() for part in np.split(values, np.cumsum(lengths)[:-1])]
     assert got == expected
+
+
+def test_a_batch_of_a_user_with_50_000_purchases_needs_no_memory_for_all_of_them_at_once() -> None:
+    events, products, impressions, cap = 50_000, 40, 400, 30
+    product_E = np.arange(events) % products
+    bags = PurchaseBags.build(
+        product_E.astype(np.int32),
+        np.minimum(np.arange(events) + products, events).astype(np.int32),
+        np.arange(1, products + 1),
+        cap=cap,
+        deduplicate=True,
+    )
+    end_B = np.arange(events - impressions, events, dtype=np.int32)
+    tracemalloc.start()
+    try:
+        values, lengths = bags.expand(np.zeros(impressions, np.int32), end_B)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert lengths.tolist() == [cap] * impressions
+    newest = product_E[end_B[-1] - cap : end_B[-1]][::-1] + 1
+    assert values[-cap:].tolist() == newest.tolist()
+    assert peak < 200e6  # all at once: 20 M purchases, 8 bytes each in several arrays
 
 
 def test_a_missing_product_query_or_vector_gives_an_empty_bag() -> None:

@@ -8,7 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features.inputs.tables import InputError, InputTables, escape_glob, find_table, open_table
+from features.inputs.tables import (
+    InputError,
+    InputTable,
+    InputTables,
+    escape_glob,
+    find_table,
+    open_files,
+    open_table,
+)
 from tests.features.inputs.small_tables import NOON, SCHEMAS, UTC_US, good_rows, rewrite, write_tables
 
 
@@ -241,10 +249,10 @@ def test_one_table_is_the_union_of_its_files_whatever_else_the_folder_holds(tmp_
     }.items():
         pq.write_table(pa.table(columns), tmp_path / "products" / f"{name}.parquet")
     table = open_table(tmp_path, "products", ["product_id", "tag"])
-    assert table.schema.names == ["product_id", "title", "note", "tag"]
+    assert table.schema.names == ["product_id", "title", "tag"]  # a column of nulls only counts as none
     assert table.to_table().to_pylist() == [
-        {"product_id": 1, "title": None, "note": None, "tag": None},
-        {"product_id": 2, "title": "tea", "note": None, "tag": "new"},
+        {"product_id": 1, "title": None, "tag": None},
+        {"product_id": 2, "title": "tea", "tag": "new"},
     ]
     assert find_table(tmp_path, "relevance") is None
 
@@ -263,5 +271,179 @@ def test_a_column_that_the_first_file_lacks_is_null_there_for_arrow_too(folder):
     pq.write_table(content.drop_columns(["query"]), folder / "impressions" / "a.parquet")
     pq.write_table(content, folder / "impressions" / "b.parquet")
     (folder / "impressions.parquet").unlink()
-    queries = InputTables.open(folder).dataset("impressions").to_table(columns=["query"])["query"].to_pylist()
+    queries = InputTables.open(folder).table("impressions").to_table(columns=["query"])["query"].to_pylist()
     assert queries == [None] * 10 + content["query"].to_pylist()
+
+
+def in_files(folder: Path, table: str, *parts: pa.Table) -> None:
+    """Put a table of several files in the place of the one file."""
+    (folder / f"{table}.parquet").unlink()
+    (folder / table).mkdir()
+    for number, part in enumerate(parts):
+        pq.write_table(part, folder / table / f"{number}.parquet")
+
+
+def read_both_ways(table: InputTable) -> list[dict[str, object]]:
+    """The rows, after checking that DuckDB and Arrow give the same."""
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        by_duckdb = connection.sql(f"SELECT * FROM {table.scan_sql()}").to_arrow_table()
+    by_arrow = table.to_table()
+    assert sorted(by_duckdb.to_pylist(), key=str) == sorted(by_arrow.to_pylist(), key=str)
+    assert by_duckdb.schema.types == by_arrow.schema.types == table.schema.types
+    return by_arrow.to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("table", "wrong", "meant"),
+    [
+        ("impressions", "Clicked", "clicked"),
+        ("impressions", "USER_ID", "user_id"),
+        ("impressions", "Query", "query"),
+        ("products", "Price", "price"),
+        ("relevance", "GRADE", "grade"),
+    ],
+)
+@pytest.mark.parametrize("both", [True, False], ids=["beside the right one", "instead of it"])
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+def test_columns_that_differ_in_case_alone_are_refused_by_both_names(
+    folder, table, wrong, meant, both, first
+):
+    path = folder / f"{table}.parquet"
+    content = pq.read_table(path)
+    place = 0 if first else content.num_columns
+    content = content.add_column(place, wrong, content.column(meant))
+    pq.write_table(content if both else content.drop_columns([meant]), path)
+    message = the_error(folder)
+    assert str(path) in message
+    assert repr(wrong) in message
+    assert repr(meant) in message
+    assert "rename" in message
+    with pytest.raises(InputError, match=repr(wrong)):
+        find_table(folder, table)
+
+
+def test_columns_that_differ_in_case_in_two_files_are_refused_by_both_files(folder):
+    whole = pq.read_table(folder / "products.parquet").append_column("Weight", pa.array([1.0] * 4))
+    other = whole.rename_columns([name.replace("Weight", "weight") for name in whole.column_names])
+    in_files(folder, "products", whole.slice(0, 2), other.slice(2))
+    message = the_error(folder)
+    assert f"{folder / 'products' / '1.parquet'} has a column 'weight'" in message
+    assert f"'Weight' of {folder / 'products' / '0.parquet'} in case alone" in message
+
+
+def test_a_further_attribute_that_comes_twice_is_refused(folder):
+    path = folder / "products.parquet"
+    content = pq.read_table(path)
+    for _ in range(2):
+        content = content.append_column("weight", pa.array([1.0] * 4))
+    pq.write_table(content, path)
+    assert "has 2 columns named 'weight'; keep one" in the_error(folder)
+
+
+@pytest.mark.parametrize("name", ["file_row_number", "FILE_ROW_NUMBER", "__FILE"])
+def test_a_reserved_name_is_refused_in_any_case(folder, name):
+    path = folder / "products.parquet"
+    pq.write_table(pq.read_table(path).append_column(name, pa.array(range(4))), path)
+    assert f"has a column {name!r}, a name reserved" in the_error(folder)
+    with pytest.raises(InputError, match=name):
+        open_table(folder, "products", ["product_id"])
+
+
+def test_a_column_asked_for_in_another_case_gets_a_hint(folder):
+    content = pq.read_table(folder / "products.parquet").append_column("WEIGHT", pa.array([1.0] * 4))
+    pq.write_table(content, folder / "products.parquet")
+    with pytest.raises(InputError, match="did you mean 'WEIGHT'"):
+        InputTables.open(folder).require_columns("products", ("weight",), wanted_by="feature 'weight'")
+
+
+def test_ids_of_32_and_64_bits_in_two_files_are_one_column(folder):
+    large = 2**40
+    narrow = pa.table({"product_id": pa.array([0, 1], pa.int32()), "title": ["a", "b"], "aisle": pa.nulls(2)})
+    wide = pa.table(
+        {"product_id": [2, large], "title": ["c", "d"], "aisle": ["tea", "tea"], "image": ["c", None]}
+    )
+    in_files(folder, "products", narrow, wide)
+    for table in (InputTables.open(folder).table("products"), open_table(folder, "products", ["product_id"])):
+        rows = read_both_ways(table)
+        assert [row["product_id"] for row in rows] == [0, 1, 2, large]
+        assert [row["image"] for row in rows] == [None, None, "c", None]
+        assert [row["aisle"] for row in rows] == [None, None, "tea", "tea"]
+
+
+def test_files_of_nanoseconds_and_microseconds_are_one_table_in_the_order_of_the_files(folder):
+    whole = pq.read_table(folder / "purchases.parquet")
+    fine = whole.set_column(0, "timestamp", whole.column("timestamp").cast(pa.timestamp("ns", tz="UTC")))
+    in_files(folder, "purchases", fine.slice(0, 2), whole.slice(2, 2), fine.slice(4))
+    assert read_both_ways(InputTables.open(folder).table("purchases")) == whole.to_pylist()
+
+
+def test_positions_are_those_of_the_files_whatever_their_columns(folder):
+    whole = pq.read_table(folder / "impressions.parquet")
+    in_files(folder, "impressions", whole.slice(0, 4).drop_columns(["query"]), whole.slice(4))
+    scan = InputTables.open(folder).scan_sql("impressions", positions=True)
+    rows = duckdb.sql(f"SELECT impression_id, __file, file_row_number FROM {scan} ORDER BY 1").fetchall()
+    files = [str(folder / "impressions" / f"{number}.parquet") for number in (0, 1)]
+    assert rows == [(i, files[i >= 4], i if i < 4 else i - 4) for i in range(10)]
+
+
+def test_row_groups_without_rows_change_nothing(folder):
+    whole = pq.read_table(folder / "impressions.parquet")
+    with pq.ParquetWriter(folder / "impressions.parquet", whole.schema) as writer:
+        for part in (
+            whole.slice(0, 0),
+            whole.slice(0, 3),
+            whole.slice(0, 0),
+            whole.slice(3),
+            whole.slice(0, 0),
+        ):
+            writer.write_table(part)
+    tables = InputTables.open(folder)
+    assert read_both_ways(tables.table("impressions")) == whole.to_pylist()
+    assert tables.table("impressions").head(4, ["impression_id"]).to_pydict() == {
+        "impression_id": [0, 1, 2, 3]
+    }
+    assert tables.has_queries
+
+
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+def test_moments_between_two_are_found_in_any_unit(folder, unit):
+    times = pq.read_table(folder / "impressions.parquet").column("timestamp")
+    stored = times.cast(pa.timestamp(unit, tz="Europe/Paris"))
+    if unit == "ns":
+        stored = pa.compute.add(stored.cast(pa.int64()), 999).cast(stored.type)
+    rewrite(folder, "impressions", "timestamp", stored)
+    table = InputTables.open(folder).table("impressions")
+    first_us, last_us = (int(times[row].cast(pa.int64()).as_py()) for row in (2, 5))
+    for first, last, expected in [
+        (first_us, last_us, [2, 3, 4, 5]),
+        (first_us + 1, last_us - 1, [3, 4]),
+        (last_us, last_us, [5]),
+    ]:
+        found = table.to_table(["impression_id"], between_us=("timestamp", first, last))
+        assert found["impression_id"].to_pylist() == expected
+
+
+def test_a_folder_named_like_a_file_is_named_with_the_cure(folder):
+    (folder / "products.parquet").rename(folder / "whole.parquet")
+    (folder / "products.parquet").mkdir()
+    (folder / "whole.parquet").rename(folder / "products.parquet" / "part-0.parquet")
+    assert f"products.parquet is a folder; rename it to {folder / 'products'}/" in the_error(folder)
+
+
+def test_files_that_lie_anywhere_can_be_read_as_a_table(tmp_path):
+    for number, kind in enumerate((pa.int32(), pa.int64())):
+        columns = {"impression_id": pa.array([number], kind), "click_probability": [0.5]}
+        pq.write_table(pa.table(columns), tmp_path / f"truth {number}.parquet")
+    table = open_files("impressions", sorted(tmp_path.iterdir()))
+    assert table.rows == 2
+    assert read_both_ways(table) == [{"impression_id": i, "click_probability": 0.5} for i in (0, 1)]
+
+
+def test_whole_and_fractional_prices_in_two_files_are_fractional(folder):
+    whole = pq.read_table(folder / "products.parquet")
+    place = whole.schema.get_field_index("price")
+    first = whole.slice(0, 2).set_column(place, "price", pa.array([1, 2], pa.int32()))
+    in_files(folder, "products", first, whole.slice(2))
+    rows = read_both_ways(InputTables.open(folder).table("products"))
+    assert [row["price"] for row in rows] == [1.0, 2.0, 1.5, 1.5]

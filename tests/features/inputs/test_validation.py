@@ -1,6 +1,7 @@
 """Each rule finds exactly the rows that break it, and every input row ends up in the clean copy or aside."""
 
 import json
+import shutil
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
@@ -63,6 +64,7 @@ BAD_ROWS = {
         (grade(10, product_id=None), "null_product_id"),
         (grade(11, query="  "), "empty_query"),
         (grade(12, query=None), "empty_query"),
+        (grade(12, query="\u3000\t"), "empty_query"),
         (grade(13, grade=3), "grade_out_of_range"),
         (grade(14, grade=None), "grade_out_of_range"),
         (grade(15, source="robot"), "unknown_source"),
@@ -75,18 +77,21 @@ BAD_ROWS = {
         (impression(20, impression_id=None), "null_impression_id"),
         (impression(22, timestamp=None), "null_timestamp"),
         (impression(24, user_id=None), "null_user_id"),
+        (impression(24, user_id="\u3000"), "null_user_id"),
         (impression(26, product_id=None), "null_product_id"),
         (impression(28, clicked=2), "clicked_not_0_or_1"),
         (impression(30, clicked=None), "clicked_not_0_or_1"),
         (impression(31, click_timestamp=NOON), "click_before_impression"),
         (impression(32, timestamp=NOW + timedelta(days=2)), "incredible_timestamp"),
         (impression(34, timestamp=NOON.replace(year=1970)), "incredible_timestamp"),
+        (impression(35, click_timestamp=NOW + timedelta(days=2)), "incredible_click_timestamp"),
         (impression(3), "duplicate_impression_id"),
         (impression(36, product_id=77), "unknown_product"),
     ],
     "purchases": [
         (purchase(10, timestamp=None), "null_timestamp"),
         (purchase(11, user_id=None), "null_user_id"),
+        (purchase(11, user_id=""), "null_user_id"),
         (purchase(12, product_id=None), "null_product_id"),
         (purchase(13, timestamp=NOW.replace(year=2050)), "incredible_timestamp"),
         (purchase(3), "duplicate_purchase_id"),
@@ -101,6 +106,7 @@ DOUBTFUL_ROWS = {
         (impression(20, query=""), "empty_query"),
         (impression(22, click_timestamp=NOON + timedelta(days=1)), "click_time_without_click"),
         (impression(23, click_timestamp=None), "click_without_time"),
+        (impression(25, click_timestamp=NOON + timedelta(days=2)), "click_after_log"),
     ],
 }
 
@@ -140,6 +146,23 @@ def test_doubtful_rows_are_counted_and_stay(tmp_path):
         assert sorted(broken(report)[table]) == sorted(rule for _, rule in doubtful)
         assert pq.read_table(tmp_path / "clean" / f"{table}.parquet").to_pylist() == rows[table]
     check_or_raise(InputTables.open(folder), now=NOW)
+
+
+def test_a_click_is_after_the_log_a_day_after_its_last_impression_whose_own_time_is_credible(tmp_path):
+    rows = good_rows()
+    last = max(row["timestamp"] for row in rows["impressions"])
+    day, instant = timedelta(days=1), timedelta(microseconds=1)
+    rows["impressions"] += [
+        impression(1001, timestamp=last, click_timestamp=last + day - instant),
+        impression(1003, timestamp=last, click_timestamp=last + day),
+        impression(1005, timestamp=NOW + 2 * day, click_timestamp=None),
+    ]
+    found = validated(write_tables(tmp_path / "in", rows)).tables["impressions"].broken
+    (after,) = (finding for finding in found if finding.rule == "click_after_log")
+    assert (after.severity, after.rows) == ("warn", 1)
+    assert after.example is not None
+    assert after.example.row == len(rows["impressions"]) - 2
+    assert "24 hours or more after the log's last impression" in after.sentence
 
 
 def test_optional_columns_are_held_to_their_rules(tmp_path):
@@ -295,6 +318,46 @@ def test_unreadable_images_are_counted_and_their_products_stay(with_images, tmp_
     assert clean == ["0.png", "1.jpg"]
 
 
+def test_each_spelling_of_an_image_is_one_file_and_links_in_the_folder_belong_to_it(with_images, tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "outside.png").rename(tmp_path / "store" / "5.png")
+    (with_images / "linked").symlink_to(tmp_path / "store", target_is_directory=True)
+    (with_images / "link.png").symlink_to(tmp_path / "store" / "5.png")
+    names = ["images/0.png", "./images/0.png", "images/../images//0.png", "linked/5.png", "link.png"]
+    names += ["linked/../../outside.png", "  "]
+    rewrite(with_images, "products", "image", pa.array(names))
+    report = validated(with_images, max_bad_share=0.0, clean=tmp_path / "clean")
+    (finding,) = report.tables["products"].broken
+    assert (finding.rule, finding.rows, finding.example.row) == ("unreadable_image", 1, 5)
+    files = {path.relative_to(tmp_path / "clean").as_posix() for path in (tmp_path / "clean").rglob("*.png")}
+    assert files == {"images/0.png", "linked/5.png", "link.png"}
+    assert not any(path.is_symlink() for path in (tmp_path / "clean").rglob("*"))
+    shutil.rmtree(tmp_path / "store")
+    assert broken(validated(tmp_path / "clean")) == {"products": ["unreadable_image"]}
+    assert [f.rows for f in validated(tmp_path / "clean").tables["products"].broken] == [1]
+
+
+@pytest.mark.parametrize("name", ["/etc/logo.png", "..", "a\0.png", "x" * 300 + ".png"])
+def test_an_image_path_that_no_file_can_have_is_unreadable(with_images, tmp_path, name):
+    rewrite(with_images, "products", "image", pa.array(["images/0.png", name, None, None, None, None, None]))
+    (finding,) = validated(with_images, clean=tmp_path / "clean").tables["products"].broken
+    assert (finding.rule, finding.rows) == ("unreadable_image", 1)
+
+
+def test_images_of_which_none_can_be_read_do_not_pass(with_images, tmp_path):
+    names = ["0.png", "1.jpg", None, None, "", None, None]
+    rewrite(with_images, "products", "image", pa.array(names))
+    report = validated(with_images, clean=tmp_path / "clean")
+    assert not report.passed
+    assert not (tmp_path / "clean").exists()
+    assert "none of the images of 2 products can be read; paths are relative to" in report.failures[0]
+    assert [rule.rule for rule in report.tables["products"].broken] == [
+        "unreadable_image",
+        "no_readable_image",
+    ]
+    assert validated(with_images, check_images=False).passed
+
+
 def test_images_can_be_left_unchecked(with_images):
     assert broken(validated(with_images, check_images=False)) == {}
 
@@ -325,6 +388,44 @@ def test_the_clean_copy_keeps_files_order_and_types_over_many_batches(tmp_path, 
         whole = pq.read_table(folder / "impressions" / f"{name}.parquet")
         clean = pq.read_table(tmp_path / "clean" / "impressions" / f"{name}.parquet")
         assert clean.equals(whole.filter(pa.array([i % 13 not in (0, 6) for i in numbers])))
+
+
+def test_white_space_of_any_kind_is_no_text(tmp_path):
+    rows = good_rows()
+    rows["products"] += [product(4, title="\u3000"), product(5, aisle="\n")]
+    rows["impressions"].append(impression(20, query="\xa0"))
+    found = broken(validated(write_tables(tmp_path / "in", rows)))
+    assert found == {"products": ["empty_title", "empty_aisle"], "impressions": ["empty_query"]}
+
+
+def test_blank_ids_are_missing_ones_and_no_copies_of_each_other(tmp_path):
+    folder = write_tables(tmp_path / "in", good_rows())
+    rewrite(folder, "purchases", "purchase_id", pa.array(["a", "", "\u3000", "", None]))
+    assert broken(validated(folder)) == {}
+    check_or_raise(InputTables.open(folder), now=NOW)
+
+
+@pytest.mark.parametrize("spelling", [".", "./", "../in", "", "/absolute"])
+@pytest.mark.parametrize("in_a_folder", [False, True])
+def test_however_the_folder_is_spelt_the_clean_copy_lacks_the_bad_rows(
+    tmp_path, monkeypatch, spelling, in_a_folder
+):
+    rows = good_rows()
+    rows["impressions"].insert(3, impression(10, clicked=7))
+    folder = write_tables(tmp_path / "in", rows)
+    file = "impressions.parquet"
+    if in_a_folder:
+        (folder / "impressions").mkdir()
+        file = (folder / file).rename(folder / "impressions" / "part.parquet").relative_to(folder).as_posix()
+    monkeypatch.chdir(folder)
+    data = folder if spelling == "/absolute" else Path(spelling)
+    out = tmp_path / "out"
+    report = validated(data, quarantine=out / "aside", clean=out / "clean")
+    (finding,) = report.tables["impressions"].broken
+    assert (str(finding.example), finding.example.value) == (f"{file} row 3", "7")
+    assert pq.read_table(out / "clean" / file)["clicked"].to_pylist() == [i % 2 for i in range(10)]
+    (aside,) = pq.read_table(out / "aside" / "impressions.parquet").to_pylist()
+    assert (aside["_file"], aside["_row"], aside["clicked"]) == (file, 3, 7)
 
 
 def test_outputs_never_replace_the_input(tmp_path):

@@ -1,5 +1,8 @@
 """What cannot be built is refused in one sentence, and nothing is left behind."""
 
+import re
+from datetime import timedelta
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,8 +33,8 @@ def test_a_product_that_the_catalogue_lacks_is_named(tmp_path):
     message = refused(tmp_path, tables)
     count = int((tables["impressions"].column("product_id").to_numpy() == 0).sum())
     assert f"{count} rows name a product that products lacks, such as 0" in message
-    assert "dashclip validate" in message
-    assert "--write-clean" in message
+    assert f"dashclip validate {tmp_path / 'data'} --out CHECKED --write-clean" in message
+    assert "CHECKED/clean" in message
 
 
 def test_a_purchased_product_that_the_catalogue_lacks_is_named(tmp_path):
@@ -54,10 +57,21 @@ def test_a_product_listed_twice_is_refused(tmp_path):
 def test_training_labels_of_one_class_are_refused(tmp_path, clicked):
     tables = random_tables(1)
     labels = pa.array(np.full(400, clicked, dtype=np.int8))
-    tables["impressions"] = with_column(tables["impressions"], "clicked", labels)
+    shown = tables["impressions"].drop_columns(["click_timestamp"])
+    tables["impressions"] = with_column(shown, "clicked", labels)
     message = refused(tmp_path, tables)
     assert f"clicked = {clicked}" in message
     assert "both classes" in message
+
+
+def test_training_labels_whose_clicks_all_came_too_late_are_refused_and_it_is_said_why(tmp_path):
+    tables = random_tables(1)
+    shown = tables["impressions"]
+    later = pa.compute.add(shown.column("timestamp"), pa.scalar(timedelta(days=1)))
+    clicks = pa.compute.if_else(pa.compute.equal(shown.column("clicked"), 1), later, None)
+    tables["impressions"] = with_column(shown, "click_timestamp", clicks)
+    message = refused(tmp_path, tables)
+    assert re.search(r"training impressions have clicked = 0 \(\d+ clicks came too late for a label", message)
 
 
 def test_a_label_other_than_0_and_1_is_refused(tmp_path):
@@ -110,6 +124,44 @@ def test_an_infinite_number_is_refused(tmp_path):
     prices[7] = np.inf
     tables["impressions"] = with_column(tables["impressions"], "price", pa.array(prices))
     assert "column 'price' of impressions holds an infinite value" in refused(tmp_path, tables)
+
+
+@pytest.mark.parametrize("number", [1e200, -1e200, 1e39])
+@pytest.mark.parametrize("source", ["impressions", "products"])
+def test_a_number_too_large_for_a_standard_transform_is_named_before_the_build(
+    tmp_path, monkeypatch, source, number
+):
+    monkeypatch.setattr("features.offline.build._read", None)  # the build may not start
+    tables = random_tables(1)
+    column = {"impressions": "price", "products": "weight"}[source]
+    values = tables[source].column(column).to_pylist()
+    values[3] = number
+    tables[source] = with_column(tables[source], column, pa.array(values))
+    dense = (DenseFeature(name="number", source=source, column=column),)
+    message = refused(tmp_path, tables, CONFIG.model_copy(update={"dense": dense}))
+    assert f"{source}.parquet row 3, dense feature 'number': column {column!r} of {source}" in message
+    assert f"holds {number:g}, too large for transform = 'standard'" in message
+    assert "write null, or use the transform log" in message
+
+
+def test_a_huge_number_is_no_trouble_for_a_logarithm(tmp_path):
+    tables = random_tables(1)
+    values = tables["impressions"].column("price").to_pylist()
+    values[3] = 1e200
+    tables["impressions"] = with_column(tables["impressions"], "price", pa.array(values))
+    manifest = build(write_tables(tmp_path / "data", tables), tmp_path / "features", CONFIG, threads=1)
+    assert np.isfinite([manifest.transforms["price"].mean, manifest.transforms["price"].sd]).all()
+
+
+def test_a_number_beyond_what_the_network_reads_is_named(tmp_path):
+    tables = random_tables(1)
+    time_us = tables["impressions"].column("timestamp").cast(pa.int64()).to_numpy()
+    values = np.where(np.arange(400) % 2, 1e-9, 0.0)
+    values[time_us.argmax()] = 1e38  # in the test split
+    tables["impressions"] = with_column(tables["impressions"], "price", pa.array(values))
+    dense = (DenseFeature(name="number", column="price"),)
+    message = refused(tmp_path, tables, CONFIG.model_copy(update={"dense": dense}))
+    assert "dense feature 'number': column 'price' holds 1e+38, too far from the training window" in message
 
 
 def test_a_dense_column_without_training_values_is_refused(tmp_path):

@@ -59,6 +59,14 @@ def test_each_user_is_cut_by_their_own_time_whatever_the_batches():
         assert np.concatenate(parts).tolist() == whole.tolist()
 
 
+def test_shares_of_a_user_are_those_written_in_decimal():
+    """In binary, .29 of 100 is 28.999..."""
+    user_N = np.zeros(100, dtype=np.int32)
+    config = SplitConfig(method="per_user", validation_share=0.29, test_share=0.57)
+    codes_N = PerUserCut(config, np.bincount(user_N)).codes(user_N)
+    assert np.bincount(codes_N).tolist() == [14, 29, 57]
+
+
 def test_head_queries_cover_half_of_the_traffic_and_torso_up_to_nine_tenths():
     # Shares: 40 %, 30 %, 20 %, 6 %, 4 %, never.
     traffic = np.array([6, 40, 30, 0, 20, 4])

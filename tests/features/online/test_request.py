@@ -1,5 +1,6 @@
 """A request is either one shape after construction, or a refusal that says what to do."""
 
+from enum import Enum, IntEnum, StrEnum
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,18 @@ from features.online.request import (
     ScoreRequest,
     what_came,
 )
+
+
+class Device(StrEnum):
+    PHONE = "phone"
+
+
+class Brand(str, Enum):  # noqa: UP042 - what people had before StrEnum
+    OURS = "our brand"
+
+
+class Store(IntEnum):
+    CORNER = 3
 
 
 def request(**fields: Any) -> ScoreRequest:
@@ -56,6 +69,9 @@ def test_text_ids_become_one_array_of_strings(candidates: Any) -> None:
         ({"candidates": [[1]]}, "candidates[0]", 400),
         ({"candidates": [2**63]}, "candidates", 400),
         ({"candidates": ["\ud800"]}, "candidates", 400),
+        ({"candidates": ["a", "\u3000"]}, "candidates", 400),
+        ({"candidates": pa.array(["", "a"])}, "candidates", 400),
+        ({"history": ["a", " "]}, "history", 400),
         ({"candidates": ["x" * 513]}, "candidates", 400),
         ({"candidates": "abc"}, "candidates", 400),
         ({"candidates": {"a": 1}}, "candidates", 400),
@@ -111,6 +127,74 @@ def test_a_column_with_missing_values_is_a_list_and_one_without_an_array() -> No
     assert read["shelf"] == [3, 4]
     assert isinstance(read["position"], np.ndarray)
     assert read["position"].tolist() == [1, 2]
+
+
+def test_scalars_of_numpy_and_members_of_enums_become_pythons_own() -> None:
+    read = ScoreRequest(
+        user_id=np.int32(7),
+        query=Brand.OURS,
+        candidates=[np.int64(5), 6],
+        timestamp_us=np.int64(10**15),
+        context={
+            Device.PHONE: np.float32(0.5),
+            "store": Store.CORNER,
+            "b": np.bool_(True),
+            "t": np.str_("x"),
+        },
+        candidate_columns={
+            Brand.OURS: [np.float32(0.5), None],
+            "device": (Device.PHONE, Brand.OURS),
+            "store": np.array([Store.CORNER, None], object),
+        },
+        history=[np.uint8(4)],
+    )
+    assert (read.user_id, read.query, read.timestamp_us) == (7, "our brand", 10**15)
+    assert read.candidates.equals(pa.array([5, 6]))
+    assert read.history.equals(pa.array([4]))
+    assert read.context == {"phone": 0.5, "store": 3, "b": True, "t": "x"}
+    assert read.candidate_columns["our brand"] == [0.5, None]
+    assert read.candidate_columns["device"] == ["phone", "our brand"]
+    assert read.candidate_columns["store"] == [3, None]
+    values = [read.user_id, read.query, read.timestamp_us, *read.context.values(), *read.context]
+    values += [value for column in read.candidate_columns.values() for value in column]
+    assert {type(value) for value in values} <= {int, str, float, bool, type(None)}
+    assert request(candidates=[Device.PHONE, Brand.OURS]).candidates.equals(pa.array(["phone", "our brand"]))
+    assert request(user_id=Brand.OURS).user_id == "our brand"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"user_id": np.float64(1.5)}, "user_id: number 1.5 came"),
+        ({"user_id": np.bool_(True)}, "user_id: boolean True came"),
+        ({"query": Store.CORNER}, "query: integer 3 came"),
+        (
+            {"timestamp_us": np.datetime64("2026-01-01", "ns")},
+            "timestamp_us: a value of type datetime64 came",
+        ),
+        ({"candidates": [np.bool_(True)]}, r"candidates\[0\]: boolean True came"),
+        ({"context": {"a": np.float32("nan")}}, "context.a: nan came"),
+    ],
+)
+def test_what_numpy_holds_is_refused_as_pythons_own_would_be(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        request(**fields)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.0, float("nan")],
+        [None, np.float32("nan")],
+        ["a", float("nan")],
+        np.array([None, np.nan], object),
+        pa.array([None, float("nan")]),
+    ],
+)
+def test_a_nan_is_never_taken_for_a_missing_value(values: Any) -> None:
+    """JSON would make a null of it, Arrow would not."""
+    with pytest.raises(RequestError, match=r"candidate_columns\.a: nan for candidate 1 came; .*null where"):
+        request(candidate_columns={"a": values})
 
 
 def test_an_empty_history_is_not_the_snapshots() -> None:

@@ -10,8 +10,9 @@ import pytest
 from features.batches.pretrained_rows import PurchaseBags
 from features.columns.counters import UNIT_US
 from features.online.build_snapshot import build_snapshot
-from features.online.request import ScoreRequest
+from features.online.request import RequestError, ScoreRequest
 from features.online.request_features import OnlineFeatures
+from features.schema import DenseFeature
 from tests.features.small_logs import CONFIG, START_US, WITHOUT_QUERIES
 from tests.features.small_market import WIDE, Market, assert_equal_rows
 
@@ -38,6 +39,18 @@ def test_the_online_row_is_the_offline_row_bit_for_bit(tmp_path, granularity, te
             assert found.unknown["products"] == found.unknown["history"] == 0
             checked += len(slate)
     assert checked >= 3
+
+
+@pytest.mark.parametrize("where", ["context", "candidate_columns"])
+def test_a_live_number_beyond_what_the_network_reads_is_refused_by_name(tmp_path, where):
+    market = Market(
+        tmp_path, CONFIG.model_copy(update={"dense": (DenseFeature(name="number", column="price"),)})
+    )
+    context = ("price",) if where == "context" else ()
+    online = OnlineFeatures(market.snapshot(START_US + 6 * 86_400_000_000), context_columns=context)
+    given = {"context": {"price": 1e200}, "candidate_columns": {"price": [1e200]}}[where]
+    with pytest.raises(RequestError, match=rf"{where}\.price: 1e\+200 came; send a value as it was logged"):
+        online.rows(ScoreRequest(None, None, [0], **{where: given}))
 
 
 def test_purchases_of_a_snapshot_of_the_moment_are_those_of_the_impression(tmp_path):

@@ -153,6 +153,62 @@ def test_live_counts_replace_the_snapshots_and_their_rate_follows(online):
     assert (dense(online, given, ctr) == manifest.transforms[ctr].apply(np.array([0.5, 0.25, 0.125]))).all()
 
 
+@pytest.mark.parametrize("way", ["context", "candidate_columns"])
+@pytest.mark.parametrize(
+    ("values", "field", "came"),
+    [
+        ({"product_ctr_2d": 1.5}, "product_ctr_2d", "a click-through rate of 1.5"),
+        (
+            {"product_impressions_2d": 3, "product_clicks_2d": 5},
+            "product_clicks_2d",
+            "5 clicks with 3 impressions",
+        ),
+        ({"product_clicks_2d": 10**6}, "product_clicks_2d", "1e+06 clicks with"),
+        (
+            {"product_impressions_2d": 10, "product_clicks_2d": 20, "product_ctr_2d": 0.5},
+            "product_clicks_2d",
+            "20 clicks with 10 impressions",
+        ),
+        (
+            {"query_impressions_1d": 0, "query_clicks_1d": 1},
+            "query_clicks_1d",
+            "1 clicks with 0 impressions",
+        ),
+    ],
+)
+def test_counters_that_cannot_be_are_refused(online, way, values, field, came):
+    given = values if way == "context" else {name: [value] * 3 for name, value in values.items()}
+    with pytest.raises(RequestError) as refusal:
+        online.rows(request(**{way: given}))
+    assert refusal.value.field == f"{way}.{field}"
+    assert refusal.value.came.startswith(came)
+    assert refusal.value.status == 400
+    if "ctr" not in field:
+        assert f"{field.replace('clicks', 'impressions')} and {field} together" in refusal.value.advice
+
+
+def test_counters_at_their_limits_are_read(online):
+    impressions, clicks, ctr = counter_names("product", 2)
+    online.rows(request(context={impressions: 0, clicks: 0, ctr: 0}))
+    found = online.rows(request(context={impressions: 3, clicks: 3, ctr: 1}))
+    assert (dense(online, found, ctr) == online.snapshot.manifest.transforms[ctr].apply(np.ones(1))).all()
+
+
+def test_a_logged_row_may_have_a_click_whose_impression_lies_before_the_window(online):
+    """Its CTR, which is that of its counts, tells it from counts that contradict each other."""
+    manifest = online.snapshot.manifest
+    impressions, clicks, ctr = counter_names("product", 1)
+    rate = smoothed_ctr(
+        np.array([0]),
+        np.array([1]),
+        prior_impressions=manifest.config.counters.prior_impressions,
+        prior_ctr=manifest.counter_prior_ctr,
+    )[0]
+    found = online.rows(request(context={impressions: 0, clicks: 1, ctr: rate}))
+    for name, value in ((impressions, 0), (clicks, 1), (ctr, rate)):
+        assert (dense(online, found, name) == manifest.transforms[name].apply(np.array([value]))).all()
+
+
 def test_a_counter_of_the_query_is_one_number_for_the_request(online):
     name = counter_names("query", 1)[0]
     transform = online.snapshot.manifest.transforms[name]
@@ -290,6 +346,10 @@ def candidates(draw):
     columns = {
         name: draw(st.lists(COLUMNS[name], min_size=len(products), max_size=len(products))) for name in names
     }
+    if "query_product_clicks_2d" in columns:
+        more = draw(st.integers(0, 10**6))
+        shown = [clicks + more for clicks in columns["query_product_clicks_2d"]]
+        columns["query_product_impressions_2d"] = shown
     return products, columns
 
 

@@ -1,9 +1,11 @@
 """Logged impressions come back as the requests that showed them, with exactly what they saw."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -12,8 +14,10 @@ from hypothesis import strategies as st
 from features.columns.transforms import Transform
 from features.feature_set import FeatureSet
 from features.inputs.tables import InputTables
+from features.online.request import ScoreRequest
 from serving.packaging.logged_requests import LoggedImpressions, raw_counts, spread
 from tests.features.small_logs import Expected
+from tests.features.stored_types import stored_as
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +128,42 @@ def test_predictions_of_another_split_are_refused(impressions: LoggedImpressions
     pq.write_table(other, tmp_path / "predictions" / "test.parquet")
     with pytest.raises(ValueError, match="is not of the test split"):
         impressions.offline_probabilities(tmp_path)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata"])
+def test_a_log_stored_in_other_types_gives_the_same_requests(
+    small_run: Path, impressions: LoggedImpressions, log: pa.Table, tmp_path: Path, zone: str
+) -> None:
+    shutil.copytree(small_run / "data", tmp_path / "data")
+    path = tmp_path / "data" / "impressions.parquet"
+    kinds = {"timestamp": pa.timestamp("ns", tz=zone), "user_id": pa.int32(), "store_id": pa.int16()}
+    stored = {
+        name: stored_as(log[name].combine_chunks(), kinds.get(name, log[name].type))
+        for name in log.column_names
+    }
+    stored["query"] = log["query"].cast(pa.string_view())
+    pq.write_table(pa.table(stored), path)
+    found = LoggedImpressions(
+        FeatureSet.open(small_run / "features"), InputTables.open(path.parent), context=("store_id",)
+    )
+    assert [as_dict(one.request) for one in found.requests()] == [
+        as_dict(one.request) for one in impressions.requests()
+    ]
+    decimals = pc.round(log["price"], 2).cast(pa.decimal128(20, 2), safe=False)
+    pq.write_table(log.set_column(log.column_names.index("price"), "price", decimals), path)
+    found = LoggedImpressions(
+        FeatureSet.open(small_run / "features"), InputTables.open(path.parent), context=()
+    )
+    by_id = dict(zip(log["impression_id"].to_pylist(), decimals.to_pylist(), strict=True))
+    for one in found.requests(limit=10):
+        for row, price in zip(one.rows_N, one.request.candidate_columns["price"], strict=True):
+            exact = by_id[found.rows["impression_id"][int(row)].as_py()]
+            assert price == (None if exact is None else float(exact))
+
+
+def as_dict(request: ScoreRequest) -> dict[str, object]:
+    return vars(request) | {
+        "candidates": request.candidates.to_pylist(),
+        "history": None if request.history is None else request.history.to_pylist(),
+        "candidate_columns": {name: list(values) for name, values in request.candidate_columns.items()},
+    }

@@ -33,6 +33,25 @@ def test_two_requests_add_up() -> None:
     assert sums["dashclip_latency_seconds_sum", ""] == pytest.approx(0.0307)
 
 
+def test_no_digit_of_a_large_sum_is_lost() -> None:
+    """2^24 + 1 is the first whole number that a float32 does not have; 1e6 the first of a short exponent."""
+    measures = Measures()
+    many = reply([0.0])
+    object.__setattr__(many, "scores_N", np.full(2**24 + 1, 1, np.float32))
+    for _ in range(3):
+        measures.scored(many, latency_s=0.001)
+    measures.scored(reply([0.25]), latency_s=0.001)
+    wanted = {
+        "dashclip_score_sum_total": 3 * (2**24 + 1) + 0.25,
+        "dashclip_candidates_total": 3 * (2**24 + 1) + 1,
+    }
+    shown = dict(
+        line.split() for line in measures.page().decode().splitlines() if line.startswith(tuple(wanted))
+    )
+    assert {name: float(value) for name, value in shown.items()} == wanted
+    assert measures.series()["dashclip_score_sum_total", ""] == wanted["dashclip_score_sum_total"]
+
+
 def test_a_latency_bucket_holds_the_ones_below_it() -> None:
     counts = Measures()
     for latency_s in (0.0001, 0.0005, 0.0006, 5.0):

@@ -114,6 +114,21 @@ def test_counters_are_exported_as_what_they_gained(
     assert "kind:users" in lines[1]
 
 
+def test_no_digit_of_a_large_sum_is_lost_however_often_it_is_exported(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    export, age = _exporter(service.context), {("dashclip_snapshot_age_seconds", ""): 60.0}
+    total, exports = 123_456_789.25, 2_000
+    with caplog.at_level(logging.INFO, logger="ts.metrics.caching_metric"):
+        for _ in range(exports):
+            total += 4e-7  # less than half of the last digit exported
+            export({("dashclip_score_sum_total", ""): total, **age})
+    lines = [record.getMessage().split("|")[0] for record in caplog.records]
+    told = [float(line.rsplit(":", 1)[1]) for line in lines if "score_sum" in line]
+    assert sum(told) == pytest.approx(total, abs=1e-6, rel=0)
+    assert 0 not in told
+
+
 def test_a_worker_says_nothing_per_request(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="ts.metrics.caching_metric"):
         predict(service, GOOD)

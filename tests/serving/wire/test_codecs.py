@@ -63,6 +63,44 @@ def test_a_request_comes_out_as_it_went_in(codec: ModuleType, request: ScoreRequ
     assert fields_of(codec.decode_request(codec.encode_request(request))) == fields_of(request)
 
 
+TENTH = float(np.float32(0.1))
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        (np.array([0.1, 2], np.float32), [TENTH, 2]),
+        (np.array([0.5, 2], np.float16), [0.5, 2]),
+        (np.array([0.1, 2], np.longdouble), [0.1, 2]),
+        (np.array([0.1, 2], ">f8"), [0.1, 2]),
+        (np.array([3, 4], np.uint8), [3, 4]),
+        (np.array([True, False]), [True, False]),
+        (np.array([0.1, None], object), [0.1, None]),
+        (np.array(["a", "b"]), ["a", "b"]),
+        ([np.float32(0.1), None], [TENTH, None]),
+        ([np.int64(3), 0.5], [3, 0.5]),
+        ([None, None], [None, None]),
+        ([np.str_("a"), None], ["a", None]),
+    ],
+)
+def test_json_and_arrow_bring_the_same_column(values: Any, wanted: list[Any]) -> None:
+    request = ScoreRequest(user_id=1, query="q", candidates=[1, 2], candidate_columns={"a": values})
+    for codec in (json_codec, arrow_codec):
+        column = codec.decode_request(codec.encode_request(request)).candidate_columns["a"]
+        assert [value.item() if isinstance(value, np.generic) else value for value in column] == wanted
+
+
+@pytest.mark.parametrize("values", [[1, "a"], [True, 1], [2**70, 1], ["\ud800", "a"], [[1], 2]])
+def test_json_and_arrow_refuse_a_column_of_several_types_alike(values: list[Any]) -> None:
+    request = ScoreRequest(user_id=1, query="q", candidates=[1, 2], candidate_columns={"a": values})
+    sentences = []
+    for codec in (json_codec, arrow_codec):
+        with pytest.raises(RequestError, match=r"candidate_columns\.a: a list that is not of") as refusal:
+            codec.encode_request(request)
+        sentences.append(str(refusal.value))
+    assert sentences[0] == sentences[1]
+
+
 @CODECS
 @given(scores=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=20), unknown=st.integers(0, 9))
 @settings(max_examples=50, deadline=None)

@@ -1,0 +1,55 @@
+"""Which products the stages are trained on and which they are measured on: one answer for all of them.
+
+A stage measured on products that an earlier one was trained on would call memory a success.
+"""
+
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from embeddings.catalog.holdout import TRAIN, HoldoutConfig, product_roles, validation_products
+from embeddings.catalog.products import ProductCatalog
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+class ProductParts(NamedTuple):
+    """Products that any stage may be trained on, and those that stages are measured on; others are for tests.
+
+    Both are masks over the products table, (P,).
+    """
+
+    train_P: BoolArray
+    validation_P: BoolArray
+
+    @classmethod
+    def of(cls, catalog: ProductCatalog, config: HoldoutConfig) -> Self:
+        """The parts of a catalogue that was opened with images and titles, whatever a stage looks at."""
+        usable_P = product_roles(catalog.ids, config) == TRAIN
+        shown_P = np.array([path is not None for path in catalog.image_paths], bool)
+        titled_P = np.array([bool(title) for title in catalog.titles], bool)
+        validation_P = validation_products(
+            catalog.ids,
+            usable_P=usable_P,
+            kind_P=2 * shown_P.astype(np.int8) + titled_P,
+            group_P=catalog.group_P,
+            config=config,
+        )
+        return cls(usable_P & ~validation_P, validation_P)
+
+    @classmethod
+    def read(cls, data: Path, *, text_columns: tuple[str, ...], config: HoldoutConfig) -> Self:
+        """The parts of the products of a data folder.
+
+        Raises:
+            InputError, CatalogError: the products cannot be read.
+        """
+        return cls.of(ProductCatalog.open(data, text_columns=text_columns), config)
+
+
+def has_image_and_title(catalog: ProductCatalog) -> npt.NDArray[np.bool_]:
+    """Products with both an image path and a title, (P,)."""
+    shown_P = np.array([path is not None for path in catalog.image_paths], bool)
+    return shown_P & np.array([bool(title) for title in catalog.titles], bool)

@@ -1,0 +1,187 @@
+"""Which ads a search shows, in which order: two laws, one for each preset.
+
+`MixedSlates` fills each slot from a source that is more or less near the query, so relevance differs much
+between the ads. `AuctionSlates` holds an auction among products that were retrieved for the query, so nearly
+all ads are relevant.
+
+Shapes: S searches, K candidates of a search, N ads shown, P products.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from experiments.marketplace.world.catalog import BoolArray, Catalog, FloatArray, IntArray
+from experiments.marketplace.world.graders import true_grades
+from experiments.marketplace.world.pools import ProductPools, any_of
+from experiments.marketplace.world.queries import WANTED, Queries
+
+#: Most ads of a slate.
+SLOTS = 5
+#: Chance of a slate of one to five ads.
+SLATE_SIZES = (0.12, 0.18, 0.22, 0.23, 0.25)
+#: Where a mixed slate takes a slot's candidate from: the query's matches, the wanted type, the same aisle,
+#: anywhere.
+SOURCE_SHARES = (0.42, 0.30, 0.18, 0.10)
+#: An auction has this many places; an advertiser who draws two of them takes part once.
+AUCTION_PLACES = 12
+# What orders the ads, in units of the score: log auction weight, the platform's estimate of the grade,
+# chance, and in an auction its estimate of the product's quality too. An estimate is off by this much noise.
+_WEIGHT_FACTOR = 0.5
+_GRADE_FACTOR = 0.7
+_AUCTION_GRADE_FACTOR = 1.2
+_AUCTION_QUALITY_FACTOR = 0.4
+_ESTIMATE_NOISE = 0.7
+_CHANCE = 0.5
+
+
+@dataclass(frozen=True)
+class ShownAds:
+    """The ads of many searches, in order of search and position (from 1)."""
+
+    search_N: IntArray
+    product_N: IntArray
+    grade_N: IntArray
+    position_N: IntArray
+
+
+class Slates(Protocol):
+    """Decides what a search shows."""
+
+    def open_day(self, day: int) -> None:
+        """Let in what was launched on or before `day`."""
+
+    def show(self, query_S: IntArray, rng: np.random.Generator) -> ShownAds:
+        """The ads of one search for each query; no product twice in one search."""
+
+
+class MixedSlates:
+    """Each slot asks one source, from the query's matches to the whole shop; all that are found are shown."""
+
+    def __init__(self, catalog: Catalog, queries: Queries, matches: ProductPools) -> None:
+        self._catalog, self._queries, self._matches = catalog, queries, matches
+        every = np.arange(catalog.num_products)
+
+        def pools(list_P: IntArray, num_lists: int) -> ProductPools:
+            return ProductPools(
+                list_P,
+                every,
+                num_lists=num_lists,
+                available_from_P=catalog.available_from_P,
+                weight_P=catalog.ad_weight_P,
+            )
+
+        self._by_type = pools(catalog.type_P, len(catalog.assortment.types))
+        self._by_aisle = pools(catalog.aisle_P, len(catalog.assortment.aisles))
+        self._everything = pools(np.zeros_like(every), 1)
+        self._type_aisle_T = np.array([kind.aisle for kind in catalog.assortment.types])
+        self._wanted_query, self._wanted_type = np.nonzero(queries.role_QT == WANTED)
+        self._log_ad_weight_P = np.log(catalog.ad_weight_P)
+
+    def open_day(self, day: int) -> None:
+        """Let in what was launched on or before `day`."""
+        for pools in (self._matches, self._by_type, self._by_aisle, self._everything):
+            pools.open_day(day)
+
+    def show(self, query_S: IntArray, rng: np.random.Generator) -> ShownAds:
+        """The ads of one search for each query; a slate is short if too few sources find a product."""
+        searches = len(query_S)
+        source_SK = rng.choice(len(SOURCE_SHARES), (searches, SLOTS), p=SOURCE_SHARES)
+        product_SK = self._candidates(query_S, source_SK, rng)
+        # A slot without a candidate, or with one that the slate has, tries the type, then the aisle.
+        for source in (1, 2):
+            retry = np.nonzero(_missing_or_repeated(product_SK))
+            product_SK[retry] = self._candidates(
+                query_S[retry[0]], np.full((len(retry[0]), 1), source), rng
+            ).ravel()
+        size_S = rng.choice(SLOTS, searches, p=SLATE_SIZES) + 1
+        usable_SK = ~_missing_or_repeated(product_SK) & (np.arange(SLOTS) < size_S[:, None])
+        grade_SK = _grades(self._queries, self._catalog, query_S, product_SK)
+        score_SK = (
+            _WEIGHT_FACTOR * self._log_ad_weight_P[product_SK]
+            + _GRADE_FACTOR * (grade_SK + rng.normal(0.0, _ESTIMATE_NOISE, grade_SK.shape))
+            + rng.gumbel(0.0, _CHANCE, grade_SK.shape)
+        )
+        return _best_first(product_SK, grade_SK, score_SK, usable_SK, size_S)
+
+    def _candidates(self, query_S: IntArray, source_SK: IntArray, rng: np.random.Generator) -> IntArray:
+        query_SK = np.broadcast_to(query_S[:, None], source_SK.shape)
+        product_SK = np.full(source_SK.shape, -1, np.int64)
+        for source in range(len(SOURCE_SHARES)):
+            cells = source_SK == source
+            queries = query_SK[cells]
+            if source == 0:
+                product_SK[cells] = self._matches.draw(queries, rng)
+            elif source == 1:
+                product_SK[cells] = self._by_type.draw(self._wanted(queries, rng), rng)
+            elif source == 2:
+                aisles = self._type_aisle_T[self._queries.anchor_Q[queries]]
+                product_SK[cells] = self._by_aisle.draw(aisles, rng)
+            else:
+                product_SK[cells] = self._everything.draw(np.zeros_like(queries), rng)
+        return product_SK
+
+    def _wanted(self, query_N: IntArray, rng: np.random.Generator) -> IntArray:
+        """One of the types that satisfy each query."""
+        return self._wanted_type[any_of(self._wanted_query, query_N, rng)]
+
+
+class AuctionSlates:
+    """Retrieved products bid for the slots; the best by bid, estimated grade and quality are shown.
+
+    The auction does not know the shopper, so tastes and prices are left for the click to reveal.
+    """
+
+    def __init__(self, catalog: Catalog, queries: Queries, retrieved: ProductPools) -> None:
+        self._catalog, self._queries, self._retrieved = catalog, queries, retrieved
+        self._log_ad_weight_P = np.log(catalog.ad_weight_P)
+
+    def open_day(self, day: int) -> None:
+        """Let in what was launched on or before `day`."""
+        self._retrieved.open_day(day)
+
+    def show(self, query_S: IntArray, rng: np.random.Generator) -> ShownAds:
+        """The ads of one search for each query; a slate is short if too few products take part."""
+        searches = len(query_S)
+        query_SK = np.repeat(query_S[:, None], AUCTION_PLACES, axis=1)
+        product_SK = self._retrieved.draw(query_SK.ravel(), rng).reshape(query_SK.shape).astype(np.int64)
+        size_S = rng.choice(SLOTS, searches, p=SLATE_SIZES) + 1
+        grade_SK = _grades(self._queries, self._catalog, query_S, product_SK)
+        quality_SK = self._catalog.quality_P[product_SK]
+        score_SK = (
+            _WEIGHT_FACTOR * self._log_ad_weight_P[product_SK]
+            + _AUCTION_GRADE_FACTOR * (grade_SK + rng.normal(0.0, _ESTIMATE_NOISE, grade_SK.shape))
+            + _AUCTION_QUALITY_FACTOR * (quality_SK + rng.normal(0.0, _ESTIMATE_NOISE, grade_SK.shape))
+            + rng.gumbel(0.0, _CHANCE, grade_SK.shape)
+        )
+        return _best_first(product_SK, grade_SK, score_SK, ~_missing_or_repeated(product_SK), size_S)
+
+
+def _grades(queries: Queries, catalog: Catalog, query_S: IntArray, product_SK: IntArray) -> IntArray:
+    query_SK = np.broadcast_to(query_S[:, None], product_SK.shape)
+    return true_grades(queries, catalog, query_SK.ravel(), product_SK.ravel()).reshape(product_SK.shape)
+
+
+def _best_first(
+    product_SK: IntArray, grade_SK: IntArray, score_SK: FloatArray, usable_SK: BoolArray, size_S: IntArray
+) -> ShownAds:
+    """The usable candidates by score, at most `size_S` of each search."""
+    order_SK = np.argsort(-np.where(usable_SK, score_SK, -np.inf), axis=1, kind="stable")
+    shown_SK = np.take_along_axis(usable_SK, order_SK, axis=1)
+    shown_SK &= np.arange(shown_SK.shape[1]) < size_S[:, None]
+    search_N, slot_N = np.nonzero(shown_SK)
+    return ShownAds(
+        search_N=search_N,
+        product_N=np.take_along_axis(product_SK, order_SK, axis=1)[shown_SK],
+        grade_N=np.take_along_axis(grade_SK, order_SK, axis=1)[shown_SK],
+        position_N=(slot_N + 1).astype(np.int8),
+    )
+
+
+def _missing_or_repeated(product_SK: IntArray) -> BoolArray:
+    """Candidates that are none (-1), or that an earlier place of the search has."""
+    repeated_SK = product_SK < 0
+    for slot in range(1, product_SK.shape[1]):
+        repeated_SK[:, slot] |= (product_SK[:, :slot] == product_SK[:, slot : slot + 1]).any(axis=1)
+    return repeated_SK
