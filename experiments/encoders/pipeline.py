@@ -291,8 +291,8 @@ def measure_retrieval(
         share = "test_query_share" if role == TEST else "validation_query_share"
         raise ValueError(
             f"none of the {len(role_Q):,} graded queries of {data} is held out, so table 1 has nothing to "
-            f"measure; raise {share} in [holdout] (now {getattr(holdout, share):g}) and train again, or grade "
-            "more queries"
+            f"measure; raise {share} in [holdout] (now {getattr(holdout, share):g}) and train again, or "
+            "grade more queries"
         )
     judgements = judged(role)
     rows: dict[str, TableRow] = {}
