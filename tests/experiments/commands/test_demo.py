@@ -28,7 +28,12 @@ from experiments.marketplace.config import MarketplaceConfig
 from experiments.sweeps.sweep import PlannedRun, plan
 from tests.experiments.sweeps.sweep_folders import PAPER_VARIANTS
 
-DEMO_VARIANTS = (*PAPER_VARIANTS, "dcn_pq_sim_history_lsa")
+DEMO_VARIANTS = (
+    *PAPER_VARIANTS,
+    "dcn_pq_sim_history_lsa",
+    "dcn_pq_sim_history_tiers",
+    "dcn_pq_sim_history_tiers_lsa",
+)
 MEASURED = (
     "auc_mean",
     "auc_sd",
@@ -100,7 +105,12 @@ def test_the_encoders_leave_what_their_readers_look_up(out: Path) -> None:
     table = json.loads((out / "table1.json").read_text())
     assert table["simulated"] is True
     assert table["queries"] > 0
-    assert list(table["rows"]) == ["random", "bm25", "lsa", "stage1", "dashclip"]
+    assert list(table["rows"]) == [
+        *("random", "bm25", "bm25_stemmed", "char_tfidf", "fusion"),
+        *("lsa", "stage1", "dashclip"),
+    ]
+    assert table["slices"]["intent_unseen"]["queries"] == table["queries"]
+    assert "misspelt" in table["slices"]
     for row in table["rows"].values():
         for measure in ("graded_rel", "recall_at_10", "precision_at_10", "ndcg_at_10", "mrr"):
             assert row[f"{measure}_low"] <= row[measure] <= row[f"{measure}_high"]
@@ -118,7 +128,8 @@ def test_each_ranker_read_the_tables_that_its_title_names(out: Path) -> None:
 @pytest.mark.slow
 def test_rankers_train_beside_the_encoders_as_soon_as_their_vectors_are_there(out: Path) -> None:
     before, after = ({run.config.variant for run in runs} for runs in HANDED_OVER)
-    assert before == {"dcn", "dcn_pq_sim_history_random", "dcn_pq_sim_history_lsa"}
+    of_lsa = {"dcn_pq_sim_history_lsa", "dcn_pq_sim_history_tiers_lsa"}
+    assert before == {"dcn", "dcn_pq_sim_history_random", *of_lsa}
     assert after == set(DEMO_VARIANTS)
     assert {run.config.seed for runs in HANDED_OVER for run in runs} == {1, 2}
 
@@ -204,6 +215,8 @@ def test_the_demo_knows_which_tables_each_variant_reads(tmp_path: Path) -> None:
         "dcn_pq_sim_history": tmp_path / "embeddings",
         "dcn_pq_sim_history_random": tmp_path / "lsa",
         "dcn_pq_sim_history_lsa": tmp_path / "lsa",
+        "dcn_pq_sim_history_tiers": tmp_path / "embeddings",
+        "dcn_pq_sim_history_tiers_lsa": tmp_path / "lsa",
     }
 
 
