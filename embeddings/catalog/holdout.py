@@ -19,7 +19,6 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from embeddings.catalog.groups import connected_groups
-from embeddings.catalog.intents import intent_groups
 from embeddings.catalog.tokenizer import TextTokenizer, words_of
 from features.artifacts import StrictModel
 
@@ -82,30 +81,22 @@ def query_roles(
     *,
     intents: Sequence[str | None] | None = None,
 ) -> npt.NDArray[np.int8]:
-    """Role of each query: 0 train, 1 validation, 2 test; queries of one intent have one role.
+    """Role of each query: 0 train, 1 validation, 2 test; queries of one `query_key` have one role.
 
-    With `intents` the hash is that of the intent, and of its `query_key` for a query without one. Else
-    queries are grouped by `intent_groups`, unless `config.by` is "spelling", and a group has the role of its
-    most held-out member: a test query stays one whatever queries come later, and a training query that asks
-    for the same leaves training.
-
-    Test takes the low end of the hash and validation the high end, so a larger share of either only ever
-    takes from training.
+    With `intents` the hash is that of the intent, so all queries of one have one role; a query without one
+    goes by its key. Test takes the low end of the hash and validation the high end, so a larger share of
+    either only ever takes from training.
 
     Raises:
         ValueError: a query is null.
     """
-    texts = _texts(queries, "queries")
-    by_intent = config.by == "intent"
-    keys = [query_key(text) for text in texts]
-    if by_intent and intents is not None:
+    keys = [query_key(text) for text in _texts(queries, "queries")]
+    if intents is not None:
         keys = [key if intent is None else f"\0{intent}" for key, intent in zip(keys, intents, strict=True)]
     share_Q = _hash_shares("query", keys, config.seed)
     roles_Q = np.full(len(share_Q), TRAIN, np.int8)
     roles_Q[share_Q >= 1 - config.validation_query_share] = VALIDATION
     roles_Q[share_Q < config.test_query_share] = TEST
-    if by_intent and intents is None:
-        roles_Q = roles_of_groups(roles_Q, intent_groups(texts))
     return roles_Q
 
 

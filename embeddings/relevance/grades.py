@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from embeddings.catalog.holdout import HoldoutConfig, query_roles
+from embeddings.catalog.holdout import HoldoutConfig, query_roles, roles_of_groups
+from embeddings.catalog.intents import intent_groups
+from embeddings.evaluation.judgements import Judgements
 from features.artifacts import StrictModel
 from features.inputs.blanks import without_blanks
 from features.inputs.tables import open_table
@@ -82,9 +84,35 @@ class Grades:
     def __len__(self) -> int:
         return len(self.grade_G)
 
-    def query_roles(self, holdout: HoldoutConfig) -> npt.NDArray[np.int8]:
-        """Role of each query: all queries of one intent have one role (`embeddings.catalog.holdout`)."""
-        return query_roles(self.queries, holdout, intents=self.intents)
+    def query_roles(self, holdout: HoldoutConfig) -> IntArray:
+        """Role of each query: all queries of one intent have one role, unless `holdout.by` is "spelling".
+
+        Where the table names no intents, a group of `intent_groups` has the role of its most held-out
+        member: a test query stays one whatever queries come later, and a training query that asks for the
+        same leaves training.
+        """
+        if holdout.by == "spelling":
+            return query_roles(self.queries, holdout)
+        roles_Q = query_roles(self.queries, holdout, intents=self.intents)
+        return roles_Q if self.intents else roles_of_groups(roles_Q, self.intent_groups())
+
+    def judgements(self) -> Judgements:
+        """The graded pairs as what retrieval is measured by; pairs without a grade are not judged."""
+        return Judgements.from_pairs(
+            queries=self.queries,
+            products=self.product_ids,
+            query_J=self.query_G,
+            product_J=self.product_G,
+            grade_J=self.grade_G,
+        )
+
+    def intent_groups(self) -> IntArray:
+        """Queries that ask for the same thing have one number."""
+        texts = self.queries.to_pylist()
+        if self.intents is None:
+            return intent_groups(texts)
+        names = [intent or f"\0{text}" for intent, text in zip(self.intents, texts, strict=True)]
+        return np.unique(names, return_inverse=True)[1]
 
 
 def read_grades(data: Path, *, sources: Sequence[str] = ("human", "llm")) -> Grades:

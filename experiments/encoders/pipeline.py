@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION, HoldoutConfig, product_roles
 from embeddings.catalog.inputs import read_distinct_queries
-from embeddings.catalog.intents import intent_groups
 from embeddings.catalog.products import Modality, ProductCatalog
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.config import EncoderConfig, Size
@@ -24,7 +21,7 @@ from embeddings.evaluation.judgements import Judgements
 from embeddings.evaluation.probe_report import ProbeReport
 from embeddings.evaluation.probes import ProbeLabels, VectorPair, run_probes
 from embeddings.evaluation.retrieval import Pool
-from embeddings.relevance.grades import Grades, read_grades
+from embeddings.relevance.grades import read_grades
 from embeddings.relevance.sampling import TupleConfig
 from embeddings.stages.run_folder import InputConfig, ShowReport, StageRun
 from embeddings.stages.runs import VOCABULARY, Start, align, new_encoder, pretrain, warm_up
@@ -285,7 +282,7 @@ def measure_retrieval(
     def judged(role: int) -> Judgements:
         if truth is not None:
             return truth.judgements(grades.queries.filter(pa.array(role_Q == role)))
-        return graded_judgements(data).select_queries(role_Q == role)
+        return grades.judgements().select_queries(role_Q == role)
 
     if not (role_Q == role).any():
         share = "test_query_share" if role == TEST else "validation_query_share"
@@ -311,7 +308,9 @@ def measure_retrieval(
         resamples=resamples,
         progress=progress,
     )
-    slices = _intent_slices(grades, role_Q, judgements.queries)
+    group_Q = grades.intent_groups()
+    seen_Q = np.isin(group_Q, group_Q[role_Q == TRAIN])[role_Q == role]
+    slices = {"intent_unseen": ~seen_Q, "intent_seen": seen_Q}
     if truth is None:
         description = "graded pairs of held-out queries"
         return evaluate(simulated=False, description=description, query_slices=slices)
@@ -324,21 +323,6 @@ def measure_retrieval(
             "products whose title hides a fact": truth.hides_fact_P,
         },
     )
-
-
-def _intent_slices(
-    grades: Grades, role_Q: npt.NDArray[np.int8], measured: pa.Array
-) -> dict[str, npt.NDArray[np.bool_]]:
-    """Of the queries measured, those that ask for what no training query asks for, and the others."""
-    texts = grades.queries.to_pylist()
-    if grades.intents is None:
-        group_Q = intent_groups(texts)
-    else:
-        names = [intent or f"\0{text}" for intent, text in zip(grades.intents, texts, strict=True)]
-        group_Q = np.unique(names, return_inverse=True)[1]
-    seen_Q = np.isin(group_Q, group_Q[role_Q == TRAIN])
-    seen = seen_Q[pc.index_in(measured, value_set=grades.queries).to_numpy()]
-    return {"intent_unseen": ~seen, "intent_seen": seen}
 
 
 def _both_tables(folder: Path) -> tuple[EmbeddingTable, EmbeddingTable]:
@@ -371,19 +355,6 @@ def _vectors_of(name: str, folder: Path, *, product_ids: pa.Array, queries: pa.A
     products = EmbeddingTable.load(folder / "products", verify=False)
     vectors_PD = np.asarray(products.vectors_ND[products.rows_of(product_ids)], np.float32)
     return VectorPair(name, vectors_PD, np.zeros((0, products.dim), np.float32))
-
-
-def graded_judgements(data: Path) -> Judgements:
-    """What the relevance table says, for all its queries."""
-    grades = read_grades(data)
-    return Judgements.from_pairs(
-        queries=grades.queries,
-        products=grades.product_ids,
-        query_J=grades.query_G,
-        product_J=grades.product_G,
-        grade_J=grades.grade_G,
-        complete=False,
-    )
 
 
 def measure_probes(

@@ -85,7 +85,9 @@ def home_depot(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Pa
 def test_home_depot_compares_the_trained_encoder_with_every_row(home_depot: tuple[Path, Path, Path]) -> None:
     run = home_depot[1]
     content = json.loads((run / "results.json").read_text())
-    rows = [OVERLAP, "lsa", "other", "dashclip", f"lsa + {OVERLAP}", f"dashclip + {OVERLAP}"]
+    words = [OVERLAP, "bm25_stemmed", "char_tfidf"]
+    sums = [f"{name} + {word}" for word in (OVERLAP, "char_tfidf") for name in ("lsa", "dashclip")]
+    rows = [*words, "lsa", "other", "dashclip", *sums]
     for measure in ("auc_high_vs_irrelevant", "macro_f1"):
         assert [name for name in content[measure] if not name.endswith(("_low", "_high"))] == rows
     assert content["encoders"]["dashclip"] == DashClipEncoder.load(run / "align" / "encoder").encoder_id

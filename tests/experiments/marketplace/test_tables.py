@@ -26,7 +26,10 @@ def test_the_logs_have_the_declared_columns(market):
     assert market.table("impressions").schema.equals(IMPRESSIONS)
     assert market.table("purchases").schema.equals(PURCHASES)
     assert market.table("products").schema.field("product_id").type == pa.int64()
-    assert market.table("relevance").column_names == ["query", "product_id", "grade", "source"]
+    assert market.table("relevance").column_names == [
+        *("query", "product_id", "grade", "source"),
+        "intent",
+    ]
 
 
 def test_ids_are_unique_and_every_product_of_a_log_is_in_the_catalogue(market):
