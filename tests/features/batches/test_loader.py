@@ -124,6 +124,31 @@ def test_id_dropout_gives_out_of_vocabulary_rows_in_its_share(feature_set: Featu
     assert 0.25 < np.mean(changed) < 0.35
 
 
+def test_id_dropout_draws_anew_in_every_epoch_batch_and_seed(feature_set: FeatureSet) -> None:
+    size, column = 60, "day_of_week"  # a column without out-of-vocabulary ids: a dropped one always shows
+
+    def ids(loader: BatchLoader) -> list[np.ndarray]:
+        return [batch.sparse[column].values().numpy() for batch in loader if len(batch) == size]
+
+    def dropped(loader: BatchLoader, plain: BatchLoader) -> np.ndarray:
+        """Which places of which batches, [batches, size]."""
+        return np.stack(ids(loader)) != np.stack(ids(plain))
+
+    def loader(seed: int | None, id_dropout: float) -> BatchLoader:
+        return BatchLoader(feature_set, "train", batch_size=size, shuffle_seed=seed, id_dropout=id_dropout)
+
+    stored_order, plain = loader(None, 0.5), loader(None, 0.0)
+    first, second = dropped(stored_order, plain), dropped(stored_order, plain)
+    by_seed = [dropped(loader(seed, 0.5), loader(seed, 0.0)) for seed in (1, 2)]
+    for one, other in (
+        (first, second),  # epochs
+        (first[:-1], first[1:]),  # batches
+        (first[:, :-1], first[:, 1:]),  # rows
+        by_seed,
+    ):
+        assert 0.4 < (one != other).mean() < 0.6  # half of the draws at 0.5 agree by chance
+
+
 def test_without_tables_the_semantic_bags_are_empty(feature_set: FeatureSet) -> None:
     batch = next(iter(BatchLoader(feature_set, "test", batch_size=5)))
     assert batch.semantic.values().numel() == 0

@@ -1,0 +1,99 @@
+"""A run gives the training what is meant for it: its split, its seed, its share of dropped ids."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ranking.checkpoint import ranker_weights
+from ranking.metrics import evaluate
+from ranking.prediction import predict
+from ranking.run import RunConfig, execute_run, load_run, open_run
+from tests.ranking.small_runs import run_config, small_data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    small_data(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def files_are_not_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`small_data` cuts the row groups after the checksums were taken."""
+    monkeypatch.setattr("features.feature_set.verify_checksums", lambda *_args, **_settings: None)
+
+
+def test_the_validation_days_choose_the_weights_and_the_test_days_are_only_measured(
+    folder: Path, tmp_path: Path
+) -> None:
+    metrics = execute_run(run_config(folder), tmp_path / "run", environment={})
+    run = load_run(tmp_path / "run")
+    found = {}
+    for split in ("train", "validation", "test"):
+        clicked_N, logit_N = predict(run.ranker, run.loader(split), device=torch.device("cpu"))
+        found[split] = evaluate(clicked_N, logit_N)
+    chosen = min(metrics["history"], key=lambda evaluation: evaluation["validation_logloss"])
+    assert chosen == metrics["validation"]
+    assert chosen["validation_logloss"] == pytest.approx(found["validation"].log_loss)
+    assert chosen["validation_auc"] == pytest.approx(found["validation"].auc)
+    assert metrics["test"]["log_loss"] == pytest.approx(found["test"].log_loss)
+    assert len({round(split.log_loss, 4) for split in found.values()}) == 3, "equal losses would show nothing"
+
+
+def test_each_seed_draws_its_own_weights_and_the_same_seed_the_same(folder: Path) -> None:
+    one, again, other = (ranker_weights(open_run(run_config(folder, seed=seed)).ranker) for seed in (1, 1, 2))
+    assert all(value.equal(again[name]) for name, value in one.items())
+    drawn = {name for name, value in one.items() if len(value.unique()) > 1}
+    assert {name for name, value in one.items() if not value.equal(other[name])} == drawn
+    assert any("table" in name for name in drawn)
+    assert any("head" in name for name in drawn)
+
+
+class _Given(Exception):
+    pass
+
+
+def given_to_training(config: RunConfig, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a run hands to the training, which does not start."""
+
+    def refuse(*_: object, **given: object) -> None:
+        raise _Given(given)
+
+    monkeypatch.setattr("ranking.run.train", refuse)
+    with pytest.raises(_Given) as caught:
+        execute_run(config, out, environment={})
+    given: dict[str, Any] = caught.value.args[0]
+    return given
+
+
+def test_each_seed_draws_its_own_order_of_rows_and_its_own_dropout(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = []
+    for seed in (1, 2):
+        given = given_to_training(run_config(folder, seed=seed), tmp_path / str(seed), monkeypatch)
+        orders.append([row for batch in given["training"] for row in batch.row_B.tolist()])
+        assert given["seed"] == seed
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1])
+
+
+def test_only_training_drops_ids_and_shuffles(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(run_config(folder))
+    given = given_to_training(run_config(folder, id_dropout=0.5), tmp_path / "run", monkeypatch)
+    changed = {}
+    for name, split in (("training", "train"), ("validation", "validation")):
+        [stored] = run.loader(split, batch_size=10_000)
+        ids_NS = stored.sparse.values().view(-1, len(stored)).T
+        drawn = list(given[name])
+        rows = torch.cat([batch.row_B for batch in drawn])
+        found_NS = torch.cat([batch.sparse.values().view(-1, len(batch)).T for batch in drawn])
+        assert (rows.tolist() == sorted(rows.tolist())) == (name == "validation")
+        changed[name] = float((found_NS != ids_NS[rows]).float().mean())
+    assert 0.2 < changed["training"] < 0.5  # an unknown id may be replaced by itself
+    assert changed["validation"] == 0
