@@ -1,8 +1,11 @@
 """A run gives the training what is meant for it: its split, its seed, its share of dropped ids."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -97,3 +100,47 @@ def test_only_training_drops_ids_and_shuffles(
         changed[name] = float((found_NS != ids_NS[rows]).float().mean())
     assert 0.2 < changed["training"] < 0.5  # an unknown id may be replaced by itself
     assert changed["validation"] == 0
+
+
+def test_the_record_of_a_run_agrees_with_its_predictions_and_its_data(folder: Path, tmp_path: Path) -> None:
+    metrics = execute_run(run_config(folder), tmp_path / "run", environment={"commit": "x"})
+    record, environment = (
+        json.loads((tmp_path / "run" / f"{name}.json").read_text()) for name in ("run", "environment")
+    )
+    assert environment == {"commit": "x"}
+    run = load_run(tmp_path / "run")
+    steps = 2 * len(run.loader("train", batch_size=50))
+    assert (record["variant"], record["seed"]) == ("small", 1)
+    assert (record["steps"], record["rows"]) == (steps, 2 * run.loader("train").rows)
+    assert (record["device"], record["precision"]) == ("cpu", "float32")
+    assert record["rows_per_s"] == pytest.approx(record["rows"] / record["training_seconds"])
+    assert record["parameters"] == sum(parameter.numel() for parameter in run.ranker.parameters())
+    assert [evaluation["step"] for evaluation in metrics["history"]] == [
+        -(-steps // 4),
+        steps // 2,
+        steps // 2 + -(-steps // 4),
+        steps,
+    ]
+
+    stored = pa.concat_tables(pq.read_table(path) for path in run.feature_set.split_files("test"))
+    predictions = pq.read_table(tmp_path / "run" / "predictions" / "test.parquet")
+    sliced = ["user_index", "query_index", "product_index"]
+    sliced += [name for name in stored.column_names if name.startswith("slice_")]
+    for name in ("impression_id", "clicked", *sliced):
+        assert predictions[name].equals(stored[name]), name
+    expected = evaluate(
+        stored["clicked"].to_numpy(),
+        predictions["logit"].to_numpy(),
+        queries_N=stored["query_index"].to_numpy(),
+        users_N=stored["user_index"].to_numpy(),
+    )
+    assert metrics["test"] == pytest.approx(expected.to_dict())
+    assert expected.gauc_query != expected.gauc_user
+
+
+def test_an_untrained_run_starts_at_the_click_rate_of_its_training_days(folder: Path) -> None:
+    run = open_run(run_config(folder))
+    stored = pa.concat_tables(pq.read_table(path) for path in run.feature_set.split_files("train"))
+    rate = stored["clicked"].to_numpy().mean()
+    bias = list(run.ranker.head.parameters())[-1]
+    assert float(bias.detach().sigmoid()) == pytest.approx(rate)

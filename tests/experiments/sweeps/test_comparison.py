@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy import stats
 
 from experiments.statistics.intervals import percentile_interval
 from experiments.sweeps.table2 import Table2, build_report
@@ -106,3 +107,19 @@ def test_auc_within_users_and_queries_is_that_of_the_slices_own_rows(
         (measured.logloss_mean, "log_loss"),
     ):
         assert found == pytest.approx(np.mean([single.require(name) for single in metrics]))
+
+
+@pytest.mark.parametrize("slice_", SLICES)
+def test_differences_in_auc_and_log_loss_are_paired_by_seed(sweep: Path, table: Table2, slice_: str) -> None:
+    difference = table.variants[VARIANTS[1]].slices[slice_].difference
+    assert difference is not None
+    assert difference.seeds == len(SEEDS)
+    for found, name in ((difference.auc, "auc"), (difference.norm_logloss, "norm_log_loss")):
+        levels = []
+        for variant in VARIANTS:
+            runs = [kept(columns(sweep, variant, seed), slice_) for seed in SEEDS]
+            levels.append([evaluate(run["clicked"], run["logit"]).require(name) for run in runs])
+        expected = stats.ttest_rel(levels[1], levels[0]).confidence_interval(0.95)
+        assert found is not None
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+        assert found.mean == pytest.approx(np.mean(levels[1]) - np.mean(levels[0]))
