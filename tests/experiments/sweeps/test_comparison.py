@@ -123,3 +123,13 @@ def test_differences_in_auc_and_log_loss_are_paired_by_seed(sweep: Path, table: 
         assert found is not None
         assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
         assert found.mean == pytest.approx(np.mean(levels[1]) - np.mean(levels[0]))
+
+
+def test_progress_counts_runs_and_resamples_to_their_ends(sweep: Path) -> None:
+    said: list[tuple[str, int, int]] = []
+    build_report(sweep, bootstrap_resamples=2, progress=lambda *told: said.append(told))
+    runs = len(VARIANTS) * len(SEEDS)
+    assert said == [
+        *(("evaluate runs", done, runs) for done in range(1, runs + 1)),
+        *(("bootstrap over users", done, 2) for done in (1, 2)),
+    ]

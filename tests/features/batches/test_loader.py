@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from features.batches.batch import SEMANTIC_KEYS
 from features.batches.loader import BatchLoader, FeatureRangeError
 from features.batches.pretrained_rows import SemanticRows
 from features.feature_set import FeatureSet
@@ -151,7 +152,8 @@ def test_id_dropout_draws_anew_in_every_epoch_batch_and_seed(feature_set: Featur
 
 def test_without_tables_the_semantic_bags_are_empty(feature_set: FeatureSet) -> None:
     batch = next(iter(BatchLoader(feature_set, "test", batch_size=5)))
-    assert batch.semantic.values().numel() == 0
+    assert batch.semantic.values().numel() == batch.semantic.lengths().numel() == 0
+    assert batch.semantic.keys() == list(SEMANTIC_KEYS)
 
 
 def test_a_row_outside_its_table_is_refused(folder: Path, tmp_path: Path) -> None:
