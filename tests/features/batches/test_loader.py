@@ -61,6 +61,20 @@ def test_epochs_differ_and_the_same_seed_repeats_them(feature_set: FeatureSet) -
     assert rows_of(other) != epochs[0]
 
 
+def test_every_epoch_is_every_row_once_and_the_state_says_where_it_is(feature_set: FeatureSet) -> None:
+    loader = BatchLoader(feature_set, "train", batch_size=50, shuffle_seed=3)
+    orders = set()
+    for epoch in range(3):
+        assert loader.state_dict() == {"epoch": epoch, "rows_done": 0, "rows": loader.rows}
+        rows = []
+        for batch in loader:
+            rows += batch.row_B.tolist()
+            assert loader.state_dict() == {"epoch": epoch, "rows_done": len(rows), "rows": loader.rows}
+        assert sorted(rows) == list(range(loader.rows))
+        orders.add(tuple(rows))
+    assert len(orders) == 3
+
+
 @pytest.mark.parametrize("stop_after", [0, 1, 3, 7])
 def test_resuming_after_any_batch_loses_and_repeats_no_row(
     feature_set: FeatureSet, semantic: SemanticRows, stop_after: int
@@ -156,18 +170,18 @@ def test_without_tables_the_semantic_bags_are_empty(feature_set: FeatureSet) -> 
     assert batch.semantic.keys() == list(SEMANTIC_KEYS)
 
 
-def test_a_row_outside_its_table_is_refused(folder: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    small_data(broken, impressions=600)
-    feature_set = open_small(broken)
+@pytest.mark.parametrize("row, span", [(10_000, r"\d+ to 10000"), (-1, r"-1 to \d+")])
+def test_a_row_outside_its_table_is_refused(tmp_path: Path, row: int, span: str) -> None:
+    small_data(tmp_path, impressions=600)
+    feature_set = open_small(tmp_path)
     path = feature_set.split_files("train")[0]
     table = pq.read_table(path)
     rows = table["store"].to_numpy().copy()
-    rows[5] = 10_000
+    rows[5] = row
     at = table.schema.get_field_index("store")
     pq.write_table(table.set_column(at, table.schema.field("store"), pa.array(rows, pa.int32())), path)
     with pytest.raises(
-        FeatureRangeError, match=r"'store' has embedding rows .* to 10000, but its table has rows"
+        FeatureRangeError, match=rf"'store' has embedding rows {span}, but its table has rows"
     ):
         list(BatchLoader(feature_set, "train", batch_size=50))
 
