@@ -12,7 +12,7 @@ import torch
 from ranking.checkpoint import ranker_weights
 from ranking.metrics import evaluate
 from ranking.prediction import predict
-from ranking.run import RunConfig, execute_run, load_run, open_run
+from ranking.run import RunConfig, execute_run, input_fingerprints, load_run, open_run
 from tests.ranking.small_runs import run_config, small_data
 
 
@@ -29,11 +29,19 @@ def files_are_not_verified(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("features.feature_set.verify_checksums", lambda *_args, **_settings: None)
 
 
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """A whole run, and the metrics that it returned."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("features.feature_set.verify_checksums", lambda *_args, **_settings: None)
+        return folder / "run", execute_run(run_config(folder), folder / "run", environment={"commit": "x"})
+
+
 def test_the_validation_days_choose_the_weights_and_the_test_days_are_only_measured(
-    folder: Path, tmp_path: Path
+    finished: tuple[Path, dict[str, Any]],
 ) -> None:
-    metrics = execute_run(run_config(folder), tmp_path / "run", environment={})
-    run = load_run(tmp_path / "run")
+    out, metrics = finished
+    run = load_run(out)
     found = {}
     for split in ("train", "validation", "test"):
         clicked_N, logit_N = predict(run.ranker, run.loader(split), device=torch.device("cpu"))
@@ -102,13 +110,14 @@ def test_only_training_drops_ids_and_shuffles(
     assert changed["validation"] == 0
 
 
-def test_the_record_of_a_run_agrees_with_its_predictions_and_its_data(folder: Path, tmp_path: Path) -> None:
-    metrics = execute_run(run_config(folder), tmp_path / "run", environment={"commit": "x"})
-    record, environment = (
-        json.loads((tmp_path / "run" / f"{name}.json").read_text()) for name in ("run", "environment")
-    )
+def test_the_record_of_a_run_agrees_with_its_predictions_and_its_data(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
+    out, metrics = finished
+    record, environment = (json.loads((out / f"{name}.json").read_text()) for name in ("run", "environment"))
     assert environment == {"commit": "x"}
-    run = load_run(tmp_path / "run")
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    run = load_run(out)
     steps = 2 * len(run.loader("train", batch_size=50))
     assert (record["variant"], record["seed"]) == ("small", 1)
     assert (record["steps"], record["rows"]) == (steps, 2 * run.loader("train").rows)
@@ -123,7 +132,7 @@ def test_the_record_of_a_run_agrees_with_its_predictions_and_its_data(folder: Pa
     ]
 
     stored = pa.concat_tables(pq.read_table(path) for path in run.feature_set.split_files("test"))
-    predictions = pq.read_table(tmp_path / "run" / "predictions" / "test.parquet")
+    predictions = pq.read_table(out / "predictions" / "test.parquet")
     sliced = ["user_index", "query_index", "product_index"]
     sliced += [name for name in stored.column_names if name.startswith("slice_")]
     for name in ("impression_id", "clicked", *sliced):
@@ -144,3 +153,18 @@ def test_an_untrained_run_starts_at_the_click_rate_of_its_training_days(folder: 
     rate = stored["clicked"].to_numpy().mean()
     bias = list(run.ranker.head.parameters())[-1]
     assert float(bias.detach().sigmoid()) == pytest.approx(rate)
+
+
+def test_a_baseline_does_not_depend_on_tables_that_it_does_not_read(folder: Path) -> None:
+    whole = run_config(folder)
+    baseline = whole.model_copy(update={"ranker": whole.ranker.model_copy(update={"semantic": None})})
+    elsewhere = baseline.model_copy(update={"product_table": folder / "none", "query_table": folder / "none"})
+    assert input_fingerprints(baseline) == input_fingerprints(elsewhere)
+    assert input_fingerprints(baseline)["features"] == input_fingerprints(whole)["features"]
+    assert open_run(elsewhere).semantic is None
+    exchanged = whole.model_copy(
+        update={"product_table": whole.query_table, "query_table": whole.product_table}
+    )
+    found, other = input_fingerprints(whole), input_fingerprints(exchanged)
+    assert (found["product_table"], found["query_table"]) == (other["query_table"], other["product_table"])
+    assert found["product_table"] != found["query_table"]
