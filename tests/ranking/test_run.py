@@ -168,3 +168,12 @@ def test_a_baseline_does_not_depend_on_tables_that_it_does_not_read(folder: Path
     found, other = input_fingerprints(whole), input_fingerprints(exchanged)
     assert (found["product_table"], found["query_table"]) == (other["query_table"], other["product_table"])
     assert found["product_table"] != found["query_table"]
+
+
+def test_what_is_no_feature_set_or_table_is_named(folder: Path, tmp_path: Path) -> None:
+    config = run_config(folder).model_copy(update={"query_table": tmp_path})
+    for content in (None, "{}"):  # an empty folder, then the manifest of something else
+        if content is not None:
+            (tmp_path / "manifest.json").write_text(content)
+        with pytest.raises(ValueError, match=f"{tmp_path} is not a feature set or embedding table"):
+            input_fingerprints(config)
