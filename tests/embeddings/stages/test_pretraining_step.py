@@ -97,3 +97,14 @@ def test_a_title_gets_the_image_most_like_it_and_an_image_the_title_most_like_it
     assert pairs[:rows] == [(row, row) for row in range(rows)]
     assert pairs[rows : 2 * rows] == [(row, (row - 1) % rows) for row in range(rows)]
     assert pairs[2 * rows :] == [((row + 1) % rows, row) for row in range(rows)]
+
+
+@pytest.mark.parametrize("within_groups", [True, False])
+@pytest.mark.parametrize("share, most, kept", [(0.5, 4, 4), (0.25, 2000, 6), (0.01, 2000, 2)])
+def test_products_kept_aside_are_a_share_but_two_at_least_and_no_more_than_asked(
+    data: Path, within_groups: bool, share: float, most: int, kept: int
+) -> None:
+    settings = {"evaluation_share": share, "evaluation_products": most}
+    task = pretrain_task(data, evaluation_within_groups=within_groups, **settings)
+    assert len(task.evaluation) == kept
+    assert sorted([*task.train, *task.evaluation]) == list(range(PRODUCTS))
