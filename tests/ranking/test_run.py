@@ -155,13 +155,14 @@ def test_an_untrained_run_starts_at_the_click_rate_of_its_training_days(folder: 
     assert float(bias.detach().sigmoid()) == pytest.approx(rate)
 
 
-def test_a_baseline_does_not_depend_on_tables_that_it_does_not_read(folder: Path) -> None:
-    whole = run_config(folder)
+def test_a_baseline_does_not_depend_on_tables_that_it_does_not_read(folder: Path, tmp_path: Path) -> None:
+    whole = run_config(folder, max_epochs=1)
     baseline = whole.model_copy(update={"ranker": whole.ranker.model_copy(update={"semantic": None})})
     elsewhere = baseline.model_copy(update={"product_table": folder / "none", "query_table": folder / "none"})
     assert input_fingerprints(baseline) == input_fingerprints(elsewhere)
     assert input_fingerprints(baseline)["features"] == input_fingerprints(whole)["features"]
-    assert open_run(elsewhere).semantic is None
+    assert execute_run(elsewhere, tmp_path / "run", environment={})["coverage"] == {}
+    assert load_run(tmp_path / "run").semantic is None
     exchanged = whole.model_copy(
         update={"product_table": whole.query_table, "query_table": whole.product_table}
     )
