@@ -91,3 +91,19 @@ def test_what_the_last_steps_trained_on_is_remembered_and_nothing_that_is_measur
     remembered = task.module.remembered
     assert remembered.group_Q[:rows].tolist() == batch.products.index_B.tolist()
     torch.testing.assert_close(remembered.image_QD[:rows], task.module.vectors(batch)[0].detach())
+
+
+def test_positive_first_counts_the_products_that_prefer_their_positive_query(
+    data: Path, tuples: Tuples
+) -> None:
+    task = align_task(data, tuples)
+    with torch.no_grad():
+        measures = task.evaluate()
+        queries, first = tuples.validation.queries.to_pylist(), []
+        for product, *asked in tuples.validation.tuples_NC.tolist():
+            vector_D = task.encoder.product(task.encoder.load_batch(task.catalog, [product]))[0]
+            query_CD = task.encoder.embed_queries([queries[query] for query in asked])
+            positive, *others = (query_CD @ vector_D).tolist()
+            first.append(positive > max(others))
+    assert 0 < sum(first) < len(first)
+    assert measures["positive_first"] == pytest.approx(sum(first) / len(first))
