@@ -13,6 +13,7 @@ from ranking.checkpoint import ranker_weights
 from ranking.metrics import evaluate
 from ranking.prediction import predict
 from ranking.run import RunConfig, execute_run, input_fingerprints, load_run, open_run
+from ranking.train import TrainingProgress
 from tests.ranking.small_runs import run_config, small_data
 
 
@@ -178,3 +179,21 @@ def test_what_is_no_feature_set_or_table_is_named(folder: Path, tmp_path: Path) 
             (tmp_path / "manifest.json").write_text(content)
         with pytest.raises(ValueError, match=f"{tmp_path} is not a feature set or embedding table"):
             input_fingerprints(config)
+
+
+@pytest.mark.parametrize("minutes, written", [(10.0, 0), (0.0, 1)])
+def test_between_evaluations_checkpoints_wait_for_their_minutes(
+    folder: Path, tmp_path: Path, minutes: float, written: int
+) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(progress: TrainingProgress, total_steps: int) -> None:
+        if progress.step == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        execute_run(
+            run_config(folder, checkpoint_minutes=minutes), tmp_path / "run", environment={}, on_step=stop
+        )
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == written

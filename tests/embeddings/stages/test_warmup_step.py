@@ -116,6 +116,8 @@ def test_a_warm_up_is_evaluated_on_the_products_kept_aside(data: Path, of_images
         measures = task.evaluate()
     title_BD, other_BD = unit_vectors(task, batch)
     groups = batch.group_B.tolist()
+    for found_BD, expected_BD in zip(task.module.features(batch), (title_BD, other_BD), strict=True):
+        torch.testing.assert_close(found_BD.detach().double(), expected_BD)
     assert groups == task.catalog.group_P[kept].tolist()
     assert measures["loss"] == pytest.approx(contrast(title_BD, other_BD, groups), rel=1e-5)
     nearest = (other_BD @ title_BD.T).argmax(dim=1).tolist()
@@ -146,3 +148,7 @@ def test_an_epoch_of_a_warm_up_shows_each_product_at_most_once_in_equal_micro_ba
     assert set(shown) <= set(groups[task.train].tolist())
     resumed = list(task.micro_batches(2, 1))
     assert [batch.group_B.tolist() for batch in resumed] == [batch.group_B.tolist() for batch in batches[2:]]
+
+
+def test_two_products_at_least_are_kept_aside(data: Path) -> None:
+    assert len(task_of(data, evaluation_share=0.01).evaluation) == 2
