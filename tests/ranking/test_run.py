@@ -197,3 +197,18 @@ def test_between_evaluations_checkpoints_wait_for_their_minutes(
             run_config(folder, checkpoint_minutes=minutes), tmp_path / "run", environment={}, on_step=stop
         )
     assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == written
+
+
+def test_the_training_loss_on_record_is_the_mean_over_the_rows_since_the_last_evaluation(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Of a ranker that does not learn: then it is the loss of an untrained one over the whole epoch."""
+    still = {"learning_rate": 1e-12, "embedding_learning_rate": 1e-12}
+    config = run_config(folder, max_epochs=1, id_dropout=0.0, optimizer=still)
+    config = config.model_copy(update={"ranker": config.ranker.model_copy(update={"dropout": 0.0})})
+    history = execute_run(config, tmp_path / "run", environment={})["history"]
+    run = open_run(config)
+    expected = evaluate(*predict(run.ranker, run.loader("train"), device=torch.device("cpu"))).log_loss
+    rows = [history[0]["rows"], history[1]["rows"] - history[0]["rows"]]
+    total = sum(part * evaluation["train_loss"] for part, evaluation in zip(rows, history, strict=True))
+    assert total / run.loader("train").rows == pytest.approx(expected, rel=1e-5)
