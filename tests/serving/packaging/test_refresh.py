@@ -40,7 +40,7 @@ def grown_log(small_run: Path, tmp_path: Path) -> Path:
 def product_vectors(small_run: Path, *, seed: int = 0, **changes: object) -> SourceVectors:
     """The products' table with a vector for the new product, too."""
     old = vectors_of_table(EmbeddingTable.load(small_run / "products"), kind="product")
-    new = np.random.default_rng(seed).normal(size=(1, DIM)).astype(np.float32)
+    new = 4 * np.random.default_rng(seed).normal(size=(1, DIM)).astype(np.float32)
     return SourceVectors(
         **{  # type: ignore[arg-type]
             "ids": pa.concat_arrays([old.ids, pa.array([NEW_PRODUCT])]),
