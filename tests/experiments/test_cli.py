@@ -204,7 +204,7 @@ def test_the_module_is_the_command(tmp_path):
     )
     assert traced.returncode == 1
     assert "Traceback (most recent call last)" in traced.stderr
-    assert "SweepResultsError" in traced.stderr
+    assert "FileNotFoundError" in traced.stderr
 
 
 _HELP = """

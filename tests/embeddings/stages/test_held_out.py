@@ -70,7 +70,7 @@ def image_warmup(data: Path, folder: Path) -> StageRun:
 
 
 def stage_1(data: Path, folder: Path) -> StageRun:
-    config = pretrain_config(epochs=1, evaluation_within_groups=True)
+    config = pretrain_config(epochs=1)
     return pretrain(data, folder, start=small_encoder(), config=config, inputs=INPUTS)
 
 

@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
+from embeddings.catalog.products import ProductCatalog
 from embeddings.stages.stage1 import PretrainBatch, PretrainTask
 from tests.embeddings.small_catalog import write_small_catalog
-from tests.embeddings.small_encoders import pretrain_task
+from tests.embeddings.small_encoders import pretrain_task, product_parts
 
 PRODUCTS = 24
 SHARE, TEMPERATURE = 0.3, 0.1
@@ -104,7 +106,7 @@ def test_a_title_gets_the_image_most_like_it_and_an_image_the_title_most_like_it
 def test_products_kept_aside_are_a_share_but_two_at_least_and_no_more_than_asked(
     data: Path, within_groups: bool, share: float, most: int, kept: int
 ) -> None:
-    settings = {"evaluation_share": share, "evaluation_products": most}
-    task = pretrain_task(data, evaluation_within_groups=within_groups, **settings)
-    assert len(task.evaluation) == kept
-    assert sorted([*task.train, *task.evaluation]) == list(range(PRODUCTS))
+    changes = {"most_validation_products": most, "validation_within_groups": within_groups}
+    parts = product_parts(ProductCatalog.open(data), share, **changes)
+    assert parts.validation_P.sum() == kept
+    np.testing.assert_array_equal(parts.train_P, ~parts.validation_P)

@@ -205,7 +205,7 @@ def test_no_request_fails_or_mixes_generations_while_they_are_exchanged(
     small_run: Path, package: Path
 ) -> None:
     predictor = Predictor.load(package)
-    sources = [product_vectors(small_run, seed=seed) for seed in range(3)]
+    sources = [product_vectors(small_run, seed=seed) for seed in (0, 2, 3)]  # vectors whose scores differ
     replies: list[ScoreReply] = []
     failures: list[Exception] = []
     stop = threading.Event()
