@@ -198,13 +198,13 @@ def test_the_module_is_the_command(tmp_path):
     command = [sys.executable, "-m", "experiments"]
     ended = subprocess.run([*command, "report", str(tmp_path)], capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert ended.stderr.startswith(f"error: {tmp_path}/sweep.json does not exist")
+    assert ended.stderr.startswith(f"error: {tmp_path} holds neither a sweep (sweep.json, ")
     traced = subprocess.run(
         [*command, "--traceback", "report", str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert traced.returncode == 1
     assert "Traceback (most recent call last)" in traced.stderr
-    assert "SweepResultsError" in traced.stderr
+    assert "FileNotFoundError" in traced.stderr
 
 
 _HELP = """

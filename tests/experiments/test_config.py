@@ -11,8 +11,9 @@ from experiments.cli import app
 from experiments.commands.config import first_comment, kind_of
 from experiments.config import SHIPPED, ConfigError, load_config
 from experiments.encoders.pipeline import EncodersConfig
+from experiments.marketplace.config import MarketplaceConfig
 from experiments.sweeps.sweep import SweepConfig, plan
-from features.schema import FeatureConfig
+from features.schema import FeatureConfig, HistoryConfig, SplitConfig
 from ranking.run import RunConfig
 
 MODEL_OF_KIND: dict[str, type[BaseModel]] = {
@@ -148,6 +149,35 @@ def test_the_shipped_run_is_one_of_the_demo_and_has_every_key():
         assert part is not None
         with_value = {name for name in type(part).model_fields if getattr(part, name) is not None}
         assert with_value <= part.model_fields_set, "a key with a value is left out of run.toml"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "_features" in name])
+def test_every_shipped_feature_set_looks_back_as_far_as_the_paper(name):
+    config = load_config(Path(name), FeatureConfig)
+    assert config.history is not None
+    assert config.counters is not None
+    assert config.history.window_days == 84  # paper, section 4.2
+    assert config.history.cap == 50
+    assert config.counters.windows_days == (1, 7, 28)
+
+
+def test_the_shipped_features_of_the_marketplace_test_on_the_week_that_it_simulates():
+    split = load_config(Path("marketplace_features"), FeatureConfig).split
+    for size in ("tiny", "small", "medium", "large"):
+        market = MarketplaceConfig.preset(size)
+        assert split.test_days == market.test_days == 7
+        assert market.history_days == 84  # the first impression has a whole history
+    assert split.method == "global"
+    assert split.validation_days == 7
+    assert split == SplitConfig()
+    assert FeatureConfig(sparse=[]).history == HistoryConfig(window_days=84, cap=50)
+
+
+def test_the_shipped_splits_of_movielens_test_on_a_fifth_of_the_ratings():
+    in_days = load_config(Path("movielens_features_global"), FeatureConfig).split
+    assert (in_days.method, in_days.validation_days, in_days.test_days) == ("global", 21, 47)
+    in_shares = load_config(Path("movielens_features_per_user"), FeatureConfig).split
+    assert (in_shares.method, in_shares.validation_share, in_shares.test_share) == ("per_user", 0.1, 0.2)
 
 
 def test_the_list_has_every_shipped_config_with_its_kind():

@@ -215,6 +215,8 @@ def test_bfloat16_training_ends_near_float32(folder: Path, tmp_path: Path) -> No
         config = run_config(folder, precision=precision)
         metrics = execute_run(config, tmp_path / precision, environment={})
         losses[precision] = metrics["validation"]["validation_logloss"]
+        record = json.loads((tmp_path / precision / "run.json").read_text())
+        assert record["precision"] == precision
     assert losses["bfloat16"] == pytest.approx(losses["float32"], abs=0.01)
     assert losses["bfloat16"] != losses["float32"]
 

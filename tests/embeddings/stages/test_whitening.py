@@ -136,3 +136,21 @@ def test_it_needs_a_query_encoder_and_something_to_average(catalog: ProductCatal
     neither = np.array([3])
     with pytest.raises(ValueError, match="at least one product with an image or a title"):
         whiten(small_encoder().with_query_encoder(), catalog, product_N=neither, **settings)
+    with pytest.raises(ValueError, match="and a known query"):
+        whiten(
+            small_encoder().with_query_encoder(),
+            catalog,
+            product_N=np.arange(4),
+            **settings | {"queries": ["☃"]},
+        )
+
+
+def test_dropout_has_no_part_in_whitening(catalog: ProductCatalog) -> None:
+    found = []
+    for training in (False, True):
+        encoder = small_encoder(dropout=0.5).with_query_encoder()
+        assert encoder.query is not None
+        encoder.product.train(training)
+        encoder.query.train(training)
+        found.append(whiten(encoder, catalog, product_N=np.arange(8), queries=QUERIES, power=0.5, seed=0))
+    assert found[0] == found[1]

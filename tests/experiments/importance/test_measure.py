@@ -41,7 +41,7 @@ FEATURES = CONFIG.model_copy(
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two finished seeds of one small variant, in the folder of a sweep."""
     folder = tmp_path_factory.mktemp("importance")
-    tables = random_tables(5, impressions=900)
+    tables = random_tables(5, impressions=1500)
     aisles = ["dairy", "fruit"] * 4
     tables["products"] = tables["products"].set_column(2, "aisle", [aisles[: len(tables["products"])]])
     data = write_tables(folder / "data", tables)

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from features.batches.batch import SEMANTIC_KEYS
 from features.batches.loader import BatchLoader, FeatureRangeError
 from features.batches.pretrained_rows import SemanticRows
 from features.feature_set import FeatureSet
@@ -58,6 +59,20 @@ def test_epochs_differ_and_the_same_seed_repeats_them(feature_set: FeatureSet) -
     assert epochs[0] != epochs[1]
     assert [rows_of(again), rows_of(again)] == epochs
     assert rows_of(other) != epochs[0]
+
+
+def test_every_epoch_is_every_row_once_and_the_state_says_where_it_is(feature_set: FeatureSet) -> None:
+    loader = BatchLoader(feature_set, "train", batch_size=50, shuffle_seed=3)
+    orders = set()
+    for epoch in range(3):
+        assert loader.state_dict() == {"epoch": epoch, "rows_done": 0, "rows": loader.rows}
+        rows = []
+        for batch in loader:
+            rows += batch.row_B.tolist()
+            assert loader.state_dict() == {"epoch": epoch, "rows_done": len(rows), "rows": loader.rows}
+        assert sorted(rows) == list(range(loader.rows))
+        orders.add(tuple(rows))
+    assert len(orders) == 3
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 3, 7])
@@ -124,23 +139,49 @@ def test_id_dropout_gives_out_of_vocabulary_rows_in_its_share(feature_set: Featu
     assert 0.25 < np.mean(changed) < 0.35
 
 
+def test_id_dropout_draws_anew_in_every_epoch_batch_and_seed(feature_set: FeatureSet) -> None:
+    size, column = 60, "day_of_week"  # a column without out-of-vocabulary ids: a dropped one always shows
+
+    def ids(loader: BatchLoader) -> list[np.ndarray]:
+        return [batch.sparse[column].values().numpy() for batch in loader if len(batch) == size]
+
+    def dropped(loader: BatchLoader, plain: BatchLoader) -> np.ndarray:
+        """Which places of which batches, [batches, size]."""
+        return np.stack(ids(loader)) != np.stack(ids(plain))
+
+    def loader(seed: int | None, id_dropout: float) -> BatchLoader:
+        return BatchLoader(feature_set, "train", batch_size=size, shuffle_seed=seed, id_dropout=id_dropout)
+
+    stored_order, plain = loader(None, 0.5), loader(None, 0.0)
+    first, second = dropped(stored_order, plain), dropped(stored_order, plain)
+    by_seed = [dropped(loader(seed, 0.5), loader(seed, 0.0)) for seed in (1, 2)]
+    for one, other in (
+        (first, second),  # epochs
+        (first[:-1], first[1:]),  # batches
+        (first[:, :-1], first[:, 1:]),  # rows
+        by_seed,
+    ):
+        assert 0.4 < (one != other).mean() < 0.6  # half of the draws at 0.5 agree by chance
+
+
 def test_without_tables_the_semantic_bags_are_empty(feature_set: FeatureSet) -> None:
     batch = next(iter(BatchLoader(feature_set, "test", batch_size=5)))
-    assert batch.semantic.values().numel() == 0
+    assert batch.semantic.values().numel() == batch.semantic.lengths().numel() == 0
+    assert batch.semantic.keys() == list(SEMANTIC_KEYS)
 
 
-def test_a_row_outside_its_table_is_refused(folder: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    small_data(broken, impressions=600)
-    feature_set = open_small(broken)
+@pytest.mark.parametrize("row, span", [(10_000, r"\d+ to 10000"), (-1, r"-1 to \d+")])
+def test_a_row_outside_its_table_is_refused(tmp_path: Path, row: int, span: str) -> None:
+    small_data(tmp_path, impressions=600)
+    feature_set = open_small(tmp_path)
     path = feature_set.split_files("train")[0]
     table = pq.read_table(path)
     rows = table["store"].to_numpy().copy()
-    rows[5] = 10_000
+    rows[5] = row
     at = table.schema.get_field_index("store")
     pq.write_table(table.set_column(at, table.schema.field("store"), pa.array(rows, pa.int32())), path)
     with pytest.raises(
-        FeatureRangeError, match=r"'store' has embedding rows .* to 10000, but its table has rows"
+        FeatureRangeError, match=rf"'store' has embedding rows {span}, but its table has rows"
     ):
         list(BatchLoader(feature_set, "train", batch_size=50))
 

@@ -20,7 +20,8 @@ CODECS = pytest.mark.parametrize("codec", [json_codec, arrow_codec], ids=["json"
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
-IDS = st.one_of(st.lists(INT64, min_size=1, max_size=8), st.lists(TEXT, min_size=1, max_size=8))
+NAMES = TEXT.filter(lambda text: bool(text.strip()))  # a blank id is none
+IDS = st.one_of(st.lists(INT64, min_size=1, max_size=8), st.lists(NAMES, min_size=1, max_size=8))
 SCALAR = st.one_of(st.none(), st.booleans(), INT64, TEXT, st.floats(allow_nan=False, allow_infinity=False))
 
 
