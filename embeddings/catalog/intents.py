@@ -15,8 +15,8 @@ from embeddings.catalog.groups import connected_groups
 from embeddings.catalog.terms import character_tfidf, stemmer
 from embeddings.catalog.titles import normalise_text
 
-#: Cosine of character n-grams from which two queries are near duplicates: one slip of the keyboard in a
-#: query of ten letters or more, not another word.
+#: Cosine of character n-grams from which two queries with the same numbers are near duplicates: a slip of the
+#: keyboard in a query of several words ("kitchen faucett brushed nickel"), not another word.
 NEAR_DUPLICATE = 0.8
 #: Above so many distinct queries only equal stems make a group: near duplicates cost the square of them.
 MAX_COMPARED = 200_000
@@ -28,8 +28,9 @@ def intent_groups(
 ) -> npt.NDArray[np.int64]:
     """The group of each query [Q]: the position of the first query of the same intent, through any chain.
 
-    Two queries have one intent if they have the same stems, in any order and as often, or if the cosine of
-    their character n-grams (TF-IDF over these queries) reaches `near_duplicate`.
+    Two queries have one intent if they have the same stems, in any order and as often, or if they have the
+    same numbers and the cosine of their character n-grams (TF-IDF over these queries) reaches
+    `near_duplicate`.
 
     >>> intent_groups(["red paint", "paints, red", "white paint", "2 in screws"]).tolist()
     [0, 0, 2, 3]
@@ -43,9 +44,15 @@ def intent_groups(
     if len(first_of) <= MAX_COMPARED:
         rows = list(first_of.values())
         near = _near_duplicates([texts[row] for row in rows], near_duplicate)
-        for pair, (one, other) in enumerate(near):
-            keys += [(rows[one], pair), (rows[other], pair)]
+        for pair, (one, other) in enumerate((rows[one], rows[other]) for one, other in near):
+            if _numbers(texts[one]) == _numbers(texts[other]):
+                keys += [(one, pair), (other, pair)]
     return connected_groups(len(texts), keys)
+
+
+def _numbers(text: str) -> list[str]:
+    """ "2 in screws" and "3 in screws" differ by one letter, and not by a slip."""
+    return sorted(word for word in text.split() if word[0].isdigit())
 
 
 def _near_duplicates(texts: list[str], threshold: float) -> Iterator[tuple[int, int]]:

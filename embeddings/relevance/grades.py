@@ -84,7 +84,7 @@ class Grades:
     def __len__(self) -> int:
         return len(self.grade_G)
 
-    def query_roles(self, holdout: HoldoutConfig) -> IntArray:
+    def query_roles(self, holdout: HoldoutConfig) -> npt.NDArray[np.int8]:
         """Role of each query: all queries of one intent have one role, unless `holdout.by` is "spelling".
 
         Where the table names no intents, a group of `intent_groups` has the role of its most held-out
@@ -106,13 +106,13 @@ class Grades:
             grade_J=self.grade_G,
         )
 
-    def intent_groups(self) -> IntArray:
+    def intent_groups(self) -> npt.NDArray[np.int64]:
         """Queries that ask for the same thing have one number."""
         texts = self.queries.to_pylist()
         if self.intents is None:
             return intent_groups(texts)
         names = [intent or f"\0{text}" for intent, text in zip(self.intents, texts, strict=True)]
-        return np.unique(names, return_inverse=True)[1]
+        return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
 def read_grades(data: Path, *, sources: Sequence[str] = ("human", "llm")) -> Grades:
