@@ -213,7 +213,7 @@ def test_metrics_are_those_of_table_1_on_the_same_tables(out: Path, data: Path) 
     table = measure_retrieval(data, {"dashclip": run.folder / "tables"}, holdout=run.config.holdout)
     found = json.loads(run.metrics.read_text())
     rows = table.rows
-    assert set(rows) == {"random", "bm25", "dashclip"}
+    assert set(rows) == {"random", "bm25", "bm25_stemmed", "char_tfidf", "fusion", "dashclip"}
     assert found["test"]["metrics"]["graded_rel"] == rows["dashclip"]["graded_rel"].mean
     assert found["test"]["metrics"]["ndcg_at_10"] == rows["dashclip"]["ndcg_at_10"].mean
     assert found["test"]["queries"] == table.queries
@@ -297,7 +297,7 @@ def test_the_report_is_json_markdown_and_a_table(out: Path, tmp_path: Path) -> N
     assert content["variants"]["nested"]["widths"]["8"]["bytes_per_vector"] == 16
     markdown = to_markdown(report)
     assert '## Minus "Default"' in markdown
-    assert markdown.count("| Image only |") == 5
+    assert markdown.count("| Image only |") == 6
     tables = [line.count("|") for line in markdown.splitlines() if line.startswith("|")]
     assert min(tables) >= 6
     shown = StringIO()
