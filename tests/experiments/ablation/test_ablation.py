@@ -299,7 +299,7 @@ def test_the_report_is_json_markdown_and_a_table(out: Path, tmp_path: Path) -> N
     assert '## Minus "Default"' in markdown
     assert markdown.count("| Image only |") == 6
     tables = [line.count("|") for line in markdown.splitlines() if line.startswith("|")]
-    assert min(tables) >= 6
+    assert {count for count in tables if count < 6} == {3}  # that of the one slice, "intent_unseen"
     shown = StringIO()
     Console(file=shown, width=100).print(console_table(report))
     assert "Without stage 1" in shown.getvalue()
