@@ -1,6 +1,7 @@
 """A run gives the training what is meant for it: its split, its seed, its share of dropped ids."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from ranking.checkpoint import ranker_weights
 from ranking.metrics import evaluate
 from ranking.prediction import predict
-from ranking.run import RunConfig, execute_run, input_fingerprints, load_run, open_run
+from ranking.run import RunConfig, check_same_run, execute_run, input_fingerprints, load_run, open_run
 from ranking.train import TrainingProgress
 from tests.ranking.small_runs import run_config, small_data
 
@@ -212,3 +213,18 @@ def test_the_training_loss_on_record_is_the_mean_over_the_rows_since_the_last_ev
     rows = [history[0]["rows"], history[1]["rows"] - history[0]["rows"]]
     total = sum(part * evaluation["train_loss"] for part, evaluation in zip(rows, history, strict=True))
     assert total / run.loader("train").rows == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_run_recorded_before_a_setting_existed_opens_with_its_default(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    older = shutil.copytree(finished[0], tmp_path / "older")
+    config = json.loads((older / "config.json").read_text())
+    del config["ranker"]["semantic"]["history_tiers"]
+    (older / "config.json").write_text(json.dumps(config))
+    weights, again = (ranker_weights(load_run(folder).ranker) for folder in (finished[0], older))
+    assert all(value.equal(again[name]) for name, value in weights.items())
+    check_same_run(older, load_run(older).config)
+    other = load_run(older).config.model_copy(update={"seed": 99})
+    with pytest.raises(ValueError, match=r"config.json differs from the config given"):
+        check_same_run(older, other)

@@ -16,13 +16,15 @@ embed = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Make, import and inspect embedding tables."
 )
 
+TABLES = Annotated[
+    Path, typer.Argument(help="Folder for `products/` and `queries/`; older ones are replaced.")
+]
+
 
 @embed.command("lsa")
 def lsa(
     data: DATA,
-    out: Annotated[
-        Path, typer.Argument(help="Folder for `products/` and `queries/`; older ones are replaced.")
-    ],
+    out: TABLES,
     dim: Annotated[int, typer.Option(help="Width of the vectors, a multiple of 4 up to 1024.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the text sample and of the SVD.")] = 0,
     columns: Annotated[
@@ -61,9 +63,7 @@ def lsa(
 @embed.command("truth")
 def truth(
     data: DATA,
-    out: Annotated[
-        Path, typer.Argument(help="Folder for `products/` and `queries/`; older ones are replaced.")
-    ],
+    out: TABLES,
     dim: Annotated[int, typer.Option(help="Width of the vectors, a multiple of 4 up to 1024.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed of the random projection.")] = 0,
 ) -> None:
