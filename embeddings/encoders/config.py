@@ -54,6 +54,10 @@ class EncoderConfig(StrictModel):
     #: stage 2 (module `completion`). From scratch, cross-attention to a few thousand pictures costs more than
     #: it gives (experiments/LOG.md).
     fusion: Fusion = "grounded"
+    #: Beyond the paper: rows and width of a hashed table of character n-grams, whose sum stands beside the
+    #: state of the word pieces (module `ngrams`). 0 rows leave it out.
+    ngram_buckets: Annotated[int, Field(ge=0)] = 0
+    ngram_dim: Positive = 128
     #: In attention and feed-forward layers of the text encoders; BLIP has none in the image encoder.
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     #: BLIP was trained with 1e-6 in the image encoder and 1e-12 in the text encoders.
@@ -88,6 +92,11 @@ class EncoderConfig(StrictModel):
     def image_state_dim(self) -> int:
         """Width of what `image_pooling` makes of an image's tokens."""
         return self.vision_hidden_dim * (self.num_image_tokens if self.image_pooling == "flat" else 1)
+
+    @property
+    def text_state_dim(self) -> int:
+        """Width of what is projected of a text: its state, and its character n-grams if there are any."""
+        return self.text_hidden_dim + (self.ngram_dim if self.ngram_buckets else 0)
 
     @classmethod
     def preset(cls, size: Size, *, vocab_size: int = BLIP_VOCABULARY, **changes: float | str) -> Self:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from embeddings.catalog.products import ProductBatch, ProductCatalog, load_batch
-from embeddings.catalog.tokenizer import TextTokenizer, TokenizerError
+from embeddings.catalog.tokenizer import SEP, SPECIAL_TOKENS, TextTokenizer, TokenizerError
 from embeddings.encoders.completion import Completion
 from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.modules import ProductEncoder, QueryEncoder, seeded
@@ -93,6 +93,8 @@ class DashClipEncoder:
         """
         _check_vocabulary(config, tokenizer)
         product = seeded(lambda: ProductEncoder(config, enc_id=tokenizer.enc_id), seed)
+        if product.text.ngrams is not None:
+            product.text.ngrams.read_vocabulary(tokenizer.tokens, special=SPECIAL_TOKENS, end=SEP)
         return cls(config=config, tokenizer=tokenizer, product=product, query=None, stage="initial")
 
     def with_query_encoder(self) -> Self:

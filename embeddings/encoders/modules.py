@@ -10,7 +10,7 @@ Shapes: B products or queries, T text tokens, I image tokens, H hidden width, D 
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,33 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from embeddings.catalog.products import ProductBatch
 from embeddings.encoders.completion import Completion
 from embeddings.encoders.config import EncoderConfig, ImagePooling, Pooling
+from embeddings.encoders.ngrams import CharacterNgrams
 
 Module = TypeVar("Module", bound=nn.Module)
 
 #: transformers' default for BLIP's image encoder is 1e-10: from scratch all images would look the same.
 INITIAL_STD = 0.02
+
+
+class TextEncoder(BlipTextModel):
+    """BLIP's text encoder; with `EncoderConfig.ngram_buckets` the text's n-grams stand beside each state."""
+
+    def __init__(self, config: EncoderConfig, *, cross_attention: bool) -> None:
+        super().__init__(text_config(config, cross_attention=cross_attention), add_pooling_layer=False)
+        self.ngrams = None
+        if config.ngram_buckets:
+            self.ngrams = CharacterNgrams(config.vocab_size, config.ngram_buckets, config.ngram_dim)
+
+    def forward(self, *, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
+        """As BlipTextModel's, with `last_hidden_state` (B, T, `EncoderConfig.text_state_dim`)."""
+        found = super().forward(input_ids=input_ids, attention_mask=attention_mask, **options)
+        if self.ngrams is not None:
+            state_BTH = found.last_hidden_state
+            ngrams_BTG = (
+                self.ngrams(input_ids, attention_mask).unsqueeze(1).expand(-1, state_BTH.shape[1], -1)
+            )
+            found.last_hidden_state = torch.cat([state_BTH, ngrams_BTG.to(state_BTH)], dim=2)
+        return found
 
 
 class ProductEncoder(nn.Module):
@@ -45,12 +67,12 @@ class ProductEncoder(nn.Module):
         if config.image_stem == "conv":
             stem = ConvStem(config.patch_size, config.vision_hidden_dim)
             self.vision.embeddings.register_module("patch_embedding", stem)
-        self.text = BlipTextModel(text_config(config, cross_attention=True), add_pooling_layer=False)
+        self.text = TextEncoder(config, cross_attention=True)
         self.vision_proj = nn.Linear(config.image_state_dim, config.embedding_dim)
-        self.text_proj = nn.Linear(config.text_hidden_dim, config.embedding_dim)
-        self.product_proj = nn.Linear(config.text_hidden_dim, config.embedding_dim)
+        self.text_proj = nn.Linear(config.text_state_dim, config.embedding_dim)
+        self.product_proj = nn.Linear(config.text_state_dim, config.embedding_dim)
         #: Logits of (no match, match).
-        self.itm_head = nn.Linear(config.text_hidden_dim, 2)
+        self.itm_head = nn.Linear(config.text_state_dim, 2)
         self.fusion = config.fusion
         #: What images add to the vectors of titles; only after stage 2, and only with that fusion.
         self.completion: Completion | None = None
@@ -168,8 +190,8 @@ class QueryEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.pooling = config.pooling
-        self.text = BlipTextModel(text_config(config, cross_attention=False), add_pooling_layer=False)
-        self.query_proj = nn.Linear(config.text_hidden_dim, config.embedding_dim)
+        self.text = TextEncoder(config, cross_attention=False)
+        self.query_proj = nn.Linear(config.text_state_dim, config.embedding_dim)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Unit vectors of B queries."""
@@ -279,8 +301,9 @@ def freeze_first_layers(encoder: BlipVisionModel | BlipTextModel, count: int) ->
     if count > len(layers):
         raise ValueError(f"cannot freeze the first {count} layers of an encoder that has {len(layers)}")
     if count:
-        for part in (encoder.embeddings, *layers[:count]):
-            part.requires_grad_(False)
+        for part in (encoder.embeddings, getattr(encoder, "ngrams", None), *layers[:count]):
+            if part is not None:
+                part.requires_grad_(False)
 
 
 def seeded(build: Callable[[], Module], seed: int) -> Module:

@@ -38,6 +38,8 @@ def export_query_encoder(encoder_folder: Path, out: Path) -> QueryNetworkConfig:
         max_tokens=own.max_query_tokens,
         pooling=own.pooling,
         layer_norm_eps=own.text_layer_norm_eps,
+        ngram_buckets=own.ngram_buckets,
+        ngram_dim=own.ngram_dim,
     )
     network = query_network(encoder, config)
     _compare(encoder, network, config)
@@ -76,6 +78,8 @@ def query_network(encoder: DashClipEncoder, config: QueryNetworkConfig) -> Query
             new[f"{layer}.query_key_value.{kind}"] = torch.cat(parts)
     for name, was in renamed.items():
         new |= {f"{name}.{kind}": old[f"{was}.{kind}"] for kind in ("weight", "bias")}
+    ngrams = {name: value for name, value in text.state_dict().items() if name.startswith("ngrams.")}
+    new |= {name: value.detach() for name, value in ngrams.items()}
     network = QueryNetwork(config)
     network.load_state_dict({name: value.cpu().contiguous().clone() for name, value in new.items()})
     return network.eval().requires_grad_(False)

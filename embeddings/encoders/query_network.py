@@ -1,19 +1,20 @@
 """The query side of a DashCLIP encoder in plain torch: what a server runs for queries that have no vector.
 
 The layers of `embeddings.encoders.modules.QueryEncoder` (BERT's, as BLIP has them) without transformers, and
-without
-dropout: for inference only. `embeddings.encoders.query_export` fills it and compares the two.
+without dropout: for inference only. `embeddings.encoders.query_export` fills it and compares the two.
 
 Shapes: B queries, T tokens, H hidden width, A attention heads, D embedding width.
 """
 
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from embeddings.encoders.config import Pooling
+from embeddings.encoders.ngrams import CharacterNgrams
 from features.artifacts import StrictModel
 
 Positive = Annotated[int, Field(ge=1)]
@@ -34,6 +35,9 @@ class QueryNetworkConfig(StrictModel):
     max_tokens: Annotated[int, Field(ge=3, le=512)]
     pooling: Pooling
     layer_norm_eps: float
+    #: Rows and width of the table of character n-grams; 0 rows if the encoder has none.
+    ngram_buckets: Annotated[int, Field(ge=0)] = 0
+    ngram_dim: Positive = 128
 
 
 class QueryLayer(nn.Module):
@@ -71,7 +75,11 @@ class QueryNetwork(nn.Module):
         self.positions = nn.Embedding(config.max_tokens, config.hidden_dim)
         self.norm = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList(QueryLayer(config) for _ in range(config.layers))
-        self.projection = nn.Linear(config.hidden_dim, config.embedding_dim)
+        self.ngrams, state_dim = None, config.hidden_dim
+        if config.ngram_buckets:
+            self.ngrams = CharacterNgrams(config.vocab_size, config.ngram_buckets, config.ngram_dim)
+            state_dim += config.ngram_dim
+        self.projection = nn.Linear(state_dim, config.embedding_dim)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Unit vectors, float32 (B, D); `mask_BT` is 1 at tokens and 0 at padding."""
@@ -79,7 +87,10 @@ class QueryNetwork(nn.Module):
         mask_B11T = mask_BT.bool()[:, None, None, :]
         for layer in self.layers:
             state_BTH = layer(state_BTH, mask_B11T)
-        return functional.normalize(self.projection(self._pooled(state_BTH, mask_BT)), dim=-1)
+        state_BH = self._pooled(state_BTH, mask_BT)
+        if self.ngrams is not None:
+            state_BH = torch.cat([state_BH, self.ngrams(ids_BT, mask_BT)], dim=1)
+        return functional.normalize(self.projection(state_BH), dim=-1)
 
     def _pooled(self, state_BTH: Tensor, mask_BT: Tensor) -> Tensor:
         if not self.takes_mean:

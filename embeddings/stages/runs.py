@@ -42,26 +42,28 @@ from features.progress import Progress, silent
 #: Tokens learned from a catalogue, special ones included; fewer when the texts have fewer.
 VOCABULARY: dict[Size, int] = {"tiny": 1_000, "small": 4_000, "base": 30_524}
 
+#: Titles that are looked at together.
+TEXT_CHUNK = 4096
+
 #: An encoder to start from, or a call that makes it, as by warm-ups.
 Start = DashClipEncoder | Callable[[], DashClipEncoder]
 
 
-def train_tokenizer(
-    data: Path, *, size: Size, inputs: InputConfig, vocab_size: int | None = None
-) -> TextTokenizer:
-    """WordPiece learned from the titles and queries that may be trained on, `VOCABULARY` unless given.
+def training_texts(data: Path, inputs: InputConfig) -> tuple[list[str], list[str]]:
+    """Titles and queries that may be trained on.
 
     Raises:
         InputError, CatalogError, RelevanceError: the tables cannot be read.
     """
     catalog = ProductCatalog.open(data, text_columns=inputs.text_columns)
     seen_P = ProductParts.of(catalog, inputs.holdout).train_P
-    texts = [title for title, seen in zip(catalog.titles, seen_P, strict=True) if seen]
+    titles = [title for title, seen in zip(catalog.titles, seen_P, strict=True) if seen]
+    queries: list[str] = []
     if table_files(data, "relevance"):
         grades = read_grades(data)
         seen_Q = grades.query_roles(inputs.holdout) == TRAIN
-        texts += [query for query, seen in zip(grades.queries.to_pylist(), seen_Q, strict=True) if seen]
-    return TextTokenizer.train(texts, vocab_size=vocab_size or VOCABULARY[size])
+        queries = [query for query, seen in zip(grades.queries.to_pylist(), seen_Q, strict=True) if seen]
+    return titles, queries
 
 
 def new_encoder(
@@ -73,10 +75,26 @@ def new_encoder(
     vocab_size: int | None = None,
     architecture: Mapping[str, bool | float | str] | None = None,
 ) -> DashClipEncoder:
-    """Random weights and a tokenizer learned from the data; `architecture` changes fields of the size."""
-    tokenizer = train_tokenizer(data, size=size, inputs=inputs, vocab_size=vocab_size)
+    """Random weights and a WordPiece tokenizer learned from titles and queries, `VOCABULARY` unless given.
+
+    `architecture` changes fields of the size. Character n-grams too rare in the titles start at zero.
+
+    Raises:
+        InputError, CatalogError, RelevanceError: the tables cannot be read.
+    """
+    titles, queries = training_texts(data, inputs)
+    tokenizer = TextTokenizer.train([*titles, *queries], vocab_size=vocab_size or VOCABULARY[size])
     config = EncoderConfig.preset(size, vocab_size=tokenizer.vocab_size, **(architecture or {}))
-    return DashClipEncoder.new(config, tokenizer, seed=seed)
+    encoder = DashClipEncoder.new(config, tokenizer, seed=seed)
+    ngrams = encoder.product.text.ngrams
+    if ngrams is not None:
+        starts = range(0, len(titles), TEXT_CHUNK)
+        chunks = (
+            tokenizer(titles[start : start + TEXT_CHUNK], max_tokens=config.max_title_tokens)
+            for start in starts
+        )
+        ngrams.forget_rare((chunk.ids_BT, chunk.mask_BT) for chunk in chunks)
+    return encoder
 
 
 def warm_up(

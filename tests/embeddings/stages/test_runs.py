@@ -21,7 +21,7 @@ from embeddings.relevance.build_tuples import TupleSet
 from embeddings.relevance.grades import read_grades
 from embeddings.stages.product_parts import ProductParts
 from embeddings.stages.run_folder import InputConfig, StageError, StageRun
-from embeddings.stages.runs import align, new_encoder, pretrain, train_tokenizer
+from embeddings.stages.runs import align, new_encoder, pretrain
 from embeddings.stages.stage2 import freeze_product_side
 from embeddings.training.checkpoint import CheckpointError
 from embeddings.training.loop import Report
@@ -328,9 +328,11 @@ def test_the_tokenizer_learns_from_no_held_out_text(data: Path, monkeypatch: pyt
 
     def remember(texts: Any, **settings: Any) -> None:
         seen.extend(texts)
+        raise InterruptedError
 
     monkeypatch.setattr(TextTokenizer, "train", remember)
-    train_tokenizer(data, size="tiny", inputs=INPUTS)
+    with pytest.raises(InterruptedError):
+        new_encoder(data, size="tiny", inputs=INPUTS, seed=0)
     table = pq.read_table(data / "products.parquet")
     train_P = ProductParts.read(data, text_columns=("title",), config=INPUTS.holdout).train_P
     titles = table.column("title").to_pylist()
