@@ -201,7 +201,7 @@ def test_a_share_lies_in_the_interval_where_part_and_share_of_the_whole_are_not_
 
 
 def test_a_share_by_hand():
-    """A whole that is equal for both seeds only scales the interval; 12.7062 is t of one degree of freedom."""
+    """A whole that is equal for both seeds scales the interval; t of one degree of freedom is 12.7062."""
     assert paired_share([1.0, 2.0], [2.0, 4.0]) == Interval(0.5, None, None)  # the whole itself is not sure
     share = paired_share([1.0, 1.02], [2.0, 2.0])
     half_width = 12.7062 * np.std([1.0, 1.02], ddof=1) / np.sqrt(2) / 2
