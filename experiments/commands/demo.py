@@ -12,7 +12,7 @@ from experiments.commands.inputs.generate import Preset
 
 if TYPE_CHECKING:
     from experiments.marketplace.config import MarketplaceConfig
-    from experiments.sweeps.sweep import PlannedRun, SweepConfig
+    from experiments.sweeps.sweep import PlannedRun, SweepConfig, VariantConfig
 
 Size = Literal["tiny", "small", "medium", "large"]
 
@@ -20,8 +20,10 @@ Size = Literal["tiny", "small", "medium", "large"]
 ENCODER_RESULTS = ("table1.json", "probes.json")
 #: Files named importance… that the report on it leaves.
 IMPORTANCE_SUFFIXES = (".json", ".csv", ".html", ".png")
-#: Width of the LSA vectors and of the random tables: that of the encoders at size small.
+#: Width of the LSA vectors, of the random tables and of the oracle: that of the encoders at size small.
 LSA_DIM = 128
+#: Width of the character TF-IDF, of which only cosines are read; see `embeddings.tables.tfidf` for its error.
+TFIDF_DIM = 512
 #: Written last of the embeddings.
 EMBEDDINGS_MARK = "queries/manifest.json"
 #: What the rankers say that train beside the encoders, in OUT.
@@ -52,7 +54,7 @@ def demo(
     """
     from rich.console import Console
 
-    from experiments.commands.encoders.embed import lsa
+    from experiments.commands.encoders.embed import lsa, tfidf, truth
     from experiments.commands.inputs.features import build_command
     from experiments.commands.inputs.generate import generate_marketplace
     from experiments.commands.rankers.importance import importance
@@ -68,7 +70,7 @@ def demo(
     else:
         refuse_another_demo(out, tables_read(runs), size=size, preset=preset)
     parts = _parts(out)
-    data, features, lsa_tables, _, embeddings = parts
+    data, features, lsa_tables, tfidf_tables, oracle_tables, _, embeddings = parts
     missing = [part for part, (_, mark) in parts.items() if not (part / mark).exists()]
     if data in missing:
         console.rule("1/5 simulated marketplace")
@@ -78,6 +80,10 @@ def demo(
         build_command(data, features, config=Path("marketplace_features"))
     if lsa_tables in missing:
         lsa(data, lsa_tables, dim=LSA_DIM)
+    if tfidf_tables in missing:
+        tfidf(data, tfidf_tables, dim=TFIDF_DIM)
+    if oracle_tables in missing:
+        truth(data, oracle_tables, dim=LSA_DIM)
     if not all((out / name).exists() for name in ENCODER_RESULTS) or {lsa_tables, embeddings} & {*missing}:
         console.rule("3/5 encoders: warm-ups, stage 1, stage 2, table 1, probes")
         settings = Path("encoders_tiny" if size == "tiny" else "encoders_small")
@@ -100,13 +106,18 @@ def demo(
 
 
 def sweep_config(out: Path, seeds: int) -> "SweepConfig":
-    """The shipped sweep over what lies in `out`; variants with tables of their own read those of LSA."""
+    """The shipped sweep over what lies in `out`; a variant's own tables are those of its folder's name."""
     from experiments.config import load_config
     from experiments.sweeps.sweep import SweepConfig
 
-    data, features, lsa_tables, _, embeddings = _parts(out)
+    data, features, *_, embeddings = _parts(out)
     config = load_config(Path("demo"), SweepConfig)
-    lsa = {"product_table": lsa_tables / "products", "query_table": lsa_tables / "queries"}
+
+    def in_out(variant: "VariantConfig") -> "VariantConfig":
+        tables = {"product_table": variant.product_table, "query_table": variant.query_table}
+        found = {kind: out / path.parent.name / path.name for kind, path in tables.items() if path}
+        return variant.model_copy(update=found)
+
     return config.model_copy(
         update={
             "seeds": tuple(range(1, seeds + 1)),
@@ -114,10 +125,7 @@ def sweep_config(out: Path, seeds: int) -> "SweepConfig":
             "product_table": embeddings / "products",
             "query_table": embeddings / "queries",
             "truth": data / "truth",
-            "variants": {
-                name: variant.model_copy(update=lsa) if variant.product_table else variant
-                for name, variant in config.variants.items()
-            },
+            "variants": {name: in_out(variant) for name, variant in config.variants.items()},
         }
     )
 
@@ -149,7 +157,7 @@ def make_embeddings(out: Path, config: Path, runs: Sequence["PlannedRun"], proce
     from experiments.sweeps.meanwhile import trained_meanwhile
 
     console = Console()
-    data, _, lsa_tables, encoders, embeddings = _parts(out)
+    data, _, lsa_tables, *_, encoders, embeddings = _parts(out)
     if not (embeddings / EMBEDDINGS_MARK).exists():
         read = tables_read(runs)
         early = [run for run in runs if read[run.config.variant] != embeddings]
@@ -216,7 +224,7 @@ def refuse_another_demo(out: Path, tables: Mapping[str, Path | None], *, size: S
 
     advice = "use --fresh or another --out"
     parts = _parts(out)
-    data, features, lsa_tables, encoders, embeddings = parts
+    data, features, *tables_of_data, encoders, embeddings = parts
     for part, (ours, _) in parts.items():
         refuse_foreign_folder(part, ours=ours)
     if (data / DESCRIPTION).exists():
@@ -229,7 +237,7 @@ def refuse_another_demo(out: Path, tables: Mapping[str, Path | None], *, size: S
             raise ValueError(f"{data} is a marketplace with other settings than the demo's; {advice}")
     runs = {variant: list((out / variant).glob("seed-*/run.json")) for variant in tables}
     made_from = [
-        (data, [features, lsa_tables, encoders]),
+        (data, [features, *tables_of_data, encoders]),
         (encoders, [embeddings]),
         *((features, made) for made in runs.values()),
         *((source, runs[variant]) for variant, source in tables.items() if source),
@@ -268,6 +276,8 @@ def _parts(out: Path) -> dict[Path, tuple[Callable[[Path], bool], str]]:
         out / "data": (is_marketplace, DESCRIPTION),
         out / "features": (is_feature_set, "manifest.json"),
         out / "lsa": (holds_only_lsa_tables, "products/manifest.json"),
+        out / "tfidf": (holds_only_lsa_tables, "products/manifest.json"),
+        out / "oracle": (holds_only_lsa_tables, "products/manifest.json"),
         out / "encoders": (lambda folder: (folder / "pretrain").is_dir(), "align/training.json"),
         out / "embeddings": (lambda folder: is_table(folder / "products"), EMBEDDINGS_MARK),
     }

@@ -122,23 +122,26 @@ def _summary(table: dict[str, Any], name: str) -> str:
     kind = "**simulated data**" if table["simulated"] else "real data"
     expects = table.get("best_auc_expected") is not None
     heading = ["", "AUC", "difference to baseline [95 % over seeds]"]
-    heading += ["the same in expected AUC"] * expects + ["share of reachable gain", "normalised LogLoss"]
+    second = table.get("second_baseline")
+    heading += ["the same in expected AUC"] * expects + ["difference to second baseline"] * bool(second)
+    heading += ["share of reachable gain", "normalised LogLoss"]
     rows = []
     if floor := table["floor"]:
         logloss = "" if floor["norm_logloss"] is None else number(floor["norm_logloss"])
         cells = [f"{floor['name']} (no model)", number(floor["auc"]), ""]
-        rows.append([*cells, *[""] * expects, "", logloss])
+        rows.append([*cells, *[""] * (expects + bool(second)), "", logloss])
     for key, variant in table["variants"].items():
         compared = key != table["baseline"]
         cells = [variant["title"], with_sd(variant["auc_mean"], variant["auc_sd"])]
         cells.append(_difference(variant, "auc_diff") if compared else "")
         cells += [_difference(variant, "expected_auc_diff") if compared else ""] * expects
+        cells += [_difference(variant.get("over_second_baseline", {}), "auc_diff")] * bool(second)
         share = variant.get("gain_share")
         cells.append("" if share is None else f"{share:.0%}")
         rows.append([*cells, with_sd(variant["norm_logloss_mean"], variant["norm_logloss_sd"])])
     if table["best_auc"] is not None:
         cells = ["best reachable (the true click probabilities)", number(table["best_auc"]), ""]
-        rows.append([*cells, *[""] * expects, "100 %", ""])
+        rows.append([*cells, *[""] * (expects + bool(second)), "100 %", ""])
     lines = [
         f"**{table['name'][0].upper()}{table['name'][1:]}** ({kind}; {table['rows']:,} test impressions, "
         f"{_seeds(table['seeds'])}; [whole table](../experiments/results/{name}.md)):",
@@ -148,6 +151,8 @@ def _summary(table: dict[str, Any], name: str) -> str:
     ]
     if expects:
         lines += ["Expected AUC: clicks drawn anew from the true probabilities, on average.", ""]
+    if second:
+        lines += [f"Second baseline: {table['variants'][second]['title']}.", ""]
     return "\n".join([*lines, _footer(table["provenance"]), ""])
 
 

@@ -119,6 +119,46 @@ def paired_difference(
     return Interval(mean=mean, low=float(mean - half_width), high=float(mean + half_width))
 
 
+def paired_share(
+    part_S: Sequence[float], whole_S: Sequence[float], *, confidence: float = 0.95
+) -> Interval | None:
+    """Mean of `part` over mean of `whole`, with Fieller's interval over seeds.
+
+    The limits hold every share r for which `paired_difference` of part and r * whole does not exclude zero;
+    so they rest on the same assumption, and noise of the whole counts as well. They are None for a single
+    seed, and where the whole itself is not told apart from zero: any share is possible then.
+
+    Returns:
+        None if the whole is not positive: there is nothing to have a share of.
+
+    Raises:
+        ValueError: the two have different lengths, or no seed.
+
+    Fieller 1954, https://doi.org/10.1111/j.2517-6161.1954.tb00159.x
+
+    >>> paired_share([1.0, 2.0], [2.0, 4.0])
+    Interval(mean=0.5, low=0.5, high=0.5)
+    """
+    if len(part_S) != len(whole_S) or len(part_S) == 0:
+        raise ValueError(
+            "a share needs the same seeds of the part and of the whole, at least one; "
+            f"got {len(part_S)} and {len(whole_S)}"
+        )
+    part_mean, whole_mean, seeds = float(np.mean(part_S)), float(np.mean(whole_S)), len(part_S)
+    if whole_mean <= 0:
+        return None
+    share = part_mean / whole_mean
+    if seeds == 1:
+        return Interval(mean=share, low=None, high=None)
+    scale = stats.t.ppf(0.5 + confidence / 2, seeds - 1) ** 2 / seeds
+    (of_part, of_both), (_, of_whole) = scale * np.cov(part_S, whole_S)
+    square, cross = whole_mean**2 - of_whole, part_mean * whole_mean - of_both
+    if square <= 0:
+        return Interval(mean=share, low=None, high=None)
+    root = np.sqrt(max(0.0, cross**2 - square * (part_mean**2 - of_part)))
+    return Interval(mean=share, low=float((cross - root) / square), high=float((cross + root) / square))
+
+
 class UserWeightedAuc:
     """AUC of fixed labels and scores under user weights that change: one sort, then O(N) for each weighting.
 
