@@ -5,6 +5,7 @@ purchases are drawn by the rules of the simulated marketplace (docs/marketplace.
 probabilities are known. Whatever is measured on such a log is a statement about simulated people.
 """
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ def generate_on_catalogue(
         rng = np.random.default_rng(child_seed(config, _CANDIDATES))
         candidates = find_candidates(world, config.candidates, rng, progress=progress)
         shoppers = make_shoppers(config, catalog, child_seed(config, _SHOPPERS))
+        # Nobody asks for a style that the catalogue lacks: few titles share few words.
+        wanted_U = shoppers.diet_U & ((1 << len(catalog.styles)) - 1)
+        shoppers = dataclasses.replace(shoppers, diet_U=wanted_U)
         pools = candidates.pools(catalog, queries)
         law = AuctionSlates if config.candidates == "retrieval" else ListSlates
         slates: Slates = law(catalog, pools, candidates)

@@ -120,8 +120,8 @@ def anchor_types(grades: Grades, catalog: Shelf) -> IntArray:
 def codes_or_own(names: Sequence[str | None]) -> tuple[IntArray, int]:
     """A number for each name and how many there can be; a missing one gets a number of its own.
 
-    >>> [code.tolist() for code in codes_or_own(["b", None, "a", "b"])[:1]]
-    [[1, 3, 0, 1]]
+    >>> codes_or_own(["b", None, "a", "b"])[0].tolist()
+    [1, 3, 0, 1]
     """
     known = {name: code for code, name in enumerate(sorted({name for name in names if name is not None}))}
     codes = [len(known) + row if name is None else known[name] for row, name in enumerate(names)]
