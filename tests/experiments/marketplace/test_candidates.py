@@ -93,7 +93,6 @@ class _KnownLikeness(Likeness):
 
 
 def test_chances_count_graded_pairs_and_as_many_random_ones_as_irrelevant():
-    """All ten products are graded for query 0 alone; query 1 of the random pairs has no grade there."""
     likeness = _KnownLikeness(sp.csr_matrix((2, 1)), sp.csr_matrix((10, 1)))
     product_G = np.tile(np.arange(10), 300)
     query_G = np.repeat(np.arange(300), 10)
