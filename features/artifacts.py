@@ -150,6 +150,15 @@ def refuse_to_replace_input(out: Path, source: Path) -> None:
         raise ValueError(f"{out} would replace the input {source}; choose another folder")
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link where the file system has them, else a copy: the folder of `target` stands on its own."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def json_file_has(path: Path, key: str) -> bool:
     """Whether `path` is a JSON object with this key: how a folder's manifest tells what wrote the folder."""
     try:

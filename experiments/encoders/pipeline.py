@@ -276,7 +276,7 @@ def measure_retrieval(
     catalog = ProductCatalog.open(data, modalities=("text",))
     grades = read_grades(data)
     role_Q = grades.query_roles(holdout)
-    truth = MarketplaceTruth.read(data) if (data / "truth").is_dir() else None
+    truth = MarketplaceTruth.find(data)
     pool: Pool = "catalogue" if truth else "judged"
 
     def judged(role: int) -> Judgements:

@@ -1,4 +1,4 @@
-"""Sizes and effects of the simulated marketplace. Every default is explained in docs/marketplace.md."""
+"""Sizes and effects of simulated logs. Every default is explained in docs/marketplace.md."""
 
 from datetime import date
 from typing import Annotated, Any, Literal, Self
@@ -50,20 +50,14 @@ class TasteModel(StrictModel):
     liked_brand: float = 0.7
 
 
-class MarketplaceConfig(StrictModel):
-    """A marketplace: how large, how long, and which effects. `preset` gives the named sizes and presets."""
+class LogConfig(StrictModel):
+    """A simulated log, whatever shop it is of: how many people, how long, and which effects."""
 
     size: Size | Literal["custom"] = "custom"
     candidates: Candidates = "mixed"
     seed: Annotated[int, Field(ge=0)] = 0
-    images: bool = True
-    image_pixels: Annotated[int, Field(ge=48, le=512)] = 96
-    products: Annotated[int, Field(ge=100)]
     users: Annotated[int, Field(ge=10)]
-    queries: Annotated[int, Field(ge=100)]
     impressions: Annotated[int, Field(ge=100)]
-    llm_labels: Count
-    human_labels: Count
     start: date = date(2024, 1, 1)
     #: Days with impressions, the test week included.
     days: Annotated[int, Field(ge=8)] = 217
@@ -86,11 +80,33 @@ class MarketplaceConfig(StrictModel):
             raise ValueError(f"test_days ({self.test_days}) must be fewer than days ({self.days})")
         return self
 
+
+class MarketplaceConfig(LogConfig):
+    """A marketplace: its log and how large its shop is. `preset` gives the named sizes and presets."""
+
+    images: bool = True
+    image_pixels: Annotated[int, Field(ge=48, le=512)] = 96
+    products: Annotated[int, Field(ge=100)]
+    queries: Annotated[int, Field(ge=100)]
+    llm_labels: Count
+    human_labels: Count
+
     @classmethod
     def preset(cls, size: Size, candidates: Candidates = "mixed", **changes: Any) -> Self:
         """A size and a preset, with any field replaced: `preset("tiny", seed=3).products` is 300."""
         named = {"size": size, "candidates": candidates, "clicks": CLICKS[candidates]}
         return cls.model_validate({**named, **_SIZES[size], **changes})
+
+
+class CatalogueConfig(LogConfig):
+    """A log on real products, queries and grades, which bring their own numbers."""
+
+    @classmethod
+    def preset(cls, size: Size, candidates: Candidates = "mixed", **changes: Any) -> Self:
+        """People, impressions and days of a size, with any field replaced."""
+        named = {"size": size, "candidates": candidates, "clicks": CLICKS[candidates]}
+        log = {name: value for name, value in _SIZES[size].items() if name in LogConfig.model_fields}
+        return cls.model_validate({**named, **log, **changes})
 
 
 #: How people click in each preset.

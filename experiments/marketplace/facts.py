@@ -8,26 +8,30 @@ from typing import Any
 
 import numpy as np
 
-from experiments.marketplace.config import MarketplaceConfig
+from experiments.marketplace.config import LogConfig
 from experiments.marketplace.days.purchases import PurchaseRows
 from experiments.marketplace.days.searches import ImpressionRows
 from experiments.marketplace.days.slates import SLOTS
 from experiments.marketplace.logit_variance import LogitVariance
 from experiments.marketplace.world.catalog import BoolArray, FloatArray, IntArray
-from experiments.marketplace.world.queries import Queries
 
 
 class LogFacts:
     """Counts over all days; keeps single impressions of the test days only.
 
     "History" is what features see: purchases of the `history_days` days before the impression's day.
+
+    Args:
+        kind_Q: kind of each query; None where queries have none.
     """
 
-    def __init__(self, config: MarketplaceConfig, queries: Queries) -> None:
-        self._config, self._queries = config, queries
+    def __init__(
+        self, config: LogConfig, *, num_products: int, num_queries: int, kind_Q: IntArray | None
+    ) -> None:
+        self._config, self._kind_Q = config, kind_Q
         self.impressions = self.clicks = self.purchases = self.searches = 0
-        self._shown_Q = np.zeros(queries.num_queries, np.int64)
-        self._shown_P = np.zeros(config.products, np.int64)
+        self._shown_Q = np.zeros(num_queries, np.int64)
+        self._shown_P = np.zeros(num_products, np.int64)
         self._shown_U = np.zeros(config.users, bool)
         self._purchased_U = np.zeros(config.users, bool)
         self._history_U = np.zeros(config.users, np.int32)
@@ -57,7 +61,8 @@ class LogFacts:
         self.clicks += int(rows.clicked_N.sum())
         self._shown_U[rows.user_N] = True
         self._grades += np.bincount(rows.grade_N, minlength=3)
-        self._kinds += np.bincount(self._queries.kind_Q[rows.query_N], minlength=5)
+        if self._kind_Q is not None:
+            self._kinds += np.bincount(self._kind_Q[rows.query_N], minlength=5)
         self._positions[0] += np.bincount(rows.position_N - 1, minlength=SLOTS)
         self._positions[1] += np.bincount(rows.position_N[rows.clicked_N] - 1, minlength=SLOTS)
         self._logit_variance.add(rows.terms, rows.position_N)
@@ -84,6 +89,7 @@ class LogFacts:
         entropy = -(ctr * np.log(ctr) + (1 - ctr) * np.log(1 - ctr)) if 0 < ctr < 1 else float("nan")
         both = 0 < ctr < 1
         total = max(self.impressions, 1)
+        kinds = {"query_kind_shares_of_impressions": (self._kinds / total).round(5).tolist()}
         return {
             "impressions": self.impressions,
             "searches": self.searches,
@@ -94,7 +100,7 @@ class LogFacts:
                 for n, c in zip(self._positions[0], self._positions[1], strict=True)
             ],
             "grade_shares_of_impressions": (self._grades / total).round(5).tolist(),
-            "query_kind_shares_of_impressions": (self._kinds / total).round(5).tolist(),
+            **({} if self._kind_Q is None else kinds),
             "logit_variance": self._logit_variance.summary(),
             "users_without_purchases": float(1 - self._purchased_U.mean()),
             "shown_users_without_purchases": float(1 - self._purchased_U[self._shown_U].mean()),

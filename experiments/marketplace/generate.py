@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.marketplace.config import MarketplaceConfig
+from experiments.marketplace.config import LogConfig, MarketplaceConfig
 from experiments.marketplace.days.purchases import OrderSimulator, sorted_by_time
 from experiments.marketplace.days.searches import SearchSimulator, match_pools, promotions
 from experiments.marketplace.days.slates import SLATE_SIZES, AuctionSlates, MixedSlates, Slates
@@ -23,11 +23,11 @@ from experiments.marketplace.tables import (
     write_relevance,
     write_users,
 )
-from experiments.marketplace.world.catalog import Catalog, IntArray, make_catalog
-from experiments.marketplace.world.graders import Labels, label_pairs
+from experiments.marketplace.world.catalog import Catalog, IntArray, Shelf, make_catalog
+from experiments.marketplace.world.graders import FactsJudge, Judge, Labels, label_pairs
 from experiments.marketplace.world.package_images import write_images
 from experiments.marketplace.world.pools import ProductPools
-from experiments.marketplace.world.queries import Queries, make_queries
+from experiments.marketplace.world.queries import Queries, SearchTraffic, make_queries
 from experiments.marketplace.world.retrieval import retrieve
 from experiments.marketplace.world.shoppers import PurchaseMemory, Shoppers, make_shoppers
 from features.artifacts import atomic_folder, atomic_write_json, json_file_has
@@ -54,36 +54,61 @@ def generate(config: MarketplaceConfig, out: Path, *, progress: Progress = silen
     """
     with atomic_folder(out, ours=is_marketplace) as folder:
         progress("products", 0, 1)
-        catalog = make_catalog(config, _child(config, _CATALOG))
-        queries = make_queries(config, catalog, _child(config, _QUERIES))
-        matches = match_pools(catalog, queries, np.random.default_rng(_child(config, _MATCHES)))
+        catalog = make_catalog(config, child_seed(config, _CATALOG))
+        queries = make_queries(config, catalog, child_seed(config, _QUERIES))
+        matches = match_pools(catalog, queries, np.random.default_rng(child_seed(config, _MATCHES)))
         progress("products", 1, 1)
-        labels = label_pairs(config, catalog, queries, matches, _child(config, _LABELS))
-        shoppers = make_shoppers(config, catalog, _child(config, _SHOPPERS))
+        labels = label_pairs(config, catalog, queries, matches, child_seed(config, _LABELS))
+        shoppers = make_shoppers(config, catalog, child_seed(config, _SHOPPERS))
         write_queries(folder, catalog, queries)
         write_relevance(folder, catalog, queries, labels)
-        write_users(folder, shoppers)
 
-        orders = OrderSimulator(config, catalog, shoppers)
         slates, retrieval = _slates(config, catalog, queries, matches)
-        searches = SearchSimulator(config, catalog, queries, shoppers, slates)
-        facts = LogFacts(config, queries)
-        with LogWriter(folder, catalog, queries) as log:
-            _simulate_days(config, catalog, shoppers, orders, searches, facts, log, progress)
+        judge = FactsJudge(queries, catalog)
+        facts = write_log(folder, config, catalog, queries, shoppers, slates, judge, queries.kind_Q, progress)
 
         images: list[str | None] = [None] * catalog.num_products
         if config.images:
-            images = write_images(folder, catalog, config.image_pixels, _child(config, _IMAGES), progress)
+            images = write_images(folder, catalog, config.image_pixels, child_seed(config, _IMAGES), progress)
         write_products(folder, catalog, images)
         summary = _summary(catalog, queries, shoppers, labels, facts) | retrieval
-        content = {
-            "simulated": True,
-            "seed": config.seed,
-            "config": config.model_dump(mode="json"),
-            "summary": summary,
-        }
-        atomic_write_json(folder / DESCRIPTION, content)
+        describe(folder, config, summary)
     return summary
+
+
+def write_log(
+    folder: Path,
+    config: LogConfig,
+    catalog: Shelf,
+    queries: SearchTraffic,
+    shoppers: Shoppers,
+    slates: Slates,
+    judge: Judge,
+    kind_Q: IntArray | None,
+    progress: Progress,
+) -> LogFacts:
+    """Write impressions and purchases and the truth of both, day by day, and return what was counted."""
+    facts = LogFacts(
+        config, num_products=catalog.num_products, num_queries=queries.num_queries, kind_Q=kind_Q
+    )
+    orders = OrderSimulator(config, catalog, shoppers)
+    searches = SearchSimulator(config, catalog, queries, shoppers, slates, judge)
+    with LogWriter(folder, catalog, queries) as log:
+        _simulate_days(config, catalog, shoppers, orders, searches, facts, log, progress)
+    write_users(folder, shoppers)
+    return facts
+
+
+def describe(folder: Path, config: LogConfig, summary: dict[str, Any], **more: Any) -> None:
+    """Write what `is_marketplace` recognises: the configuration and the measured facts."""
+    content = {
+        "simulated": True,
+        **more,
+        "seed": config.seed,
+        "config": config.model_dump(mode="json"),
+        "summary": summary,
+    }
+    atomic_write_json(folder / DESCRIPTION, content)
 
 
 def is_marketplace(folder: Path) -> bool:
@@ -97,14 +122,14 @@ def _slates(
     """What decides the ads of a search in this preset, and what is known of its retrieval."""
     if config.candidates == "mixed":
         return MixedSlates(catalog, queries, matches), {}
-    retrieved = retrieve(catalog, queries, np.random.default_rng(_child(config, _RETRIEVAL)))
-    slates = AuctionSlates(catalog, queries, retrieved.pools(catalog))
+    retrieved = retrieve(catalog, queries, np.random.default_rng(child_seed(config, _RETRIEVAL)))
+    slates = AuctionSlates(catalog, retrieved.pools(catalog), FactsJudge(queries, catalog))
     return slates, {"retrieval": retrieved.summary(queries)}
 
 
 def _simulate_days(
-    config: MarketplaceConfig,
-    catalog: Catalog,
+    config: LogConfig,
+    catalog: Shelf,
     shoppers: Shoppers,
     orders: OrderSimulator,
     searches: SearchSimulator,
@@ -119,7 +144,7 @@ def _simulate_days(
     slate_size = float(np.dot(SLATE_SIZES, np.arange(1, len(SLATE_SIZES) + 1)))
     total_days = config.history_days + config.days
     for done, day in enumerate(range(-config.history_days, config.days)):
-        rng = np.random.default_rng(_child(config, _DAYS, done))
+        rng = np.random.default_rng(child_seed(config, _DAYS, done))
         day_start_us = start_us + day * DAY_US
         parts = [orders.orders(day, day_start_us, memory, rng)] + ([pending] if pending else [])
         if day >= 0:
@@ -127,7 +152,7 @@ def _simulate_days(
                 slate_size = facts.impressions / facts.searches
             target = round(config.impressions * (day + 1) / config.days) - facts.impressions
             count = max(1, round(target / slate_size))
-            week_rng = np.random.default_rng(_child(config, _PROMOTIONS, day // 7))
+            week_rng = np.random.default_rng(child_seed(config, _PROMOTIONS, day // 7))
             promoted_P = promotions(catalog, week_rng)
             rows = searches.impressions(day, day_start_us, count, memory, rng, promoted_P)
             log.impressions(rows)
@@ -153,8 +178,8 @@ def _summary(
         "users": shoppers.num_users,
         "queries": queries.num_queries,
         "labels": len(labels.grade_L),
-        "label_shares": _grade_shares(labels.grade_L),
-        "true_label_shares": _grade_shares(labels.true_grade_N),
+        "label_shares": grade_shares(labels.grade_L),
+        "true_label_shares": grade_shares(labels.true_grade_N),
         "human_label_accuracy": float(right_L[labels.by_human_L].mean()),
         "llm_label_accuracy": float(right_L[~labels.by_human_L].mean()),
         "new_product_share": float((catalog.available_from_P >= 0).mean()),
@@ -162,9 +187,11 @@ def _summary(
     }
 
 
-def _grade_shares(grade_N: IntArray) -> list[float]:
+def grade_shares(grade_N: IntArray) -> list[float]:
+    """Shares of grades 0, 1, 2."""
     return [round(float(share), 5) for share in np.bincount(grade_N, minlength=3) / len(grade_N)]
 
 
-def _child(config: MarketplaceConfig, part: int, *index: int) -> np.random.SeedSequence:
+def child_seed(config: LogConfig, part: int, *index: int) -> np.random.SeedSequence:
+    """The seed of one part of the world or the log."""
     return np.random.SeedSequence(config.seed, spawn_key=(part, *index))

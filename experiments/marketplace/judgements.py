@@ -46,6 +46,11 @@ class MarketplaceTruth:
     flags_Q: IntArray
 
     @classmethod
+    def find(cls, data: Path) -> "MarketplaceTruth | None":
+        """`read`; None where nobody knows every grade: real data, and simulated logs on a real catalogue."""
+        return cls.read(data) if (data / "truth" / "queries.parquet").is_file() else None
+
+    @classmethod
     def read(cls, data: Path) -> "MarketplaceTruth":
         """Read `data`/truth; products are in the order of the file, which is that of products.parquet.
 

@@ -33,13 +33,14 @@ def embed_truth(
         ValueError: `data` is not a simulated marketplace, or `folder` would replace it.
         FileExistsError: `folder` holds something else.
     """
-    if not (data / "truth").is_dir():
+    truth = MarketplaceTruth.find(data)
+    if truth is None:
         raise ValueError(
-            f"{data} has no truth/: only a simulated marketplace (`dashclip generate`) knows the true facts"
+            f"{data} has no truth/queries.parquet: only a simulated marketplace (`dashclip generate` without "
+            "--catalogue) knows the true facts"
         )
     refuse_to_replace_input(folder, data)
     refuse_foreign_folder(folder, ours=holds_only_lsa_tables)
-    truth = MarketplaceTruth.read(data)
     products_PD, queries_QD = truth_vectors(truth, dim=dim, seed=seed)
     return write_both_tables(
         folder,

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from experiments.marketplace.days.purchases import PurchaseRows
 from experiments.marketplace.days.searches import ImpressionRows
-from experiments.marketplace.world.catalog import Catalog, IntArray
+from experiments.marketplace.world.catalog import Catalog, IntArray, Shelf
 from experiments.marketplace.world.graders import Labels
-from experiments.marketplace.world.queries import KINDS, NONE, Queries
+from experiments.marketplace.world.queries import KINDS, NONE, Queries, SearchTraffic
 from experiments.marketplace.world.shoppers import DEVICES, Shoppers
 
 #: `user_id` of the first user.
@@ -94,18 +94,20 @@ class RowGroupWriter:
 class LogWriter(ExitStack):
     """Writes impressions, their truth and purchases day by day, numbering the rows."""
 
-    def __init__(self, folder: Path, catalog: Catalog, queries: Queries) -> None:
+    def __init__(self, folder: Path, catalog: Shelf, queries: SearchTraffic) -> None:
         super().__init__()
+        self._product_ids = pa.array(catalog.product_id_P)
         (folder / "truth").mkdir(exist_ok=True)
 
         def file(name: str, schema: pa.Schema) -> RowGroupWriter:
+            if (place := schema.get_field_index("product_id")) >= 0:  # a real catalogue may have string ids
+                schema = schema.set(place, pa.field("product_id", self._product_ids.type))
             return self.enter_context(RowGroupWriter(folder / f"{name}.parquet", schema))
 
         self._impressions = file("impressions", IMPRESSIONS)
         self._truth = file("truth/impressions", IMPRESSIONS_TRUTH)
         self._purchases = file("purchases", PURCHASES)
         self._texts, self._devices = pa.array(queries.texts), pa.array(DEVICES)
-        self._product_id_P = catalog.product_id_P
         self._next_impression = self._next_purchase = 1
 
     def impressions(self, rows: ImpressionRows) -> None:
@@ -119,7 +121,7 @@ class LogWriter(ExitStack):
                 "timestamp": rows.time_us_N,
                 "user_id": rows.user_N + FIRST_USER_ID,
                 "query": self._texts.take(pa.array(rows.query_N)),
-                "product_id": self._product_id_P[rows.product_N],
+                "product_id": self._product_ids.take(pa.array(rows.product_N)),
                 "clicked": rows.clicked_N.astype(np.int8),
                 "click_timestamp": pa.array(rows.click_time_us_N, _TIME, mask=~rows.clicked_N),
                 "position": rows.position_N,
@@ -143,7 +145,7 @@ class LogWriter(ExitStack):
             {
                 "timestamp": rows.time_us_N,
                 "user_id": rows.user_N + FIRST_USER_ID,
-                "product_id": self._product_id_P[rows.product_N],
+                "product_id": self._product_ids.take(pa.array(rows.product_N)),
                 "purchase_id": np.arange(self._next_purchase, self._next_purchase + count),
                 "quantity": rows.quantity_N,
             }
@@ -166,13 +168,13 @@ def write_products(folder: Path, catalog: Catalog, images: list[str | None]) -> 
             "description": pa.array(catalog.descriptions, pa.string()),
         }
     )
-    _write(folder / "products.parquet", table)
+    write_table(folder / "products.parquet", table)
     truth = pa.table(
         {
             "product_id": catalog.product_id_P,
             "type": pa.array(types[catalog.type_P]),
-            "brand": _names(catalog.brands, catalog.brand_P),
-            "variety": _names(catalog.assortment.varieties, catalog.variety_P),
+            "brand": by_index(catalog.brands, catalog.brand_P),
+            "variety": by_index(catalog.assortment.varieties, catalog.variety_P),
             "flags": catalog.flags_P,
             "title_flags": catalog.title_flags_P,
             "title_shows_brand": catalog.title_shows_brand_P,
@@ -181,7 +183,7 @@ def write_products(folder: Path, catalog: Catalog, images: list[str | None]) -> 
             "available_from_day": catalog.available_from_P,
         }
     )
-    _write(folder / "truth" / "products.parquet", truth)
+    write_table(folder / "truth" / "products.parquet", truth)
 
 
 def write_queries(folder: Path, catalog: Catalog, queries: Queries) -> None:
@@ -191,31 +193,31 @@ def write_queries(folder: Path, catalog: Catalog, queries: Queries) -> None:
     truth = pa.table(
         {
             "query": queries.texts,
-            "kind": _names(KINDS, queries.kind_Q),
+            "kind": by_index(KINDS, queries.kind_Q),
             "types": pa.array(wanted, pa.list_(pa.string())),
-            "brand": _names(catalog.brands, queries.brand_Q),
-            "variety": _names(catalog.assortment.varieties, queries.variety_Q),
+            "brand": by_index(catalog.brands, queries.brand_Q),
+            "variety": by_index(catalog.assortment.varieties, queries.variety_Q),
             "flags": queries.flags_Q,
         }
     )
-    _write(folder / "truth" / "queries.parquet", truth)
+    write_table(folder / "truth" / "queries.parquet", truth)
 
 
 def write_relevance(folder: Path, catalog: Catalog, queries: Queries, labels: Labels) -> None:
     """relevance.parquet as graded, with the intent of each query; truth/relevance.parquet as it is, once."""
     truth = pa.table(
         {
-            "query": _names(queries.texts, labels.query_N),
+            "query": by_index(queries.texts, labels.query_N),
             "product_id": catalog.product_id_P[labels.product_N],
             "grade": labels.true_grade_N,
         }
     )
-    _write(folder / "truth" / "relevance.parquet", truth)
+    write_table(folder / "truth" / "relevance.parquet", truth)
     source = pa.array(["llm", "human"]).take(pa.array(labels.by_human_L.astype(np.int8)))
     graded = truth.select(["query", "product_id"]).take(pa.array(labels.pair_L))
     graded = graded.append_column("grade", pa.array(labels.grade_L)).append_column("source", source)
-    intents = _names(query_intents(queries), np.asarray(labels.query_N)[labels.pair_L])
-    _write(folder / "relevance.parquet", graded.append_column("intent", intents))
+    intents = by_index(query_intents(queries), np.asarray(labels.query_N)[labels.pair_L])
+    write_table(folder / "relevance.parquet", graded.append_column("intent", intents))
 
 
 def query_intents(queries: Queries) -> list[str]:
@@ -239,14 +241,14 @@ def write_users(folder: Path, shoppers: Shoppers) -> None:
             "first_order_day": shoppers.first_order_day_U,
         }
     )
-    _write(folder / "truth" / "users.parquet", truth)
+    write_table(folder / "truth" / "users.parquet", truth)
 
 
-def _names(names: tuple[str, ...] | list[str], index_N: IntArray) -> pa.Array:
+def by_index(names: tuple[str, ...] | list[str], index_N: IntArray) -> pa.Array:
     """Names by index, null where the index is -1."""
     return pa.array(names).take(pa.array(np.maximum(index_N, 0), mask=index_N == NONE))
 
 
-def _write(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, compression="zstd", row_group_size=_ROW_GROUP)

@@ -4,7 +4,6 @@ Nothing is dropped silently: every row of the input is in the clean copy or in t
 """
 
 import itertools
-import os
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +13,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.artifacts import atomic_folder, atomic_write_json, json_file_has, refuse_foreign_folder
+from features.artifacts import (
+    atomic_folder,
+    atomic_write_json,
+    json_file_has,
+    link_or_copy,
+    refuse_foreign_folder,
+)
 from features.inputs.findings import RuleFinding, TableFinding, ValidationReport
 from features.inputs.row_checks import QUARANTINE_COLUMNS, RowChecks, open_row_checks
 from features.inputs.table_specs import TABLES, TableName
@@ -175,7 +180,7 @@ def _write_clean(checks: RowChecks, findings: dict[TableName, TableFinding], fol
         atomic_write_json(target / _CLEAN_MARK, {"clean_copy_of": str(tables.root)})
         if "image" in tables.columns("products"):
             for image in checks.readable_images():
-                _link(tables.root / image, target / image)
+                link_or_copy(tables.root / image, target / image)
 
 
 def _write_good_rows(source: Path, target: Path, quarantined: npt.NDArray[np.int64]) -> None:
@@ -194,12 +199,3 @@ def _write_good_rows(source: Path, target: Path, quarantined: npt.NDArray[np.int
                 good = [batch.slice(a + 1 - start, b - a - 1) for a, b in itertools.pairwise(edges)]
                 writer.write_table(pa.Table.from_batches(good, schema))
                 start = end
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link where the file system has them, else a copy: the clean folder stands on its own."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copy2(source, target)

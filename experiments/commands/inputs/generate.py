@@ -1,4 +1,4 @@
-"""`dashclip generate`: write a simulated marketplace."""
+"""`dashclip generate`: write a simulated marketplace, or a simulated log on a real catalogue."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,13 +18,24 @@ def generate_marketplace(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder to write; an older marketplace is replaced.")
     ],
+    catalogue: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with the products and relevance of a real shop: simulated people search for, click "
+            "and buy these products instead of invented ones."
+        ),
+    ] = None,
     preset: Preset = "mixed",
     size: Annotated[
         Literal["tiny", "small", "medium", "large"],
         typer.Option(
-            help="tiny: 12 k impressions, for tests. small: 400 k. medium: 5 M. large: 50 M, 400 k products."
+            help="tiny: 12 k impressions, for tests. small: 400 k. medium: 5 M. large: 50 M, 400 k products "
+            "(those of a catalogue stay as they are)."
         ),
     ] = "small",
+    users: Annotated[int | None, typer.Option(help="Shoppers, if not those of the size.")] = None,
+    impressions: Annotated[int | None, typer.Option(help="Impressions, if not those of the size.")] = None,
+    days: Annotated[int | None, typer.Option(help="Days with impressions, the test week included.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal tables.")] = 0,
     images: Annotated[
         bool, typer.Option("--images/--no-images", help="Render a package image for each product.")
@@ -36,26 +47,45 @@ def generate_marketplace(
     no feature may read (`truth/`), and `marketplace.json` with the configuration and measured facts.
     Both presets of a seed have the same products, queries, grades and users.
 
-    Example: `dashclip generate runs/marketplace --preset retrieval --size small --seed 0`
+    With `--catalogue` the products, images, queries and grades are those of a real shop, and only the people
+    are **simulated**: what lift and what sample size to expect, before anything is logged. Logs in that
+    folder are not read.
+
+    Examples: `dashclip generate runs/marketplace --preset retrieval --size small --seed 0`,
+    `dashclip generate runs/mine --catalogue my_shop --impressions 300000`
     """
     from rich.console import Console
 
-    from experiments.marketplace.config import MarketplaceConfig
+    from experiments.marketplace.config import CatalogueConfig, MarketplaceConfig
     from experiments.marketplace.generate import generate
     from experiments.runtime.progress import progress_bars
 
-    config = MarketplaceConfig.preset(size, preset, seed=seed, images=images)
+    asked = {"users": users, "impressions": impressions, "days": days}
+    changes = {"seed": seed} | {name: value for name, value in asked.items() if value is not None}
     console = Console()
-    with progress_bars(console) as bars:
-        summary = generate(config, out, progress=bars)
-    console.print(_summary_table(summary, f"preset {preset}, size {size}, seed {seed}"))
-    console.print(f"written to {out}")
+    named = f"preset {preset}, size {size}, seed {seed}"
+    if catalogue is None:
+        title = f"Simulated marketplace, {named}"
+        config = MarketplaceConfig.preset(size, preset, images=images, **changes)
+        with progress_bars(console) as bars:
+            summary = generate(config, out, progress=bars)
+    else:
+        from experiments.marketplace.on_catalogue import generate_on_catalogue
+
+        if not images:
+            raise typer.BadParameter("the images of a catalogue are not rendered", param_hint="--no-images")
+        title = f"Simulated people on {catalogue}, {named}"
+        log = CatalogueConfig.preset(size, preset, **changes)
+        with progress_bars(console) as bars:
+            summary = generate_on_catalogue(log, catalogue, out, progress=bars)
+    console.print(_summary_table(summary, title))
+    console.print(f"written to {out}", soft_wrap=True)
 
 
-def _summary_table(summary: dict[str, Any], named: str) -> Any:
+def _summary_table(summary: dict[str, Any], title: str) -> Any:
     from rich.table import Table
 
-    table = Table(title=f"Simulated marketplace, {named}", show_header=False)
+    table = Table(title=title, show_header=False)
     test = summary["test"]
     sizes = (f"{summary[key]:,}" for key in ("products", "users", "queries"))
     unseen = f"{test['unseen_product_share']:.1%} / {test['unseen_query_share']:.1%}"
@@ -84,7 +114,10 @@ def _summary_table(summary: dict[str, Any], named: str) -> Any:
             ("retrieval: recall of grade 2", f"{found['recall']:.1%}"),
             ("retrieval: retrieved of true grade 0 / 1 / 2", _shares(found["grade_shares"])),
         ]
-    causes = summary["logit_variance"]["shares_within_slates"]
+    if "candidates" in summary:
+        listed = summary["candidates"]
+        drawn = f"{listed['ungraded_pairs']:,} ({listed['ungraded_share']:.1%} of a search's candidates)"
+        rows += [("ungraded pairs with a drawn grade", drawn), ("images", f"{summary['images']:,}")]
     causes = summary["logit_variance"]["shares_within_slates"].items()
     rows += [
         (f"log-odds within slates: {cause.replace('_', ' ')}", f"{share:.1%}") for cause, share in causes

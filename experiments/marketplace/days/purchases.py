@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.marketplace.config import MarketplaceConfig
-from experiments.marketplace.world.catalog import Catalog, FloatArray, IntArray
+from experiments.marketplace.config import LogConfig
+from experiments.marketplace.world.catalog import FloatArray, IntArray, Shelf
 from experiments.marketplace.world.pools import ProductPools
 from experiments.marketplace.world.shoppers import LIKED_TYPE_SHARES, PurchaseMemory, Shoppers, taste_affinity
 
@@ -66,13 +66,13 @@ class PurchaseRows:
 class OrderSimulator:
     """Draws the orders of each day."""
 
-    def __init__(self, config: MarketplaceConfig, catalog: Catalog, shoppers: Shoppers) -> None:
+    def __init__(self, config: LogConfig, catalog: Shelf, shoppers: Shoppers) -> None:
         self._config, self._catalog, self._shoppers = config, catalog, shoppers
         self._orders_before_U = np.cumsum(shoppers.orders_U)
         self._by_type = ProductPools(
             catalog.type_P,
             np.arange(catalog.num_products),
-            num_lists=len(catalog.assortment.types),
+            num_lists=catalog.num_types,
             available_from_P=catalog.available_from_P,
             weight_P=catalog.popularity_P,
         )
@@ -107,7 +107,7 @@ class OrderSimulator:
         shoppers, catalog = self._shoppers, self._catalog
         like_N = rng.choice(len(LIKED_TYPE_SHARES), len(user_N), p=LIKED_TYPE_SHARES)
         by_habit_N = rng.random(len(user_N)) < _BY_HABIT_SHARE
-        any_type_N = rng.integers(0, len(catalog.assortment.types), len(user_N))
+        any_type_N = rng.integers(0, catalog.num_types, len(user_N))
         type_N = np.where(by_habit_N, shoppers.liked_type_UK[user_N, like_N], any_type_N).astype(np.int64)
 
         alternatives = self._by_type.draw(np.repeat(type_N, _ALTERNATIVES), rng)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.marketplace.config import MarketplaceConfig
+from experiments.marketplace.config import LogConfig
 from experiments.marketplace.days.clicks import (
     ClickCauses,
     click_delays_us,
@@ -17,10 +17,10 @@ from experiments.marketplace.days.clicks import (
 )
 from experiments.marketplace.days.purchases import PurchaseRows, times_of_day_us
 from experiments.marketplace.days.slates import Slates
-from experiments.marketplace.world.catalog import BoolArray, Catalog, FloatArray, IntArray
-from experiments.marketplace.world.graders import count_facets, true_grades
+from experiments.marketplace.world.catalog import BoolArray, Catalog, FloatArray, IntArray, Shelf
+from experiments.marketplace.world.graders import Judge, true_grades
 from experiments.marketplace.world.pools import ProductPools
-from experiments.marketplace.world.queries import WANTED, Queries
+from experiments.marketplace.world.queries import WANTED, Queries, SearchTraffic
 from experiments.marketplace.world.shoppers import (
     DEVICES,
     LIKED_TYPE_SHARES,
@@ -64,20 +64,24 @@ class SearchSimulator:
 
     def __init__(
         self,
-        config: MarketplaceConfig,
-        catalog: Catalog,
-        queries: Queries,
+        config: LogConfig,
+        catalog: Shelf,
+        queries: SearchTraffic,
         shoppers: Shoppers,
         slates: Slates,
+        judge: Judge,
     ) -> None:
         self._config, self._catalog = config, catalog
-        self._queries, self._shoppers, self._slates = queries, shoppers, slates
-        num_types = len(catalog.assortment.types)
+        self._shoppers, self._slates, self._judge = shoppers, slates, judge
+        num_types = catalog.num_types
         self._searches_before_U = np.cumsum(shoppers.searches_U)
+        # Of a type without queries nobody searches; that is none of the invented ones.
+        self._searched_T = np.bincount(queries.anchor_Q, minlength=num_types) > 0
         self._type_chances_T = np.cumsum(
-            np.bincount(catalog.type_P, weights=catalog.popularity_P, minlength=num_types)
+            np.bincount(catalog.type_P, weights=catalog.popularity_P, minlength=num_types) * self._searched_T
         )
-        # Queries by anchor type; traffic sums to one per type, so type t owns [t, t + 1).
+        # Queries by anchor type; traffic sums to one per type, so searched type r owns [r, r + 1).
+        self._rank_T = np.cumsum(self._searched_T) - 1
         self._query_order_Q = np.argsort(queries.anchor_Q, kind="stable")
         self._traffic_before_Q = np.cumsum(queries.traffic_Q[self._query_order_Q])
 
@@ -114,10 +118,9 @@ class SearchSimulator:
             shoppers.store_U[user_S],
         )
         factor_N = np.where(promoted_P[product_N], _PROMOTION_FACTOR, 1.0)
-        _, found_N = count_facets(self._queries, catalog, query_N, product_N)
         causes = ClickCauses(
             grade_N=ads.grade_N,
-            facets_found_N=found_N,
+            facets_found_N=self._judge.facets_found(query_N, product_N),
             taste_N=taste_affinity(self._config.taste, shoppers, catalog, user_N, product_N),
             quality_N=catalog.quality_P[product_N],
             price_sensitivity_N=shoppers.price_sensitivity_U[user_N],
@@ -167,14 +170,15 @@ class SearchSimulator:
         like_S = rng.choice(len(LIKED_TYPE_SHARES), searches, p=LIKED_TYPE_SHARES)
         liked_S = self._shoppers.liked_type_UK[user_S, like_S]
         any_S = np.searchsorted(self._type_chances_T, rng.random(searches) * self._type_chances_T[-1])
-        type_S = np.where(rng.random(searches) < _LIKED_TYPE_SHARE, liked_S, any_S)
-        found_S = np.searchsorted(self._traffic_before_Q, type_S + rng.random(searches) * (1 - 1e-9))
+        by_habit_S = (rng.random(searches) < _LIKED_TYPE_SHARE) & self._searched_T[liked_S]
+        rank_S = self._rank_T[np.where(by_habit_S, liked_S, any_S)]
+        found_S = np.searchsorted(self._traffic_before_Q, rank_S + rng.random(searches) * (1 - 1e-9))
         return self._query_order_Q[np.minimum(found_S, len(self._query_order_Q) - 1)]
 
 
 def match_pools(catalog: Catalog, queries: Queries, rng: np.random.Generator) -> ProductPools:
     """For each query the products of grade 2, at most `MOST_MATCHES` of them (a random choice)."""
-    by_type = [np.flatnonzero(catalog.type_P == index) for index in range(len(catalog.assortment.types))]
+    by_type = [np.flatnonzero(catalog.type_P == index) for index in range(catalog.num_types)]
     lists, products = [], []
     for query in range(queries.num_queries):
         wanted = np.flatnonzero(queries.role_QT[query] == WANTED)
@@ -194,6 +198,6 @@ def match_pools(catalog: Catalog, queries: Queries, rng: np.random.Generator) ->
     )
 
 
-def promotions(catalog: Catalog, rng: np.random.Generator) -> BoolArray:
+def promotions(catalog: Shelf, rng: np.random.Generator) -> BoolArray:
     """The products whose price is cut this week."""
     return rng.random(catalog.num_products) < _PROMOTION_SHARE

@@ -1,8 +1,8 @@
-"""Which ads a search shows, in which order: two laws, one for each preset.
+"""Which ads a search shows, in which order: one law for each preset, and one more for real catalogues.
 
 `MixedSlates` fills each slot from a source that is more or less near the query, so relevance differs much
 between the ads. `AuctionSlates` holds an auction among products that were retrieved for the query, so nearly
-all ads are relevant.
+all ads are relevant. `ListSlates` shows any of a query's list, as relevant as people found it.
 
 Shapes: S searches, K candidates of a search, N ads shown, P products.
 """
@@ -12,8 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
-from experiments.marketplace.world.catalog import BoolArray, Catalog, FloatArray, IntArray
-from experiments.marketplace.world.graders import true_grades
+from experiments.marketplace.world.catalog import BoolArray, Catalog, FloatArray, IntArray, Shelf
+from experiments.marketplace.world.graders import FactsJudge, Judge
 from experiments.marketplace.world.pools import ProductPools, any_of
 from experiments.marketplace.world.queries import WANTED, Queries
 
@@ -60,7 +60,7 @@ class MixedSlates:
     """Each slot asks one source, from the query's matches to the whole shop; all that are found are shown."""
 
     def __init__(self, catalog: Catalog, queries: Queries, matches: ProductPools) -> None:
-        self._catalog, self._queries, self._matches = catalog, queries, matches
+        self._judge, self._queries, self._matches = FactsJudge(queries, catalog), queries, matches
         every = np.arange(catalog.num_products)
 
         def pools(list_P: IntArray, num_lists: int) -> ProductPools:
@@ -97,12 +97,8 @@ class MixedSlates:
             ).ravel()
         size_S = rng.choice(SLOTS, searches, p=SLATE_SIZES) + 1
         usable_SK = ~_missing_or_repeated(product_SK) & (np.arange(SLOTS) < size_S[:, None])
-        grade_SK = _grades(self._queries, self._catalog, query_S, product_SK)
-        score_SK = (
-            _WEIGHT_FACTOR * self._log_ad_weight_P[product_SK]
-            + _GRADE_FACTOR * (grade_SK + rng.normal(0.0, _ESTIMATE_NOISE, grade_SK.shape))
-            + rng.gumbel(0.0, _CHANCE, grade_SK.shape)
-        )
+        grade_SK = _grades(self._judge, query_S, product_SK)
+        score_SK = _weight_and_grade(self._log_ad_weight_P[product_SK], grade_SK, rng)
         return _best_first(product_SK, grade_SK, score_SK, usable_SK, size_S)
 
     def _candidates(self, query_S: IntArray, source_SK: IntArray, rng: np.random.Generator) -> IntArray:
@@ -133,8 +129,8 @@ class AuctionSlates:
     The auction does not know the shopper, so tastes and prices are left for the click to reveal.
     """
 
-    def __init__(self, catalog: Catalog, queries: Queries, retrieved: ProductPools) -> None:
-        self._catalog, self._queries, self._retrieved = catalog, queries, retrieved
+    def __init__(self, catalog: Shelf, retrieved: ProductPools, judge: Judge) -> None:
+        self._catalog, self._retrieved, self._judge = catalog, retrieved, judge
         self._log_ad_weight_P = np.log(catalog.ad_weight_P)
 
     def open_day(self, day: int) -> None:
@@ -144,10 +140,9 @@ class AuctionSlates:
     def show(self, query_S: IntArray, rng: np.random.Generator) -> ShownAds:
         """The ads of one search for each query; a slate is short if too few products take part."""
         searches = len(query_S)
-        query_SK = np.repeat(query_S[:, None], AUCTION_PLACES, axis=1)
-        product_SK = self._retrieved.draw(query_SK.ravel(), rng).reshape(query_SK.shape).astype(np.int64)
+        product_SK = _places(self._retrieved, query_S, rng)
         size_S = rng.choice(SLOTS, searches, p=SLATE_SIZES) + 1
-        grade_SK = _grades(self._queries, self._catalog, query_S, product_SK)
+        grade_SK = _grades(self._judge, query_S, product_SK)
         quality_SK = self._catalog.quality_P[product_SK]
         score_SK = (
             _WEIGHT_FACTOR * self._log_ad_weight_P[product_SK]
@@ -158,9 +153,48 @@ class AuctionSlates:
         return _best_first(product_SK, grade_SK, score_SK, ~_missing_or_repeated(product_SK), size_S)
 
 
-def _grades(queries: Queries, catalog: Catalog, query_S: IntArray, product_SK: IntArray) -> IntArray:
+class ListSlates:
+    """Products of the query's list by auction weight, all that are drawn being shown, relevant or not."""
+
+    def __init__(self, catalog: Shelf, listed: ProductPools, judge: Judge) -> None:
+        self._listed, self._judge = listed, judge
+        self._log_ad_weight_P = np.log(catalog.ad_weight_P)
+
+    def open_day(self, day: int) -> None:
+        """Let in what was launched on or before `day`."""
+        self._listed.open_day(day)
+
+    def show(self, query_S: IntArray, rng: np.random.Generator) -> ShownAds:
+        """The ads of one search for each query; a slate is short if its list is."""
+        product_SK = _places(self._listed, query_S, rng)
+        size_S = rng.choice(SLOTS, len(query_S), p=SLATE_SIZES) + 1
+        different_SK = ~_missing_or_repeated(product_SK)
+        usable_SK = different_SK & (np.cumsum(different_SK, axis=1) <= size_S[:, None])
+        grade_SK = _grades(self._judge, query_S, product_SK)
+        score_SK = _weight_and_grade(self._log_ad_weight_P[product_SK], grade_SK, rng)
+        return _best_first(product_SK, grade_SK, score_SK, usable_SK, size_S)
+
+
+def _places(listed: ProductPools, query_S: IntArray, rng: np.random.Generator) -> IntArray:
+    """`AUCTION_PLACES` draws of each query's list, by auction weight."""
+    query_SK = np.repeat(query_S[:, None], AUCTION_PLACES, axis=1)
+    return listed.draw(query_SK.ravel(), rng).reshape(query_SK.shape).astype(np.int64)
+
+
+def _weight_and_grade(
+    log_ad_weight_SK: FloatArray, grade_SK: IntArray, rng: np.random.Generator
+) -> FloatArray:
+    """What orders ads that are all shown: bid, what the platform believes of the relevance, and chance."""
+    return (
+        _WEIGHT_FACTOR * log_ad_weight_SK
+        + _GRADE_FACTOR * (grade_SK + rng.normal(0.0, _ESTIMATE_NOISE, grade_SK.shape))
+        + rng.gumbel(0.0, _CHANCE, grade_SK.shape)
+    )
+
+
+def _grades(judge: Judge, query_S: IntArray, product_SK: IntArray) -> IntArray:
     query_SK = np.broadcast_to(query_S[:, None], product_SK.shape)
-    return true_grades(queries, catalog, query_SK.ravel(), product_SK.ravel()).reshape(product_SK.shape)
+    return judge.grades(query_SK.ravel(), product_SK.ravel()).reshape(product_SK.shape)
 
 
 def _best_first(

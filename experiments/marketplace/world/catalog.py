@@ -1,15 +1,16 @@
 """Products of the simulated marketplace: their facts, and what title and package each reveal.
 
 A product has one type, brand, variety, size and a set of flags. The *facts* drive grades, tastes and
-clicks; the title and the package show subsets of them. Shapes: P products, T types.
+clicks; the title and the package show subsets of them. Shapes: P products, T types, B brands.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from experiments.marketplace.config import MarketplaceConfig
+from experiments.marketplace.config import LogConfig, MarketplaceConfig
 from experiments.marketplace.world.assortment import FLAGS, Assortment, brand_names, load_assortment
 
 IntArray = npt.NDArray[np.integer]
@@ -28,6 +29,8 @@ TITLE_SHOWS_SIZE = 0.80
 TITLE_USES_SYNONYM = 0.25
 BRAND_COLUMN_FILLED = 0.95
 DESCRIPTION_FILLED = 0.70
+#: Spread of log prices between the brands of a shop, and again between the products of a brand.
+LOG_PRICE_SD = 0.25
 
 _PRAISE = ("Classic", "Premium", "Everyday", "Original", "Family Pack", "Finest", "Value", "Simply")
 _DESCRIPTIONS = (
@@ -40,14 +43,16 @@ _DESCRIPTIONS = (
 
 
 @dataclass(frozen=True)
-class Catalog:
-    """All products. `variety_P` and `brand_P` index shop-wide lists; `flags_P` is a bit set over `FLAGS`."""
+class Shelf:
+    """What a log needs of all products, invented or real; `flags_P` is a bit set over `FLAGS`.
 
-    assortment: Assortment
-    brands: tuple[str, ...]
-    product_id_P: IntArray
+    Products of one type, brand or variety have one number.
+    """
+
+    num_types: int
+    #: Whole numbers, or strings as objects.
+    product_id_P: npt.NDArray[Any]
     type_P: IntArray
-    aisle_P: IntArray
     brand_P: IntArray
     variety_P: IntArray
     flags_P: IntArray
@@ -59,16 +64,25 @@ class Catalog:
     ad_weight_P: FloatArray
     #: Day of the first impression period on which it can first be seen; negative: before it began.
     available_from_P: IntArray
+
+    @property
+    def num_products(self) -> int:
+        return len(self.type_P)
+
+
+@dataclass(frozen=True)
+class Catalog(Shelf):
+    """All invented products. `variety_P` and `brand_P` index shop-wide lists."""
+
+    assortment: Assortment
+    brands: tuple[str, ...]
+    aisle_P: IntArray
     title_shows_brand_P: BoolArray
     title_shows_variety_P: BoolArray
     title_flags_P: IntArray
     titles: list[str]
     brand_column: list[str | None]
     descriptions: list[str | None]
-
-    @property
-    def num_products(self) -> int:
-        return len(self.type_P)
 
 
 def make_catalog(config: MarketplaceConfig, seed: np.random.SeedSequence) -> Catalog:
@@ -82,11 +96,7 @@ def make_catalog(config: MarketplaceConfig, seed: np.random.SeedSequence) -> Cat
     type_P = np.concatenate(
         [np.arange(len(kinds)), rng.choice(len(kinds), count - len(kinds), p=share_T / share_T.sum())]
     )
-    available_from_P = np.where(
-        rng.random(count) < config.new_product_share,
-        rng.integers(0, config.days, count),
-        -config.history_days,
-    )
+    available_from_P = draw_launch_days(config, count, rng)
     available_from_P[: len(kinds)] = -config.history_days
     order_P = rng.permutation(count)  # ids say nothing about type or age
     type_P, available_from_P = type_P[order_P], available_from_P[order_P]
@@ -104,13 +114,10 @@ def make_catalog(config: MarketplaceConfig, seed: np.random.SeedSequence) -> Cat
         for flag in kind.flags:
             flags_P[rows] |= np.where(rng.random(len(rows)) < 0.28, 1 << flag, 0).astype(np.int32)
 
-    brand_level = rng.normal(0.0, 0.25, num_brands)
     median_P = np.array([kind.median_price for kind in kinds])[type_P]
-    price_P = np.round(median_P * np.exp(brand_level[brand_P] + rng.normal(0.0, 0.25, count)), 2)
+    price_P = np.round(median_P * np.exp(draw_log_prices(brand_P, num_brands, rng)), 2)
     price_P = np.maximum(price_P, 0.2)
-    quality_P = 0.6 * rng.normal(size=num_brands)[brand_P] + 0.8 * rng.normal(size=count)
-    popularity_P = np.exp(rng.normal(0.0, 1.0, count) + 0.3 * quality_P)
-    ad_weight_P = popularity_P**0.5 * rng.lognormal(0.0, 0.9, count)
+    standing = draw_standing(brand_P, num_brands, rng)
 
     title_shows_brand_P = rng.random(count) < TITLE_SHOWS_BRAND
     title_shows_variety_P = rng.random(count) < TITLE_SHOWS_VARIETY
@@ -130,6 +137,7 @@ def make_catalog(config: MarketplaceConfig, seed: np.random.SeedSequence) -> Cat
         np.random.default_rng(text_seed),
     )
     return Catalog(
+        num_types=len(kinds),
         assortment=assortment,
         brands=brands,
         product_id_P=FIRST_PRODUCT_ID + np.arange(count, dtype=np.int64),
@@ -140,9 +148,7 @@ def make_catalog(config: MarketplaceConfig, seed: np.random.SeedSequence) -> Cat
         flags_P=flags_P,
         price_P=price_P,
         log_relative_price_P=np.log(price_P / median_P),
-        quality_P=quality_P,
-        popularity_P=popularity_P,
-        ad_weight_P=ad_weight_P,
+        **standing,
         available_from_P=available_from_P.astype(np.int32),
         title_shows_brand_P=title_shows_brand_P,
         title_shows_variety_P=title_shows_variety_P,
@@ -151,6 +157,30 @@ def make_catalog(config: MarketplaceConfig, seed: np.random.SeedSequence) -> Cat
         brand_column=brand_column,
         descriptions=descriptions,
     )
+
+
+def draw_launch_days(config: LogConfig, count: int, rng: np.random.Generator) -> IntArray:
+    """Launch days of `count` products: most were there before the first purchase."""
+    return np.where(
+        rng.random(count) < config.new_product_share,
+        rng.integers(0, config.days, count),
+        -config.history_days,
+    )
+
+
+def draw_log_prices(brand_P: IntArray, num_brands: int, rng: np.random.Generator) -> FloatArray:
+    """Log of each price relative to the median of its type: a level of the brand, and the product's own."""
+    level_B = rng.normal(0.0, LOG_PRICE_SD, num_brands)
+    return level_B[brand_P] + rng.normal(0.0, LOG_PRICE_SD, len(brand_P))
+
+
+def draw_standing(brand_P: IntArray, num_brands: int, rng: np.random.Generator) -> dict[str, FloatArray]:
+    """Quality, popularity and weight in the auction, by the names of their fields in `Shelf`."""
+    count = len(brand_P)
+    quality_P = 0.6 * rng.normal(size=num_brands)[brand_P] + 0.8 * rng.normal(size=count)
+    popularity_P = np.exp(rng.normal(0.0, 1.0, count) + 0.3 * quality_P)
+    ad_weight_P = popularity_P**0.5 * rng.lognormal(0.0, 0.9, count)
+    return {"quality_P": quality_P, "popularity_P": popularity_P, "ad_weight_P": ad_weight_P}
 
 
 def flag_names(flags: int) -> list[str]:

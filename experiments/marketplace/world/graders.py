@@ -4,6 +4,7 @@ Shapes: N pairs, P products, Q queries.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -49,6 +50,32 @@ def true_grades(
     stated_N, found_N = count_facets(queries, catalog, query_N, product_N, titles_only=titles_only)
     complete_N = (role_N == WANTED) & (stated_N == found_N)
     return np.where(complete_N, 2, np.where(role_N >= SUBSTITUTE, 1, 0)).astype(np.int8)
+
+
+class Judge(Protocol):
+    """Knows how relevant products are to queries; what a click depends on, whatever a grader says."""
+
+    def grades(self, query_N: IntArray, product_N: IntArray) -> IntArray:
+        """0 irrelevant, 1 moderate, 2 high; anything where there is no product (-1)."""
+
+    def facets_found(self, query_N: IntArray, product_N: IntArray) -> IntArray:
+        """How many of the facets that the query states the product has."""
+
+
+@dataclass(frozen=True)
+class FactsJudge:
+    """The judge of an invented shop, who knows the facts of its products and queries."""
+
+    queries: Queries
+    catalog: Catalog
+
+    def grades(self, query_N: IntArray, product_N: IntArray) -> IntArray:
+        """By `true_grades`."""
+        return true_grades(self.queries, self.catalog, query_N, product_N)
+
+    def facets_found(self, query_N: IntArray, product_N: IntArray) -> IntArray:
+        """By `count_facets`."""
+        return count_facets(self.queries, self.catalog, query_N, product_N)[1]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.marketplace.config import MarketplaceConfig
 from experiments.marketplace.world.assortment import FLAGS, USE_CASES
-from experiments.marketplace.world.catalog import Catalog, FloatArray, IntArray, flag_names
+from experiments.marketplace.world.catalog import BoolArray, Catalog, FloatArray, IntArray, flag_names
 
 KINDS = ("head", "brand", "attribute", "use case", "misspelt")
 #: Chance that the next query of a type is of each kind (the head queries are given).
@@ -24,23 +24,29 @@ SUBSTITUTE, WANTED = 1, 2
 
 
 @dataclass(frozen=True)
-class Queries:
-    """All queries. `role_QT` says per type: 2 wanted, 1 substitute of a wanted one, 0 neither."""
+class SearchTraffic:
+    """What a log needs of all queries: who types what, and how often."""
 
     texts: list[str]
-    kind_Q: IntArray
     #: The type whose shoppers type it; its traffic is part of that type's.
     anchor_Q: IntArray
-    role_QT: IntArray
-    brand_Q: IntArray
-    variety_Q: IntArray
-    flags_Q: IntArray
-    #: Chance of the query among the searches of its anchor type; sums to one for each type.
+    #: Chance of the query among the searches of its anchor type; sums to one for each type that has any.
     traffic_Q: FloatArray
 
     @property
     def num_queries(self) -> int:
         return len(self.texts)
+
+
+@dataclass(frozen=True)
+class Queries(SearchTraffic):
+    """All invented queries. `role_QT` says per type: 2 wanted, 1 substitute of a wanted one, 0 neither."""
+
+    kind_Q: IntArray
+    role_QT: IntArray
+    brand_Q: IntArray
+    variety_Q: IntArray
+    flags_Q: IntArray
 
 
 @dataclass(frozen=True)
@@ -207,17 +213,20 @@ def _assemble(rows: list[tuple[str, int, int, _Intent]], catalog: Catalog) -> Qu
         brand_Q=np.array([row[3].brand for row in rows], np.int32),
         variety_Q=np.array([row[3].variety for row in rows], np.int32),
         flags_Q=np.array([row[3].flags for row in rows], np.int32),
-        traffic_Q=_traffic(anchor_Q, kind_Q, len(types)),
+        traffic_Q=zipf_traffic(anchor_Q, len(types), head_Q=kind_Q == 0),
     )
 
 
-def _traffic(anchor_Q: IntArray, kind_Q: IntArray, num_types: int) -> FloatArray:
+def zipf_traffic(anchor_Q: IntArray, num_types: int, *, head_Q: BoolArray) -> FloatArray:
     """Zipf within each type, in order of writing, after the head queries took their share."""
     traffic_Q = np.zeros(len(anchor_Q))
     for type_index in range(num_types):
-        head = np.flatnonzero((anchor_Q == type_index) & (kind_Q == 0))
-        tail = np.flatnonzero((anchor_Q == type_index) & (kind_Q != 0))
-        for members, mass in ((head, _HEAD_TRAFFIC if len(tail) else 1.0), (tail, 1.0 - _HEAD_TRAFFIC)):
+        head = np.flatnonzero((anchor_Q == type_index) & head_Q)
+        tail = np.flatnonzero((anchor_Q == type_index) & ~head_Q)
+        for members, mass in (
+            (head, _HEAD_TRAFFIC if len(tail) else 1.0),
+            (tail, 1.0 - _HEAD_TRAFFIC if len(head) else 1.0),
+        ):
             weights = 1.0 / np.arange(1, len(members) + 1) ** _ZIPF_EXPONENT
             traffic_Q[members] = mass * weights / max(weights.sum(), 1e-12)
     return traffic_Q

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.marketplace.config import MarketplaceConfig, TasteModel
+from experiments.marketplace.config import LogConfig, TasteModel
 from experiments.marketplace.world.assortment import FLAGS
-from experiments.marketplace.world.catalog import Catalog, FloatArray, IntArray
+from experiments.marketplace.world.catalog import FloatArray, IntArray, Shelf
 from experiments.marketplace.world.pools import ProductPools
 
 DEVICES = ("ios", "android", "web")
@@ -47,10 +47,10 @@ class Shoppers:
         return len(self.diet_U)
 
 
-def make_shoppers(config: MarketplaceConfig, catalog: Catalog, seed: np.random.SeedSequence) -> Shoppers:
+def make_shoppers(config: LogConfig, catalog: Shelf, seed: np.random.SeedSequence) -> Shoppers:
     """Draw all users, 100,000 at a time. Likes follow from the liked types, so that they matter there."""
     fashion_seed, users_seed = seed.spawn(2)
-    num_types = len(catalog.assortment.types)
+    num_types = catalog.num_types
     type_popularity_T: FloatArray = np.bincount(
         catalog.type_P, weights=catalog.popularity_P, minlength=num_types
     ) * np.random.default_rng(fashion_seed).lognormal(0.0, 0.5, num_types)
@@ -73,7 +73,7 @@ def make_shoppers(config: MarketplaceConfig, catalog: Catalog, seed: np.random.S
 
 
 def taste_affinity(
-    taste: TasteModel, shoppers: Shoppers, catalog: Catalog, user_N: IntArray, product_N: IntArray
+    taste: TasteModel, shoppers: Shoppers, catalog: Shelf, user_N: IntArray, product_N: IntArray
 ) -> FloatArray:
     """How much each user likes each product, in log-odds; 0 for a user who likes and dislikes nothing."""
     variety_N1 = catalog.variety_P[product_N][:, None]
@@ -127,8 +127,8 @@ class PurchaseMemory:
 
 
 def _draw_users(
-    config: MarketplaceConfig,
-    catalog: Catalog,
+    config: LogConfig,
+    catalog: Shelf,
     type_popularity_T: FloatArray,
     carriers: ProductPools,
     count: int,
@@ -161,8 +161,8 @@ def _draw_users(
         "orders_U": np.where(buyer_U, orders_U, 0.0),
         "first_order_day_U": np.where(late_U, late_day_U, -config.history_days).astype(np.int16),
         "liked_type_UK": liked_type_UK,
-        "liked_variety_UK": liked_variety_UK.astype(np.int16),
-        "disliked_variety_UK": disliked_variety_UK.astype(np.int16),
+        "liked_variety_UK": liked_variety_UK.astype(np.int32),
+        "disliked_variety_UK": disliked_variety_UK.astype(np.int32),
         "liked_brand_UK": liked_brand_UK.astype(np.int32),
         "diet_U": diet_U.astype(np.int32),
         "price_sensitivity_U": rng.lognormal(-0.1, 0.5, count).astype(np.float32),

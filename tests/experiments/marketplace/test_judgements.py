@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 import pytest
 
 from embeddings.evaluation.judgements import Judgements
-from experiments.marketplace.generate import _CATALOG, _QUERIES, _child
+from experiments.marketplace.generate import _CATALOG, _QUERIES, child_seed
 from experiments.marketplace.judgements import MarketplaceTruth
 from experiments.marketplace.world.assortment import FLAGS
 from experiments.marketplace.world.catalog import make_catalog
@@ -34,8 +34,8 @@ def test_they_equal_the_true_grades_of_every_labelled_pair(written, truth):
 
 
 def test_they_equal_the_law_on_every_pair_of_the_marketplace(written, truth):
-    catalog = make_catalog(written.config, _child(written.config, _CATALOG))
-    queries = make_queries(written.config, catalog, _child(written.config, _QUERIES))
+    catalog = make_catalog(written.config, child_seed(written.config, _CATALOG))
+    queries = make_queries(written.config, catalog, child_seed(written.config, _QUERIES))
     assert truth.queries.to_pylist() == queries.texts
     assert truth.products.to_pylist() == catalog.product_id_P.tolist()
     products = np.arange(catalog.num_products)

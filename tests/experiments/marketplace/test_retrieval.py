@@ -10,7 +10,7 @@ from experiments.marketplace.config import ClickModel, MarketplaceConfig
 from experiments.marketplace.days.slates import SLATE_SIZES, SLOTS, AuctionSlates
 from experiments.marketplace.logit_variance import GROUPS, LogitVariance
 from experiments.marketplace.world import retrieval
-from experiments.marketplace.world.graders import true_grades
+from experiments.marketplace.world.graders import FactsJudge, true_grades
 from experiments.marketplace.world.queries import KINDS, NONE, SUBSTITUTE, WANTED
 from experiments.marketplace.world.retrieval import RetrievedProducts, retrieve
 
@@ -121,7 +121,9 @@ def test_recall_and_shares_are_means_over_queries_by_traffic(world):
 
 
 def test_an_auction_shows_only_what_was_retrieved_and_each_ad_once(world, pairs, retrieved):
-    slates = AuctionSlates(world.catalog, world.queries, retrieved.pools(world.catalog))
+    slates = AuctionSlates(
+        world.catalog, retrieved.pools(world.catalog), FactsJudge(world.queries, world.catalog)
+    )
     slates.open_day(10)
     query_S = np.random.default_rng(1).integers(0, world.queries.num_queries, 5_000)
     ads = slates.show(query_S, np.random.default_rng(2))
@@ -159,7 +161,7 @@ def test_an_auction_of_many_ads_fills_its_slate_and_prefers_grade_and_quality(wo
         grade_E=np.repeat([2, 0], count // 2),
         matches_Q=np.zeros(queries.num_queries, int),
     )
-    slates = AuctionSlates(catalog, queries, found.pools(catalog))
+    slates = AuctionSlates(catalog, found.pools(catalog), FactsJudge(queries, catalog))
     slates.open_day(0)
     ads = slates.show(np.full(5_000, head), np.random.default_rng(1))
     sizes = np.bincount(np.bincount(ads.search_N), minlength=SLOTS + 1)[1:] / 5_000
