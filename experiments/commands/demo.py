@@ -58,7 +58,7 @@ def demo(
     from experiments.commands.rankers.importance import importance
     from experiments.commands.rankers.report import report
     from experiments.commands.rankers.sweep import exit_if_failed, run_sweep
-    from experiments.sweeps.sweep import plan, processes_of
+    from experiments.sweeps.sweep import plan, processes_of, tables_read
 
     console = Console()
     config = sweep_config(out, seeds)
@@ -100,36 +100,12 @@ def demo(
 
 
 def sweep_config(out: Path, seeds: int) -> "SweepConfig":
-    """The shipped sweep over what lies in `out`; variants with tables of their own read those of LSA."""
+    """The shipped sweep over what lies in `out`."""
     from experiments.config import load_config
     from experiments.sweeps.sweep import SweepConfig
 
-    data, features, lsa_tables, _, embeddings = _parts(out)
-    config = load_config(Path("demo"), SweepConfig)
-    lsa = {"product_table": lsa_tables / "products", "query_table": lsa_tables / "queries"}
-    return config.model_copy(
-        update={
-            "seeds": tuple(range(1, seeds + 1)),
-            "features": features,
-            "product_table": embeddings / "products",
-            "query_table": embeddings / "queries",
-            "truth": data / "truth",
-            "variants": {
-                name: variant.model_copy(update=lsa) if variant.product_table else variant
-                for name, variant in config.variants.items()
-            },
-        }
-    )
-
-
-def tables_read(runs: Iterable["PlannedRun"]) -> dict[str, Path | None]:
-    """Of each variant the folder with the tables that its rankers read; None if they read none."""
-    return {
-        run.config.variant: run.config.product_table.parent
-        if run.config.ranker.semantic and run.config.product_table
-        else None
-        for run in runs
-    }
+    config = load_config(Path("demo"), SweepConfig).moved(out)
+    return config.model_copy(update={"seeds": tuple(range(1, seeds + 1))})
 
 
 def make_embeddings(out: Path, config: Path, runs: Sequence["PlannedRun"], processes: int | None) -> None:
@@ -147,6 +123,7 @@ def make_embeddings(out: Path, config: Path, runs: Sequence["PlannedRun"], proce
         run_command,
     )
     from experiments.sweeps.meanwhile import trained_meanwhile
+    from experiments.sweeps.sweep import tables_read
 
     console = Console()
     data, _, lsa_tables, encoders, embeddings = _parts(out)

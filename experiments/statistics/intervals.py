@@ -8,7 +8,8 @@ Two different noises, two different intervals, and neither covers the other:
   are drawn again with replacement, because the impressions of one user are not independent. The trained
   models stay fixed.
 
-Shapes: S seeds, N test rows, P clicked rows, Q rows not clicked, U users, R resamples, M scored runs.
+Shapes: S seeds, V independent values, N test rows, P clicked rows, Q rows not clicked, U users,
+R resamples, M scored runs.
 """
 
 from collections.abc import Sequence
@@ -112,11 +113,57 @@ def paired_difference(
             f"got {len(candidate_S)} and {len(baseline_S)}"
         )
     difference_S = np.asarray(candidate_S, dtype=np.float64) - np.asarray(baseline_S, dtype=np.float64)
-    mean, seeds = float(difference_S.mean()), len(difference_S)
-    if seeds == 1:
+    return mean_interval(difference_S, confidence=confidence)
+
+
+def mean_interval(values_V: npt.ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """Mean of independent values with a Student-t interval; a single value gives no interval.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    values_V = np.asarray(values_V, dtype=np.float64)
+    mean, count = float(values_V.mean()) if len(values_V) else float("nan"), len(values_V)
+    if count == 0:
+        raise ValueError("a mean needs at least one value")
+    if count == 1:
         return Interval(mean=mean, low=None, high=None)
-    half_width = stats.t.ppf(0.5 + confidence / 2, seeds - 1) * difference_S.std(ddof=1) / np.sqrt(seeds)
+    half_width = stats.t.ppf(0.5 + confidence / 2, count - 1) * values_V.std(ddof=1) / np.sqrt(count)
     return Interval(mean=mean, low=float(mean - half_width), high=float(mean + half_width))
+
+
+def ratio_interval(
+    numerator_V: npt.ArrayLike, denominator_V: npt.ArrayLike, *, confidence: float = 0.95
+) -> Interval:
+    """Ratio of two means over the same independent units, with Fieller's interval.
+
+    It holds every ratio r for which the mean of numerator - r * denominator is not surely off zero, by the
+    t interval of `mean_interval`. A mean of ratios would be ruled by the unit with the smallest denominator.
+    The limits are None for a single unit, and where the mean denominator is not surely off zero: then no
+    ratio, however large, can be ruled out.
+
+    Fieller 1954, https://doi.org/10.1111/j.2517-6161.1954.tb00159.x
+
+    Raises:
+        ValueError: there is no unit, or the two have different lengths.
+    """
+    top_V, bottom_V = (np.asarray(values_V, np.float64) for values_V in (numerator_V, denominator_V))
+    if len(top_V) != len(bottom_V) or len(top_V) == 0:
+        raise ValueError(
+            f"a ratio needs the same units on both sides, at least one; got {len(top_V)} and {len(bottom_V)}"
+        )
+    top, bottom, count = float(top_V.mean()), float(bottom_V.mean()), len(top_V)
+    ratio = top / bottom if bottom else float("nan")
+    if count == 1:
+        return Interval(mean=ratio, low=None, high=None)
+    t2 = stats.t.ppf(0.5 + confidence / 2, count - 1) ** 2 / count
+    (top_var, both), (_, bottom_var) = np.cov(top_V, bottom_V, ddof=1)
+    # (top - r bottom)^2 <= t^2 / n Var(top - r bottom), a quadratic in r
+    a, b, c = bottom**2 - t2 * bottom_var, top * bottom - t2 * both, top**2 - t2 * top_var
+    if a <= 0:
+        return Interval(mean=ratio, low=None, high=None)
+    root = np.sqrt(max(0.0, b**2 - a * c))
+    return Interval(mean=ratio, low=float((b - root) / a), high=float((b + root) / a))
 
 
 class UserWeightedAuc:

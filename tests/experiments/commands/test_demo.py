@@ -20,12 +20,11 @@ from experiments.commands.demo import (
     demo,
     refuse_another_demo,
     sweep_config,
-    tables_read,
 )
 from experiments.config import load_config
 from experiments.encoders.pipeline import EncodersConfig
 from experiments.marketplace.config import MarketplaceConfig
-from experiments.sweeps.sweep import PlannedRun, plan
+from experiments.sweeps.sweep import PlannedRun, plan, tables_read
 from tests.experiments.sweeps.sweep_folders import PAPER_VARIANTS
 
 DEMO_VARIANTS = (
