@@ -87,6 +87,7 @@ for name, proof in PROOFS.items():
     app.command(name, hidden=True)(proof)
     proofs.command(name)(proof)
 proofs.command("worlds")(worlds.worlds_command)
+proofs.command("publish-worlds")(worlds.publish_worlds_command)
 proofs.command("ablate")(encode.ablate_command)
 proofs.command("publish-encoders")(published_sets.publish_command)
 

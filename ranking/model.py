@@ -1,6 +1,6 @@
 """The rankers of the paper's table 2: a DCN-v2 baseline, and the same beside a DashCLIP tower (figure 3).
 
-Shapes: B impressions, F dense features, S sparse features, D width of the pretrained vectors.
+Shapes: B impressions, F dense features, S sparse features, D width of the pretrained vectors, C similarities.
 """
 
 import math
@@ -22,7 +22,7 @@ from ranking.embedding_collection import (
     frozen_collection,
     trainable_collection,
 )
-from ranking.towers import DashClipTower, DcnTower, mlp
+from ranking.towers import DashClipTower, DcnTower, Similarities, mlp
 
 Entity = Literal["product", "query", "history"]
 Widths = tuple[Annotated[int, Field(ge=1, le=16_384)], ...]
@@ -31,7 +31,7 @@ _TABLE_OF: dict[str, str] = {"product": "product", "history": "product", "query"
 
 
 class SemanticConfig(StrictModel):
-    """The DashCLIP tower. Cosines are taken of every pair of `entities`.
+    """What a ranker reads of embeddings: the DashCLIP tower. Cosines are taken of every pair of `entities`.
 
     Section 4.2 of https://arxiv.org/abs/2504.07110
 
@@ -42,6 +42,9 @@ class SemanticConfig(StrictModel):
     """
 
     entities: Annotated[tuple[Entity, ...], Field(min_length=1)] = ("product", "query", "history")
+    #: "similarity" leaves the tower out: the cosines, and which vectors exist, become dense columns of the
+    #: DCN tower. So a lexical score, say, is a feature like any other.
+    reads: Literal["vectors", "similarity"] = "vectors"
     #: "random" gives the same tower trainable tables that know nothing: the paper's control.
     initialisation: Literal["pretrained", "random"] = "pretrained"
     #: Beside the mean of the purchases, how many of them are how similar to product and query, in so many
@@ -66,6 +69,41 @@ class SemanticConfig(StrictModel):
                 f'and end with "history", got {self.entities}'
             )
         return self
+
+    @model_validator(mode="after")
+    def _similarity_has_no_tower(self) -> Self:
+        if self.reads == "vectors":
+            return self
+        if len(self.entities) == 1:
+            raise ValueError(
+                'reads = "similarity" compares entities with each other: name at least two, '
+                f"got {self.entities}"
+            )
+        of_tower = [
+            name
+            for name in ("history_tiers", "cross_layers", "widths")
+            if getattr(self, name) != type(self).model_fields[name].default
+        ]
+        if of_tower:
+            raise ValueError(
+                f'reads = "similarity" has no DashCLIP tower, which {" and ".join(of_tower)} would shape; '
+                f'leave {"it" if len(of_tower) == 1 else "them"} out, or set reads = "vectors"'
+            )
+        return self
+
+    def narrowed(self, entities: Sequence[Entity]) -> "SemanticConfig | None":
+        """The same for some of the entities; None where nothing is left to read.
+
+        >>> SemanticConfig(reads="similarity").narrowed(["product"]) is None
+        True
+        >>> SemanticConfig(history_tiers=16).narrowed(["product", "query"]).history_tiers
+        0
+        """
+        if not entities or (self.reads == "similarity" and len(entities) == 1):
+            return None
+        tiered = entities[-1] == "history" and len(entities) > 1
+        changes = {"entities": tuple(entities), "history_tiers": self.history_tiers if tiered else 0}
+        return self.model_copy(update=changes)
 
 
 class RankerConfig(StrictModel):
@@ -112,6 +150,31 @@ class DcnRanker(nn.Module):
         return self.head(dcn_BH).squeeze(1)
 
 
+class SimilarityRanker(nn.Module):
+    """The baseline with the similarities of pretrained vectors as dense features more."""
+
+    def __init__(
+        self,
+        *,
+        sparse_tables: PooledEmbeddings,
+        semantic_tables: PooledEmbeddings,
+        dcn_tower: DcnTower,
+        head: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.sparse_tables = sparse_tables
+        self.semantic_tables = semantic_tables
+        self.similarities = Similarities(len(semantic_tables.keys))
+        self.dcn_tower = dcn_tower
+        self.head = head
+
+    def forward(self, dense_BF: Tensor, sparse: KeyedJaggedTensor, semantic: KeyedJaggedTensor) -> Tensor:
+        """Logits of a click [B]."""
+        similarity_BC = self.similarities(self.semantic_tables(semantic))
+        dense_BK = torch.cat([dense_BF, similarity_BC], dim=1)
+        return self.head(self.dcn_tower(dense_BK, self.sparse_tables(sparse))).squeeze(1)
+
+
 class TwoTowerRanker(nn.Module):
     """The DCN tower beside the DashCLIP tower, joined by fully connected layers."""
 
@@ -142,8 +205,13 @@ class TwoTowerRanker(nn.Module):
         """Vectors [L, D] of the purchases of all impressions, and how many each impression has [B]."""
         return self.semantic_tables.vectors("history", semantic)
 
+    @property
+    def similarities(self) -> Similarities:
+        """What makes the cosines."""
+        return self.dashclip_tower.similarities
 
-Ranker = DcnRanker | TwoTowerRanker
+
+Ranker = DcnRanker | SimilarityRanker | TwoTowerRanker
 
 
 def build_ranker(
@@ -157,7 +225,7 @@ def build_ranker(
     """A freshly initialised ranker. The same seed gives the same bits; the global generator is untouched.
 
     Raises:
-        ValueError: the DashCLIP tower asks for a table that `inputs.vectors` lacks, or the tables' widths
+        ValueError: the ranker asks for a table that `inputs.vectors` lacks, or the tables' widths
             differ.
 
     >>> config = RankerConfig(cross_layers=1, deep_widths=(8,), top_widths=())
@@ -184,32 +252,43 @@ def build_ranker(
             ),
             list(inputs.sparse_rows),
         )
+        semantic = config.semantic
+        similarities = (
+            Similarities(len(semantic.entities)).width if semantic and semantic.reads == "similarity" else 0
+        )
         dcn_tower = DcnTower(
-            dense_features=inputs.dense_features,
+            dense_features=inputs.dense_features + similarities,
             embedding_widths=[config.embedding_dim] * len(inputs.sparse_rows),
             cross_layers=config.cross_layers,
             cross_rank=config.cross_rank,
             deep_widths=config.deep_widths,
             dropout=config.dropout,
         )
-        if config.semantic is None:
+        if semantic is None:
             head = _head(dcn_tower.width, config, inputs.click_rate)
             return DcnRanker(sparse_tables=sparse_tables, dcn_tower=dcn_tower, head=head).to(device)
 
         semantic_tables, dim = _semantic_tables(
-            config.semantic,
+            semantic,
             inputs.vectors,
             learning_rate=embedding_learning_rate,
             generator=generator,
             device=device,
         )
+        if semantic.reads == "similarity":
+            return SimilarityRanker(
+                sparse_tables=sparse_tables,
+                semantic_tables=semantic_tables,
+                dcn_tower=dcn_tower,
+                head=_head(dcn_tower.width, config, inputs.click_rate),
+            ).to(device)
         dashclip_tower = DashClipTower(
-            entities=len(config.semantic.entities),
+            entities=len(semantic.entities),
             dim=dim,
-            cross_layers=config.semantic.cross_layers,
-            widths=config.semantic.widths,
+            cross_layers=semantic.cross_layers,
+            widths=semantic.widths,
             dropout=config.dropout,
-            history_tiers=config.semantic.history_tiers,
+            history_tiers=semantic.history_tiers,
         )
         return TwoTowerRanker(
             sparse_tables=sparse_tables,
@@ -239,7 +318,7 @@ def _semantic_tables(
     missing = sorted(set(keys_of) - set(vectors))
     if missing:
         raise ValueError(
-            f"the DashCLIP tower needs {' and '.join(missing)} embeddings, which were not given; name an "
+            f"the ranker needs {' and '.join(missing)} embeddings, which were not given; name an "
             f"EmbeddingTable for them, or take what reads them out of semantic.entities {semantic.entities}"
         )
     dims = {name: int(vectors[name].shape[1]) for name in keys_of}

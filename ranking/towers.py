@@ -137,6 +137,28 @@ class HistoryTiers(nn.Module):
             return torch.cat([*columns, length_B.float().log1p().unsqueeze(1)], dim=1)
 
 
+class Similarities(nn.Module):
+    """Cosines of all pairs of K entities, and which exist. A missing vector is zeros: its cosines are 0.
+
+    Shapes: K entities, C = K (K - 1) / 2 + K columns.
+
+    >>> product_BD, query_BD = torch.tensor([[0.6, 0.8], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    >>> [[round(value, 2) for value in row] for row in Similarities(2)([product_BD, query_BD]).tolist()]
+    [[0.6, 1.0, 1.0], [0.0, 1.0, 0.0]]
+    """
+
+    def __init__(self, entities: int) -> None:
+        super().__init__()
+        self.pairs = tuple(combinations(range(entities), 2))
+        self.width = len(self.pairs) + entities
+
+    def forward(self, embeddings: list[Tensor]) -> Tensor:
+        """[B, C]: cosines in the order of `pairs`, then indicators in that of the entities."""
+        cosines = [functional.cosine_similarity(embeddings[i], embeddings[j], dim=1) for i, j in self.pairs]
+        exists = [(embedding_BD != 0).any(dim=1).to(embedding_BD.dtype) for embedding_BD in embeddings]
+        return torch.stack([*cosines, *exists], dim=1)
+
+
 class DashClipTower(nn.Module):
     """Embeddings of product, query and purchase history, their cosines, and which of them exist.
 
@@ -165,10 +187,10 @@ class DashClipTower(nn.Module):
         history_tiers: int = 0,
     ) -> None:
         super().__init__()
-        self.pairs = tuple(combinations(range(entities), 2))
+        self.similarities = Similarities(entities)
         self.scale = dim**0.5  # unit vectors have entries of about 1 / sqrt(D); dense features have 1
         self.history_tiers = HistoryTiers(history_tiers) if history_tiers else None
-        width = entities * (dim + 1) + len(self.pairs)
+        width = entities * dim + self.similarities.width
         self.layers = nn.Sequential(
             cross_network(width, cross_layers, rank=None), mlp(width, widths, dropout=dropout)
         )
@@ -198,10 +220,7 @@ class DashClipTower(nn.Module):
             embeddings: each [B, D]; with history tiers the last is that of the history.
             purchases: with history tiers, what `HistoryTiers` takes: vectors [L, D] and lengths [B].
         """
-        cosines = [functional.cosine_similarity(embeddings[i], embeddings[j], dim=1) for i, j in self.pairs]
-        exists = [(embedding_BD != 0).any(dim=1).to(embedding_BD.dtype) for embedding_BD in embeddings]
-        scalars_BC = torch.stack([*cosines, *exists], dim=1)
-        parts = [*(self.scale * embedding_BD for embedding_BD in embeddings), scalars_BC]
+        parts = [*(self.scale * embedding_BD for embedding_BD in embeddings), self.similarities(embeddings)]
         if self.history_tiers is not None:
             assert purchases is not None
             parts.append(self.history_tiers(embeddings[:-1], *purchases))

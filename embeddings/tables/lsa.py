@@ -7,12 +7,15 @@ misspellings and brand fragments, so character 3- and 4-grams stand beside them 
 at 64 dimensions (98.4 % at 256), words alone for 94.4 % (96.4 %); dividing by powers of the singular values
 made it worse.
 
+`embeddings.tables.tfidf` reduces other terms in the same way; what both do is here.
+
 Shapes: N products, Q queries, S sampled texts, F terms, D embedding width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +59,21 @@ class LsaTables:
     explained_variance: float
 
 
+class Vectorise(Protocol):
+    """From titles and queries to vectors: `lsa_vectors`, or another function of its kind."""
+
+    def __call__(
+        self,
+        titles: Sequence[str | None],
+        queries: Sequence[str | None],
+        *,
+        dim: int,
+        seed: int,
+        progress: Progress = silent,
+    ) -> LsaVectors:
+        """Unit vectors, D = `dim`."""
+
+
 def embed_lsa(
     data: Path,
     folder: Path,
@@ -71,6 +89,27 @@ def embed_lsa(
     `folder` appears complete or not at all.
 
     Raises:
+        as `embed_texts`.
+    """
+    return embed_texts(
+        data, folder, lsa_vectors, name="lsa", dim=dim, seed=seed, columns=columns, progress=progress
+    )
+
+
+def embed_texts(
+    data: Path,
+    folder: Path,
+    vectorise: Vectorise,
+    *,
+    name: str,
+    dim: int,
+    seed: int,
+    columns: Sequence[str],
+    progress: Progress = silent,
+) -> LsaTables:
+    """As `embed_lsa`, with vectors of `vectorise`; their encoder id starts with `name`.
+
+    Raises:
         InputError: there are no products, or they lack a column.
         EmbeddingTableError: a product id is null or repeated.
         FileExistsError: `folder` holds something else.
@@ -80,8 +119,8 @@ def embed_lsa(
     refuse_foreign_folder(folder, ours=holds_only_lsa_tables)
     product_ids, texts = read_product_texts(data, columns)
     queries = read_distinct_queries(data)
-    vectors = lsa_vectors(texts, queries.to_pylist(), dim=dim, seed=seed, progress=progress)
-    encoder_id = f"lsa-{dim}-seed{seed}-{'+'.join(columns)}"
+    vectors = vectorise(texts, queries.to_pylist(), dim=dim, seed=seed, progress=progress)
+    encoder_id = f"{name}-{dim}-seed{seed}-{'+'.join(columns)}"
     products, query_table = write_both_tables(
         folder, (product_ids, vectors.products_ND), (queries, vectors.queries_QD), encoder_id=encoder_id
     )
@@ -134,11 +173,8 @@ def lsa_vectors(
     >>> abs(found.products_ND @ found.queries_QD[0]).round(3).tolist()
     [1.0, 0.0]
     """
-    if dim % 4 or not 4 <= dim <= MAX_DIM:
-        raise EmbeddingTableError(f"dim must be a multiple of 4 from 4 to {MAX_DIM}, got {dim}")
-    sample = _fit_sample(titles, queries, np.random.default_rng(seed))
-    if not any(sample):
-        raise EmbeddingTableError("no title and no query holds a letter or a digit; check the text columns")
+    check_dim(dim)
+    sample = fit_sample(titles, queries, np.random.default_rng(seed))
     progress("terms", 0, 1)
     fitted = (word_tfidf(sample), character_tfidf(sample))
     parts = [terms for terms in fitted if terms is not None]
@@ -146,6 +182,26 @@ def lsa_vectors(
     def tfidf(texts: Sequence[str]) -> sp.csr_matrix:
         return normalize(sp.hstack([terms.transform(texts) for terms in parts], format="csr"))
 
+    return reduced(titles, queries, sample, tfidf, dim=dim, seed=seed, progress=progress)
+
+
+def check_dim(dim: int) -> None:
+    """Refuse a width that no embedding table takes, before any work."""
+    if dim % 4 or not 4 <= dim <= MAX_DIM:
+        raise EmbeddingTableError(f"dim must be a multiple of 4 from 4 to {MAX_DIM}, got {dim}")
+
+
+def reduced(
+    titles: Sequence[str | None],
+    queries: Sequence[str | None],
+    sample: list[str],
+    tfidf: Callable[[Sequence[str]], sp.csr_matrix],
+    *,
+    dim: int,
+    seed: int,
+    progress: Progress,
+) -> LsaVectors:
+    """Truncated SVD of what `tfidf` makes of normalised texts, learned on `sample`, as unit vectors."""
     progress("components", 0, 1)
     sample_SF = tfidf(sample)
     components = min(dim, *sample_SF.shape)
@@ -173,14 +229,20 @@ def holds_only_lsa_tables(folder: Path) -> bool:
     return all(path.name in ("products", "queries") and is_table(path) for path in folder.iterdir())
 
 
-def _fit_sample(
+def fit_sample(
     titles: Sequence[str | None], queries: Sequence[str | None], generator: np.random.Generator
 ) -> list[str]:
-    """At most FIT_TEXTS normalised texts to learn from, half titles and half queries while both last."""
+    """At most FIT_TEXTS normalised texts to learn from, half titles and half queries while both last.
+
+    Raises:
+        EmbeddingTableError: none of them holds a letter or a digit.
+    """
     query_share = min(len(queries), max(FIT_TEXTS // 2, FIT_TEXTS - len(titles)))
     title_share = min(len(titles), FIT_TEXTS - query_share)
     chosen: list[str] = []
     for texts, share in ((titles, title_share), (queries, query_share)):
         positions = np.sort(generator.permutation(len(texts))[:share])
         chosen.extend(normalise_text(texts[position] or "") for position in positions.tolist())
+    if not any(chosen):
+        raise EmbeddingTableError("no title and no query holds a letter or a digit; check the text columns")
     return chosen

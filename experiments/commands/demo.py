@@ -20,8 +20,6 @@ Size = Literal["tiny", "small", "medium", "large"]
 ENCODER_RESULTS = ("table1.json", "probes.json")
 #: Files named importance… that the report on it leaves.
 IMPORTANCE_SUFFIXES = (".json", ".csv", ".html", ".png")
-#: Width of the LSA vectors and of the random tables: that of the encoders at size small.
-LSA_DIM = 128
 #: Written last of the embeddings.
 EMBEDDINGS_MARK = "queries/manifest.json"
 #: What the rankers say that train beside the encoders, in OUT.
@@ -52,13 +50,14 @@ def demo(
     """
     from rich.console import Console
 
-    from experiments.commands.encoders.embed import lsa
     from experiments.commands.inputs.features import build_command
     from experiments.commands.inputs.generate import generate_marketplace
     from experiments.commands.rankers.importance import importance
     from experiments.commands.rankers.report import report
     from experiments.commands.rankers.sweep import exit_if_failed, run_sweep
+    from experiments.runtime.progress import progress_bars
     from experiments.sweeps.sweep import plan, processes_of, tables_read
+    from experiments.worlds.parts import TABLES
 
     console = Console()
     config = sweep_config(out, seeds)
@@ -68,7 +67,7 @@ def demo(
     else:
         refuse_another_demo(out, tables_read(runs), size=size, preset=preset)
     parts = _parts(out)
-    data, features, lsa_tables, _, embeddings = parts
+    data, features, lsa_tables, *_, embeddings = parts
     missing = [part for part, (_, mark) in parts.items() if not (part / mark).exists()]
     if data in missing:
         console.rule("1/5 simulated marketplace")
@@ -76,8 +75,10 @@ def demo(
     if features in missing:
         console.rule("2/5 point-in-time features")
         build_command(data, features, config=Path("marketplace_features"))
-    if lsa_tables in missing:
-        lsa(data, lsa_tables, dim=LSA_DIM)
+    for name, make in TABLES.items():
+        if out / name in missing:
+            with progress_bars(console) as bars:
+                make(data, out / name, bars.under(f"vectors: {name}"))
     if not all((out / name).exists() for name in ENCODER_RESULTS) or {lsa_tables, embeddings} & {*missing}:
         console.rule("3/5 encoders: warm-ups, stage 1, stage 2, table 1, probes")
         settings = Path("encoders_tiny" if size == "tiny" else "encoders_small")
@@ -126,7 +127,7 @@ def make_embeddings(out: Path, config: Path, runs: Sequence["PlannedRun"], proce
     from experiments.sweeps.sweep import tables_read
 
     console = Console()
-    data, _, lsa_tables, encoders, embeddings = _parts(out)
+    data, _, lsa_tables, *_, encoders, embeddings = _parts(out)
     if not (embeddings / EMBEDDINGS_MARK).exists():
         read = tables_read(runs)
         early = [run for run in runs if read[run.config.variant] != embeddings]
@@ -193,7 +194,7 @@ def refuse_another_demo(out: Path, tables: Mapping[str, Path | None], *, size: S
 
     advice = "use --fresh or another --out"
     parts = _parts(out)
-    data, features, lsa_tables, encoders, embeddings = parts
+    data, features, *tables_of_data, encoders, embeddings = parts
     for part, (ours, _) in parts.items():
         refuse_foreign_folder(part, ours=ours)
     if (data / DESCRIPTION).exists():
@@ -206,7 +207,7 @@ def refuse_another_demo(out: Path, tables: Mapping[str, Path | None], *, size: S
             raise ValueError(f"{data} is a marketplace with other settings than the demo's; {advice}")
     runs = {variant: list((out / variant).glob("seed-*/run.json")) for variant in tables}
     made_from = [
-        (data, [features, lsa_tables, encoders]),
+        (data, [features, *tables_of_data, encoders]),
         (encoders, [embeddings]),
         *((features, made) for made in runs.values()),
         *((source, runs[variant]) for variant, source in tables.items() if source),
@@ -239,12 +240,13 @@ def _parts(out: Path) -> dict[Path, tuple[Callable[[Path], bool], str]]:
     from embeddings.embedding_table import is_table
     from embeddings.tables.lsa import holds_only_lsa_tables
     from experiments.marketplace.generate import DESCRIPTION, is_marketplace
+    from experiments.worlds.parts import TABLES
     from features.offline.build import is_feature_set
 
     return {
         out / "data": (is_marketplace, DESCRIPTION),
         out / "features": (is_feature_set, "manifest.json"),
-        out / "lsa": (holds_only_lsa_tables, "products/manifest.json"),
+        **{out / name: (holds_only_lsa_tables, "products/manifest.json") for name in TABLES},
         out / "encoders": (lambda folder: (folder / "pretrain").is_dir(), "align/training.json"),
         out / "embeddings": (lambda folder: is_table(folder / "products"), EMBEDDINGS_MARK),
     }

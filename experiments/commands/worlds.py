@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from experiments.commands.demo import Size
+from experiments.commands.options import PUBLISHED_RESULTS
 
 if TYPE_CHECKING:
     from experiments.runtime.job_pool import JobProgress
@@ -95,6 +96,27 @@ def worlds_command(
     for path in written:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     exit_if_failed(errors)
+
+
+def publish_worlds_command(
+    out: Annotated[Path, typer.Argument(help="Folder of `dashclip proofs worlds`.")],
+    results: PUBLISHED_RESULTS = Path("experiments/results"),
+    readme: Annotated[Path, typer.Option(help="Document whose results block is written again.")] = Path(
+        "docs/results.md"
+    ),
+) -> None:
+    """Copy the tables over worlds to the published results and write the block of docs/results.md again.
+
+    Refused while parts are missing.
+
+    Example: `dashclip proofs publish-worlds runs/worlds`
+    """
+    from rich.console import Console
+
+    from experiments.worlds.report import publish_worlds
+
+    for path in publish_worlds(out, results=results, readme=readme):
+        Console().print(f"wrote {path}", highlight=False)
 
 
 def seeds_of(text: str) -> tuple[int, ...]:

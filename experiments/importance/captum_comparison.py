@@ -29,7 +29,7 @@ from features.batches.batch import SEMANTIC_KEYS, one_id_each
 from features.batches.pretrained_rows import SemanticRows
 from features.progress import Progress, silent
 from ranking.metrics import log_loss, roc_auc
-from ranking.model import Ranker, TwoTowerRanker
+from ranking.model import DcnRanker, Ranker
 from ranking.run import load_run
 
 _BATCH_ROWS = 8192  # that of the test evaluation
@@ -128,8 +128,8 @@ class _WholeModel:
     ) -> None:
         self.ranker = ranker.eval()
         self.rows = rows
-        self.semantic = semantic if isinstance(ranker, TwoTowerRanker) else None
-        self.entities = list(ranker.semantic_tables.keys) if isinstance(ranker, TwoTowerRanker) else []
+        self.semantic = None if isinstance(ranker, DcnRanker) else semantic
+        self.entities = [] if isinstance(ranker, DcnRanker) else list(ranker.semantic_tables.keys)
         self.column_of_dense = {i: f for f, feature in enumerate(features) for i in feature.dense}
         self.column_of_sparse = {i: f for f, feature in enumerate(features) for i in feature.sparse}
         self.column_of_entity = {
@@ -184,23 +184,22 @@ class _WholeModel:
 
     @contextmanager
     def _cosines(self, count: int, moved: dict[int, Rows]) -> Iterator[list[Tensor]]:
-        """See the cosines that the DashCLIP tower is given, and give it those of other rows where `moved`."""
-        if not isinstance(self.ranker, TwoTowerRanker):
+        """See the cosines that a tower is given, and give it those of other rows where `moved`."""
+        if isinstance(self.ranker, DcnRanker):
             yield [torch.empty(count, 0)]
             return
-        pairs = len(self.ranker.dashclip_tower.pairs)
-        first = -pairs - len(self.entities)  # in front of the indicators
+        pairs = len(self.ranker.similarities.pairs)
         seen: list[Tensor] = []
 
-        def hook(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-            x_BM = inputs[0].clone()
-            seen.append(x_BM[:, first : first + pairs].clone())
+        def hook(_: nn.Module, __: tuple[list[Tensor]], similarity_BC: Tensor) -> Tensor:
+            seen.append(similarity_BC[:, :pairs].clone())
+            changed_BC = similarity_BC.clone()
             for i, row_B in moved.items():
                 assert self.cosines_NP is not None
-                x_BM[:, first + i] = self.cosines_NP[torch.from_numpy(row_B), i]
-            return (x_BM,)
+                changed_BC[:, i] = self.cosines_NP[torch.from_numpy(row_B), i]
+            return changed_BC
 
-        handle = self.ranker.dashclip_tower.layers.register_forward_pre_hook(hook)
+        handle = self.ranker.similarities.register_forward_hook(hook)
         try:
             yield seen
         finally:

@@ -16,6 +16,8 @@ from ranking.model import RankerConfig
 
 Side = Literal["query", "product", "user", "query-product", "context"]
 
+#: The group of what comes from embedding tables: in a tower of its own, or among the DCN tower's features.
+TOWER_GROUP, SIMILARITY_GROUP = "DashCLIP tower", "similarities of embeddings"
 #: What the entities of `SemanticConfig` are called in reports.
 ENTITY_NAMES = {"product": "product embedding", "query": "query embedding", "history": "purchase history"}
 _SIDE_OF_ENTITY: dict[str, Side] = {"product": "product", "query": "query", "history": "user"}
@@ -68,6 +70,8 @@ def groups_of(manifest: Manifest, config: RankerConfig) -> list[Feature]:
     features = features_of(manifest, config)
     inputs = [feature for feature in features if not feature.pairs]
     counters = [feature for feature in inputs if feature.counter]
+    of_tables = [feature for feature in features if feature.entities or feature.pairs]
+    has_tower = config.semantic is None or config.semantic.reads == "vectors"
 
     def of_side(name: Side, among: Iterable[Feature] = inputs) -> list[Feature]:
         return [feature for feature in among if feature.side == name]
@@ -84,8 +88,8 @@ def groups_of(manifest: Manifest, config: RankerConfig) -> list[Feature]:
         "user counters": of_side("user", counters),
         "query-product counters": of_side("query-product", counters),
         "ids": [feature for feature in inputs if feature.sparse],
-        "DCN tower": [feature for feature in inputs if not feature.entities],
-        "DashCLIP tower": [feature for feature in features if feature.entities or feature.pairs],
+        "DCN tower": [feature for feature in inputs if not (feature.entities and has_tower)],
+        TOWER_GROUP if has_tower else SIMILARITY_GROUP: of_tables,
     }
     return [joined(name, members) for name, members in candidates.items() if len(members) > 1]
 

@@ -123,8 +123,7 @@ def _narrowed(config: RunConfig, features: Path, dropped: Sequence[Feature]) -> 
     semantic = config.ranker.semantic
     if semantic is not None:
         gone = {i for feature in dropped for i in feature.entities}
-        entities = tuple(entity for i, entity in enumerate(semantic.entities) if i not in gone)
-        semantic = semantic.model_copy(update={"entities": entities}) if entities else None
+        semantic = semantic.narrowed([name for i, name in enumerate(semantic.entities) if i not in gone])
     return config.model_copy(
         update={
             "variant": f"{config.variant}_selected",

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reports.table1_text import row_title
+from experiments.runtime.environment import provenance_of
 from experiments.statistics.cells import markdown_table, number, with_limits, with_sd
 from experiments.statistics.intervals import Interval
+from experiments.worlds.text import worlds_summary
 from features.artifacts import atomic_write_bytes, atomic_write_json
 
 _BLOCK = re.compile(r"(<!-- results:begin[^\n]*-->\n).*?(<!-- results:end -->)", re.DOTALL)
@@ -72,17 +74,22 @@ def _encoder_results(sweep: Path, name: str, provenance: dict[str, Any]) -> dict
 
 
 def render_readme(readme: str, tables: Mapping[str, dict[str, Any]]) -> str:
-    """`readme` with each published table, by its file name, between the markers; simulated ones first.
+    """`readme` with each published table, by its file name, between the markers: those over worlds first,
+    then other simulated ones.
 
     Raises:
         ValueError: the markers are missing.
     """
     if not _BLOCK.search(readme):
         raise ValueError("the page needs <!-- results:begin … --> and then <!-- results:end -->")
-    second = [(name, table) for name, table in tables.items() if "baseline" in table]
+    worlds = sorted((name, table) for name, table in tables.items() if "worlds" in table)
+    second = [
+        (name, table) for name, table in tables.items() if "baseline" in table and "worlds" not in table
+    ]
     ordered = sorted(second, key=lambda named: (not named[1]["simulated"], named[0]))
     first = sorted((name, table) for name, table in tables.items() if "pool" in table)
-    blocks = [_retrieval_summary(table, name) for name, table in first]
+    blocks = [worlds_summary(table, name) + _footer(table["provenance"]) + "\n" for name, table in worlds]
+    blocks += [_retrieval_summary(table, name) for name, table in first]
     block = "\n".join([*blocks, *(_summary(table, name) for name, table in ordered)])
     return _BLOCK.sub(lambda found: f"{found[1]}\n{block}\n{found[2]}", readme)
 
@@ -99,18 +106,7 @@ def _provenance(sweep: Path) -> dict[str, Any]:
                     f"{path} does not exist, so there is no record of how this run was made"
                 )
             runs.append(_load(path))
-    return {
-        "command": record["command"],
-        "commit": _distinct(run["commit"] for run in runs),
-        "created": min(run["created"] for run in runs),
-        "machine": _distinct(f"{run['cores']} cores of {run['cpu']}" for run in runs),
-        "torch": _distinct(run["packages"]["torch"] for run in runs),
-    }
-
-
-def _distinct(values: Any) -> str:
-    """`abc` if all are equal, else `abc, def`."""
-    return ", ".join(sorted({str(value) for value in values}))
+    return provenance_of(record["command"], runs)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -122,23 +118,26 @@ def _summary(table: dict[str, Any], name: str) -> str:
     kind = "**simulated data**" if table["simulated"] else "real data"
     expects = table.get("best_auc_expected") is not None
     heading = ["", "AUC", "difference to baseline [95 % over seeds]"]
-    heading += ["the same in expected AUC"] * expects + ["share of reachable gain", "normalised LogLoss"]
+    second = table.get("second_baseline")
+    heading += ["the same in expected AUC"] * expects + ["difference to second baseline"] * bool(second)
+    heading += ["share of reachable gain", "normalised LogLoss"]
     rows = []
     if floor := table["floor"]:
         logloss = "" if floor["norm_logloss"] is None else number(floor["norm_logloss"])
         cells = [f"{floor['name']} (no model)", number(floor["auc"]), ""]
-        rows.append([*cells, *[""] * expects, "", logloss])
+        rows.append([*cells, *[""] * (expects + bool(second)), "", logloss])
     for key, variant in table["variants"].items():
         compared = key != table["baseline"]
         cells = [variant["title"], with_sd(variant["auc_mean"], variant["auc_sd"])]
         cells.append(_difference(variant, "auc_diff") if compared else "")
         cells += [_difference(variant, "expected_auc_diff") if compared else ""] * expects
+        cells += [_difference(variant.get("over_second_baseline", {}), "auc_diff")] * bool(second)
         share = variant.get("gain_share")
         cells.append("" if share is None else f"{share:.0%}")
         rows.append([*cells, with_sd(variant["norm_logloss_mean"], variant["norm_logloss_sd"])])
     if table["best_auc"] is not None:
         cells = ["best reachable (the true click probabilities)", number(table["best_auc"]), ""]
-        rows.append([*cells, *[""] * expects, "100 %", ""])
+        rows.append([*cells, *[""] * (expects + bool(second)), "100 %", ""])
     lines = [
         f"**{table['name'][0].upper()}{table['name'][1:]}** ({kind}; {table['rows']:,} test impressions, "
         f"{_seeds(table['seeds'])}; [whole table](../experiments/results/{name}.md)):",
@@ -148,6 +147,8 @@ def _summary(table: dict[str, Any], name: str) -> str:
     ]
     if expects:
         lines += ["Expected AUC: clicks drawn anew from the true probabilities, on average.", ""]
+    if second:
+        lines += [f"Second baseline: {table['variants'][second]['title']}.", ""]
     return "\n".join([*lines, _footer(table["provenance"]), ""])
 
 

@@ -132,38 +132,44 @@ def mean_interval(values_V: npt.ArrayLike, *, confidence: float = 0.95) -> Inter
     return Interval(mean=mean, low=float(mean - half_width), high=float(mean + half_width))
 
 
-def ratio_interval(
-    numerator_V: npt.ArrayLike, denominator_V: npt.ArrayLike, *, confidence: float = 0.95
-) -> Interval:
-    """Ratio of two means over the same independent units, with Fieller's interval.
+def paired_share(
+    part_S: Sequence[float], whole_S: Sequence[float], *, confidence: float = 0.95
+) -> Interval | None:
+    """Mean of `part` over mean of `whole`, with Fieller's interval over seeds.
 
-    It holds every ratio r for which the mean of numerator - r * denominator is not surely off zero, by the
-    t interval of `mean_interval`. A mean of ratios would be ruled by the unit with the smallest denominator.
-    The limits are None for a single unit, and where the mean denominator is not surely off zero: then no
-    ratio, however large, can be ruled out.
+    The limits hold every share r for which `paired_difference` of part and r * whole does not exclude zero;
+    so they rest on the same assumption, and noise of the whole counts as well. They are None for a single
+    seed, and where the whole itself is not told apart from zero: any share is possible then.
+
+    Returns:
+        None if the whole is not positive: there is nothing to have a share of.
+
+    Raises:
+        ValueError: the two have different lengths, or no seed.
 
     Fieller 1954, https://doi.org/10.1111/j.2517-6161.1954.tb00159.x
 
-    Raises:
-        ValueError: there is no unit, or the two have different lengths.
+    >>> paired_share([1.0, 2.0], [2.0, 4.0])
+    Interval(mean=0.5, low=0.5, high=0.5)
     """
-    top_V, bottom_V = (np.asarray(values_V, np.float64) for values_V in (numerator_V, denominator_V))
-    if len(top_V) != len(bottom_V) or len(top_V) == 0:
+    if len(part_S) != len(whole_S) or len(part_S) == 0:
         raise ValueError(
-            f"a ratio needs the same units on both sides, at least one; got {len(top_V)} and {len(bottom_V)}"
+            "a share needs the same seeds of the part and of the whole, at least one; "
+            f"got {len(part_S)} and {len(whole_S)}"
         )
-    top, bottom, count = float(top_V.mean()), float(bottom_V.mean()), len(top_V)
-    ratio = top / bottom if bottom else float("nan")
-    if count == 1:
-        return Interval(mean=ratio, low=None, high=None)
-    t2 = stats.t.ppf(0.5 + confidence / 2, count - 1) ** 2 / count
-    (top_var, both), (_, bottom_var) = np.cov(top_V, bottom_V, ddof=1)
-    # (top - r bottom)^2 <= t^2 / n Var(top - r bottom), a quadratic in r
-    a, b, c = bottom**2 - t2 * bottom_var, top * bottom - t2 * both, top**2 - t2 * top_var
-    if a <= 0:
-        return Interval(mean=ratio, low=None, high=None)
-    root = np.sqrt(max(0.0, b**2 - a * c))
-    return Interval(mean=ratio, low=float((b - root) / a), high=float((b + root) / a))
+    part_mean, whole_mean, seeds = float(np.mean(part_S)), float(np.mean(whole_S)), len(part_S)
+    if whole_mean <= 0:
+        return None
+    share = part_mean / whole_mean
+    if seeds == 1:
+        return Interval(mean=share, low=None, high=None)
+    scale = stats.t.ppf(0.5 + confidence / 2, seeds - 1) ** 2 / seeds
+    (of_part, of_both), (_, of_whole) = scale * np.cov(part_S, whole_S)
+    square, cross = whole_mean**2 - of_whole, part_mean * whole_mean - of_both
+    if square <= 0:
+        return Interval(mean=share, low=None, high=None)
+    root = np.sqrt(max(0.0, cross**2 - square * (part_mean**2 - of_part)))
+    return Interval(mean=share, low=float((cross - root) / square), high=float((cross + root) / square))
 
 
 class UserWeightedAuc:

@@ -12,6 +12,7 @@ from experiments.statistics.intervals import (
     Verdict,
     bootstrap_aucs,
     paired_difference,
+    paired_share,
     percentile_interval,
     summarize_seeds,
     verdict,
@@ -44,8 +45,22 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Which part of a ceiling's gain over the baseline a variant reaches: 0.8 is 80 %.
+
+    The intervals are as in `Difference`; their limits are None where the ceiling's own gain is not sure.
+    """
+
+    seeds: Interval
+    users: Interval
+
+
+@dataclass(frozen=True)
 class Measurement:
-    """One variant on one slice; None where the slice leaves a metric undefined, with the reason."""
+    """One variant on one slice; None where the slice leaves a metric undefined, with the reason.
+
+    `over_second` is the difference to the sweep's second baseline.
+    """
 
     auc_mean: float | None
     auc_sd: float | None
@@ -58,6 +73,7 @@ class Measurement:
     gauc_user_mean: float | None
     undefined: dict[str, str]
     difference: Difference | None
+    over_second: Difference | None = None
 
 
 class ScoredRuns:
@@ -91,7 +107,10 @@ class ScoredRuns:
         self.resampled = {index: aucs_RM[:, column] for column, index in enumerate(weighted)}
         self.seeds = {variant: tuple(by_seed) for variant, by_seed in results.runs.items()}
 
-    def measure(self, variant: str, key: str, *, against: str | None, best_auc: float | None) -> Measurement:
+    def measure(
+        self, variant: str, key: str, *, against: str | None, second: str | None, best_auc: float | None
+    ) -> Measurement:
+        """`variant` on one slice, beside the baselines that are named."""
         metrics = [self.metrics[variant, seed, key] for seed in self.seeds[variant]]
         auc = _spread([found.auc for found in metrics])
         norm_logloss = _spread([found.norm_log_loss for found in metrics])
@@ -108,6 +127,7 @@ class ScoredRuns:
             gauc_user_mean=mean_of_known([found.gauc_user for found in metrics]),
             undefined=metrics[0].undefined,
             difference=self.difference(variant, against, key, best_auc=best_auc) if against else None,
+            over_second=self.difference(variant, second, key, best_auc=best_auc) if second else None,
         )
 
     def difference(
@@ -151,12 +171,38 @@ class ScoredRuns:
         users = percentile_interval(gap.mean, resampled[0] - resampled[1])
         return Difference(seeds=len(seeds), auc=gap, auc_users=users, norm_logloss=None, gain_share=None)
 
+    def share(self, variant: str, whole: str, against: str) -> Share | None:
+        """`variant`'s gain over `against` as a share of that of `whole`, over all rows and common seeds.
+
+        None without a common seed or an AUC, or if `whole` gains nothing.
+        """
+        seeds = [seed for seed in self._common_seeds(variant, against) if seed in self.seeds.get(whole, ())]
+        if not seeds or self.metrics[variant, seeds[0], "all"].auc is None:
+            return None
+        aucs = {
+            name: np.array([self.metrics[name, seed, "all"].require("auc") for seed in seeds])
+            for name in (variant, whole, against)
+        }
+        of_seeds = paired_share(aucs[variant] - aucs[against], aucs[whole] - aucs[against])
+        if of_seeds is None:
+            return None
+        part_R, whole_R = (
+            self._resampled_difference(name, against, "all", seeds) for name in (variant, whole)
+        )
+        # a whole that loses in some resamples has no share there, so none is sure
+        with np.errstate(invalid="ignore"):
+            is_sure = bool((whole_R > 0).all())
+        users = percentile_interval(of_seeds.mean, part_R / whole_R) if is_sure else None
+        return Share(seeds=of_seeds, users=users or Interval(mean=of_seeds.mean, low=None, high=None))
+
     def _common_seeds(self, variant: str, against: str) -> list[int]:
         return [seed for seed in self.seeds[variant] if seed in self.seeds.get(against, ())]
 
-    def _resampled_difference(self, variant: str, against: str, key: str) -> FloatArray:
-        """Seed-averaged AUC difference in each resample of users."""
-        seeds = self._common_seeds(variant, against)
+    def _resampled_difference(
+        self, variant: str, against: str, key: str, seeds: Sequence[int] | None = None
+    ) -> FloatArray:
+        """Seed-averaged AUC difference in each resample of users, over `seeds` or the common ones."""
+        seeds = seeds or self._common_seeds(variant, against)
         differences = [
             self.resampled[variant, seed, key] - self.resampled[against, seed, key] for seed in seeds
         ]

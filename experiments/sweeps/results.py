@@ -76,6 +76,8 @@ class SweepRecord(BaseModel):
     data: str | dict[str, Any] | None = None
     command: str | None = None
     titles: dict[str, str] = {}
+    second_baseline: str | None = None
+    ceilings: tuple[str, ...] = ()
     floor: Floor | None = None
 
 

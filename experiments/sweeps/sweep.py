@@ -48,7 +48,8 @@ class VariantConfig(BaseModel):
     training: dict[str, Any] = {}
     product_table: Path | None = None
     query_table: Path | None = None
-    #: It reads what no embedding could know better, as the true facts of simulated data: a bound, no rival.
+    #: It knows the simulated truth, as no model of real data can: shown as what could be reached, never as
+    #: the best variant.
     ceiling: bool = False
 
 
@@ -59,7 +60,7 @@ class SweepConfig(BaseModel):
 
     name: str
     baseline: str = "dcn"
-    #: A stronger one that is named beside it, as with a cheap opponent of the embeddings.
+    #: A cheap variant that all others are compared with as well.
     second_baseline: str | None = None
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
     features: Path
@@ -79,9 +80,13 @@ class SweepConfig(BaseModel):
     def _baseline_is_a_variant(self) -> Self:
         if self.baseline not in self.variants:
             raise ValueError(f"baseline {self.baseline!r} is not one of the variants {list(self.variants)}")
-        if self.second_baseline not in (None, *self.variants):
+        if self.second_baseline is not None and (
+            self.second_baseline not in self.variants or self.second_baseline == self.baseline
+        ):
+            others = [name for name in self.variants if name != self.baseline]
             raise ValueError(
-                f"second_baseline {self.second_baseline!r} is not one of the variants {list(self.variants)}"
+                f"second_baseline must be one of the variants besides the baseline, {others}, "
+                f"got {self.second_baseline!r}"
             )
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must differ from each other, got {self.seeds}")
@@ -111,6 +116,25 @@ class SweepConfig(BaseModel):
             name: variant.model_copy(update=moved(variant, tables)) for name, variant in self.variants.items()
         }
         return self.model_copy(update={**moved(self, ("features", "truth", *tables)), "variants": variants})
+
+    @model_validator(mode="after")
+    def _ceilings_know_a_simulated_truth(self) -> Self:
+        if self.ceilings and not self.simulated:
+            raise ValueError(
+                f"variants {self.ceilings} are ceilings, which know the simulated truth, but the sweep is "
+                "not simulated; take ceiling = true out, or set simulated = true"
+            )
+        for name in (self.baseline, self.second_baseline):
+            if name in self.ceilings:
+                raise ValueError(
+                    f"{name!r} is a baseline, so it cannot be a ceiling; take ceiling = true out"
+                )
+        return self
+
+    @property
+    def ceilings(self) -> list[str]:
+        """Names of the variants that know the truth."""
+        return [name for name, variant in self.variants.items() if variant.ceiling]
 
 
 @dataclass(frozen=True)
@@ -254,6 +278,8 @@ def write_record(config: SweepConfig, out: Path, command: str | None) -> None:
     record = {
         "name": config.name,
         "baseline": config.baseline,
+        "second_baseline": config.second_baseline,
+        "ceilings": config.ceilings,
         "variants": list(config.variants),
         "titles": {name: variant.title for name, variant in config.variants.items() if variant.title},
         "seeds": list(config.seeds),

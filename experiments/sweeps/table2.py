@@ -7,7 +7,7 @@ the true probabilities as scores, on the very labels the variants are tested on.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.statistics.intervals import Interval
-from experiments.sweeps.comparison import Difference, Measurement, ScoredRuns, mean_of_known
+from experiments.sweeps.comparison import Difference, Measurement, ScoredRuns, Share, mean_of_known
 from experiments.sweeps.results import SLICE_TITLES, EvaluatedRows, SweepResults, UnusableRun, load_sweep
 from features.progress import Progress, silent
 from ranking.metrics import (
@@ -30,6 +30,8 @@ from ranking.metrics import (
 CALIBRATION_BINS = 10
 #: A slice of fewer impressions says so: one click more or less moves its AUC.
 FEW_ROWS = 1_000
+#: Behind the title of every ceiling, wherever it is shown.
+CEILING_MARK = " [ceiling: knows the simulated truth]"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class SliceFacts:
 @dataclass(frozen=True)
 class VariantResult:
     """Everything measured of one variant. `purchases_gap` is its AUC gain among users with purchases minus
-    its gain among those without (None for the baseline)."""
+    its gain among those without (None for the baseline); `shares` are its parts of the ceilings' gains."""
 
     name: str
     title: str
@@ -62,6 +64,8 @@ class VariantResult:
     calibration: CalibrationCurve
     learning_curves: dict[int, tuple[list[float], list[float]]]
     rows_per_s: float | None
+    is_ceiling: bool = False
+    shares: dict[str, Share] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,38 @@ class Table2:
     def baseline(self) -> str:
         """Name of the variant that the others are compared with."""
         return self.results.record.baseline
+
+    @property
+    def second_baseline(self) -> VariantResult | None:
+        """The variant that the others are compared with besides, if there is one and it has a run."""
+        return self.variants.get(self.results.record.second_baseline or "")
+
+    @property
+    def compared(self) -> list[tuple[VariantResult, Difference]]:
+        """What the table is about, with its difference to the baseline: neither baselines nor ceilings."""
+        return [
+            (variant, difference)
+            for variant in self.variants.values()
+            if not variant.is_ceiling
+            and variant is not self.second_baseline
+            and (difference := variant.slices["all"].difference) is not None
+        ]
+
+    @property
+    def best(self) -> tuple[VariantResult, Difference] | None:
+        """Of `compared` the one with the largest difference: of those that surely gain, if any does."""
+        sure = [one for one in self.compared if one[1].verdict == "above"]
+        return max(sure or self.compared, key=lambda one: one[1].auc.mean, default=None)
+
+    @property
+    def best_share(self) -> tuple[VariantResult, VariantResult, Share] | None:
+        """The best variant, the ceiling that gains most, and the share of its gain that the first reaches."""
+        if self.best is None:
+            return None
+        best, _ = self.best
+        ceilings = [self.variants[name] for name in best.shares]
+        highest = max(ceilings, key=lambda one: one.slices["all"].auc_mean or 0.0, default=None)
+        return None if highest is None else (best, highest, best.shares[highest.name])
 
     @property
     def seeds(self) -> int:
@@ -102,18 +138,23 @@ def build_report(
     """
     results = load_sweep(sweep)
     scored = ScoredRuns(results, resamples=bootstrap_resamples, rng_seed=rng_seed, progress=progress)
-    baseline = results.record.baseline
+    baseline, second = results.record.baseline, results.record.second_baseline
+    ceilings = [name for name in results.record.ceilings if name in results.runs]
     slices = {key: _slice_facts(results.rows, key) for key in results.rows.slices}
     variants = {}
     for name, runs in results.runs.items():
         compared = name != baseline and baseline in results.runs
         variants[name] = VariantResult(
             name=name,
-            title=results.record.titles.get(name) or variant_title(name),
+            title=_title(results, name),
             seeds=tuple(runs),
             slices={
                 key: scored.measure(
-                    name, key, against=baseline if compared else None, best_auc=facts.best_auc
+                    name,
+                    key,
+                    against=baseline if compared else None,
+                    best_auc=facts.best_auc,
+                    second=second if compared and name != second and second in results.runs else None,
                 )
                 for key, facts in slices.items()
             },
@@ -125,6 +166,14 @@ def build_report(
             ),
             learning_curves={seed: _learning_curve(run.history) for seed, run in runs.items()},
             rows_per_s=mean_of_known([run.record.get("rows_per_s") for run in runs.values()]),
+            is_ceiling=name in ceilings,
+            shares={
+                ceiling: share
+                for ceiling in ceilings
+                if compared
+                and name not in ceilings
+                and (share := scored.share(name, ceiling, baseline)) is not None
+            },
         )
     pairs = {}
     for earlier, later in itertools.combinations(variants, 2):
@@ -140,6 +189,11 @@ def build_report(
         bootstrap_resamples=bootstrap_resamples,
         created=datetime.now(UTC),
     )
+
+
+def _title(results: SweepResults, name: str) -> str:
+    title = results.record.titles.get(name) or variant_title(name)
+    return title + CEILING_MARK if name in results.record.ceilings else title
 
 
 def variant_title(name: str) -> str:
@@ -158,6 +212,8 @@ def to_json(table: Table2) -> dict[str, Any]:
 
     `auc_diff_low/high` is the interval over seeds, `auc_diff_users_low/high` the one over users. `seeds` is
     the number that every variant has finished; it falls short of `seeds_asked` while runs are missing.
+    `over_second_baseline` holds the same differences to `second_baseline`; `share_of_ceiling` of a variant
+    is its share of each ceiling's gain, that of the table the best variant's share of the highest ceiling's.
     """
     record = table.results.record
     everything = table.slices["all"]
@@ -168,6 +224,9 @@ def to_json(table: Table2) -> dict[str, Any]:
         "seeds": table.seeds,
         "seeds_asked": len(record.seeds),
         "baseline": table.baseline,
+        "second_baseline": record.second_baseline,
+        "ceilings": [name for name, variant in table.variants.items() if variant.is_ceiling],
+        "share_of_ceiling": _best_share(table),
         "best_auc": everything.best_auc,
         "best_auc_expected": everything.best_auc_expected,
         "rows": everything.rows,
@@ -195,6 +254,8 @@ def _variant(variant: VariantResult, slices: dict[str, SliceFacts]) -> dict[str,
         "seeds": list(variant.seeds),
         **_measurement(variant.slices["all"]),
         **({} if gap is None else _limits("purchases_gap", gap.auc, gap.auc_users)),
+        **({"is_ceiling": True} if variant.is_ceiling else {}),
+        **({"share_of_ceiling": _shares(variant)} if variant.shares else {}),
         "rows_per_s": variant.rows_per_s,
         "slices": {
             key: {"rows": slices[key].rows, "clicks": slices[key].clicks, "best_auc": slices[key].best_auc}
@@ -204,13 +265,27 @@ def _variant(variant: VariantResult, slices: dict[str, SliceFacts]) -> dict[str,
     }
 
 
+def _shares(variant: VariantResult) -> dict[str, Any]:
+    return {name: _limits("share", share.seeds, share.users) for name, share in variant.shares.items()}
+
+
+def _best_share(table: Table2) -> dict[str, Any] | None:
+    if table.best_share is None:
+        return None
+    best, ceiling, share = table.best_share
+    return {"variant": best.name, "ceiling": ceiling.name, **_limits("share", share.seeds, share.users)}
+
+
 def _measurement(found: Measurement) -> dict[str, Any]:
     content = asdict(found)
-    difference = content.pop("difference")
+    for name in ("difference", "over_second"):
+        del content[name]
     if not found.undefined:
         del content["undefined"]
-    if difference is not None and found.difference is not None:
+    if found.difference is not None:
         content |= _difference(found.difference)
+    if found.over_second is not None:
+        content["over_second_baseline"] = _difference(found.over_second)
     return content
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.statistics.intervals import Interval, mean_interval, ratio_interval
+from experiments.statistics.intervals import Interval, mean_interval, paired_share
 
 #: A measure of single runs by world, encoder seed and ranker seed, the last two as numbers 0, 1, …
 PerRun = Mapping[tuple[int, ...], float]
@@ -63,13 +63,20 @@ def over_worlds(values: PerRun) -> OverWorlds | None:
     return OverWorlds(found.mean, found.low, found.high, by_world, spread_of(values))
 
 
-def ratio_over_worlds(numerator: PerRun, denominator: PerRun) -> OverWorlds | None:
-    """Ratio of two means over the worlds that have both, with Fieller's interval; None without a world."""
-    top, bottom = world_means(numerator), world_means(denominator)
+def share_over_worlds(part: PerRun, whole: PerRun) -> OverWorlds | None:
+    """Mean of `part` over mean of `whole`, over the worlds that have both, with Fieller's interval.
+
+    None without such a world, and where the whole is not positive.
+    """
+    top, bottom = world_means(part), world_means(whole)
     shared = [world for world in top if world in bottom]
-    if not shared:
+    found = (
+        paired_share([top[world] for world in shared], [bottom[world] for world in shared])
+        if shared
+        else None
+    )
+    if found is None:
         return None
-    found = ratio_interval([top[world] for world in shared], [bottom[world] for world in shared])
     by_world = {world: top[world] / bottom[world] for world in shared if bottom[world]}
     return OverWorlds(found.mean, found.low, found.high, by_world, Spread(None, None, None))
 

@@ -18,6 +18,7 @@ from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.relevance.grades import read_grades
 from embeddings.stages.run_folder import ENCODER, is_finished
 from embeddings.tables.lsa import embed_lsa
+from embeddings.tables.tfidf import embed_tfidf
 from experiments.ablation.plan import data_checksum
 from experiments.ablation.run import run_stage_1
 from experiments.encoders.pipeline import EncodersConfig, encode_tables, measure_retrieval, run_align
@@ -34,13 +35,16 @@ from features.schema import FeatureConfig
 
 DATA, FEATURES, EMBEDDINGS, ENCODERS = "data", "features", "embeddings", "encoders"
 PRETRAIN, ALIGN, STAGE_1_TABLES = "pretrain", "align", "stage1"
-#: Width of the vectors that need no training: that of the encoders at size small.
+#: Width of the LSA vectors, of the random tables and of the true facts: that of the encoders at size small.
 DIM = 128
+#: Width of the character TF-IDF, of which only cosines are read; see `embeddings.tables.tfidf` for its error.
+TFIDF_DIM = 512
 MEMORY_LIMIT = "2GB"
 
 #: How the tables are made that need no trained encoder, by the name of their folder.
 TABLES: dict[str, Callable[[Path, Path, Progress], Any]] = {
     "lsa": lambda data, out, tell: embed_lsa(data, out, dim=DIM, progress=tell),
+    "tfidf": lambda data, out, tell: embed_tfidf(data, out, dim=TFIDF_DIM, progress=tell),
     "oracle": lambda data, out, _: embed_truth(data, out, dim=DIM),
 }
 

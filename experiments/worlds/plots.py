@@ -14,8 +14,8 @@ from experiments.reports.plot_style import (
 )
 from experiments.worlds.table2 import Table2OverWorlds
 
-#: Beside each other without touching, within the height of a row.
-_JITTER = 0.11
+#: Worlds stand above the line of a row, each a little higher than the one before, so that equal ones show.
+_ABOVE, _STEP = 0.16, 0.05
 
 
 def differences_png(table: Table2OverWorlds) -> bytes:
@@ -38,17 +38,18 @@ def differences_png(table: Table2OverWorlds) -> bytes:
                 interval_line(axes, found, row, colour, width=2.2, ends=True)
                 axes.plot(found.mean, row, "D", color=colour, markersize=6, markeredgecolor="black", zorder=3)
                 places = range(len(found.by_world))
-                heights = [row + _JITTER * (place - (len(places) - 1) / 2) for place in places]
+                heights = [row + _ABOVE + _STEP * place for place in places]
                 axes.plot(
                     list(found.by_world.values()), heights, "o", color=COLOURS[5], markersize=4, alpha=0.85
                 )
             axes.set_yticks(range(len(shown)), [broken(variant.title) for _, variant in shown])
-            axes.set_ylim(-0.6, len(shown) - 0.4)
-            axes.set_title(f"minus {table.variants[against].title}")
+            axes.set_ylim(-0.5, len(shown) - 0.3)
+            axes.locator_params(axis="x", nbins=6)
+            axes.set_title(broken(f"minus {table.variants[against].title}", 48))
             rows_look(axes)
         figure.suptitle(
-            f"AUC over {len(table.worlds)} simulated worlds, preset {table.preset}: "
-            "a dot a world, diamond and line the mean and its 95 % interval",
+            f"Difference in AUC, {len(table.worlds)} simulated worlds of preset {table.preset}: "
+            "a dot a world, diamond and line their mean and its 95 % interval",
             fontsize=10,
         )
         return png_of(figure)

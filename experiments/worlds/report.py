@@ -1,7 +1,9 @@
 """What the worlds came to as files: JSON, Markdown and pictures in OUT, and in the published results."""
 
+import json
 from pathlib import Path
 
+from experiments.reports.publish import render_readme
 from experiments.worlds.plan import WorldsConfig
 from experiments.worlds.plots import differences_png
 from experiments.worlds.table1 import build_table1
@@ -38,3 +40,32 @@ def write_report(
         atomic_write_bytes(path.with_suffix(".md"), table1_markdown(table1).encode())
         written += [path, path.with_suffix(".md")]
     return written
+
+
+def publish_worlds(out: Path, *, results: Path, readme: Path) -> list[Path]:
+    """Copy the report in `out` to the published results, and write the block of the page `readme` again.
+
+    Returns:
+        The written files, that page last.
+
+    Raises:
+        FileNotFoundError: `out` holds no report.
+        ValueError: parts of it are missing, or `readme` lacks its markers.
+    """
+    reports = sorted(path for path in out.glob("worlds_*") if path.suffix in (".json", ".md", ".png"))
+    tables = {path: json.loads(path.read_bytes()) for path in reports if path.suffix == ".json"}
+    if not tables:
+        raise FileNotFoundError(f"{out} holds no report on worlds; run `dashclip proofs worlds` first")
+    for path, table in tables.items():
+        if missing := table["missing"]:
+            raise ValueError(
+                f"{path} lacks {len(missing)} parts, the first is {missing[0]!r}; run `dashclip proofs "
+                "worlds` again, which goes on where it stopped"
+            )
+    published = {path.stem: json.loads(path.read_bytes()) for path in results.glob("*.json")}
+    published |= {path.stem: table for path, table in tables.items()}
+    page = render_readme(readme.read_text(encoding="utf-8"), published)
+    for path in reports:
+        atomic_write_bytes(results / path.name, path.read_bytes())
+    atomic_write_bytes(readme, page.encode())
+    return [*(results / path.name for path in reports), readme]

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from experiments.encoders.table1 import ALL, SliceResult, Table1
-from experiments.runtime.environment import environment
+from experiments.runtime.environment import provenance_of
 from experiments.worlds.estimates import OverWorlds, minus, over_worlds
 from experiments.worlds.plan import WorldsConfig, table1_files
 from features.artifacts import ResultFile
@@ -45,8 +45,8 @@ class Table1OverWorlds(ResultFile):
     #: "all" and every slice that a world has.
     slices: dict[str, SliceOverWorlds]
     missing: tuple[str, ...] = ()
-    command: str | None = None
-    environment: dict[str, Any] = Field(default_factory=dict)
+    #: Command, commits, machine and time of what was measured.
+    provenance: dict[str, Any]
 
 
 def build_table1(config: WorldsConfig, out: Path, *, command: str | None = None) -> Table1OverWorlds | None:
@@ -79,8 +79,7 @@ def build_table1(config: WorldsConfig, out: Path, *, command: str | None = None)
         description=first.description,
         slices=slices,
         missing=tuple(missing),
-        command=command,
-        environment=environment(),
+        provenance=provenance_of(command, [table.environment for table in tables.values()]),
     )
 
 

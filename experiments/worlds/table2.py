@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import Field
 
 from experiments.marketplace.config import Candidates
-from experiments.runtime.environment import environment
+from experiments.runtime.environment import provenance_of
 from experiments.sweeps.results import SWEEP, SweepResults, load_sweep
 from experiments.sweeps.sweep import PlannedRun, tables_read
 from experiments.sweeps.table2 import variant_title
-from experiments.worlds.estimates import OverWorlds, PerRun, minus, over_worlds, ratio_over_worlds
+from experiments.worlds.estimates import OverWorlds, PerRun, minus, over_worlds, share_over_worlds
 from experiments.worlds.plan import PlannedSweep, WorldsConfig, plan
 from features.artifacts import ResultFile
 from features.progress import Progress, silent
@@ -83,8 +83,8 @@ class Table2OverWorlds(ResultFile):
     pairs: list[PairOverWorlds]
     #: Runs that were asked for and could not be used, and why.
     missing: tuple[str, ...] = ()
-    command: str | None = None
-    environment: dict[str, Any] = Field(default_factory=dict)
+    #: Command, commits, machine and time of what was measured.
+    provenance: dict[str, Any]
 
     def pair(self, variant: str, against: str) -> OverWorlds | None:
         """`variant` minus `against` in AUC, if they were compared in this order."""
@@ -110,6 +110,7 @@ def build_table2(
     best: dict[tuple[int, ...], float] = {}
     rows: dict[tuple[int, ...], float] = {}
     missing: list[str] = []
+    environments: list[dict[str, Any]] = []
     sweeps = [sweep for sweep in plan(config, out) if sweep.preset == preset]
     for done, sweep in enumerate(sweeps):
         progress(f"compare {preset}", done, len(sweeps))
@@ -119,6 +120,7 @@ def build_table2(
         found = load_sweep(sweep.folder)
         missing += [f"{sweep.name}: {run.variant} seed {run.seed}: {run.reason}" for run in found.unusable]
         _read_world(sweep, found, auc, expected)
+        environments += [run.environment for runs in found.runs.values() for run in runs.values()]
         probability_N, clicked_N = found.rows.click_probability_N, found.rows.clicked_N
         if probability_N is not None:
             best[sweep.world, 0, 0] = roc_auc(clicked_N, probability_N)
@@ -127,7 +129,7 @@ def build_table2(
     if not auc:
         return None
     return _table(config, sweeps, preset, auc, expected, best, rows).model_copy(
-        update={"missing": tuple(missing), "command": command, "environment": environment()}
+        update={"missing": tuple(missing), "provenance": provenance_of(command, environments)}
     )
 
 
@@ -189,9 +191,9 @@ def _table(
             },
             expected_auc_diff=_expected(name, sweep.baseline, expected) if compared else None,
             second_diff=over_worlds(minus(own, second)) if name != sweep.second_baseline else None,
-            reachable_share=ratio_over_worlds(gains["all"], reachable) if compared else None,
+            reachable_share=share_over_worlds(gains["all"], reachable) if compared else None,
             ceiling_share=(
-                ratio_over_worlds(gains["all"], ceiling_gain) if compared and name != ceiling else None
+                share_over_worlds(gains["all"], ceiling_gain) if compared and name != ceiling else None
             ),
             history_gain=over_worlds(minus(own, auc.get((against or "", "all"), {}))),
             history_against=against if against in names else None,
@@ -212,6 +214,7 @@ def _table(
         ceiling=ceiling,
         rows=_known(rows),
         best_auc=_known(best),
+        provenance={},
         variants={name: variant(name) for name in names},
         pairs=[
             PairOverWorlds(
@@ -255,6 +258,7 @@ def _without_history(name: str, runs: Mapping[str, PlannedRun]) -> str | None:
             and read[other] == read[name]
             and set(found.entities) == set(semantic.entities) - {"history"}
             and found.initialisation == semantic.initialisation
+            and found.reads == semantic.reads
         ):
             return other
     return None

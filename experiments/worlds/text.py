@@ -1,6 +1,7 @@
 """Both tables over worlds as Markdown."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from experiments.encoders.table1 import ALL
 from experiments.reports.table1_text import metric_title, row_title
@@ -25,40 +26,18 @@ HOW = (
 def table2_markdown(table: Table2OverWorlds) -> str:
     """All variants, slices, what varies, and what is missing."""
     titles = {name: variant.title for name, variant in table.variants.items()}
-    second, ceiling = table.second_baseline, table.ceiling
     lines = [
         f"# Table 2 over {len(table.worlds)} simulated worlds, preset {table.preset}",
         "",
         f"**SIMULATED data (generated, not real users).** Preset {PRESETS[table.preset]}, size {table.size}; "
         f"{_worlds(table.worlds)}, {_count(table.encoder_seeds, 'encoder seed')} and "
         f"{_count(table.ranker_seeds, 'ranker seed')} in each; {table.rows.mean:,.0f} test impressions a "
-        f"world; best reachable AUC {with_limits(table.best_auc)}.",
+        f"world; best reachable AUC {with_limits(table.best_auc, square=True)}.",
         "",
         HOW,
         "",
+        *_variants(table),
     ]
-    heading = ["Ranker", "AUC", f"minus {titles[table.baseline]}"]
-    if second in titles:
-        heading.append(f"minus {titles[second]}")
-    heading.append(f"minus {titles[table.baseline]}, expected AUC")
-    heading += ["history's own gain", "share of reachable gain"]
-    if ceiling is not None:
-        heading.append(f"share of the gain of: {titles[ceiling]}")
-    heading.append("gain of users with purchases minus that of others")
-    rows = []
-    for variant in table.variants.values():
-        cells = [variant.title, with_limits(variant.auc), _signed(variant.auc_diff)]
-        if second in titles:
-            cells.append(_signed(variant.second_diff))
-        cells += [
-            _signed(variant.expected_auc_diff),
-            _signed(variant.history_gain),
-            _share(variant.reachable_share),
-        ]
-        if ceiling is not None:
-            cells.append(_share(variant.ceiling_share))
-        rows.append([*cells, _signed(variant.purchases_gap)])
-    lines += markdown_table(heading, rows)
     lines += ["", "## Users with and without purchases: minus the baseline", ""]
     lines += markdown_table(
         ["Ranker", "with purchases", "without"],
@@ -100,6 +79,29 @@ def table2_markdown(table: Table2OverWorlds) -> str:
         ],
     )
     return _ended(lines, table.missing)
+
+
+def worlds_summary(content: Mapping[str, Any], name: str) -> str:
+    """The main figures of a published `worlds_*.json`, for a page of all results."""
+    link = f"[whole table](../experiments/results/{name}.md)"
+    if "preset" not in content:
+        first = Table1OverWorlds.model_validate(content)
+        lines = [
+            f"**Table 1 over {len(first.worlds)} worlds** (**simulated data**; {_worlds(first.worlds)}, "
+            f"{first.slices[ALL].queries:,} held-out queries, mean [95 % over worlds]; {link}):",
+            "",
+            *_rows(first.slices[ALL], first),
+        ]
+        return "\n".join([*lines, "", ""])
+    table = Table2OverWorlds.model_validate(content)
+    lines = [
+        f"**Table 2 over {len(table.worlds)} worlds, preset {table.preset}** (**simulated data**; "
+        f"{_worlds(table.worlds)}, {_count(table.encoder_seeds, 'encoder seed')} and "
+        f"{_count(table.ranker_seeds, 'ranker seed')} in each, mean [95 % over worlds]; {link}):",
+        "",
+        *_variants(table),
+    ]
+    return "\n".join([*lines, "", f"![a dot a world](../experiments/results/{name}.png)", "", ""])
 
 
 def table1_markdown(table: Table1OverWorlds) -> str:
@@ -163,3 +165,31 @@ def _ended(lines: list[str], missing: Sequence[str]) -> str:
         lines += ["", f"**Not finished:** {len(missing)} parts, so these numbers are preliminary.", ""]
         lines += [f"- {sentence}" for sentence in missing]
     return "\n".join(lines) + "\n"
+
+
+def _variants(table: Table2OverWorlds) -> list[str]:
+    """The table of all variants."""
+    titles = {name: variant.title for name, variant in table.variants.items()}
+    second, ceiling = table.second_baseline, table.ceiling
+    heading = ["Ranker", "AUC", f"minus {titles[table.baseline]}"]
+    if second in titles:
+        heading.append(f"minus {titles[second]}")
+    heading.append(f"minus {titles[table.baseline]}, expected AUC")
+    heading += ["history's own gain", "share of reachable gain"]
+    if ceiling is not None:
+        heading.append(f"share of the gain of: {titles[ceiling]}")
+    heading.append("gain of users with purchases minus that of others")
+    rows = []
+    for variant in table.variants.values():
+        cells = [variant.title, with_limits(variant.auc, square=True), _signed(variant.auc_diff)]
+        if second in titles:
+            cells.append(_signed(variant.second_diff))
+        cells += [
+            _signed(variant.expected_auc_diff),
+            _signed(variant.history_gain),
+            _share(variant.reachable_share),
+        ]
+        if ceiling is not None:
+            cells.append(_share(variant.ceiling_share))
+        rows.append([*cells, _signed(variant.purchases_gap)])
+    return markdown_table(heading, rows)

@@ -221,8 +221,14 @@ class _Parts:
     def request_ranker(self) -> RequestRanker:
         """The ranker as it will serve."""
         columns = self._run.feature_set.manifest
+        semantic = self._run.config.ranker.semantic
         if self._options.projected and "product" not in self.entities:
             raise ValueError(f"{self.model_version} reads no vectors of candidates; leave --projected out")
+        if self._options.projected and semantic and semantic.reads == "similarity":
+            raise ValueError(
+                f"{self.model_version} reads similarities of vectors, which no projection gives; leave "
+                "--projected out"
+            )
         return request_ranker_of(
             self._run.ranker,
             dense_columns=columns.dense_columns,

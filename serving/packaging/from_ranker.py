@@ -20,7 +20,7 @@ from torchrec.modules.crossnet import LowRankCrossNet
 
 from ranking.cross_network import CrossNetwork
 from ranking.embedding_collection import PooledEmbeddings
-from ranking.model import Ranker, TwoTowerRanker
+from ranking.model import DcnRanker, Ranker, SimilarityRanker, TwoTowerRanker
 from ranking.towers import DashClipTower, DcnTower
 from serving.scoring.request_ranker import RankerShape, RequestRanker, SemanticShape
 from serving.scoring.request_towers import (
@@ -67,7 +67,8 @@ def request_ranker_of(
         raise ValueError(
             f"sparse_columns must be those of the ranker, {sorted(dims)}, got {sorted(sparse_columns)}"
         )
-    dense_count = _cross_width(tower) - tower.padding.shape[1] - sum(dims.values())
+    similarities = ranker.similarities.width if isinstance(ranker, SimilarityRanker) else 0
+    dense_count = _cross_width(tower) - tower.padding.shape[1] - sum(dims.values()) - similarities
     if len(dense_columns) != dense_count:
         raise ValueError(f"the ranker has {dense_count} dense columns, got {len(dense_columns)}")
     cross = tower.cross
@@ -80,7 +81,7 @@ def request_ranker_of(
         cross_rank=cross.V_kernels[0].shape[0] if isinstance(cross, LowRankCrossNet) else None,
         deep_widths=tuple(_widths(tower.deep)),
         top_widths=tuple(_widths(ranker.head)[:-1]),
-        semantic=_semantic_shape(ranker) if isinstance(ranker, TwoTowerRanker) else None,
+        semantic=None if isinstance(ranker, DcnRanker) else _semantic_shape(ranker),
         quantised=quantised,
         projected=projected,
     )
@@ -117,11 +118,11 @@ def tables_of(ranker: Ranker) -> dict[str, NDArray[np.float32]]:
 
 
 def vectors_of(ranker: Ranker) -> dict[str, NDArray[np.float32]]:
-    """What the DashCLIP tower reads, trained or pretrained, under "product" and "query"; row 0 is zeros.
+    """The vectors that the ranker reads, trained or pretrained, under "product" and "query"; row 0 is zeros.
 
     A missing vector is an empty bag in training, whatever row 0 of a trained table holds.
     """
-    if not isinstance(ranker, TwoTowerRanker):
+    if isinstance(ranker, DcnRanker):
         return {}
     found = {}
     for key, table in _tables(ranker.semantic_tables).items():
@@ -166,9 +167,14 @@ def _order(request: Sequence[int], candidate: Sequence[int]) -> _Order:
 
 
 def _dcn_order(ranker: Ranker, shape: RankerShape) -> _Order:
-    """The ranker reads dense columns, then its tables in the order of their keys."""
+    """The ranker reads dense columns, similarities, then its tables in the order of their keys."""
     position = {("dense", name): [i] for i, name in enumerate(shape.dense_columns)}
     start = len(shape.dense_columns)
+    of_request: list[int] = []
+    of_candidate: list[int] = []
+    if isinstance(ranker, SimilarityRanker):
+        of_request, of_candidate = _similarity_order(shape.entities, start)
+        start += ranker.similarities.width
     for key in ranker.sparse_tables.keys:
         position["sparse", key] = list(range(start, start + shape.table_dims[key]))
         start += shape.table_dims[key]
@@ -178,31 +184,33 @@ def _dcn_order(ranker: Ranker, shape: RankerShape) -> _Order:
         return [column for key in keys for column in position[key]]
 
     return _order(
-        columns(shape.request_dense, shape.request_sparse),
-        columns(shape.candidate_dense, shape.candidate_sparse),
+        columns(shape.request_dense, shape.request_sparse) + of_request,
+        columns(shape.candidate_dense, shape.candidate_sparse) + of_candidate,
     )
 
 
 def _semantic_order(entities: Sequence[str], dim: int) -> _Order:
-    """The tower reads the vectors, the cosines of all pairs, and which vectors exist."""
-    count, pairs = len(entities), list(combinations(entities, 2))
+    """The tower reads the vectors, then their similarities."""
+    vector = {entity: list(range(i * dim, (i + 1) * dim)) for i, entity in enumerate(entities)}
+    of_request, of_candidate = _similarity_order(entities, len(entities) * dim)
+    request = [column for entity in entities if entity != "product" for column in vector[entity]]
+    return _order(request + of_request, vector.get("product", []) + of_candidate)
+
+
+def _similarity_order(entities: Sequence[str], first: int) -> tuple[list[int], list[int]]:
+    """Old positions of `similarity_columns`: from `first` on lie all cosines, then which vectors exist."""
+    pairs = list(combinations(entities, 2))
     of_request = [entity for entity in entities if entity != "product"]
-    vector = {entity: range(i * dim, (i + 1) * dim) for i, entity in enumerate(entities)}
-    cosine = {frozenset(pair): count * dim + i for i, pair in enumerate(pairs)}
-    exists = {entity: count * dim + len(pairs) + i for i, entity in enumerate(entities)}
+    cosine = {frozenset(pair): first + i for i, pair in enumerate(pairs)}
+    exists = {entity: first + len(pairs) + i for i, entity in enumerate(entities)}
     request = [
-        *(column for entity in of_request for column in vector[entity]),
         *(cosine[frozenset(pair)] for pair in combinations(of_request, 2)),
         *(exists[entity] for entity in of_request),
     ]
     candidate: list[int] = []
     if "product" in entities:
-        candidate = [
-            *vector["product"],
-            *(cosine[frozenset(("product", entity))] for entity in of_request),
-            exists["product"],
-        ]
-    return _order(request, candidate)
+        candidate = [*(cosine[frozenset(("product", entity))] for entity in of_request), exists["product"]]
+    return request, candidate
 
 
 def _copy_semantic(source: DashClipTower, target: SemanticTower, entities: Sequence[str]) -> None:
@@ -312,7 +320,11 @@ def _cross_width(tower: DcnTower) -> int:
     return tower.width - (_widths(tower.deep)[-1] if tower.is_parallel else 0)
 
 
-def _semantic_shape(ranker: TwoTowerRanker) -> SemanticShape:
+def _semantic_shape(ranker: SimilarityRanker | TwoTowerRanker) -> SemanticShape:
+    tables = ranker.semantic_tables
+    of_vectors = {"entities": tables.keys, "dim": tables.collection.embedding_bag_configs()[0].embedding_dim}
+    if isinstance(ranker, SimilarityRanker):
+        return SemanticShape.model_validate({**of_vectors, "reads": "similarity"})
     tower = ranker.dashclip_tower
     cross, fully_connected = tower.layers
     assert isinstance(cross, CrossNetwork)
@@ -322,8 +334,7 @@ def _semantic_shape(ranker: TwoTowerRanker) -> SemanticShape:
         history = {"history_tiers": tiers, "history_widths": _widths(tower.tier_layers)}
     return SemanticShape.model_validate(
         {
-            "entities": ranker.semantic_tables.keys,
-            "dim": round(tower.scale**2),
+            **of_vectors,
             "cross_layers": len(cross.layers),
             "widths": _widths(fully_connected),
             **history,

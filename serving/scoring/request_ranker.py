@@ -43,6 +43,8 @@ from serving.scoring.request_towers import (
     SemanticTower,
     mlp,
     semantic_widths,
+    similarity_columns,
+    similarity_widths,
 )
 
 Width = Annotated[int, Field(ge=1)]
@@ -57,7 +59,7 @@ class RankerShape(StrictModel):
         table_dims: width of the table of each sparse column.
         cross_layers, cross_rank, deep_widths: of the DCN tower.
         top_widths: of the layers that join the towers, the last one to the logit excluded.
-        semantic: the DashCLIP tower, if there is one.
+        semantic: the DashCLIP tower, or what the DCN tower reads of vectors, if there is either.
         quantised: product vectors are 8-bit numbers with a scale and an offset a row.
         projected: the first layer's products with product vectors are a table of their own.
     """
@@ -91,6 +93,11 @@ class RankerShape(StrictModel):
             raise ValueError("only product vectors can be quantised, and this ranker reads none")
         if self.projected and "product" not in self.entities:
             raise ValueError("only vectors of candidates can be projected, and this ranker reads none")
+        if self.projected and not self.has_tower:
+            raise ValueError(
+                "only what a DashCLIP tower makes of vectors can be projected, and this ranker reads their "
+                "similarities alone"
+            )
         return self
 
     @property
@@ -119,6 +126,18 @@ class RankerShape(StrictModel):
         return self.semantic.entities if self.semantic else ()
 
     @property
+    def has_tower(self) -> bool:
+        """Whether there is a DashCLIP tower."""
+        return self.semantic is not None and self.semantic.reads == "vectors"
+
+    @property
+    def similarities(self) -> tuple[int, int]:
+        """Similarities that the DCN tower reads: columns of the request and of the candidate."""
+        if self.semantic is None or self.has_tower:
+            return 0, 0
+        return similarity_widths(self.entities)
+
+    @property
     def reads_products(self) -> bool:
         """Whether product vectors are read: for the candidates or for the purchases."""
         return bool({"product", "history"} & set(self.entities))
@@ -126,7 +145,7 @@ class RankerShape(StrictModel):
     @property
     def projection_dim(self) -> int:
         """P: outputs of the DashCLIP tower's first layer."""
-        if self.semantic is None:
+        if self.semantic is None or not self.has_tower:
             return 0
         crossed = sum(semantic_widths(self.semantic.entities, self.semantic.dim))
         return crossed if self.semantic.cross_layers else self.semantic.widths[0]
@@ -153,15 +172,26 @@ class RankerShape(StrictModel):
 
 
 class SemanticShape(StrictModel):
-    """The DashCLIP tower of a `RankerShape`."""
+    """What a `RankerShape` reads of vectors: the DashCLIP tower, or similarities for the DCN tower."""
 
     entities: tuple[Literal["product", "query", "history"], ...]
     dim: Width
-    cross_layers: Annotated[int, Field(ge=0)]
-    widths: Annotated[tuple[Width, ...], Field(min_length=1)]
+    reads: Literal["vectors", "similarity"] = "vectors"
+    #: Of the DashCLIP tower; 0 and () without it.
+    cross_layers: Annotated[int, Field(ge=0)] = 0
+    widths: tuple[Width, ...] = ()
     #: Tiers of `HistoryTower` and its layers; 0 where the ranker reads the mean of the purchases alone.
     history_tiers: Annotated[int, Field(ge=0)] = 0
     history_widths: tuple[Width, ...] = ()
+
+    @model_validator(mode="after")
+    def _a_tower_has_widths(self) -> Self:
+        if (self.reads == "vectors") != bool(self.widths):
+            raise ValueError(
+                f'widths are those of the DashCLIP tower, which reads = "{self.reads}" '
+                f"{'has' if self.reads == 'vectors' else 'lacks'}; got {self.widths}"
+            )
+        return self
 
 
 class RequestRanker(nn.Module):
@@ -170,16 +200,18 @@ class RequestRanker(nn.Module):
     def __init__(self, shape: RankerShape) -> None:
         super().__init__()
         self.shape = shape
+        of_request, of_candidate = shape.similarities
         self.dcn = ParallelTower(
-            request_width=_width(shape, shape.request_dense, shape.request_sparse),
-            candidate_width=_width(shape, shape.candidate_dense, shape.candidate_sparse),
+            request_width=_width(shape, shape.request_dense, shape.request_sparse) + of_request,
+            candidate_width=_width(shape, shape.candidate_dense, shape.candidate_sparse) + of_candidate,
             cross_layers=shape.cross_layers,
             cross_rank=shape.cross_rank,
             deep_widths=shape.deep_widths,
         )
         self.semantic = self.history = None
         width = self.dcn.width
-        if semantic := shape.semantic:
+        if shape.semantic and shape.has_tower:
+            semantic = shape.semantic
             self.semantic = SemanticTower(
                 entities=semantic.entities,
                 dim=semantic.dim,
@@ -205,22 +237,26 @@ class RequestRanker(nn.Module):
         request_of_N = named["request_of"]
         request_RK = _columns(named, "request", self.shape.request_sparse)
         candidate_NK = _columns(named, "candidate", self.shape.candidate_sparse)
+        empty = request_RK[:, :0], candidate_NK[:, :0]
+        exists_RH = purchases_RHD = request_RK[:, :0]
+        of_request_RD = {"query": named["query"]} if "query" in named else {}
+        if "history" in named:
+            exists_RH = (named["history"] != 0).float()
+            purchases_RHD = _vectors(named, named["history"])
+            of_request_RD["history"] = _mean(purchases_RHD, exists_RH)
+        vectors_RD = [of_request_RD[name] for name in self.shape.entities if name != "product"]
+        products_ND = [_vectors(named, named["product"])] if "product" in named else []
+        if self.shape.semantic is not None and self.semantic is None:
+            of_request, of_candidate = similarity_columns(vectors_RD, products_ND, request_of_N)
+            request_RK = torch.cat([request_RK, *of_request], dim=1)
+            candidate_NK = torch.cat([candidate_NK, *of_candidate], dim=1)
         outputs = [self.dcn(request_RK, candidate_NK, request_of_N)]
         if self.semantic is not None:
-            of_request_RD = {"query": named["query"]} if "query" in named else {}
-            exists_RH = purchases_RHD = request_RK[:, :0]
-            if "history" in named:
-                exists_RH = (named["history"] != 0).float()
-                purchases_RHD = _vectors(named, named["history"])
-                of_request_RD["history"] = _mean(purchases_RHD, exists_RH)
-            vectors_RD = [of_request_RD[name] for name in self.shape.entities if name != "product"]
-            products_ND = [_vectors(named, named["product"])] if "product" in named else []
             projections_NK = (
                 [functional.embedding(named["product"], named["projections"]).float()]
                 if "projections" in named
                 else []
             )
-            empty = request_RK[:, :0], candidate_NK[:, :0]
             outputs.append(self.semantic(*empty, vectors_RD, products_ND, projections_NK, request_of_N))
             if self.history is not None:
                 of_candidate_ND = dict(zip(("product",), products_ND, strict=False))

@@ -33,12 +33,44 @@ def mlp(width: int, hidden: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def similarity_widths(entities: Sequence[str]) -> tuple[int, int]:
+    """Columns of `similarity_columns` that are the request's, and the candidate's."""
+    of_request = len(entities) - ("product" in entities)
+    request = of_request * (of_request - 1) // 2 + of_request
+    return request, 1 + of_request if "product" in entities else 0
+
+
 def semantic_widths(entities: Sequence[str], dim: int) -> tuple[int, int]:
     """Columns of `SemanticTower` that are the request's, and the candidate's; both padded."""
-    of_request = len(entities) - ("product" in entities)
-    request = of_request * (dim + 1) + of_request * (of_request - 1) // 2
-    candidate = dim + 1 + of_request if "product" in entities else 0
-    return padded(request), padded(candidate)
+    request, candidate = similarity_widths(entities)
+    of_candidate = int("product" in entities)
+    of_request = len(entities) - of_candidate
+    return padded(of_request * dim + request), padded(of_candidate * dim + candidate)
+
+
+def similarity_columns(
+    vectors_RD: Sequence[Tensor], products_ND: Sequence[Tensor], request_of_N: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """`ranking.towers.Similarities`, columns of the request and of the candidate, each [R, 1] or [N, 1].
+
+    Only the product is a candidate's. The request's: cosines of pairs of its vectors, which of these exist.
+    The candidate's: cosines with the request's vectors in their order, whether it exists.
+
+    Args:
+        vectors_RD: the request's vectors, in the order of the entities.
+        products_ND: one tensor, or none if the product is not among the entities.
+    """
+    unit_RD = [_unit(vector_RD) for vector_RD in vectors_RD]
+    of_request = [(one * other).sum(dim=1, keepdim=True) for one, other in combinations(unit_RD, 2)]
+    of_request += [_exists(vector_RD) for vector_RD in vectors_RD]
+    of_candidate = []
+    for product_ND in products_ND:
+        unit_ND = _unit(product_ND)
+        of_candidate += [
+            (unit_ND * one.index_select(0, request_of_N)).sum(dim=1, keepdim=True) for one in unit_RD
+        ]
+        of_candidate += [_exists(product_ND)]
+    return of_request, of_candidate
 
 
 class SplitLinear(nn.Module):
@@ -161,8 +193,7 @@ class PlainMlp(nn.Module):
 class SemanticTower(nn.Module):
     """Pretrained vectors, their cosines and which exist: `ranking.towers.DashClipTower`.
 
-    Only the product is a candidate's; its part is its vector, the cosines with the request's vectors in their
-    order, and whether it exists. The request's part: vectors, cosines of pairs, which exist.
+    Each part, the request's and the candidate's, is its vectors and then its `similarity_columns`.
 
     If `projected`, the first layer's products with product vectors are looked up instead of computed: 40 % of
     the arithmetic of a candidate. They are `project` of the scaled vectors.
@@ -179,7 +210,6 @@ class SemanticTower(nn.Module):
     ) -> None:
         super().__init__()
         self.parts = semantic_widths(entities, dim)
-        self.pairs = tuple(combinations(range(len(entities) - ("product" in entities)), 2))
         self.scale = dim**0.5
         self.layers: CrossedMlp | PlainMlp = (
             CrossedMlp(sum(self.parts), cross_layers, widths) if cross_layers else PlainMlp(widths)
@@ -207,28 +237,14 @@ class SemanticTower(nn.Module):
             products_ND: one tensor, or none if the product is not among the entities.
             projections_NK: of the products, one tensor if `projected`, else none.
         """
-        unit_RD = [_unit(vector_RD) for vector_RD in vectors_RD]
-        request_RK = torch.cat(
-            [
-                request_R0,
-                *(self.scale * vector_RD for vector_RD in vectors_RD),
-                *((unit_RD[i] * unit_RD[j]).sum(dim=1, keepdim=True) for i, j in self.pairs),
-                *(_exists(vector_RD) for vector_RD in vectors_RD),
-            ],
-            dim=1,
+        of_request, of_candidate = similarity_columns(vectors_RD, products_ND, request_of_N)
+        columns = (
+            [request_R0, *(self.scale * vector_RD for vector_RD in vectors_RD), *of_request],
+            [candidate_N0, *(self.scale * product_ND for product_ND in products_ND), *of_candidate],
         )
-        parts = [candidate_N0]
-        for product_ND in products_ND:
-            unit_ND = _unit(product_ND)
-            parts += [self.scale * product_ND]
-            parts += [
-                (unit_ND * of_request_RD.index_select(0, request_of_N)).sum(dim=1, keepdim=True)
-                for of_request_RD in unit_RD
-            ]
-            parts += [_exists(product_ND)]
         request_RK, candidate_NK = (
             functional.pad(part_XK, (0, width - part_XK.shape[1]))
-            for part_XK, width in zip((request_RK, torch.cat(parts, dim=1)), self.parts, strict=True)
+            for part_XK, width in zip((torch.cat(part, dim=1) for part in columns), self.parts, strict=True)
         )
         first_NK = self.first(request_RK, candidate_NK[:, self.looked_up :], request_of_N)
         for projection_NK in projections_NK:

@@ -70,5 +70,6 @@ RANKERS = {
         **SMALL, semantic=SemanticConfig(entities=("product", "history"), widths=(8,))
     ),
     "history tiers": RankerConfig(**SMALL, semantic=SemanticConfig(widths=(8,), history_tiers=5)),
+    "similarity": RankerConfig(**SMALL, semantic=SemanticConfig(reads="similarity")),
     "random tables": RankerConfig(**SMALL, semantic=SemanticConfig(initialisation="random", widths=(8,))),
 }

@@ -1,6 +1,8 @@
 """The contract that every ranker keeps, whatever its towers."""
 
+import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from ranking.checkpoint import WEIGHTS, load_ranker_weights, ranker_weights
 from ranking.embedding_collection import PooledEmbeddings, TableSpec
 from ranking.model import Ranker, RankerConfig, RankerInputs, SemanticConfig, TwoTowerRanker, build_ranker
 from ranking.optimizer import OptimizerConfig, RankerOptimizer
-from tests.ranking.random_batches import DIM, RANKERS, SMALL, batch, inputs, row
+from tests.ranking.random_batches import DIM, RANKERS, SMALL, SPARSE_ROWS, batch, inputs, row
 from tests.tolerances import float32_error
 
 
@@ -233,6 +235,49 @@ def test_history_tiers_without_a_history_to_compare_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         SemanticConfig(entities=entities, history_tiers=tiers)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"history_tiers": 16}, "no DashCLIP tower, which history_tiers would shape; leave it out"),
+        ({"cross_layers": 2, "widths": (8,)}, "which cross_layers and widths would shape; leave them out"),
+        ({"entities": ("product",)}, r"name at least two, got \('product',\)"),
+    ],
+)
+def test_settings_of_a_tower_that_similarity_lacks_are_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        SemanticConfig(reads="similarity", **settings)
+
+
+def test_similarities_are_dense_features_like_any_other() -> None:
+    """The ranker equals a baseline that is given the cosines as columns of the data, written as a loop."""
+    ranker = build_ranker(RANKERS["similarity"], inputs(), seed=1)
+    b = batch(40)
+    vectors = {name: np.asarray(table, np.float64) for name, table in inputs().vectors.items()}
+    columns = []
+    bag = {key: b.semantic[key].to_dense() for key in SEMANTIC_KEYS}
+    for i in range(40):
+        found = [
+            vectors["query" if key == "query" else "product"][bag[key][i].numpy()] for key in SEMANTIC_KEYS
+        ]
+        means = [rows.mean(axis=0) if len(rows) else np.zeros(DIM) for rows in found]
+        cosines = []
+        for one, other in itertools.combinations(means, 2):
+            norm = np.linalg.norm(one) * np.linalg.norm(other)
+            cosines.append(one @ other / norm if norm else 0.0)
+        columns.append([*cosines, *(float(len(rows) > 0) for rows in found)])
+    more = RankerInputs(3 + 6, SPARSE_ROWS, {})
+    baseline = build_ranker(RANKERS["dcn"], more, seed=2)
+    baseline.load_state_dict(
+        {name: w for name, w in ranker.state_dict().items() if not name.startswith("semantic_tables")}
+    )
+    dense_BK = torch.cat([b.dense_BF, torch.tensor(columns, dtype=torch.float32)], dim=1)
+    expected = baseline.eval()(dense_BK, b.sparse, b.semantic)
+    torch.testing.assert_close(logits(ranker, b), expected.detach(), rtol=1e-5, atol=1e-5)
+    assert len({tuple(row[3:]) for row in columns}) > 3  # some are missing
 
 
 def test_the_dropout_layers_are_off_when_scoring() -> None:

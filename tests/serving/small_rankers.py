@@ -36,7 +36,15 @@ def configs(draw: st.DrawFn) -> RankerConfig:
     )
     tiered = st.sampled_from([("product", "history"), ("query", "history"), ("query", "product", "history")])
     histories = st.tuples(entities, st.just(0)) | st.tuples(tiered, st.sampled_from([2, 7]))
-    semantic = st.builds(
+    # shuffled: the order of entities decides where a cosine lies
+    similarities = st.builds(
+        lambda names, initialisation: SemanticConfig(
+            entities=names, initialisation=initialisation, reads="similarity"
+        ),
+        names=entities.filter(lambda names: len(names) > 1),
+        initialisation=st.sampled_from(["pretrained", "random"]),
+    )
+    semantic = similarities | st.builds(
         lambda history, **rest: SemanticConfig(entities=history[0], history_tiers=history[1], **rest),
         history=histories,
         initialisation=st.sampled_from(["pretrained", "random"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from experiments.commands.options import DATA
 
 if TYPE_CHECKING:
     from embeddings.embedding_table import EmbeddingTable
+    from embeddings.tables.lsa import LsaTables
 
 embed = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Make, import and inspect embedding tables."
@@ -35,15 +37,45 @@ def lsa(
 
     Example: `dashclip embed lsa runs/data runs/lsa --dim 64 --columns title,brand`
     """
+    from embeddings.tables.lsa import embed_lsa
+
+    _embed_texts(embed_lsa, data, out, dim=dim, seed=seed, columns=columns)
+
+
+@embed.command("tfidf")
+def tfidf(
+    data: DATA,
+    out: TABLES,
+    dim: Annotated[int, typer.Option(help="Width of the vectors, a multiple of 4 up to 1024.")] = 512,
+    seed: Annotated[int, typer.Option(help="Seed of the text sample and of the SVD.")] = 0,
+    columns: Annotated[
+        str, typer.Option(help="Text columns of products, joined by spaces; separate them with commas.")
+    ] = "title",
+) -> None:
+    """Character n-gram TF-IDF of titles and queries: their cosine is the lexical score without training.
+
+    A ranker with `[ranker.semantic] reads = "similarity"` takes it as one dense feature. The wider, the
+    nearer to the exact cosine.
+
+    Example: `dashclip embed tfidf runs/data runs/tfidf --dim 1024`
+    """
+    from embeddings.tables.tfidf import embed_tfidf
+
+    _embed_texts(embed_tfidf, data, out, dim=dim, seed=seed, columns=columns)
+
+
+def _embed_texts(
+    embed: Callable[..., LsaTables], data: Path, out: Path, *, dim: int, seed: int, columns: str
+) -> None:
+    """Write tables with a progress bar, and say what is in them."""
     from rich.console import Console
 
-    from embeddings.tables.lsa import embed_lsa
     from experiments.runtime.progress import progress_bars
 
     console = Console()
     with progress_bars(console) as bars:
         names = tuple(name.strip() for name in columns.split(",") if name.strip())
-        tables = embed_lsa(data, out, dim=dim, seed=seed, columns=names, progress=bars.under("embedding"))
+        tables = embed(data, out, dim=dim, seed=seed, columns=names, progress=bars.under("embedding"))
     console.print(
         f"{tables.terms:,} terms reduced to {dim} dimensions, "
         f"{tables.explained_variance:.0%} of their variance kept"

@@ -73,7 +73,8 @@ class SharedForward:
         dcn, dashclip = None, None
         changed_B = torch.zeros(len(state.logit_B), dtype=torch.bool)
         if len(columns.dcn_C):
-            dcn = _Change.between(base.dcn_BN, other.dcn_BN.index_select(1, columns.dcn_C), columns.dcn_C)
+            value_BC = self.layout.exchanged_dcn(base, other, columns)
+            dcn = _Change.between(base.dcn_BN, value_BC, columns.dcn_C)
             changed_B |= dcn.rows()
         if len(columns.dashclip_C):
             assert base.dashclip_BM is not None

@@ -1,7 +1,8 @@
 """What the towers of a ranker read of some rows, and which of its columns belong to which feature.
 
 Permutation, ablation and integrated gradients all act here: behind the embedding lookups, in front of the
-first layer. An embedding is its vector, its indicator, and whatever cosines are made of it.
+first layer. An embedding is its vector, its indicator, and whatever cosines are made of it. In a ranker that
+reads similarities alone, indicators and cosines are columns of the DCN tower, between dense and id ones.
 
 Shapes: B rows, N input columns of the DCN tower, M of the DashCLIP tower, K entities of width D, C columns.
 """
@@ -16,7 +17,7 @@ from torch.nn import functional
 from experiments.importance.model_features import Feature
 from experiments.importance.split_rows import Rows, SplitRows
 from features.batches.pretrained_rows import SemanticRows
-from ranking.model import Ranker, TwoTowerRanker
+from ranking.model import DcnRanker, Ranker, SimilarityRanker, TwoTowerRanker
 from ranking.towers import HistoryTiers
 
 
@@ -25,7 +26,7 @@ class TowerInputs:
     """Inputs of both towers for the same rows; the DashCLIP side is None in a ranker without that tower.
 
     Attributes:
-        dcn_BN: dense features, pooled id embeddings, padding.
+        dcn_BN: dense features, similarities if the tower reads them, pooled id embeddings, padding.
         dashclip_BM: scaled embeddings, cosines, indicators, history tiers.
         entities: the embeddings as looked up, K of [B, D].
         purchase_BH: rows of the purchases in the product table, 0 behind the last; None without tiers.
@@ -51,13 +52,14 @@ class FeatureColumns:
     """Columns that a feature feeds.
 
     Attributes:
-        dcn_C: columns of the DCN tower's input.
+        dcn_C: columns of the DCN tower's input; where it reads the similarities, their columns are the last,
+            as in `dashclip_C`.
         entities: entities that are exchanged.
-        own_C: their columns of the DashCLIP tower's input: vectors and indicators.
+        own_C: their columns of the input of the tower that reads them: vectors and indicators.
         moved: cosines that move on their own, without their embeddings.
         derived: cosines that are made anew, since an embedding of theirs has changed.
         tiers: columns of the history tiers that are made anew for the same reason.
-        dashclip_C: own_C, then the columns of `moved`, of `derived` and of `tiers`.
+        dashclip_C: own_C, then the columns of `moved`, of `derived` and of `tiers`; none without the tower.
     """
 
     dcn_C: Tensor
@@ -75,23 +77,28 @@ class InputLayout:
     def __init__(self, ranker: Ranker, *, dense_features: int, semantic: SemanticRows | None) -> None:
         self.ranker = ranker
         self.dense_features = dense_features
-        self.semantic = semantic if isinstance(ranker, TwoTowerRanker) else None
+        self.semantic = None if isinstance(ranker, DcnRanker) else semantic
         widths = {
             key: table.embedding_dim
             for table in ranker.sparse_tables.collection.embedding_bag_configs()
             for key in table.feature_names
         }
-        self.sparse_start = [dense_features]
+        #: The DCN tower's columns that are similarities.
+        self.similarities = ranker.similarities.width if isinstance(ranker, SimilarityRanker) else 0
+        self.sparse_start = [dense_features + self.similarities]
         for key in ranker.sparse_tables.keys:
             self.sparse_start.append(self.sparse_start[-1] + widths[key])
         self.pairs: tuple[tuple[int, int], ...] = ()
         self.dim = self.entities = 0
         self.tiers: HistoryTiers | None = None
-        if isinstance(ranker, TwoTowerRanker):
-            self.pairs = ranker.dashclip_tower.pairs
+        if not isinstance(ranker, DcnRanker):
+            self.pairs = ranker.similarities.pairs
             self.entities = len(ranker.semantic_tables.keys)
             self.dim = ranker.semantic_tables.collection.embedding_bag_configs()[0].embedding_dim
+        if isinstance(ranker, TwoTowerRanker):
             self.tiers = ranker.dashclip_tower.history_tiers
+        #: Of the first cosine, among the columns of the tower that reads it.
+        self.first_pair = dense_features if self.similarities else self.entities * self.dim
 
     def inputs(self, rows: SplitRows, row_B: Rows) -> TowerInputs:
         """Look the rows up, in the order given."""
@@ -103,7 +110,7 @@ class InputLayout:
         return self.join(
             batch.dense_BF,
             self.ranker.sparse_tables(batch.sparse),
-            self.ranker.semantic_tables(batch.semantic) if isinstance(self.ranker, TwoTowerRanker) else [],
+            [] if isinstance(self.ranker, DcnRanker) else self.ranker.semantic_tables(batch.semantic),
             purchase_BH,
         )
 
@@ -119,6 +126,8 @@ class InputLayout:
         if isinstance(self.ranker, TwoTowerRanker):
             purchases = None if purchase_BH is None else self._purchases(purchase_BH)
             dashclip_BM = self.ranker.dashclip_tower.inputs(entities, purchases)
+        if isinstance(self.ranker, SimilarityRanker):
+            dense_BF = torch.cat([dense_BF, self.ranker.similarities(entities)], dim=1)
         dcn_BN = self.ranker.dcn_tower.inputs(dense_BF, ids)
         return TowerInputs(dcn_BN, dashclip_BM, tuple(entities), purchase_BH)
 
@@ -148,18 +157,19 @@ class InputLayout:
         for i in feature.sparse:
             dcn += range(self.sparse_start[i], self.sparse_start[i + 1])
         own: list[int] = []
-        for i in feature.entities:
+        for i in () if self.similarities else feature.entities:
             own += range(i * self.dim, (i + 1) * self.dim)
-        first_pair = self.entities * self.dim
-        first_indicator = first_pair + len(self.pairs)
+        first_indicator = self.first_pair + len(self.pairs)
         own += [first_indicator + i for i in feature.entities]
         derived = tuple(
             i for i, pair in enumerate(self.pairs) if any(entity in feature.entities for entity in pair)
         )
         moved = tuple(i for i in feature.pairs if i not in derived)
-        cosines = [first_pair + i for i in (*moved, *derived)]
+        cosines = [self.first_pair + i for i in (*moved, *derived)]
         tiers = self._tier_columns(feature.entities)
         first_tier = first_indicator + self.entities
+        semantic = [*own, *cosines, *(first_tier + i for i in tiers)]
+        dcn, dashclip = ([*dcn, *semantic], []) if self.similarities else (dcn, semantic)
         return FeatureColumns(
             dcn_C=torch.tensor(dcn, dtype=torch.int64),
             entities=feature.entities,
@@ -167,18 +177,33 @@ class InputLayout:
             moved=moved,
             derived=derived,
             tiers=torch.tensor(tiers, dtype=torch.int64),
-            dashclip_C=torch.tensor([*own, *cosines, *(first_tier + i for i in tiers)], dtype=torch.int64),
+            dashclip_C=torch.tensor(dashclip, dtype=torch.int64),
+        )
+
+    def exchanged_dcn(self, base: TowerInputs, other: TowerInputs, columns: FeatureColumns) -> Tensor:
+        """Values [B, C] of `columns.dcn_C` when the feature comes from `other`."""
+        if not self.similarities:
+            return other.dcn_BN[:, columns.dcn_C]
+        of_similarities = len(columns.own_C) + len(columns.moved) + len(columns.derived)
+        others_C = columns.dcn_C[: len(columns.dcn_C) - of_similarities]
+        return torch.cat(
+            [other.dcn_BN[:, others_C], self._semantic(other.dcn_BN, base, other, columns)], dim=1
         )
 
     def exchanged(self, base: TowerInputs, other: TowerInputs, columns: FeatureColumns) -> Tensor:
         """Values [B, C] of `columns.dashclip_C` when the feature's entities and cosines come from `other`."""
         assert other.dashclip_BM is not None
-        first_pair = self.entities * self.dim
+        return self._semantic(other.dashclip_BM, base, other, columns)
+
+    def _semantic(
+        self, other_BX: Tensor, base: TowerInputs, other: TowerInputs, columns: FeatureColumns
+    ) -> Tensor:
+        """Vectors, indicators, cosines and tiers of `columns`; `other_BX` is the tower's input of `other`."""
         entities = [
             other.entities[i] if i in columns.entities else base.entities[i] for i in range(self.entities)
         ]
-        parts = [other.dashclip_BM[:, columns.own_C]]
-        parts += [other.dashclip_BM[:, first_pair + i, None] for i in columns.moved]
+        parts = [other_BX[:, columns.own_C]]
+        parts += [other_BX[:, self.first_pair + i, None] for i in columns.moved]
         for i in columns.derived:
             a, b = self.pairs[i]
             parts.append(functional.cosine_similarity(entities[a], entities[b], dim=1)[:, None])

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.importance.model_features import SIMILARITY_GROUP, TOWER_GROUP
 from experiments.importance.result import (
     ALL,
     METHOD_TITLES,
@@ -41,8 +42,6 @@ from experiments.statistics.intervals import Interval, excludes_zero
 MAX_BARS, MAX_HEAT_ROWS = 20, 16
 #: Places of each method that the agreement plot follows, and the last place that is drawn as itself.
 _FOLLOWED, _LAST_PLACE = 8, 20
-#: The group whose features are the semantic ones.
-_SEMANTIC_GROUP = "DashCLIP tower"
 
 # Okabe and Ito (2008): told apart with every common colour vision; fill and hatch differ as well.
 _SEMANTIC, _OTHER, _WARM = "#0072B2", "#7a7a7a", "#D55E00"
@@ -158,8 +157,12 @@ def slice_heat(report: ImportanceReport, *, aisles: bool = False) -> Figure | No
 
 
 def semantic_names(report: ImportanceReport) -> set[str]:
-    """Features of the DashCLIP tower."""
-    groups = [entry for entry in report.features if entry.kind == "group" and entry.name == _SEMANTIC_GROUP]
+    """Features that come from embedding tables."""
+    groups = [
+        entry
+        for entry in report.features
+        if entry.kind == "group" and entry.name in (TOWER_GROUP, SIMILARITY_GROUP)
+    ]
     return {member for entry in groups for member in entry.members}
 
 

@@ -18,7 +18,10 @@ from experiments.reports.plot_style import (
 from experiments.sweeps.table2 import Table2
 
 #: The first, of the baseline, is grey. None is red or green, which say loss and gain in the tables beside.
-_COLOURS = (COLOURS[-1], COLOURS[0], COLOURS[5], COLOURS[3], COLOURS[4], "#6A3D9A", "#8C6D31", "#F0E442")
+_COLOURS = (
+    *(COLOURS[number] for number in (-1, 0, 5, 3, 4)),
+    *("#6A3D9A", "#8C6D31", "#F0E442", "#17A2B8", "#D8B4A0"),
+)
 
 
 def forest(table: Table2) -> str:

@@ -1,16 +1,14 @@
 """What table 2 answers on the evidence page: the gain, for whom, calibration, learning curves."""
 
-from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
 
 from experiments.reports.page import Origin, Plot, Section, listed, svg_source
 from experiments.reports.table2 import plots
-from experiments.reports.table2.text import intervals
+from experiments.reports.table2.text import intervals, yardstick_sentences
 from experiments.statistics.cells import limits, signed
 from experiments.statistics.intervals import Verdict
-from experiments.sweeps.comparison import Difference
 from experiments.sweeps.table2 import SliceFacts, Table2, VariantResult
 
 #: More slices with a gain than this are not all named.
@@ -37,11 +35,11 @@ def _lift(table: Table2, origin: Origin) -> Section:
 
 
 def _lift_answer(table: Table2) -> str:
-    compared = _compared(table)
-    if not compared:
+    compared = table.compared
+    if table.best is None:
         return _NO_COMPARISON
     title = table.variants[table.baseline].title
-    best, found = _best(compared)
+    best, found = table.best
     if found.auc.low is None:
         return f"{best.title}: {signed(found.auc.mean)} AUC against {title}; one seed gives no interval."
     sure = [variant for variant, difference in compared if difference.verdict == "above"]
@@ -57,12 +55,13 @@ def _lift_answer(table: Table2) -> str:
         f"Yes: {len(sure)} of {len(compared)} variants {'gains' if len(sure) == 1 else 'gain'} AUC against "
         f"{title}. The most gains "
         f"{best.title}: {signed(found.auc.mean)} ({interval}){share}.{apart}"
+        + "".join(f" {sentence}" for sentence in yardstick_sentences(table))
     )
 
 
 def _slices(table: Table2, origin: Origin) -> Section:
     drawn = []
-    if _compared(table):
+    if any(variant.slices["all"].difference for variant in table.variants.values()):
         drawn.append(
             Plot(
                 "How much each variant gains, and for whom",
@@ -92,10 +91,9 @@ def _slices(table: Table2, origin: Origin) -> Section:
 
 
 def _slices_answer(table: Table2) -> str:
-    compared = _compared(table)
-    if not compared:
+    if table.best is None:
         return _NO_COMPARISON
-    best, overall = _best(compared)
+    best, overall = table.best
     found = {
         key: difference
         for key, measured in best.slices.items()
@@ -191,18 +189,6 @@ def _learning(table: Table2, origin: Origin) -> Section | None:
             ),
         ),
     )
-
-
-def _compared(table: Table2) -> list[tuple[VariantResult, Difference]]:
-    """The variants that have a difference to the baseline over all rows, with it."""
-    found = [(variant, variant.slices["all"].difference) for variant in table.variants.values()]
-    return [(variant, difference) for variant, difference in found if difference is not None]
-
-
-def _best(compared: Sequence[tuple[VariantResult, Difference]]) -> tuple[VariantResult, Difference]:
-    """The variant with the largest difference: of those that surely gain, if any does."""
-    sure = [one for one in compared if one[1].verdict == "above"]
-    return max(sure or compared, key=lambda one: one[1].auc.mean)
 
 
 def _in_sentence(facts: SliceFacts) -> str:

@@ -21,7 +21,10 @@ _STYLES: dict[Verdict, str] = {"above": "bold green", "below": "bold red"}
 
 @dataclass(frozen=True)
 class Row:
-    """One variant on one slice, ready to print; `verdict` is that of its difference to the baseline."""
+    """One variant on one slice, ready to print; `verdict` is that of its difference to the baseline.
+
+    `over_second` is the difference to the second baseline with its interval over seeds.
+    """
 
     title: str
     seeds: str
@@ -39,6 +42,7 @@ class Row:
     gauc_query: str
     gauc_user: str
     paper: str
+    over_second: str
 
 
 def rows_of_slice(table: Table2, key: str) -> list[Row]:
@@ -52,7 +56,10 @@ def compares_with_paper(table: Table2) -> bool:
 
 
 def findings(table: Table2) -> list[str]:
-    """One sentence for each variant: what it does to the AUC, and how sure that is."""
+    """One sentence for each variant: what it does to the AUC, and how sure that is.
+
+    Then, where the sweep has them: the best variant beside the second baseline, and beside the ceiling.
+    """
     base = table.variants.get(table.baseline)
     if base is None:
         return []
@@ -71,7 +78,47 @@ def findings(table: Table2) -> list[str]:
         if found.gain_share is not None and found.verdict == "above":
             said += f", {100 * found.gain_share:.0f} % of the reachable gain"
         sentences.append(f"{variant.title} {said}.")
-    return sentences
+    return [*sentences, *yardstick_sentences(table)]
+
+
+def yardstick_sentences(table: Table2) -> list[str]:
+    """The best variant beside the second baseline and beside the ceiling, where the sweep has them."""
+    return [said for said in (_over_second_sentence(table), _share_sentence(table)) if said]
+
+
+def _over_second_sentence(table: Table2) -> str | None:
+    """What the best variant gains over the second baseline, and how many surely gain over it."""
+    second = table.second_baseline
+    if second is None or table.best is None:
+        return None
+    best, _ = table.best
+    found = best.slices["all"].over_second
+    if found is None:
+        return None
+    others = [variant.slices["all"].over_second for variant, _ in table.compared]
+    sure = sum(other is not None and other.verdict == "above" for other in others)
+    verb = "gains" if sure == 1 else "gain"
+    return (
+        f"Over the second baseline, {second.title}: {signed(found.auc.mean)} AUC of {best.title} "
+        f"({intervals(found)}); {sure} of {len(others)} variants surely {verb} over it."
+    )
+
+
+def _share_sentence(table: Table2) -> str | None:
+    """Which share of the highest ceiling's gain the best variant reaches."""
+    if table.best_share is None:
+        return None
+    best, ceiling, share = table.best_share
+    sizes = [
+        f"{100 * one.low:.0f} … {100 * one.high:.0f} % over {name}"
+        for name, one in (("seeds", share.seeds), ("users", share.users))
+        if one.low is not None and one.high is not None
+    ]
+    sure = f" (95 % interval {', '.join(sizes)})" if sizes else " (no interval)"
+    return (
+        f"{best.title} reaches {100 * share.seeds.mean:.0f} % of what {ceiling.title} gains over "
+        f"{table.variants[table.baseline].title}{sure}."
+    )
 
 
 def intervals(difference: Difference) -> str:
@@ -212,6 +259,7 @@ def _row(table: Table2, variant: VariantResult, key: str) -> Row:
         logloss=number(found.logloss_mean),
         gauc_query=number(found.gauc_query_mean),
         gauc_user=number(found.gauc_user_mean),
+        over_second="" if found.over_second is None else _change(found.over_second.auc),
         paper=f"{in_paper[0]:.4f} / {in_paper[1]:.4f}" if in_paper else "",
     )
 
@@ -224,13 +272,17 @@ def _change(interval: Interval | None) -> str:
 def _markdown_table(table: Table2, key: str) -> list[str]:
     beside_paper = compares_with_paper(table) and key in paper.TABLE2
     heading = ["Variant", "AUC", "AUC difference", "95 % over seeds", "95 % over users", "Share of gain"]
-    heading += ["Normalised log loss", "Calibration"] + ["Paper: AUC / log loss"] * beside_paper
+    second = table.second_baseline
+    heading += ["Normalised log loss", "Calibration"]
+    heading += [f"Over {second.title} (95 % over seeds)"] if second else []
+    heading += ["Paper: AUC / log loss"] * beside_paper
     rows = []
     for row in rows_of_slice(table, key):
         cells = [row.title, row.auc, row.difference, row.seeds_interval, row.users_interval]
-        rows.append([*cells, row.gain_share, row.norm_logloss, row.calibration] + [row.paper] * beside_paper)
+        cells += [row.gain_share, row.norm_logloss, row.calibration]
+        rows.append(cells + [row.over_second] * bool(second) + [row.paper] * beside_paper)
     floor = table.results.record.floor
     if floor and key == "all":
         cells = [floor.name, number(floor.auc), "", "", "", "", number(floor.norm_logloss), ""]
-        rows.append(cells + [""] * beside_paper)
+        rows.append(cells + [""] * (beside_paper + bool(second)))
     return markdown_table(heading, rows)

@@ -85,9 +85,9 @@ def test_learning_from_a_sample_takes_titles_and_queries_in_equal_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(lsa, "FIT_TEXTS", 4)
-    chosen = lsa._fit_sample(["title"] * 9, ["query"] * 9, np.random.default_rng(0))
+    chosen = lsa.fit_sample(["title"] * 9, ["query"] * 9, np.random.default_rng(0))
     assert sorted(chosen) == ["query", "query", "title", "title"]
-    few_queries = lsa._fit_sample(["title"] * 9, ["query"], np.random.default_rng(0))
+    few_queries = lsa.fit_sample(["title"] * 9, ["query"], np.random.default_rng(0))
     assert sorted(few_queries) == ["query", "title", "title", "title"]
 
 

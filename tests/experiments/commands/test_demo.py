@@ -15,7 +15,6 @@ import experiments.sweeps.sweep
 from embeddings.encoders.config import EncoderConfig
 from experiments.commands.demo import (
     ENCODER_RESULTS,
-    LSA_DIM,
     delete_demo,
     demo,
     refuse_another_demo,
@@ -25,14 +24,20 @@ from experiments.config import load_config
 from experiments.encoders.pipeline import EncodersConfig
 from experiments.marketplace.config import MarketplaceConfig
 from experiments.sweeps.sweep import PlannedRun, plan, tables_read
+from experiments.worlds.parts import DIM
 from tests.experiments.sweeps.sweep_folders import PAPER_VARIANTS
 
 DEMO_VARIANTS = (
-    *PAPER_VARIANTS,
+    "dcn",
+    "dcn_lexical",
+    *PAPER_VARIANTS[1:],
     "dcn_pq_sim_history_lsa",
     "dcn_pq_sim_history_tiers",
     "dcn_pq_sim_history_tiers_lsa",
+    "dcn_pq_sim_history_oracle",
+    "dcn_pq_sim_history_tiers_oracle",
 )
+CEILINGS = DEMO_VARIANTS[-2:]
 MEASURED = (
     "auc_mean",
     "auc_sd",
@@ -79,6 +84,9 @@ def test_the_table_has_what_its_readers_look_up(out: Path) -> None:
         assert 0 < variant["auc_mean"] < 1
         assert {"all", "has_purchases", "no_purchases"} <= set(variant["slices"])
     assert "auc_diff_mean" not in table["variants"]["dcn"]
+    assert (table["second_baseline"], table["ceilings"]) == ("dcn_lexical", list(CEILINGS))
+    assert "auc_diff_mean" in table["variants"]["dcn_pq_sim"]["over_second_baseline"]
+    assert (table["share_of_ceiling"] or {}).get("variant") not in (*CEILINGS, "dcn", "dcn_lexical")
 
 
 @pytest.mark.slow
@@ -128,7 +136,7 @@ def test_each_ranker_read_the_tables_that_its_title_names(out: Path) -> None:
 def test_rankers_train_beside_the_encoders_as_soon_as_their_vectors_are_there(out: Path) -> None:
     before, after = ({run.config.variant for run in runs} for runs in HANDED_OVER)
     of_lsa = {"dcn_pq_sim_history_lsa", "dcn_pq_sim_history_tiers_lsa"}
-    assert before == {"dcn", "dcn_pq_sim_history_random", *of_lsa}
+    assert before == {"dcn", "dcn_lexical", "dcn_pq_sim_history_random", *of_lsa, *CEILINGS}
     assert after == set(DEMO_VARIANTS)
     assert {run.config.seed for runs in HANDED_OVER for run in runs} == {1, 2}
 
@@ -171,8 +179,11 @@ def skeleton(tmp_path: Path) -> Path:
         "data/marketplace.json": {"simulated": True, "config": config},
         "features/manifest.json": {"dense_columns": []},
         "lsa/products/manifest.json": {"zero_vectors": 0},
+        "tfidf/products/manifest.json": {"zero_vectors": 0},
+        "oracle/products/manifest.json": {"zero_vectors": 0},
         "dcn/seed-1/run.json": {},
         "dcn_lsa/seed-1/run.json": {},
+        "dcn_oracle/seed-1/run.json": {},
         "encoders/pretrain/training.json": {},
         "encoders/align/training.json": {},
         "embeddings/products/manifest.json": {"zero_vectors": 0},
@@ -192,7 +203,8 @@ def skeleton(tmp_path: Path) -> Path:
 
 
 def skeleton_tables(out: Path) -> dict[str, Path | None]:
-    return {"dcn": None, "dcn_lsa": out / "lsa", "dcn_pq": out / "embeddings"}
+    tables = {"dcn_lsa": "lsa", "dcn_oracle": "oracle", "dcn_pq": "embeddings"}
+    return {"dcn": None, **{variant: out / name for variant, name in tables.items()}}
 
 
 def described(out: Path, config: dict[str, Any]) -> None:
@@ -210,19 +222,30 @@ def test_a_finished_demo_is_resumed(skeleton: Path) -> None:
 def test_the_demo_knows_which_tables_each_variant_reads(tmp_path: Path) -> None:
     assert tables_read(plan(sweep_config(tmp_path, seeds=2), tmp_path)) == {
         "dcn": None,
+        "dcn_lexical": tmp_path / "tfidf",
         "dcn_pq_sim": tmp_path / "embeddings",
         "dcn_pq_sim_history": tmp_path / "embeddings",
         "dcn_pq_sim_history_random": tmp_path / "lsa",
         "dcn_pq_sim_history_lsa": tmp_path / "lsa",
         "dcn_pq_sim_history_tiers": tmp_path / "embeddings",
         "dcn_pq_sim_history_tiers_lsa": tmp_path / "lsa",
+        "dcn_pq_sim_history_oracle": tmp_path / "oracle",
+        "dcn_pq_sim_history_tiers_oracle": tmp_path / "oracle",
     }
+
+
+def test_the_demo_names_its_ceilings_and_its_second_baseline(tmp_path: Path) -> None:
+    config = sweep_config(tmp_path, seeds=2)
+    assert (config.second_baseline, tuple(config.ceilings)) == ("dcn_lexical", CEILINGS)
+    for name, variant in config.variants.items():
+        reads_truth = variant.product_table == tmp_path / "oracle" / "products"
+        assert variant.ceiling == reads_truth, name
 
 
 def test_random_tables_are_as_wide_as_the_vectors_that_they_stand_beside() -> None:
     config = load_config(Path("encoders_small"), EncodersConfig)
     encoder = EncoderConfig.preset(config.size, vocab_size=1000, **config.architecture)
-    assert encoder.embedding_dim == LSA_DIM
+    assert encoder.embedding_dim == DIM
 
 
 def test_fresh_deletes_the_parts_of_the_demo_and_nothing_else(skeleton: Path) -> None:
@@ -281,6 +304,7 @@ def test_a_marketplace_with_settings_of_its_own_is_not_the_demos(
         ("data/marketplace.json", "features"),
         ("features/manifest.json", "dcn/seed-1/run.json"),
         ("lsa/products/manifest.json", "dcn_lsa/seed-1/run.json"),
+        ("oracle/products/manifest.json", "dcn_oracle/seed-1/run.json"),
         ("encoders/align/training.json", "embeddings"),
         ("embeddings/queries/manifest.json", "dcn_pq/seed-1/run.json"),
     ],

@@ -43,6 +43,13 @@ def test_lsa_then_show_covers_the_data(data: Path, tmp_path: Path) -> None:
     assert "50.00%" in shown, "product 9 of the impressions is not in the catalogue"
 
 
+def test_tfidf_writes_tables_that_show_opens(data: Path, tmp_path: Path) -> None:
+    printed = run("tfidf", data, tmp_path / "tfidf", "--dim", 8)
+    assert "terms reduced to 8 dimensions" in printed
+    assert "1 are zeros" in printed, "the product without a title is counted"
+    assert "char-tfidf-8-seed0-title" in run("show", tmp_path / "tfidf" / "queries", "--data", data)
+
+
 def test_lsa_says_when_there_are_no_queries(data: Path, tmp_path: Path) -> None:
     (data / "impressions.parquet").unlink()
     assert "have no query" in run("lsa", data, tmp_path / "lsa", "--dim", 4, "--columns", "title, brand")

@@ -67,6 +67,17 @@ def test_a_ranker_without_the_dashclip_tower_has_no_embeddings_and_no_such_group
     assert "DashCLIP tower" not in {group.name for group in groups_of(feature_set.manifest, plain)}
 
 
+def test_similarities_are_features_of_the_dcn_tower(feature_set: FeatureSet) -> None:
+    config = RankerConfig(semantic=SemanticConfig(entities=("product", "query"), reads="similarity"))
+    groups = {group.name: set(group.members) for group in groups_of(feature_set.manifest, config)}
+    of_tables = {"product embedding", "query embedding", "similarity product-query"}
+    assert groups["similarities of embeddings"] == of_tables
+    assert groups["DCN tower"] == {
+        feature.name for feature in features_of(feature_set.manifest, config) if not feature.pairs
+    }
+    assert "DashCLIP tower" not in groups
+
+
 def test_query_product_counters_are_not_the_querys() -> None:
     sides = counter_sides(CounterConfig(windows_days=(7,)))
     assert sides["query_product_ctr_7d"] == "query-product"
@@ -85,3 +96,13 @@ def test_an_embedding_covers_its_vector_its_indicator_and_its_cosines() -> None:
     assert columns_of(layout, "query embedding") == query
     assert columns_of(layout, "similarity product-history") == [cosines + 1]
     assert columns_of(layout, "dense 0") == []
+
+
+def test_an_embedding_read_by_its_similarities_covers_its_indicator_and_its_cosines() -> None:
+    layout = random_layout(RANKERS["similarity"])
+    query = layout.columns(BY_NAME["query embedding"])
+    cosines, indicators = 3, 3 + 3  # behind three dense features
+    assert query.dcn_C.tolist() == [indicators + 1, cosines, cosines + 2]
+    assert layout.columns(BY_NAME["similarity product-history"]).dcn_C.tolist() == [cosines + 1]
+    assert columns_of(layout, "query embedding") == []
+    assert layout.columns(BY_NAME["user"]).dcn_C[0] == 3 + 6  # ids come behind them

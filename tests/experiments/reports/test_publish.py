@@ -134,6 +134,19 @@ def test_known_click_probabilities_give_a_column_of_expected_auc(sweep: Path, tm
     assert columns == {7}
 
 
+def test_a_second_baseline_gives_a_column(sweep: Path, tmp_path: Path) -> None:
+    table = json.loads(json.dumps(TABLE)) | {"second_baseline": "cheap"}
+    over = {"auc_diff_mean": 0.004, "auc_diff_low": 0.003, "auc_diff_high": 0.005}
+    table["variants"]["more"]["over_second_baseline"] = over
+    table["variants"]["cheap"] = {**VARIANT, **GAIN, "title": "one cosine"}
+    (sweep / "table2.json").write_text(json.dumps(table))
+    readme = published(sweep, tmp_path)
+    assert "| 0.7800 ± 0.0010 | +0.0100 [+0.0080, +0.0120] | +0.0040 [+0.0030, +0.0050] | 25% |" in readme
+    assert "| one cosine | 0.7700 ± 0.0010 | +0.0100 [+0.0080, +0.0120] |  | 25% |" in readme
+    assert "Second baseline: one cosine." in readme
+    assert {line.count("|") for line in readme.splitlines() if line.startswith("|")} == {7}
+
+
 def test_a_sweep_without_a_report_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="run `dashclip report"):
         publish(tmp_path, "x", results=tmp_path / "results", readme=tmp_path / "README.md")

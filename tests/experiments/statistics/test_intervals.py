@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from experiments.statistics.intervals import (
@@ -12,6 +12,7 @@ from experiments.statistics.intervals import (
     UserWeightedAuc,
     bootstrap_aucs,
     paired_difference,
+    paired_share,
     percentile_interval,
     summarize_seeds,
     verdict,
@@ -170,3 +171,45 @@ def test_resamples_without_a_value_are_left_out_and_too_many_leave_no_limits():
 def test_a_bootstrap_without_users_is_refused():
     with pytest.raises(ValueError, match="at least one user"):
         bootstrap_aucs([], num_users=0, resamples=3, rng=np.random.default_rng(0))
+
+
+@settings(deadline=None)
+@given(
+    gains=st.lists(
+        st.tuples(st.floats(-1, 1), st.floats(0.5, 2)),
+        min_size=2,
+        max_size=6,
+    )
+)
+def test_a_share_lies_in_the_interval_where_part_and_share_of_the_whole_are_not_told_apart(gains):
+    part_S, whole_S = np.array(gains).T
+    share = paired_share(part_S, whole_S)
+    assert share.mean == pytest.approx(part_S.mean() / whole_S.mean())
+    whole = paired_difference(whole_S, np.zeros(len(whole_S)))
+    assert (share.low is None) == (not whole.low > 0)
+    if share.low is None or share.high - share.low < 1e-6:
+        return
+    width = share.high - share.low
+    for tried, inside in (
+        (share.low - 0.01 * width, False),
+        (share.low + 0.01 * width, True),
+        (share.mean, True),
+        (share.high - 0.01 * width, True),
+        (share.high + 0.01 * width, False),
+    ):
+        assert paired_difference(part_S, tried * whole_S).excludes_zero is not inside
+
+
+def test_a_share_by_hand():
+    """A whole that is equal for both seeds scales the interval; t of one degree of freedom is 12.7062."""
+    assert paired_share([1.0, 2.0], [2.0, 4.0]) == Interval(0.5, None, None)  # the whole itself is not sure
+    share = paired_share([1.0, 1.02], [2.0, 2.0])
+    half_width = 12.7062 * np.std([1.0, 1.02], ddof=1) / np.sqrt(2) / 2
+    assert (share.low, share.high) == pytest.approx((0.505 - half_width, 0.505 + half_width), abs=1e-5)
+
+
+def test_a_share_of_no_gain_is_none_and_one_seed_gives_no_interval():
+    assert paired_share([0.1, 0.2], [-0.1, 0.1]) is None
+    assert paired_share([0.1], [0.2]) == Interval(0.5, None, None)
+    with pytest.raises(ValueError, match="same seeds of the part and of the whole"):
+        paired_share([0.1], [0.2, 0.3])

@@ -27,6 +27,7 @@ VARIANTS = {
     "product and query": ({"semantic": SemanticConfig(entities=("query", "product"), widths=(8,))}, {}),
     "history": ({"semantic": SemanticConfig(widths=(8,), cross_layers=0)}, {"tables": "float32"}),
     "history tiers": ({"semantic": SemanticConfig(widths=(8,), history_tiers=9)}, {}),
+    "similarity": ({"semantic": SemanticConfig(reads="similarity")}, {}),
     "random": ({"semantic": SemanticConfig(widths=(8,), initialisation="random")}, {}),
     "int8": ({"semantic": SemanticConfig(widths=(8,))}, {"tables": "int8", "context": ()}),
     "projected": ({"semantic": SemanticConfig(widths=(8,))}, {"tables": "int8", "projected": True}),
