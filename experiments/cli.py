@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from experiments.commands import bench, config, demo, doctor
+from experiments.commands import bench, config, demo, doctor, worlds
 from experiments.commands.encoders import embed, encode, published_sets
 from experiments.commands.inputs import features, generate, imports, validate
 from experiments.commands.rankers import importance, publish, report, sweep, train
@@ -86,6 +86,8 @@ for panel, commands in PANELS.items():
 for name, proof in PROOFS.items():
     app.command(name, hidden=True)(proof)
     proofs.command(name)(proof)
+proofs.command("worlds")(worlds.worlds_command)
+proofs.command("publish-worlds")(worlds.publish_worlds_command)
 proofs.command("ablate")(encode.ablate_command)
 proofs.command("publish-encoders")(published_sets.publish_command)
 

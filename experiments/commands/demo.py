@@ -12,7 +12,7 @@ from experiments.commands.inputs.generate import Preset
 
 if TYPE_CHECKING:
     from experiments.marketplace.config import MarketplaceConfig
-    from experiments.sweeps.sweep import PlannedRun, SweepConfig, VariantConfig
+    from experiments.sweeps.sweep import PlannedRun, SweepConfig
 
 Size = Literal["tiny", "small", "medium", "large"]
 
@@ -20,10 +20,6 @@ Size = Literal["tiny", "small", "medium", "large"]
 ENCODER_RESULTS = ("table1.json", "probes.json")
 #: Files named importance… that the report on it leaves.
 IMPORTANCE_SUFFIXES = (".json", ".csv", ".html", ".png")
-#: Width of the LSA vectors, of the random tables and of the oracle: that of the encoders at size small.
-LSA_DIM = 128
-#: Width of the character TF-IDF, of which only cosines are read; see `embeddings.tables.tfidf` for its error.
-TFIDF_DIM = 512
 #: Written last of the embeddings.
 EMBEDDINGS_MARK = "queries/manifest.json"
 #: What the rankers say that train beside the encoders, in OUT.
@@ -54,13 +50,14 @@ def demo(
     """
     from rich.console import Console
 
-    from experiments.commands.encoders.embed import lsa, tfidf, truth
     from experiments.commands.inputs.features import build_command
     from experiments.commands.inputs.generate import generate_marketplace
     from experiments.commands.rankers.importance import importance
     from experiments.commands.rankers.report import report
     from experiments.commands.rankers.sweep import exit_if_failed, run_sweep
-    from experiments.sweeps.sweep import plan, processes_of
+    from experiments.runtime.progress import progress_bars
+    from experiments.sweeps.sweep import plan, processes_of, tables_read
+    from experiments.worlds.parts import TABLES
 
     console = Console()
     config = sweep_config(out, seeds)
@@ -70,7 +67,7 @@ def demo(
     else:
         refuse_another_demo(out, tables_read(runs), size=size, preset=preset)
     parts = _parts(out)
-    data, features, lsa_tables, tfidf_tables, oracle_tables, _, embeddings = parts
+    data, features, lsa_tables, *_, embeddings = parts
     missing = [part for part, (_, mark) in parts.items() if not (part / mark).exists()]
     if data in missing:
         console.rule("1/5 simulated marketplace")
@@ -78,12 +75,10 @@ def demo(
     if features in missing:
         console.rule("2/5 point-in-time features")
         build_command(data, features, config=Path("marketplace_features"))
-    if lsa_tables in missing:
-        lsa(data, lsa_tables, dim=LSA_DIM)
-    if tfidf_tables in missing:
-        tfidf(data, tfidf_tables, dim=TFIDF_DIM)
-    if oracle_tables in missing:
-        truth(data, oracle_tables, dim=LSA_DIM)
+    for name, make in TABLES.items():
+        if out / name in missing:
+            with progress_bars(console) as bars:
+                make(data, out / name, bars.under(f"vectors: {name}"))
     if not all((out / name).exists() for name in ENCODER_RESULTS) or {lsa_tables, embeddings} & {*missing}:
         console.rule("3/5 encoders: warm-ups, stage 1, stage 2, table 1, probes")
         settings = Path("encoders_tiny" if size == "tiny" else "encoders_small")
@@ -106,38 +101,12 @@ def demo(
 
 
 def sweep_config(out: Path, seeds: int) -> "SweepConfig":
-    """The shipped sweep over what lies in `out`; a variant's own tables are those of its folder's name."""
+    """The shipped sweep over what lies in `out`."""
     from experiments.config import load_config
     from experiments.sweeps.sweep import SweepConfig
 
-    data, features, *_, embeddings = _parts(out)
-    config = load_config(Path("demo"), SweepConfig)
-
-    def in_out(variant: "VariantConfig") -> "VariantConfig":
-        tables = {"product_table": variant.product_table, "query_table": variant.query_table}
-        found = {kind: out / path.parent.name / path.name for kind, path in tables.items() if path}
-        return variant.model_copy(update=found)
-
-    return config.model_copy(
-        update={
-            "seeds": tuple(range(1, seeds + 1)),
-            "features": features,
-            "product_table": embeddings / "products",
-            "query_table": embeddings / "queries",
-            "truth": data / "truth",
-            "variants": {name: in_out(variant) for name, variant in config.variants.items()},
-        }
-    )
-
-
-def tables_read(runs: Iterable["PlannedRun"]) -> dict[str, Path | None]:
-    """Of each variant the folder with the tables that its rankers read; None if they read none."""
-    return {
-        run.config.variant: run.config.product_table.parent
-        if run.config.ranker.semantic and run.config.product_table
-        else None
-        for run in runs
-    }
+    config = load_config(Path("demo"), SweepConfig).moved(out)
+    return config.model_copy(update={"seeds": tuple(range(1, seeds + 1))})
 
 
 def make_embeddings(out: Path, config: Path, runs: Sequence["PlannedRun"], processes: int | None) -> None:
@@ -155,6 +124,7 @@ def make_embeddings(out: Path, config: Path, runs: Sequence["PlannedRun"], proce
         run_command,
     )
     from experiments.sweeps.meanwhile import trained_meanwhile
+    from experiments.sweeps.sweep import tables_read
 
     console = Console()
     data, _, lsa_tables, *_, encoders, embeddings = _parts(out)
@@ -270,14 +240,13 @@ def _parts(out: Path) -> dict[Path, tuple[Callable[[Path], bool], str]]:
     from embeddings.embedding_table import is_table
     from embeddings.tables.lsa import holds_only_lsa_tables
     from experiments.marketplace.generate import DESCRIPTION, is_marketplace
+    from experiments.worlds.parts import TABLES
     from features.offline.build import is_feature_set
 
     return {
         out / "data": (is_marketplace, DESCRIPTION),
         out / "features": (is_feature_set, "manifest.json"),
-        out / "lsa": (holds_only_lsa_tables, "products/manifest.json"),
-        out / "tfidf": (holds_only_lsa_tables, "products/manifest.json"),
-        out / "oracle": (holds_only_lsa_tables, "products/manifest.json"),
+        **{out / name: (holds_only_lsa_tables, "products/manifest.json") for name in TABLES},
         out / "encoders": (lambda folder: (folder / "pretrain").is_dir(), "align/training.json"),
         out / "embeddings": (lambda folder: is_table(folder / "products"), EMBEDDINGS_MARK),
     }

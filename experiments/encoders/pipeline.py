@@ -214,12 +214,16 @@ def encode_tables(
     *,
     inputs: InputConfig,
     queries: pa.Array | None = None,
-    only_new: bool = False,
+    only_new_from: Path | None = None,
     batch_size: int = 64,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> tuple[Encoded, Encoded | None]:
-    """All products of `data` to `folder`/products and the queries, all if None, to `folder`/queries."""
+    """All products of `data` to `folder`/products and the queries, all if None, to `folder`/queries.
+
+    Args:
+        only_new_from: a folder with older tables of the same encoder, whose vectors are copied by id.
+    """
     catalog = ProductCatalog.open(data, modalities=inputs.modalities, text_columns=inputs.text_columns)
     products_folder, queries_folder = folder / "products", folder / "queries"
     products = encode_products(
@@ -227,7 +231,7 @@ def encode_tables(
         catalog,
         products_folder,
         batch_size=batch_size,
-        only_new_from=products_folder if only_new else None,
+        only_new_from=only_new_from and only_new_from / products_folder.name,
         device=device,
         progress=progress,
     )
@@ -238,7 +242,7 @@ def encode_tables(
         encoder,
         queries,
         queries_folder,
-        only_new_from=queries_folder if only_new else None,
+        only_new_from=only_new_from and only_new_from / queries_folder.name,
         device=device,
         progress=progress,
     )

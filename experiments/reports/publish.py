@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reports.table1_text import row_title
+from experiments.runtime.environment import provenance_of
 from experiments.statistics.cells import markdown_table, number, with_limits, with_sd
 from experiments.statistics.intervals import Interval
+from experiments.worlds.text import worlds_summary
 from features.artifacts import atomic_write_bytes, atomic_write_json
 
 _BLOCK = re.compile(r"(<!-- results:begin[^\n]*-->\n).*?(<!-- results:end -->)", re.DOTALL)
@@ -72,17 +74,22 @@ def _encoder_results(sweep: Path, name: str, provenance: dict[str, Any]) -> dict
 
 
 def render_readme(readme: str, tables: Mapping[str, dict[str, Any]]) -> str:
-    """`readme` with each published table, by its file name, between the markers; simulated ones first.
+    """`readme` with each published table, by its file name, between the markers: those over worlds first,
+    then other simulated ones.
 
     Raises:
         ValueError: the markers are missing.
     """
     if not _BLOCK.search(readme):
         raise ValueError("the page needs <!-- results:begin … --> and then <!-- results:end -->")
-    second = [(name, table) for name, table in tables.items() if "baseline" in table]
+    worlds = sorted((name, table) for name, table in tables.items() if "worlds" in table)
+    second = [
+        (name, table) for name, table in tables.items() if "baseline" in table and "worlds" not in table
+    ]
     ordered = sorted(second, key=lambda named: (not named[1]["simulated"], named[0]))
     first = sorted((name, table) for name, table in tables.items() if "pool" in table)
-    blocks = [_retrieval_summary(table, name) for name, table in first]
+    blocks = [worlds_summary(table, name) + _footer(table["provenance"]) + "\n" for name, table in worlds]
+    blocks += [_retrieval_summary(table, name) for name, table in first]
     block = "\n".join([*blocks, *(_summary(table, name) for name, table in ordered)])
     return _BLOCK.sub(lambda found: f"{found[1]}\n{block}\n{found[2]}", readme)
 
@@ -99,18 +106,7 @@ def _provenance(sweep: Path) -> dict[str, Any]:
                     f"{path} does not exist, so there is no record of how this run was made"
                 )
             runs.append(_load(path))
-    return {
-        "command": record["command"],
-        "commit": _distinct(run["commit"] for run in runs),
-        "created": min(run["created"] for run in runs),
-        "machine": _distinct(f"{run['cores']} cores of {run['cpu']}" for run in runs),
-        "torch": _distinct(run["packages"]["torch"] for run in runs),
-    }
-
-
-def _distinct(values: Any) -> str:
-    """`abc` if all are equal, else `abc, def`."""
-    return ", ".join(sorted({str(value) for value in values}))
+    return provenance_of(record["command"], runs)
 
 
 def _load(path: Path) -> dict[str, Any]:

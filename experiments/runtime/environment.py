@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,6 +39,21 @@ def environment() -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": psutil.cpu_count(logical=True),
         "memory_gib": _memory_gib(),
+    }
+
+
+def provenance_of(command: str | None, environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The command of many runs, and what these recorded about themselves: they may come from elsewhere."""
+
+    def distinct(values: Iterable[Any]) -> str:
+        return ", ".join(sorted({str(value) for value in values}))
+
+    return {
+        "command": command,
+        "commit": distinct(run["commit"] for run in environments),
+        "created": min(run["created"] for run in environments),
+        "machine": distinct(f"{run['cores']} cores of {run['cpu']}" for run in environments),
+        "torch": distinct(run["packages"]["torch"] for run in environments),
     }
 
 

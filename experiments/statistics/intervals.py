@@ -8,7 +8,8 @@ Two different noises, two different intervals, and neither covers the other:
   are drawn again with replacement, because the impressions of one user are not independent. The trained
   models stay fixed.
 
-Shapes: S seeds, N test rows, P clicked rows, Q rows not clicked, U users, R resamples, M scored runs.
+Shapes: S seeds, V independent values, N test rows, P clicked rows, Q rows not clicked, U users,
+R resamples, M scored runs.
 """
 
 from collections.abc import Sequence
@@ -112,10 +113,22 @@ def paired_difference(
             f"got {len(candidate_S)} and {len(baseline_S)}"
         )
     difference_S = np.asarray(candidate_S, dtype=np.float64) - np.asarray(baseline_S, dtype=np.float64)
-    mean, seeds = float(difference_S.mean()), len(difference_S)
-    if seeds == 1:
+    return mean_interval(difference_S, confidence=confidence)
+
+
+def mean_interval(values_V: npt.ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """Mean of independent values with a Student-t interval; a single value gives no interval.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    values_V = np.asarray(values_V, dtype=np.float64)
+    mean, count = float(values_V.mean()) if len(values_V) else float("nan"), len(values_V)
+    if count == 0:
+        raise ValueError("a mean needs at least one value")
+    if count == 1:
         return Interval(mean=mean, low=None, high=None)
-    half_width = stats.t.ppf(0.5 + confidence / 2, seeds - 1) * difference_S.std(ddof=1) / np.sqrt(seeds)
+    half_width = stats.t.ppf(0.5 + confidence / 2, count - 1) * values_V.std(ddof=1) / np.sqrt(count)
     return Interval(mean=mean, low=float(mean - half_width), high=float(mean + half_width))
 
 

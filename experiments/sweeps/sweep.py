@@ -8,7 +8,7 @@ SWEEP/sweep.json                  what is compared
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from experiments.config import merged, parse_config
 from experiments.runtime.environment import environment, usable_cores
 from experiments.runtime.job_pool import BUSY, DIED, Job, OnProgress, run_jobs
-from experiments.sweeps.results import Floor
+from experiments.sweeps.results import SWEEP, Floor
 from features.artifacts import BusyError, atomic_write_json
 from features.progress import Progress
 from ranking.popularity import popularity_floor_of
@@ -92,6 +92,31 @@ class SweepConfig(BaseModel):
             raise ValueError(f"seeds must differ from each other, got {self.seeds}")
         return self
 
+    def moved(self, folder: Path) -> "SweepConfig":
+        """The same sweep in `folder`: what lies beside the features now is looked for beside them there.
+
+        Raises:
+            ValueError: something that it reads does not lie in the folder of the features.
+        """
+        home = self.features.parent
+
+        def there(path: Path | None) -> Path | None:
+            if path is not None and not path.is_relative_to(home):
+                raise ValueError(
+                    f"sweep {self.name!r} reads {path}, which is not in {home} as its features are, so the "
+                    "sweep cannot be moved to another folder"
+                )
+            return path and folder / path.relative_to(home)
+
+        def moved(owner: "SweepConfig | VariantConfig", names: Sequence[str]) -> dict[str, Any]:
+            return {name: there(getattr(owner, name)) for name in names}
+
+        tables = ("product_table", "query_table")
+        variants = {
+            name: variant.model_copy(update=moved(variant, tables)) for name, variant in self.variants.items()
+        }
+        return self.model_copy(update={**moved(self, ("features", "truth", *tables)), "variants": variants})
+
     @model_validator(mode="after")
     def _ceilings_know_a_simulated_truth(self) -> Self:
         if self.ceilings and not self.simulated:
@@ -148,6 +173,16 @@ def plan(config: SweepConfig, out: Path) -> list[PlannedRun]:
     return planned
 
 
+def tables_read(runs: Iterable[PlannedRun]) -> dict[str, Path | None]:
+    """Of each variant the folder with the tables that its rankers read; None if they read none."""
+    return {
+        run.config.variant: run.config.product_table.parent
+        if run.config.ranker.semantic and run.config.product_table
+        else None
+        for run in runs
+    }
+
+
 def execute_sweep(
     config: SweepConfig,
     out: Path,
@@ -182,7 +217,7 @@ def execute_sweep(
     check_inputs(waiting)
     for run in planned:
         check_same_run(run.folder, run.config)
-    atomic_write_json(out / "sweep.json", _record(config, out, command))
+    write_record(config, out, command)
     processes = processes_of(processes, threads=threads)
     errors: dict[str, str | None] = {}
     died, elsewhere = set[str](), list[PlannedRun]()
@@ -237,9 +272,10 @@ def _is_busy(folder: Path) -> bool:
         return True
 
 
-def _record(config: SweepConfig, out: Path, command: str | None) -> dict[str, Any]:
+def write_record(config: SweepConfig, out: Path, command: str | None) -> None:
+    """Write `sweep.json`, which says what the runs in `out` are and where their inputs lie."""
     content = config.model_dump(mode="json")
-    return {
+    record = {
         "name": config.name,
         "baseline": config.baseline,
         "second_baseline": config.second_baseline,
@@ -257,6 +293,7 @@ def _record(config: SweepConfig, out: Path, command: str | None) -> dict[str, An
         "config": content,
         "environment": environment(),
     }
+    atomic_write_json(out / SWEEP, record)
 
 
 def _floor(features: Path) -> Floor:
@@ -264,9 +301,9 @@ def _floor(features: Path) -> Floor:
     return Floor(name="shrunken product mean + user mean", auc=found.auc, norm_logloss=found.norm_logloss)
 
 
-def job_of(run: PlannedRun) -> Job:
+def job_of(run: PlannedRun, *, name: str | None = None, needs: tuple[str, ...] = ()) -> Job:
     """Trains the run, or goes on with it; nothing is left to do if another process has finished it."""
-    return Job(run.name, partial(_train, run), run.folder, claim=partial(run_lock, run.folder))
+    return Job(name or run.name, partial(_train, run), run.folder, needs, claim=partial(run_lock, run.folder))
 
 
 def _train(run: PlannedRun, progress: Progress) -> None:

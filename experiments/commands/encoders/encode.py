@@ -118,7 +118,7 @@ def run_command(
             out,
             loaded,
             inputs=settings.inputs,
-            only_new=only_new,
+            only_new_from=out if only_new else None,
             batch_size=batch_size,
             device=device,
             progress=bars,

@@ -15,17 +15,16 @@ import experiments.sweeps.sweep
 from embeddings.encoders.config import EncoderConfig
 from experiments.commands.demo import (
     ENCODER_RESULTS,
-    LSA_DIM,
     delete_demo,
     demo,
     refuse_another_demo,
     sweep_config,
-    tables_read,
 )
 from experiments.config import load_config
 from experiments.encoders.pipeline import EncodersConfig
 from experiments.marketplace.config import MarketplaceConfig
-from experiments.sweeps.sweep import PlannedRun, plan
+from experiments.sweeps.sweep import PlannedRun, plan, tables_read
+from experiments.worlds.parts import DIM
 from tests.experiments.sweeps.sweep_folders import PAPER_VARIANTS
 
 DEMO_VARIANTS = (
@@ -246,7 +245,7 @@ def test_the_demo_names_its_ceilings_and_its_second_baseline(tmp_path: Path) -> 
 def test_random_tables_are_as_wide_as_the_vectors_that_they_stand_beside() -> None:
     config = load_config(Path("encoders_small"), EncodersConfig)
     encoder = EncoderConfig.preset(config.size, vocab_size=1000, **config.architecture)
-    assert encoder.embedding_dim == LSA_DIM
+    assert encoder.embedding_dim == DIM
 
 
 def test_fresh_deletes_the_parts_of_the_demo_and_nothing_else(skeleton: Path) -> None:

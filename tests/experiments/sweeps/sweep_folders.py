@@ -22,11 +22,12 @@ def write_sweep(
     queries: bool = True,
     truth: bool = True,
     simulated: bool = True,
+    rng_seed: int = 11,
     **record,
 ) -> Path:
     """A finished sweep. A variant with `sim` knows a relevance term, one with `history` a taste term that
     only users with purchases have; `random` knows neither, `dcn` alone only a base term."""
-    rng = np.random.default_rng(11)
+    rng = np.random.default_rng(rng_seed)
     user = rng.integers(0, users, rows)
     bought = user < 2 * users // 3
     base, relevance = rng.normal(0, 0.8, rows), rng.normal(0, 0.6, rows)
@@ -81,7 +82,13 @@ def write_sweep(
             _write_json(run / "config.json", config)
             _write_json(
                 run / "environment.json",
-                {"commit": "abc1234", "cpu": "Example CPU", "packages": {"torch": "2.13.0"}},
+                {
+                    "created": "2026-01-02T03:04:05+00:00",
+                    "commit": "abc1234",
+                    "cores": 2,
+                    "cpu": "Example CPU",
+                    "packages": {"torch": "2.13.0"},
+                },
             )
     if truth:
         (folder / "truth").mkdir()

@@ -1,0 +1,364 @@
+"""Fresh worlds: for each seed of the marketplace its data, encoders, table 1 and rankers; resumable.
+
+A world is a seed of the marketplace. In it every preset has its own log, and all have the same products,
+queries and grades, so encoders are trained once a world. The seeds of encoders and rankers differ between
+worlds: what chance does in one world says nothing of another, so means of worlds are independent.
+
+OUT/worlds.json         what the worlds have in common
+    world-<seed>/       experiments/worlds/parts.py
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from experiments.encoders.pipeline import EncodersConfig
+from experiments.marketplace.config import Candidates, MarketplaceConfig, Size
+from experiments.marketplace.generate import DESCRIPTION
+from experiments.runtime.job_pool import DIED, Job, JobProgress, OnProgress, run_jobs
+from experiments.sweeps.sweep import PlannedRun, SweepConfig, job_of, tables_read, write_record
+from experiments.sweeps.sweep import plan as plan_sweep
+from experiments.worlds.parts import (
+    DATA,
+    EMBEDDINGS,
+    ENCODERS,
+    TABLES,
+    are_trained,
+    encode,
+    has_data,
+    has_tables,
+    make_data,
+    measure_table1,
+    train_encoders,
+)
+from features.artifacts import BusyError, StrictModel, atomic_write_json, file_lock, refuse_foreign_folder
+from features.schema import FeatureConfig
+from ranking.run import check_same_run, is_finished
+
+SETTINGS = "worlds.json"
+#: Worlds have numbers below the first of these, and fewer seeds of encoders or rankers than the second: so
+#: no two worlds share a seed, and all stay below 2^31.
+WORLDS, SEEDS_OF_A_WORLD = 2_000_000, 1000
+Count = Annotated[int, Field(ge=1, lt=SEEDS_OF_A_WORLD)]
+#: Seconds of one thread that a part takes at size small; only until the first one has been measured here.
+FIRST_GUESS_S = {"data": 120.0, "encoders": 480.0, "vectors": 60.0, "table 1": 90.0, "ranker": 25.0}
+
+
+class WorldsConfig(StrictModel):
+    """Which worlds, and what is trained and compared in each."""
+
+    size: Size
+    worlds: Annotated[tuple[Annotated[int, Field(ge=0, lt=WORLDS)], ...], Field(min_length=1)]
+    presets: Annotated[tuple[Candidates, ...], Field(min_length=1)]
+    encoder_seeds: Count = 1
+    ranker_seeds: Count = 2
+    encoders: EncodersConfig
+    features: FeatureConfig
+    #: What it reads lies in one folder, as in a demo: features, and tables named in `parts.TABLES`.
+    sweep: SweepConfig
+
+    @model_validator(mode="after")
+    def _can_be_run(self) -> Self:
+        for name in ("worlds", "presets"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} must differ from each other, got {values}")
+        if self.encoders.pretrain is None or self.encoders.align is None:
+            raise ValueError("the encoders need both stages, [pretrain] and [align]")
+        self.tables()
+        return self
+
+    def tables(self) -> tuple[str, ...]:
+        """Folders of the tables that the rankers read and that need no encoder, LSA for table 1 among them.
+
+        Raises:
+            ValueError: nothing is known that makes one of them.
+        """
+        home = Path("world")
+        read = tables_read(plan_sweep(self.sweep.moved(home), home)).values()
+        names = dict.fromkeys(["lsa", *(folder.name for folder in read if folder is not None)])
+        unknown = [name for name in names if name not in (EMBEDDINGS, *TABLES)]
+        if unknown:
+            raise ValueError(
+                f"sweep {self.sweep.name!r} reads vectors from {', '.join(unknown)}, but a world has only "
+                f"{', '.join((EMBEDDINGS, *TABLES))}"
+            )
+        return tuple(name for name in names if name != EMBEDDINGS)
+
+    def marketplace(self, world: int, preset: Candidates) -> MarketplaceConfig:
+        """What the data of a world are generated from."""
+        return MarketplaceConfig.preset(self.size, preset, seed=world)
+
+
+@dataclass(frozen=True)
+class EncoderSeed:
+    """One training of the encoders in a world. The first one's folders have plain names, as in a demo."""
+
+    seed: int
+    first: bool
+
+    def named(self, name: str) -> str:
+        """Name of a folder, a file's stem or a variant that depends on this training."""
+        return name if self.first else f"{name}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class PlannedSweep:
+    """The rankers of one preset of one world. A variant that reads DashCLIP's vectors is there once for each
+    encoder seed: `variants[name]` are its names in the sweep."""
+
+    world: int
+    preset: Candidates
+    folder: Path
+    config: SweepConfig
+    runs: tuple[PlannedRun, ...]
+    variants: dict[str, tuple[str, ...]]
+
+    @property
+    def name(self) -> str:
+        return f"world {self.world} {self.preset}"
+
+
+def encoder_seeds(config: WorldsConfig, world: int) -> tuple[EncoderSeed, ...]:
+    """The first one is the world's own seed."""
+    return tuple(
+        EncoderSeed(world + WORLDS * number, first=number == 0) for number in range(config.encoder_seeds)
+    )
+
+
+def plan(config: WorldsConfig, out: Path) -> list[PlannedSweep]:
+    """The sweep of every world and preset, presets innermost."""
+    return [_sweep(config, out, world, preset) for world in config.worlds for preset in config.presets]
+
+
+def _sweep(config: WorldsConfig, out: Path, world: int, preset: Candidates) -> PlannedSweep:
+    folder = world_folder(out, world) / preset
+    sweep = config.sweep.moved(folder)
+    read = tables_read(plan_sweep(sweep, folder))
+    encoders = encoder_seeds(config, world)
+    variants, names = {}, {}
+    for name, variant in sweep.variants.items():
+        own = encoders if read[name] == folder / EMBEDDINGS else encoders[:1]
+        names[name] = tuple(encoder.named(name) for encoder in own)
+        for encoder in own:
+            tables = folder / encoder.named(EMBEDDINGS)
+            there = {"product_table": tables / "products", "query_table": tables / "queries"}
+            variants[encoder.named(name)] = variant if encoder.first else variant.model_copy(update=there)
+    seeds = tuple(world * SEEDS_OF_A_WORLD + number for number in range(1, config.ranker_seeds + 1))
+    sweep = sweep.model_copy(update={"seeds": seeds, "variants": variants})
+    return PlannedSweep(world, preset, folder, sweep, tuple(plan_sweep(sweep, folder)), names)
+
+
+def world_folder(out: Path, world: int) -> Path:
+    """Of all presets of a world."""
+    return out / f"world-{world}"
+
+
+def table1_files(config: WorldsConfig, out: Path, world: int) -> list[Path]:
+    """Table 1 of each encoder seed. Presets have the same queries and grades, so the first one's counts."""
+    folder = world_folder(out, world) / config.presets[0]
+    return [folder / f"{encoder.named('table1')}.json" for encoder in encoder_seeds(config, world)]
+
+
+def check_same_worlds(config: WorldsConfig, out: Path) -> None:
+    """Refuse a folder of other worlds; one that has fewer of the same is fine, and so is an empty one.
+
+    Raises:
+        FileExistsError: `out` holds something else.
+        ValueError: it holds worlds with other settings; names which.
+    """
+    refuse_foreign_folder(out, ours=lambda folder: (folder / SETTINGS).is_file())
+    path = out / SETTINGS
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        expected = _common(config)
+        differ = [name for name in expected if found.get(name) != expected[name]]
+        if differ:
+            raise ValueError(
+                f"{out} holds worlds with other {', '.join(differ)} than asked for now ({path} has them); "
+                "choose another folder, or delete this one"
+            )
+    for sweep in plan(config, out):
+        description = sweep.folder / DATA / DESCRIPTION
+        if description.is_file():
+            marketplace = config.marketplace(sweep.world, sweep.preset).model_dump(mode="json")
+            if json.loads(description.read_text(encoding="utf-8")).get("config") != marketplace:
+                raise ValueError(
+                    f"{description} is of a marketplace with other settings than this version generates; "
+                    "choose another folder"
+                )
+        for run in sweep.runs:
+            if (run.folder / "config.json").is_file():
+                check_same_run(run.folder, run.config)
+
+
+def claim(config: WorldsConfig, out: Path) -> None:
+    """Make `out` the folder of these worlds, or find that it is.
+
+    Raises:
+        FileExistsError, ValueError: `out` holds something else, or other worlds.
+    """
+    check_same_worlds(config, out)
+    atomic_write_json(out / SETTINGS, _common(config))
+
+
+def _common(config: WorldsConfig) -> dict[str, Any]:
+    """What all worlds of a folder must agree on. More worlds, presets, seeds and variants may come later."""
+    return config.model_dump(mode="json", include={"size", "encoders", "features"})
+
+
+def execute_worlds(
+    config: WorldsConfig,
+    out: Path,
+    *,
+    processes: int,
+    command: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> dict[str, str | None]:
+    """Make what is not finished yet. Calling again after a kill goes on where it stopped.
+
+    Every part is a job in a process of its own, with one thread. A failed one leaves `failure.txt` in its
+    folder and stops only those that need it; one whose process died is tried once more.
+
+    Returns:
+        What went wrong with each job that was not finished yet, None where nothing did.
+
+    Raises:
+        BusyError: another process is at work in `out`.
+        FileExistsError, ValueError: `out` holds something else, or other worlds.
+    """
+    with worlds_lock(out):
+        claim(config, out)
+        errors: dict[str, str | None] = {}
+        for _ in range(2):
+            errors |= run_jobs(planned_jobs(config, out), processes=processes, on_progress=on_progress)
+            if not any(error and DIED in error for error in errors.values()):
+                break
+        for sweep in plan(config, out):
+            if any(is_finished(run.folder) for run in sweep.runs):
+                write_record(sweep.config, sweep.folder, command)
+        return errors
+
+
+def worlds_lock(out: Path) -> AbstractContextManager[None]:
+    """Hold a folder of worlds. The lock lies beside it: a folder of another kind is left as it is.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    busy = BusyError(f"another process is at work in {out}; wait for it, or stop it")
+    return file_lock(out.parent / f".{out.name}.lock", busy=busy)
+
+
+def planned_jobs(config: WorldsConfig, out: Path) -> list[Job]:
+    """What is not finished yet, world by world, each job after those it needs."""
+    jobs: list[Job] = []
+    sweeps = plan(config, out)
+    for world in config.worlds:
+        jobs += _world_jobs(config, out, world, [sweep for sweep in sweeps if sweep.world == world])
+    return jobs
+
+
+def _world_jobs(config: WorldsConfig, out: Path, world: int, sweeps: Sequence[PlannedSweep]) -> list[Job]:
+    """Data first, then the long training of the encoders beside the rankers that need none."""
+    jobs: dict[str, Job] = {}
+
+    def add(name: str, done: bool, work: Callable[..., None], folder: Path, needs: Sequence[str]) -> None:
+        if not done:
+            jobs[name] = Job(name, work, folder, tuple(need for need in needs if need in jobs))
+
+    tables = config.tables()
+    data_of = {sweep.preset: f"{sweep.name}: data" for sweep in sweeps}
+    for sweep in sweeps:
+        marketplace = config.marketplace(world, sweep.preset)
+        work = partial(make_data, marketplace, sweep.folder, config.features, tables)
+        add(data_of[sweep.preset], has_data(sweep.folder, tables), work, sweep.folder, ())
+    first = sweeps[0]
+    made_of: dict[Path, str] = {}
+    later: list[tuple[str, bool, Callable[..., None], Path, list[str]]] = []
+    for encoder in encoder_seeds(config, world):
+        settings = config.encoders.with_seed(encoder.seed)
+        folder = world_folder(out, world) / encoder.named(ENCODERS)
+        trained = f"world {world}: {encoder.named(ENCODERS)}"
+        work = partial(train_encoders, first.folder / DATA, folder, settings)
+        add(trained, are_trained(folder), work, folder, [data_of[first.preset]])
+        vectors = [(sweep, sweep.folder / encoder.named(EMBEDDINGS)) for sweep in sweeps]
+        needs = [trained]
+        for sweep, tables_folder in vectors:
+            earlier = None if sweep is first else (first.folder / DATA, vectors[0][1])
+            work = partial(encode, sweep.folder / DATA, folder, tables_folder, settings, earlier=earlier)
+            name = f"{sweep.name}: {encoder.named('vectors')}"
+            made_of[tables_folder] = name
+            needs_now = [*needs, data_of[sweep.preset]]
+            later.append((name, has_tables(tables_folder), work, tables_folder.parent, needs_now))
+            needs = [trained, made_of[vectors[0][1]]]
+        target = first.folder / f"{encoder.named('table1')}.json"
+        work = partial(
+            measure_table1, first.folder / DATA, first.folder, folder, vectors[0][1], target, settings
+        )
+        name = f"world {world}: {encoder.named('table 1')}"
+        later.append((name, target.is_file(), work, folder, needs))
+
+    def add_rankers(*, early: bool) -> None:
+        for sweep in sweeps:
+            read = tables_read(sweep.runs)
+            for run in sweep.runs:
+                made = made_of.get(read[run.config.variant] or Path())
+                if early == (made is None) and not is_finished(run.folder):
+                    name = f"{sweep.name}: ranker {run.name}"
+                    needs = tuple(need for need in (made, data_of[sweep.preset]) if need and need in jobs)
+                    jobs[name] = job_of(run, name=name, needs=needs)
+
+    add_rankers(early=True)
+    for job in later:
+        add(*job)
+    add_rankers(early=False)
+    return list(jobs.values())
+
+
+class Forecast:
+    """How long the jobs that are left will take, from how long those of their kind took."""
+
+    def __init__(
+        self, jobs: Sequence[Job], *, processes: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._left = {job.name for job in jobs}
+        self._processes = processes
+        self._clock = clock
+        self._began: dict[str, float] = {}
+        self._took: dict[str, list[float]] = {}
+
+    def __call__(self, job: JobProgress) -> float:
+        """Hear of a job; seconds that all of them still need."""
+        if not job.ended:
+            self._began.setdefault(job.name, self._clock())
+        elif job.name in self._left:
+            self._left.remove(job.name)
+            if job.error is None and job.name in self._began:
+                spent = self._clock() - self._began[job.name]
+                self._took.setdefault(kind_of(job.name), []).append(spent)
+        return self.left_s()
+
+    def left_s(self) -> float:
+        """Seconds that the jobs still need, over all processes."""
+        return sum(self._expected(name) for name in self._left) / self._processes
+
+    def _expected(self, name: str) -> float:
+        took = self._took.get(kind_of(name))
+        whole = sum(took) / len(took) if took else FIRST_GUESS_S[kind_of(name)]
+        began = self._began.get(name)
+        return whole if began is None else max(0.1 * whole, whole - (self._clock() - began))
+
+
+def kind_of(name: str) -> str:
+    """Kind of a job: that of "world 3 mixed: ranker dcn seed 1" is "ranker"."""
+    part = name.partition(": ")[2]
+    return next(kind for kind in FIRST_GUESS_S if part.startswith(kind))
