@@ -181,7 +181,7 @@ def test_string_ids_and_products_without_aisles_brands_and_prices_serve_too(tmp_
 
 def test_a_feature_set_is_built_from_it_with_the_shipped_config(written, tmp_path):
     out, _ = written
-    config = load_config(Path("catalogue_features"), FeatureConfig)
+    config = load_config(Path("own_catalogue_features"), FeatureConfig)
     split = config.split.model_copy(update={"validation_days": 3, "test_days": 3})
     build(out, tmp_path / "features", config.model_copy(update={"split": split}))
     assert FeatureSet.open(tmp_path / "features").manifest.splits["test"].rows > 100
@@ -189,7 +189,7 @@ def test_a_feature_set_is_built_from_it_with_the_shipped_config(written, tmp_pat
 
 def test_the_shipped_sweep_reads_the_truth_that_the_log_has(written):
     out, _ = written
-    config = load_config(Path("catalogue"), SweepConfig)
+    config = load_config(Path("own_catalogue"), SweepConfig)
     assert config.simulated
     assert config.truth is not None
     assert (out / config.truth.name / "impressions.parquet").is_file()
