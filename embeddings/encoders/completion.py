@@ -9,7 +9,7 @@ What the network sees of an image are the title tokens that it predicts, as in t
 probability for each token of the vocabulary, of which the square root is taken (Hellinger's geometry) and the
 leading principal components. Unlike image features, they are sharp: a badge either says "organic" or not.
 
-Shapes: B products, D embedding width, V vocabulary, K components.
+Shapes: B products, D width of product vectors, E of image features, V vocabulary, K components.
 """
 
 import torch
@@ -25,9 +25,9 @@ DROPOUT = 0.3
 class Completion(nn.Module):
     """Adds to product vectors what their images predict; untrained it changes none that has a title."""
 
-    def __init__(self, dim: int, vocab_size: int) -> None:
+    def __init__(self, dim: int, vocab_size: int, *, image_dim: int) -> None:
         super().__init__()
-        self.token_head = nn.Linear(dim, vocab_size)
+        self.token_head = nn.Linear(image_dim, vocab_size)
         #: Principal axes of the roots of token probabilities; set, not trained by gradients.
         self.components = nn.Linear(vocab_size, COMPONENTS).requires_grad_(False)
         #: For products with a title, and for those that have nothing but an image.
@@ -41,18 +41,18 @@ class Completion(nn.Module):
         for parameter in self.beside_title[-1].parameters():
             parameter.zero_()
 
-    def token_logits(self, image_BD: Tensor) -> Tensor:
+    def token_logits(self, image_BE: Tensor) -> Tensor:
         """Logits of the tokens that images predict, (B, V), from their features (unit vectors)."""
-        logits_BV: Tensor = self.token_head(image_BD * image_BD.shape[1] ** 0.5)
+        logits_BV: Tensor = self.token_head(image_BE * image_BE.shape[1] ** 0.5)
         return logits_BV
 
-    def roots(self, image_BD: Tensor) -> Tensor:
+    def roots(self, image_BE: Tensor) -> Tensor:
         """Square roots of the probabilities of the tokens that images predict, (B, V)."""
-        return self.token_logits(image_BD).softmax(dim=1).sqrt()
+        return self.token_logits(image_BE).softmax(dim=1).sqrt()
 
-    def foretold(self, image_BD: Tensor) -> Tensor:
+    def foretold(self, image_BE: Tensor) -> Tensor:
         """Their principal components, (B, K)."""
-        components_BK: Tensor = self.components(self.roots(image_BD))
+        components_BK: Tensor = self.components(self.roots(image_BE))
         return components_BK
 
     def added(self, product_BD: Tensor, foretold_BK: Tensor) -> Tensor:
@@ -61,9 +61,9 @@ class Completion(nn.Module):
         titled_B1 = product_BD.any(dim=1, keepdim=True)
         return normalize(torch.where(titled_B1, product_BD + beside_BD, self.alone(foretold_BK)), dim=-1)
 
-    def forward(self, product_BD: Tensor, image_BD: Tensor) -> Tensor:
+    def forward(self, product_BD: Tensor, image_BE: Tensor) -> Tensor:
         """Completed unit vectors, (B, D), from unit vectors of products and of their images."""
-        return self.added(product_BD, self.foretold(image_BD))
+        return self.added(product_BD, self.foretold(image_BE))
 
 
 def _network(inputs: int, outputs: int) -> nn.Sequential:

@@ -41,6 +41,9 @@ class EncoderConfig(StrictModel):
     text_heads: Positive
     #: Width D of the shared space.
     embedding_dim: Annotated[int, Field(ge=4, le=1024, multiple_of=4)]
+    #: Width of product and query vectors after a stage 2 that kept fewer principal components than D; it sets
+    #: this (`AlignConfig.kept_dims`).
+    kept_dims: Annotated[int, Field(ge=4, le=1024, multiple_of=4)] | None = None
     #: Longer texts are cut; [CLS] and [SEP] count.
     max_title_tokens: Annotated[int, Field(ge=3, le=512)]
     max_query_tokens: Annotated[int, Field(ge=3, le=512)]
@@ -92,6 +95,11 @@ class EncoderConfig(StrictModel):
     def image_state_dim(self) -> int:
         """Width of what `image_pooling` makes of an image's tokens."""
         return self.vision_hidden_dim * (self.num_image_tokens if self.image_pooling == "flat" else 1)
+
+    @property
+    def vector_dim(self) -> int:
+        """Width of product and query vectors: D, or what stage 2 kept of it."""
+        return self.kept_dims or self.embedding_dim
 
     @property
     def text_state_dim(self) -> int:

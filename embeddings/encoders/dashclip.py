@@ -231,7 +231,9 @@ class DashClipEncoder:
             product = ProductEncoder(config, enc_id=tokenizer.enc_id)
             query = QueryEncoder(config) if any(name.startswith("query.") for name in weights) else None
             if any(name.startswith("product.completion.") for name in weights):
-                product.completion = Completion(config.embedding_dim, config.vocab_size)
+                product.completion = Completion(
+                    config.vector_dim, config.vocab_size, image_dim=config.embedding_dim
+                )
         for prefix, module in (("product.", product), ("query.", query)):
             if module is None:
                 continue

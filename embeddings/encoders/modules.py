@@ -70,7 +70,7 @@ class ProductEncoder(nn.Module):
         self.text = TextEncoder(config, cross_attention=True)
         self.vision_proj = nn.Linear(config.image_state_dim, config.embedding_dim)
         self.text_proj = nn.Linear(config.text_state_dim, config.embedding_dim)
-        self.product_proj = nn.Linear(config.text_state_dim, config.embedding_dim)
+        self.product_proj = nn.Linear(config.text_state_dim, config.vector_dim)
         #: Logits of (no match, match).
         self.itm_head = nn.Linear(config.text_state_dim, 2)
         self.fusion = config.fusion
@@ -191,7 +191,7 @@ class QueryEncoder(nn.Module):
         super().__init__()
         self.pooling = config.pooling
         self.text = TextEncoder(config, cross_attention=False)
-        self.query_proj = nn.Linear(config.text_state_dim, config.embedding_dim)
+        self.query_proj = nn.Linear(config.text_state_dim, config.vector_dim)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Unit vectors of B queries."""

@@ -34,7 +34,7 @@ def export_query_encoder(encoder_folder: Path, out: Path) -> QueryNetworkConfig:
         hidden_dim=own.text_hidden_dim,
         layers=own.text_layers,
         heads=own.text_heads,
-        embedding_dim=own.embedding_dim,
+        embedding_dim=own.vector_dim,
         max_tokens=own.max_query_tokens,
         pooling=own.pooling,
         layer_norm_eps=own.text_layer_norm_eps,

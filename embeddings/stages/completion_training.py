@@ -118,9 +118,10 @@ def complete(
     evaluation, train = aside_B.nonzero().squeeze(1), (~aside_B).nonzero().squeeze(1)
     if len(train) < FEWEST_ROWS:
         return Completed(0, vectors.unreadable)
-    completion = seeded(lambda: Completion(encoder.config.embedding_dim, encoder.config.vocab_size), seed).to(
-        encoder.device
-    )
+    shape = encoder.config
+    completion = seeded(
+        lambda: Completion(shape.vector_dim, shape.vocab_size, image_dim=shape.embedding_dim), seed
+    ).to(encoder.device)
     cuda = [encoder.device] if encoder.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):  # dropout draws from the global state
         torch.manual_seed(seed)
@@ -188,8 +189,9 @@ def _vectors(
         generator = np.random.default_rng((seed, draw, row))
         return shortened_title(catalog.titles[row], generator, drop_share=config.drop_share)
 
-    whole, image = ([torch.empty(0, shape.embedding_dim, device=encoder.device)] for _ in range(2))
-    short = [torch.empty(config.draws, 0, shape.embedding_dim, device=encoder.device)]
+    whole = [torch.empty(0, shape.vector_dim, device=encoder.device)]
+    image = [torch.empty(0, shape.embedding_dim, device=encoder.device)]
+    short = [torch.empty(config.draws, 0, shape.vector_dim, device=encoder.device)]
     kept: list[int] = []
     unreadable: dict[int, str] = {}
     for start in range(0, len(product_N), BATCH):

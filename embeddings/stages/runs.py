@@ -236,6 +236,11 @@ def align(
         if not is_finished(folder):
             make_tuples()
         start = start()
+    if start.config.kept_dims is not None:
+        raise StageError(
+            f"{start.encoder_id} has been through stage 2, which kept {start.config.kept_dims} of its "
+            f"{start.config.embedding_dim} dimensions; start from the encoder of stage 1"
+        )
     settings = settings_of(
         "align",
         data,
@@ -282,6 +287,7 @@ def align(
             product_N=np.flatnonzero(parts.train_P),
             queries=grades.queries.filter(pa.array(graded.role_Q == TRAIN)).to_pylist(),
             power=config.whitening_power,
+            kept=config.kept_dims,
             seed=config.seed,
             progress=progress,
         )._asdict()

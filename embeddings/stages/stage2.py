@@ -12,13 +12,13 @@ width, D embedding width; for queries that pick products, C candidate products.
 import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from embeddings.catalog.holdout import query_groups
@@ -70,9 +70,18 @@ class AlignConfig(OptimizerConfig):
     #: the power 1 - `whitening_power` (module `whitening`).
     whitening: bool = True
     whitening_power: Annotated[float, Field(ge=0, le=1)] = 0.5
+    #: Beyond the paper: leading principal components that the whitening keeps, all if None: what is trained
+    #: wide is served, and read by rankers, narrow. A multiple of 4.
+    kept_dims: Annotated[int, Field(ge=4, multiple_of=4)] | None = None
     #: Beyond the paper: after that, learn to add what images say and titles leave out. For encoders with the
     #: fusion "completion".
     completion: CompletionConfig = CompletionConfig()
+
+    @model_validator(mode="after")
+    def _whitening_finds_what_is_kept(self) -> Self:
+        if self.kept_dims is not None and not self.whitening:
+            raise ValueError("kept_dims keeps leading components that whitening finds; set whitening = true")
+        return self
 
 
 class AlignBatch(NamedTuple):

@@ -5,9 +5,10 @@ short training leaves most of the variance to a few directions, such as the prod
 together near one, and brands and flavours hardly count. So the mean product and the mean query move to the
 origin (Mu and Viswanath 2018), the axes become the principal axes of the products, and the variance of each
 is raised to the power 1 - `power`: 0 only centres and rotates, 1 whitens (Su et al. 2021). Layers and format
-stay as they are, and the first d coordinates are the d leading principal components.
+stay as they are, and the first d coordinates are the d leading principal components, so that vectors may be
+trained wider than they are kept.
 
-Shapes: N rows, H state width, D embedding width.
+Shapes: N rows, H state width, D embedding width, K dimensions kept of it.
 """
 
 from typing import NamedTuple
@@ -50,19 +51,27 @@ def whiten(
     product_N: npt.NDArray[np.int64],
     queries: list[str],
     power: float,
+    kept: int | None = None,
     seed: int,
     progress: Progress = silent,
 ) -> Whitening:
     """Change both projections of `encoder` by what these products and queries look like.
 
+    Vectors keep `kept` leading principal components, all if None.
+
     Products without image and title, unreadable images and queries without a known token are left out. Of
     more than `WHITENING_ROWS` a sample drawn by `seed` is taken.
 
     Raises:
-        ValueError: there is no query encoder, or nothing to take a mean over.
+        ValueError: there is no query encoder, nothing to take a mean over, or fewer components than `kept`.
     """
     if encoder.query is None:
         raise ValueError("whitening comes after stage 2; this encoder has no query encoder")
+    if kept is not None and kept > encoder.config.embedding_dim:
+        raise ValueError(
+            f"kept_dims ({kept}) must not exceed embedding_dim ({encoder.config.embedding_dim}), of which it is "
+            "a part"
+        )
     generator = np.random.default_rng((seed, len(product_N), len(queries)))
     product_N = np.sort(generator.permutation(product_N)[:WHITENING_ROWS])
     chosen = np.sort(generator.permutation(len(queries))[:WHITENING_ROWS])
@@ -71,19 +80,23 @@ def whiten(
     if not len(product_ND) or not len(query_ND):
         raise ValueError("whitening needs at least one product with an image or a title, and a known query")
     product_mean_D, query_mean_D = (unit_vectors(part_ND).mean(dim=0) for part_ND in (product_ND, query_ND))
-    map_DD, before, after = whitening_map(unit_vectors(product_ND) - product_mean_D, power=power)
+    map_KD, before, after = whitening_map(unit_vectors(product_ND) - product_mean_D, power=power, kept=kept)
     for projection, mean_D, part_ND in (
         (encoder.product.product_proj, product_mean_D, product_ND),
         (encoder.query.query_proj, query_mean_D, query_ND),
     ):
-        fold(projection, map_DD, mean_D * part_ND.norm(dim=1).mean())
+        fold(projection, map_KD, mean_D * part_ND.norm(dim=1).mean())
+    encoder.config = encoder.config.model_copy(update={"kept_dims": kept})
     return Whitening(float(product_mean_D.norm()), float(query_mean_D.norm()), before, after)
 
 
-def whitening_map(centred_ND: Tensor, *, power: float) -> tuple[Tensor, float, float]:
-    """The linear map of centred rows to principal axes with variances to the power 1 - `power`, (D, D).
+def whitening_map(
+    centred_ND: Tensor, *, power: float, kept: int | None = None
+) -> tuple[Tensor, float, float]:
+    """The linear map of centred rows to principal axes with variances to the power 1 - `power`, (K, D).
 
-    It keeps the total variance. Also the effective dimensions before and after.
+    K is `kept`, the leading ones, or D. Over all of D it keeps the total variance. Also the effective
+    dimensions before and after.
     """
     covariance_DD = centred_ND.double().T @ centred_ND.double() / len(centred_ND)
     variance_D, axis_DD = torch.linalg.eigh(covariance_DD)
@@ -96,15 +109,18 @@ def whitening_map(centred_ND: Tensor, *, power: float) -> tuple[Tensor, float, f
     changed_D = variance_D * scale_D**2
     if changed_D.sum() > 0:
         scale_D = scale_D * (variance_D.sum() / changed_D.sum()).sqrt()
-    return scale_D[:, None] * axis_DD.T, _effective_dims(variance_D), _effective_dims(changed_D)
+    map_KD = (scale_D[:, None] * axis_DD.T)[:kept]
+    return map_KD, _effective_dims(variance_D), _effective_dims(changed_D[:kept])
 
 
-def fold(projection: nn.Linear, map_DD: Tensor, shift_D: Tensor) -> None:
-    """Make `projection` give `map_DD` times (what it gave - `shift_D`)."""
+def fold(projection: nn.Linear, map_KD: Tensor, shift_D: Tensor) -> None:
+    """Make `projection` give `map_KD` times (what it gave - `shift_D`)."""
     weight_DH, bias_D = projection.weight.double(), projection.bias.double()
-    map_DD = map_DD.to(weight_DH)
-    projection.weight.copy_(map_DD @ weight_DH)
-    projection.bias.copy_(map_DD @ (bias_D - shift_D.to(bias_D)))
+    map_KD = map_KD.to(weight_DH)
+    for name, value in (("weight", map_KD @ weight_DH), ("bias", map_KD @ (bias_D - shift_D.to(bias_D)))):
+        old = getattr(projection, name)
+        setattr(projection, name, nn.Parameter(value.to(old), requires_grad=old.requires_grad))
+    projection.out_features = len(map_KD)
 
 
 def _projected_products(

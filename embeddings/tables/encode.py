@@ -156,7 +156,7 @@ def _encode(
     refuse_foreign_folder(out, ours=is_table)
     _check_ids(source)
     old = _open_old(Path(only_new_from), encoder, source, dtype=dtype) if only_new_from else None
-    rows, dim = len(source.ids), encoder.to(device).config.embedding_dim
+    rows, dim = len(source.ids), encoder.to(device).config.vector_dim
     starts = range(0, rows, shard_rows)
     totals: Counter[str] = Counter()
     unreadable: list[tuple[int, str]] = []

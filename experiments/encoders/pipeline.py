@@ -75,7 +75,8 @@ class EncodersConfig(BaseModel):
 
     @model_validator(mode="after")
     def _architecture_fits(self) -> Self:
-        known = sorted(set(EncoderConfig.model_fields) - {"vocab_size"})  # the tokenizer says how many tokens
+        # the tokenizer says how many tokens there are, and stage 2 what it kept
+        known = sorted(set(EncoderConfig.model_fields) - {"vocab_size", "kept_dims"})
         for name in self.architecture:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
@@ -90,6 +91,12 @@ class EncodersConfig(BaseModel):
             raise ValueError(f"{where}: {sentence} (got {self.architecture})") from None
         if encoder.fusion == "completion" and self.align is not None:
             check_product_side(self.align)
+        kept = self.align.kept_dims if self.align is not None else None
+        if kept is not None and kept > encoder.embedding_dim:
+            raise ValueError(
+                f"align.kept_dims ({kept}) must not exceed architecture.embedding_dim "
+                f"({encoder.embedding_dim}), of which it is a part"
+            )
         return self
 
     @property

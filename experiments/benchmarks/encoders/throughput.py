@@ -242,7 +242,7 @@ class _Stages:
         self._show("encode")
         rows, shape = self.benchmark.batch_rows, self.encoder.config
         if shape.fusion == "completion":  # without one, encoding would not look at images
-            completion = Completion(shape.embedding_dim, shape.vocab_size)
+            completion = Completion(shape.vector_dim, shape.vocab_size, image_dim=shape.embedding_dim)
             self.encoder.product.completion = completion.to(self.device)
         batch = self.encoder.load_batch(self.catalog, np.arange(rows) % len(self.catalog)).to(self.device)
         forward = partial(self.encoder.embed_products, batch)

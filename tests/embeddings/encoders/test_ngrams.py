@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embeddings.catalog.terms import character_ngrams
@@ -33,6 +33,7 @@ def buckets_of(module: CharacterNgrams, texts: list[str]) -> list[list[int]]:
     return [sorted(row[there > 0].tolist()) for row, there in zip(bucket_BN, exists_BN, strict=True)]
 
 
+@settings(deadline=None)
 @given(WORDS, WORDS)
 def test_a_text_has_the_n_grams_that_lsa_counts(left: list[str], right: list[str]) -> None:
     found = buckets_of(COUNTED, [" ".join(left), " ".join(right)])

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from embeddings.catalog.products import ProductCatalog
+from embeddings.encoders.completion import Completion
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.stages import whitening
+from embeddings.stages.stage2 import AlignConfig
 from embeddings.stages.whitening import SMALLEST_VARIANCE, Whitening, fold, whiten, whitening_map
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import batch_of, small_encoder
@@ -119,6 +121,39 @@ def test_nothing_but_the_two_projections_changes(catalog: ProductCatalog) -> Non
         if not value.equal(new.state_dict()[name])
     }
     assert changed == {f"{side}_proj.{part}" for side in ("product", "query") for part in ("weight", "bias")}
+
+
+def test_kept_dimensions_are_the_first_ones_back_at_unit_length(
+    catalog: ProductCatalog, tmp_path: Path
+) -> None:
+    wide, _ = whitened(catalog)
+    narrow = small_encoder().with_query_encoder()
+    whiten(narrow, catalog, product_N=np.arange(PRODUCTS), queries=QUERIES, power=0.5, kept=8, seed=0)
+    assert (narrow.config.vector_dim, narrow.config.embedding_dim) == (8, wide.config.embedding_dim)
+    narrow.product.completion = Completion(8, narrow.config.vocab_size, image_dim=narrow.config.embedding_dim)
+    saved = narrow.save(tmp_path / "encoder", stage="aligned", trained_on={})
+    batch = batch_of(wide, catalog, list(range(PRODUCTS)))
+    wide.product.completion = None
+    for found_NK, wide_ND in (
+        (saved.embed_queries(QUERIES), wide.embed_queries(QUERIES)),
+        (saved.embed_products(batch), wide.embed_products(batch)),
+    ):
+        torch.testing.assert_close(found_NK, nn.functional.normalize(wide_ND[:, :8], dim=1))
+
+
+def test_no_more_dimensions_are_kept_than_there_are(catalog: ProductCatalog) -> None:
+    with pytest.raises(ValueError, match=r"kept_dims \(64\) must not exceed embedding_dim"):
+        whiten(
+            small_encoder().with_query_encoder(),
+            catalog,
+            product_N=np.arange(4),
+            queries=QUERIES,
+            power=0.5,
+            kept=64,
+            seed=0,
+        )
+    with pytest.raises(ValueError, match="set whitening = true"):
+        AlignConfig(epochs=1, batch_size=8, learning_rate=0.1, kept_dims=8, whitening=False)
 
 
 def test_of_many_rows_a_sample_is_taken(catalog: ProductCatalog, monkeypatch: pytest.MonkeyPatch) -> None:
