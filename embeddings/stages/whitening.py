@@ -67,11 +67,9 @@ def whiten(
     """
     if encoder.query is None:
         raise ValueError("whitening comes after stage 2; this encoder has no query encoder")
-    if kept is not None and kept > encoder.config.embedding_dim:
-        raise ValueError(
-            f"kept_dims ({kept}) must not exceed embedding_dim ({encoder.config.embedding_dim}), of which it is "
-            "a part"
-        )
+    wide = encoder.config.embedding_dim
+    if kept is not None and kept > wide:
+        raise ValueError(f"kept_dims ({kept}) must not exceed embedding_dim ({wide}), of which it is a part")
     generator = np.random.default_rng((seed, len(product_N), len(queries)))
     product_N = np.sort(generator.permutation(product_N)[:WHITENING_ROWS])
     chosen = np.sort(generator.permutation(len(queries))[:WHITENING_ROWS])
