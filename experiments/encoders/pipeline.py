@@ -226,11 +226,7 @@ def encode_tables(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> tuple[Encoded, Encoded | None]:
-    """All products of `data` to `folder`/products and the queries, all if None, to `folder`/queries.
-
-    Args:
-        only_new_from: a folder with older tables of the same encoder, whose vectors are copied by id.
-    """
+    """Tables of all products and of `queries`, all if None; what `only_new_from` has already is copied."""
     catalog = ProductCatalog.open(data, modalities=inputs.modalities, text_columns=inputs.text_columns)
     products_folder, queries_folder = folder / "products", folder / "queries"
     products = encode_products(

@@ -149,7 +149,7 @@ def paired_share(
 
     Fieller 1954, https://doi.org/10.1111/j.2517-6161.1954.tb00159.x
 
-    >>> paired_share([1.0, 2.0], [2.0, 4.0])
+    >>> paired_share([1.0, 1.0], [2.0, 2.0])
     Interval(mean=0.5, low=0.5, high=0.5)
     """
     if len(part_S) != len(whole_S) or len(part_S) == 0:

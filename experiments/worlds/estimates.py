@@ -96,6 +96,8 @@ def spread_of(values: PerRun) -> Spread:
     """The components of variance, by differences of mean squares; a negative estimate counts as none.
 
     Within a group of seeds the variance is pooled over groups by their degrees of freedom.
+    Rankers have the same seeds for each encoder of a world, so what these do to all of them alike is not in
+    the spread over encoders, which is then a little too small.
     """
     of_encoder = _means(values, 2)
     of_world = _means(of_encoder, 1)
