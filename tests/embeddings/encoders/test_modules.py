@@ -167,9 +167,7 @@ def test_images_wait_for_the_completion_where_that_is_the_fusion(
     assert [index for index in range(8) if not before_BD[index].any()] == [NO_TITLE, NEITHER]
     alone_BD = product(replace(batch, has_image_B=torch.zeros(8, dtype=torch.bool)))
     torch.testing.assert_close(before_BD, alone_BD)
-    product.completion = seeded(
-        lambda: Completion(encoder.config.embedding_dim, encoder.config.vocab_size), 0
-    )
+    product.completion = seeded(lambda: Completion(16, encoder.config.vocab_size, image_dim=16), 0)
     product.eval()
     after_BD = product(batch)
     assert [index for index in range(8) if not after_BD[index].any()] == [NEITHER]

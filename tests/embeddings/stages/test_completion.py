@@ -77,7 +77,7 @@ def completed(
 def test_untrained_it_changes_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     product_BD, image_BD = (unit_vectors(torch.randn(5, 8, generator=generator)) for _ in range(2))
-    torch.testing.assert_close(Completion(8, 30).eval()(product_BD, image_BD), product_BD)
+    torch.testing.assert_close(Completion(8, 30, image_dim=8).eval()(product_BD, image_BD), product_BD)
 
 
 def test_it_learns_what_images_say_of_products_it_has_not_seen(

@@ -25,7 +25,7 @@ def save_encoder(folder: Path, *, seed: int) -> Path:
     tokenizer = small_tokenizer()
     config = EncoderConfig.preset("tiny", vocab_size=tokenizer.vocab_size)
     encoder = DashClipEncoder.new(config, tokenizer, seed=seed).with_query_encoder()
-    completion = seeded(lambda: Completion(config.embedding_dim, config.vocab_size), seed)
+    completion = seeded(lambda: Completion(16, config.vocab_size, image_dim=16), seed)
     for parameter in completion.parameters():  # an untrained one would add nothing
         nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(seed))
     encoder.product.completion = completion
