@@ -18,18 +18,30 @@ def test_the_readme_has_at_most_a_thousand_words() -> None:
 
 
 def test_the_results_of_the_readme_are_those_of_the_published_table() -> None:
-    table = json.loads((ROOT / "experiments/results/marketplace_table2.json").read_text(encoding="utf-8"))
-    rows = re.findall(
-        r"^\|([^|]+)\| (0\.\d{4}) ± (0\.\d{4}) \|([^|]*)\|([^|]*)\|$", README, flags=re.MULTILINE
-    )
+    table = json.loads((ROOT / "experiments/results/worlds_mixed.json").read_text(encoding="utf-8"))
+    rows = re.findall(r"^\|([^|]+)\| (0\.\d{4}) \|([^|]*)\|([^|]*)\|([^|]*)\|$", README, flags=re.MULTILINE)
     assert len(rows) == len(table["variants"])
-    for (_, mean, sd, difference, share), variant in zip(rows, table["variants"].values(), strict=True):
-        assert (mean, sd) == (f"{variant['auc_mean']:.4f}", f"{variant['auc_sd']:.4f}")
-        if "auc_diff_mean" in variant:
-            mean, low, high = (f"{variant[f'auc_diff_{name}']:+.4f}" for name in ("mean", "low", "high"))
-            assert difference.strip() == f"{mean} [{low}, {high}]"
-            assert share.strip() == f"{variant['gain_share']:.0%}".replace("%", " %")
-    assert f"{table['rows']:,} test impressions" in README
+    for (_, mean, *differences, share), variant in zip(rows, table["variants"].values(), strict=True):
+        assert mean == f"{variant['auc']['mean']:.4f}"
+        for cell, name in zip(differences, ("auc_diff", "second_diff"), strict=True):
+            assert cell.strip() == ("" if variant[name] is None else _interval(variant[name]))
+        expected = variant["ceiling_share"]
+        assert share.strip() == ("" if expected is None else f"{expected['mean']:.0%}".replace("%", " %"))
+
+
+def test_the_retrieval_of_the_readme_is_that_of_the_published_table() -> None:
+    table = json.loads((ROOT / "experiments/results/worlds_table1.json").read_text(encoding="utf-8"))
+    rows = re.findall(r"^\|([^|]+)\| (0\.\d{3}) \| (0\.\d{3}) \| (0\.\d{3}) \|$", README, flags=re.MULTILINE)
+    names = ("bm25_stemmed", "char_tfidf", "fusion", "lsa", "dashclip")
+    assert len(rows) == len(names)
+    everything, misspelt = (table["slices"][name]["rows"] for name in ("all", "misspelt"))
+    for (_, *cells), name in zip(rows, names, strict=True):
+        expected = (everything[name]["ndcg_at_10"], everything[name]["mrr"], misspelt[name]["ndcg_at_10"])
+        assert cells == [f"{found['mean']:.3f}" for found in expected]
+
+
+def _interval(found: dict[str, float]) -> str:
+    return f"{found['mean']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
 
 
 def test_there_are_four_walks_of_at_most_ten_stops() -> None:

@@ -241,6 +241,11 @@ def align(
             f"{start.encoder_id} has been through stage 2, which kept {start.config.kept_dims} of its "
             f"{start.config.embedding_dim} dimensions; start from the encoder of stage 1"
         )
+    if config.kept_dims > start.config.embedding_dim:
+        raise StageError(
+            f"kept_dims ({config.kept_dims}) must not exceed the {start.config.embedding_dim} dimensions of "
+            f"{start.encoder_id}, from which stage 2 starts"
+        )
     settings = settings_of(
         "align",
         data,
@@ -287,7 +292,7 @@ def align(
             product_N=np.flatnonzero(parts.train_P),
             queries=grades.queries.filter(pa.array(graded.role_Q == TRAIN)).to_pylist(),
             power=config.whitening_power,
-            kept=config.kept_dims,
+            kept=config.kept_dims or None,
             seed=config.seed,
             progress=progress,
         )._asdict()

@@ -70,17 +70,19 @@ class AlignConfig(OptimizerConfig):
     #: the power 1 - `whitening_power` (module `whitening`).
     whitening: bool = True
     whitening_power: Annotated[float, Field(ge=0, le=1)] = 0.5
-    #: Beyond the paper: leading principal components that the whitening keeps, all if None: what is trained
+    #: Beyond the paper: leading principal components that the whitening keeps, all if 0: what is trained
     #: wide is served, and read by rankers, narrow. A multiple of 4.
-    kept_dims: Annotated[int, Field(ge=4, multiple_of=4)] | None = None
+    kept_dims: Annotated[int, Field(ge=0, multiple_of=4)] = 0
     #: Beyond the paper: after that, learn to add what images say and titles leave out. For encoders with the
     #: fusion "completion".
     completion: CompletionConfig = CompletionConfig()
 
     @model_validator(mode="after")
     def _whitening_finds_what_is_kept(self) -> Self:
-        if self.kept_dims is not None and not self.whitening:
-            raise ValueError("kept_dims keeps leading components that whitening finds; set whitening = true")
+        if self.kept_dims and not self.whitening:
+            raise ValueError(
+                "kept_dims keeps components that whitening finds; set whitening = true, or kept_dims = 0"
+            )
         return self
 
 

@@ -91,8 +91,8 @@ class EncodersConfig(BaseModel):
             raise ValueError(f"{where}: {sentence} (got {self.architecture})") from None
         if encoder.fusion == "completion" and self.align is not None:
             check_product_side(self.align)
-        kept = self.align.kept_dims if self.align is not None else None
-        if kept is not None and kept > encoder.embedding_dim:
+        kept = self.align.kept_dims if self.align is not None else 0
+        if kept > encoder.embedding_dim:
             raise ValueError(
                 f"align.kept_dims ({kept}) must not exceed architecture.embedding_dim "
                 f"({encoder.embedding_dim}), of which it is a part"

@@ -78,19 +78,22 @@ def generate_on_catalogue(
 def copy_catalogue(data: Path, folder: Path, catalog: RealCatalog) -> int:
     """Copy the tables products and relevance and the images that exist; returns how many images.
 
-    Products without a column `aisle`, which features require, get the type of each as one.
+    Products without aisles, which features require, get the type of each as one, in a single file.
     """
-    for name in ("products", "relevance"):
+    products = open_table(data, "products", ["product_id"])
+    copied = ["relevance"]
+    if catalog.has_aisles:
+        copied.append("products")
+    else:
+        names = pa.array(catalog.type_names).take(pa.array(catalog.type_P))
+        columns = [name for name in products.schema.names if name != "aisle"]
+        table = products.to_table(columns=columns).append_column("aisle", names)
+        pq.write_table(table, folder / "products.parquet")
+    for name in copied:
         for path in table_files(data, name):
             target = folder / path.relative_to(data)
             target.parent.mkdir(exist_ok=True)
             shutil.copy2(path, target)
-    products = open_table(data, "products", ["product_id"])
-    if "aisle" not in products.schema.names:
-        for path in table_files(folder, "products"):
-            path.unlink()
-        names = pa.array(catalog.type_names).take(pa.array(catalog.type_P))
-        pq.write_table(products.to_table().append_column("aisle", names), folder / "products.parquet")
     found = [path for path in catalog.image_paths if path.is_file()]
     for path in found:
         link_or_copy(path, folder / path.relative_to(data))

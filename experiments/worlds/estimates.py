@@ -1,13 +1,13 @@
 """A number over worlds, encoder seeds and ranker seeds: its mean, its interval, and what makes it vary.
 
 The interval is Student's t over the means of worlds. A world is a whole marketplace of its own, with its own
-products, queries, users, test week, encoders and rankers, all drawn with seeds that no other world has. So
-the means of worlds are independent, and their spread holds every noise there is below: that of training the
-encoders, of training the rankers, of the sample of test users and queries. This is the analysis of a
-balanced nested design by its largest units, "ultimate clusters" in survey sampling (Hansen, Hurwitz & Madow
-1953; Kalton 1979, https://doi.org/10.2307/2345092): the variance between the means of clusters estimates the
-variance of the grand mean whatever happens within clusters, without a model of it. Seeds within a world
-make its mean steadier, but never count as more worlds.
+products, queries, users, test week, encoders and rankers, all drawn with seeds that no other world has (only
+the SVD of LSA and the projection of the true facts have one seed everywhere). So the means of worlds are
+independent, and their spread holds every noise there is below: that of training the encoders, of training
+the rankers, of the sample of test users and queries. This is the analysis of a balanced nested design by its
+largest units, "ultimate clusters" in survey sampling (Hansen, Hurwitz & Madow 1953; Kalton 1979): the
+variance between the means of clusters estimates the variance of the grand mean whatever happens within
+clusters, without a model of it. Seeds within a world make its mean steadier, but never count as more worlds.
 
 A bootstrap of the worlds would be too short with five of them (Cameron, Gelbach & Miller 2008,
 https://doi.org/10.1162/rest.90.3.414), and one that also draws anew within them counts the noise within

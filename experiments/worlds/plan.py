@@ -72,6 +72,11 @@ class WorldsConfig(StrictModel):
                 raise ValueError(f"{name} must differ from each other, got {values}")
         if self.encoders.pretrain is None or self.encoders.align is None:
             raise ValueError("the encoders need both stages, [pretrain] and [align]")
+        if self.sweep.truth is None:
+            raise ValueError(
+                f"sweep {self.sweep.name!r} must name the folder truth: worlds are compared by what they let "
+                "anybody reach"
+            )
         self.tables()
         return self
 
@@ -225,7 +230,7 @@ def execute_worlds(
     """Make what is not finished yet. Calling again after a kill goes on where it stopped.
 
     Every part is a job in a process of its own, with one thread. A failed one leaves `failure.txt` in its
-    folder and stops only those that need it; one whose process died is tried once more.
+    folder and stops only those that need it. If a process died, all that is not finished is tried once more.
 
     Returns:
         What went wrong with each job that was not finished yet, None where nothing did.
@@ -237,13 +242,14 @@ def execute_worlds(
     with worlds_lock(out):
         claim(config, out)
         errors: dict[str, str | None] = {}
+        sweeps = plan(config, out)
+        for sweep in sweeps:  # first, so that a report on what is finished can be made after a kill
+            sweep.folder.mkdir(parents=True, exist_ok=True)
+            write_record(sweep.config, sweep.folder, command)
         for _ in range(2):
             errors |= run_jobs(planned_jobs(config, out), processes=processes, on_progress=on_progress)
             if not any(error and DIED in error for error in errors.values()):
                 break
-        for sweep in plan(config, out):
-            if any(is_finished(run.folder) for run in sweep.runs):
-                write_record(sweep.config, sweep.folder, command)
         return errors
 
 

@@ -56,6 +56,12 @@ def publish_worlds(out: Path, *, results: Path, readme: Path) -> list[Path]:
     tables = {path: json.loads(path.read_bytes()) for path in reports if path.suffix == ".json"}
     if not tables:
         raise FileNotFoundError(f"{out} holds no report on worlds; run `dashclip proofs worlds` first")
+    worlds = {tuple(table["worlds"]) for table in tables.values()}
+    if len(worlds) > 1:
+        raise ValueError(
+            f"the reports in {out} are of different worlds; run `dashclip proofs worlds --report-only` with "
+            "every preset, or remove the older ones"
+        )
     for path, table in tables.items():
         if missing := table["missing"]:
             raise ValueError(

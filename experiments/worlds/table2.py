@@ -118,9 +118,13 @@ def build_table2(
             missing.append(f"{sweep.name}: nothing is finished")
             continue
         found = load_sweep(sweep.folder)
-        missing += [f"{sweep.name}: {run.variant} seed {run.seed}: {run.reason}" for run in found.unusable]
+        reasons = {(run.variant, run.seed): run.reason for run in found.unusable}
+        for run in sweep.runs:
+            key = run.config.variant, run.config.seed
+            if run.config.seed not in found.runs.get(key[0], {}):
+                missing.append(f"{sweep.name}: {run.name}: {reasons.get(key, 'not trained yet')}")
         _read_world(sweep, found, auc, expected)
-        environments += [run.environment for runs in found.runs.values() for run in runs.values()]
+        environments += [used.environment for runs in found.runs.values() for used in runs.values()]
         probability_N, clicked_N = found.rows.click_probability_N, found.rows.clicked_N
         if probability_N is not None:
             best[sweep.world, 0, 0] = roc_auc(clicked_N, probability_N)
@@ -140,6 +144,8 @@ def _read_world(sweep: PlannedSweep, found: SweepResults, auc: Scores, expected:
     for variant, names in sweep.variants.items():
         for encoder in range(copies):
             for seed, run in found.runs.get(names[encoder % len(names)], {}).items():
+                if seed not in seeds:  # of an earlier call that asked for more
+                    continue
                 key = sweep.world, encoder, seeds[seed]
                 for slice_name in SLICES:
                     mask_N = found.rows.slices[slice_name]
@@ -182,7 +188,7 @@ def _table(
         second = auc.get((sweep.second_baseline or "", "all"), {})
         return VariantOverWorlds(
             title=sweep.variants[name].title or variant_title(name),
-            runs=len(own),
+            runs=len(own if len(sweeps[0].variants[name]) > 1 else {(world, seed) for world, _, seed in own}),
             auc=_known(own),
             slices={part: _known(auc[name, part]) for part in SLICES if (name, part) in auc},
             auc_diff=over_worlds(gains["all"]) if compared else None,

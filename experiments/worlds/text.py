@@ -170,6 +170,7 @@ def _ended(lines: list[str], missing: Sequence[str]) -> str:
 def _variants(table: Table2OverWorlds) -> list[str]:
     """The table of all variants."""
     titles = {name: variant.title for name, variant in table.variants.items()}
+    titles.setdefault(table.baseline, table.baseline)
     second, ceiling = table.second_baseline, table.ceiling
     heading = ["Ranker", "AUC", f"minus {titles[table.baseline]}"]
     if second in titles:

@@ -54,8 +54,8 @@ def tfidf(
 ) -> None:
     """Character n-gram TF-IDF of titles and queries: their cosine is the lexical score without training.
 
-    A ranker with `[ranker.semantic] reads = "similarity"` takes it as one dense feature. The wider, the
-    nearer to the exact cosine.
+    A ranker with `[ranker.semantic] reads = "similarity"` takes it as a dense feature, beside which vectors
+    exist. The wider, the nearer to the exact cosine.
 
     Example: `dashclip embed tfidf runs/data runs/tfidf --dim 1024`
     """

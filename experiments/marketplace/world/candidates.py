@@ -164,7 +164,11 @@ class GradeChances:
         edges = np.unique(np.quantile(cosine, np.arange(1, BINS) / BINS))
         count_B3 = np.zeros((len(edges) + 1, 3))
         np.add.at(count_B3, (np.searchsorted(edges, cosine, side="right"), grade), 1)
-        return cls(edges, count_B3 / np.maximum(count_B3.sum(axis=1, keepdims=True), 1))
+        # a bin that no pair fell into has the grades of the next one with any
+        filled = np.flatnonzero(count_B3.any(axis=1))
+        place_B = np.minimum(np.searchsorted(filled, np.arange(len(count_B3))), len(filled) - 1)
+        count_B3 = count_B3[filled[place_B]]
+        return cls(edges, count_B3 / count_B3.sum(axis=1, keepdims=True))
 
     def draw(self, cosine_N: FloatArray, rng: np.random.Generator) -> IntArray:
         """A grade for each likeness."""

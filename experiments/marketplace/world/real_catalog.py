@@ -67,6 +67,8 @@ class RealCatalog(Shelf):
     variety_names: list[str | None]
     #: What the bits of `flags_P` stand for: words instead of the flags of invented products.
     styles: list[str]
+    #: Whether products have a column aisle with anything in it.
+    has_aisles: bool
     #: Where what shoppers like comes from, by "types" and "brands".
     sources: dict[str, str]
     #: Each image file that a product names within the folder of the catalogue; it need not exist.
@@ -216,11 +218,11 @@ def _make_catalog(
             "or more in the column aisle"
         )
     type_P = np.searchsorted(type_names, types).astype(np.int32)
+    brands, brands_from = title_brands(read.titles), "first words of titles"
     if "brand" in wanted:
-        filled = without_blanks(extra.column("brand").cast(pa.string())).to_pylist()
-        brands, brands_from = filled, "column brand"
-    else:
-        brands, brands_from = title_brands(read.titles), "first words of titles"
+        filled = without_blanks(extra.column("brand").cast(pa.string()))
+        if filled.null_count < count:
+            brands, brands_from = filled.to_pylist(), "column brand"
     brand_P, num_brands = codes_or_own(brands)
     words_P = [
         {word for word in normalise_text(title).split() if word.isalpha() and len(word) > 2}
@@ -229,9 +231,14 @@ def _make_catalog(
         for title, brand in zip(read.titles, brands, strict=True)
     ]
     words = TitleWords.of([sorted(found) for found in words_P], type_P)
-    prices = (
-        extra.column("price").cast(pa.float64()).to_numpy() if "price" in wanted else np.full(count, np.nan)
-    )
+    prices = np.full(count, np.nan)
+    if "price" in wanted:
+        try:
+            prices = extra.column("price").cast(pa.float64()).to_numpy()
+        except pa.ArrowInvalid as error:
+            raise InputError(
+                f"price of products in {data} must be a number: {error}; correct it, or leave the column out"
+            ) from None
     price_P, log_relative_price_P = _prices(data, prices, type_P, draw_log_prices(brand_P, num_brands, rng))
     ids = read.ids.to_numpy(zero_copy_only=False)
     return RealCatalog(
@@ -250,6 +257,7 @@ def _make_catalog(
         brand_names=brands,
         variety_names=words.variety_P,
         styles=words.styles,
+        has_aisles=any(read.aisles),
         sources={"types": types_from, "brands": brands_from},
         image_paths=sorted({path for path in read.image_paths if isinstance(path, Path)}),
     )

@@ -154,6 +154,23 @@ def test_images_complete_titles_at_the_end_of_stage_2_and_only_if_they_are_looke
     assert "completion_products" not in record(tmp_path / "text")["counts"]
 
 
+def test_stage_2_keeps_fewer_dimensions_and_an_encoder_that_did_cannot_go_through_it_again(
+    data: Path, tmp_path: Path
+) -> None:
+    config = align_config(kept_dims=8)
+    run = run_align(data, tmp_path / "kept", start=completing_encoder(), config=config)
+    assert (run.encoder.config.vector_dim, run.encoder.config.embedding_dim) == (8, 16)
+    assert run.encoder.product.completion is not None
+    catalog = ProductCatalog.open(data)
+    batch = run.encoder.load_batch(catalog, np.arange(4), unreadable={})
+    assert run.encoder.embed_products(batch).shape == (4, 8)
+    assert run.encoder.embed_queries(["fruit"]).shape == (1, 8)
+    with pytest.raises(StageError, match="kept 8 of its 16 dimensions; start from the encoder of stage 1"):
+        run_align(data, tmp_path / "again", start=run.encoder, config=config)
+    with pytest.raises(StageError, match=r"kept_dims \(20\) must not exceed the 16 dimensions"):
+        run_align(data, tmp_path / "wide", start=completing_encoder(), config=align_config(kept_dims=20))
+
+
 def test_an_interrupted_stage_2_goes_on_when_only_the_completion_changes(data: Path, tmp_path: Path) -> None:
     class Stopped(Exception):
         pass

@@ -10,6 +10,7 @@ import torch
 import embeddings.encoders.query_export
 from embeddings.encoders.dashclip import DashClipEncoder, EncoderError
 from embeddings.encoders.query_export import export_query_encoder
+from embeddings.stages.whitening import fold
 from serving.scoring.query_encoder import QueryEncoderError, QueryTextEncoder
 from tests.embeddings.small_catalog import small_tokenizer
 from tests.embeddings.small_encoders import ROUNDING, small_encoder
@@ -38,6 +39,17 @@ def saved(folder: Path, *, with_query_encoder: bool = True, **changes: object) -
     return encoder.save(folder, stage="aligned" if with_query_encoder else "pretrained", trained_on={})
 
 
+def keep_dims(encoder: DashClipEncoder, kept: int) -> DashClipEncoder:
+    """As at the end of stage 2: both projections cut."""
+    assert encoder.query is not None
+    with torch.no_grad():
+        for projection in (encoder.product.product_proj, encoder.query.query_proj):
+            width = projection.out_features
+            fold(projection, torch.eye(width, dtype=torch.float64)[:kept], torch.zeros(width))
+    encoder.config = encoder.config.model_copy(update={"kept_dims": kept})
+    return encoder
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("query_encoder")
@@ -52,11 +64,23 @@ def known_texts() -> list[str | None]:
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-@pytest.mark.parametrize("with_query_encoder", [True, False])
+@pytest.mark.parametrize(
+    "with_query_encoder, changes",
+    [
+        (True, {}),
+        (False, {}),
+        (False, {"ngram_buckets": 64, "ngram_dim": 12}),
+        (True, {"ngram_buckets": 64, "ngram_dim": 12, "kept_dims": 8}),
+    ],
+)
 def test_vectors_are_those_of_the_trained_encoder(
-    pooling: str, with_query_encoder: bool, tmp_path: Path
+    pooling: str, with_query_encoder: bool, changes: dict[str, int], tmp_path: Path
 ) -> None:
-    encoder = saved(tmp_path / "encoder", with_query_encoder=with_query_encoder, pooling=pooling)
+    kept = changes.pop("kept_dims", None) if with_query_encoder else None
+    encoder = saved(tmp_path / "encoder", with_query_encoder=with_query_encoder, pooling=pooling, **changes)
+    if kept:
+        encoder = keep_dims(encoder, kept).save(tmp_path / "encoder", stage="aligned", trained_on={})
+    assert encoder.config.vector_dim == (kept or encoder.config.embedding_dim)
     config = export_query_encoder(tmp_path / "encoder", tmp_path / "exported")
     served = QueryTextEncoder.open(tmp_path / "exported")
     assert config.encoder_id == served.config.encoder_id == encoder.encoder_id
