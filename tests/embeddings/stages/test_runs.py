@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION, HoldoutConfig, product_roles, query_roles
+from embeddings.catalog.products import ProductCatalog
 from embeddings.catalog.tokenizer import TextTokenizer
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.relevance.build_tuples import TupleSet
