@@ -91,12 +91,9 @@ class EncodersConfig(BaseModel):
             raise ValueError(f"{where}: {sentence} (got {self.architecture})") from None
         if encoder.fusion == "completion" and self.align is not None:
             check_product_side(self.align)
-        kept = self.align.kept_dims if self.align is not None else 0
-        if kept > encoder.embedding_dim:
-            raise ValueError(
-                f"align.kept_dims ({kept}) must not exceed architecture.embedding_dim "
-                f"({encoder.embedding_dim}), of which it is a part"
-            )
+        if self.align is not None and self.align.kept_dims > encoder.embedding_dim:
+            kept = self.align.kept_dims
+            raise ValueError(f"align.kept_dims ({kept}) exceeds embedding_dim ({encoder.embedding_dim})")
         return self
 
     @property
@@ -383,10 +380,8 @@ def measure_probes(
     """
     catalog = ProductCatalog.open(data)
     none = np.empty(0, np.int64)
-    queries, labels = (
-        pa.array([], pa.string()),
-        ProbeLabels(catalog.aisles, none, none, none, catalog.group_P),
-    )
+    queries = pa.array([], pa.string())
+    labels = ProbeLabels(catalog.aisles, none, none, none, catalog.group_P)
     if table_files(data, "relevance"):
         grades = read_grades(data)
         queries = grades.queries

@@ -51,7 +51,7 @@ def generate_marketplace(
     are **simulated**: what lift and what sample size to expect, before anything is logged. Logs in that
     folder are not read.
 
-    Examples: `dashclip generate runs/marketplace --preset retrieval --size small --seed 0`,
+    Example: `dashclip generate runs/marketplace --preset retrieval --size small --seed 0`, or
     `dashclip generate runs/mine --catalogue my_shop --impressions 300000`
     """
     from rich.console import Console

@@ -141,7 +141,8 @@ def test_each_stage_1_comes_once_and_before_those_that_need_it(
 
 
 def test_the_base_may_be_a_shipped_config_with_settings_over_it() -> None:
-    config = ablation(base="encoders_small", settings={"size": "tiny", "align": {"epochs": 7}}, widths=[])
+    settings = {"size": "tiny", "align": {"epochs": 7, "kept_dims": 0}}
+    config = ablation(base="encoders_small", settings=settings, widths=[])
     shipped = load_config(Path("encoders_small"), EncodersConfig)
     changed = plan(config, Path())[0].config
     assert (changed.size, changed.align.epochs) == ("tiny", 7)
