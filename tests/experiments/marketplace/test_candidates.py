@@ -111,6 +111,15 @@ def test_chances_count_graded_pairs_and_as_many_random_ones_as_irrelevant():
     assert irrelevant > 0.5
 
 
+def test_a_likeness_that_no_pair_had_has_the_grades_of_the_next_more_alike() -> None:
+    """Cosines of .2 and .6 alone: nothing lies below .2."""
+    title_PF, query_QF = sp.csr_matrix([[0.2], [0.6]]), sp.csr_matrix(np.ones((100, 1)))
+    query_G, product_G = np.repeat(np.arange(100), 2), np.tile([0, 1], 100)
+    likeness = Likeness(title_PF=title_PF, query_QF=query_QF)
+    chances = GradeChances.fit(likeness, query_G, product_G, product_G * 2, np.random.default_rng(0))
+    assert chances.draw(np.full(1_000, 0.1), np.random.default_rng(1)).tolist() == [0] * 1_000
+
+
 def test_a_long_list_fills_its_slates_whatever_the_grade(shop_world):
     """Twenty products of one query, equal bids, half of them irrelevant: all are shown as often."""
     import dataclasses

@@ -179,6 +179,17 @@ def test_string_ids_and_products_without_aisles_brands_and_prices_serve_too(tmp_
     assert described["made_of_titles"] == {"types": "clusters of titles", "brands": "first words of titles"}
 
 
+def test_a_folder_of_parts_without_aisles_becomes_one_file_with_them(tmp_path):
+    shop = write_shop(tmp_path / "shop", columns=("image",))
+    (shop / "products").mkdir()
+    (shop / "products.parquet").rename(shop / "products" / "part-0.parquet")
+    generate_on_catalogue(tiny_log(), shop, tmp_path / "log")
+    assert (tmp_path / "log" / "products.parquet").is_file()
+    assert not (tmp_path / "log" / "products").exists()
+    aisles = pq.read_table(tmp_path / "log" / "products.parquet")["aisle"]
+    assert aisles.null_count == 0
+
+
 def test_a_feature_set_is_built_from_it_with_the_shipped_config(written, tmp_path):
     out, _ = written
     config = load_config(Path("own_catalogue_features"), FeatureConfig)

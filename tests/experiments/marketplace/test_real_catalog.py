@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,6 +115,29 @@ def test_aisles_are_types_brands_the_column_and_words_of_titles_are_varieties(tm
     assert catalog.brand_names[0] is None
     named = [name for name in catalog.variety_names if name in COLOURS]
     assert len(named) > 0.6 * catalog.num_products
+
+
+def rewritten(shop: Path, **columns: pa.Array) -> Path:
+    table = pq.read_table(shop / "products.parquet")
+    for name, values in columns.items():
+        table = table.set_column(table.schema.get_field_index(name), name, values)
+    pq.write_table(table, shop / "products.parquet")
+    return shop
+
+
+def test_empty_columns_are_as_good_as_none(tmp_path):
+    shop = write_shop(tmp_path / "shop")
+    blank = pa.array([" ", None] * 150)
+    catalog = read_real_world(tiny_log(), rewritten(shop, brand=blank, aisle=blank), SEED).catalog
+    assert catalog.sources == {"types": "clusters of titles", "brands": "first words of titles"}
+    assert not catalog.has_aisles
+    assert len(set(catalog.brand_P.tolist())) == 4
+
+
+def test_a_price_in_words_is_refused_by_name(tmp_path):
+    shop = rewritten(write_shop(tmp_path / "shop"), price=pa.array(["$12.99"] * 300))
+    with pytest.raises(InputError, match=r"price of products in .* must be a number"):
+        read_real_world(tiny_log(), shop, SEED)
 
 
 def test_few_aisles_give_way_to_clusters_and_the_rarest_of_too_many_are_one_type(tmp_path, monkeypatch):
