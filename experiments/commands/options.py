@@ -22,10 +22,10 @@ PUBLISHED_NAME = Annotated[str, typer.Argument(help="File name of the result, wi
 PUBLISHED_RESULTS = Annotated[Path, typer.Option(help="Folder of published results.")]
 
 
-def named_folders(rows: list[str]) -> dict[str, Path]:
-    """NAME=FOLDER, as given by `--row`, by name."""
+def named_folders(rows: list[str], *, option: str = "--row", what: str = "FOLDER") -> dict[str, Path]:
+    """NAME=FOLDER, as given by `option`, by name."""
     named = dict(row.partition("=")[::2] for row in rows)
     for name, folder in named.items():
         if not name or not folder:
-            raise typer.BadParameter(f"must be NAME=FOLDER, got {name or folder!r}", param_hint="--row")
+            raise typer.BadParameter(f"must be NAME={what}, got {name or folder!r}", param_hint=option)
     return {name: Path(folder) for name, folder in named.items()}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from experiments.commands.demo import Size
-from experiments.commands.options import PUBLISHED_RESULTS
+from experiments.commands.options import PUBLISHED_RESULTS, named_folders
 
 if TYPE_CHECKING:
     from experiments.runtime.job_pool import JobProgress
@@ -29,6 +29,10 @@ def worlds_command(
     encoders: Annotated[
         Path | None, typer.Option(help="Settings of the encoders; those of the demo's size if not given.")
     ] = None,
+    rival: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=CONFIG of other encoders to train and compare; repeat it."),
+    ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Jobs at the same time, one thread each.")] = 2,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Train nothing; report what is finished.")
@@ -39,7 +43,7 @@ def worlds_command(
     For each seed of the marketplace: data, features, tables, encoders, table 1, and every variant of the
     sweep with every seed. The encoders of a world serve all presets, whose products, queries and grades are
     the same. The same command goes on where a stopped one was; OUT/worlds.log has a line for each part.
-    More worlds, presets, seeds or variants may be added later; other settings are refused.
+    More worlds, presets, seeds, variants or rivals may be added later; other settings are refused.
 
     Example: `dashclip proofs worlds runs/worlds --worlds 0-4 --preset mixed --preset retrieval`
     """
@@ -55,6 +59,7 @@ def worlds_command(
     from features.schema import FeatureConfig
 
     console = Console()
+    rivals = named_folders(rival or [], option="--rival", what="CONFIG")
     settings = encoders or Path("encoders_tiny" if size == "tiny" else "encoders_small")
     asked = {
         "size": size,
@@ -63,11 +68,17 @@ def worlds_command(
         "encoder_seeds": encoder_seeds,
         "ranker_seeds": ranker_seeds,
         "encoders": load_config(settings, EncodersConfig),
+        "rivals": {name: load_config(path, EncodersConfig) for name, path in rivals.items()},
         "features": load_config(Path("marketplace_features"), FeatureConfig),
         "sweep": load_config(sweep, SweepConfig),
     }
     config = parse_config(asked, WorldsConfig, where="worlds")
-    shown = " ".join(f"--preset {name}" for name in config.presets)
+    shown = " ".join(
+        [
+            *(f"--preset {name}" for name in config.presets),
+            *(f"--rival {name}={path.name}" for name, path in rivals.items()),
+        ]
+    )
     command = (
         f"dashclip proofs worlds OUT --worlds {worlds} {shown} --size {size} "
         f"--encoder-seeds {encoder_seeds} --ranker-seeds {ranker_seeds} --sweep {sweep.name} "

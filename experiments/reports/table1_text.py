@@ -23,6 +23,7 @@ _TITLES = {
     "flava_text": "FLAVA (text)",
     "flava_image": "FLAVA (image)",
     "stage1": "Stage 1 only",
+    "paper": "The paper's own recipe",
     "dashclip": "DashCLIP",
 }
 #: Of a name on a terminal; longer ones take several lines.

@@ -4,11 +4,13 @@ WORLD/encoders/                 both stages; the same for every preset of the wo
       <preset>/                 laid out like a demo, so that its sweep reads and reports like any other
           data/ features/ lsa/ … embeddings/ table1.json <variant>/seed-<n>/
 
-A further encoder seed has `encoders-<seed>`, `embeddings-<seed>` and `table1-<seed>.json` beside them.
+A further encoder seed has `encoders-<seed>`, `embeddings-<seed>` and `table1-<seed>.json` beside them; a
+rival recipe has `encoders-<name>`, and its tables in <preset>/<name>.
 A part that is whole is left as it is, and an interrupted one goes on where it can.
 """
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,9 @@ from features.progress import Progress
 from features.schema import FeatureConfig
 
 DATA, FEATURES, EMBEDDINGS, ENCODERS = "data", "features", "embeddings", "encoders"
-PRETRAIN, ALIGN, STAGE_1_TABLES = "pretrain", "align", "stage1"
+PRETRAIN, ALIGN = "pretrain", "align"
+#: Rows of table 1.
+LSA, STAGE_1, DASHCLIP = "lsa", "stage1", "dashclip"
 #: Width of the LSA vectors, of the random tables and of the true facts: that of the encoders at size small.
 DIM = 128
 #: Width of the character TF-IDF, of which only cosines are read; see `embeddings.tables.tfidf` for its error.
@@ -61,6 +65,13 @@ def has_data(folder: Path, tables: Iterable[str]) -> bool:
 def has_tables(folder: Path) -> bool:
     """Whether the tables of products and of queries are there."""
     return all(is_table(folder / kind) for kind in ("products", "queries"))
+
+
+def has_rows(table1: Path, rows: Iterable[str]) -> bool:
+    """Whether a finished table 1 has these rows."""
+    if not table1.is_file():
+        return False
+    return set(rows) <= set(json.loads(table1.read_bytes()).get("rows", ()))
 
 
 def make_data(
@@ -136,7 +147,7 @@ def measure_table1(
     data: Path,
     folder: Path,
     encoders: Path,
-    embeddings: Path,
+    vectors: Mapping[str, Path],
     out: Path,
     config: EncodersConfig,
     tell: Progress,
@@ -145,8 +156,9 @@ def measure_table1(
 
     Args:
         folder: of the preset, with the tables that need no encoder.
+        vectors: folders with both tables, by row.
     """
-    stage_1 = encoders / STAGE_1_TABLES
+    stage_1 = encoders / STAGE_1
     if not has_tables(stage_1):
         grades = read_grades(data)
         held_out_Q = grades.query_roles(config.holdout) != TRAIN
@@ -158,7 +170,7 @@ def measure_table1(
             queries=grades.queries.filter(held_out_Q),
             progress=tell,
         )
-    rows = {"lsa": folder / "lsa", "stage1": stage_1, "dashclip": embeddings}
+    rows = {LSA: folder / LSA, STAGE_1: stage_1, **vectors}
     found = measure_retrieval(
         data,
         {name: tables for name, tables in rows.items() if has_tables(tables)},

@@ -25,14 +25,19 @@ from experiments.marketplace.generate import DESCRIPTION
 from experiments.runtime.job_pool import DIED, Job, JobProgress, OnProgress, run_jobs
 from experiments.sweeps.sweep import PlannedRun, SweepConfig, job_of, tables_read, write_record
 from experiments.sweeps.sweep import plan as plan_sweep
+from experiments.sweeps.table2 import variant_title
 from experiments.worlds.parts import (
+    DASHCLIP,
     DATA,
     EMBEDDINGS,
     ENCODERS,
+    FEATURES,
+    STAGE_1,
     TABLES,
     are_trained,
     encode,
     has_data,
+    has_rows,
     has_tables,
     make_data,
     measure_table1,
@@ -47,6 +52,7 @@ SETTINGS = "worlds.json"
 #: no two worlds share a seed, and all stay below 2^31.
 WORLDS, SEEDS_OF_A_WORLD = 2_000_000, 1000
 Count = Annotated[int, Field(ge=1, lt=SEEDS_OF_A_WORLD)]
+RivalName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 #: Seconds of one thread that a part takes at size small; only until the first one has been measured here.
 FIRST_GUESS_S = {"data": 120.0, "encoders": 480.0, "vectors": 60.0, "table 1": 90.0, "ranker": 25.0}
 
@@ -60,6 +66,9 @@ class WorldsConfig(StrictModel):
     encoder_seeds: Count = 1
     ranker_seeds: Count = 2
     encoders: EncodersConfig
+    #: Other recipes by name, trained once in each world on the same data: each is a row of table 1, and has a
+    #: copy of every variant that reads DashCLIP's vectors.
+    rivals: dict[RivalName, EncodersConfig] = Field(default_factory=dict)
     features: FeatureConfig
     #: What it reads lies in one folder, as in a demo: features, and tables named in `parts.TABLES`.
     sweep: SweepConfig
@@ -70,8 +79,13 @@ class WorldsConfig(StrictModel):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} must differ from each other, got {values}")
-        if self.encoders.pretrain is None or self.encoders.align is None:
-            raise ValueError("the encoders need both stages, [pretrain] and [align]")
+        for name, encoders in {"": self.encoders, **self.rivals}.items():
+            if encoders.pretrain is None or encoders.align is None:
+                whose = f"encoders of {name}" if name else "encoders"
+                raise ValueError(f"the {whose} need both stages, [pretrain] and [align]")
+        for name in self.rivals:
+            if name in (DATA, FEATURES, EMBEDDINGS, STAGE_1, DASHCLIP, *TABLES, *self.sweep.variants):
+                raise ValueError(f"a rival needs a name of its own, but {name!r} is taken; choose another")
         if self.sweep.truth is None:
             raise ValueError(
                 f"sweep {self.sweep.name!r} must name the folder truth: worlds are compared by what they let "
@@ -96,6 +110,24 @@ class WorldsConfig(StrictModel):
                 f"{', '.join((EMBEDDINGS, *TABLES))}"
             )
         return tuple(name for name in names if name != EMBEDDINGS)
+
+    def compared(self) -> SweepConfig:
+        """The sweep, with the rivals' copies of what reads DashCLIP's vectors."""
+        home, variants = self.sweep.features.parent, self.sweep.variants
+        read = tables_read(plan_sweep(self.sweep, home))
+        copies = {
+            f"{name}_{rival}": variants[name].model_copy(
+                update={
+                    "title": f"{variants[name].title or variant_title(name)} (encoders: {rival})",
+                    "product_table": home / rival / "products",
+                    "query_table": home / rival / "queries",
+                }
+            )
+            for rival in self.rivals
+            for name in variants
+            if read[name] == home / EMBEDDINGS
+        }
+        return self.sweep.model_copy(update={"variants": {**variants, **copies}})
 
     def marketplace(self, world: int, preset: Candidates) -> MarketplaceConfig:
         """What the data of a world are generated from."""
@@ -145,7 +177,7 @@ def plan(config: WorldsConfig, out: Path) -> list[PlannedSweep]:
 
 def _sweep(config: WorldsConfig, out: Path, world: int, preset: Candidates) -> PlannedSweep:
     folder = world_folder(out, world) / preset
-    sweep = config.sweep.moved(folder)
+    sweep = config.compared().moved(folder)
     read = tables_read(plan_sweep(sweep, folder))
     encoders = encoder_seeds(config, world)
     variants, names = {}, {}
@@ -290,28 +322,49 @@ def _world_jobs(config: WorldsConfig, out: Path, world: int, sweeps: Sequence[Pl
     first = sweeps[0]
     made_of: dict[Path, str] = {}
     later: list[tuple[str, bool, Callable[..., None], Path, list[str]]] = []
-    for encoder in encoder_seeds(config, world):
-        settings = config.encoders.with_seed(encoder.seed)
-        folder = world_folder(out, world) / encoder.named(ENCODERS)
-        trained = f"world {world}: {encoder.named(ENCODERS)}"
+
+    def add_encoders(suffix: str, tables_name: str, settings: EncodersConfig) -> list[str]:
+        """Training and the tables of every preset; what reads those of the first one needs the result."""
+        folder = world_folder(out, world) / f"{ENCODERS}{suffix}"
+        trained = f"world {world}: {ENCODERS}{suffix}"
         work = partial(train_encoders, first.folder / DATA, folder, settings)
         add(trained, are_trained(folder), work, folder, [data_of[first.preset]])
-        vectors = [(sweep, sweep.folder / encoder.named(EMBEDDINGS)) for sweep in sweeps]
         needs = [trained]
-        for sweep, tables_folder in vectors:
-            earlier = None if sweep is first else (first.folder / DATA, vectors[0][1])
-            work = partial(encode, sweep.folder / DATA, folder, tables_folder, settings, earlier=earlier)
-            name = f"{sweep.name}: {encoder.named('vectors')}"
-            made_of[tables_folder] = name
+        for sweep in sweeps:
+            target = sweep.folder / tables_name
+            earlier = None if sweep is first else (first.folder / DATA, first.folder / tables_name)
+            work = partial(encode, sweep.folder / DATA, folder, target, settings, earlier=earlier)
+            made_of[target] = f"{sweep.name}: vectors{suffix}"
             needs_now = [*needs, data_of[sweep.preset]]
-            later.append((name, has_tables(tables_folder), work, tables_folder.parent, needs_now))
-            needs = [trained, made_of[vectors[0][1]]]
+            later.append((made_of[target], has_tables(target), work, target.parent, needs_now))
+            needs = [trained, made_of[first.folder / tables_name]]
+        return needs
+
+    tables_of = {encoder: encoder.named(EMBEDDINGS) for encoder in encoder_seeds(config, world)}
+    needed = {
+        encoder: add_encoders(encoder.named(""), name, config.encoders.with_seed(encoder.seed))
+        for encoder, name in tables_of.items()
+    }
+    of_rivals = [
+        need
+        for name, settings in config.rivals.items()
+        for need in add_encoders(f"-{name}", name, settings.with_seed(world))
+    ]
+    for encoder, needs in needed.items():
         target = first.folder / f"{encoder.named('table1')}.json"
+        folder = world_folder(out, world) / encoder.named(ENCODERS)
+        rows = {DASHCLIP: tables_of[encoder], **{name: name for name in config.rivals}}
         work = partial(
-            measure_table1, first.folder / DATA, first.folder, folder, vectors[0][1], target, settings
+            measure_table1,
+            first.folder / DATA,
+            first.folder,
+            folder,
+            {name: first.folder / tables_name for name, tables_name in rows.items()},
+            target,
+            config.encoders,
         )
         name = f"world {world}: {encoder.named('table 1')}"
-        later.append((name, target.is_file(), work, folder, needs))
+        later.append((name, has_rows(target, rows), work, folder, [*needs, *of_rivals]))
 
     def add_rankers(*, early: bool) -> None:
         for sweep in sweeps:

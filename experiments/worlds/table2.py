@@ -169,7 +169,7 @@ def _table(
     best: PerRun,
     rows: PerRun,
 ) -> Table2OverWorlds:
-    sweep = config.sweep
+    sweep = config.compared()
     names = [name for name in sweep.variants if (name, "all") in auc]
     runs = {run.config.variant: run for run in sweeps[0].runs}
     ceilings = tuple(name for name in names if sweep.variants[name].ceiling)

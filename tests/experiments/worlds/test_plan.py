@@ -98,6 +98,36 @@ def test_each_job_comes_after_what_it_needs(tmp_path: Path) -> None:
     assert needs["world 3: table 1"] == {"world 3: encoders", "world 3 mixed: vectors"}
 
 
+def test_a_rival_is_trained_once_a_world_and_compared_wherever_our_vectors_are(tmp_path: Path) -> None:
+    config = worlds(worlds=(3,), encoder_seeds=2, rivals={"paper": TINY})
+    plain = worlds(worlds=(3,), encoder_seeds=2)
+    needs = {job.name: set(job.needs) for job in planned_jobs(config, tmp_path)}
+    assert needs["world 3: encoders-paper"] == {"world 3 mixed: data"}
+    for table in ("table 1", f"table 1-{encoder_seeds(config, 3)[1].seed}"):
+        assert {"world 3: encoders-paper", "world 3 mixed: vectors-paper"} <= needs[f"world 3: {table}"]
+    ranker = "world 3 retrieval: ranker dcn_pq_sim_paper seed 3001"
+    assert needs[ranker] == {"world 3 retrieval: vectors-paper", "world 3 retrieval: data"}
+    for sweep, without in zip(plan(config, tmp_path), plan(plain, tmp_path), strict=True):
+        added = sweep.variants.keys() - without.variants.keys()
+        assert added == {f"{name}_paper" for name, seeds in without.variants.items() if len(seeds) == 2}
+        read = tables_read(sweep.runs)
+        assert {read[name] for name in added} == {sweep.folder / "paper"}
+        kept = {name: variant for name, variant in sweep.config.variants.items() if name not in added}
+        assert kept == without.config.variants
+
+
+def test_a_rival_may_come_later_and_table_1_is_then_measured_again(tmp_path: Path) -> None:
+    config = worlds(worlds=(3,), presets=("mixed",))
+    claim(config, tmp_path / "out")
+    later = worlds(worlds=(3,), presets=("mixed",), rivals={"paper": TINY})
+    claim(later, tmp_path / "out")
+    (sweep,) = plan(later, tmp_path)
+    sweep.folder.mkdir(parents=True)
+    (sweep.folder / "table1.json").write_text('{"rows": {"dashclip": {}}}')
+    assert not of_kind(planned_jobs(config, tmp_path), "table 1")
+    assert of_kind(planned_jobs(later, tmp_path), "table 1")
+
+
 def test_what_is_finished_is_not_planned_again(tmp_path: Path) -> None:
     config = worlds(worlds=(3,), presets=("mixed",))
     (sweep,) = plan(config, tmp_path)
@@ -105,7 +135,7 @@ def test_what_is_finished_is_not_planned_again(tmp_path: Path) -> None:
     for run in sweep.runs[:2]:
         run.folder.mkdir(parents=True)
         (run.folder / "run.json").write_text("{}")
-    (sweep.folder / "table1.json").write_text("{}")
+    (sweep.folder / "table1.json").write_text('{"rows": {"dashclip": {}}}')
     left = {job.name for job in planned_jobs(config, tmp_path)}
     finished = {f"{sweep.name}: ranker {run.name}" for run in sweep.runs[:2]} | {"world 3: table 1"}
     assert {job.name for job in before} - left == finished
@@ -177,11 +207,19 @@ def test_two_calls_at_the_same_time_do_not_share_a_folder(tmp_path: Path) -> Non
             },
             "both stages",
         ),
+        ({"rivals": {"one": TINY.model_copy(update={"pretrain": None})}}, "encoders of one need both stages"),
+        ({"rivals": {"../x": TINY}}, "rivals"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         worlds(**changes)
+
+
+@pytest.mark.parametrize("name", ["embeddings", "lsa", "dashclip", "dcn", "data"])
+def test_a_rival_with_a_name_that_is_taken_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{name}' is taken"):
+        worlds(rivals={name: TINY})
 
 
 def test_a_sweep_with_vectors_that_no_world_has_is_refused() -> None:
