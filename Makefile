@@ -16,7 +16,7 @@ OTHER_STAMPS := $(filter-out $(STAMP),$(STAMPS))
 
 help:
 	@echo "make setup   virtual environment with everything (EXTRA=cpu or cuda: switches; PYTHON=python3)"
-	@echo "make demo    simulated marketplace, features, encoders and table 1, seven variants x five seeds and table 2"
+	@echo "make demo    simulated marketplace, features, encoders and table 1, ten variants x five seeds and table 2"
 	@echo "make test    the test suite, on JOBS processes"
 	@echo "make check   what CI runs: format, lint, types, layers, tests"
 	@echo "make bench   speed and memory against peers; tables in docs/benchmarks.md"

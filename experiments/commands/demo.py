@@ -26,6 +26,8 @@ EMBEDDINGS_MARK = "queries/manifest.json"
 LOG = "rankers.log"
 #: The ranker of the paper, whose features are weighed at the end.
 FULL_RANKER = "dcn_pq_sim_history"
+#: Of its seeds so many are weighed; `dashclip importance OUT/dcn_pq_sim_history` weighs all of them.
+IMPORTANCE_SEEDS = 2
 
 
 def demo(
@@ -40,7 +42,7 @@ def demo(
 ) -> None:
     """Marketplace, features, encoders, table 1, rankers with and without embeddings, table 2, importance.
 
-    With a second core, rankers train on it while the encoders are trained and measured on the first. Every
+    With a second core, rankers train on it while the encoders are aligned and measured on the first. Every
     part that is already whole in OUT is kept, so a stopped demo goes on where it was. All data are simulated,
     and every output says so. OUT/report.html is the page to open at the end. Takes some 20 minutes on two
     cores at size small.
@@ -89,7 +91,7 @@ def demo(
     if not any(errors.values()):
         console.rule("5/5 which features carry the full ranker")
         importance(
-            [out / FULL_RANKER],
+            [run.folder for run in runs if run.config.variant == FULL_RANKER][:IMPORTANCE_SEEDS],
             out=out,
             repeats=2,
             slice_repeats=1,
@@ -129,6 +131,7 @@ def make_embeddings(out: Path, config: Path, runs: Sequence["PlannedRun"], proce
     console = Console()
     data, _, lsa_tables, *_, encoders, embeddings = _parts(out)
     if not (embeddings / EMBEDDINGS_MARK).exists():
+        pretrain_command(data, encoders / "pretrain", config=config)  # on all cores: everything waits for it
         read = tables_read(runs)
         early = [run for run in runs if read[run.config.variant] != embeddings]
         with trained_meanwhile(early, processes=processes, log=out / LOG) as training:
@@ -136,7 +139,6 @@ def make_embeddings(out: Path, config: Path, runs: Sequence["PlannedRun"], proce
                 console.print(
                     f"{len(training)} rankers that need no DashCLIP vectors train on another core meanwhile"
                 )
-            pretrain_command(data, encoders / "pretrain", config=config)
             align_command(data, encoders / "align", start=encoders / "pretrain", config=config)
             run_command(data, encoders / "align", embeddings, config=config)
     initial, stage1 = encoders / "initial", encoders / "stage1"

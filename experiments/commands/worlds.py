@@ -54,7 +54,8 @@ def worlds_command(
     from experiments.encoders.pipeline import EncodersConfig
     from experiments.runtime.progress import progress_bars
     from experiments.sweeps.sweep import SweepConfig
-    from experiments.worlds.plan import Forecast, WorldsConfig, claim, execute_worlds, planned_jobs
+    from experiments.worlds.forecast import Forecast
+    from experiments.worlds.plan import WorldsConfig, claim, execute_worlds, planned_jobs
     from experiments.worlds.report import write_report
     from features.schema import FeatureConfig
 

@@ -9,7 +9,6 @@ OUT/worlds.json         what the worlds have in common
 """
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pydantic import Field, model_validator
 from experiments.encoders.pipeline import EncodersConfig
 from experiments.marketplace.config import Candidates, MarketplaceConfig, Size
 from experiments.marketplace.generate import DESCRIPTION
-from experiments.runtime.job_pool import DIED, Job, JobProgress, OnProgress, run_jobs
+from experiments.runtime.job_pool import DIED, Job, OnProgress, run_jobs
 from experiments.sweeps.sweep import PlannedRun, SweepConfig, job_of, tables_read, write_record
 from experiments.sweeps.sweep import plan as plan_sweep
 from experiments.sweeps.table2 import variant_title
@@ -53,8 +52,6 @@ SETTINGS = "worlds.json"
 WORLDS, SEEDS_OF_A_WORLD = 2_000_000, 1000
 Count = Annotated[int, Field(ge=1, lt=SEEDS_OF_A_WORLD)]
 RivalName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-#: Seconds of one thread that a part takes at size small; only until the first one has been measured here.
-FIRST_GUESS_S = {"data": 120.0, "encoders": 480.0, "vectors": 60.0, "table 1": 90.0, "ranker": 25.0}
 
 
 class WorldsConfig(StrictModel):
@@ -381,43 +378,3 @@ def _world_jobs(config: WorldsConfig, out: Path, world: int, sweeps: Sequence[Pl
         add(*job)
     add_rankers(early=False)
     return list(jobs.values())
-
-
-class Forecast:
-    """How long the jobs that are left will take, from how long those of their kind took."""
-
-    def __init__(
-        self, jobs: Sequence[Job], *, processes: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._left = {job.name for job in jobs}
-        self._processes = processes
-        self._clock = clock
-        self._began: dict[str, float] = {}
-        self._took: dict[str, list[float]] = {}
-
-    def __call__(self, job: JobProgress) -> float:
-        """Hear of a job; seconds that all of them still need."""
-        if not job.ended:
-            self._began.setdefault(job.name, self._clock())
-        elif job.name in self._left:
-            self._left.remove(job.name)
-            if job.error is None and job.name in self._began:
-                spent = self._clock() - self._began[job.name]
-                self._took.setdefault(kind_of(job.name), []).append(spent)
-        return self.left_s()
-
-    def left_s(self) -> float:
-        """Seconds that the jobs still need, over all processes."""
-        return sum(self._expected(name) for name in self._left) / self._processes
-
-    def _expected(self, name: str) -> float:
-        took = self._took.get(kind_of(name))
-        whole = sum(took) / len(took) if took else FIRST_GUESS_S[kind_of(name)]
-        began = self._began.get(name)
-        return whole if began is None else max(0.1 * whole, whole - (self._clock() - began))
-
-
-def kind_of(name: str) -> str:
-    """Kind of a job: that of "world 3 mixed: ranker dcn seed 1" is "ranker"."""
-    part = name.partition(": ")[2]
-    return next(kind for kind in FIRST_GUESS_S if part.startswith(kind))

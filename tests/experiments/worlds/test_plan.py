@@ -11,13 +11,11 @@ from experiments.config import ConfigError, load_config, parse_config
 from experiments.encoders.pipeline import EncodersConfig
 from experiments.runtime.job_pool import Job, JobProgress
 from experiments.sweeps.sweep import SweepConfig, tables_read
+from experiments.worlds.forecast import FIRST_GUESS_S, Forecast, kind_of
 from experiments.worlds.plan import (
-    FIRST_GUESS_S,
-    Forecast,
     WorldsConfig,
     claim,
     encoder_seeds,
-    kind_of,
     plan,
     planned_jobs,
     worlds_lock,
