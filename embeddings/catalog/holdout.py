@@ -9,7 +9,7 @@ Shapes: Q queries, P products.
 
 import hashlib
 import unicodedata
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cache
 from typing import Annotated, Literal, Self
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from embeddings.catalog.groups import connected_groups
-from embeddings.catalog.tokenizer import TextTokenizer, words_of
+from embeddings.catalog.tokenizer import TokenBatch, words_of
 from features.artifacts import StrictModel
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -102,25 +102,21 @@ def query_roles(
 
 def query_groups(
     queries: pa.Array | Iterable[str],
-    tokenizer: TextTokenizer | None = None,
-    *,
-    max_tokens: int | None = None,
+    query_tokens: Callable[[Sequence[str]], TokenBatch] | None = None,
 ) -> npt.NDArray[np.int64]:
     """The group of each query [Q]: the position of the first query that is the same, through any chain.
 
-    Queries of one `query_key` are the same. With a tokenizer so are those of equal token ids: beyond the
-    spelling that holds for words outside the vocabulary, and for long queries that differ after
-    `max_tokens`.
+    Queries of one `query_key` are the same. With an encoder's `query_tokens` so are those of equal token
+    ids: beyond the spelling that holds for words outside the vocabulary, and for long queries that differ
+    after the cut.
 
     Raises:
-        ValueError: a query is null, or `max_tokens` lacks for the tokenizer.
+        ValueError: a query is null.
     """
     texts = _texts(queries, "queries")
     keys: list[tuple[int, Hashable]] = [(row, query_key(text)) for row, text in enumerate(texts)]
-    if tokenizer is not None:
-        if max_tokens is None:
-            raise ValueError("query_groups needs max_tokens together with a tokenizer")
-        ids_QT = tokenizer(texts, max_tokens=max_tokens).ids_BT.numpy()
+    if query_tokens is not None:
+        ids_QT = query_tokens(texts).ids_BT.numpy()
         keys += [(row, ids_T.tobytes()) for row, ids_T in enumerate(ids_QT)]
     return connected_groups(len(texts), keys)
 

@@ -160,6 +160,7 @@ def load_batch(
     *,
     image_size: int,
     max_title_tokens: int,
+    title_prefix: str = "",
     augmentation: AugmentationConfig | None = None,
     seed: tuple[int, ...] = (),
     unreadable: dict[int, str] | None = None,
@@ -207,7 +208,8 @@ def load_batch(
     pixels_BCHW = to_pixels(images_BCHW)
     has_image = torch.from_numpy(has_image_B)
     pixels_BCHW[~has_image] = 0
-    tokens = tokenizer([catalog.titles[row] for row in rows], max_tokens=max_title_tokens)
+    titles = [catalog.titles[row] for row in rows]
+    tokens = tokenizer(titles, max_tokens=max_title_tokens, prefix=title_prefix)
     return ProductBatch(
         pixels_BCHW=pixels_BCHW,
         has_image_B=has_image,

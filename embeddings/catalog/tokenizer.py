@@ -127,27 +127,36 @@ class TextTokenizer:
         Raises:
             TokenizerError: the file is no such tokenizer.
         """
+        # Read here: the library reports a missing file as an error of its own kind.
+        return cls.from_json(Path(path).read_text(encoding="utf-8"), source=str(path))
+
+    @classmethod
+    def from_json(cls, content: str, *, source: str) -> Self:
+        """As `load`, of the content of such a file; `source` is what errors name.
+
+        Raises:
+            TokenizerError: it is no such tokenizer.
+        """
         try:
-            # Read here: the library reports a missing file as an error of its own kind.
-            tokenizer = Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
-        except OSError:
-            raise
+            tokenizer = Tokenizer.from_str(content)
         except Exception as error:  # the library raises plain Exception
             raise TokenizerError(
-                f"{path} is not a tokenizer.json of the tokenizers library: {error}"
+                f"{source} is not a tokenizer.json of the tokenizers library: {error}"
             ) from None
         normalizer = tokenizer.normalizer
         if not isinstance(tokenizer.model, WordPiece) or not isinstance(normalizer, BertNormalizer):
             raise TokenizerError(
-                f"{path} must be a WordPiece tokenizer with BERT's normaliser, got "
+                f"{source} must be a WordPiece tokenizer with BERT's normaliser, got "
                 f"{type(tokenizer.model).__name__} with {type(normalizer).__name__}"
             )
         if not normalizer.lowercase:
-            raise TokenizerError(f"{path} keeps upper case; only uncased vocabularies are supported")
+            raise TokenizerError(f"{source} keeps upper case; only uncased vocabularies are supported")
+        if normalizer.strip_accents is False:  # None follows lowercase
+            raise TokenizerError(f"{source} keeps accents; only vocabularies without them are supported")
         vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
         tokens = sorted(vocabulary, key=vocabulary.__getitem__)
         if [vocabulary[token] for token in tokens] != list(range(len(tokens))):
-            raise TokenizerError(f"{path}: the ids must be 0 to {len(tokens) - 1} without gaps")
+            raise TokenizerError(f"{source}: the ids must be 0 to {len(tokens) - 1} without gaps")
         return cls.from_vocabulary(tokens)
 
     def save(self, path: Path) -> None:
@@ -160,22 +169,28 @@ class TextTokenizer:
         vocabulary: dict[str, int] = self._tokenizer.get_vocab()
         return sorted(vocabulary, key=vocabulary.__getitem__)
 
-    def __call__(self, texts: Sequence[str | None], *, max_tokens: int) -> TokenBatch:
+    def __call__(self, texts: Sequence[str | None], *, max_tokens: int, prefix: str = "") -> TokenBatch:
         """Ids of texts, [CLS] and [SEP] included in `max_tokens`; what is longer is cut.
 
         None and "" become [CLS] [SEP]. Only the first 32 characters per token are read, so that a text of
-        10,000 characters costs no more than one that fits.
+        10,000 characters costs no more than one that fits. The pieces of `prefix` come before those of each
+        text, count as tokens, and make no text known.
 
         Raises:
             TokenizerError: `max_tokens` leaves no room for a piece.
         """
-        if max_tokens < 3:
-            raise TokenizerError(f"max_tokens must be at least 3 ([CLS], a piece, [SEP]), got {max_tokens}")
+        before: list[int] = self._tokenizer.encode(prefix, add_special_tokens=False).ids if prefix else []
+        if max_tokens < 3 + len(before):
+            raise TokenizerError(
+                f"max_tokens must be at least {3 + len(before)} ([CLS], "
+                + (f"{len(before)} pieces of the prefix {prefix!r}, " if before else "")
+                + f"a piece, [SEP]), got {max_tokens}"
+            )
         limit = CHARACTERS_PER_TOKEN * max_tokens
         encodings = self._tokenizer.encode_batch_fast(
             [_encodable((text or "").lstrip()[:limit]) for text in texts], add_special_tokens=False
         )
-        pieces = [encoding.ids[: max_tokens - 2] for encoding in encodings]
+        pieces = [before + encoding.ids[: max_tokens - 2 - len(before)] for encoding in encodings]
         length_B = np.fromiter(map(len, pieces), np.int64, len(pieces)) + 2
         ids_BT = np.full((len(pieces), int(length_B.max(initial=2))), self.pad_id, np.int64)
         ids_BT[:, 0] = self.cls_id
@@ -186,7 +201,7 @@ class TextTokenizer:
         return TokenBatch(
             ids_BT=torch.from_numpy(ids_BT),
             mask_BT=torch.from_numpy(mask_BT),
-            known_B=torch.from_numpy(self._is_piece_V[ids_BT].any(axis=1)),
+            known_B=torch.from_numpy(self._is_piece_V[ids_BT[:, 1 + len(before) :]].any(axis=1)),
         )
 
 

@@ -11,7 +11,6 @@ reads the same kind of state.
 Shapes: I image tokens, H hidden width, S patches along one side.
 """
 
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,13 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from transformers import AutoTokenizer, BlipForImageTextRetrieval
+from transformers import BlipForImageTextRetrieval
 
-from embeddings.catalog.tokenizer import TextTokenizer, TokenizerError
+from embeddings.catalog.tokenizer import TextTokenizer
 from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import ProductEncoder, seeded
-from embeddings.encoders.pretrained import CheckpointError, first_line, load_pretrained, read_model_config
+from embeddings.encoders.pretrained import (
+    CheckpointError,
+    load_pretrained,
+    read_model_config,
+    read_tensors,
+    read_vocabulary,
+    tokenizer_of_folder,
+)
 from features.artifacts import sha256_of
 
 #: All published BLIP and BERT models have attention heads of this width.
@@ -143,7 +149,7 @@ def load_blip_folder(
         vision_layer_norm_eps=vision.layer_norm_eps,
         text_layer_norm_eps=text.layer_norm_eps,
     )
-    tokenizer = _tokenizer_of_folder(name_or_folder) if vocabulary is None else _read_vocabulary(vocabulary)
+    tokenizer = tokenizer_of_folder(name_or_folder) if vocabulary is None else read_vocabulary(vocabulary)
     weights = {
         re.sub(r"^vision_model\.", "vision.", re.sub(r"^text_encoder\.", "text.", key)): value
         for key, value in model.state_dict().items()
@@ -169,7 +175,7 @@ def convert_blip_pth(
     Raises:
         CheckpointError: the file is not readable that way, lacks a weight or holds one that has no place.
     """
-    original = _read_pth(path)
+    original = read_tensors(path)
     weights = {
         original_key(key, source=str(path)): value
         for key, value in original.items()
@@ -201,7 +207,7 @@ def convert_blip_pth(
         max_title_tokens=max_title_tokens,
         max_query_tokens=max_query_tokens,
     )
-    return _assemble(config, weights, _read_vocabulary(vocabulary), source=str(path))
+    return _assemble(config, weights, read_vocabulary(vocabulary), source=str(path))
 
 
 def original_key(key: str, *, source: str = "the checkpoint") -> str:
@@ -284,50 +290,6 @@ def _assemble(
             f"{source} does not fill a BLIP of {config.vision_layers} + {config.text_layers} layers: {detail}"
         ) from None
     return BlipCheckpoint(config=config, product=product.eval(), tokenizer=tokenizer)
-
-
-def _read_vocabulary(path: Path) -> TextTokenizer:
-    """A tokenizer.json, or a vocab.txt with one token a line."""
-    try:
-        if path.suffix == ".json":
-            return TextTokenizer.load(path)
-        return TextTokenizer.from_vocabulary(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError, TokenizerError) as error:
-        raise CheckpointError(
-            f"{path} must be a tokenizer.json or vocab.txt of an uncased BERT (bert-base-uncased): {error}"
-        ) from None
-
-
-def _tokenizer_of_folder(name_or_folder: str | Path) -> TextTokenizer:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{name_or_folder} has no readable tokenizer: {first_line(error)}; give its vocabulary"
-        ) from None
-    ids = tokenizer.get_vocab()
-    tokens = sorted(ids, key=ids.__getitem__)
-    if not getattr(tokenizer, "do_lower_case", True) or [ids[token] for token in tokens] != list(
-        range(len(ids))
-    ):
-        raise CheckpointError(
-            f"{name_or_folder}: the tokenizer must be that of an uncased BERT with ids without gaps"
-        )
-    return TextTokenizer.from_vocabulary(tokens)
-
-
-def _read_pth(path: Path) -> Mapping[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{path} must be a PyTorch checkpoint that holds nothing but tensors and plain values: "
-            f"{first_line(error)}"
-        ) from None
-    state = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} must hold a dictionary of tensors, itself or under the key 'model'")
-    return state
 
 
 def _weight(weights: Mapping[str, Tensor], key: str, path: Path) -> Tensor:

@@ -6,7 +6,7 @@ trains on two CPU cores in minutes; `tiny` is for tests.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from features.artifacts import StrictModel
 
@@ -21,6 +21,16 @@ ImagePooling = Literal["cls", "mean", "flat"]
 ImageStem = Literal["linear", "conv"]
 Fusion = Literal["grounded", "completion"]
 Positive = Annotated[int, Field(ge=1)]
+
+
+def _stands_apart(prefix: str) -> str:
+    if prefix[-1:].isalnum():
+        raise ValueError(f"must end in a space or punctuation, or it runs into the text; got {prefix!r}")
+    return prefix
+
+
+#: What some published text encoders were trained to read before each text, such as "query: " of e5.
+Prefix = Annotated[str, AfterValidator(_stands_apart), Field(exclude_if=lambda prefix: not prefix)]
 
 #: BERT's uncased vocabulary with [DEC] and [ENC]: what BLIP was trained with.
 BLIP_VOCABULARY = 30_524
@@ -47,6 +57,9 @@ class EncoderConfig(StrictModel):
     #: Longer texts are cut; [CLS] and [SEP] count.
     max_title_tokens: Annotated[int, Field(ge=3, le=512)]
     max_query_tokens: Annotated[int, Field(ge=3, le=512)]
+    #: Before each query and each title, in training and in serving; their pieces count as tokens.
+    query_prefix: Prefix = ""
+    title_prefix: Prefix = ""
     pooling: Pooling = "cls"
     image_pooling: ImagePooling = "cls"
     #: "conv" is beyond the paper (Xiao et al. 2021, "Early convolutions help transformers see better"): a few

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from embeddings.catalog.products import ProductBatch, ProductCatalog, load_batch
-from embeddings.catalog.tokenizer import SEP, SPECIAL_TOKENS, TextTokenizer, TokenizerError
+from embeddings.catalog.tokenizer import SEP, SPECIAL_TOKENS, TextTokenizer, TokenBatch, TokenizerError
 from embeddings.encoders.completion import Completion
 from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.modules import ProductEncoder, QueryEncoder, seeded
@@ -122,6 +122,18 @@ class DashClipEncoder:
         """Where the weights are."""
         return self.product.text_proj.weight.device
 
+    def title_tokens(self, titles: Sequence[str | None]) -> TokenBatch:
+        """Token ids of titles, with the prefix and the cut of the config."""
+        return self.tokenizer(
+            titles, max_tokens=self.config.max_title_tokens, prefix=self.config.title_prefix
+        )
+
+    def query_tokens(self, queries: Sequence[str | None]) -> TokenBatch:
+        """Token ids of queries, with the prefix and the cut of the config."""
+        return self.tokenizer(
+            queries, max_tokens=self.config.max_query_tokens, prefix=self.config.query_prefix
+        )
+
     def load_batch(
         self, catalog: ProductCatalog, rows_B: npt.ArrayLike, *, image_size: int | None = None, **options: Any
     ) -> ProductBatch:
@@ -132,6 +144,7 @@ class DashClipEncoder:
             rows_B,
             image_size=image_size or self.config.image_size,
             max_title_tokens=self.config.max_title_tokens,
+            title_prefix=self.config.title_prefix,
             **options,
         )
 
@@ -158,7 +171,7 @@ class DashClipEncoder:
     @torch.no_grad()
     def embed_queries(self, queries: Sequence[str | None]) -> Tensor:
         """Unit vectors, float32, (B, D); zeros for a query without a single known token."""
-        tokens = self.tokenizer(queries, max_tokens=self.config.max_query_tokens)
+        tokens = self.query_tokens(queries)
         ids_BT, mask_BT = tokens.ids_BT.to(self.device), tokens.mask_BT.to(self.device)
         if self.query is None:
             self.product.eval()

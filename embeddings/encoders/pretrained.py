@@ -1,11 +1,17 @@
-"""Opening a checkpoint in transformers' layout such that nothing in it stays random unnoticed."""
+"""Opening published checkpoints such that no code in them runs and nothing stays random unnoticed."""
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
+from embeddings.catalog.tokenizer import TextTokenizer, TokenizerError
 
 
 class CheckpointError(ValueError):
@@ -57,6 +63,70 @@ def load_pretrained(model_class: type[PreTrainedModel], name_or_folder: str | Pa
             f"{missing[0]!r}; it is a checkpoint for another class: give one that has them all"
         )
     return model.eval()
+
+
+def read_tensors(path: Path) -> Mapping[str, Tensor]:
+    """The weights of a safetensors file or of a PyTorch checkpoint, itself or under the key "model".
+
+    The latter is read with `weights_only=True`: nothing in it is executed.
+
+    Raises:
+        CheckpointError: the file is neither, or holds something else than tensors.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{path} must be a file of the safetensors library: {first_line(error)}"
+            ) from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path} must be a PyTorch checkpoint that holds nothing but tensors and plain values: "
+            f"{first_line(error)}"
+        ) from None
+    state = content.get("model", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} must hold a dictionary of tensors, itself or under the key 'model'")
+    return state
+
+
+def read_vocabulary(path: Path) -> TextTokenizer:
+    """A tokenizer.json, or a vocab.txt with one token a line.
+
+    Raises:
+        CheckpointError: it is neither, or not of an uncased BERT.
+    """
+    try:
+        if path.suffix == ".json":
+            return TextTokenizer.load(path)
+        return TextTokenizer.from_vocabulary(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError, TokenizerError) as error:
+        raise CheckpointError(
+            f"{path} must be a tokenizer.json or vocab.txt of an uncased BERT (bert-base-uncased): {error}"
+        ) from None
+
+
+def tokenizer_of_folder(name_or_folder: str | Path) -> TextTokenizer:
+    """The tokenizer that transformers makes of a folder, or of a name that the hub knows.
+
+    Raises:
+        CheckpointError: there is none, or it is not that of an uncased BERT.
+    """
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(name_or_folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{name_or_folder} has no readable tokenizer: {first_line(error)}; give its vocabulary"
+        ) from None
+    try:
+        return TextTokenizer.from_json(tokenizer.backend_tokenizer.to_str(), source=str(name_or_folder))
+    except (AttributeError, TokenizerError) as error:
+        raise CheckpointError(
+            f"the tokenizer must be that of an uncased BERT (WordPiece): {first_line(error)}"
+        ) from None
 
 
 def first_line(error: Exception) -> str:

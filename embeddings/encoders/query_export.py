@@ -36,6 +36,7 @@ def export_query_encoder(encoder_folder: Path, out: Path) -> QueryNetworkConfig:
         heads=own.text_heads,
         embedding_dim=own.vector_dim,
         max_tokens=own.max_query_tokens,
+        prefix=own.query_prefix,
         pooling=own.pooling,
         layer_norm_eps=own.text_layer_norm_eps,
         ngram_buckets=own.ngram_buckets,
@@ -87,7 +88,7 @@ def query_network(encoder: DashClipEncoder, config: QueryNetworkConfig) -> Query
 
 def _compare(encoder: DashClipEncoder, network: QueryNetwork, config: QueryNetworkConfig) -> None:
     probes = [*_PROBES, *(piece.removeprefix("##") for piece in encoder.tokenizer.tokens[-8:])]
-    tokens = encoder.tokenizer(probes, max_tokens=config.max_tokens)
+    tokens = encoder.tokenizer(probes, max_tokens=config.max_tokens, prefix=config.prefix)
     expected_BD = encoder.embed_queries(probes).cpu()
     found_BD = network(tokens.ids_BT, tokens.mask_BT) * tokens.known_B.unsqueeze(1)
     difference = float((found_BD - expected_BD).abs().max())

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from embeddings.encoders.config import Pooling
+from embeddings.encoders.config import Pooling, Prefix
 from embeddings.encoders.ngrams import CharacterNgrams
 from features.artifacts import StrictModel
 
@@ -33,6 +33,8 @@ class QueryNetworkConfig(StrictModel):
     heads: Positive
     embedding_dim: Positive
     max_tokens: Annotated[int, Field(ge=3, le=512)]
+    #: Comes before each query.
+    prefix: Prefix = ""
     pooling: Pooling
     layer_norm_eps: float
     #: Rows and width of the table of character n-grams; 0 rows if the encoder has none.

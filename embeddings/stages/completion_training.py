@@ -170,10 +170,10 @@ def _vectors(
     tell: Progress,
 ) -> Vectors:
     """Encode whole and shortened titles of the products that have image and title."""
-    product, shape, tokenizer = encoder.product.eval(), encoder.config, encoder.tokenizer
+    product, shape = encoder.product.eval(), encoder.config
 
     def encoded(titles: list[str]) -> Tensor:
-        tokens = tokenizer(titles, max_tokens=shape.max_title_tokens)
+        tokens = encoder.title_tokens(titles)
         no_image_B = torch.zeros(len(titles), dtype=torch.bool)
         batch = ProductBatch(
             pixels_BCHW=torch.zeros(len(titles), 3, 1, 1),
@@ -199,7 +199,7 @@ def _vectors(
         rows = product_N[start : start + BATCH]
         batch = encoder.load_batch(catalog, rows, unreadable=unreadable)
         texts = [whole_titles[row] for row in rows.tolist()]
-        known_B = tokenizer(texts, max_tokens=shape.max_title_tokens).known_B
+        known_B = encoder.title_tokens(texts).known_B
         both = (batch.has_image_B & known_B).nonzero().squeeze(1)
         if not len(both):
             continue
@@ -212,7 +212,7 @@ def _vectors(
         short.append(torch.stack([encoded(texts) for texts in draws]))
         kept += rows_here
     tell("completion, vectors", len(product_N), len(product_N))
-    tokens = tokenizer([whole_titles[row] for row in kept], max_tokens=shape.max_title_tokens)
+    tokens = encoder.title_tokens([whole_titles[row] for row in kept])
     return Vectors(
         torch.cat(whole),
         torch.cat(short, dim=1),

@@ -1,6 +1,7 @@
 """The warm-ups and the two training stages as runs in a folder: resumable, with what was trained on what."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,10 +90,7 @@ def new_encoder(
     ngrams = encoder.product.text.ngrams
     if ngrams is not None:
         starts = range(0, len(titles), TEXT_CHUNK)
-        chunks = (
-            tokenizer(titles[start : start + TEXT_CHUNK], max_tokens=config.max_title_tokens)
-            for start in starts
-        )
+        chunks = (encoder.title_tokens(titles[start : start + TEXT_CHUNK]) for start in starts)
         ngrams.forget_rare((chunk.ids_BT, chunk.mask_BT) for chunk in chunks)
     return encoder
 
@@ -174,7 +172,8 @@ def pretrain(
     if done is not None:
         return done
     catalog = ProductCatalog.open(data, modalities=inputs.modalities, text_columns=inputs.text_columns)
-    encoder = copy_of(start)
+    # Stage 1 trains the text encoder, of which a query encoder is a copy that stage 2 makes.
+    encoder = replace(copy_of(start), query=None)
     task = PretrainTask(
         encoder,
         catalog,
@@ -345,7 +344,7 @@ def _graded_tuples(
     grades = read_grades(data, sources=sources)
     group_Q = query_groups(grades.queries)
     if start is not None:
-        group_Q = query_groups(grades.queries, start.tokenizer, max_tokens=start.config.max_query_tokens)
+        group_Q = query_groups(grades.queries, start.query_tokens)
     role_Q = roles_of_groups(grades.query_roles(inputs.holdout), group_Q)
     parts = ProductParts.read(data, text_columns=inputs.text_columns, config=inputs.holdout)
     aisles = ProductCatalog.open(data, modalities=("text",), text_columns=inputs.text_columns).aisles

@@ -278,7 +278,7 @@ class PretrainTask:
         Raises:
             ValueError: too few products have both an image and a title.
         """
-        tokens = encoder.tokenizer(catalog.titles, max_tokens=encoder.config.max_title_tokens)
+        tokens = encoder.title_tokens(catalog.titles)
         both_P = tokens.known_B.numpy() & has_image_and_title(catalog)
         self.left_out = int(len(catalog) - both_P.sum())
         self.train, self.evaluation = products_of_stage1(parts, both_P)

@@ -333,9 +333,7 @@ class AlignTask:
         self.query_titles = catalog.titles if query_titles is None else query_titles
         self.validation_P = np.zeros(len(catalog), bool) if validation_P is None else validation_P
         #: Spellings of one query have one group.
-        self.group_Q = query_groups(
-            tuples.train.queries, encoder.tokenizer, max_tokens=encoder.config.max_query_tokens
-        )
+        self.group_Q = query_groups(tuples.train.queries, encoder.query_tokens)
         grade_PQ = None
         if (config.in_batch_negatives or config.product_negatives) and grades is not None:
             grade_PQ = _grade_matrix(grades, self.group_Q, len(catalog))
@@ -351,9 +349,7 @@ class AlignTask:
             self.module.grade_PQ = grade_PQ
         #: Why the image of a product could not be read; such a product counts as one without an image.
         self.unreadable: dict[int, str] = {}
-        tokens = encoder.tokenizer(
-            tuples.train.queries.to_pylist(), max_tokens=encoder.config.max_query_tokens
-        )
+        tokens = encoder.query_tokens(tuples.train.queries.to_pylist())
         self.query_tokens = (tokens.ids_BT, tokens.mask_BT)
         self.query_lengths = tokens.mask_BT.sum(dim=1).numpy()
         self.titles = replace(catalog, image_paths=[None] * len(catalog))
@@ -483,7 +479,7 @@ class AlignTask:
             title_query(self.query_titles[row], np.random.default_rng((self.config.seed, *draw, row)))
             for row in rows
         ]
-        tokens = self.encoder.tokenizer(queries, max_tokens=self.encoder.config.max_query_tokens)
+        tokens = self.encoder.query_tokens(queries)
         group_U = torch.from_numpy(self.catalog.group_P[rows]).masked_fill(~tokens.known_B, NO_GROUP)
         return tokens.ids_BT.to(self.device), tokens.mask_BT.to(self.device), group_U.to(self.device)
 

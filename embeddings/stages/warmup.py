@@ -318,14 +318,13 @@ class TextWarmupTask(ContrastTask[TextBatch]):
             title_query(title, np.random.default_rng((self.seed, draw, row)))
             for title, row in zip(titles, rows.tolist(), strict=True)
         ]
-        config, tokenizer = self.encoder.config, self.encoder.tokenizer
-        query_tokens = tokenizer(queries, max_tokens=config.max_query_tokens)
+        query_tokens = self.encoder.query_tokens(queries)
         # Titles from which one query was made are no negatives of each other: each is what it asks for.
         group_B = self.catalog.group_P[rows]
         keys: list[tuple[int, Hashable]] = [*enumerate(group_B.tolist())]
         keys += [(row, ids_T.tobytes()) for row, ids_T in enumerate(query_tokens.ids_BT.numpy())]
         return TextBatch(
-            titles=_to(tokenizer(titles, max_tokens=config.max_title_tokens), self.device),
+            titles=_to(self.encoder.title_tokens(titles), self.device),
             queries=_to(query_tokens, self.device),
             group_B=torch.from_numpy(group_B[connected_groups(len(rows), keys)]).to(self.device),
         )
@@ -359,9 +358,7 @@ class ImageWarmupTask(ContrastTask[ImageBatch]):
             ranks=ranks,
         )
         self.device, self.augmentation = device, config.augmentation
-        tokens = encoder.tokenizer(
-            [catalog.titles[row] for row in self.train.tolist()], max_tokens=encoder.config.max_title_tokens
-        )
+        tokens = encoder.title_tokens([catalog.titles[row] for row in self.train.tolist()])
         rarity_V = rarity(tokens, encoder.config.vocab_size)
         self.module = seeded(
             lambda: ImageWarmup(

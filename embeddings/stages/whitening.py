@@ -142,7 +142,7 @@ def _projected_queries(encoder: DashClipEncoder, queries: list[str], tell: Progr
     parts = [torch.empty(0, encoder.config.embedding_dim, dtype=torch.float64)]
     for start in range(0, len(queries), BATCH):
         texts = queries[start : start + BATCH]
-        tokens = encoder.tokenizer(texts, max_tokens=encoder.config.max_query_tokens)
+        tokens = encoder.query_tokens(texts)
         ids_BT, mask_BT = tokens.ids_BT.to(encoder.device), tokens.mask_BT.to(encoder.device)
         parts.append(encoder.query.projected(ids_BT, mask_BT).double().cpu()[tokens.known_B])
         tell("whitening, queries", min(start + BATCH, len(queries)), len(queries))

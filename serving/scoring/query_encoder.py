@@ -94,7 +94,7 @@ class QueryTextEncoder:
         return vectors_QD
 
     def _encode(self, texts: list[str]) -> NDArray[np.float32]:
-        tokens = self._tokenizer(texts, max_tokens=self.config.max_tokens)
+        tokens = self._tokenizer(texts, max_tokens=self.config.max_tokens, prefix=self.config.prefix)
         with torch.inference_mode():
             vectors_QD = self._network(tokens.ids_BT, tokens.mask_BT) * tokens.known_B.unsqueeze(1)
         encoded_QD: NDArray[np.float32] = vectors_QD.numpy()

@@ -30,7 +30,10 @@ def pretrain_command(
     config: CONFIG = Path("encoders_small"),
     start: Annotated[
         Path | None,
-        typer.Option(help="Encoder to start from, as of `encode import-blip`; from scratch without it."),
+        typer.Option(
+            help="Encoder to start from (`encode import-blip`, `encode from-bert`), the folder of a BERT, or "
+            "`all-minilm-l6-v2`; from scratch without it."
+        ),
     ] = None,
     device: DEVICE = "cpu",
 ) -> None:
@@ -47,7 +50,7 @@ def pretrain_command(
     from experiments.runtime.progress import progress_bars
 
     console = Console()
-    settings, encoder = _read(config, start)
+    settings, encoder = _read_start(config, start, console)
     with progress_bars(console) as bars:
         run = run_pretrain(data, out, settings, start=encoder, device=device, show=bars.training)
     _print_run(console, run)
@@ -63,7 +66,10 @@ def align_command(
     out: Annotated[Path, typer.Argument(help="Folder of the run; an interrupted run continues.")],
     start: Annotated[
         Path | None,
-        typer.Option(help="Encoder of stage 1: `<run>/encoder` or the run; from scratch without it."),
+        typer.Option(
+            help="Encoder of stage 1: `<run>/encoder` or the run; or as for `pretrain`; from scratch "
+            "without it."
+        ),
     ] = None,
     config: CONFIG = Path("encoders_small"),
     device: DEVICE = "cpu",
@@ -78,7 +84,7 @@ def align_command(
     from experiments.runtime.progress import progress_bars
 
     console = Console()
-    settings, encoder = _read(config, start)
+    settings, encoder = _read_start(config, start, console)
     with progress_bars(console) as bars:
         run = run_align(data, out, settings, start=encoder, device=device, show=bars.training, progress=bars)
     _print_run(console, run)
@@ -269,6 +275,51 @@ def import_blip_command(
     Console().print(f"{encoder.encoder_id} in {out}", soft_wrap=True)
 
 
+@encode.command("from-bert")
+def from_bert_command(
+    model: Annotated[
+        str, typer.Argument(help="Folder of an uncased BERT, MiniLM, bge, e5 or gte; or `all-minilm-l6-v2`.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Encoder folder to write.")],
+    pooling: Annotated[
+        Literal["auto", "mean", "cls"], typer.Option(help="`auto`: what sentence-transformers' files say.")
+    ] = "auto",
+    query_prefix: Annotated[
+        str | None,
+        typer.Option(help="Goes before each query, as 'query: ' of e5; if not, what the files say."),
+    ] = None,
+    title_prefix: Annotated[
+        str | None, typer.Option(help="Goes before each title, as 'passage: ' of e5.")
+    ] = None,
+    config: Annotated[
+        Path, typer.Option(help="Encoder config whose size, image side and cuts are taken.")
+    ] = Path("encoders_small"),
+) -> None:
+    """Turn published text weights into an encoder: its vectors of queries and titles are those of the model.
+
+    The image side has no published weights and begins at random; until it is trained a product is its title.
+
+    Example: `dashclip encode from-bert models/bge-small-en-v1.5 runs/bge`
+    """
+    from rich.console import Console
+
+    from experiments.config import load_config
+    from experiments.encoders.pipeline import EncodersConfig, bert_encoder
+
+    given = {"query_prefix": query_prefix, "title_prefix": title_prefix}
+    encoder = bert_encoder(
+        model,
+        load_config(config, EncodersConfig),
+        pooling=None if pooling == "auto" else pooling,
+        **{name: text for name, text in given.items() if text is not None},
+    )
+    assert encoder.trained_on is not None
+    saved = encoder.save(out, stage="initial", trained_on=encoder.trained_on)
+    console = Console()
+    console.print(f"{saved.encoder_id} in {out}", soft_wrap=True)
+    _print_bert(console, saved)
+
+
 @encode.command("off-the-shelf")
 def off_the_shelf_command(
     data: DATA,
@@ -358,6 +409,44 @@ def _read(config: Path, encoder: Path | None) -> tuple[EncodersConfig, DashClipE
         return settings, None
     folder = _encoder_folder(encoder)
     return settings, DashClipEncoder.load(folder or encoder)
+
+
+def _read_start(
+    config: Path, start: Path | None, console: Console
+) -> tuple[EncodersConfig, DashClipEncoder | None]:
+    """As `_read`; the start may also be the folder or the name of published text weights."""
+    from embeddings.encoders.bert_checkpoint import is_bert_folder
+    from embeddings.encoders.published_weights import PUBLISHED
+    from experiments.encoders.pipeline import bert_encoder
+
+    if start is None or _encoder_folder(start):
+        return _read(config, start)
+    if not (is_bert_folder(start) or (not start.exists() and str(start).lower() in PUBLISHED)):
+        return _read(config, start)
+    settings, _ = _read(config, None)
+    encoder = bert_encoder(str(start), settings)
+    _print_bert(console, encoder)
+    return settings, encoder
+
+
+def _print_bert(console: Console, encoder: DashClipEncoder) -> None:
+    """What was read, and what no published weights are there for."""
+    shape, made = encoder.config, encoder.trained_on or {}
+    console.print(
+        f"{made['source']}: {shape.text_layers} layers of {shape.text_hidden_dim}, {made['pooling']} "
+        f"pooling, {shape.vocab_size:,} tokens, vectors of {shape.vector_dim}"
+        + (f"; licence {made['licence']}" if "licence" in made else ""),
+        soft_wrap=True,
+        markup=False,
+    )
+    for what, prefix in (("query", shape.query_prefix), ("title", shape.title_prefix)):
+        if prefix:
+            console.print(f"before each {what}: {prefix!r}", soft_wrap=True, markup=False)
+    console.print(
+        f"random until trained, as no text model has them: {', '.join(made['random'])}",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def _encoder_folder(folder: Path) -> Path | None:

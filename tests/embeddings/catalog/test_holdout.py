@@ -1,5 +1,7 @@
 """Hold-out: a role is a property of the text and the seed, never of the other rows."""
 
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -133,12 +135,10 @@ def test_queries_that_a_vocabulary_cannot_tell_apart_are_one_group() -> None:
     tokenizer = TextTokenizer.train(["oat milk", "soy milk"] * 3, vocab_size=60)
     queries = ["oat milk", "日", "OAT MILK", "月", "soy milk milk a", "soy milk milk b", "soy milk"]
     assert query_groups(queries).tolist() == [0, 1, 0, 3, 4, 5, 6]
-    groups = query_groups(queries, tokenizer, max_tokens=5)
+    groups = query_groups(queries, partial(tokenizer, max_tokens=5))
     assert groups.tolist() == [0, 1, 0, 1, 4, 4, 6]
     ids = tokenizer(queries, max_tokens=5).ids_BT.tolist()
     assert [ids.index(row) for row in ids] == groups.tolist()
-    with pytest.raises(ValueError, match="needs max_tokens"):
-        query_groups(queries, tokenizer)
 
 
 def test_a_group_has_the_role_of_its_most_held_out_query() -> None:
