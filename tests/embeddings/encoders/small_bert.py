@@ -103,10 +103,12 @@ def change_config(folder: Path, **changes: Any) -> None:
 def as_other_file(folder: Path) -> None:
     """The weights as a pickled file with the names of a model with heads, as google published BERT."""
     weights = load_file(folder / "model.safetensors")
-    renamed = {
-        "bert." + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
-        for name, value in weights.items()
-    }  # fmt: skip
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    renamed = {}
+    for name, value in weights.items():
+        for new, before in old.items():
+            name = name.replace(new, before)
+        renamed[f"bert.{name}"] = value
     more = {"cls.predictions.bias": torch.zeros(3), "bert.embeddings.position_ids": torch.arange(64)[None]}
     torch.save(renamed | more, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
@@ -114,8 +116,13 @@ def as_other_file(folder: Path) -> None:
 
 @torch.no_grad()
 def vectors_of_transformers(
-    folder: Path, texts: Sequence[str], *, pooling: str, max_tokens: int, dense: Sequence[tuple[Tensor, Tensor]] = ()
-) -> Tensor:  # fmt: skip
+    folder: Path,
+    texts: Sequence[str],
+    *,
+    pooling: str,
+    max_tokens: int,
+    dense: Sequence[tuple[Tensor, Tensor]] = (),
+) -> Tensor:
     """Unit vectors, one text at a time: no padding, no mask."""
     model = BertModel.from_pretrained(folder).eval()
     tokenizer = BertTokenizer.from_pretrained(folder)

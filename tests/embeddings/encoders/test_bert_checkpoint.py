@@ -1,9 +1,10 @@
-"""Published text weights: the vectors of transformers' BertModel, and a sentence for what cannot give them."""
+"""Published text weights: the vectors of transformers' BertModel, or a sentence that says why not."""
 
 import json
 import os
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -70,7 +71,7 @@ def test_query_and_title_vectors_are_those_of_bert_pooled_and_normalised(data: s
     sizes = [heads * width, *data.draw(st.lists(st.sampled_from([4, 12, 24]), max_size=2))]
     dense = [
         (torch.randn(wide, narrow, generator=generator), torch.randn(wide, generator=generator))
-        for narrow, wide in zip(sizes, sizes[1:], strict=False)
+        for narrow, wide in pairwise(sizes)
     ]
     positions = data.draw(st.sampled_from([40, 512, 600]))
     with TemporaryDirectory() as name:
@@ -101,8 +102,13 @@ def test_query_and_title_vectors_are_those_of_bert_pooled_and_normalised(data: s
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_prefixes_go_before_every_query_and_title_and_count_as_tokens(bert: Path, pooling: str) -> None:
     encoder = read_bert(
-        bert, size="tiny", pooling=pooling, query_prefix="query: ", title_prefix="passage: red. ", max_query_tokens=12
-    )  # fmt: skip
+        bert,
+        size="tiny",
+        pooling=pooling,
+        query_prefix="query: ",
+        title_prefix="passage: red. ",
+        max_query_tokens=12,
+    )
     for found_BD, prefix, cut in (
         (encoder.embed_queries(TEXTS), "query: ", 12),
         (title_vectors(encoder, TEXTS), "passage: red. ", 48),
@@ -234,7 +240,7 @@ def add(name: str, shape: tuple[int, ...]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     "harm, sentence",
     [
-        (lambda folder: change_config(folder, model_type="roberta"), "must be a BERT .* its config says 'roberta'"),
+        (lambda folder: change_config(folder, model_type="roberta"), "its config says 'roberta'"),
         (lambda folder: change_config(folder, hidden_act="gelu_new"), "exact GELU .*, got 'gelu_new'"),
         (lambda folder: change_config(folder, hidden_act="relu"), "got 'relu'"),
         (
@@ -246,7 +252,7 @@ def add(name: str, shape: tuple[int, ...]) -> Callable[[Path], None]:
         (lambda folder: change_config(folder, num_attention_heads=5), "multiple of text_heads"),
         (lambda folder: change_config(folder, num_hidden_layers=1), r"'encoder\.layer\.1\..*do not have"),
         (lambda folder: change_config(folder, num_hidden_layers=3), r"lacks 'encoder\.layer\.2\."),
-        (lambda folder: change_config(folder, max_position_embeddings=80), "64 positions, its config says 80"),
+        (lambda folder: change_config(folder, max_position_embeddings=80), "64 positions, its"),
         (lambda folder: change_config(folder, hidden_size="wide"), "hidden_size"),
         (lambda folder: (folder / "config.json").write_text("no"), "no config of a BERT"),
         (lambda folder: (folder / "config.json").unlink(), "must be a folder with the config.json"),
@@ -273,7 +279,10 @@ def add(name: str, shape: tuple[int, ...]) -> Callable[[Path], None]:
             ),
             "must be linear",
         ),
-        (lambda folder: write_modules(folder, dense=[(torch.zeros(8, 16), torch.zeros(8))]), "takes 16 values"),
+        (
+            lambda folder: write_modules(folder, dense=[(torch.zeros(8, 16), torch.zeros(8))]),
+            "takes 16 values",
+        ),
         (
             lambda folder: write_modules(folder, pooling=mean_pooling(include_prompt=False)),
             "leaves the prompt out",
@@ -287,7 +296,7 @@ def add(name: str, shape: tuple[int, ...]) -> Callable[[Path], None]:
         (add("encoder.layer.0.output.dense.bias", (3,)), r"must be \[32\], as its config says, got \[3\]"),
         (add("embeddings.word_embeddings.weight", (20, 32)), "20 word embeddings, but its vocabulary"),
     ],
-)  # fmt: skip
+)
 def test_a_model_that_would_give_other_vectors_is_refused(
     copy: Path, harm: Callable[[Path], object], sentence: str
 ) -> None:
@@ -313,7 +322,7 @@ def test_what_comes_with_the_weights_cannot_be_chosen(bert: Path) -> None:
         read_bert(bert, size="tiny", text_layers=3)
     with pytest.raises(CheckpointError, match="positions for 64 tokens, so max_title_tokens"):
         read_bert(bert, size="tiny", max_title_tokens=65)
-    with pytest.raises(CheckpointError, match="title_prefix.*must end in a space or punctuation"):
+    with pytest.raises(CheckpointError, match=r"title_prefix.*must end in a space or punctuation"):
         read_bert(bert, size="tiny", title_prefix="query")
 
 

@@ -1,4 +1,4 @@
-"""What training starts with: which warm-ups run from scratch, and the recipe for published weights."""
+"""What training starts with: which warm-ups run, and the recipes for published weights."""
 
 import re
 from pathlib import Path
@@ -6,11 +6,21 @@ from typing import Any
 
 import pytest
 from torch import nn
+from typer.testing import CliRunner
 
+from embeddings.encoders.bert_checkpoint import lacks_images
 from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.dashclip import DashClipEncoder
+from experiments.cli import app
 from experiments.config import load_config, parse_config
-from experiments.encoders.pipeline import EncodersConfig, first_encoder, run_align, run_pretrain
+from experiments.encoders.pipeline import (
+    EncodersConfig,
+    bert_encoder,
+    first_encoder,
+    run_align,
+    run_pretrain,
+)
+from tests.embeddings.encoders.small_bert import save_bert, write_modules
 from tests.embeddings.small_catalog import small_tokenizer, write_small_catalog
 from tests.embeddings.training.training_child import INPUTS, TUPLES
 
@@ -42,6 +52,69 @@ def test_a_catalogue_without_images_is_told_what_to_leave_out(tmp_path: Path) ->
     data = write_small_catalog(tmp_path / "data", products=24, without_image=set(range(24)))
     with pytest.raises(ValueError, match=r"got 0; without images leave \[image_warmup\] out of the config"):
         first_encoder(data, tmp_path / "warmup", config())
+
+
+def test_published_text_warms_up_its_images_alone(tmp_path: Path) -> None:
+    data = write_small_catalog(tmp_path / "data", products=24)
+    published = bert_encoder(write_modules(save_bert(tmp_path / "bert")), config())
+    warm = first_encoder(data, tmp_path / "warmup", config(), published=published)
+    assert {path.parent.name for path in (tmp_path / "warmup").glob("*/training.json")} == {"image"}
+    assert (lacks_images(published), lacks_images(warm)) == (True, False)
+    assert warm.embed_queries(["red circle"]).equal(published.embed_queries(["red circle"]))
+    before, after = (encoder.product.vision_proj.weight for encoder in (published, warm))
+    assert not before.equal(after)
+
+
+def test_published_text_takes_of_the_architecture_what_the_weights_leave_open(tmp_path: Path) -> None:
+    architecture = {"fusion": "grounded", "vision_layers": 1, "text_layers": 5, "title_prefix": "passage: "}
+    folder = write_modules(save_bert(tmp_path / "bert", layers=2))
+    shape = bert_encoder(folder, config(architecture=architecture)).config
+    assert (shape.fusion, shape.vision_layers, shape.title_prefix) == ("grounded", 1, "passage: ")
+    assert (shape.text_layers, shape.embedding_dim, shape.max_title_tokens) == (2, 32, 48)
+    assert bert_encoder(folder, config(architecture=architecture), title_prefix="").config.title_prefix == ""
+
+
+ALIGN_TOML = """size = "tiny"
+modalities = ["text"]
+[holdout]
+test_query_share = 0.1
+validation_query_share = 0.2
+test_product_share = 0.05
+validation_product_share = 0.2
+[tuples]
+max_positives = 4
+negatives = 3
+[align]
+epochs = 1
+batch_size = 16
+learning_rate = 0.001
+"""
+
+
+def test_the_commands_make_an_encoder_of_a_bert_and_start_from_one(tmp_path: Path) -> None:
+    data = write_small_catalog(tmp_path / "data", products=24)
+    folder = write_modules(save_bert(tmp_path / "bert"))
+    settings = tmp_path / "tiny.toml"
+    settings.write_text(ALIGN_TOML, encoding="utf-8")
+
+    def called(*arguments: object) -> str:
+        words = ["encode", *map(str, arguments), "--config", str(settings)]
+        result = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+        assert result.exit_code == 0, result.exception
+        return result.output
+
+    output = called("from-bert", folder, tmp_path / "encoder", "--query-prefix", "query: ")
+    assert "2 layers of 32, mean pooling" in output
+    assert "before each query: 'query: '" in output
+    assert "random until trained, as no text model has them: vision, vision_proj" in output
+    assert DashClipEncoder.load(tmp_path / "encoder").config.query_prefix == "query: "
+
+    output = called("align", data, tmp_path / "align", "--start", folder)
+    assert "random until trained" in output
+    aligned = DashClipEncoder.load(tmp_path / "align" / "encoder")
+    assert (aligned.stage, aligned.config.text_hidden_dim, aligned.config.query_prefix) == ("aligned", 32, "")
+    assert aligned.trained_on is not None
+    assert aligned.trained_on["previous"]["source"] == "bert"
 
 
 def test_the_shipped_recipe_for_published_weights_trains_the_last_4_of_12_layers_alone(
