@@ -8,7 +8,12 @@ import typer
 from typer.core import TyperGroup
 
 from experiments.commands import bench, config, demo, doctor, worlds
-from experiments.commands.encoders import embed, encode, published_sets
+from experiments.commands.encoders import (
+    embed,
+    encode,
+    published_models,  # noqa: F401  # adds its commands to `encode`
+    published_sets,
+)
 from experiments.commands.inputs import features, generate, imports, validate
 from experiments.commands.rankers import importance, publish, report, sweep, train
 from experiments.commands.serving import archive, drift, fuzz, loadtest, package, refresh, replay, serve, soak

@@ -128,17 +128,17 @@ class TextTokenizer:
             TokenizerError: the file is no such tokenizer.
         """
         # Read here: the library reports a missing file as an error of its own kind.
-        return cls.from_json(Path(path).read_text(encoding="utf-8"), source=str(path))
+        return cls.from_json(Path(path).read_bytes(), source=str(path))
 
     @classmethod
-    def from_json(cls, content: str, *, source: str) -> Self:
+    def from_json(cls, content: str | bytes, *, source: str) -> Self:
         """As `load`, of the content of such a file; `source` is what errors name.
 
         Raises:
             TokenizerError: it is no such tokenizer.
         """
         try:
-            tokenizer = Tokenizer.from_str(content)
+            tokenizer = Tokenizer.from_str(content if isinstance(content, str) else content.decode("utf-8"))
         except Exception as error:  # the library raises plain Exception
             raise TokenizerError(
                 f"{source} is not a tokenizer.json of the tokenizers library: {error}"

@@ -12,12 +12,10 @@ a product is its title until then.
 Shapes: V tokens, H hidden width, D embedding width.
 """
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -27,13 +25,10 @@ from embeddings.catalog.tokenizer import TextTokenizer
 from embeddings.encoders.config import EncoderConfig, Pooling, Size
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import ProductEncoder, seeded
-from embeddings.encoders.pretrained import CheckpointError, first_line, read_tensors, tokenizer_of_folder
+from embeddings.encoders.pretrained import CheckpointError, read_tensors, tokenizer_of_folder
+from embeddings.encoders.sentence_files import CONFIG, Head, head_of, modules_of, prompts_of, weights_file
 from features.artifacts import json_file_has, sha256_of
-from features.inputs.image_paths import path_in_folder
 
-CONFIG, MODULES, PROMPTS = "config.json", "modules.json", "config_sentence_transformers.json"
-#: The first of these that is there holds the weights.
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 #: Fields of `EncoderConfig` that the weights leave open.
 OPEN_FIELDS = (
     "image_size",
@@ -83,15 +78,6 @@ class BertSettings(BaseModel):
     is_decoder: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class Head:
-    """What comes after the layers: pooling, and the linear map of the pooled state if there is one."""
-
-    pooling: Pooling
-    weight_DH: Tensor | None = None
-    bias_D: Tensor | None = None
-
-
 def is_bert_folder(folder: Path) -> bool:
     """Whether a folder holds a model in transformers' layout; `read_bert` says whether it can be used."""
     return json_file_has(Path(folder) / CONFIG, "model_type")
@@ -122,18 +108,18 @@ def read_bert(
         raise CheckpointError(
             f"{unknown[0]} comes with the weights of {folder}; only {', '.join(OPEN_FIELDS)} can be chosen"
         )
-    modules = _modules(folder)
+    modules = modules_of(folder)
     home = folder / modules[0][1] if modules else folder
     settings = _settings(home)
-    head = _head(folder, modules, pooling)
-    weights_file = _weights_file(home)
+    head = head_of(folder, modules, pooling)
+    weights_path = weights_file(home)
     tokenizer = _tokenizer(home)
-    text = _text_weights(_named_weights(weights_file), settings, tokenizer, source=weights_file)
+    text = _text_weights(_named_weights(weights_path), settings, tokenizer, source=weights_path)
     most = min(settings.max_position_embeddings, 512)
-    given = {
+    given: dict[str, Any] = {
         "max_title_tokens": min(MAX_TITLE_TOKENS, most),
         "max_query_tokens": min(MAX_QUERY_TOKENS, most),
-        **_prompts(folder),
+        **prompts_of(folder),
         **changes,
     }
     for name in ("max_title_tokens", "max_query_tokens"):
@@ -161,10 +147,10 @@ def read_bert(
             f"{folder} does not make an encoder: {where}: {problem['msg']} (got {problem['input']!r})"
         ) from None
     product = seeded(lambda: ProductEncoder(config, enc_id=tokenizer.enc_id), seed)
-    _fill(product, text, head, source=weights_file)
+    _fill(product, text, head, source=weights_path)
     trained_on = {
         "source": folder.name,
-        "sha256": sha256_of(weights_file),
+        "sha256": sha256_of(weights_path),
         "pooling": head.pooling,
         "random": list(RANDOM),
     }
@@ -219,106 +205,6 @@ def _settings(folder: Path) -> BertSettings:
     if settings.is_decoder:
         raise CheckpointError(f"{folder} reads from left to right (is_decoder); an encoder is needed")
     return settings
-
-
-def _modules(folder: Path) -> list[tuple[str, str]]:
-    """Kind and subfolder of what sentence-transformers runs in turn; [] where it left no word."""
-    path = folder / MODULES
-    if not path.exists():
-        return []
-    try:
-        found = [(str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in _read_json(path)]
-    except (KeyError, TypeError):
-        raise CheckpointError(
-            f"{path} must be the list of modules that sentence-transformers writes"
-        ) from None
-    kinds = [kind for kind, _ in found]
-    if not re.fullmatch(r"Transformer Pooling( Dense)*( Normalize)?", " ".join(kinds)):
-        raise CheckpointError(
-            f"{folder}: a text encoder is Transformer, Pooling, perhaps Dense, and Normalize in this order; "
-            f"{MODULES} lists {', '.join(kinds) or 'nothing'}"
-        )
-    for _, name in found:
-        if path_in_folder(name) is None:
-            raise CheckpointError(f"{path} names {name!r}, which leads out of the folder")
-    return found
-
-
-def _head(folder: Path, modules: list[tuple[str, str]], pooling: Pooling | None) -> Head:
-    """Pooling as given, or as the folder says; several linear maps are one."""
-    if pooling is None:
-        if not modules:
-            raise CheckpointError(
-                f"{folder} does not say how it makes one vector of a text's tokens (no {MODULES}); give "
-                'pooling: "mean" for most sentence encoders, "cls" for those trained on the first token'
-            )
-        pooling = _pooling(folder / modules[1][1] / CONFIG)
-    weight_DH, bias_D = None, None
-    for kind, name in modules:
-        if kind != "Dense":
-            continue
-        weight, bias = _dense(folder / name)
-        if weight_DH is None or bias_D is None:
-            weight_DH, bias_D = weight, bias
-        else:
-            weight_DH, bias_D = weight @ weight_DH, weight @ bias_D + bias
-    return Head(pooling, weight_DH, bias_D)
-
-
-def _pooling(path: Path) -> Pooling:
-    said = _read_json(path)
-    names = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
-    modes = [
-        names.get(key, key)
-        for key, chosen in said.items()
-        if key.startswith("pooling_mode_") and chosen is True
-    ] or [said.get("pooling_mode")]
-    for pooling in get_args(Pooling):
-        if modes == [pooling]:
-            if said.get("include_prompt") is False:
-                raise CheckpointError(
-                    f"{path} leaves the prompt out of the pooling, which this encoder cannot"
-                )
-            return pooling
-    raise CheckpointError(f"{path}: pooling must be the mean of the tokens or [CLS], got {modes}")
-
-
-def _dense(folder: Path) -> tuple[Tensor, Tensor]:
-    """Weight (D, H) and bias (D) in float64."""
-    said = _read_json(folder / CONFIG)
-    activation = str(said.get("activation_function", "torch.nn.modules.activation.Tanh"))
-    if not activation.endswith(".Identity"):
-        raise CheckpointError(
-            f"{folder}: a Dense module must be linear, as our projections are; its activation is {activation}"
-        )
-    weights = read_tensors(_weights_file(folder))
-    weight_DH = weights.get("linear.weight")
-    if weight_DH is None:
-        raise CheckpointError(f"{folder} lacks 'linear.weight'")
-    bias_D = weights.get("linear.bias", torch.zeros(len(weight_DH)))
-    return weight_DH.double(), bias_D.double()
-
-
-def _prompts(folder: Path) -> dict[str, str]:
-    """Prefixes that the folder names for queries and documents."""
-    path = folder / PROMPTS
-    if not path.exists():
-        return {}
-    said = _read_json(path)
-    prompts = said.get("prompts") or {}
-    for_all = prompts.get(said.get("default_prompt_name") or "") or ""
-    documents = (prompts.get(name) for name in ("document", "passage", "corpus"))
-    return {
-        "query_prefix": prompts.get("query") or for_all,
-        "title_prefix": next((text for text in documents if text), for_all),
-    }
-
-
-def _weights_file(folder: Path) -> Path:
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    raise CheckpointError(f"{folder} must hold its weights as one file, {' or '.join(WEIGHTS)}")
 
 
 def _tokenizer(folder: Path) -> TextTokenizer:
@@ -404,10 +290,3 @@ def _fill(product: ProductEncoder, text: dict[str, Tensor], head: Head, *, sourc
         projection.weight.copy_(head.weight_DH)
         projection.bias.copy_(head.bias_D)
     product.start_product_proj()
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} must be a JSON file: {first_line(error)}") from None

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +15,8 @@ from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION, HoldoutConfig, p
 from embeddings.catalog.inputs import read_distinct_queries
 from embeddings.catalog.products import Modality, ProductCatalog
 from embeddings.embedding_table import EmbeddingTable
-from embeddings.encoders.bert_checkpoint import OPEN_FIELDS, lacks_images, read_bert
 from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder
-from embeddings.encoders.published_weights import PUBLISHED, find_published
 from embeddings.evaluation.judgements import Judgements
 from embeddings.evaluation.probe_report import ProbeReport
 from embeddings.evaluation.probes import ProbeLabels, VectorPair, run_probes
@@ -26,11 +24,12 @@ from embeddings.evaluation.retrieval import Pool
 from embeddings.relevance.grades import read_grades
 from embeddings.relevance.sampling import TupleConfig
 from embeddings.stages.run_folder import InputConfig, ShowReport, StageRun
-from embeddings.stages.runs import VOCABULARY, Start, align, new_encoder, pretrain, warm_up
+from embeddings.stages.runs import VOCABULARY, Start, align, pretrain
 from embeddings.stages.stage1 import PretrainConfig
 from embeddings.stages.stage2 import AlignConfig, check_product_side
 from embeddings.stages.warmup import ImageWarmupConfig, WarmupConfig
 from embeddings.tables.encode import Encoded, encode_products, encode_queries
+from experiments.encoders.first_encoder import warm_start
 from experiments.encoders.retrieval_rows import RandomRow, TableRow, VectorRow, lexical_rows
 from experiments.encoders.table1 import Table1, evaluate_rows
 from experiments.marketplace.judgements import MarketplaceTruth
@@ -117,84 +116,6 @@ class EncodersConfig(BaseModel):
         return self.model_copy(update={"seed": seed, **parts})
 
 
-def first_encoder(
-    data: Path,
-    folder: Path,
-    config: EncodersConfig,
-    *,
-    published: DashClipEncoder | None = None,
-    device: str = "cpu",
-    show: ShowReport | None = None,
-) -> DashClipEncoder:
-    """What training from scratch starts with: a tokenizer learned from the data, and random weights.
-
-    With warm-ups in the config the weights have gone through those, runs of their own in `folder`/text and
-    `folder`/image. `published` has text weights already (`read_bert`), and its images alone warm up.
-    """
-    start = published or new_encoder(
-        data,
-        size=config.size,
-        inputs=config.inputs,
-        seed=config.seed,
-        vocab_size=config.vocab_size,
-        architecture=config.architecture,
-    )
-    of_text = None if published else config.warmup
-    of_images = config.image_warmup if "image" in config.modalities else None
-    for name, warmup in (("text", of_text), ("image", of_images)):
-        if warmup is not None:
-            start = warm_up(
-                data,
-                folder / name,
-                start=start,
-                config=warmup,
-                inputs=config.stage1_inputs,
-                device=device,
-                show=show,
-            ).encoder
-    return start
-
-
-def _warm_start(
-    data: Path,
-    folder: Path,
-    config: EncodersConfig,
-    start: Start | None,
-    *,
-    device: str,
-    show: ShowReport | None,
-) -> Start:
-    """`start`, or the call that makes one from scratch, or that warms up the images of published text."""
-    published = start if isinstance(start, DashClipEncoder) and lacks_images(start) else None
-    if start is not None and published is None:
-        return start
-    return partial(first_encoder, data, folder, config, published=published, device=device, show=show)
-
-
-def bert_encoder(model: str | Path, config: EncodersConfig, **options: Any) -> DashClipEncoder:
-    """Published text weights as an encoder: a folder, or the name of a model that an installed package holds.
-
-    Of the config it takes the size, the fields of `architecture` that the weights leave open, and the seed;
-    `options` of `read_bert` go before those.
-
-    Raises:
-        CheckpointError: as `read_bert` and `find_published`.
-    """
-    folder, name = Path(model), str(model).lower()
-    published = None if folder.exists() else PUBLISHED.get(name)
-    chosen = {field: value for field, value in config.architecture.items() if field in OPEN_FIELDS}
-    encoder = read_bert(
-        find_published(name) if published else folder,
-        size=config.size,
-        seed=config.seed,
-        **{**chosen, **options},
-    )
-    if published:
-        made = {"source": published.source, "licence": published.licence}
-        encoder = replace(encoder, trained_on={**(encoder.trained_on or {}), **made})
-    return encoder
-
-
 def run_pretrain(
     data: Path,
     folder: Path,
@@ -211,7 +132,7 @@ def run_pretrain(
     """
     if config.pretrain is None:
         raise ValueError("the config has no [pretrain] section, which stage 1 needs")
-    start = _warm_start(data, folder / "warmup", config, start, device=device, show=show)
+    start = warm_start(data, folder / "warmup", config, start, device=device, show=show)
     return pretrain(
         data,
         folder,
@@ -240,7 +161,7 @@ def run_align(
     """
     if config.align is None:
         raise ValueError("the config has no [align] section, which stage 2 needs")
-    start = _warm_start(data, folder / "warmup", config, start, device=device, show=show)
+    start = warm_start(data, folder / "warmup", config, start, device=device, show=show)
     return align(
         data,
         folder,

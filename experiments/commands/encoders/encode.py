@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -253,105 +253,6 @@ def probe_command(
         console.print(f"{len(paths)} pictures in {out / 'pictures'}", soft_wrap=True)
 
 
-@encode.command("import-blip")
-def import_blip_command(
-    checkpoint: Annotated[
-        str, typer.Argument(help="Original BLIP `.pth`, a Hugging Face folder, or a name on the hub.")
-    ],
-    out: Annotated[Path, typer.Argument(help="Encoder folder to write.")],
-    vocabulary: Annotated[
-        Path | None, typer.Option(help="BERT's vocab.txt or tokenizer.json; needed for a `.pth`.")
-    ] = None,
-) -> None:
-    """Turn published BLIP weights into an encoder that stage 1 can start from; no weight stays random.
-
-    Example: `dashclip encode import-blip model_base_14M.pth runs/blip --vocabulary vocab.txt`
-    """
-    from rich.console import Console
-
-    from embeddings.encoders.blip_checkpoint import encoder_from_checkpoint
-
-    encoder = encoder_from_checkpoint(checkpoint, out, vocabulary=vocabulary)
-    Console().print(f"{encoder.encoder_id} in {out}", soft_wrap=True)
-
-
-@encode.command("from-bert")
-def from_bert_command(
-    model: Annotated[
-        str, typer.Argument(help="Folder of an uncased BERT, MiniLM, bge, e5 or gte; or `all-minilm-l6-v2`.")
-    ],
-    out: Annotated[Path, typer.Argument(help="Encoder folder to write.")],
-    pooling: Annotated[
-        Literal["auto", "mean", "cls"], typer.Option(help="`auto`: what sentence-transformers' files say.")
-    ] = "auto",
-    query_prefix: Annotated[
-        str | None,
-        typer.Option(help="Goes before each query, as 'query: ' of e5; if not, what the files say."),
-    ] = None,
-    title_prefix: Annotated[
-        str | None, typer.Option(help="Goes before each title, as 'passage: ' of e5.")
-    ] = None,
-    config: Annotated[
-        Path, typer.Option(help="Encoder config whose size, image side and cuts are taken.")
-    ] = Path("encoders_small"),
-) -> None:
-    """Turn published text weights into an encoder: its vectors of queries and titles are those of the model.
-
-    The image side has no published weights and begins at random; until it is trained a product is its title.
-
-    Example: `dashclip encode from-bert models/bge-small-en-v1.5 runs/bge`
-    """
-    from rich.console import Console
-
-    from experiments.config import load_config
-    from experiments.encoders.pipeline import EncodersConfig, bert_encoder
-
-    given = {"query_prefix": query_prefix, "title_prefix": title_prefix}
-    encoder = bert_encoder(
-        model,
-        load_config(config, EncodersConfig),
-        pooling=None if pooling == "auto" else pooling,
-        **{name: text for name, text in given.items() if text is not None},
-    )
-    assert encoder.trained_on is not None
-    saved = encoder.save(out, stage="initial", trained_on=encoder.trained_on)
-    console = Console()
-    console.print(f"{saved.encoder_id} in {out}", soft_wrap=True)
-    _print_bert(console, saved)
-
-
-@encode.command("off-the-shelf")
-def off_the_shelf_command(
-    data: DATA,
-    out: Annotated[Path, typer.Argument(help="Folder for `products/` and `queries/`.")],
-    kind: Annotated[Literal["clip", "blip", "flava"], typer.Option(help="Which model it is.")],
-    checkpoint: Annotated[str, typer.Option(help="Hugging Face folder or name on the hub.")],
-    modality: Annotated[
-        Literal["image", "text"], typer.Option(help="What stands for a product: its image or its title.")
-    ] = "image",
-    device: DEVICE = "cpu",
-) -> None:
-    """Tables of CLIP, BLIP or FLAVA as published: the off-the-shelf rows of table 1.
-
-    Example: `dashclip encode off-the-shelf DATA OUT --kind clip --checkpoint openai/clip-vit-base-patch32`
-    """
-    from rich.console import Console
-
-    from embeddings.tables.off_the_shelf import embed_off_the_shelf
-    from experiments.runtime.progress import progress_bars
-
-    console = Console()
-    with progress_bars(console) as bars:
-        tables = embed_off_the_shelf(
-            kind, checkpoint, data, out, modality=modality, device=device, progress=bars
-        )
-    console.print(
-        f"{len(tables.products):,} products in {tables.products.folder}; "
-        f"{tables.products_without_input:,} have no {modality}",
-        soft_wrap=True,
-    )
-
-
 @encode.command("ablate", hidden=True)
 def ablate_command(
     data: DATA,
@@ -417,7 +318,8 @@ def _read_start(
     """As `_read`; the start may also be the folder or the name of published text weights."""
     from embeddings.encoders.bert_checkpoint import is_bert_folder
     from embeddings.encoders.published_weights import PUBLISHED
-    from experiments.encoders.pipeline import bert_encoder
+    from experiments.commands.encoders.published_models import print_text_weights
+    from experiments.encoders.first_encoder import bert_encoder
 
     if start is None or _encoder_folder(start):
         return _read(config, start)
@@ -425,28 +327,8 @@ def _read_start(
         return _read(config, start)
     settings, _ = _read(config, None)
     encoder = bert_encoder(str(start), settings)
-    _print_bert(console, encoder)
+    print_text_weights(console, encoder)
     return settings, encoder
-
-
-def _print_bert(console: Console, encoder: DashClipEncoder) -> None:
-    """What was read, and what no published weights are there for."""
-    shape, made = encoder.config, encoder.trained_on or {}
-    console.print(
-        f"{made['source']}: {shape.text_layers} layers of {shape.text_hidden_dim}, {made['pooling']} "
-        f"pooling, {shape.vocab_size:,} tokens, vectors of {shape.vector_dim}"
-        + (f"; licence {made['licence']}" if "licence" in made else ""),
-        soft_wrap=True,
-        markup=False,
-    )
-    for what, prefix in (("query", shape.query_prefix), ("title", shape.title_prefix)):
-        if prefix:
-            console.print(f"before each {what}: {prefix!r}", soft_wrap=True, markup=False)
-    console.print(
-        f"random until trained, as no text model has them: {', '.join(made['random'])}",
-        soft_wrap=True,
-        markup=False,
-    )
 
 
 def _encoder_folder(folder: Path) -> Path | None:

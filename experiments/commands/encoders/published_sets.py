@@ -40,7 +40,8 @@ def home_depot_command(
     from experiments.config import load_config
     from experiments.datasets.encoder_runs import measure_home_depot, write_results
     from experiments.datasets.home_depot_relevance import to_markdown
-    from experiments.encoders.pipeline import EncodersConfig, first_encoder, run_align
+    from experiments.encoders.first_encoder import first_encoder
+    from experiments.encoders.pipeline import EncodersConfig, run_align
     from experiments.runtime.progress import progress_bars
 
     console = Console()
@@ -84,7 +85,8 @@ def grocery_store_command(
         write_results,
     )
     from experiments.datasets.grocery_store_photos import to_markdown
-    from experiments.encoders.pipeline import EncodersConfig, first_encoder, run_pretrain
+    from experiments.encoders.first_encoder import first_encoder
+    from experiments.encoders.pipeline import EncodersConfig, run_pretrain
     from experiments.runtime.progress import progress_bars
 
     console = Console()

@@ -188,6 +188,19 @@ def test_a_long_text_is_cut_to_its_first_pieces_and_ends_with_sep(trained: TextT
     assert pieces(trained, "orange juice " * 800, max_tokens=12) == whole[:10]
 
 
+def test_the_pieces_of_a_prefix_come_first_and_make_no_text_known(trained: TextTokenizer) -> None:
+    texts = ["milk", "", None, "日", "orange juice " * 20]
+    apart = trained(texts, max_tokens=9, prefix="mint bar: ")
+    together = trained([f"mint bar: {text or ''}" for text in texts], max_tokens=9)
+    assert torch.equal(apart.ids_BT, together.ids_BT)
+    assert torch.equal(apart.mask_BT, together.mask_BT)
+    assert apart.known_B.tolist() == [True, False, False, False, True]
+    least = 3 + len(pieces(trained, "mint bar: "))
+    assert trained(["milk"], max_tokens=least, prefix="mint bar: ").known_B.tolist() == [True]
+    with pytest.raises(TokenizerError, match="pieces of the prefix 'mint bar: '"):
+        trained(["milk"], max_tokens=least - 1, prefix="mint bar: ")
+
+
 def test_only_the_start_of_a_long_text_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = TextTokenizer.from_vocabulary(BERT)
     read: list[int] = []
@@ -255,6 +268,14 @@ def test_a_cased_vocabulary_is_refused(tmp_path: Path) -> None:
     cased.normalizer = BertNormalizer(lowercase=False)
     cased.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(TokenizerError, match="upper case"):
+        TextTokenizer.load(tmp_path / "tokenizer.json")
+
+
+def test_a_vocabulary_with_accents_is_refused(tmp_path: Path) -> None:
+    accented = TextTokenizer.from_vocabulary(BERT)._tokenizer
+    accented.normalizer = BertNormalizer(strip_accents=False)
+    accented.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(TokenizerError, match="keeps accents"):
         TextTokenizer.load(tmp_path / "tokenizer.json")
 
 

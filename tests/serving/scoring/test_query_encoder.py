@@ -63,21 +63,21 @@ def known_texts() -> list[str | None]:
     return [*TEXTS, *pieces[:5], " ".join(pieces[:40])]
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling, prefix", [("cls", ""), ("mean", "red ring: ")])
 @pytest.mark.parametrize(
-    "with_query_encoder, changes",
+    "with_query_encoder, grams, kept",
     [
-        (True, {}),
-        (False, {}),
-        (False, {"ngram_buckets": 64, "ngram_dim": 12}),
-        (True, {"ngram_buckets": 64, "ngram_dim": 12, "kept_dims": 8}),
+        (True, {}, 0),
+        (False, {}, 0),
+        (False, {"ngram_buckets": 64, "ngram_dim": 12}, 0),
+        (True, {"ngram_buckets": 64, "ngram_dim": 12}, 8),
     ],
 )
 def test_vectors_are_those_of_the_trained_encoder(
-    pooling: str, with_query_encoder: bool, changes: dict[str, int], tmp_path: Path
+    pooling: str, prefix: str, with_query_encoder: bool, grams: dict[str, int], kept: int, tmp_path: Path
 ) -> None:
-    kept = changes.pop("kept_dims", None) if with_query_encoder else None
-    encoder = saved(tmp_path / "encoder", with_query_encoder=with_query_encoder, pooling=pooling, **changes)
+    shape = {"pooling": pooling, "query_prefix": prefix, **grams}
+    encoder = saved(tmp_path / "encoder", with_query_encoder=with_query_encoder, **shape)
     if kept:
         encoder = keep_dims(encoder, kept).save(tmp_path / "encoder", stage="aligned", trained_on={})
     assert encoder.config.vector_dim == (kept or encoder.config.embedding_dim)
