@@ -142,10 +142,8 @@ def read_bert(
         )
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or "config"
-        raise CheckpointError(
-            f"{folder} does not make an encoder: {where}: {problem['msg']} (got {problem['input']!r})"
-        ) from None
+        where = "".join(f"{part}: " for part in problem["loc"])
+        raise CheckpointError(f"{folder} does not make an encoder: {where}{problem['msg']}") from None
     product = seeded(lambda: ProductEncoder(config, enc_id=tokenizer.enc_id), seed)
     _fill(product, text, head, source=weights_path)
     trained_on = {

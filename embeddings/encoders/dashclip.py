@@ -64,6 +64,7 @@ class DashClipEncoder:
 
     Before stage 2 there is no query encoder: then a query is a title to the text encoder, and a product is
     the normalised mean of its image and text features, the only vectors that stage 1 aligns with each other.
+    Published text weights have one from the beginning (`embeddings.encoders.bert_checkpoint`).
 
     Section 3 of https://arxiv.org/abs/2504.07110
 

@@ -18,7 +18,8 @@ from tests.embeddings.encoders.original_blip import BERT_TOKENS
 
 WORDS = [*"ijklmnopqrstuvwxyz:.", "##c", "##s", "red", "circle", "square", "query", "passage", "acme"]
 TOKENS = [*BERT_TOKENS, *WORDS]
-TEXTS = ["red circle", "Acme Red Square", "milk: orange juices abc", "zzz", "q", "milk " * 60]
+#: Every word is known: where none is, our encoders give zeros.
+TEXTS = ["red circle", "Acme Red Square", "milk: orange juices abc", "q", "milk " * 60]
 
 
 def save_bert(

