@@ -11,6 +11,7 @@ from experiments.commands import bench, config, demo, doctor, worlds
 from experiments.commands.encoders import (
     embed,
     encode,
+    grade_run,
     published_models,  # noqa: F401  # adds its commands to `encode`
     published_sets,
 )
@@ -53,7 +54,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "import": imports.imports,
         "features": features.features,
     },
-    "Encoders": {"embed": embed.embed, "encode": encode.encode},
+    "Encoders": {"embed": embed.embed, "encode": encode.encode, "grade": grade_run.grade},
     "Rankers": {
         "train": train.train,
         "sweep": sweep.sweep,

@@ -104,10 +104,46 @@ class GroupedHits:
             )
         self.classes = int(max(classes_N.max(), predicted_N.max())) + 1
         self.groups = int(groups_N.max()) + 1
-        hit_N = classes_N == predicted_N
-        self._labelled_GC = self._count(groups_N, classes_N)
-        self._predicted_GC = self._count(groups_N, predicted_N)
-        self._hits_GC = self._count(groups_N[hit_N], classes_N[hit_N])
+        cells = np.bincount(
+            (groups_N * self.classes + classes_N) * self.classes + predicted_N,
+            minlength=self.groups * self.classes**2,
+        )
+        self._confusion_GCC = cells.reshape(self.groups, self.classes, self.classes).astype(np.float64)
+        self._labelled_GC = self._confusion_GCC.sum(axis=2)
+        self._predicted_GC = self._confusion_GCC.sum(axis=1)
+        self._hits_GC = np.diagonal(self._confusion_GCC, axis1=1, axis2=2)
+
+    def confusion(self, weights_RG: FloatArray) -> FloatArray:
+        """Weight of the rows of each label (first) and prediction [R, C, C]."""
+        cells_RX = weights_RG @ self._confusion_GCC.reshape(self.groups, -1)
+        return cells_RX.reshape(len(weights_RG), self.classes, self.classes)
+
+    def kappa(self, weights_RG: FloatArray, *, quadratic: bool) -> FloatArray:
+        """Cohen's kappa [R]: agreement beyond what the shares of labels and predictions bring by chance.
+
+        Quadratic kappa counts a miss by two grades four times as much as one by one. NaN where labels or
+        predictions leave nothing to chance, as when all are of one class.
+
+        >>> hits = GroupedHits([0, 1, 2, 2], [0, 1, 2, 1], [0, 0, 0, 0])
+        >>> hits.kappa(np.ones((1, 1)), quadratic=False).round(3).tolist()
+        [0.636]
+        """
+        confusion_RCC = self.confusion(weights_RG)
+        class_C = np.arange(self.classes)
+        apart_CC = np.abs(class_C[:, None] - class_C[None, :]).astype(np.float64)
+        cost_CC = apart_CC**2 if quadratic else (apart_CC > 0).astype(np.float64)
+        by_chance_RCC = confusion_RCC.sum(axis=2)[:, :, None] * confusion_RCC.sum(axis=1)[:, None, :]
+        rows_R = confusion_RCC.sum(axis=(1, 2))
+        met_R = (confusion_RCC * cost_CC).sum(axis=(1, 2)) * rows_R
+        chance_R = (by_chance_RCC * cost_CC).sum(axis=(1, 2))
+        return 1 - np.divide(met_R, chance_R, out=np.full(len(rows_R), np.nan), where=chance_R > 0)
+
+    def f1(self, weights_RG: FloatArray) -> FloatArray:
+        """F1 of each class [R, C]; 0 where it is neither a label nor predicted."""
+        both_RC = weights_RG @ (self._labelled_GC + self._predicted_GC)
+        return np.divide(
+            2 * (weights_RG @ self._hits_GC), both_RC, out=np.zeros_like(both_RC), where=both_RC > 0
+        )
 
     def accuracy(self, weights_RG: FloatArray) -> FloatArray:
         """Share of hits [R] when each row weighs what its group does; NaN where nothing weighs."""
@@ -123,16 +159,11 @@ class GroupedHits:
     def macro_f1(self, weights_RG: FloatArray) -> FloatArray:
         """Macro F1 [R] when each row weighs what its group does; NaN where nothing weighs."""
         both_RC = weights_RG @ (self._labelled_GC + self._predicted_GC)
-        hits_RC = weights_RG @ self._hits_GC
-        f1_RC = np.divide(2 * hits_RC, both_RC, out=np.zeros_like(hits_RC), where=both_RC > 0)
+        f1_RC = self.f1(weights_RG)
         present_R = (both_RC > 0).sum(axis=1)
         return np.divide(
             f1_RC.sum(axis=1), present_R, out=np.full(len(present_R), np.nan), where=present_R > 0
         )
-
-    def _count(self, groups_N: IntArray, classes_N: IntArray) -> FloatArray:
-        cells = np.bincount(groups_N * self.classes + classes_N, minlength=self.groups * self.classes)
-        return cells.reshape(self.groups, self.classes).astype(np.float64)
 
 
 def group_resamples(groups: int, resamples: int, rng: np.random.Generator) -> FloatArray:

@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 from embeddings.catalog.products import ProductCatalog
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.dashclip import DashClipEncoder
+from embeddings.evaluation.lexical import token_overlap
 from experiments.cli import app
 from experiments.config import load_config
 from experiments.datasets.encoder_runs import photos_to_train_on, publish_results, write_table
 from experiments.datasets.grocery_store import import_grocery_store
-from experiments.datasets.home_depot_relevance import OVERLAP, Vectors, evaluate_home_depot, token_overlap
+from experiments.datasets.home_depot_relevance import OVERLAP, Vectors, evaluate_home_depot
 from experiments.encoders.pipeline import EncodersConfig, run_align
 from tests.embeddings.small_encoders import product_parts
 from tests.experiments.datasets.test_grocery_store import published

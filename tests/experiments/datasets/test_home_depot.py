@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from embeddings.catalog.holdout import HoldoutConfig, query_roles
 from embeddings.embedding_table import EmbeddingTable
-from embeddings.evaluation.lexical import char_tfidf_scores
+from embeddings.evaluation.lexical import char_tfidf_scores, token_overlap
 from experiments.cli import app
 from experiments.datasets.encoder_runs import write_results
 from experiments.datasets.home_depot import COLUMNS, derive_aisles, grade_of, import_home_depot
@@ -26,7 +26,6 @@ from experiments.datasets.home_depot_relevance import (
     evaluate_home_depot,
     read_graded_pairs,
     to_markdown,
-    token_overlap,
 )
 from features.inputs.tables import InputError
 from features.inputs.validation import validate

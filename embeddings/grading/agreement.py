@@ -1,0 +1,138 @@
+"""How far a grader agrees with people, and how easily it is fooled.
+
+Every figure is computed under weights of queries, so that resamples of whole queries give intervals.
+
+Shapes: N pairs, C = 3 grades, G queries, R resamples.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from embeddings.catalog.titles import normalise_text
+from embeddings.evaluation.linear_probe import GroupedHits
+from embeddings.grading.graders import Grader
+from embeddings.grading.pairs import Catalogue
+from embeddings.grading.stuffing import STUFFINGS, foreign_pairs
+from embeddings.relevance.grades import GRADES, HIGH, MODERATE
+from features.inputs.tables import open_table
+
+FloatArray = npt.NDArray[np.float64]
+
+#: Bins of confidence of the expected calibration error.
+BINS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Graded:
+    """What people and a grader say of N pairs."""
+
+    grade_N: npt.NDArray[np.int64]
+    predicted_N: npt.NDArray[np.int8]
+    probability_NC: FloatArray
+    group_N: npt.NDArray[np.int64]
+
+    def take(self, rows: npt.NDArray[np.bool_]) -> "Graded":
+        """The rows of a mask; groups keep their numbers."""
+        return Graded(
+            self.grade_N[rows], self.predicted_N[rows], self.probability_NC[rows], self.group_N[rows]
+        )
+
+
+def figures(graded: Graded, weights_RG: FloatArray) -> dict[str, FloatArray]:
+    """Every figure [R] by name, when each pair weighs what its query does."""
+    groups = weights_RG.shape[1]
+    hits = GroupedHits(graded.grade_N, graded.predicted_N, graded.group_N)
+    weights_RH = weights_RG[:, : hits.groups]
+    f1_RC = hits.f1(weights_RH)
+    found = {"macro_f1": hits.macro_f1(weights_RH), "accuracy": hits.accuracy(weights_RH)}
+    found |= {f"f1_{name}": f1_RC[:, grade] for grade, name in enumerate(GRADES) if grade < hits.classes}
+    found["kappa"] = hits.kappa(weights_RH, quadratic=False)
+    found["quadratic_kappa"] = hits.kappa(weights_RH, quadratic=True)
+    truth_NC = np.eye(len(GRADES))[graded.grade_N]
+    squares_N = ((graded.probability_NC - truth_NC) ** 2).sum(axis=1)
+    count_G = np.bincount(graded.group_N, minlength=groups).astype(np.float64)
+    pairs_R = weights_RG @ count_G
+    found["brier"] = weights_RG @ np.bincount(graded.group_N, squares_N, groups) / pairs_R
+    found["calibration_error"] = _calibration_error(graded, weights_RG) / pairs_R
+    return found
+
+
+def _calibration_error(graded: Graded, weights_RG: FloatArray) -> FloatArray:
+    """Sum over bins of confidence of |hits - confidence|, of the most probable grade."""
+    confidence_N = graded.probability_NC.max(axis=1)
+    hit_N = graded.probability_NC.argmax(axis=1) == graded.grade_N
+    bin_N = np.minimum((confidence_N * BINS).astype(np.int64), BINS - 1)
+    groups = weights_RG.shape[1]
+    cells = np.bincount(bin_N * groups + graded.group_N, hit_N - confidence_N, BINS * groups)
+    return np.abs(weights_RG @ cells.reshape(BINS, groups).T).sum(axis=1)
+
+
+def segments_of(queries: list[str]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Which pairs [N] belong to each segment of queries, by words and numbers of the query."""
+    words_N = np.array([len(normalise_text(query).split()) for query in queries], np.int64)
+    number_N = np.array([any(letter.isdigit() for letter in query) for query in queries], bool)
+    return {
+        "1 or 2 words": words_N <= 2,
+        "3 words": words_N == 3,
+        "4 words or more": words_N >= 4,
+        "with a number": number_N,
+        "without a number": ~number_N,
+    }
+
+
+def gullibility(
+    grader: Grader,
+    queries: list[str],
+    catalogue: Catalogue,
+    *,
+    graded: frozenset[tuple[str, object]] = frozenset(),
+    seed: int = 0,
+) -> dict[str, float]:
+    """Share of foreign products that are graded moderate or high, by where the query's words are put.
+
+    An embedding table still has the vector of the title as it was, so the cosine of a table is not fooled.
+    """
+    found = {}
+    for stuffing in STUFFINGS:
+        generator = np.random.default_rng(seed)
+        pairs = foreign_pairs(queries, catalogue, stuffing=stuffing, generator=generator, graded=graded)
+        grades_N = grader.grades(grader.probabilities(pairs))
+        found[stuffing] = float((grades_N >= MODERATE).mean())
+    return found
+
+
+def human_ceiling(data: Path) -> dict[str, float] | None:
+    """How far two people agree on a pair that several graded, None where nobody's pair was graded twice.
+
+    Of each such pair the first two grades of source "human" are compared, in the order of the table, each as
+    label and as prediction.
+    """
+    table = open_table(data, "relevance", ["query", "product_id", "grade", "source"])
+    content = table.to_table(columns=["query", "product_id", "grade", "source"])
+    rows = content.filter(pc.equal(content.column("source"), "human"))
+    first: dict[tuple[object, object], int] = {}
+    second: dict[tuple[object, object], int] = {}
+    columns = (rows.column(name).to_pylist() for name in ("query", "product_id", "grade"))
+    for query, product, grade in zip(*columns, strict=True):
+        if grade is None or not 0 <= grade <= HIGH:
+            continue
+        if (query, product) not in first:
+            first[query, product] = grade
+        else:
+            second.setdefault((query, product), grade)
+    if not second:
+        return None
+    one = [first[pair] for pair in second]
+    other = list(second.values())
+    hits = GroupedHits(one + other, other + one, np.zeros(2 * len(one), np.int64))
+    whole = np.ones((1, 1))
+    return {
+        "pairs": float(len(one)),
+        "macro_f1": float(hits.macro_f1(whole)[0]),
+        "kappa": float(hits.kappa(whole, quadratic=False)[0]),
+        "quadratic_kappa": float(hits.kappa(whole, quadratic=True)[0]),
+    }

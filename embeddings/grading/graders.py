@@ -1,0 +1,282 @@
+"""Graders: what gives a pair probabilities of the three grades, learnt from pairs that people graded.
+
+`overlap` reads how many of the query's words a text has, `vectors` adds the cosines of embedding tables, and
+`stack` reads every feature there is. They differ in features and classifier alone.
+
+Shapes: N pairs, C = 3 grades.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+from safetensors.numpy import load_file, save_file
+
+from embeddings.catalog.holdout import TRAIN, VALIDATION, HoldoutConfig
+from embeddings.embedding_table import EmbeddingTable
+from embeddings.grading.classifiers import Arrays, Classifier, fit, probabilities
+from embeddings.grading.decision import Decision
+from embeddings.grading.features import PairFeatures
+from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError, Pairs
+from embeddings.grading.stuffing import STUFFINGS, foreign_pairs
+from embeddings.relevance.grades import IRRELEVANT
+from features.artifacts import (
+    MANIFEST,
+    StrictModel,
+    atomic_folder,
+    checksums_of,
+    json_file_has,
+    read_manifest,
+    verify_checksums,
+)
+from features.progress import Progress, silent
+
+FloatArray = npt.NDArray[np.float64]
+Kind = Literal["overlap", "vectors", "stack"]
+KINDS: tuple[Kind, ...] = ("overlap", "vectors", "stack")
+
+WEIGHTS, CATALOGUE = "grader.safetensors", "catalogue.parquet"
+_ADVICE = "`dashclip grade train` makes one"
+_CHUNK_PAIRS = 4096
+
+
+class Grader(Protocol):
+    """Anything that grades pairs."""
+
+    @property
+    def name(self) -> str:
+        """Stands beside every grade."""
+
+    @property
+    def prompt_sha(self) -> str | None:
+        """Of the prompt that it is asked with, if it is."""
+
+    @property
+    def tokens(self) -> int:
+        """That it has used so far and that cost money."""
+
+    @property
+    def remarks(self) -> str:
+        """What went wrong so far, in one sentence; empty if nothing did."""
+
+    def probabilities(self, pairs: Pairs) -> FloatArray:
+        """Probability [N, C] of irrelevant, moderate and high; NaN for a pair that it did not answer."""
+
+    def grades(self, probabilities_NC: FloatArray) -> npt.NDArray[np.int8]:
+        """The grade [N] that it gives for such probabilities."""
+
+
+class GraderConfig(StrictModel):
+    """How a grader is trained."""
+
+    kind: Kind = "stack"
+    classifier: Classifier = "boosting"
+    #: For each train query so many foreign titles stuffed with its words are learnt as irrelevant.
+    stuffed_per_query: Annotated[int, Field(ge=0)] = 1
+    #: What each of them weighs beside a pair that a person graded.
+    stuffed_weight: Annotated[float, Field(gt=0)] = 0.5
+    #: Folders of embedding tables (`products/`, `queries/`) by name.
+    tables: dict[str, str] = Field(default_factory=dict)
+    seed: Annotated[int, Field(ge=0)] = 0
+    holdout: HoldoutConfig = HoldoutConfig()
+
+
+class GraderManifest(StrictModel):
+    """What `manifest.json` of a grader says."""
+
+    format: Literal["grader-1"] = "grader-1"
+    config: GraderConfig
+    features: tuple[str, ...]
+    #: Pairs of people that it learnt from, stuffed pairs beside them, and pairs that set its thresholds.
+    train_pairs: int
+    stuffed_pairs: int
+    validation_pairs: int
+    checksums: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureGrader:
+    """A trained grader in its folder."""
+
+    folder: Path
+    manifest: GraderManifest
+    features: PairFeatures
+    classifier: Arrays
+    decision: Decision
+
+    @property
+    def name(self) -> str:
+        """Kind and the first digits of its weights' checksum: another training is another grader."""
+        return f"{self.manifest.config.kind}-{self.manifest.checksums[WEIGHTS][:12]}"
+
+    @property
+    def prompt_sha(self) -> str | None:
+        """It has no prompt."""
+        return None
+
+    @property
+    def tokens(self) -> int:
+        """It uses none."""
+        return 0
+
+    @property
+    def remarks(self) -> str:
+        """Nothing goes wrong."""
+        return ""
+
+    def probabilities(self, pairs: Pairs) -> FloatArray:
+        """Calibrated probabilities [N, C]."""
+        raw_NC = probabilities(self.classifier, self._read(pairs))
+        return self.decision.probabilities(raw_NC)
+
+    def grades(self, probabilities_NC: FloatArray) -> npt.NDArray[np.int8]:
+        """The largest probability after the offsets that validation queries chose."""
+        return self.decision.grades(probabilities_NC)
+
+    def _read(self, pairs: Pairs) -> npt.NDArray[np.float32]:
+        names = self.features.names
+        kept = [names.index(name) for name in self.manifest.features]
+        return self.features(pairs)[:, kept]
+
+    @classmethod
+    def load(cls, folder: Path) -> "FeatureGrader":
+        """Open a grader. The terms of its catalogue are counted again, which takes seconds.
+
+        Raises:
+            GradingError: it is no grader, or a file is missing or changed.
+            EmbeddingTableError: an embedding table that it reads is gone.
+        """
+        manifest = read_manifest(folder, GraderManifest, what="a grader", error=GradingError, advice=_ADVICE)
+        verify_checksums(folder, manifest.checksums, error=GradingError, advice="train it again")
+        content = pq.read_table(folder / CATALOGUE)
+        catalogue = Catalogue(
+            content.column("product_id").combine_chunks(), content.column("text").to_pylist()
+        )
+        arrays = load_file(folder / WEIGHTS)
+        decision = Decision(*(arrays.pop(name) for name in ("slopes", "intercepts_of_decision", "offsets")))
+        features = PairFeatures(catalogue, open_tables(manifest.config.tables))
+        return cls(folder, manifest, features, arrays, decision)
+
+
+def train_grader(
+    graded: GradedPairs,
+    catalogue: Catalogue,
+    out: Path,
+    *,
+    config: GraderConfig,
+    features: PairFeatures | None = None,
+    progress: Progress = silent,
+) -> FeatureGrader:
+    """Fit on the pairs of train queries, set calibration and thresholds on those of validation queries.
+
+    Test queries are not looked at.
+
+    Args:
+        features: fitted on `catalogue` with the config's tables, where several graders share them.
+
+    Raises:
+        GradingError: `vectors` without tables, or train queries lack a grade.
+        FileExistsError: `out` holds something else.
+    """
+    if config.kind == "vectors" and not config.tables:
+        raise GradingError(
+            "the grader `vectors` reads cosines of embedding tables; name a folder with products and queries "
+            "(`dashclip embed lsa` makes one without training)"
+        )
+    progress("terms of the catalogue", 0, 1)
+    features = features or PairFeatures(catalogue, open_tables(config.tables))
+    columns = _columns(config, features.names)
+    kept = [features.names.index(name) for name in columns]
+    train, validation = graded.of_role(TRAIN), graded.of_role(VALIDATION)
+    stuffed = (
+        _stuffed(graded, train, catalogue, config) if config.kind == "stack" else train.pairs.take(_NONE)
+    )
+    every = train.pairs + stuffed + validation.pairs
+    parts = []
+    for start in range(0, len(every), _CHUNK_PAIRS):
+        progress("features of pairs", start, len(every))
+        rows = np.arange(start, min(start + _CHUNK_PAIRS, len(every)))
+        parts.append(features(every.take(rows))[:, kept])
+    every_NF = np.concatenate(parts)
+    progress("features of pairs", len(every), len(every))
+    learnt = len(train) + len(stuffed)
+    grade_N = np.concatenate([train.grade_N, np.full(len(stuffed), IRRELEVANT)])
+    weight_N = np.repeat([1.0, config.stuffed_weight], [len(train), len(stuffed)])
+    progress("training", 0, 1)
+    try:
+        arrays = fit(
+            config.classifier if config.kind == "stack" else "logistic",
+            every_NF[:learnt],
+            grade_N,
+            weight_N=weight_N,
+            seed=config.seed,
+        )
+    except ValueError as error:
+        raise GradingError(f"{error}; the train queries have {len(train):,} graded pairs") from None
+    decision = Decision.neutral()
+    if len(validation):
+        decision = Decision.learn(probabilities(arrays, every_NF[learnt:]), validation.grade_N)
+    progress("training", 1, 1)
+    with atomic_folder(out, ours=is_grader) as temporary:
+        stored = arrays | {
+            "slopes": decision.slopes_CC,
+            "intercepts_of_decision": decision.intercepts_C,
+            "offsets": decision.offsets_C,
+        }
+        save_file({name: np.ascontiguousarray(value) for name, value in stored.items()}, temporary / WEIGHTS)
+        texts = pa.table(
+            {"product_id": catalogue.product_ids, "text": pa.array(catalogue.texts, pa.string())}
+        )
+        pq.write_table(texts, temporary / CATALOGUE, compression="zstd")
+        manifest = GraderManifest(
+            config=config,
+            features=columns,
+            train_pairs=len(train),
+            stuffed_pairs=len(stuffed),
+            validation_pairs=len(validation),
+            checksums=checksums_of(temporary, (WEIGHTS, CATALOGUE)),
+        )
+        (temporary / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return FeatureGrader(out, manifest, features, arrays, decision)
+
+
+_NONE = np.array([], np.int64)
+
+
+def open_tables(folders: Mapping[str, str]) -> dict[str, tuple[EmbeddingTable, EmbeddingTable]]:
+    """Products and queries of each folder."""
+    return {
+        name: (EmbeddingTable.load(Path(folder) / "products"), EmbeddingTable.load(Path(folder) / "queries"))
+        for name, folder in folders.items()
+    }
+
+
+def is_grader(folder: Path) -> bool:
+    """Whether `train_grader` wrote this folder."""
+    return json_file_has(folder / MANIFEST, "stuffed_pairs")
+
+
+def _columns(config: GraderConfig, names: tuple[str, ...]) -> tuple[str, ...]:
+    cosines = tuple(name for name in names if name.startswith("cosine_"))
+    if config.kind == "overlap":
+        return ("token_overlap",)
+    return ("token_overlap", *cosines) if config.kind == "vectors" else names
+
+
+def _stuffed(graded: GradedPairs, train: GradedPairs, catalogue: Catalogue, config: GraderConfig) -> Pairs:
+    """Foreign titles, stuffed in each way in turn and not at all, for the train queries."""
+    known = frozenset(zip(graded.pairs.queries, graded.pairs.product_ids.to_pylist(), strict=True))
+    queries = sorted({*train.pairs.queries}) * config.stuffed_per_query
+    generator = np.random.default_rng(config.seed)
+    order = generator.permutation(len(queries)).tolist()
+    found = train.pairs.take(_NONE)
+    for place, stuffing in enumerate(STUFFINGS):
+        part = [queries[row] for row in order[place :: len(STUFFINGS)]]
+        found += foreign_pairs(part, catalogue, stuffing=stuffing, generator=generator, graded=known)
+    return found

@@ -1,0 +1,200 @@
+"""`dashclip grade`: people grade some pairs, a model learns it and grades the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.commands.options import DATA, named_folders
+
+grade = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Grade the relevance of pairs: learn from people's grades, choose, grade the catalogue, report.",
+)
+
+GRADERS = Annotated[list[str], typer.Argument(help="NAME=FOLDER of graders that `grade train` wrote.")]
+SEED = Annotated[int, typer.Option(help="Seed of what is drawn.")]
+
+
+@grade.command("pairs")
+def pairs_command(
+    data: DATA,
+    out: Annotated[Path, typer.Argument(help="Parquet file of pairs to grade.")],
+    tables: Annotated[
+        Path | None,
+        typer.Option(help="Folder with `products/` and `queries/`: their nearest neighbours, too."),
+    ] = None,
+    lexical: Annotated[int, typer.Option(help="Products of a query by letters in common.")] = 8,
+    vectors: Annotated[int, typer.Option(help="Products of a query by vectors.")] = 8,
+    log: Annotated[int, typer.Option(help="Products shown most often for a query.")] = 4,
+    random: Annotated[int, typer.Option(help="Random products of a query.")] = 2,
+    coverage: Annotated[float, typer.Option(help="Share of all searches whose query gets pairs.")] = 0.99,
+    seed: SEED = 0,
+) -> None:
+    """Choose the pairs to grade: the most searched queries, products from several sources.
+
+    Example: `dashclip grade pairs runs/data runs/pairs.parquet --tables runs/lsa`
+    """
+    import pyarrow.parquet as pq
+    from rich.console import Console
+
+    from embeddings.grading.candidates import CandidateConfig, candidate_pairs
+    from embeddings.grading.graders import open_tables
+    from embeddings.grading.pairs import Catalogue
+    from experiments.runtime.progress import progress_bars
+    from features.artifacts import replaced_file
+
+    config = CandidateConfig(
+        lexical=lexical, vectors=vectors, log=log, random=random, coverage=coverage, seed=seed
+    )
+    with progress_bars(Console()) as bars:
+        found = candidate_pairs(
+            data,
+            Catalogue.read(data),
+            config=config,
+            tables=None if tables is None else open_tables({"tables": str(tables)})["tables"],
+            progress=bars,
+        )
+    with replaced_file(out) as temporary:
+        pq.write_table(found.table, temporary, compression="zstd")
+    sources = ", ".join(f"{name} {count:,}" for name, count in found.pairs_by_source.items())
+    typer.echo(
+        f"{found.table.num_rows:,} pairs of {found.queries:,} of {found.queries_in_all:,} queries, "
+        f"{found.coverage:.1%} of searches ({sources}; a pair may have several) in {out}"
+    )
+
+
+@grade.command("prompt")
+def prompt_command(
+    out: Annotated[Path, typer.Argument(help="TOML file to write; an existing one stays as it is.")],
+) -> None:
+    """Write a prompt to start from, or show the checksum and text of one that exists.
+
+    Example: `dashclip grade prompt runs/prompt.toml`
+    """
+    from embeddings.grading.prompt import TEMPLATE, Prompt
+    from features.artifacts import atomic_write_bytes
+
+    if not out.exists():
+        atomic_write_bytes(out, TEMPLATE.encode())
+    prompt = Prompt.read(out)
+    typer.echo(f"{out}, version {prompt.version}, checksum {prompt.sha256}\n")
+    for message in prompt.messages("<query>", "<product>"):
+        typer.echo(f"[{message['role']}]\n{message['content']}\n")
+
+
+@grade.command("train")
+def train_command(
+    data: DATA,
+    out: Annotated[Path, typer.Argument(help="Folder of the grader; an older one is replaced.")],
+    kind: Annotated[str, typer.Option("--grader", help="`overlap`, `vectors` or `stack`.")] = "stack",
+    classifier: Annotated[str, typer.Option(help="Of `stack`: `boosting` or `logistic`.")] = "boosting",
+    tables: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER with `products/` and `queries/`; repeat it.")
+    ] = None,
+    stuffed: Annotated[
+        int,
+        typer.Option(help="Foreign titles stuffed with the query's words, learnt as irrelevant, per query."),
+    ] = 1,
+    seed: SEED = 0,
+) -> None:
+    """Train a grader on people's grades of train queries; thresholds come from validation queries.
+
+    Give no tables of an encoder that was trained on the same grades: it knows them by heart.
+
+    Example: `dashclip grade train runs/data runs/graders/stack --tables lsa=runs/lsa`
+    """
+    from rich.console import Console
+
+    from embeddings.grading.graders import GraderConfig, train_grader
+    from embeddings.grading.pairs import Catalogue, read_graded_pairs
+    from experiments.runtime.progress import progress_bars
+    from features.artifacts import refuse_to_replace_input
+
+    refuse_to_replace_input(out, data)
+    folders = {name: str(folder) for name, folder in named_folders(tables or []).items()}
+    config = GraderConfig.model_validate(
+        {
+            "kind": kind,
+            "classifier": classifier,
+            "tables": folders,
+            "stuffed_per_query": stuffed,
+            "seed": seed,
+        }
+    )
+    catalogue = Catalogue.read(data)
+    graded = read_graded_pairs(data, config.holdout, catalogue=catalogue)
+    with progress_bars(Console()) as bars:
+        grader = train_grader(graded, catalogue, out, config=config, progress=bars)
+    manifest = grader.manifest
+    typer.echo(
+        f"{grader.name} learnt from {manifest.train_pairs:,} pairs of people and {manifest.stuffed_pairs:,} "
+        f"stuffed ones, {len(manifest.features)} features; thresholds from "
+        f"{manifest.validation_pairs:,} pairs; in {out}"
+    )
+
+
+@grade.command("choose")
+def choose_command(
+    data: DATA,
+    out: Annotated[Path, typer.Argument(help="Folder for `choice.json` and `choice.md`.")],
+    graders: GRADERS,
+) -> None:
+    """Compare graders on **validation** queries and choose the best macro F1.
+
+    Example: `dashclip grade choose runs/data runs/graders overlap=runs/overlap stack=runs/stack`
+    """
+    from embeddings.catalog.holdout import VALIDATION
+
+    _measure(data, out, graders, role=VALIDATION, name="choice", chosen=None)
+
+
+@grade.command("report")
+def report_command(
+    data: DATA,
+    out: Annotated[Path, typer.Argument(help="Folder for `grading.json` and `grading.md`.")],
+    graders: GRADERS,
+    chosen: Annotated[str | None, typer.Option(help="Name of the grader chosen before.")] = None,
+) -> None:
+    """Report graders on **test** queries: look once, after choosing.
+
+    Example: `dashclip grade report runs/data runs/graders stack=runs/graders/stack --chosen stack`
+    """
+    from embeddings.catalog.holdout import TEST
+
+    _measure(data, out, graders, role=TEST, name="grading", chosen=chosen)
+
+
+def _measure(data: Path, out: Path, graders: list[str], *, role: int, name: str, chosen: str | None) -> None:
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from embeddings.grading.graders import FeatureGrader
+    from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
+    from experiments.grading.report import measure_graders, to_markdown
+    from experiments.runtime.progress import progress_bars
+    from features.artifacts import atomic_write_bytes
+
+    opened = {name: FeatureGrader.load(folder) for name, folder in named_folders(graders).items()}
+    holdouts = {grader.manifest.config.holdout.model_dump_json() for grader in opened.values()}
+    if len(holdouts) > 1:
+        raise GradingError("the graders were trained with different hold-outs; train them with one")
+    if chosen is not None and chosen not in opened:
+        raise GradingError(f"--chosen must be one of {', '.join(opened)}, got {chosen!r}")
+    holdout = next(iter(opened.values())).manifest.config.holdout
+    catalogue = Catalogue.read(data)
+    graded = read_graded_pairs(data, holdout, catalogue=catalogue)
+    console = Console()
+    with progress_bars(console) as bars:
+        found = measure_graders(
+            data, opened, graded, catalogue, role=role, holdout=holdout, chosen=chosen, progress=bars
+        )
+    found.write(out / f"{name}.json")
+    text = to_markdown(found)
+    atomic_write_bytes(out / f"{name}.md", text.encode())
+    console.print(Markdown(text))
+    if found.chosen is not None:
+        console.print(f"chosen: {found.chosen}")

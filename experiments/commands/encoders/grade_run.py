@@ -1,0 +1,255 @@
+"""`dashclip grade run` and what comes after it: batches, people's turn, and the graded data folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from experiments.commands.encoders.grade import grade as grade  # it is complete only here
+from experiments.commands.options import DATA
+
+if TYPE_CHECKING:
+    from embeddings.grading.graders import Grader
+    from embeddings.grading.pairs import Pairs
+    from embeddings.grading.prompt import Prompt
+
+RUN = Annotated[
+    Path, typer.Argument(help="Folder of grades; a stopped call continues, nothing is graded twice.")
+]
+PROMPT = Annotated[Path | None, typer.Option(help="Prompt file of a language model.")]
+MODEL = Annotated[str | None, typer.Option(help="Name of the model behind the endpoint or batch service.")]
+
+
+@grade.command("run")
+def run_command(
+    pairs: Annotated[Path, typer.Argument(help="Pairs that `grade pairs` wrote.")],
+    out: RUN,
+    grader: Annotated[Path | None, typer.Option(help="Folder of a trained grader.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Address of an OpenAI-compatible server, with /v1.")
+    ] = None,
+    batch_file: Annotated[
+        bool, typer.Option("--batch-file", help="Write requests for a batch service instead of asking.")
+    ] = False,
+    model: MODEL = None,
+    prompt: PROMPT = None,
+    secret_from: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the server's secret.")
+    ] = None,
+    at_a_time: Annotated[int, typer.Option(help="Requests under way at once.")] = 8,
+    per_minute: Annotated[float | None, typer.Option(help="Most requests a minute.")] = None,
+    timeout_s: Annotated[float, typer.Option(help="Seconds to wait for one answer.")] = 60.0,
+    shard: Annotated[int, typer.Option(help="Pairs written at a time; what a kill can lose.")] = 2000,
+    price: Annotated[
+        float, typer.Option(help="Money for a million tokens, for the estimate and the limit.")
+    ] = 0.0,
+    limit_cost: Annotated[float | None, typer.Option(help="Stop before more than this is spent.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be asked and cost; ask nothing.")
+    ] = False,
+) -> None:
+    """Grade pairs into a table of relevance; killed anywhere, the same command continues.
+
+    One of `--grader FOLDER`, `--endpoint URL --model NAME --prompt FILE` or
+    `--batch-file --model NAME --prompt FILE`. OUT/grading.log keeps the progress.
+
+    Example: `dashclip grade run runs/pairs.parquet runs/graded --grader runs/graders/stack`
+    """
+    from rich.console import Console
+
+    from embeddings.grading.batch_file import BatchGrader, write_batch
+    from embeddings.grading.pairs import GradingError
+    from embeddings.grading.run import Price, open_run, plan_run, run_grader
+    from experiments.runtime.progress import progress_bars
+
+    if sum((grader is not None, endpoint is not None, batch_file)) != 1:
+        raise GradingError("name one grader: --grader FOLDER, --endpoint URL or --batch-file")
+    wanted = _read_pairs(pairs)
+    asked: Grader
+    characters = 0
+    if grader is not None:
+        from embeddings.grading.graders import FeatureGrader
+
+        asked = FeatureGrader.load(grader)
+    else:
+        question, name = _question(prompt, model)
+        characters = len(question.system())
+        asked = (
+            BatchGrader(name, question)
+            if batch_file
+            else _endpoint(endpoint or "", name, question, secret_from, at_a_time, per_minute, timeout_s)
+        )
+    costs = Price(per_million_tokens=price)
+    plan = plan_run(wanted, out, asked, price=costs, prompt_characters=characters)
+    typer.echo(
+        f"{asked.name}: {plan.pairs:,} pairs, {plan.done:,} graded before, {plan.todo:,} to grade"
+        + (f", about {plan.tokens:,} tokens, cost about {plan.cost:.2f}" if asked.prompt_sha else "")
+    )
+    if dry_run:
+        return
+    if batch_file:
+        if limit_cost is not None and plan.cost > limit_cost:
+            raise GradingError(
+                f"all requests would cost about {plan.cost:.2f}, above the limit {limit_cost:g}"
+            )
+        files, requests = write_batch(wanted, out, asked)  # type: ignore[arg-type]  # it is a BatchGrader here
+        for path in files:
+            typer.echo(str(path))
+        typer.echo(f"{requests:,} requests; have them answered, then `dashclip grade collect {out} RESULTS`")
+        return
+    open_run(out, asked.name, asked.prompt_sha)
+    with progress_bars(Console(), log=out / "grading.log") as bars:
+        manifest = run_grader(
+            wanted,
+            out,
+            asked,
+            price=costs,
+            cost_limit=limit_cost,
+            shard_pairs=shard,
+            prompt_characters=characters,
+            progress=bars,
+        )
+    typer.echo(
+        f"{manifest.graded:,} of {manifest.pairs:,} pairs have a grade in {out / 'relevance'}"
+        + (
+            f", {manifest.unanswered:,} got no answer; run again to ask for these"
+            if manifest.unanswered
+            else ""
+        )
+        + (f"; {manifest.tokens:,} tokens, cost {costs.cost(manifest.tokens):.2f}" if manifest.tokens else "")
+    )
+    if manifest.remarks:
+        typer.echo(manifest.remarks)
+
+
+@grade.command("collect")
+def collect_command(
+    out: RUN,
+    results: Annotated[list[Path], typer.Argument(help="Result files of the batch service.")],
+    model: MODEL = None,
+    prompt: PROMPT = None,
+) -> None:
+    """Read the answers of a batch; what lacks one stands in new request files.
+
+    Example: `dashclip grade collect runs/graded results.jsonl --model my-model --prompt runs/prompt.toml`
+    """
+    from embeddings.grading.batch_file import BatchGrader, collect
+
+    question, name = _question(prompt, model)
+    found = collect(out, results, BatchGrader(name, question))
+    troubles = ", ".join(
+        f"{key.replace('_', ' ')} {count:,}" for key, count in sorted(found.problems.items())
+    )
+    typer.echo(f"{found.graded:,} pairs have a grade, {found.still_missing:,} have none yet")
+    if troubles:
+        typer.echo(f"met on the way: {troubles}")
+    for path in found.retry:
+        typer.echo(f"ask again: {path}")
+
+
+@grade.command("queue")
+def queue_command(
+    out: RUN,
+    pairs: Annotated[Path, typer.Argument(help="Pairs that `grade pairs` wrote, with their volume.")],
+    csv: Annotated[Path, typer.Argument(help="CSV file for people, with an empty column `grade`.")],
+    count: Annotated[int, typer.Option("--n", help="Pairs to ask people for.")] = 500,
+) -> None:
+    """Write the pairs that people should grade next: uncertain ones of often-searched queries.
+
+    Example: `dashclip grade queue runs/graded runs/pairs.parquet runs/queue.csv --n 300`
+    """
+    from embeddings.grading.people import write_queue
+
+    written = write_queue(out, pairs, csv, count=count)
+    typer.echo(f"{written:,} pairs in {csv}; fill in `grade` with 0, 1 or 2, then `dashclip grade import`")
+
+
+@grade.command("import")
+def import_command(
+    data: DATA,
+    out: Annotated[Path, typer.Argument(help="Data folder to write: DATA with more grades.")],
+    answers: Annotated[
+        list[Path] | None, typer.Option(help="CSV files that people filled in; repeat it.")
+    ] = None,
+    graded: Annotated[list[Path] | None, typer.Option(help="Folders of `grade run`; repeat it.")] = None,
+) -> None:
+    """Write a data folder with people's answers and a model's grades beside the grades of DATA.
+
+    Where people and a model graded the same pair, readers take the people's grade.
+
+    Example: `dashclip grade import runs/data runs/data_graded --answers queue.csv --graded runs/graded`
+    """
+    from embeddings.grading.people import import_grades
+
+    found = import_grades(data, out, answers=answers or [], runs=graded or [])
+    typer.echo(
+        f"{found.before:,} rows of {data}, {found.people:,} new ones of people, {found.models:,} of models "
+        f"in {out}"
+        + (f"; {found.left_blank:,} rows of people had no grade" if found.left_blank else "")
+        + (f"; {found.known:,} were there already" if found.known else "")
+    )
+
+
+def _read_pairs(path: Path) -> Pairs:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from embeddings.grading.pairs import GradingError, Pairs
+
+    try:
+        content = pq.read_table(path, columns=["query", "text", "product_id"])
+    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        raise GradingError(
+            f"{path} is no file of pairs (query, product_id, text): {error}; "
+            "`dashclip grade pairs` writes one"
+        ) from None
+    ids = content.column("product_id").combine_chunks()
+    return Pairs(content["query"].to_pylist(), content["text"].to_pylist(), ids)
+
+
+def _question(path: Path | None, model: str | None) -> tuple[Prompt, str]:
+    from embeddings.grading.pairs import GradingError
+    from embeddings.grading.prompt import Prompt
+
+    if path is None or not model:
+        raise GradingError("a language model needs --prompt FILE (`dashclip grade prompt`) and --model NAME")
+    return Prompt.read(path), model
+
+
+def _endpoint(
+    url: str,
+    model: str,
+    prompt: Prompt,
+    secret_from: str | None,
+    at_a_time: int,
+    per_minute: float | None,
+    timeout_s: float,
+) -> Grader:
+    from pydantic import ValidationError
+
+    from embeddings.grading.endpoint import EndpointConfig, EndpointGrader
+    from embeddings.grading.pairs import GradingError
+
+    secret = None
+    if secret_from is not None:
+        if not os.environ.keys() & {secret_from}:
+            raise GradingError(
+                f"the environment has no variable {secret_from}; set it to the server's secret"
+            )
+        secret = os.environ[secret_from].strip()
+    try:
+        config = EndpointConfig(
+            url=url,
+            model=model,
+            requests_at_a_time=at_a_time,
+            requests_per_minute=per_minute,
+            timeout_s=timeout_s,
+        )
+    except ValidationError as error:
+        # Not the value: an address may hold a secret.
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise GradingError(f"{first['loc'][0]}: {first['msg']}") from None
+    return EndpointGrader(config, prompt, secret)

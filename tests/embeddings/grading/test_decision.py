@@ -1,0 +1,38 @@
+"""Calibration and thresholds."""
+
+import numpy as np
+import pytest
+
+from embeddings.evaluation.linear_probe import macro_f1
+from embeddings.grading.decision import Decision
+
+
+def skewed(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities that never favour the rare grade 0, though they rank it well; and the true grades."""
+    grade_N = rng.choice(3, 3000, p=[0.15, 0.4, 0.45])
+    logits_NC = rng.normal(size=(3000, 3)) * 0.7 + np.eye(3)[grade_N] * 1.2 - np.array([2.0, 0, 0])
+    shares_NC = np.exp(logits_NC)
+    return shares_NC / shares_NC.sum(axis=1, keepdims=True), grade_N
+
+
+def test_offsets_raise_macro_f1_above_that_of_the_most_probable_grade() -> None:
+    raw_NC, grade_N = skewed(np.random.default_rng(0))
+    found = Decision.learn(raw_NC, grade_N)
+    unseen_NC, truth_N = skewed(np.random.default_rng(1))
+    probability_NC = found.probabilities(unseen_NC)
+    assert (
+        macro_f1(truth_N, found.grades(probability_NC)) > macro_f1(truth_N, unseen_NC.argmax(axis=1)) + 0.05
+    )
+
+
+def test_calibrated_probabilities_have_the_shares_of_the_grades() -> None:
+    raw_NC, grade_N = skewed(np.random.default_rng(0))
+    shares_C = Decision.learn(raw_NC, grade_N).probabilities(raw_NC).mean(axis=0)
+    assert shares_C == pytest.approx(np.bincount(grade_N) / len(grade_N), abs=0.005)
+
+
+def test_without_a_grade_on_validation_queries_nothing_is_changed() -> None:
+    raw_NC = np.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
+    found = Decision.learn(raw_NC, np.array([2, 1]))
+    assert found.probabilities(raw_NC) == pytest.approx(raw_NC)
+    assert found.grades(raw_NC).tolist() == [2, 0]
