@@ -1,0 +1,65 @@
+"""The prompt file, its checksum, and what tokens mean."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from embeddings.grading.pairs import GradingError
+from embeddings.grading.prompt import TEMPLATE, Prompt, probabilities_of
+from tests.embeddings.grading.chat_server import answer
+
+
+def written(folder: Path, text: str) -> Prompt:
+    (folder / "prompt.toml").write_text(text)
+    return Prompt.read(folder / "prompt.toml")
+
+
+def test_the_checksum_changes_with_what_is_asked_and_not_with_comments(tmp_path: Path) -> None:
+    first = written(tmp_path, TEMPLATE).sha256
+    assert written(tmp_path, "# a remark\n" + TEMPLATE).sha256 == first
+    assert written(tmp_path, TEMPLATE.replace("near miss", "miss")).sha256 != first
+    example = '\n[[examples]]\nquery = "a"\ntext = "b"\ngrade = "high"\n'
+    assert written(tmp_path, TEMPLATE + example).sha256 != first
+
+
+def test_query_and_product_come_last_so_that_the_start_is_the_same_for_all(tmp_path: Path) -> None:
+    prompt = written(tmp_path, TEMPLATE)
+    one, other = prompt.messages("tea", "Green tea"), prompt.messages("ink", "Pen")
+    assert one[0] == other[0]
+    assert one[1]["content"].startswith("Query: tea\nProduct: Green tea")
+
+
+def test_tokens_mean_the_grade_whose_label_they_begin(tmp_path: Path) -> None:
+    prompt = written(tmp_path, TEMPLATE)
+    assert [prompt.grade_of(token) for token in (" ir", "Mod", "high", "higher", "hi!", "", "no")] == [
+        0, 1, 2, 2, None, None, None,
+    ]  # fmt: skip
+
+
+def test_probabilities_of_tokens_of_one_label_add_up(tmp_path: Path) -> None:
+    prompt = written(tmp_path, TEMPLATE)
+    found, problem = probabilities_of(json.loads(answer({"high": 0.4, " High": 0.2, "ir": 0.2})), prompt)
+    assert found == pytest.approx([0.25, 0, 0.75], abs=1e-5)
+    assert problem == ""
+
+
+def test_an_answer_without_log_probabilities_counts_whole_and_is_named(tmp_path: Path) -> None:
+    prompt = written(tmp_path, TEMPLATE)
+    body = {"choices": [{"message": {"content": "moderate"}}]}
+    found, problem = probabilities_of(body, prompt)
+    assert found is not None
+    assert (found.tolist(), problem) == ([0, 1, 0], "without_logprobs")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('moderate = "moderate"', 'moderate = "hm"', "three different"),
+        ("role =", "rolle =", "role"),
+        ('version = "1"', "version = ", "cannot be read"),
+    ],
+)
+def test_a_bad_prompt_is_refused_with_the_key(tmp_path: Path, old: str, new: str, says: str) -> None:
+    with pytest.raises(GradingError, match=says):
+        written(tmp_path, TEMPLATE.replace(old, new))
