@@ -9,7 +9,7 @@ Shapes: Q queries, P products, K products of a query.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,6 @@ from features.artifacts import StrictModel
 from features.inputs.blanks import without_blanks
 from features.inputs.tables import find_table
 from features.progress import Progress, silent
-
-Source = Literal["lexical", "vectors", "log", "random"]
 
 
 class CandidateConfig(StrictModel):

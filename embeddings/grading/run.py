@@ -87,7 +87,7 @@ def keys_of(pairs: Pairs, grader: str, prompt_sha: str | None) -> list[str]:
     """The content key of each pair.
 
     >>> keys_of(Pairs(["tea"], ["Green tea"], pa.array([1])), "overlap", None)[0][:8]
-    'd3f8bffc'
+    'a21e6274'
     """
     prefix = hashlib.sha256(json.dumps([grader, prompt_sha or ""]).encode())
     found = []
@@ -122,8 +122,10 @@ def parts_of(out: Path) -> list[Path]:
 
 def is_run(folder: Path) -> bool:
     """Whether `grade run` wrote this folder, a killed first call included."""
+    if json_file_has(folder / MANIFEST, "prompt_sha"):
+        return True
     names = {child.name for child in folder.iterdir()} if folder.is_dir() else set()
-    return json_file_has(folder / MANIFEST, "prompt_sha") or names <= {LOCK, RELEVANCE, "grading.log"}
+    return {name for name in names if not name.startswith(".")} <= {RELEVANCE, "batch", "grading.log"}
 
 
 def todo_rows(keys: Sequence[str], done: set[str]) -> npt.NDArray[np.int64]:

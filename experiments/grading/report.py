@@ -111,7 +111,11 @@ def measure_graders(
                 hits = GroupedHits(part.grade_N, part.predicted_N, part.group_N)
                 by_segment[segment] = interval_of(hits.macro_f1(weights_RG[:, : hits.groups]))
         found[name] = GraderFigures(
-            figures={figure: interval_of(value_R) for figure, value_R in values[name].items()},
+            figures={
+                figure: interval_of(value_R)
+                for figure, value_R in values[name].items()
+                if not np.isnan(value_R[0])
+            },
             confusion=_confusion(all_of),
             macro_f1_by_segment=by_segment,
             pairs_by_segment=sizes,
@@ -132,7 +136,9 @@ def measure_graders(
         graders=found,
         differences={
             f"{later} - {earlier}": {
-                figure: interval_of(values[later][figure] - values[earlier][figure]) for figure in COMPARED
+                figure: interval_of(values[later][figure] - values[earlier][figure])
+                for figure in COMPARED
+                if not np.isnan(values[later][figure][0] - values[earlier][figure][0])
             }
             for place, later in enumerate(names)
             for earlier in names[:place]
@@ -195,7 +201,7 @@ def to_markdown(report: GradingReport) -> str:
         lines += markdown_table(
             ["Difference", *(name.replace("_", " ") for name in COMPARED)],
             (
-                [name, *(with_limits(row[figure], 3, sign=True) for figure in COMPARED)]
+                [name, *(with_limits(row.get(figure), 3, sign=True) for figure in COMPARED)]
                 for name, row in report.differences.items()
             ),
         )

@@ -16,5 +16,5 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def stack(world: Path, tmp_path_factory: pytest.TempPathFactory) -> FeatureGrader:
     catalogue, graded = read_small_world(world)
-    config = GraderConfig(holdout=HOLDOUT)
+    config = GraderConfig(holdout=HOLDOUT, stuffed_per_query=8)
     return train_grader(graded, catalogue, tmp_path_factory.mktemp("graders") / "stack", config=config)

@@ -62,7 +62,8 @@ def test_only_what_lacks_an_answer_is_asked_again_until_all_have_one(tmp_path: P
     assert graded(out) == {"q0": 0, "q3": 2}
     assert (found.graded, found.still_missing) == (2, 5)
     assert found.problems == {
-        "refused": 1, "unparsable": 1, "failed": 1, "repeated": 1, "unknown": 1, "broken_line": 1, "missing": 2,
+        "refused": 1, "unparsable": 1, "failed": 1, "repeated": 1, "unknown": 1, "broken_line": 1,
+        "missing": 2,
     }  # fmt: skip
     again = requests_of(found.retry)
     assert [line["custom_id"] for line in again] == [asked[n]["custom_id"] for n in (1, 2, 4, 5, 6)]

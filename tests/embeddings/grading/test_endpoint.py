@@ -60,7 +60,7 @@ def test_log_probabilities_of_one_token_become_the_grades(tmp_path: Path) -> Non
 def test_trouble_that_passes_is_tried_again_and_counted(tmp_path: Path, bad: Reply, counted: str) -> None:
     waits: list[float] = []
     with chat_server(lambda body, number: bad if number == 1 else good(body)) as server:
-        grader = grader_of(server.url, tmp_path, waits, timeout_s=1.0)
+        grader = grader_of(server.url, tmp_path, waits, timeout_s=30.0)
         found = grader.probabilities(some_pairs(1))
     assert found[0, 2] == pytest.approx(0.9, abs=1e-5)
     assert grader.problems == {counted: 1}

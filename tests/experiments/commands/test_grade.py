@@ -1,0 +1,61 @@
+"""`dashclip grade` from pairs to a graded data folder, asking a model on loopback."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from embeddings.relevance.grades import read_grades
+from experiments.cli import app
+from tests.embeddings.grading.chat_server import chat_server, good
+from tests.embeddings.grading.small_world import write_small_world
+
+SECRET = "sk-not-to-be-seen"
+
+
+def call(*words: object, fails: bool = False) -> str:
+    done = CliRunner().invoke(app, ["grade", *map(str, words)])
+    assert (done.exception is not None) == fails, done.output
+    return done.output + str(done.exception or "")
+
+
+def test_from_pairs_to_a_graded_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_small_world(tmp_path / "data")
+    said = call("pairs", data, tmp_path / "pairs.parquet", "--lexical", 2, "--random", 1, "--coverage", 0.2)
+    assert "16 of 80 queries" in said
+    prompt = tmp_path / "prompt.toml"
+    assert "checksum" in call("prompt", prompt)
+    monkeypatch.setenv("GRADER_KEY", SECRET)
+    with chat_server(lambda body, _: good(body)) as server:
+        asked = ["run", tmp_path / "pairs.parquet", tmp_path / "graded", "--endpoint", server.url]
+        asked += ["--model", "m", "--prompt", prompt, "--secret-from", "GRADER_KEY", "--price", 1000]
+        dry = call(*asked, "--dry-run")
+        assert "0 graded before" in dry
+        assert server.requests == []
+        said = call(*asked)
+    pairs = pq.read_table(tmp_path / "pairs.parquet").num_rows
+    assert f"{pairs} of {pairs} pairs have a grade" in said
+    assert {header["Authorization"] for header in server.headers} == {f"Bearer {SECRET}"}
+    said += call("import", data, tmp_path / "more", "--graded", tmp_path / "graded")
+    grades = read_grades(tmp_path / "more")
+    before = read_grades(data).report.pairs
+    assert grades.report.pairs_by_source["human"] == before
+    assert 0 < grades.report.pairs_by_source["llm"] < pairs
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert all(SECRET.encode() not in path.read_bytes() for path in files)
+    assert SECRET not in said + dry
+
+
+def test_a_missing_secret_and_two_graders_are_named(tmp_path: Path) -> None:
+    data = write_small_world(tmp_path / "data")
+    call("pairs", data, tmp_path / "pairs.parquet", "--coverage", 0.05)
+    call("prompt", tmp_path / "prompt.toml")
+    asked = ["run", tmp_path / "pairs.parquet", tmp_path / "graded", "--model", "m"]
+    asked += ["--prompt", tmp_path / "prompt.toml", "--endpoint", "http://localhost:9/v1"]
+    assert "no variable NOT_SET" in call(*asked, "--secret-from", "NOT_SET", fails=True)
+    assert "name one grader" in call(*asked, "--batch-file", fails=True)
+    asked[-1] = "http://me:hidden@localhost/v1"
+    said = call(*asked, fails=True)
+    assert "must hold no secret" in said
+    assert "hidden" not in said
