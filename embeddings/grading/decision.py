@@ -1,6 +1,6 @@
 """From a model's probabilities to calibrated ones and to one grade, learnt from validation queries.
 
-The most probable grade is not the best answer: on Home Depot it is hardly ever "irrelevant", the rarest. Two
+The most probable grade is not the best answer where grades are noisy: it is hardly ever the rarest. Two
 offsets, one for irrelevant and one for high, repair that.
 
 Shapes: N pairs, C = 3 grades.
