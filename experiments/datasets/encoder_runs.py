@@ -20,8 +20,10 @@ from embeddings.tables.encode import encode_products, encode_queries
 from embeddings.tables.lsa import embed_lsa
 from experiments.datasets.grocery_store_photos import GroceryStoreResults, evaluate_grocery_store
 from experiments.datasets.home_depot_relevance import HomeDepotResults, Vectors, evaluate_home_depot
-from experiments.encoders.pipeline import EncodersConfig
+from experiments.encoders.first_encoder import bert_encoder
+from experiments.encoders.pipeline import EncodersConfig, run_align
 from experiments.runtime.environment import environment
+from experiments.runtime.progress import Bars
 from features.artifacts import atomic_folder, atomic_write_bytes, atomic_write_json
 from features.inputs.tables import find_table
 from features.progress import Progress, silent
@@ -44,28 +46,67 @@ def measure_home_depot(
 ) -> HomeDepotResults:
     """Lexical scores, LSA, the folders of `rows` (with both tables) and `encoder`, on the test queries.
 
-    LSA's tables go to `out`/lsa, those of the encoder to `out`/tables.
+    LSA's tables go to `out`/lsa, those of the encoder to `out`/tables. Every row of vectors is
+    fused with lexical scores as well.
     """
     if not is_table(out / LSA / "products"):
         embed_lsa(data, out / LSA, dim=LSA_DIM, progress=progress)
-    for kind in ("products", "queries"):
-        write_table(
-            encoder,
-            data,
-            out / "tables" / kind,
-            modalities=config.modalities,
-            text_columns=config.text_columns,
-            device=device,
-            progress=progress,
-        )
+    _write_both_tables(encoder, data, out / "tables", config, device=device, progress=progress)
     folders = {LSA: out / LSA, **(rows or {}), DASHCLIP: out / "tables"}
     vectors = {
         name: Vectors(*(EmbeddingTable.load(folder / kind) for kind in ("products", "queries")))
         for name, folder in folders.items()
     }
-    return evaluate_home_depot(
-        data, vectors, holdout=config.holdout, fused=(LSA, DASHCLIP), progress=progress
-    )
+    return evaluate_home_depot(data, vectors, holdout=config.holdout, fused=tuple(vectors), progress=progress)
+
+
+def published_rows(
+    data: Path,
+    out: Path,
+    name: str,
+    model: str,
+    config: EncodersConfig,
+    *,
+    device: str = "cpu",
+    bars: Bars,
+) -> dict[str, Path]:
+    """Tables of published text weights as they are and after stage 2, as `name`_zero_shot and `name`_aligned.
+
+    Args:
+        model: as `bert_encoder` takes it.
+        config: of stage 2, and which queries are held out.
+
+    Returns:
+        The folder of each row.
+    """
+    start = bert_encoder(model, config)
+    rows = {f"{name}_zero_shot": out / "zero_shot", f"{name}_aligned": out / "tables"}
+    aligned = run_align(data, out / "align", config, start=start, device=device, show=bars.training).encoder
+    start = start.save(out / "start", stage="initial", trained_on=start.trained_on or {})
+    for encoder, folder in zip((start, aligned), rows.values(), strict=True):
+        _write_both_tables(encoder, data, folder, config, device=device, progress=bars)
+    return rows
+
+
+def _write_both_tables(
+    encoder: DashClipEncoder,
+    data: Path,
+    folder: Path,
+    config: EncodersConfig,
+    *,
+    device: str,
+    progress: Progress,
+) -> None:
+    for kind in ("products", "queries"):
+        write_table(
+            encoder,
+            data,
+            folder / kind,
+            modalities=config.modalities,
+            text_columns=config.text_columns,
+            device=device,
+            progress=progress,
+        )
 
 
 def measure_grocery_store(

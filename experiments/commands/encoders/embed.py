@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from experiments.commands.options import DATA
+from experiments.commands.options import DATA, DEVICE
 
 if TYPE_CHECKING:
     from embeddings.embedding_table import EmbeddingTable
@@ -90,6 +90,46 @@ def _embed_texts(
             + (f"; {zeros:,} are zeros, as no term of their text is known" if zeros else ""),
             soft_wrap=True,
         )
+
+
+@embed.command("sentence-transformers")
+def sentence_transformers(
+    model: Annotated[str, typer.Argument(help="Folder of a sentence-transformers model, or its hub name.")],
+    data: DATA,
+    out: TABLES,
+    columns: Annotated[
+        str, typer.Option(help="Text columns of products, joined by spaces; separate them with commas.")
+    ] = "title",
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts encoded at once.")] = 64,
+    device: DEVICE = "cpu",
+) -> None:
+    """Vectors of any model that sentence-transformers opens, as it is: a row of table 1, tables for a ranker.
+
+    The library must be installed beside this package. A BERT that is to be trained further, or served, goes
+    through `dashclip encode from-bert`.
+
+    Example: `dashclip embed sentence-transformers models/gte-small runs/data runs/gte`
+    """
+    from rich.console import Console
+
+    from embeddings.tables.sentence_models import embed_sentence_model
+    from experiments.runtime.progress import progress_bars
+
+    console = Console()
+    names = tuple(name.strip() for name in columns.split(",") if name.strip())
+    with progress_bars(console) as bars:
+        tables = embed_sentence_model(
+            model,
+            data,
+            out,
+            columns=names,
+            batch_size=batch_size,
+            device=device,
+            progress=bars.under("embedding"),
+        )
+    for table in tables:
+        if table is not None:
+            console.print(f"{len(table):,} vectors of {table.dim} in {table.folder}", soft_wrap=True)
 
 
 @embed.command("truth")

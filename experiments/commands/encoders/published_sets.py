@@ -25,20 +25,30 @@ def home_depot_command(
         list[str] | None,
         typer.Option(help="NAME=FOLDER with `products/` and `queries/` to compare as well; repeat it."),
     ] = None,
+    published: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=MODEL as `encode from-bert` takes it: published text weights as they are and aligned, "
+            "rows NAME_zero_shot and NAME_aligned; repeat it."
+        ),
+    ] = None,
+    published_config: Annotated[Path, typer.Option(help="How those are aligned.")] = Path(
+        "encoders_home_depot_published"
+    ),
     device: DEVICE = "cpu",
 ) -> None:
     """**Home Depot**: train text-only encoders on human grades, measure relevance on unseen queries.
 
     Text warm-up and stage 2 from scratch; then AUC of high against irrelevant pairs and macro F1 of the three
-    grades, beside token overlap and LSA, to OUT/results.json and OUT/results.md.
+    grades, beside lexical scores and LSA, to OUT/results.json and OUT/results.md.
 
-    Example: `dashclip encode home-depot runs/home_depot/data runs/home_depot`
+    Example: `dashclip encode home-depot DATA runs/home_depot --published minilm=all-minilm-l6-v2`
     """
     from rich.console import Console
     from rich.markdown import Markdown
 
     from experiments.config import load_config
-    from experiments.datasets.encoder_runs import measure_home_depot, write_results
+    from experiments.datasets.encoder_runs import measure_home_depot, published_rows, write_results
     from experiments.datasets.home_depot_relevance import to_markdown
     from experiments.encoders.first_encoder import first_encoder
     from experiments.encoders.pipeline import EncodersConfig, run_align
@@ -47,6 +57,11 @@ def home_depot_command(
     console = Console()
     settings = load_config(config, EncodersConfig)
     rows = named_folders(row or [])
+    models = named_folders(published or [], option="--published", what="MODEL")
+    tuned = load_config(published_config, EncodersConfig) if models else settings
+    for name, model in models.items():
+        with progress_bars(console) as bars:
+            rows |= published_rows(data, out / name, name, str(model), tuned, device=device, bars=bars)
     with progress_bars(console) as bars:
         start = partial(first_encoder, data, out / "warmup", settings, device=device, show=bars.training)
         run = run_align(data, out / "align", settings, start=start, device=device, show=bars.training)

@@ -19,6 +19,7 @@ from experiments.datasets.encoder_runs import photos_to_train_on, publish_result
 from experiments.datasets.grocery_store import import_grocery_store
 from experiments.datasets.home_depot_relevance import OVERLAP, Vectors, evaluate_home_depot
 from experiments.encoders.pipeline import EncodersConfig, run_align
+from tests.embeddings.encoders.small_bert import save_bert, write_modules
 from tests.embeddings.small_encoders import product_parts
 from tests.experiments.datasets.test_grocery_store import published
 from tests.experiments.datasets.test_home_depot import HOLDOUT, graded, tables
@@ -79,7 +80,9 @@ def home_depot(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Pa
     config.write_text(HOME_DEPOT)
     other = folder / "other"
     tables(other, np.random.default_rng(1), noise=1.0)
-    called("home-depot", data, folder / "run", "--config", config, "--row", f"other={other}")
+    bert = write_modules(save_bert(folder / "bert"))
+    further = ["--row", f"other={other}", "--published", f"bert={bert}", "--published-config", config]
+    called("home-depot", data, folder / "run", "--config", config, *further)
     return data, folder / "run", config
 
 
@@ -87,12 +90,15 @@ def test_home_depot_compares_the_trained_encoder_with_every_row(home_depot: tupl
     run = home_depot[1]
     content = json.loads((run / "results.json").read_text())
     words = [OVERLAP, "bm25_stemmed", "char_tfidf"]
-    sums = [f"{name} + {word}" for word in (OVERLAP, "char_tfidf") for name in ("lsa", "dashclip")]
-    rows = [*words, "lsa", "other", "dashclip", *sums]
+    vectors = ["lsa", "other", "bert_zero_shot", "bert_aligned", "dashclip"]
+    rows = [*words, *vectors, *(f"{name} + {word}" for word in (OVERLAP, "char_tfidf") for name in vectors)]
     for measure in ("auc_high_vs_irrelevant", "macro_f1"):
         assert [name for name in content[measure] if not name.endswith(("_low", "_high"))] == rows
     assert content["encoders"]["dashclip"] == DashClipEncoder.load(run / "align" / "encoder").encoder_id
     assert content["encoders"]["lsa"].startswith("lsa-256")
+    assert content["encoders"]["bert_zero_shot"].startswith("dashclip-initial")
+    aligned = DashClipEncoder.load(run / "bert" / "align" / "encoder")
+    assert content["encoders"]["bert_aligned"] == aligned.encoder_id
     assert content["holdout"] == {**HOLDOUT.model_dump()}
     assert content["provenance"]["command"] == "dashclip encode home-depot DATA OUT --config tiny.toml"
     assert "| dashclip |" in (run / "results.md").read_text()
