@@ -85,7 +85,7 @@ def head_of(folder: Path, modules: list[tuple[str, str]], pooling: Pooling | Non
 def _pooling(path: Path) -> Pooling:
     said = _read_object(path)
     names = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
-    modes = [
+    modes: list[str | None] = [
         names.get(key, key)
         for key, chosen in said.items()
         if key.startswith("pooling_mode_") and chosen is True

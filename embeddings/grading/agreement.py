@@ -96,7 +96,7 @@ def gullibility(
 
     An embedding table still has the vector of the title as it was, so the cosine of a table is not fooled.
     """
-    found = {}
+    found: dict[str, float] = {}
     for stuffing in STUFFINGS:
         generator = np.random.default_rng(seed)
         pairs = foreign_pairs(queries, catalogue, stuffing=stuffing, generator=generator, graded=graded)

@@ -166,7 +166,8 @@ def _nearest(
     product_PD = unit_vectors(tables[0], catalogue.product_ids)
     query_QD = unit_vectors(tables[1], pa.array(asked, pa.string()))
     found = search(product_PD, query_QD, most).tolist()
-    return [rows if known else [] for rows, known in zip(found, query_QD.any(axis=1), strict=True)]
+    known_Q = np.asarray(query_QD.any(axis=1)).tolist()
+    return [rows if known else [] for rows, known in zip(found, known_Q, strict=True)]
 
 
 def _top(score_P: npt.NDArray[np.float32], most: int) -> list[int]:
