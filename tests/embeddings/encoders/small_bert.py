@@ -16,7 +16,20 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 from tests.embeddings.encoders.original_blip import BERT_TOKENS
 
-WORDS = [*"ijklmnopqrstuvwxyz:.", "##c", "##s", "red", "circle", "square", "query", "passage", "acme"]
+DIGITS = "0123456789"
+WORDS = [
+    *"ijklmnopqrstuvwxyz:.",
+    *DIGITS,
+    *(f"##{digit}" for digit in DIGITS),
+    "##c",
+    "##s",
+    "red",
+    "circle",
+    "square",
+    "query",
+    "passage",
+    "acme",
+]
 TOKENS = [*BERT_TOKENS, *WORDS]
 #: Every word is known: where none is, our encoders give zeros.
 TEXTS = ["red circle", "Acme Red Square", "milk: orange juices abc", "q", "milk " * 60]
