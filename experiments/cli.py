@@ -11,6 +11,7 @@ from experiments.commands import bench, config, demo, doctor, worlds
 from experiments.commands.encoders import (
     embed,
     encode,
+    grade_people,  # noqa: F401  # adds its commands to `grade`
     grade_run,
     published_models,  # noqa: F401  # adds its commands to `encode`
     published_sets,

@@ -24,12 +24,14 @@ from embeddings.embedding_table import EmbeddingTable
 from embeddings.evaluation.lexical import token_overlap
 from embeddings.evaluation.linear_probe import unit_vectors
 from embeddings.grading.pairs import Catalogue, GradingError, Pairs
+from features.progress import Progress, silent
 
 FloatArray = npt.NDArray[np.float64]
 
 #: Titles that stand for what the catalogue has for a query; one of a pair's own product is never among them.
 NEIGHBOURS = 10
 _BLOCK_QUERIES = 256
+_CHUNK_PAIRS = 4096
 
 WORD_FEATURES = (
     "token_overlap",
@@ -118,6 +120,15 @@ class PairFeatures:
             query_ND = unit_vectors(queries, pa.array(pairs.queries, pa.string()))
             parts.append((product_ND * query_ND).sum(axis=1, keepdims=True))
         return np.hstack(parts).astype(np.float32)
+
+    def of_many(self, pairs: Pairs, *, progress: Progress = silent) -> npt.NDArray[np.float32]:
+        """Features [N, F] of many pairs, some at a time, so that it can be watched."""
+        parts = [np.zeros((0, len(self.names)), np.float32)]
+        for start in range(0, len(pairs), _CHUNK_PAIRS):
+            progress("features of pairs", start, len(pairs))
+            parts.append(self(pairs.take(np.arange(start, min(start + _CHUNK_PAIRS, len(pairs))))))
+        progress("features of pairs", len(pairs), len(pairs))
+        return np.concatenate(parts)
 
     def _of_words(self, query: str, text: str) -> list[float]:
         asked = normalise_text(query).split()

@@ -43,7 +43,6 @@ KINDS: tuple[Kind, ...] = ("overlap", "vectors", "stack")
 
 WEIGHTS, CATALOGUE = "grader.safetensors", "catalogue.parquet"
 _ADVICE = "`dashclip grade train` makes one"
-_CHUNK_PAIRS = 4096
 
 
 class Grader(Protocol):
@@ -198,13 +197,7 @@ def train_grader(
         _stuffed(graded, train, catalogue, config) if config.kind == "stack" else train.pairs.take(_NONE)
     )
     every = train.pairs + stuffed + validation.pairs
-    parts = []
-    for start in range(0, len(every), _CHUNK_PAIRS):
-        progress("features of pairs", start, len(every))
-        rows = np.arange(start, min(start + _CHUNK_PAIRS, len(every)))
-        parts.append(features(every.take(rows))[:, kept])
-    every_NF = np.concatenate(parts)
-    progress("features of pairs", len(every), len(every))
+    every_NF = features.of_many(every, progress=progress)[:, kept]
     learnt = len(train) + len(stuffed)
     grade_N = np.concatenate([train.grade_N, np.full(len(stuffed), IRRELEVANT)])
     weight_N = np.repeat([1.0, config.stuffed_weight], [len(train), len(stuffed)])

@@ -74,12 +74,16 @@ class Catalogue:
 
 @dataclass(frozen=True, eq=False)
 class GradedPairs:
-    """Pairs with the grades of people; `group_N` numbers their queries, `role_N` is that of stage 2."""
+    """Pairs with the grades of people; `group_N` numbers their queries, `role_N` is that of stage 2.
+
+    Queries that ask for the same thing have one number of `intent_N`.
+    """
 
     pairs: Pairs
     grade_N: npt.NDArray[np.int64]
     group_N: npt.NDArray[np.int64]
     role_N: npt.NDArray[np.int8]
+    intent_N: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.grade_N)
@@ -91,7 +95,9 @@ class GradedPairs:
     def take(self, rows: npt.NDArray[np.integer]) -> "GradedPairs":
         """The pairs at these positions, groups numbered anew without gaps."""
         group_N = np.unique(self.group_N[rows], return_inverse=True)[1].astype(np.int64)
-        return GradedPairs(self.pairs.take(rows), self.grade_N[rows], group_N, self.role_N[rows])
+        return GradedPairs(
+            self.pairs.take(rows), self.grade_N[rows], group_N, self.role_N[rows], self.intent_N[rows]
+        )
 
 
 def read_graded_pairs(
@@ -119,4 +125,5 @@ def read_graded_pairs(
         grade_N=grades.grade_G.astype(np.int64),
         group_N=grades.query_G.astype(np.int64),
         role_N=grades.query_roles(holdout)[grades.query_G],
+        intent_N=grades.intent_groups()[grades.query_G],
     )

@@ -35,13 +35,17 @@ _PER_QUERY = 3
 
 @dataclass(frozen=True)
 class Imported:
-    """Rows of relevance: those of before, new ones of people and of models; and what was left out."""
+    """Rows of relevance: those of before, new ones of people and of models; and what was left out.
+
+    `corrected` pairs of those of before have another grade of people now.
+    """
 
     before: int
     people: int
     models: int
     left_blank: int
     known: int
+    corrected: int
 
 
 def write_queue(run: Path, pairs: Path, out: Path, *, count: int) -> int:
@@ -82,7 +86,8 @@ def write_queue(run: Path, pairs: Path, out: Path, *, count: int) -> int:
 def import_grades(data: Path, out: Path, *, answers: list[Path], runs: list[Path]) -> Imported:
     """Write the data folder `out`: the tables of `data`, with more grades in relevance.
 
-    A person's answer to a pair that has a person's grade already is left out and counted.
+    A person's answer to a pair that has a person's grade already is left out and counted, unless the file
+    says which grade was `given`, as that of an audit does: then the answer takes the place of that grade.
 
     Raises:
         GradingError: an answer cannot be used (the message has file and line), or a run holds no grades.
@@ -94,13 +99,17 @@ def import_grades(data: Path, out: Path, *, answers: list[Path], runs: list[Path
     old = find_table(data, "relevance")
     known = _graded_by_people(old)
     people: list[tuple[str, object, int]] = []
+    corrections: dict[tuple[str, object], int] = {}
     blank = repeated = 0
     for path in answers:
-        found, left = _read_answers(path, catalogue)
+        found, left, audited = _read_answers(path, catalogue)
         blank += left
         for query, product, grade in found:
             if (query, product) in known:
-                repeated += 1
+                if audited:
+                    corrections[query, product] = grade
+                else:
+                    repeated += 1
                 continue
             known.add((query, product))
             people.append((query, product, grade))
@@ -111,8 +120,11 @@ def import_grades(data: Path, out: Path, *, answers: list[Path], runs: list[Path
             if path.is_file() and name.parts[0] not in (RELEVANCE, f"{RELEVANCE}.parquet"):
                 link_or_copy(path, temporary / name)
         (temporary / RELEVANCE).mkdir()
+        corrected: set[tuple[str, object]] = set()
         for number, path in enumerate(old.files if old else ()):
-            link_or_copy(path, temporary / RELEVANCE / f"before-{number:06d}.parquet")
+            kept = temporary / RELEVANCE / f"before-{number:06d}.parquet"
+            if not _write_corrected(path, kept, corrections, corrected):
+                link_or_copy(path, kept)
         if people:
             pq.write_table(_table(people, catalogue), temporary / RELEVANCE / "people.parquet")
         for place, run in enumerate(runs):
@@ -123,7 +135,44 @@ def import_grades(data: Path, out: Path, *, answers: list[Path], runs: list[Path
                 models += pq.read_metadata(part).num_rows
                 link_or_copy(part, temporary / RELEVANCE / f"model-{place:03d}-{part.name}")
         atomic_write_json(temporary / IMPORTED, {"imported_grades": len(people), "models": models})
-    return Imported(old.rows if old else 0, len(people), models, blank, repeated)
+    return Imported(old.rows if old else 0, len(people), models, blank, repeated, len(corrected))
+
+
+def _write_corrected(
+    path: Path,
+    out: Path,
+    corrections: dict[tuple[str, object], int],
+    corrected: set[tuple[str, object]],
+) -> bool:
+    """Write a file of relevance with the corrections; False, and no file, where it has none of these pairs.
+
+    The first row of people keeps its other columns; their further rows of the pair, in any file, are dropped.
+    """
+    if not corrections:
+        return False
+    table = pq.read_table(path)
+    wanted = pa.array(sorted({query for query, _ in corrections}), pa.string())
+    maybe = pc.and_(
+        pc.equal(table.column("source").cast(pa.string()), "human"),
+        pc.is_in(table.column("query").cast(pa.string()), value_set=wanted),
+    )
+    rows = np.flatnonzero(pc.fill_null(maybe, False).combine_chunks().to_numpy(zero_copy_only=False))
+    some = table.select(["query", "product_id"]).take(pa.array(rows))
+    grades = table.column("grade").to_pylist()
+    kept_N = np.ones(table.num_rows, bool)
+    met = False
+    pairs = zip(some["query"].to_pylist(), some["product_id"].to_pylist(), strict=True)
+    for row, pair in zip(rows.tolist(), pairs, strict=True):
+        if pair in corrections:
+            met = True
+            kept_N[row] = pair not in corrected
+            grades[row] = corrections[pair]
+            corrected.add(pair)
+    if met:
+        place = table.schema.get_field_index("grade")
+        column = pa.array(grades, table.schema.field(place).type)
+        pq.write_table(table.set_column(place, "grade", column).filter(pa.array(kept_N)), out)
+    return met
 
 
 def _graded_by_people(table: InputTable | None) -> set[tuple[str, object]]:
@@ -137,8 +186,8 @@ def _graded_by_people(table: InputTable | None) -> set[tuple[str, object]]:
     return known
 
 
-def _read_answers(path: Path, catalogue: Catalogue) -> tuple[list[tuple[str, object, int]], int]:
-    """Answers of a file, and how many rows have no grade."""
+def _read_answers(path: Path, catalogue: Catalogue) -> tuple[list[tuple[str, object, int]], int, bool]:
+    """Answers of a file, how many rows have no grade, and whether it says which grades were given before."""
     known = set(catalogue.product_ids.to_pylist())
     whole = pa.types.is_integer(catalogue.product_ids.type)
     found: list[tuple[str, object, int]] = []
@@ -166,7 +215,7 @@ def _read_answers(path: Path, catalogue: Catalogue) -> tuple[list[tuple[str, obj
             if not (row["query"] or "").strip():
                 raise GradingError(f"{place}: the query is blank; fill it in or delete the row")
             found.append((row["query"], product, grade))
-    return found, blank
+    return found, blank, "given" in (reader.fieldnames or ())
 
 
 def _table(people: list[tuple[str, object, int]], catalogue: Catalogue) -> pa.Table:

@@ -7,6 +7,7 @@ Shapes: G graded pairs, P products of the catalogue, Q queries.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,6 +109,10 @@ class Grades:
 
     def intent_groups(self) -> npt.NDArray[np.int64]:
         """Queries that ask for the same thing have one number."""
+        return self._intent_group_Q
+
+    @cached_property
+    def _intent_group_Q(self) -> npt.NDArray[np.int64]:
         texts = self.queries.to_pylist()
         if self.intents is None:
             return intent_groups(texts)

@@ -178,7 +178,8 @@ def import_command(
 ) -> None:
     """Write a data folder with people's answers and a model's grades beside the grades of DATA.
 
-    Where people and a model graded the same pair, readers take the people's grade.
+    Where people and a model graded the same pair, readers take the people's grade. Answers of `grade audit`
+    take the place of the grades that they look at.
 
     Example: `dashclip grade import runs/data runs/data_graded --answers queue.csv --graded runs/graded`
     """
@@ -188,6 +189,7 @@ def import_command(
     typer.echo(
         f"{found.before:,} rows of {data}, {found.people:,} new ones of people, {found.models:,} of models "
         f"in {out}"
+        + (f"; {found.corrected:,} pairs have a corrected grade" if found.corrected else "")
         + (f"; {found.left_blank:,} rows of people had no grade" if found.left_blank else "")
         + (f"; {found.known:,} were there already" if found.known else "")
     )

@@ -1,5 +1,6 @@
 """Graders learn from people's grades of train queries, and are the same after a round trip to disk."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from embeddings.catalog.holdout import TEST, TRAIN
 from embeddings.evaluation.linear_probe import macro_f1
 from embeddings.grading.agreement import gullibility
 from embeddings.grading.graders import FeatureGrader, GraderConfig, train_grader
-from embeddings.grading.pairs import GradedPairs, GradingError
+from embeddings.grading.pairs import GradingError
 from embeddings.tables.lsa import embed_lsa
 from tests.embeddings.grading.small_world import HOLDOUT, read_small_world
 
@@ -43,7 +44,7 @@ def test_a_loaded_grader_says_what_the_trained_one_said(world: Path, stack: Feat
 def test_grades_of_test_queries_change_nothing(world: Path, stack: FeatureGrader, tmp_path: Path) -> None:
     catalogue, graded = read_small_world(world)
     grade_N = np.where(graded.role_N == TEST, 2 - graded.grade_N, graded.grade_N)
-    poisoned = GradedPairs(graded.pairs, grade_N, graded.group_N, graded.role_N)
+    poisoned = replace(graded, grade_N=grade_N)
     again = train_grader(poisoned, catalogue, tmp_path / "stack", config=stack.manifest.config)
     assert again.name == stack.name
 

@@ -49,6 +49,30 @@ def test_people_beat_the_model_and_the_model_fills_the_rest(tmp_path: Path) -> N
     assert grades.report.pairs_by_source == {"human": 3, "llm": 1}
 
 
+def test_an_answer_to_an_audit_takes_the_place_of_the_given_grade(tmp_path: Path) -> None:
+    """People graded (tea, 1) twice, once in each file; one corrected grade is left, and the model's own."""
+    data = data_with_titles(tmp_path / "data")
+    (data / "relevance").mkdir()
+    (data / "relevance.parquet").unlink()
+    columns = {"query": ["tea", "tea"], "product_id": pa.array([1, 2], pa.int64()), "mean_grade": [3.0, 1.0]}
+    grades = {"grade": pa.array([2, 0], pa.int8()), "source": ["human", "human"]}
+    pq.write_table(pa.table(columns | grades), data / "relevance" / "a.parquet")
+    columns |= {"product_id": pa.array([1, 1], pa.int64())}
+    grades = {"grade": pa.array([1, 2], pa.int8()), "source": ["human", "llm"]}
+    pq.write_table(pa.table(columns | grades), data / "relevance" / "b.parquet")
+    audited = tmp_path / "audit.csv"
+    audited.write_text("query,product_id,text,given,suggested,grade\ntea,1,Tea,1,0,0\ntea,2,Ink,0,2,\n")
+    found = import_grades(data, tmp_path / "more", answers=[audited], runs=[])
+    assert (found.people, found.left_blank, found.known, found.corrected) == (0, 1, 0, 1)
+    rows = pq.read_table(tmp_path / "more" / "relevance").to_pylist()
+    assert sorted((row["product_id"], row["grade"], row["source"], row["mean_grade"]) for row in rows) == [
+        (1, 0, "human", 3.0),
+        (1, 2, "llm", 1.0),
+        (2, 0, "human", 1.0),
+    ]
+    assert pq.read_table(data / "relevance")["grade"].to_pylist() == [2, 0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [

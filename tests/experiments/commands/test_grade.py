@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -62,6 +63,21 @@ def test_from_peoples_grades_to_a_queue_for_people(tmp_path: Path) -> None:
     call("run", tmp_path / "pairs.parquet", tmp_path / "graded", "--grader", tmp_path / "stack")
     said = call("queue", tmp_path / "graded", tmp_path / "pairs.parquet", tmp_path / "queue.csv", "--n", 5)
     assert said.startswith("5 pairs")
+
+
+def test_from_an_audit_to_corrected_grades(tmp_path: Path) -> None:
+    data = write_small_world(tmp_path / "data")
+    relevance = pq.read_table(data / "relevance.parquet")
+    grade_N = relevance["grade"].to_numpy().copy()
+    grade_N[::20] = 2 - grade_N[::20]
+    pq.write_table(relevance.set_column(2, "grade", pa.array(grade_N)), data / "relevance.parquet")
+    said = call("audit", data, tmp_path / "audit.csv", "--folds", 3, "--n", 7)
+    assert f"the 7 most suspicious are in {tmp_path / 'audit.csv'}" in said.replace("\n", "")
+    header, *rows = (tmp_path / "audit.csv").read_text().splitlines()
+    (tmp_path / "audit.csv").write_text("\n".join([header, rows[0] + "1", *rows[1:]]))
+    said = call("import", data, tmp_path / "more", "--answers", tmp_path / "audit.csv")
+    assert "1 pairs have a corrected grade" in said
+    assert "6 rows of people had no grade" in said
 
 
 def test_a_missing_secret_and_two_graders_are_named(tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""`dashclip grade audit`: people's grades looked at again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.commands.encoders.grade import SEED, grade
+from experiments.commands.options import DATA, named_folders
+
+
+@grade.command("audit")
+def audit_command(
+    data: DATA,
+    out: Annotated[Path, typer.Argument(help="CSV file for people, with an empty column `grade`.")],
+    tables: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER with `products/` and `queries/`; repeat it.")
+    ] = None,
+    folds: Annotated[int, typer.Option(help="Parts of the queries; each is judged by the others.")] = 5,
+    count: Annotated[int, typer.Option("--n", help="Most pairs to write.")] = 500,
+    seed: SEED = 0,
+) -> None:
+    """Find people's grades that a grader of other queries speaks against, those of every role.
+
+    Fill in `grade` where you look; `grade import --answers` then takes your grade in place of the given one.
+
+    Example: `dashclip grade audit runs/data runs/audit.csv --tables lsa=runs/lsa`
+    """
+    from rich.console import Console
+
+    from embeddings.catalog.holdout import HoldoutConfig
+    from embeddings.grading.audit import audit_grades, write_audit
+    from embeddings.grading.features import PairFeatures
+    from embeddings.grading.graders import open_tables
+    from embeddings.grading.pairs import Catalogue, read_graded_pairs
+    from embeddings.relevance.grades import GRADES
+    from experiments.runtime.progress import progress_bars
+
+    catalogue = Catalogue.read(data)
+    graded = read_graded_pairs(data, HoldoutConfig(), catalogue=catalogue)
+    folders = {name: str(folder) for name, folder in named_folders(tables or []).items()}
+    with progress_bars(Console()) as bars:
+        features_NF = PairFeatures(catalogue, open_tables(folders)).of_many(graded.pairs, progress=bars)
+        audit = audit_grades(graded, features_NF, folds=folds, seed=seed, progress=bars)
+    written = write_audit(audit, graded, out, count=count)
+    suspicious = len(audit.rows)
+    typer.echo(
+        f"{suspicious:,} of {len(graded):,} grades are suspicious ({suspicious / len(graded):.1%}); "
+        f"the {written:,} most suspicious are in {out}"
+    )
+    kinds = Counter((int(graded.grade_N[row]), int(audit.suggested_N[row])) for row in audit.rows.tolist())
+    for (given, suggested), pairs in kinds.most_common():
+        typer.echo(f"{GRADES[given]}, rather {GRADES[suggested]}: {pairs:,}")
