@@ -51,7 +51,7 @@ def figures(graded: Graded, weights_RG: FloatArray) -> dict[str, FloatArray]:
     found = {"macro_f1": hits.macro_f1(weights_RH), "accuracy": hits.accuracy(weights_RH)}
     found |= {f"f1_{name}": f1_RC[:, grade] for grade, name in enumerate(GRADES) if grade < hits.classes}
     found["kappa"] = hits.kappa(weights_RH, quadratic=False)
-    found["quadratic_kappa"] = hits.kappa(weights_RH, quadratic=True)
+    found["qwk"] = hits.kappa(weights_RH, quadratic=True)
     truth_NC = np.eye(len(GRADES))[graded.grade_N]
     squares_N = ((graded.probability_NC - truth_NC) ** 2).sum(axis=1)
     count_G = np.bincount(graded.group_N, minlength=groups).astype(np.float64)
@@ -82,6 +82,36 @@ def segments_of(queries: list[str]) -> dict[str, npt.NDArray[np.bool_]]:
         "with a number": number_N,
         "without a number": ~number_N,
     }
+
+
+def length_strata(texts: list[str]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Which pairs [N] have a text of each third of lengths, in words; a third without any is left out.
+
+    >>> {name: rows.tolist() for name, rows in length_strata(["oak", "oak door", "red oak door"]).items()}
+    {'1 word': [True, False, False], '2 words': [False, True, False], '3 words or more': [False, False, True]}
+    """
+    words_N = np.array([len(normalise_text(text).split()) for text in texts], np.int64)
+    low, high = (int(limit) for limit in np.quantile(words_N, [1 / 3, 2 / 3], method="lower"))
+    found = {_words(int(words_N.min()), low): words_N <= low}
+    if high > low:
+        found[_words(low + 1, high)] = (words_N > low) & (words_N <= high)
+    if words_N.max() > high:
+        found[f"{high + 1} words or more"] = words_N > high
+    return found
+
+
+def _words(least: int, most: int) -> str:
+    count = f"{most}" if least >= most else f"{least} to {most}"
+    return f"{count} word{'s' if most != 1 else ''}"
+
+
+def signed_error(graded: Graded, weights_RG: FloatArray) -> FloatArray:
+    """Mean of the grader's grade - people's [R]: above 0 it is too kind. NaN where nothing weighs."""
+    groups = weights_RG.shape[1]
+    error_N = graded.predicted_N.astype(np.float64) - graded.grade_N
+    pairs_R = weights_RG @ np.bincount(graded.group_N, minlength=groups).astype(np.float64)
+    sum_R = weights_RG @ np.bincount(graded.group_N, error_N, groups)
+    return np.divide(sum_R, pairs_R, out=np.full(len(pairs_R), np.nan), where=pairs_R > 0)
 
 
 def gullibility(
@@ -134,5 +164,5 @@ def human_ceiling(data: Path) -> dict[str, float] | None:
         "pairs": float(len(one)),
         "macro_f1": float(hits.macro_f1(whole)[0]),
         "kappa": float(hits.kappa(whole, quadratic=False)[0]),
-        "quadratic_kappa": float(hits.kappa(whole, quadratic=True)[0]),
+        "qwk": float(hits.kappa(whole, quadratic=True)[0]),
     }

@@ -106,7 +106,7 @@ def open_run(out: Path, grader: str, prompt_sha: str | None) -> set[str]:
         FileExistsError: it holds something else.
     """
     refuse_foreign_folder(out, ours=is_run)
-    manifest = _read_manifest(out)
+    manifest = read_manifest(out)
     if manifest is not None and (manifest.grader, manifest.prompt_sha) != (grader, prompt_sha):
         raise GradingError(
             f"{out} was begun by grader {manifest.grader} with prompt {manifest.prompt_sha}, not by {grader} "
@@ -118,6 +118,12 @@ def open_run(out: Path, grader: str, prompt_sha: str | None) -> set[str]:
 def parts_of(out: Path) -> list[Path]:
     """The finished files of grades, in order."""
     return sorted((out / RELEVANCE).glob("part-*.parquet"))
+
+
+def read_manifest(out: Path) -> RunManifest | None:
+    """What `grading.json` of a run says; None before its first shard."""
+    path = out / MANIFEST
+    return RunManifest.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def is_run(folder: Path) -> bool:
@@ -257,7 +263,7 @@ def write_manifest(
     more_tokens: int = 0,
 ) -> RunManifest:
     """Write `grading.json`: what is given, and what it said before of the rest."""
-    old = _read_manifest(out)
+    old = read_manifest(out)
     manifest = RunManifest(
         grader=grader.name,
         prompt_sha=grader.prompt_sha,
@@ -269,11 +275,6 @@ def write_manifest(
     )
     manifest.write(out / MANIFEST)
     return manifest
-
-
-def _read_manifest(out: Path) -> RunManifest | None:
-    path = out / MANIFEST
-    return RunManifest.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _characters(pairs: Pairs, row: int) -> int:

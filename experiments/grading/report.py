@@ -1,12 +1,14 @@
 """How a grader compares with people: chosen on validation queries, reported on test queries.
 
+`grading.json` holds a row for each grader; an interval has its `_low` and `_high` beside it.
+
 Intervals draw whole queries again, and every grader sees the same draws, so that differences are paired.
 
 Shapes: N pairs, G queries, R resamples.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,32 +16,68 @@ import numpy.typing as npt
 
 from embeddings.catalog.holdout import TEST, VALIDATION, HoldoutConfig
 from embeddings.evaluation.linear_probe import GroupedHits, group_resamples
-from embeddings.grading.agreement import Graded, figures, gullibility, human_ceiling, segments_of
+from embeddings.grading.agreement import (
+    Graded,
+    figures,
+    gullibility,
+    human_ceiling,
+    length_strata,
+    segments_of,
+    signed_error,
+)
 from embeddings.grading.graders import Grader
 from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError
 from embeddings.relevance.grades import GRADES
-from experiments.statistics.cells import Intervals, interval_of, markdown_table, with_limits
-from experiments.statistics.intervals import UserWeightedAuc
+from experiments.grading.graded_run import PAPER_PAIRS, GradedRun, measure_run, money_for_paper_pairs
+from experiments.statistics.cells import FlatRow, Intervals, interval_of
+from experiments.statistics.intervals import Interval, UserWeightedAuc
 from features.artifacts import ResultFile
 from features.progress import Progress, silent
 
 #: Figures that stand in the comparison of graders.
-COMPARED = ("macro_f1", "quadratic_kappa", "brier")
+COMPARED = ("macro_f1", "qwk", "brier")
 _ROLES = {VALIDATION: "validation", TEST: "test"}
 
 
-class GraderFigures(ResultFile):
-    """What one grader reaches on the pairs of one role of queries."""
+class LengthFigures(FlatRow):
+    """What a grader reaches on texts of some lengths."""
 
-    figures: Intervals
+    pairs: int
+    #: Share of pairs with people's grade, and mean of the grader's grade - people's.
+    agreement: Interval
+    signed_error: Interval
+
+
+class GraderFigures(FlatRow):
+    """What one grader reaches on the pairs of one role of queries; None where a figure cannot be had."""
+
+    macro_f1: Interval
+    #: Quadratic kappa.
+    qwk: Interval | None
+    #: High against irrelevant, by probability of high - of irrelevant.
+    auc: Interval | None
+    #: Share of foreign products graded moderate or high, with the words of the query after their titles.
+    gullibility: float
+    #: Of one core, without the start, and hours of one core for 32 million pairs.
+    pairs_per_core_minute: float
+    core_hours_for_32m_pairs: float
+    #: Of a grader that costs money; at the price given, None without one.
+    tokens_per_pair: float
+    money_for_32m_pairs: float | None
+    kappa: Interval | None
+    accuracy: Interval
+    f1_irrelevant: Interval | None
+    f1_moderate: Interval | None
+    f1_high: Interval | None
+    brier: Interval
+    calibration_error: Interval
     #: Rows are people's grades, columns the grader's.
     confusion: list[list[int]]
     macro_f1_by_segment: Intervals
     pairs_by_segment: dict[str, int]
-    #: Share of foreign products graded moderate or high, by where the words of the query are put.
-    gullibility: dict[str, float]
-    #: Of one core, without the start.
-    pairs_per_core_minute: float
+    by_length: dict[str, LengthFigures]
+    #: As `gullibility`, by where the words of the query are put.
+    gullibility_by_place: dict[str, float]
     unanswered: int
 
 
@@ -54,6 +92,8 @@ class GradingReport(ResultFile):
     differences: dict[str, Intervals]
     chosen: str | None
     human_ceiling: dict[str, float] | None
+    #: A run of one of the graders, or of another.
+    run: GradedRun | None
     holdout: HoldoutConfig
 
 
@@ -66,16 +106,21 @@ def measure_graders(
     role: int,
     holdout: HoldoutConfig,
     chosen: str | None = None,
+    run: Path | None = None,
+    price_per_million_tokens: float = 0.0,
     resamples: int = 1000,
     seed: int = 0,
     progress: Progress = silent,
 ) -> GradingReport:
     """Compare graders with people on the pairs whose queries have a role.
 
-    Without `chosen` the one of the best macro F1 is; say so on validation queries only.
+    Without `chosen` the best macro F1 is chosen, of equal ones the least gullible, on validation queries.
+
+    Args:
+        run: a folder of `grade run`, whose shares of grades are compared with people's.
 
     Raises:
-        GradingError: no such query has a graded pair, or a grader answers none of them.
+        GradingError: no such query has a graded pair, a grader answers none of them, or `run` does not fit.
     """
     kept = graded.of_role(role)
     if not len(kept):
@@ -87,11 +132,14 @@ def measure_graders(
     known = frozenset(zip(graded.pairs.queries, graded.pairs.product_ids.to_pylist(), strict=True))
     found: dict[str, GraderFigures] = {}
     values: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
+    said: dict[str, npt.NDArray[np.float64]] = {}
+    segments, lengths = segments_of(kept.pairs.queries), length_strata(kept.pairs.texts)
     for done, (name, grader) in enumerate(graders.items()):
         progress("measuring graders", done, len(graders))
-        began_s = time.process_time()
-        probability_NC = grader.probabilities(kept.pairs)
+        began_s, tokens_before = time.process_time(), grader.tokens
+        probability_NC = said[grader.name] = grader.probabilities(kept.pairs)
         spent_s = time.process_time() - began_s
+        tokens_per_pair = (grader.tokens - tokens_before) / len(kept)
         answered_N = ~np.isnan(probability_NC).any(axis=1)
         if not answered_N.any():
             raise GradingError(f"{name} answers not one of {len(kept):,} pairs. {grader.remarks}")
@@ -102,32 +150,53 @@ def measure_graders(
             kept.group_N[answered_N],
         )
         values[name] = figures(all_of, weights_RG) | {"auc": _auc(all_of, weights_RG)}
-        by_segment, sizes = {}, {}
-        for segment, rows in segments_of(kept.pairs.queries).items():
+        by_segment, sizes, by_length = {}, {}, {}
+        for segment, rows in segments.items():
             rows = rows[answered_N]
             sizes[segment] = int(rows.sum())
             if rows.any():
                 part = all_of.take(rows)
                 hits = GroupedHits(part.grade_N, part.predicted_N, part.group_N)
                 by_segment[segment] = interval_of(hits.macro_f1(weights_RG[:, : hits.groups]))
+        for length, rows in lengths.items():
+            rows = rows[answered_N]
+            if rows.any():
+                part = all_of.take(rows)
+                hits = GroupedHits(part.grade_N, part.predicted_N, part.group_N)
+                by_length[length] = LengthFigures(
+                    pairs=int(rows.sum()),
+                    agreement=interval_of(hits.accuracy(weights_RG[:, : hits.groups])),
+                    signed_error=interval_of(signed_error(part, weights_RG)),
+                )
+        fooled = gullibility(grader, sorted({*kept.pairs.queries}), catalogue, graded=known, seed=seed)
+        speed = len(kept) / max(spent_s, 1e-9) * 60
+        of = values[name]
         found[name] = GraderFigures(
-            figures={
-                figure: interval_of(value_R)
-                for figure, value_R in values[name].items()
-                if not np.isnan(value_R[0])
-            },
+            macro_f1=interval_of(of["macro_f1"]),
+            qwk=_interval(of["qwk"]),
+            auc=_interval(of["auc"]),
+            kappa=_interval(of["kappa"]),
+            accuracy=interval_of(of["accuracy"]),
+            f1_irrelevant=_interval(of.get("f1_irrelevant")),
+            f1_moderate=_interval(of.get("f1_moderate")),
+            f1_high=_interval(of.get("f1_high")),
+            brier=interval_of(of["brier"]),
+            calibration_error=interval_of(of["calibration_error"]),
+            gullibility=fooled["appended"],
+            gullibility_by_place=fooled,
+            pairs_per_core_minute=speed,
+            core_hours_for_32m_pairs=PAPER_PAIRS / speed / 60,
+            tokens_per_pair=tokens_per_pair,
+            money_for_32m_pairs=money_for_paper_pairs(tokens_per_pair, price_per_million_tokens),
             confusion=_confusion(all_of),
             macro_f1_by_segment=by_segment,
             pairs_by_segment=sizes,
-            gullibility=gullibility(
-                grader, sorted({*kept.pairs.queries}), catalogue, graded=known, seed=seed
-            ),
-            pairs_per_core_minute=len(kept) / max(spent_s, 1e-9) * 60,
+            by_length=by_length,
             unanswered=int((~answered_N).sum()),
         )
     progress("measuring graders", len(graders), len(graders))
     if chosen is None and role == VALIDATION:
-        chosen = max(found, key=lambda name: values[name]["macro_f1"][0])
+        chosen = max(found, key=lambda name: (found[name].macro_f1.mean, -found[name].gullibility))
     names = list(values)
     return GradingReport(
         queries_of=_ROLES[role],
@@ -145,87 +214,16 @@ def measure_graders(
         },
         chosen=chosen,
         human_ceiling=human_ceiling(data),
+        run=None
+        if run is None
+        else measure_run(run, kept, known, said, price_per_million_tokens=price_per_million_tokens),
         holdout=holdout,
     )
 
 
-def to_markdown(report: GradingReport) -> str:
-    """The report as a page."""
-    lines = [
-        "# Graders beside people",
-        "",
-        f"{report.pairs:,} pairs of {report.queries:,} {report.queries_of} queries, graded by people. "
-        "In brackets 95 % intervals from resamples of whole queries.",
-        "",
-    ]
-    shown = ("macro_f1", "quadratic_kappa", "kappa", "auc", "brier", "calibration_error")
-    heading = ["Grader", *(name.replace("_", " ") for name in shown), "pairs a core-minute"]
-    lines += markdown_table(
-        heading,
-        (
-            [
-                f"**{name}**" if name == report.chosen else name,
-                *(with_limits(row.figures.get(figure), 3) for figure in shown),
-                f"{row.pairs_per_core_minute:,.0f}",
-            ]
-            for name, row in report.graders.items()
-        ),
-    )
-    lines += [
-        "",
-        "Share of foreign products graded moderate or high, by where the query's words were put:",
-        "",
-    ]
-    stuffings = list(next(iter(report.graders.values())).gullibility)
-    lines += markdown_table(
-        ["Grader", *stuffings],
-        (
-            [name, *(f"{row.gullibility[stuffing]:.1%}" for stuffing in stuffings)]
-            for name, row in report.graders.items()
-        ),
-    )
-    for name, row in report.graders.items():
-        lines += ["", f"## {name}", "", "People's grade (row) and the grader's (column):", ""]
-        lines += markdown_table(
-            ["", *GRADES, "F1"],
-            (
-                [grade, *(f"{count:,}" for count in counts), with_limits(row.figures.get(f"f1_{grade}"), 3)]
-                for grade, counts in zip(GRADES, row.confusion, strict=True)
-            ),
-        )
-        lines += ["", *_segments(row)]
-        if row.unanswered:
-            lines += ["", f"{row.unanswered:,} pairs got no answer and count nowhere."]
-    if report.differences:
-        lines += ["", "## Paired differences", ""]
-        lines += markdown_table(
-            ["Difference", *(name.replace("_", " ") for name in COMPARED)],
-            (
-                [name, *(with_limits(row.get(figure), 3, sign=True) for figure in COMPARED)]
-                for name, row in report.differences.items()
-            ),
-        )
-    lines += ["", _ceiling(report.human_ceiling), ""]
-    return "\n".join(lines)
-
-
-def _segments(row: GraderFigures) -> Sequence[str]:
-    return markdown_table(
-        ["Queries", "pairs", "macro F1"],
-        (
-            [segment, f"{count:,}", with_limits(row.macro_f1_by_segment.get(segment), 3)]
-            for segment, count in row.pairs_by_segment.items()
-        ),
-    )
-
-
-def _ceiling(found: Mapping[str, float] | None) -> str:
-    if found is None:
-        return "No pair has grades of several people, so how far people agree is not known."
-    return (
-        f"Two people who graded the same of {found['pairs']:,.0f} pairs agree by macro F1 "
-        f"{found['macro_f1']:.3f}, quadratic kappa {found['quadratic_kappa']:.3f}: a grader's ceiling."
-    )
+def _interval(value_R: npt.NDArray[np.float64] | None) -> Interval | None:
+    """None where there is no value."""
+    return None if value_R is None or np.isnan(value_R[0]) else interval_of(value_R)
 
 
 def _confusion(graded: Graded) -> list[list[int]]:
@@ -235,7 +233,7 @@ def _confusion(graded: Graded) -> list[list[int]]:
 
 
 def _auc(graded: Graded, weights_RG: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """High against irrelevant, by the expected grade."""
+    """High against irrelevant, by the expected grade: that is 1 + probability of high - of irrelevant."""
     clear_N = graded.grade_N != GRADES.index("moderate")
     score_N = graded.probability_NC @ np.arange(len(GRADES))
     high_N = graded.grade_N[clear_N] == GRADES.index("high")

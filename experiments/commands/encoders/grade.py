@@ -149,7 +149,7 @@ def choose_command(
     """
     from embeddings.catalog.holdout import VALIDATION
 
-    _measure(data, out, graders, role=VALIDATION, name="choice", chosen=None)
+    _measure(data, out, graders, role=VALIDATION, name="choice")
 
 
 @grade.command("report")
@@ -158,6 +158,10 @@ def report_command(
     out: Annotated[Path, typer.Argument(help="Folder for `grading.json` and `grading.md`.")],
     graders: GRADERS,
     chosen: Annotated[str | None, typer.Option(help="Name of the grader chosen before.")] = None,
+    graded: Annotated[
+        Path | None, typer.Option(help="Folder of `grade run`: its shares of grades beside people's.")
+    ] = None,
+    price: Annotated[float, typer.Option(help="Money for a million tokens.")] = 0.0,
 ) -> None:
     """Report graders on **test** queries: look once, after choosing.
 
@@ -165,16 +169,27 @@ def report_command(
     """
     from embeddings.catalog.holdout import TEST
 
-    _measure(data, out, graders, role=TEST, name="grading", chosen=chosen)
+    _measure(data, out, graders, role=TEST, name="grading", chosen=chosen, run=graded, price=price)
 
 
-def _measure(data: Path, out: Path, graders: list[str], *, role: int, name: str, chosen: str | None) -> None:
+def _measure(
+    data: Path,
+    out: Path,
+    graders: list[str],
+    *,
+    role: int,
+    name: str,
+    chosen: str | None = None,
+    run: Path | None = None,
+    price: float = 0.0,
+) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
     from embeddings.grading.graders import FeatureGrader
     from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
-    from experiments.grading.report import measure_graders, to_markdown
+    from experiments.grading.page import to_markdown
+    from experiments.grading.report import measure_graders
     from experiments.runtime.progress import progress_bars
     from features.artifacts import atomic_write_bytes
 
@@ -190,7 +205,16 @@ def _measure(data: Path, out: Path, graders: list[str], *, role: int, name: str,
     console = Console()
     with progress_bars(console) as bars:
         found = measure_graders(
-            data, opened, graded, catalogue, role=role, holdout=holdout, chosen=chosen, progress=bars
+            data,
+            opened,
+            graded,
+            catalogue,
+            role=role,
+            holdout=holdout,
+            chosen=chosen,
+            run=run,
+            price_per_million_tokens=price,
+            progress=bars,
         )
     found.write(out / f"{name}.json")
     text = to_markdown(found)

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score, f1_score
 
-from embeddings.grading.agreement import Graded, figures, human_ceiling, segments_of
+from embeddings.grading.agreement import (
+    Graded,
+    figures,
+    human_ceiling,
+    length_strata,
+    segments_of,
+    signed_error,
+)
 from tests.embeddings.small_grades import write_data
 
 
@@ -24,7 +31,7 @@ def test_figures_are_those_of_scikit_learn() -> None:
     assert found["macro_f1"] == pytest.approx(f1_score(truth, said, average="macro"))
     assert found["f1_moderate"] == pytest.approx(f1_score(truth, said, average=None)[1])
     assert found["kappa"] == pytest.approx(cohen_kappa_score(truth, said))
-    assert found["quadratic_kappa"] == pytest.approx(cohen_kappa_score(truth, said, weights="quadratic"))
+    assert found["qwk"] == pytest.approx(cohen_kappa_score(truth, said, weights="quadratic"))
 
 
 def test_a_query_drawn_twice_counts_as_its_pairs_repeated() -> None:
@@ -66,3 +73,22 @@ def test_segments_by_words_and_by_numbers_each_cover_every_pair_once() -> None:
     assert found["with a number"].tolist() == [False, False, True, False]
     by_words = [rows for name, rows in found.items() if "word" in name]
     assert np.sum(by_words, axis=0).tolist() == [1, 1, 1, 1]
+
+
+def test_thirds_of_lengths_part_the_pairs_and_equal_lengths_are_one() -> None:
+    found = length_strata(["a b", "a b c", "a b, c d", "a b c d e", "a b", "a b c d e f g"])
+    assert {name: rows.tolist() for name, rows in found.items()} == {
+        "2 words": [True, False, False, False, True, False],
+        "3 to 4 words": [False, True, True, False, False, False],
+        "5 words or more": [False, False, False, True, False, True],
+    }
+    assert list(length_strata(["one", "two"])) == ["1 word"]
+
+
+def test_the_signed_error_is_above_zero_for_a_grader_that_is_too_kind() -> None:
+    graded = Graded(
+        np.array([0, 0, 2]), np.array([2, 1, 1], np.int8), np.full((3, 3), 1 / 3), np.array([0, 0, 1])
+    )
+    weights_RG = np.array([[1.0, 1], [1, 0], [0, 2], [0, 0]])
+    assert signed_error(graded, weights_RG)[:3] == pytest.approx([2 / 3, 1.5, -1])
+    assert np.isnan(signed_error(graded, weights_RG)[3])

@@ -55,12 +55,15 @@ def test_from_peoples_grades_to_a_queue_for_people(tmp_path: Path) -> None:
         assert "pairs of people" in said
     rows = [f"{kind}={tmp_path / kind}" for kind in ("overlap", "stack")]
     assert "chosen: stack" in call("choose", data, tmp_path / "out", *rows)
-    call("report", data, tmp_path / "out", rows[1], "--chosen", "stack")
+    call("pairs", data, tmp_path / "pairs.parquet", "--lexical", 2, "--random", 1, "--coverage", 0.2)
+    call("run", tmp_path / "pairs.parquet", tmp_path / "graded", "--grader", tmp_path / "stack")
+    said = call(
+        "report", data, tmp_path / "out", rows[1], "--chosen", "stack", "--graded", tmp_path / "graded"
+    )
+    assert "pairs that people did not" in said
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "choice.json", "choice.md", "grading.json", "grading.md",
     }  # fmt: skip
-    call("pairs", data, tmp_path / "pairs.parquet", "--lexical", 2, "--random", 1, "--coverage", 0.2)
-    call("run", tmp_path / "pairs.parquet", tmp_path / "graded", "--grader", tmp_path / "stack")
     said = call("queue", tmp_path / "graded", tmp_path / "pairs.parquet", tmp_path / "queue.csv", "--n", 5)
     assert said.startswith("5 pairs")
 

@@ -1,5 +1,6 @@
 """Graders compared on queries of one role, and the page that says so."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,28 +8,10 @@ import pytest
 
 from embeddings.catalog.holdout import TEST, VALIDATION
 from embeddings.grading.pairs import GradingError, Pairs
-from experiments.grading.report import GradingReport, measure_graders, to_markdown
+from experiments.grading.page import to_markdown
+from experiments.grading.report import GradingReport, measure_graders
 from tests.embeddings.grading.small_world import HOLDOUT, read_small_world, write_small_world
-
-
-class WordGrader:
-    """High where every word is there, moderate where the last one is; gullible by construction."""
-
-    name, prompt_sha, tokens, remarks = "words", None, 0, ""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    def probabilities(self, pairs: Pairs) -> np.ndarray:
-        self.asked += pairs.queries
-        grade_N = []
-        for query, text in zip(pairs.queries, pairs.texts, strict=True):
-            found = [word in text.lower().split() for word in query.split()]
-            grade_N.append(2 if all(found) else 1 if found[-1] else 0)
-        return 0.7 * np.eye(3)[grade_N] + 0.1
-
-    def grades(self, probabilities_NC: np.ndarray) -> np.ndarray:
-        return probabilities_NC.argmax(axis=1).astype(np.int8)
+from tests.experiments.grading.word_grader import WordGrader
 
 
 class ShyGrader(WordGrader):
@@ -55,9 +38,9 @@ def test_graders_are_compared_on_the_queries_of_one_role_alone(tmp_path: Path) -
     assert set(words.asked) == set(kept.pairs.queries)
     assert found.chosen == "words"
     best = found.graders["words"]
-    assert best.figures["macro_f1"].mean == pytest.approx(1)
+    assert best.macro_f1.mean == pytest.approx(1)
     assert np.trace(best.confusion) == np.sum(best.confusion) == found.pairs == len(kept)
-    assert best.gullibility["appended"] == 1 > best.gullibility["none"]
+    assert best.gullibility == 1 > best.gullibility_by_place["none"]
     assert found.graders["shy"].unanswered == len(kept) // 2
     assert found.differences["words - shy"]["macro_f1"].mean > 0.5
     assert found.human_ceiling is None
@@ -67,6 +50,27 @@ def test_graders_are_compared_on_the_queries_of_one_role_alone(tmp_path: Path) -
     assert "**words**" in page
     assert "pairs got no answer" in page
     assert "100.0%" in page
+
+
+def test_grading_json_has_a_flat_row_of_figures_for_each_grader(tmp_path: Path) -> None:
+    world = write_small_world(tmp_path / "data")
+    catalogue, graded = read_small_world(world)
+    grader = WordGrader(tokens_a_pair=100)
+    found = measure_graders(
+        world, {"words": grader}, graded, catalogue,
+        role=TEST, holdout=HOLDOUT, chosen="words", price_per_million_tokens=2.0, resamples=20,
+    )  # fmt: skip
+    found.write(tmp_path / "grading.json")
+    content = json.loads((tmp_path / "grading.json").read_text())
+    assert (content["chosen"], content["human_ceiling"]) == ("words", None)
+    row = content["graders"]["words"]
+    assert [row[name] for name in ("macro_f1", "macro_f1_low", "qwk", "auc", "gullibility")] == [1] * 5
+    assert row["core_hours_for_32m_pairs"] * row["pairs_per_core_minute"] * 60 == pytest.approx(32e6)
+    assert (row["tokens_per_pair"], row["money_for_32m_pairs"]) == (100, 100 * 32 * 2)
+    lengths = row["by_length"]
+    assert sum(part["pairs"] for part in lengths.values()) == content["pairs"]
+    assert {(part["agreement"], part["signed_error"]) for part in lengths.values()} == {(1, 0)}
+    assert GradingReport.model_validate_json((tmp_path / "grading.json").read_text()) == found
 
 
 def test_test_queries_choose_nothing(tmp_path: Path) -> None:
