@@ -1,4 +1,4 @@
-"""`dashclip grade audit`: people's grades looked at again."""
+"""`dashclip grade audit` and `grade export`: people's grades looked at again, and as lessons for a model."""
 
 from __future__ import annotations
 
@@ -54,3 +54,27 @@ def audit_command(
     kinds = Counter((int(graded.grade_N[row]), int(audit.suggested_N[row])) for row in audit.rows.tolist())
     for (given, suggested), pairs in kinds.most_common():
         typer.echo(f"{GRADES[given]}, rather {GRADES[suggested]}: {pairs:,}")
+
+
+@grade.command("export")
+def export_command(
+    data: DATA,
+    out: Annotated[Path, typer.Argument(help="Folder for `train.jsonl` and `validation.jsonl`.")],
+    prompt: Annotated[Path, typer.Option(help="Prompt file that the tuned model will be asked with.")],
+) -> None:
+    """Write people's grades as chats to fine-tune a language model on; test queries stay out.
+
+    Example: `dashclip grade export runs/data runs/chats --prompt runs/prompt.toml`
+    """
+    from embeddings.catalog.holdout import HoldoutConfig
+    from embeddings.grading.fine_tuning import export_chats
+    from embeddings.grading.pairs import Catalogue, read_graded_pairs
+    from embeddings.grading.prompt import Prompt
+    from features.artifacts import refuse_to_replace_input
+
+    refuse_to_replace_input(out, data)
+    question = Prompt.read(prompt)
+    graded = read_graded_pairs(data, HoldoutConfig(), catalogue=Catalogue.read(data))
+    found = export_chats(graded, question, out)
+    for name, pairs in found.fine_tuning_pairs.items():
+        typer.echo(f"{out / name}.jsonl: {pairs:,} pairs, about {found.tokens[name]:,} tokens an epoch")

@@ -27,6 +27,8 @@ def test_from_pairs_to_a_graded_data_folder(tmp_path: Path, monkeypatch: pytest.
     assert "16 of 80 queries" in said
     prompt = tmp_path / "prompt.toml"
     assert "checksum" in call("prompt", prompt)
+    said = call("export", data, tmp_path / "chats", "--prompt", prompt)
+    assert f"{tmp_path / 'chats' / 'train'}.jsonl: " in said
     monkeypatch.setenv("GRADER_KEY", SECRET)
     with chat_server(lambda body, _: good(body)) as server:
         asked = ["run", tmp_path / "pairs.parquet", tmp_path / "graded", "--endpoint", server.url]
