@@ -1,7 +1,8 @@
 """The question to a language model, as a versioned file, and what an answer means.
 
 What never changes stands first (role, definitions, examples) and query and product last, so that a server
-that caches prefixes reads the long part once. One token answers: its log probabilities are the grade's.
+that caches prefixes reads the long part once; examples chosen for a query stand right before it. One token
+answers: its log probabilities are the grade's.
 
 Shapes: C = 3 grades.
 """
@@ -12,11 +13,11 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from embeddings.grading.pairs import GradingError
 from embeddings.relevance.grades import GRADES
@@ -35,6 +36,10 @@ TEMPLATE = """\
 # The prompt of a grader. Its checksum stands in every grade, so a changed prompt grades anew.
 version = "1"
 role = "You judge how relevant a product is to what a shopper searched for."
+
+# So many pairs that people graded, of queries like that of the pair, right before it:
+# examples_from = "nearest"
+# nearest_count = 4
 
 [definitions]
 high = "The product is what was searched for: every important demand of the query is met."
@@ -75,6 +80,21 @@ class Example(StrictModel):
     grade: GradeName
 
 
+class ExamplePool(Protocol):
+    """Where the nearest examples of a query come from."""
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of all examples there are."""
+
+    @property
+    def characters(self) -> int:
+        """Of the examples of one pair, about."""
+
+    def of(self, query: str) -> tuple[Example, ...]:
+        """Those of a query, the nearest last."""
+
+
 class Prompt(StrictModel):
     """A prompt file."""
 
@@ -85,6 +105,10 @@ class Prompt(StrictModel):
     examples: tuple[Example, ...] = ()
     #: A longer text of a product is cut off.
     max_text_characters: Annotated[int, Field(ge=1)] = 600
+    #: "nearest" adds examples to each pair, which `with_nearest` brings.
+    examples_from: Literal["prompt", "nearest"] = "prompt"
+    nearest_count: Annotated[int, Field(ge=1, le=64)] = 4
+    _pool: ExamplePool | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _labels_differ_from_the_start(self) -> Self:
@@ -114,9 +138,25 @@ class Prompt(StrictModel):
 
     @property
     def sha256(self) -> str:
-        """Checksum of what it says; comments and the order of keys do not count."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        """Checksum of what it says and may add as examples; comments and the order of keys do not count."""
+        said = self.model_dump(mode="json")
+        if self.examples_from == "prompt":
+            # What is not asked does not count: a prompt of before this setting keeps its checksum.
+            del said["examples_from"], said["nearest_count"]
+        elif self._pool is not None:
+            said["pool"] = self._pool.sha256
+        content = json.dumps(said, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()
+
+    def with_nearest(self, pool: ExamplePool) -> "Prompt":
+        """This prompt with the examples that it chooses from."""
+        found = self.model_copy()
+        found._pool = pool
+        return found
+
+    def shared_characters(self) -> int:
+        """Characters asked with each pair beside its own, about."""
+        return len(self.system()) + (self._pool.characters if self._pool is not None else 0)
 
     def system(self) -> str:
         """The part that is the same for all pairs."""
@@ -124,13 +164,25 @@ class Prompt(StrictModel):
         for name, label in zip(reversed(GRADES), reversed(self.labels.in_order()), strict=True):
             lines.append(f"- {label}: {getattr(self.definitions, name)}")
         for example in self.examples:
-            answer = self.labels.in_order()[GRADES.index(example.grade)]
-            lines += ["", *self._pair(example.query, example.text), f"Grade: {answer}"]
+            lines += ["", *self._graded(example)]
         return "\n".join([*lines, "", f"Answer with one word: {', '.join(self.labels.in_order())}."])
 
     def messages(self, query: str, text: str) -> list[dict[str, str]]:
-        """The conversation that asks for one grade."""
-        user = "\n".join([*self._pair(query, text), "Grade:"])
+        """The conversation that asks for one grade.
+
+        Raises:
+            GradingError: it adds the nearest examples and has none to choose from.
+        """
+        lines: list[str] = []
+        if self.examples_from == "nearest":
+            if self._pool is None:
+                raise GradingError(
+                    'the prompt says examples_from = "nearest", so it needs pairs to choose from; name the '
+                    "data folder that people graded by --examples"
+                )
+            for example in self._pool.of(query):
+                lines += [*self._graded(example), ""]
+        user = "\n".join([*lines, *self._pair(query, text), "Grade:"])
         return [{"role": "system", "content": self.system()}, {"role": "user", "content": user}]
 
     def request(self, query: str, text: str, *, model: str) -> dict[str, Any]:
@@ -154,6 +206,10 @@ class Prompt(StrictModel):
             if word.startswith(start) or start.startswith(word):
                 return grade
         return None
+
+    def _graded(self, example: Example) -> list[str]:
+        answer = self.labels.in_order()[GRADES.index(example.grade)]
+        return [*self._pair(example.query, example.text), f"Grade: {answer}"]
 
     def _pair(self, query: str, text: str) -> list[str]:
         return [f"Query: {query}", f"Product: {text[: self.max_text_characters]}"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from experiments.commands.options import DATA, named_folders
+
+if TYPE_CHECKING:
+    from embeddings.grading.prompt import Prompt
 
 grade = typer.Typer(
     no_args_is_help=True,
@@ -82,8 +85,35 @@ def prompt_command(
         atomic_write_bytes(out, TEMPLATE.encode())
     prompt = Prompt.read(out)
     typer.echo(f"{out}, version {prompt.version}, checksum {prompt.sha256}\n")
-    for message in prompt.messages("<query>", "<product>"):
+    shown = prompt.model_copy(update={"examples_from": "prompt"})
+    for message in shown.messages("<query>", "<product>"):
         typer.echo(f"[{message['role']}]\n{message['content']}\n")
+    if prompt.examples_from == "nearest":
+        typer.echo(
+            f"and {prompt.nearest_count} nearest examples before <query>, which the checksum will cover"
+        )
+
+
+def open_prompt(path: Path, examples: Path | None) -> Prompt:
+    """A prompt file with what it may choose examples from.
+
+    Raises:
+        GradingError: one of both does not fit the other.
+    """
+    from embeddings.catalog.holdout import HoldoutConfig
+    from embeddings.grading.examples import NearestExamples
+    from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
+    from embeddings.grading.prompt import Prompt
+
+    prompt = Prompt.read(path)
+    if (prompt.examples_from == "nearest") != (examples is not None):
+        raise GradingError(
+            f'examples_from = "nearest" in {path} and --examples DATA belong together; give both or neither'
+        )
+    if examples is None:
+        return prompt
+    graded = read_graded_pairs(examples, HoldoutConfig(), catalogue=Catalogue.read(examples))
+    return prompt.with_nearest(NearestExamples(graded, prompt.nearest_count))
 
 
 @grade.command("train")

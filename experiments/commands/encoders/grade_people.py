@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands.encoders.grade import SEED, grade
+from experiments.commands.encoders.grade import SEED, grade, open_prompt
 from experiments.commands.options import DATA, named_folders
 
 
@@ -73,7 +73,8 @@ def export_command(
     from features.artifacts import refuse_to_replace_input
 
     refuse_to_replace_input(out, data)
-    question = Prompt.read(prompt)
+    nearest = Prompt.read(prompt).examples_from == "nearest"
+    question = open_prompt(prompt, data if nearest else None)
     graded = read_graded_pairs(data, HoldoutConfig(), catalogue=Catalogue.read(data))
     found = export_chats(graded, question, out)
     for name, pairs in found.fine_tuning_pairs.items():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from experiments.commands.encoders.grade import grade as grade  # it is complete only here
+from experiments.commands.encoders.grade import open_prompt
 from experiments.commands.options import DATA
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ RUN = Annotated[
     Path, typer.Argument(help="Folder of grades; a stopped call continues, nothing is graded twice.")
 ]
 PROMPT = Annotated[Path | None, typer.Option(help="Prompt file of a language model.")]
+EXAMPLES = Annotated[
+    Path | None, typer.Option(help="Data folder of people's grades, where the prompt adds the nearest ones.")
+]
 MODEL = Annotated[str | None, typer.Option(help="Name of the model behind the endpoint or batch service.")]
 
 
@@ -36,6 +40,7 @@ def run_command(
     ] = False,
     model: MODEL = None,
     prompt: PROMPT = None,
+    examples: EXAMPLES = None,
     secret_from: Annotated[
         str | None, typer.Option(help="Environment variable that holds the server's secret.")
     ] = None,
@@ -75,8 +80,8 @@ def run_command(
 
         asked = FeatureGrader.load(grader)
     else:
-        question, name = _question(prompt, model)
-        characters = len(question.system())
+        question, name = _question(prompt, model, examples)
+        characters = question.shared_characters()
         asked = (
             BatchGrader(name, question)
             if batch_file
@@ -131,6 +136,7 @@ def collect_command(
     results: Annotated[list[Path], typer.Argument(help="Result files of the batch service.")],
     model: MODEL = None,
     prompt: PROMPT = None,
+    examples: EXAMPLES = None,
 ) -> None:
     """Read the answers of a batch; what lacks one stands in new request files.
 
@@ -138,7 +144,7 @@ def collect_command(
     """
     from embeddings.grading.batch_file import BatchGrader, collect
 
-    question, name = _question(prompt, model)
+    question, name = _question(prompt, model, examples)
     found = collect(out, results, BatchGrader(name, question))
     troubles = ", ".join(
         f"{key.replace('_', ' ')} {count:,}" for key, count in sorted(found.problems.items())
@@ -212,13 +218,12 @@ def _read_pairs(path: Path) -> Pairs:
     return Pairs(content["query"].to_pylist(), content["text"].to_pylist(), ids)
 
 
-def _question(path: Path | None, model: str | None) -> tuple[Prompt, str]:
+def _question(path: Path | None, model: str | None, examples: Path | None) -> tuple[Prompt, str]:
     from embeddings.grading.pairs import GradingError
-    from embeddings.grading.prompt import Prompt
 
     if path is None or not model:
         raise GradingError("a language model needs --prompt FILE (`dashclip grade prompt`) and --model NAME")
-    return Prompt.read(path), model
+    return open_prompt(path, examples), model
 
 
 def _endpoint(

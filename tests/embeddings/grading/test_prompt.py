@@ -1,5 +1,6 @@
 """The prompt file, its checksum, and what tokens mean."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -21,6 +22,21 @@ def test_the_checksum_changes_with_what_is_asked_and_not_with_comments(tmp_path:
     assert written(tmp_path, TEMPLATE.replace("near miss", "miss")).sha256 != first
     example = '\n[[examples]]\nquery = "a"\ntext = "b"\ngrade = "high"\n'
     assert written(tmp_path, TEMPLATE + example).sha256 != first
+
+
+def test_a_prompt_without_nearest_examples_has_the_checksum_of_what_it_says_alone(tmp_path: Path) -> None:
+    prompt = written(tmp_path, TEMPLATE)
+    said = {
+        "version": "1",
+        "role": prompt.role,
+        "definitions": prompt.definitions.model_dump(),
+        "labels": {"irrelevant": "irrelevant", "moderate": "moderate", "high": "high"},
+        "examples": [],
+        "max_text_characters": 600,
+    }
+    assert prompt.sha256 == hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    count = TEMPLATE.replace("# nearest_count = 4", "nearest_count = 7")
+    assert written(tmp_path, count).sha256 == prompt.sha256
 
 
 def test_query_and_product_come_last_so_that_the_start_is_the_same_for_all(tmp_path: Path) -> None:

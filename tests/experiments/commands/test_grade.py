@@ -1,5 +1,6 @@
 """`dashclip grade` from pairs to a graded data folder, asking a model on loopback."""
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from embeddings.grading.prompt import TEMPLATE
 from embeddings.relevance.grades import read_grades
 from experiments.cli import app
 from tests.embeddings.grading.chat_server import chat_server, good
@@ -83,6 +85,29 @@ def test_from_an_audit_to_corrected_grades(tmp_path: Path) -> None:
     said = call("import", data, tmp_path / "more", "--answers", tmp_path / "audit.csv")
     assert "1 pairs have a corrected grade" in said
     assert "6 rows of people had no grade" in said
+
+
+def test_the_nearest_examples_come_from_the_data_that_people_graded(tmp_path: Path) -> None:
+    data = write_small_world(tmp_path / "data")
+    call("pairs", data, tmp_path / "pairs.parquet", "--lexical", 1, "--random", 0, "--coverage", 0.05)
+    prompt = tmp_path / "prompt.toml"
+    text = TEMPLATE.replace("# examples_from", "examples_from").replace(
+        "# nearest_count = 4", "nearest_count = 2"
+    )
+    prompt.write_text(text)
+    assert "and 2 nearest examples" in call("prompt", prompt)
+    asked = ["run", tmp_path / "pairs.parquet", tmp_path / "graded", "--batch-file", "--model", "m"]
+    asked += ["--prompt", prompt]
+    assert "--examples DATA" in call(*asked, fails=True)
+    call(*asked, "--examples", data)
+    [requests] = (tmp_path / "graded" / "batch").glob("requests-*.jsonl")
+    bodies = [json.loads(line)["body"] for line in requests.read_text().splitlines()]
+    assert [body["messages"][1]["content"].count("Query: ") for body in bodies] == [3] * len(bodies)
+    (tmp_path / "results.jsonl").write_text("")
+    collect = ["collect", tmp_path / "graded", tmp_path / "results.jsonl", "--model", "m", "--prompt", prompt]
+    assert f"{len(bodies)} have none yet" in call(*collect, "--examples", data)
+    prompt.write_text(TEMPLATE)
+    assert "belong together" in call(*asked, "--examples", data, fails=True)
 
 
 def test_a_missing_secret_and_two_graders_are_named(tmp_path: Path) -> None:
