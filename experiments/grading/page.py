@@ -83,8 +83,8 @@ def _segments(row: GraderFigures) -> Sequence[str]:
     return markdown_table(
         ["Queries", "pairs", "macro F1"],
         (
-            [segment, f"{count:,}", with_limits(row.macro_f1_by_segment.get(segment), 3)]
-            for segment, count in row.pairs_by_segment.items()
+            [segment, f"{part.pairs:,}", with_limits(part.macro_f1, 3)]
+            for segment, part in row.by_segment.items()
         ),
     )
 

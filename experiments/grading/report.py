@@ -39,6 +39,13 @@ COMPARED = ("macro_f1", "qwk", "brier")
 _ROLES = {VALIDATION: "validation", TEST: "test"}
 
 
+class SegmentFigures(FlatRow):
+    """What a grader reaches on a segment of queries; it may have no pair."""
+
+    pairs: int
+    macro_f1: Interval | None
+
+
 class LengthFigures(FlatRow):
     """What a grader reaches on texts of some lengths."""
 
@@ -73,8 +80,7 @@ class GraderFigures(FlatRow):
     calibration_error: Interval
     #: Rows are people's grades, columns the grader's.
     confusion: list[list[int]]
-    macro_f1_by_segment: Intervals
-    pairs_by_segment: dict[str, int]
+    by_segment: dict[str, SegmentFigures]
     by_length: dict[str, LengthFigures]
     #: As `gullibility`, by where the words of the query are put.
     gullibility_by_place: dict[str, float]
@@ -150,14 +156,15 @@ def measure_graders(
             kept.group_N[answered_N],
         )
         values[name] = figures(all_of, weights_RG) | {"auc": _auc(all_of, weights_RG)}
-        by_segment, sizes, by_length = {}, {}, {}
+        by_segment, by_length = {}, {}
         for segment, rows in segments.items():
             rows = rows[answered_N]
-            sizes[segment] = int(rows.sum())
+            macro_f1 = None
             if rows.any():
                 part = all_of.take(rows)
                 hits = GroupedHits(part.grade_N, part.predicted_N, part.group_N)
-                by_segment[segment] = interval_of(hits.macro_f1(weights_RG[:, : hits.groups]))
+                macro_f1 = interval_of(hits.macro_f1(weights_RG[:, : hits.groups]))
+            by_segment[segment] = SegmentFigures(pairs=int(rows.sum()), macro_f1=macro_f1)
         for length, rows in lengths.items():
             rows = rows[answered_N]
             if rows.any():
@@ -189,8 +196,7 @@ def measure_graders(
             tokens_per_pair=tokens_per_pair,
             money_for_32m_pairs=money_for_paper_pairs(tokens_per_pair, price_per_million_tokens),
             confusion=_confusion(all_of),
-            macro_f1_by_segment=by_segment,
-            pairs_by_segment=sizes,
+            by_segment=by_segment,
             by_length=by_length,
             unanswered=int((~answered_N).sum()),
         )

@@ -67,6 +67,10 @@ def test_grading_json_has_a_flat_row_of_figures_for_each_grader(tmp_path: Path) 
     assert [row[name] for name in ("macro_f1", "macro_f1_low", "qwk", "auc", "gullibility")] == [1] * 5
     assert row["core_hours_for_32m_pairs"] * row["pairs_per_core_minute"] * 60 == pytest.approx(32e6)
     assert (row["tokens_per_pair"], row["money_for_32m_pairs"]) == (100, 100 * 32 * 2)
+    assert row["by_segment"]["1 or 2 words"] == {
+        "pairs": content["pairs"], "macro_f1": 1, "macro_f1_low": 1, "macro_f1_high": 1,
+    }  # fmt: skip
+    assert row["by_segment"]["3 words"] == {"pairs": 0, "macro_f1": None}
     lengths = row["by_length"]
     assert sum(part["pairs"] for part in lengths.values()) == content["pairs"]
     assert {(part["agreement"], part["signed_error"]) for part in lengths.values()} == {(1, 0)}
