@@ -3,7 +3,10 @@
 The most probable grade is not the best answer where grades are noisy: it is hardly ever the rarest. Two
 offsets, one for irrelevant and one for high, repair that.
 
-Shapes: N pairs, C = 3 grades.
+The cosine of an encoder that was aligned with the grades of train queries knows those by heart, so a
+classifier may not learn from it. Here it may be read: validation queries taught it nothing.
+
+Shapes: N pairs, C = 3 grades, X = C + further inputs.
 """
 
 from dataclasses import dataclass
@@ -25,31 +28,39 @@ _SMALLEST = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """Calibrated log odds = `slopes_CC` @ log p + `intercepts_C`; the grade is the largest + `offsets_C`."""
+    """Calibrated log odds = `slopes_CX` @ (log p, further) + `intercepts_C`.
 
-    slopes_CC: FloatArray
+    The grade is where log odds + `offsets_C` are largest.
+    """
+
+    slopes_CX: FloatArray
     intercepts_C: FloatArray
     offsets_C: FloatArray
 
     @classmethod
-    def neutral(cls) -> "Decision":
-        """Probabilities as they are, and the most probable grade."""
+    def neutral(cls, further: int = 0) -> "Decision":
+        """Probabilities as they are, and the most probable grade; further inputs do not count."""
         classes = len(GRADES)
-        return cls(np.eye(classes), np.zeros(classes), np.zeros(classes))
+        return cls(np.eye(classes, classes + further), np.zeros(classes), np.zeros(classes))
 
     @classmethod
-    def learn(cls, raw_NC: FloatArray, grade_N: npt.NDArray[np.integer]) -> "Decision":
+    def learn(
+        cls, raw_NC: FloatArray, grade_N: npt.NDArray[np.integer], further_NE: FloatArray | None = None
+    ) -> "Decision":
         """Calibrate on human grades of validation queries, then choose offsets of the best macro F1.
 
         Grades of which people gave none on these queries leave everything as it is.
         """
         if len(np.unique(grade_N)) < len(GRADES):
-            return cls.neutral()
-        model = fit_logistic_regression(_logs(raw_NC), grade_N)
-        found = cls(
-            model.coef_.astype(np.float64), model.intercept_.astype(np.float64), np.zeros(len(GRADES))
-        )
-        logs_NC = _logs(found.probabilities(raw_NC))
+            return cls.neutral(0 if further_NE is None else further_NE.shape[1])
+        inputs_NX = _inputs(raw_NC, further_NE)
+        # In standard deviations, or the penalty would keep the weights of narrow inputs small.
+        scale_X = np.ones(inputs_NX.shape[1])
+        scale_X[len(GRADES) :] = inputs_NX[:, len(GRADES) :].std(axis=0).clip(_SMALLEST)
+        model = fit_logistic_regression(inputs_NX / scale_X, grade_N)
+        slopes_CX = model.coef_.astype(np.float64) / scale_X
+        found = cls(slopes_CX, model.intercept_.astype(np.float64), np.zeros(len(GRADES)))
+        logs_NC = _logs(found.probabilities(raw_NC, further_NE))
         best = -1.0
         for irrelevant, high in product(_OFFSETS, _OFFSETS):
             offsets_C = np.zeros(len(GRADES))
@@ -57,15 +68,20 @@ class Decision:
             score = macro_f1(grade_N, (logs_NC + offsets_C).argmax(axis=1))
             if score > best:
                 best, chosen_C = score, offsets_C
-        return cls(found.slopes_CC, found.intercepts_C, chosen_C)
+        return cls(found.slopes_CX, found.intercepts_C, chosen_C)
 
-    def probabilities(self, raw_NC: FloatArray) -> FloatArray:
+    def probabilities(self, raw_NC: FloatArray, further_NE: FloatArray | None = None) -> FloatArray:
         """Calibrated probabilities [N, C]."""
-        return softmax(_logs(raw_NC) @ self.slopes_CC.T + self.intercepts_C)
+        return softmax(_inputs(raw_NC, further_NE) @ self.slopes_CX.T + self.intercepts_C)
 
     def grades(self, probabilities_NC: FloatArray) -> npt.NDArray[np.int8]:
         """One grade [N] for each row of calibrated probabilities."""
         return (_logs(probabilities_NC) + self.offsets_C).argmax(axis=1).astype(np.int8)
+
+
+def _inputs(raw_NC: FloatArray, further_NE: FloatArray | None) -> FloatArray:
+    logs_NC = _logs(raw_NC)
+    return logs_NC if further_NE is None else np.hstack([logs_NC, further_NE])
 
 
 def _logs(probabilities_NC: FloatArray) -> FloatArray:

@@ -30,6 +30,8 @@ FloatArray = npt.NDArray[np.float64]
 
 #: Titles that stand for what the catalogue has for a query; one of a pair's own product is never among them.
 NEIGHBOURS = 10
+#: Before the name of each table, in names of features.
+COSINE = "cosine_"
 _BLOCK_QUERIES = 256
 _CHUNK_PAIRS = 4096
 
@@ -106,7 +108,7 @@ class PairFeatures:
     @property
     def names(self) -> tuple[str, ...]:
         """One name for each feature."""
-        return (*WORD_FEATURES, *TERM_FEATURES, *(f"cosine_{name}" for name in self._tables))
+        return (*WORD_FEATURES, *TERM_FEATURES, *(f"{COSINE}{name}" for name in self._tables))
 
     def __call__(self, pairs: Pairs) -> npt.NDArray[np.float32]:
         """Features [N, F], finite; each pair's are its own, whatever pairs stand beside it."""

@@ -22,7 +22,7 @@ from embeddings.catalog.holdout import TRAIN, VALIDATION, HoldoutConfig
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.grading.classifiers import Arrays, Classifier, fit, probabilities
 from embeddings.grading.decision import Decision
-from embeddings.grading.features import PairFeatures
+from embeddings.grading.features import COSINE, PairFeatures
 from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError, Pairs
 from embeddings.grading.stuffing import STUFFINGS, foreign_pairs
 from embeddings.relevance.grades import IRRELEVANT
@@ -82,6 +82,8 @@ class GraderConfig(StrictModel):
     stuffed_weight: Annotated[float, Field(gt=0)] = 0.5
     #: Folders of embedding tables (`products/`, `queries/`) by name.
     tables: dict[str, str] = Field(default_factory=dict)
+    #: Of encoders that were aligned with the same grades: their cosines are read by the calibration alone.
+    aligned: dict[str, str] = Field(default_factory=dict)
     seed: Annotated[int, Field(ge=0)] = 0
     holdout: HoldoutConfig = HoldoutConfig()
 
@@ -131,17 +133,16 @@ class FeatureGrader:
 
     def probabilities(self, pairs: Pairs) -> FloatArray:
         """Calibrated probabilities [N, C]."""
-        raw_NC = probabilities(self.classifier, self._read(pairs))
-        return self.decision.probabilities(raw_NC)
+        read_NF = self.features(pairs)
+        names, config = self.features.names, self.manifest.config
+        raw_NC = probabilities(
+            self.classifier, read_NF[:, [names.index(name) for name in self.manifest.features]]
+        )
+        return self.decision.probabilities(raw_NC, _aligned_cosines(config, names, read_NF))
 
     def grades(self, probabilities_NC: FloatArray) -> npt.NDArray[np.int8]:
         """The largest probability after the offsets that validation queries chose."""
         return self.decision.grades(probabilities_NC)
-
-    def _read(self, pairs: Pairs) -> npt.NDArray[np.float32]:
-        names = self.features.names
-        kept = [names.index(name) for name in self.manifest.features]
-        return self.features(pairs)[:, kept]
 
     @classmethod
     def load(cls, folder: Path) -> "FeatureGrader":
@@ -159,7 +160,7 @@ class FeatureGrader:
         )
         arrays = load_file(folder / WEIGHTS)
         decision = Decision(*(arrays.pop(name) for name in ("slopes", "intercepts_of_decision", "offsets")))
-        features = PairFeatures(catalogue, open_tables(manifest.config.tables))
+        features = PairFeatures(catalogue, open_all_tables(manifest.config))
         return cls(folder, manifest, features, arrays, decision)
 
 
@@ -189,7 +190,7 @@ def train_grader(
             "(`dashclip embed lsa` makes one without training)"
         )
     progress("terms of the catalogue", 0, 1)
-    features = features or PairFeatures(catalogue, open_tables(config.tables))
+    features = features or PairFeatures(catalogue, open_all_tables(config))
     columns = _columns(config, features.names)
     kept = [features.names.index(name) for name in columns]
     train, validation = graded.of_role(TRAIN), graded.of_role(VALIDATION)
@@ -197,7 +198,8 @@ def train_grader(
         _stuffed(graded, train, catalogue, config) if config.kind == "stack" else train.pairs.take(_NONE)
     )
     every = train.pairs + stuffed + validation.pairs
-    every_NF = features.of_many(every, progress=progress)[:, kept]
+    read_NF = features.of_many(every, progress=progress)
+    every_NF = read_NF[:, kept]
     learnt = len(train) + len(stuffed)
     grade_N = np.concatenate([train.grade_N, np.full(len(stuffed), IRRELEVANT)])
     weight_N = np.repeat([1.0, config.stuffed_weight], [len(train), len(stuffed)])
@@ -214,11 +216,15 @@ def train_grader(
         raise GradingError(f"{error}; the train queries have {len(train):,} graded pairs") from None
     decision = Decision.neutral()
     if len(validation):
-        decision = Decision.learn(probabilities(arrays, every_NF[learnt:]), validation.grade_N)
+        decision = Decision.learn(
+            probabilities(arrays, every_NF[learnt:]),
+            validation.grade_N,
+            _aligned_cosines(config, features.names, read_NF[learnt:]),
+        )
     progress("training", 1, 1)
     with atomic_folder(out, ours=is_grader) as temporary:
         stored = arrays | {
-            "slopes": decision.slopes_CC,
+            "slopes": decision.slopes_CX,
             "intercepts_of_decision": decision.intercepts_C,
             "offsets": decision.offsets_C,
         }
@@ -250,16 +256,42 @@ def open_tables(folders: Mapping[str, str]) -> dict[str, tuple[EmbeddingTable, E
     }
 
 
+def open_all_tables(config: GraderConfig) -> dict[str, tuple[EmbeddingTable, EmbeddingTable]]:
+    """Those that the classifier learns from, then those that the calibration alone reads.
+
+    Raises:
+        GradingError: a name stands for two folders.
+    """
+    if twice := sorted(config.tables.keys() & config.aligned.keys()):
+        raise GradingError(f"{twice[0]} names two folders of tables; give each a name of its own")
+    return open_tables({**config.tables, **config.aligned})
+
+
 def is_grader(folder: Path) -> bool:
     """Whether `train_grader` wrote this folder."""
     return json_file_has(folder / MANIFEST, "stuffed_pairs")
 
 
 def _columns(config: GraderConfig, names: tuple[str, ...]) -> tuple[str, ...]:
-    cosines = tuple(name for name in names if name.startswith("cosine_"))
+    names = tuple(name for name in names if name not in _aligned_names(config))
+    cosines = tuple(name for name in names if name.startswith(COSINE))
     if config.kind == "overlap":
         return ("token_overlap",)
     return ("token_overlap", *cosines) if config.kind == "vectors" else names
+
+
+def _aligned_names(config: GraderConfig) -> tuple[str, ...]:
+    return tuple(f"{COSINE}{name}" for name in config.aligned)
+
+
+def _aligned_cosines(
+    config: GraderConfig, names: tuple[str, ...], read_NF: npt.NDArray[np.float32]
+) -> FloatArray | None:
+    """What the calibration reads beside log probabilities: each cosine and its square."""
+    if not config.aligned:
+        return None
+    cosines_NE = read_NF[:, [names.index(name) for name in _aligned_names(config)]].astype(np.float64)
+    return np.hstack([cosines_NE, cosines_NE**2])
 
 
 def _stuffed(graded: GradedPairs, train: GradedPairs, catalogue: Catalogue, config: GraderConfig) -> Pairs:

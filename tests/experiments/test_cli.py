@@ -238,7 +238,7 @@ def test_every_command_is_there():
     groups = {path[0] for path in COMMANDS if path}
     assert groups - {"proofs"} == {
         *("demo", "doctor", "generate", "import", "validate", "features", "embed", "train"),
-        *("sweep", "report", "publish", "bench", "config", "encode", "importance"),
+        *("sweep", "report", "publish", "bench", "config", "encode", "grade", "importance"),
         *("package", "refresh", "replay", "archive", "serve", "stop", "loadtest", "drift", "fuzz", "soak"),
     }
     assert {("features", "build"), ("embed", "lsa"), ("import", "movielens"), ("config", "show")} <= set(

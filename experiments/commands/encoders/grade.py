@@ -125,6 +125,12 @@ def train_command(
     tables: Annotated[
         list[str] | None, typer.Option(help="NAME=FOLDER with `products/` and `queries/`; repeat it.")
     ] = None,
+    aligned: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=FOLDER of an encoder aligned with these grades: the calibration alone reads it."
+        ),
+    ] = None,
     stuffed: Annotated[
         int,
         typer.Option(help="Foreign titles stuffed with the query's words, learnt as irrelevant, per query."),
@@ -133,7 +139,8 @@ def train_command(
 ) -> None:
     """Train a grader on people's grades of train queries; thresholds come from validation queries.
 
-    Give no tables of an encoder that was trained on the same grades: it knows them by heart.
+    Tables of an encoder that was trained on the same grades go to `--aligned`: it knows those of the train
+    queries by heart, so the classifier may not learn to trust it.
 
     Example: `dashclip grade train runs/data runs/graders/stack --tables lsa=runs/lsa`
     """
@@ -145,12 +152,16 @@ def train_command(
     from features.artifacts import refuse_to_replace_input
 
     refuse_to_replace_input(out, data)
-    folders = {name: str(folder) for name, folder in named_folders(tables or []).items()}
+    folders, aligned_folders = (
+        {name: str(folder) for name, folder in named_folders(rows or [], option=option).items()}
+        for option, rows in (("--tables", tables), ("--aligned", aligned))
+    )
     config = GraderConfig.model_validate(
         {
             "kind": kind,
             "classifier": classifier,
             "tables": folders,
+            "aligned": aligned_folders,
             "stuffed_per_query": stuffed,
             "seed": seed,
         }

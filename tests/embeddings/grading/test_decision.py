@@ -31,8 +31,25 @@ def test_calibrated_probabilities_have_the_shares_of_the_grades() -> None:
     assert shares_C == pytest.approx(np.bincount(grade_N) / len(grade_N), abs=0.005)
 
 
+def test_a_further_input_counts_whatever_its_scale_is() -> None:
+    raw_NC, grade_N = skewed(np.random.default_rng(0))
+    unseen_NC, truth_N = skewed(np.random.default_rng(1))
+    rng = np.random.default_rng(2)
+    f1 = []
+    for scale in (1.0, 1e-3):
+        more_N1, unseen_N1 = (
+            scale * (grade[:, None] + rng.normal(size=(len(grade), 1))) for grade in (grade_N, truth_N)
+        )
+        found = Decision.learn(raw_NC, grade_N, more_N1)
+        f1.append(macro_f1(truth_N, found.grades(found.probabilities(unseen_NC, unseen_N1))))
+    without = Decision.learn(raw_NC, grade_N)
+    assert min(f1) > macro_f1(truth_N, without.grades(without.probabilities(unseen_NC))) + 0.03
+
+
 def test_without_a_grade_on_validation_queries_nothing_is_changed() -> None:
     raw_NC = np.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
     found = Decision.learn(raw_NC, np.array([2, 1]))
     assert found.probabilities(raw_NC) == pytest.approx(raw_NC)
     assert found.grades(raw_NC).tolist() == [2, 0]
+    further = Decision.learn(raw_NC, np.array([2, 1]), np.ones((2, 3)))
+    assert further.probabilities(raw_NC, np.full((2, 3), 9.0)) == pytest.approx(raw_NC)

@@ -2,16 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
-from embeddings.catalog.holdout import TEST, TRAIN
+from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION
 from embeddings.evaluation.linear_probe import macro_f1
 from embeddings.grading.agreement import gullibility
 from embeddings.grading.graders import FeatureGrader, GraderConfig, train_grader
-from embeddings.grading.pairs import GradingError
-from embeddings.tables.lsa import embed_lsa
+from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError
+from embeddings.tables.lsa import embed_lsa, write_both_tables
 from tests.embeddings.grading.small_world import HOLDOUT, read_small_world
 
 
@@ -97,3 +100,65 @@ def test_a_changed_file_is_refused(stack: FeatureGrader, tmp_path: Path) -> None
     (folder / "grader.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(GradingError, match="has changed"):
         FeatureGrader.load(folder)
+
+
+def disputed(world: Path) -> tuple[Catalogue, GradedPairs]:
+    """The small world with two of five grades drawn at random: words alone do not say them."""
+    catalogue, graded = read_small_world(world)
+    rng = np.random.default_rng(0)
+    random_N = rng.integers(3, size=len(graded))
+    return catalogue, replace(
+        graded, grade_N=np.where(rng.random(len(graded)) < 0.4, random_N, graded.grade_N)
+    )
+
+
+def knowing(folder: Path, world: Path, roles: tuple[int, ...]) -> Path:
+    """Tables whose cosine follows the grades of these roles' queries, and is random for the other queries."""
+    catalogue, graded = disputed(world)
+    rng = np.random.default_rng(0)
+    queries = sorted({*graded.pairs.queries})
+    place = {query: row for row, query in enumerate(queries)}
+    known = {query for query, role in zip(graded.pairs.queries, graded.role_N, strict=True) if role in roles}
+    rows = pc.index_in(graded.pairs.product_ids, value_set=catalogue.product_ids).to_numpy()
+    product_PD = rng.random((len(catalogue.texts), -(-len(queries) // 4) * 4), dtype=np.float32)
+    for query, row, grade in zip(graded.pairs.queries, rows.tolist(), graded.grade_N.tolist(), strict=True):
+        if query in known:
+            product_PD[row, place[query]] = grade
+    query_QD = np.eye(len(queries), product_PD.shape[1], dtype=np.float32)
+    product_PD /= np.linalg.norm(product_PD, axis=1, keepdims=True)
+    write_both_tables(
+        folder, (catalogue.product_ids, product_PD), (pa.array(queries), query_QD), encoder_id="knowing"
+    )
+    return folder
+
+
+def f1_on_test(world: Path, out: Path, **config: Any) -> float:
+    catalogue, graded = disputed(world)
+    train_grader(graded, catalogue, out, config=GraderConfig(holdout=HOLDOUT, **config))
+    test = graded.of_role(TEST)
+    grader = FeatureGrader.load(out)
+    return macro_f1(test.grade_N, grader.grades(grader.probabilities(test.pairs)))
+
+
+def test_tables_that_know_train_grades_by_heart_mislead_a_classifier_and_not_the_calibration(
+    world: Path, tmp_path: Path
+) -> None:
+    tables = {"knowing": str(knowing(tmp_path / "knowing", world, (TRAIN,)))}
+    misled = f1_on_test(world, tmp_path / "misled", tables=tables)
+    alone = f1_on_test(world, tmp_path / "alone")
+    careful = f1_on_test(world, tmp_path / "careful", aligned=tables)
+    assert misled < alone - 0.02
+    assert careful > alone - 0.015
+
+
+def test_what_an_aligned_table_knows_of_held_out_queries_raises_the_grades(
+    world: Path, tmp_path: Path
+) -> None:
+    tables = {"knowing": str(knowing(tmp_path / "knowing", world, (TRAIN, VALIDATION, TEST)))}
+    alone = f1_on_test(world, tmp_path / "alone", kind="overlap")
+    assert f1_on_test(world, tmp_path / "aligned", kind="overlap", aligned=tables) > alone + 0.2
+
+
+def test_a_name_of_two_folders_is_refused(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(GradingError, match="lsa names two folders"):
+        f1_on_test(world, tmp_path / "out", tables={"lsa": "one"}, aligned={"lsa": "other"})
