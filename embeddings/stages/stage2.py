@@ -28,6 +28,7 @@ from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import ProductEncoder, QueryEncoder, freeze_first_layers
 from embeddings.relevance.build_tuples import MODERATE, Grades, TupleSet
 from embeddings.stages.completion_training import CompletionConfig
+from embeddings.stages.lower_graded import LowerGraded, best_of_spellings
 from embeddings.training.evaluation import AT_CHANCE, ROWS
 from embeddings.training.feature_queue import FeatureQueue
 from embeddings.training.loop import OptimizerConfig, rows_of_a_step
@@ -63,6 +64,9 @@ class AlignConfig(OptimizerConfig):
     #: the last so many before; 0 leaves that loss out. Lookalikes, and products with at least the same grade
     #: for the query, are no negatives. Title queries pick from them, too. Each rank remembers its own.
     product_negatives: Annotated[int, Field(ge=0)] = 0
+    #: Beyond the paper: of the products that have a lower grade for the positive query than its own, so many
+    #: join those it picks from. It needs `product_negatives`.
+    graded_negatives: Annotated[int, Field(ge=0)] = 0
     #: Beyond the paper: weight of a second loss, for queries made from titles (`title_queries`): each product
     #: of the micro-batch picks its own. It needs no grades, and keeps rare words apart.
     title_query_weight: Annotated[float, Field(ge=0)] = 0.0
@@ -76,6 +80,15 @@ class AlignConfig(OptimizerConfig):
     #: Beyond the paper: after that, learn to add what images say and titles leave out. For encoders with the
     #: fusion "completion".
     completion: CompletionConfig = CompletionConfig()
+
+    @model_validator(mode="after")
+    def _queries_pick_graded_negatives(self) -> Self:
+        if self.graded_negatives and not self.product_negatives:
+            raise ValueError(
+                "graded_negatives are products that queries pick from, which they do only with "
+                "product_negatives; set that above 0, or graded_negatives = 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whitening_finds_what_is_kept(self) -> Self:
@@ -97,7 +110,8 @@ class AlignBatch(NamedTuple):
     #: Positions of a tuple's product and queries among the distinct ones; the positive query comes first.
     product_B: Tensor
     query_BC: Tensor
-    #: The positive query's number in the relevance data, and its grade for the product.
+    #: The positive query's number in the relevance data, and its grade for the product; other products of
+    #: `products` are graded lower for one of these queries.
     positive_B: npt.NDArray[np.int64]
     grade_B: npt.NDArray[np.int8]
     #: Tuples of the step over all ranks; of one micro-batch on average.
@@ -307,6 +321,7 @@ class AlignTask:
         grades: Grades | None = None,
         query_titles: Sequence[str] | None = None,
         validation_P: npt.NDArray[np.bool_] | None = None,
+        train_P: npt.NDArray[np.bool_] | None = None,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
@@ -315,6 +330,7 @@ class AlignTask:
         Args:
             query_titles: what title queries are made of, when the catalogue was opened without its titles.
             validation_P: products that no stage is trained on; those of validation tuples are measured apart.
+            train_P: products that graded negatives may be drawn from, all if None.
 
         Raises:
             ValueError: there is no query encoder, grades are missing, or the config does not fit the
@@ -337,6 +353,10 @@ class AlignTask:
         grade_PQ = None
         if (config.in_batch_negatives or config.product_negatives) and grades is not None:
             grade_PQ = _grade_matrix(grades, self.group_Q, len(catalog))
+        self.lower_graded = None
+        if config.graded_negatives and grades is not None:
+            trained_P = np.ones(len(catalog), bool) if train_P is None else train_P
+            self.lower_graded = LowerGraded.of(grades, self.group_Q, trained_P)
         self.relevant_PQ = None
         if config.in_batch_negatives and grade_PQ is not None:
             self.relevant_PQ = grade_PQ >= MODERATE
@@ -445,7 +465,14 @@ class AlignTask:
         """One micro-batch; `draw` seeds the queries made of titles, None makes none (an evaluation)."""
         rows = np.sort(rows)  # in the order of the file
         tuple_BC = np.asarray(tuples.tuples_NC[rows], dtype=np.int64)
-        product_U, product_B = np.unique(tuple_BC[:, 0], return_inverse=True)
+        product_U = np.unique(tuple_BC[:, 0])
+        grade_B = np.asarray(tuples.grades_NC[rows, 0])
+        if draw is not None and self.lower_graded is not None:
+            lower = self.lower_graded.draw(
+                tuple_BC[:, 1], grade_B, self.config.graded_negatives, seed=(self.config.seed, *draw)
+            )
+            product_U = np.union1d(product_U, lower)
+        product_B = np.searchsorted(product_U, tuple_BC[:, 0])
         query_V, query_BC = np.unique(tuple_BC[:, 1:], return_inverse=True)
         chunks, place_V = self._query_chunks(query_V)
         products, image_GIH = self._products(product_U)
@@ -466,7 +493,7 @@ class AlignTask:
             product_B=torch.from_numpy(product_B).to(self.device),
             query_BC=torch.from_numpy(place_V[query_BC.reshape(len(rows), -1)]).to(self.device),
             positive_B=tuple_BC[:, 1],
-            grade_B=np.asarray(tuples.grades_NC[rows, 0]),
+            grade_B=grade_B,
             total=total,
             relevant_BV=relevant_BV,
             title_queries=title_queries,
@@ -511,9 +538,9 @@ class AlignTask:
     def _cache_image_tokens(self) -> Tensor | None:
         """Image tokens of the products of all tuples, when the image encoder is frozen and they fit."""
         config = self.encoder.config
-        used = np.unique(
-            np.concatenate([part.tuples_NC[:, 0] for part in (self.tuples.train, self.tuples.validation)])
-        )
+        drawn = [] if self.lower_graded is None else [self.lower_graded.products]
+        parts_of = (self.tuples.train, self.tuples.validation)
+        used = np.unique(np.concatenate([*(part.tuples_NC[:, 0] for part in parts_of), *drawn]))
         tokens = config.num_image_tokens
         if len(used) * tokens * config.vision_hidden_dim * 4 > IMAGE_CACHE_BYTES:
             return None
@@ -560,10 +587,6 @@ def _check_completing(config: AlignConfig, catalog: ProductCatalog) -> None:
 
 def _grade_matrix(grades: Grades, group_Q: npt.NDArray[np.int64], products: int) -> sp.csr_matrix:
     """Grades by product and query, (P, Q); 0 where there is none. Of spellings of a query the best counts."""
-    group_G = group_Q[grades.query_G]
-    order_G = np.lexsort((grades.grade_G, group_G, grades.product_G))
-    product_G, group_G, grade_G = grades.product_G[order_G], group_G[order_G], grades.grade_G[order_G]
-    last_G = (np.diff(product_G, append=-1) != 0) | (np.diff(group_G, append=-1) != 0)
-    pairs = (product_G[last_G], group_G[last_G])
-    best_PQ = sp.csr_matrix((grade_G[last_G], pairs), shape=(products, len(group_Q)))
+    product_G, group_G, grade_G = best_of_spellings(grades, group_Q)
+    best_PQ = sp.csr_matrix((grade_G, (product_G, group_G)), shape=(products, len(group_Q)))
     return best_PQ[:, group_Q]
