@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from embeddings.grading.pairs import Catalogue, GradingError
 from embeddings.grading.run import RELEVANCE, parts_of
-from embeddings.relevance.grades import GRADES
+from embeddings.relevance.grades import GRADES, PROBABILITIES
 from features.artifacts import (
     atomic_folder,
     atomic_write_json,
@@ -66,7 +66,7 @@ def write_queue(run: Path, pairs: Path, out: Path, *, count: int) -> int:
     if not joined.num_rows:
         raise GradingError(f"no pair of {pairs} is graded in {run}; give the pairs that were graded there")
     joined = joined.sort_by([("query", "ascending"), ("product_id", "ascending")])
-    p_N3 = np.sort(np.column_stack([joined[name].to_numpy() for name in ("p_ir", "p_mr", "p_hr")]), axis=1)
+    p_N3 = np.sort(np.column_stack([joined[name].to_numpy() for name in PROBABILITIES]), axis=1)
     worth_N = (1 - (p_N3[:, 2] - p_N3[:, 1])) * np.log1p(joined["volume"].to_numpy())
     queries = joined["query"].to_pylist()
     taken: dict[str, int] = {}

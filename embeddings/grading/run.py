@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from embeddings.grading.graders import Grader
 from embeddings.grading.pairs import GradingError, Pairs
+from embeddings.relevance.grades import PROBABILITIES
 from features.artifacts import (
     BusyError,
     ResultFile,
@@ -242,7 +243,7 @@ def write_part(
         "grade": pa.array(grade_N, pa.int8()),
         "source": pa.array([SOURCE] * len(pairs), pa.string()),
     }
-    for place, name in enumerate(("p_ir", "p_mr", "p_hr")):
+    for place, name in enumerate(PROBABILITIES):
         columns[name] = pa.array(probability_NC[:, place].astype(np.float32))
     columns["grader"] = pa.array([grader] * len(pairs), pa.string())
     columns["prompt_sha"] = pa.array([prompt_sha] * len(pairs), pa.string())

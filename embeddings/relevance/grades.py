@@ -5,6 +5,7 @@ Nothing depends on the order of rows in the relevance table.
 Shapes: G graded pairs, P products of the catalogue, Q queries.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,6 +28,8 @@ from features.inputs.tables import open_table
 IRRELEVANT, MODERATE, HIGH = 0, 1, 2
 #: Name of each grade.
 GRADES = ("irrelevant", "moderate", "high")
+#: Columns with a model's probabilities of the three, in their order.
+PROBABILITIES = ("p_ir", "p_mr", "p_hr")
 _BATCH_ROWS = 1 << 20
 
 Count = Annotated[int, Field(ge=0)]
@@ -120,20 +123,35 @@ class Grades:
         return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
-def read_grades(data: Path, *, sources: Sequence[str] = ("human", "llm")) -> Grades:
+def read_grades(
+    data: Path, *, sources: Sequence[str] = ("human", "llm"), draw_seed: int | None = None
+) -> Grades:
     """Read the relevance table of a data folder, one grade for each (query, product).
 
     An earlier source of `sources` beats a later one, whatever they say. Several grades of one source become
     their median, rounded down: 1 and 2 give 1. Rows that cannot be used are counted in the report.
 
+    Args:
+        draw_seed: draw the grades of rows with probabilities (p_ir, p_mr, p_hr) from those, instead of taking
+            what the model found most fitting: what it doubts is then wrong as often as it thinks. A pair's
+            draw depends on the seed, its query and its product alone.
+
     Raises:
         InputError: a table or a column is missing.
-        RelevanceError: a grade is not 0, 1 or 2, or product ids are of another type than in products.
+        RelevanceError: a grade is not 0, 1 or 2, product ids are of another type than in products, or
+            probabilities to draw from are missing or do not sum to 1.
     """
     product_ids = _read_product_ids(data)
     columns = ["query", "product_id", "grade", "source"]
     table = open_table(data, "relevance", columns)
     has_intents = "intent" in table.schema.names
+    if draw_seed is not None:
+        if missing := [name for name in PROBABILITIES if name not in table.schema.names]:
+            raise RelevanceError(
+                f"relevance in {data} has no {missing[0]} to draw grades from; `dashclip grade run` writes "
+                "probabilities, or set draw_grades = false"
+            )
+        columns += PROBABILITIES
     intent_of: dict[str, str] = {}
     counts = dict.fromkeys(("rows", "other_source_rows", "null_rows", "unknown_product_rows"), 0)
     code_of: dict[str, int] = {}
@@ -141,6 +159,8 @@ def read_grades(data: Path, *, sources: Sequence[str] = ("human", "llm")) -> Gra
     for batch in table.to_batches(
         columns=[*columns, "intent"] if has_intents else columns, batch_size=_BATCH_ROWS
     ):
+        if draw_seed is not None:
+            batch = _drawn(batch, draw_seed, data)
         parts.append(_usable_rows(batch, product_ids, sources, code_of, counts, data))
         if has_intents:
             _note_intents(batch, intent_of, data)
@@ -175,6 +195,32 @@ def _note_intents(batch: pa.RecordBatch, intent_of: dict[str, str], data: Path) 
                 f"relevance in {data} gives the query {pair['query']!r} two intents, {known!r} and "
                 f"{pair['intent']!r}; write one for all of its rows, or leave the column out"
             )
+
+
+def _drawn(batch: pa.RecordBatch, seed: int, data: Path) -> pa.RecordBatch:
+    """The rows with grades drawn where all three probabilities are given."""
+    chance_NC = np.column_stack(
+        [
+            pc.fill_null(batch.column(name).cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False)
+            for name in PROBABILITIES
+        ]
+    )
+    given = np.flatnonzero(~np.isnan(chance_NC).any(axis=1))
+    wrong = (chance_NC[given] < 0).any(axis=1) | (np.abs(chance_NC[given].sum(axis=1) - 1) > 0.01)
+    if wrong.any():
+        raise RelevanceError(
+            f"probabilities of relevance in {data} must not be negative and must sum to 1, got "
+            f"{chance_NC[given][wrong][0].round(3).tolist()}; correct them or do not draw"
+        )
+    queries, products = (batch.column(name).to_pylist() for name in ("query", "product_id"))
+    grades = batch.column("grade").to_pylist()
+    share_NC = chance_NC[given] / chance_NC[given].sum(axis=1, keepdims=True)
+    for row, chance_C in zip(given.tolist(), share_NC.tolist(), strict=True):
+        text = f"{seed}\0{queries[row]}\0{products[row]}".encode(errors="surrogatepass")
+        uniform = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) / 2**64
+        grades[row] = int(uniform >= chance_C[0]) + int(uniform >= chance_C[0] + chance_C[1])
+    place = batch.schema.get_field_index("grade")
+    return batch.set_column(place, "grade", pa.array(grades, pa.int8()))
 
 
 def _usable_rows(

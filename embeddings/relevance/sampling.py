@@ -38,6 +38,8 @@ class TupleConfig(StrictModel):
     short_of_high: Literal["keep_ratio", "fill"] = "keep_ratio"
     negatives: Annotated[int, Field(ge=1)] = 10
     proxy_negatives: bool = True
+    #: Beyond the paper: grades of a model are drawn from its probabilities instead of its most fitting ones.
+    draw_grades: bool = False
 
 
 def positive_counts(high: int, moderate: int, config: TupleConfig) -> tuple[int, int]:

@@ -342,7 +342,7 @@ def _graded_tuples(
             "training ends after stage 1 (`dashclip encode pretrain`), and `dashclip encode run` makes "
             "vectors with its encoder"
         )
-    grades = read_grades(data, sources=sources)
+    grades = read_grades(data, sources=sources, draw_seed=seed if config.draw_grades else None)
     group_Q = query_groups(grades.queries)
     if start is not None:
         group_Q = query_groups(grades.queries, start.query_tokens)

@@ -149,3 +149,49 @@ def test_absent_tables_columns_and_types_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"product_id": [1]}), data / "products.parquet")
     with pytest.raises(InputError, match=r"neither relevance\.parquet"):
         read_grades(data)
+
+
+def with_probabilities(data: Path, rows: list[Row], chances: list[tuple[float | None, ...]]) -> Path:
+    write_data(data, rows, products=range(1000))
+    table = pq.read_table(data / "relevance.parquet")
+    for name, column in zip(("p_ir", "p_mr", "p_hr"), zip(*chances, strict=True), strict=True):
+        table = table.append_column(name, pa.array(column, pa.float32()))
+    pq.write_table(table, data / "relevance.parquet")
+    return data
+
+
+def test_drawn_grades_have_the_shares_of_the_probabilities_and_do_not_depend_on_the_order(
+    tmp_path: Path,
+) -> None:
+    rows: list[Row] = [("a", product, 2, "llm") for product in range(1000)]
+    chances = [(0.2, 0.5, 0.3)] * 1000
+    drawn = read_grades(with_probabilities(tmp_path / "one", rows, chances), draw_seed=0)
+    shares = np.bincount(drawn.grade_G, minlength=3) / 1000
+    np.testing.assert_allclose(shares, chances[0], atol=0.05)
+    other = read_grades(with_probabilities(tmp_path / "other", rows[::-1], chances), draw_seed=0)
+    assert other.grade_G.tolist() == drawn.grade_G.tolist()
+    assert read_grades(tmp_path / "one", draw_seed=1).grade_G.tolist() != drawn.grade_G.tolist()
+    assert set(read_grades(tmp_path / "one").grade_G.tolist()) == {2}
+
+
+def test_what_is_certain_is_drawn_and_people_without_probabilities_keep_their_grades(tmp_path: Path) -> None:
+    rows: list[Row] = [("a", 0, 2, "llm"), ("a", 1, 0, "llm"), ("a", 2, 1, "llm"), ("a", 3, 2, "human")]
+    chances = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (None, None, None)]
+    data = with_probabilities(tmp_path, rows, chances)
+    for seed in range(5):
+        assert read_grades(data, draw_seed=seed).grade_G.tolist() == [0, 1, 2, 2]
+
+
+@pytest.mark.parametrize("chance", [(0.5, 0.2, 0.2), (-0.1, 0.6, 0.5)])
+def test_probabilities_that_are_none_are_refused_when_drawn_from(
+    tmp_path: Path, chance: tuple[float, ...]
+) -> None:
+    data = with_probabilities(tmp_path, [("a", 0, 2, "llm")], [chance])
+    assert read_grades(data).grade_G.tolist() == [2]
+    with pytest.raises(RelevanceError, match="must sum to 1"):
+        read_grades(data, draw_seed=0)
+
+
+def test_without_probabilities_nothing_can_be_drawn(tmp_path: Path) -> None:
+    with pytest.raises(RelevanceError, match="no p_ir to draw grades from"):
+        read_grades(write_data(tmp_path, [("a", 1, 2, "llm")]), draw_seed=0)

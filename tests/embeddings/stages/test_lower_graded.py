@@ -9,11 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import embeddings.stages.runs
 from embeddings.relevance.build_tuples import read_grades
+from embeddings.relevance.sampling import TupleConfig
 from embeddings.stages.lower_graded import LowerGraded
+from embeddings.stages.runs import align
 from embeddings.stages.stage2 import AlignConfig, Tuples
 from tests.embeddings.small_catalog import write_small_catalog
-from tests.embeddings.small_encoders import align_task, build_small_tuples
+from tests.embeddings.small_encoders import align_task, build_small_tuples, small_encoder
 
 PAIRS = st.dictionaries(st.tuples(st.integers(0, 9), st.integers(0, 4)), st.integers(0, 2), min_size=1)
 
@@ -112,3 +115,22 @@ def test_those_that_join_come_with_their_images(data: Path, tuples: Tuples) -> N
 def test_an_evaluation_draws_none(data: Path, tuples: Tuples) -> None:
     task = align_task(data, tuples, product_negatives=8, graded_negatives=2)
     assert task.evaluate() == align_task(data, tuples, product_negatives=8).evaluate()
+
+
+@pytest.mark.parametrize("draw, expected", [(False, None), (True, 7)])
+def test_stage_2_draws_grades_with_its_seed_where_asked(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw: bool, expected: int | None
+) -> None:
+    asked: list[int | None] = []
+
+    def noted(*_: object, draw_seed: int | None, **__: object) -> None:
+        asked.append(draw_seed)
+        raise InterruptedError
+
+    monkeypatch.setattr(embeddings.stages.runs, "read_grades", noted)
+    config = AlignConfig(epochs=1, batch_size=2, learning_rate=0.1, seed=7)
+    with pytest.raises(InterruptedError):
+        align(
+            data, tmp_path, start=small_encoder(), config=config, tuple_config=TupleConfig(draw_grades=draw)
+        )
+    assert asked == [expected]
