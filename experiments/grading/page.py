@@ -176,6 +176,12 @@ def _title(figure: str) -> str:
 def _ceiling(found: Mapping[str, float] | None) -> str:
     if found is None:
         return "No pair has grades of several people, so how far people agree is not known."
+    if found.get("modelled"):
+        return (
+            f"A second panel of {found['raters']:.0f} people would agree with the first by macro F1 "
+            f"{found['macro_f1']:.3f}, quadratic kappa {found['qwk']:.3f}: a grader's ceiling, by a "
+            f"beta-binomial model of the mean grades of {found['pairs']:,.0f} pairs."
+        )
     return (
         f"Two people who graded the same of {found['pairs']:,.0f} pairs agree by macro F1 "
         f"{found['macro_f1']:.3f}, quadratic kappa {found['qwk']:.3f}: a grader's ceiling."

@@ -29,6 +29,7 @@ from embeddings.grading.graders import Grader
 from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError
 from embeddings.relevance.grades import GRADES
 from experiments.grading.graded_run import PAPER_PAIRS, GradedRun, measure_run, money_for_paper_pairs
+from experiments.grading.panel import panel_ceiling
 from experiments.statistics.cells import FlatRow, Intervals, interval_of
 from experiments.statistics.intervals import Interval, UserWeightedAuc
 from features.artifacts import ResultFile
@@ -219,7 +220,7 @@ def measure_graders(
             for earlier in names[:place]
         },
         chosen=chosen,
-        human_ceiling=human_ceiling(data),
+        human_ceiling=human_ceiling(data) or panel_ceiling(data),
         run=None
         if run is None
         else measure_run(run, kept, known, said, price_per_million_tokens=price_per_million_tokens),
