@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from embeddings.grading.pairs import GradedPairs, GradingError
 from embeddings.grading.run import parts_of, read_manifest
-from embeddings.relevance.grades import GRADES
+from embeddings.relevance.grades import GRADES, PROBABILITIES
 from experiments.statistics.cells import Intervals
 from experiments.statistics.prediction_powered import GroupSums, prediction_powered_mean
 from features.artifacts import ResultFile
@@ -26,7 +26,6 @@ FloatArray = npt.NDArray[np.float64]
 
 #: So many pairs the paper has graded.
 PAPER_PAIRS = 32_000_000
-_PROBABILITIES = ("p_ir", "p_mr", "p_hr")
 
 
 class GradedRun(ResultFile):
@@ -81,9 +80,9 @@ def measure_run(
     own_NC = np.full((len(kept), len(GRADES)), np.nan)
     sums = []
     for part in parts:
-        content = pq.read_table(part, columns=["query", "product_id", *_PROBABILITIES])
+        content = pq.read_table(part, columns=["query", "product_id", *PROBABILITIES])
         pairs = list(zip(content["query"].to_pylist(), content["product_id"].to_pylist(), strict=True))
-        p_NC = np.column_stack([content[name].to_numpy() for name in _PROBABILITIES]).astype(np.float64)
+        p_NC = np.column_stack([content[name].to_numpy() for name in PROBABILITIES]).astype(np.float64)
         for row, pair in enumerate(pairs):
             if pair in place_of:
                 own_NC[place_of[pair]] = p_NC[row]
@@ -134,7 +133,7 @@ def _shares(
     others_G = _sums(other_group_N, others["pairs"].to_numpy(), groups).astype(np.int64)
     found = {}
     for grade, name in enumerate(GRADES):
-        of_others = others[_PROBABILITIES[grade]].to_numpy()
+        of_others = others[PROBABILITIES[grade]].to_numpy()
         found[name] = prediction_powered_mean(
             GroupSums(
                 labelled_G=np.bincount(group_N, minlength=groups),
@@ -152,7 +151,7 @@ def _shares(
         people_shares={name: one.labels_alone for name, one in found.items()},
         grader_shares={
             name: float(others[column].to_numpy().sum() / pairs)
-            for name, column in zip(GRADES, _PROBABILITIES, strict=True)
+            for name, column in zip(GRADES, PROBABILITIES, strict=True)
         },
         powered_shares={name: one.powered for name, one in found.items()},
         tuning={name: one.tuning for name, one in found.items()},
@@ -168,6 +167,6 @@ def _sums(group_N: npt.NDArray[np.int64], values_N: npt.NDArray[Any], groups: in
 
 def _by_query(table: pa.Table) -> pa.Table:
     """Sums of probabilities and pairs of each query."""
-    names = (*_PROBABILITIES, "pairs")
+    names = (*PROBABILITIES, "pairs")
     found = table.group_by("query").aggregate([(name, "sum") for name in names])
     return found.select(["query", *(f"{name}_sum" for name in names)]).rename_columns(["query", *names])
