@@ -20,6 +20,7 @@ import scipy.sparse as sp
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from embeddings.catalog.holdout import query_groups
 from embeddings.catalog.products import ProductBatch, ProductCatalog, prefetch
@@ -27,6 +28,7 @@ from embeddings.catalog.titles import title_query
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import ProductEncoder, QueryEncoder, freeze_first_layers
 from embeddings.relevance.build_tuples import MODERATE, Grades, TupleSet
+from embeddings.relevance.grades import HIGH
 from embeddings.stages.completion_training import CompletionConfig
 from embeddings.stages.lower_graded import LowerGraded, best_of_spellings
 from embeddings.training.evaluation import AT_CHANCE, ROWS
@@ -38,6 +40,8 @@ from embeddings.training.ranks import Ranks, sum_over_ranks
 TEMPERATURE_RANGE = (0.01, 0.5)
 #: Queries that are encoded together; short ones are not padded to the longest of the batch.
 QUERY_CHUNK = 256
+#: Of the loss of graded pairs: a cosine of one half is as likely relevant as not.
+GRADE_SCALE, GRADE_MIDDLE = 10.0, 0.5
 #: Image tokens of the catalogue are kept in memory up to this size.
 IMAGE_CACHE_BYTES = 2 << 30
 #: Validation tuples that are looked at, at most: enough for two digits of the loss.
@@ -65,8 +69,11 @@ class AlignConfig(OptimizerConfig):
     #: for the query, are no negatives. Title queries pick from them, too. Each rank remembers its own.
     product_negatives: Annotated[int, Field(ge=0)] = 0
     #: Beyond the paper: of the products that have a lower grade for the positive query than its own, so many
-    #: join those it picks from. It needs `product_negatives`.
+    #: join the batch: negatives with `product_negatives`, graded pairs with `grade_weight`.
     graded_negatives: Annotated[int, Field(ge=0)] = 0
+    #: Beyond the paper: weight of a further loss, in which the cosine of each graded pair of the micro-batch
+    #: says its grade (cross-entropy; the target of irrelevant, moderate and high is 0, 1/2 and 1).
+    grade_weight: Annotated[float, Field(ge=0)] = 0.0
     #: Beyond the paper: weight of a second loss, for queries made from titles (`title_queries`): each product
     #: of the micro-batch picks its own. It needs no grades, and keeps rare words apart.
     title_query_weight: Annotated[float, Field(ge=0)] = 0.0
@@ -82,11 +89,11 @@ class AlignConfig(OptimizerConfig):
     completion: CompletionConfig = CompletionConfig()
 
     @model_validator(mode="after")
-    def _queries_pick_graded_negatives(self) -> Self:
-        if self.graded_negatives and not self.product_negatives:
+    def _graded_negatives_are_used(self) -> Self:
+        if self.graded_negatives and not self.product_negatives and not self.grade_weight:
             raise ValueError(
-                "graded_negatives are products that queries pick from, which they do only with "
-                "product_negatives; set that above 0, or graded_negatives = 0"
+                "only the losses of product_negatives and grade_weight read graded_negatives; set one of "
+                "these above 0, or graded_negatives = 0"
             )
         return self
 
@@ -121,6 +128,9 @@ class AlignBatch(NamedTuple):
     #: Token ids and mask of a query made from the title of each distinct product, and the products' groups
     #: (none without a title); None without that loss.
     title_queries: tuple[Tensor, Tensor, Tensor] | None
+    #: Positions of a product and a query among the distinct ones, and the grade from 0 to 1, of each graded
+    #: pair; None without that loss.
+    graded: tuple[Tensor, Tensor, Tensor] | None
 
 
 class Candidates(NamedTuple):
@@ -151,6 +161,7 @@ class Alignment(nn.Module):
             torch.tensor(config.temperature), requires_grad=config.learn_temperature
         )
         self.title_query_weight = config.title_query_weight
+        self.grade_weight = config.grade_weight
         self.remembered = FeatureQueue(config.product_negatives, product.product_proj.out_features)
         self.ranks = ranks
         #: Grades by product and query; what it takes to know which remembered product is a negative.
@@ -180,6 +191,10 @@ class Alignment(nn.Module):
             contrast = self._title_query_loss(candidates, product_UD, batch.title_queries)
             value = value + self.title_query_weight * contrast
             found["title_queries"] = contrast.detach()
+        if batch.graded is not None:
+            told = graded_loss(product_UD, query_VD, *batch.graded)
+            value = value + self.grade_weight * told
+            found["grades"] = told.detach()
         if self.training:
             self.remembered.push(product_UD, product_UD, batch.products.index_B)
         return {"loss": value, **found}
@@ -267,6 +282,20 @@ class Alignment(nn.Module):
         return product_UD, torch.cat([self.query(ids, mask) for ids, mask in batch.query_chunks])
 
 
+def graded_loss(
+    product_UD: Tensor, query_VD: Tensor, product_J: Tensor, query_J: Tensor, target_J: Tensor
+) -> Tensor:
+    """Cross-entropy of J graded pairs in nats, the log odds being `GRADE_SCALE` * (cosine - `GRADE_MIDDLE`).
+
+    Args:
+        product_UD: unit vectors, as `query_VD`.
+        target_J: grades from 0 to 1.
+    """
+    with torch.autocast(product_UD.device.type, enabled=False):
+        cosine_J = (product_UD.float()[product_J] * query_VD.float()[query_J]).sum(dim=1)
+        return binary_cross_entropy_with_logits(GRADE_SCALE * (cosine_J - GRADE_MIDDLE), target_J)
+
+
 def freeze_product_side(product: ProductEncoder, side: ProductSide) -> None:
     """Leave trainable what `side` names; the heads of stage 1 have no part in stage 2."""
     product.requires_grad_(False)
@@ -338,9 +367,10 @@ class AlignTask:
         """
         if encoder.query is None:
             raise ValueError("stage 2 needs a query encoder; call with_query_encoder() first")
-        if (config.in_batch_negatives or config.product_negatives) and grades is None:
+        if (config.in_batch_negatives or config.product_negatives or config.grade_weight) and grades is None:
             raise ValueError(
-                "in_batch_negatives and product_negatives need the grades, to leave relevant pairs out"
+                "in_batch_negatives and product_negatives need the grades, to leave relevant pairs out, and "
+                "grade_weight to learn them"
             )
         if encoder.config.fusion == "completion":
             _check_completing(config, catalog)
@@ -353,6 +383,10 @@ class AlignTask:
         grade_PQ = None
         if (config.in_batch_negatives or config.product_negatives) and grades is not None:
             grade_PQ = _grade_matrix(grades, self.group_Q, len(catalog))
+        #: Grades + 1 of the loss of graded pairs, by product and query; 0 where there is none.
+        self.graded_PQ = None
+        if config.grade_weight and grades is not None:
+            self.graded_PQ = _grade_matrix(grades, self.group_Q, len(catalog), more=1)
         self.lower_graded = None
         if config.graded_negatives and grades is not None:
             trained_P = np.ones(len(catalog), bool) if train_P is None else train_P
@@ -497,7 +531,22 @@ class AlignTask:
             total=total,
             relevant_BV=relevant_BV,
             title_queries=title_queries,
+            graded=None if draw is None else self._graded_pairs(product_U, query_V, place_V),
         )
+
+    def _graded_pairs(
+        self,
+        product_U: npt.NDArray[np.int64],
+        query_V: npt.NDArray[np.int64],
+        place_V: npt.NDArray[np.int64],
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        if self.graded_PQ is None:
+            return None
+        found = self.graded_PQ[product_U][:, query_V].tocoo()
+        target_J = (found.data.astype(np.float32) - 1) / HIGH
+        positions = (found.row.astype(np.int64), place_V[found.col])
+        product_J, query_J = (torch.from_numpy(rows_J).to(self.device) for rows_J in positions)
+        return product_J, query_J, torch.from_numpy(target_J).to(self.device)
 
     def _title_queries(self, products: ProductBatch, draw: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """Token ids and mask of a query made from each product's title, and the products' groups."""
@@ -585,8 +634,10 @@ def _check_completing(config: AlignConfig, catalog: ProductCatalog) -> None:
         )
 
 
-def _grade_matrix(grades: Grades, group_Q: npt.NDArray[np.int64], products: int) -> sp.csr_matrix:
-    """Grades by product and query, (P, Q); 0 where there is none. Of spellings of a query the best counts."""
+def _grade_matrix(
+    grades: Grades, group_Q: npt.NDArray[np.int64], products: int, *, more: int = 0
+) -> sp.csr_matrix:
+    """Grades + `more` by product and query, (P, Q); 0 where there is none. Of spellings the best counts."""
     product_G, group_G, grade_G = best_of_spellings(grades, group_Q)
-    best_PQ = sp.csr_matrix((grade_G, (product_G, group_G)), shape=(products, len(group_Q)))
+    best_PQ = sp.csr_matrix((grade_G + more, (product_G, group_G)), shape=(products, len(group_Q)))
     return best_PQ[:, group_Q]

@@ -1,5 +1,6 @@
 """Products graded lower for a query join those it picks from, and no others do."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_spellings_of_a_query_share_their_products() -> None:
 
 
 def test_nothing_can_be_drawn_without_queries_that_pick_products() -> None:
-    with pytest.raises(ValidationError, match="only with product_negatives"):
+    with pytest.raises(ValidationError, match="only the losses of product_negatives and grade_weight"):
         AlignConfig(epochs=1, batch_size=2, learning_rate=0.1, graded_negatives=1)
 
 
@@ -134,3 +135,38 @@ def test_stage_2_draws_grades_with_its_seed_where_asked(
             data, tmp_path, start=small_encoder(), config=config, tuple_config=TupleConfig(draw_grades=draw)
         )
     assert asked == [expected]
+
+
+def test_the_loss_of_graded_pairs_is_a_loop_over_all_that_people_graded_in_the_batch(
+    data: Path, tuples: Tuples
+) -> None:
+    grades = read_grades(data)
+    queries = grades.queries.to_pylist()
+    task = align_task(data, tuples, grade_weight=3.0, graded_negatives=2)
+    batch = next(iter(task.micro_batches(0, 0)))
+    task.module.train()
+    with torch.no_grad():
+        found = task.module(batch)
+        product_UD, query_VD = task.module.vectors(batch)
+    text_of = {
+        tuple(ids[mask > 0].tolist()): query
+        for query, ids, mask in zip(queries, *task.query_tokens, strict=True)
+    }
+    asked = [
+        text_of[tuple(row[mask > 0].tolist())]
+        for ids, masks in batch.query_chunks
+        for row, mask in zip(ids, masks, strict=True)
+    ]
+    losses = []
+    for product, query, grade in zip(grades.product_G, grades.query_G, grades.grade_G, strict=True):
+        if product in batch.products.index_B and queries[query] in asked:
+            place = batch.products.index_B.tolist().index(product)
+            cosine = float(product_UD[place] @ query_VD[asked.index(queries[query])])
+            chance = 1 / (1 + math.exp(-10 * (cosine - 0.5)))
+            target = grade / 2
+            losses.append(-target * math.log(chance) - (1 - target) * math.log(1 - chance))
+    assert len({*grades.grade_G.tolist()}) == 3
+    assert len(losses) > len(batch.product_B)
+    assert float(found["grades"]) == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    rest = sum(float(found[name]) for name in ("pqc", "products", "title_queries") if name in found)
+    assert float(found["loss"]) == pytest.approx(rest + 3 * float(found["grades"]), rel=1e-4)
