@@ -273,7 +273,6 @@ def align(
         grades=grades,
         query_titles=whole_titles.titles,
         validation_P=parts.validation_P,
-        train_P=parts.train_P,
         device=device_named(device),
         ranks=ranks,
     )

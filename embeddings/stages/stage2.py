@@ -20,7 +20,6 @@ import scipy.sparse as sp
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from embeddings.catalog.holdout import query_groups
 from embeddings.catalog.products import ProductBatch, ProductCatalog, prefetch
@@ -28,9 +27,7 @@ from embeddings.catalog.titles import title_query
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import ProductEncoder, QueryEncoder, freeze_first_layers
 from embeddings.relevance.build_tuples import MODERATE, Grades, TupleSet
-from embeddings.relevance.grades import HIGH
 from embeddings.stages.completion_training import CompletionConfig
-from embeddings.stages.lower_graded import LowerGraded, best_of_spellings
 from embeddings.training.evaluation import AT_CHANCE, ROWS
 from embeddings.training.feature_queue import FeatureQueue
 from embeddings.training.loop import OptimizerConfig, rows_of_a_step
@@ -40,8 +37,6 @@ from embeddings.training.ranks import Ranks, sum_over_ranks
 TEMPERATURE_RANGE = (0.01, 0.5)
 #: Queries that are encoded together; short ones are not padded to the longest of the batch.
 QUERY_CHUNK = 256
-#: Of the loss of graded pairs: a cosine of one half is as likely relevant as not.
-GRADE_SCALE, GRADE_MIDDLE = 10.0, 0.5
 #: Image tokens of the catalogue are kept in memory up to this size.
 IMAGE_CACHE_BYTES = 2 << 30
 #: Validation tuples that are looked at, at most: enough for two digits of the loss.
@@ -68,12 +63,6 @@ class AlignConfig(OptimizerConfig):
     #: the last so many before; 0 leaves that loss out. Lookalikes, and products with at least the same grade
     #: for the query, are no negatives. Title queries pick from them, too. Each rank remembers its own.
     product_negatives: Annotated[int, Field(ge=0)] = 0
-    #: Beyond the paper: of the products that have a lower grade for the positive query than its own, so many
-    #: join the batch: negatives with `product_negatives`, graded pairs with `grade_weight`.
-    graded_negatives: Annotated[int, Field(ge=0)] = 0
-    #: Beyond the paper: weight of a further loss, in which the cosine of each graded pair of the micro-batch
-    #: says its grade (cross-entropy; the target of irrelevant, moderate and high is 0, 1/2 and 1).
-    grade_weight: Annotated[float, Field(ge=0)] = 0.0
     #: Beyond the paper: weight of a second loss, for queries made from titles (`title_queries`): each product
     #: of the micro-batch picks its own. It needs no grades, and keeps rare words apart.
     title_query_weight: Annotated[float, Field(ge=0)] = 0.0
@@ -87,15 +76,6 @@ class AlignConfig(OptimizerConfig):
     #: Beyond the paper: after that, learn to add what images say and titles leave out. For encoders with the
     #: fusion "completion".
     completion: CompletionConfig = CompletionConfig()
-
-    @model_validator(mode="after")
-    def _graded_negatives_are_used(self) -> Self:
-        if self.graded_negatives and not self.product_negatives and not self.grade_weight:
-            raise ValueError(
-                "only the losses of product_negatives and grade_weight read graded_negatives; set one of "
-                "these above 0, or graded_negatives = 0"
-            )
-        return self
 
     @model_validator(mode="after")
     def _whitening_finds_what_is_kept(self) -> Self:
@@ -117,8 +97,7 @@ class AlignBatch(NamedTuple):
     #: Positions of a tuple's product and queries among the distinct ones; the positive query comes first.
     product_B: Tensor
     query_BC: Tensor
-    #: The positive query's number in the relevance data, and its grade for the product; other products of
-    #: `products` are graded lower for one of these queries.
+    #: The positive query's number in the relevance data, and its grade for the product.
     positive_B: npt.NDArray[np.int64]
     grade_B: npt.NDArray[np.int8]
     #: Tuples of the step over all ranks; of one micro-batch on average.
@@ -128,9 +107,6 @@ class AlignBatch(NamedTuple):
     #: Token ids and mask of a query made from the title of each distinct product, and the products' groups
     #: (none without a title); None without that loss.
     title_queries: tuple[Tensor, Tensor, Tensor] | None
-    #: Positions of a product and a query among the distinct ones, and the grade from 0 to 1, of each graded
-    #: pair; None without that loss.
-    graded: tuple[Tensor, Tensor, Tensor] | None
 
 
 class Candidates(NamedTuple):
@@ -161,7 +137,6 @@ class Alignment(nn.Module):
             torch.tensor(config.temperature), requires_grad=config.learn_temperature
         )
         self.title_query_weight = config.title_query_weight
-        self.grade_weight = config.grade_weight
         self.remembered = FeatureQueue(config.product_negatives, product.product_proj.out_features)
         self.ranks = ranks
         #: Grades by product and query; what it takes to know which remembered product is a negative.
@@ -191,10 +166,6 @@ class Alignment(nn.Module):
             contrast = self._title_query_loss(candidates, product_UD, batch.title_queries)
             value = value + self.title_query_weight * contrast
             found["title_queries"] = contrast.detach()
-        if batch.graded is not None:
-            told = graded_loss(product_UD, query_VD, *batch.graded)
-            value = value + self.grade_weight * told
-            found["grades"] = told.detach()
         if self.training:
             self.remembered.push(product_UD, product_UD, batch.products.index_B)
         return {"loss": value, **found}
@@ -282,20 +253,6 @@ class Alignment(nn.Module):
         return product_UD, torch.cat([self.query(ids, mask) for ids, mask in batch.query_chunks])
 
 
-def graded_loss(
-    product_UD: Tensor, query_VD: Tensor, product_J: Tensor, query_J: Tensor, target_J: Tensor
-) -> Tensor:
-    """Cross-entropy of J graded pairs in nats, the log odds being `GRADE_SCALE` * (cosine - `GRADE_MIDDLE`).
-
-    Args:
-        product_UD: unit vectors, as `query_VD`.
-        target_J: grades from 0 to 1.
-    """
-    with torch.autocast(product_UD.device.type, enabled=False):
-        cosine_J = (product_UD.float()[product_J] * query_VD.float()[query_J]).sum(dim=1)
-        return binary_cross_entropy_with_logits(GRADE_SCALE * (cosine_J - GRADE_MIDDLE), target_J)
-
-
 def freeze_product_side(product: ProductEncoder, side: ProductSide) -> None:
     """Leave trainable what `side` names; the heads of stage 1 have no part in stage 2."""
     product.requires_grad_(False)
@@ -350,7 +307,6 @@ class AlignTask:
         grades: Grades | None = None,
         query_titles: Sequence[str] | None = None,
         validation_P: npt.NDArray[np.bool_] | None = None,
-        train_P: npt.NDArray[np.bool_] | None = None,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
@@ -359,7 +315,6 @@ class AlignTask:
         Args:
             query_titles: what title queries are made of, when the catalogue was opened without its titles.
             validation_P: products that no stage is trained on; those of validation tuples are measured apart.
-            train_P: products that graded negatives may be drawn from, all if None.
 
         Raises:
             ValueError: there is no query encoder, grades are missing, or the config does not fit the
@@ -367,10 +322,9 @@ class AlignTask:
         """
         if encoder.query is None:
             raise ValueError("stage 2 needs a query encoder; call with_query_encoder() first")
-        if (config.in_batch_negatives or config.product_negatives or config.grade_weight) and grades is None:
+        if (config.in_batch_negatives or config.product_negatives) and grades is None:
             raise ValueError(
-                "in_batch_negatives and product_negatives need the grades, to leave relevant pairs out, and "
-                "grade_weight to learn them"
+                "in_batch_negatives and product_negatives need the grades, to leave relevant pairs out"
             )
         if encoder.config.fusion == "completion":
             _check_completing(config, catalog)
@@ -383,14 +337,6 @@ class AlignTask:
         grade_PQ = None
         if (config.in_batch_negatives or config.product_negatives) and grades is not None:
             grade_PQ = _grade_matrix(grades, self.group_Q, len(catalog))
-        #: Grades + 1 of the loss of graded pairs, by product and query; 0 where there is none.
-        self.graded_PQ = None
-        if config.grade_weight and grades is not None:
-            self.graded_PQ = _grade_matrix(grades, self.group_Q, len(catalog), more=1)
-        self.lower_graded = None
-        if config.graded_negatives and grades is not None:
-            trained_P = np.ones(len(catalog), bool) if train_P is None else train_P
-            self.lower_graded = LowerGraded.of(grades, self.group_Q, trained_P)
         self.relevant_PQ = None
         if config.in_batch_negatives and grade_PQ is not None:
             self.relevant_PQ = grade_PQ >= MODERATE
@@ -499,14 +445,7 @@ class AlignTask:
         """One micro-batch; `draw` seeds the queries made of titles, None makes none (an evaluation)."""
         rows = np.sort(rows)  # in the order of the file
         tuple_BC = np.asarray(tuples.tuples_NC[rows], dtype=np.int64)
-        product_U = np.unique(tuple_BC[:, 0])
-        grade_B = np.asarray(tuples.grades_NC[rows, 0])
-        if draw is not None and self.lower_graded is not None:
-            lower = self.lower_graded.draw(
-                tuple_BC[:, 1], grade_B, self.config.graded_negatives, seed=(self.config.seed, *draw)
-            )
-            product_U = np.union1d(product_U, lower)
-        product_B = np.searchsorted(product_U, tuple_BC[:, 0])
+        product_U, product_B = np.unique(tuple_BC[:, 0], return_inverse=True)
         query_V, query_BC = np.unique(tuple_BC[:, 1:], return_inverse=True)
         chunks, place_V = self._query_chunks(query_V)
         products, image_GIH = self._products(product_U)
@@ -527,26 +466,11 @@ class AlignTask:
             product_B=torch.from_numpy(product_B).to(self.device),
             query_BC=torch.from_numpy(place_V[query_BC.reshape(len(rows), -1)]).to(self.device),
             positive_B=tuple_BC[:, 1],
-            grade_B=grade_B,
+            grade_B=np.asarray(tuples.grades_NC[rows, 0]),
             total=total,
             relevant_BV=relevant_BV,
             title_queries=title_queries,
-            graded=None if draw is None else self._graded_pairs(product_U, query_V, place_V),
         )
-
-    def _graded_pairs(
-        self,
-        product_U: npt.NDArray[np.int64],
-        query_V: npt.NDArray[np.int64],
-        place_V: npt.NDArray[np.int64],
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
-        if self.graded_PQ is None:
-            return None
-        found = self.graded_PQ[product_U][:, query_V].tocoo()
-        target_J = (found.data.astype(np.float32) - 1) / HIGH
-        positions = (found.row.astype(np.int64), place_V[found.col])
-        product_J, query_J = (torch.from_numpy(rows_J).to(self.device) for rows_J in positions)
-        return product_J, query_J, torch.from_numpy(target_J).to(self.device)
 
     def _title_queries(self, products: ProductBatch, draw: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """Token ids and mask of a query made from each product's title, and the products' groups."""
@@ -587,9 +511,9 @@ class AlignTask:
     def _cache_image_tokens(self) -> Tensor | None:
         """Image tokens of the products of all tuples, when the image encoder is frozen and they fit."""
         config = self.encoder.config
-        drawn = [] if self.lower_graded is None else [self.lower_graded.products]
-        parts_of = (self.tuples.train, self.tuples.validation)
-        used = np.unique(np.concatenate([*(part.tuples_NC[:, 0] for part in parts_of), *drawn]))
+        used = np.unique(
+            np.concatenate([part.tuples_NC[:, 0] for part in (self.tuples.train, self.tuples.validation)])
+        )
         tokens = config.num_image_tokens
         if len(used) * tokens * config.vision_hidden_dim * 4 > IMAGE_CACHE_BYTES:
             return None
@@ -634,10 +558,12 @@ def _check_completing(config: AlignConfig, catalog: ProductCatalog) -> None:
         )
 
 
-def _grade_matrix(
-    grades: Grades, group_Q: npt.NDArray[np.int64], products: int, *, more: int = 0
-) -> sp.csr_matrix:
-    """Grades + `more` by product and query, (P, Q); 0 where there is none. Of spellings the best counts."""
-    product_G, group_G, grade_G = best_of_spellings(grades, group_Q)
-    best_PQ = sp.csr_matrix((grade_G + more, (product_G, group_G)), shape=(products, len(group_Q)))
+def _grade_matrix(grades: Grades, group_Q: npt.NDArray[np.int64], products: int) -> sp.csr_matrix:
+    """Grades by product and query, (P, Q); 0 where there is none. Of spellings of a query the best counts."""
+    group_G = group_Q[grades.query_G]
+    order_G = np.lexsort((grades.grade_G, group_G, grades.product_G))
+    product_G, group_G, grade_G = grades.product_G[order_G], group_G[order_G], grades.grade_G[order_G]
+    last_G = (np.diff(product_G, append=-1) != 0) | (np.diff(group_G, append=-1) != 0)
+    pairs = (product_G[last_G], group_G[last_G])
+    best_PQ = sp.csr_matrix((grade_G[last_G], pairs), shape=(products, len(group_Q)))
     return best_PQ[:, group_Q]

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from embeddings.catalog.holdout import HoldoutConfig
@@ -106,7 +105,6 @@ def align_task(
     *,
     encoder: DashClipEncoder | None = None,
     ranks: Ranks | None = None,
-    train_P: np.ndarray | None = None,
     **changes: Any,
 ) -> AlignTask:
     return AlignTask(
@@ -115,7 +113,6 @@ def align_task(
         tuples,
         config=align_config(**changes),
         grades=read_grades(data),
-        train_P=train_P,
         device=torch.device("cpu"),
         ranks=ranks or Ranks(),
     )
