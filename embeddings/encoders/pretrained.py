@@ -3,13 +3,13 @@
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from embeddings.catalog.tokenizer import TextTokenizer, TokenizerError
 
@@ -38,20 +38,29 @@ def read_model_config(name_or_folder: str | Path, *, model_type: str) -> Any:
     return config
 
 
-def load_pretrained(model_class: type[PreTrainedModel], name_or_folder: str | Path, *, config: Any) -> Any:
-    """`from_pretrained` in float32 and evaluation mode, except that a weight left random is an error.
+def load_pretrained(
+    model_class: type[PreTrainedModel] | type[AutoModelForCausalLM],
+    name_or_folder: str | Path,
+    *,
+    config: Any,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+) -> Any:
+    """`from_pretrained` in evaluation mode, except that a weight left random is an error.
 
     transformers only warns, e.g. when a BLIP retrieval checkpoint is opened as BlipModel and 87 weights of
     its text side are drawn at random.
+
+    Args:
+        dtype: of the weights in memory; "auto" leaves them as they are stored.
 
     Raises:
         CheckpointError: weights are missing, unreadable or of another shape.
     """
     try:
         loaded: Any = model_class.from_pretrained(
-            name_or_folder, config=config, dtype=torch.float32, output_loading_info=True
+            name_or_folder, config=config, dtype=dtype, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
         raise CheckpointError(
             f"{name_or_folder} cannot be loaded as {model_class.__name__}: {first_line(error)}"
         ) from None

@@ -10,7 +10,7 @@ import typer
 
 from experiments.commands.encoders.grade import grade as grade  # it is complete only here
 from experiments.commands.encoders.grade import open_prompt
-from experiments.commands.options import DATA
+from experiments.commands.options import DATA, DEVICE
 
 if TYPE_CHECKING:
     from embeddings.grading.graders import Grader
@@ -38,6 +38,11 @@ def run_command(
     batch_file: Annotated[
         bool, typer.Option("--batch-file", help="Write requests for a batch service instead of asking.")
     ] = False,
+    local_model: Annotated[
+        Path | None, typer.Option(help="Folder of a causal language model that transformers can open.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Pairs that a local model reads at a time.")] = 32,
+    device: DEVICE = "cpu",
     model: MODEL = None,
     prompt: PROMPT = None,
     examples: EXAMPLES = None,
@@ -58,8 +63,9 @@ def run_command(
 ) -> None:
     """Grade pairs into a table of relevance; killed anywhere, the same command continues.
 
-    One of `--grader FOLDER`, `--endpoint URL --model NAME --prompt FILE` or
-    `--batch-file --model NAME --prompt FILE`. OUT/grading.log keeps the progress.
+    One of `--grader FOLDER`, `--endpoint URL --model NAME --prompt FILE`,
+    `--batch-file --model NAME --prompt FILE` or `--local-model FOLDER --prompt FILE`. OUT/grading.log keeps
+    the progress.
 
     Example: `dashclip grade run runs/pairs.parquet runs/graded --grader runs/graders/stack`
     """
@@ -70,8 +76,10 @@ def run_command(
     from embeddings.grading.run import Price, open_run, plan_run, run_grader
     from experiments.runtime.progress import progress_bars
 
-    if sum((grader is not None, endpoint is not None, batch_file)) != 1:
-        raise GradingError("name one grader: --grader FOLDER, --endpoint URL or --batch-file")
+    if sum((grader is not None, endpoint is not None, batch_file, local_model is not None)) != 1:
+        raise GradingError(
+            "name one grader: --grader FOLDER, --endpoint URL, --batch-file or --local-model FOLDER"
+        )
     wanted = _read_pairs(pairs)
     asked: Grader
     characters = 0
@@ -79,6 +87,12 @@ def run_command(
         from embeddings.grading.graders import FeatureGrader
 
         asked = FeatureGrader.load(grader)
+    elif local_model is not None:
+        from embeddings.grading.local_model import LocalGrader
+
+        question = _prompt_of(prompt, examples, needs="--prompt FILE (`dashclip grade prompt`)")
+        characters = question.shared_characters()
+        asked = LocalGrader.load(local_model, question, batch_size=batch_size, device=device)
     else:
         question, name = _question(prompt, model, examples)
         characters = question.shared_characters()
@@ -219,11 +233,16 @@ def _read_pairs(path: Path) -> Pairs:
 
 
 def _question(path: Path | None, model: str | None, examples: Path | None) -> tuple[Prompt, str]:
+    needs = "--prompt FILE (`dashclip grade prompt`) and --model NAME"
+    return _prompt_of(path if model else None, examples, needs=needs), model or ""
+
+
+def _prompt_of(path: Path | None, examples: Path | None, *, needs: str) -> Prompt:
     from embeddings.grading.pairs import GradingError
 
-    if path is None or not model:
-        raise GradingError("a language model needs --prompt FILE (`dashclip grade prompt`) and --model NAME")
-    return open_prompt(path, examples), model
+    if path is None:
+        raise GradingError(f"a language model needs {needs}")
+    return open_prompt(path, examples)
 
 
 def _endpoint(

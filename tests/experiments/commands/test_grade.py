@@ -12,6 +12,7 @@ from embeddings.grading.prompt import TEMPLATE
 from embeddings.relevance.grades import read_grades
 from experiments.cli import app
 from tests.embeddings.grading.chat_server import chat_server, good
+from tests.embeddings.grading.small_models import write_model, write_prompt
 from tests.embeddings.grading.small_world import write_small_world
 
 SECRET = "sk-not-to-be-seen"
@@ -122,3 +123,16 @@ def test_a_missing_secret_and_two_graders_are_named(tmp_path: Path) -> None:
     said = call(*asked, fails=True)
     assert "must hold no secret" in said
     assert "hidden" not in said
+
+
+def test_a_local_model_grades_and_needs_a_prompt(tmp_path: Path) -> None:
+    data = write_small_world(tmp_path / "data")
+    call("pairs", data, tmp_path / "pairs.parquet", "--lexical", 1, "--random", 0, "--coverage", 0.1)
+    model = write_model(tmp_path / "model")
+    write_prompt(tmp_path / "prompt.toml")
+    asked = ["run", tmp_path / "pairs.parquet", tmp_path / "graded", "--local-model", model]
+    assert "needs --prompt FILE" in call(*asked, fails=True)
+    asked += ["--prompt", tmp_path / "prompt.toml", "--batch-size", 4]
+    assert "lm-model-" in call(*asked, "--dry-run")
+    assert "8 of 8 pairs have a grade" in call(*asked)
+    assert "8 graded before, 0 to grade" in call(*asked)
