@@ -121,17 +121,21 @@ def gullibility(
     *,
     graded: frozenset[tuple[str, object]] = frozenset(),
     seed: int = 0,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Share of foreign products that are graded moderate or high, by where the query's words are put.
 
-    An embedding table still has the vector of the title as it was, so the cosine of a table is not fooled.
+    None where the grader answers fewer than half of them, as a run does that never met such titles. An
+    embedding table still has the vector of the title as it was, so the cosine of a table is not fooled.
     """
-    found: dict[str, float] = {}
+    found: dict[str, float | None] = {}
     for stuffing in STUFFINGS:
         generator = np.random.default_rng(seed)
         pairs = foreign_pairs(queries, catalogue, stuffing=stuffing, generator=generator, graded=graded)
-        grades_N = grader.grades(grader.probabilities(pairs))
-        found[stuffing] = float((grades_N >= MODERATE).mean())
+        probability_NC = grader.probabilities(pairs)
+        answered_N = ~np.isnan(probability_NC).any(axis=1)
+        found[stuffing] = None
+        if 2 * answered_N.sum() >= len(pairs):
+            found[stuffing] = float((grader.grades(probability_NC[answered_N]) >= MODERATE).mean())
     return found
 
 

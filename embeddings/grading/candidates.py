@@ -22,7 +22,7 @@ from embeddings.embedding_table import EmbeddingTable
 from embeddings.evaluation.lexical import char_tfidf_scores
 from embeddings.evaluation.linear_probe import unit_vectors
 from embeddings.evaluation.search import search
-from embeddings.grading.pairs import Catalogue, GradingError
+from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError
 from features.artifacts import StrictModel
 from features.inputs.blanks import without_blanks
 from features.inputs.tables import find_table
@@ -59,11 +59,16 @@ def candidate_pairs(
     *,
     config: CandidateConfig,
     tables: tuple[EmbeddingTable, EmbeddingTable] | None = None,
+    people: GradedPairs | None = None,
     progress: Progress = silent,
 ) -> Candidates:
     """The pairs of a data folder that are worth a grade.
 
     The volume of a query is its impressions; without impressions each query of relevance counts once.
+
+    Args:
+        people: pairs that are taken as they are, however seldom their queries are searched: a model whose
+            run has them can be compared with people.
 
     Raises:
         GradingError: there is no query, or no source gives anything.
@@ -77,18 +82,28 @@ def candidate_pairs(
     asked = [queries[row] for row in kept.tolist()]
     shown = _shown(data, asked, catalogue, config.log) if config.log else [[] for _ in asked]
     near = _nearest(asked, catalogue, tables, config.vectors)
+    graded = _graded(people, catalogue) if people is not None else {}
+    row_of = {query: row for row, query in enumerate(queries)}
+    seldom = [query for query in graded if query not in set(asked)]
+    kept = np.concatenate([kept, np.array([row_of[query] for query in seldom], np.int64)])
     generator = np.random.default_rng(config.seed)
     rows: list[tuple[int, int, str]] = []
     counts = dict.fromkeys(("lexical", "vectors", "log", "random"), 0)
+    if people is not None:
+        counts["people"] = 0
     scores = char_tfidf_scores(catalogue.texts, asked) if config.lexical else None
-    for place in range(len(asked)):
+    every = asked + seldom
+    for place, query in enumerate(every):
         if place % 100 == 0:
-            progress("candidates", place, len(asked))
+            progress("candidates", place, len(every))
         found: dict[int, list[str]] = {}
-        parts: dict[str, Sequence[int]] = {"vectors": near[place], "log": shown[place]}
-        if scores is not None:
-            parts["lexical"] = _top(next(scores), config.lexical)
-        parts["random"] = generator.integers(0, len(catalogue.texts), config.random).tolist()
+        parts: dict[str, Sequence[int]] = {}
+        if place < len(asked):
+            parts |= {"vectors": near[place], "log": shown[place]}
+            if scores is not None:
+                parts["lexical"] = _top(next(scores), config.lexical)
+            parts["random"] = generator.integers(0, len(catalogue.texts), config.random).tolist()
+        parts["people"] = graded.get(query, [])
         for source, products in parts.items():
             for product in products:
                 if source not in found.setdefault(product, []):
@@ -97,21 +112,21 @@ def candidate_pairs(
             rows.append((place, product, ",".join(sources)))
             for source in sources:
                 counts[source] += 1
-    progress("candidates", len(asked), len(asked))
+    progress("candidates", len(every), len(every))
     if not rows:
         raise GradingError("no source gives a product; ask for some of `lexical`, `log` or `random`")
     product_N = np.array([product for _, product, _ in rows], np.int64)
     covered = np.zeros(len(queries), bool)
     covered[kept[np.unique([place for place, *_ in rows])]] = True
     columns: dict[str, pa.Array] = {
-        "query": pa.array([asked[place] for place, *_ in rows], pa.string()),
+        "query": pa.array([every[place] for place, *_ in rows], pa.string()),
         "product_id": catalogue.product_ids.take(pa.array(product_N)),
         "text": pa.array([catalogue.texts[product] for product in product_N.tolist()], pa.string()),
         "volume": pa.array([int(volume_Q[kept[place]]) for place, *_ in rows], pa.int64()),
         "sources": pa.array([sources for *_, sources in rows], pa.string()),
     }
     return Candidates(
-        pa.table(columns), float(volume_Q[covered].sum() / volume_Q.sum()), len(asked), len(queries), counts
+        pa.table(columns), float(volume_Q[covered].sum() / volume_Q.sum()), len(every), len(queries), counts
     )
 
 
@@ -127,6 +142,17 @@ def search_volume(data: Path) -> tuple[list[str], npt.NDArray[np.int64]]:
         place = pc.index_in(texts, value_set=queries).drop_null().to_numpy()
         count_Q += np.bincount(place, minlength=len(queries))
     return queries.to_pylist(), count_Q
+
+
+def _graded(people: GradedPairs, catalogue: Catalogue) -> dict[str, list[int]]:
+    """Rows of the products that people graded for each query."""
+    product_N = pc.index_in(
+        people.pairs.product_ids.cast(catalogue.product_ids.type), value_set=catalogue.product_ids
+    ).to_pylist()
+    found: dict[str, list[int]] = {}
+    for query, product in zip(people.pairs.queries, product_N, strict=True):
+        found.setdefault(query, []).append(product)
+    return found
 
 
 def _shown(data: Path, asked: list[str], catalogue: Catalogue, most: int) -> list[list[int]]:

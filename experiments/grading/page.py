@@ -26,7 +26,7 @@ def to_markdown(report: GradingReport) -> str:
             [
                 f"**{name}**" if name == report.chosen else name,
                 *(with_limits(getattr(row, figure), 3) for figure in _SHOWN),
-                f"{row.pairs_per_core_minute:,.0f}",
+                _rounded(row.pairs_per_core_minute),
             ]
             for name, row in report.graders.items()
         ),
@@ -40,7 +40,7 @@ def to_markdown(report: GradingReport) -> str:
     lines += markdown_table(
         ["Grader", *stuffings],
         (
-            [name, *(f"{row.gullibility_by_place[stuffing]:.1%}" for stuffing in stuffings)]
+            [name, *(_percent(row.gullibility_by_place[stuffing]) for stuffing in stuffings)]
             for name, row in report.graders.items()
         ),
     )
@@ -114,9 +114,9 @@ def _costs(report: GradingReport) -> Sequence[str]:
             (
                 [
                     name,
-                    f"{row.core_hours_for_32m_pairs:,.0f}",
+                    _rounded(row.core_hours_for_32m_pairs),
                     f"{row.tokens_per_pair:,.0f}",
-                    NONE if row.money_for_32m_pairs is None else f"{row.money_for_32m_pairs:,.0f}",
+                    _rounded(row.money_for_32m_pairs),
                 ]
                 for name, row in report.graders.items()
             ),
@@ -167,6 +167,14 @@ def _run(run: GradedRun) -> Sequence[str]:
             f"{cost}."
         )
     return lines
+
+
+def _rounded(value: float | None) -> str:
+    return NONE if value is None else f"{value:,.0f}"
+
+
+def _percent(share: float | None) -> str:
+    return NONE if share is None else f"{share:.1%}"
 
 
 def _title(figure: str) -> str:

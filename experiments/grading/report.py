@@ -25,6 +25,7 @@ from embeddings.grading.agreement import (
     segments_of,
     signed_error,
 )
+from embeddings.grading.answers import RunAnswers
 from embeddings.grading.graders import Grader
 from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError
 from embeddings.relevance.grades import GRADES
@@ -65,10 +66,10 @@ class GraderFigures(FlatRow):
     #: High against irrelevant, by probability of high - of irrelevant.
     auc: Interval | None
     #: Share of foreign products graded moderate or high, with the words of the query after their titles.
-    gullibility: float
-    #: Of one core, without the start, and hours of one core for 32 million pairs.
-    pairs_per_core_minute: float
-    core_hours_for_32m_pairs: float
+    gullibility: float | None
+    #: Of one core, without the start, and hours of one core for 32 million pairs; unknown of a run.
+    pairs_per_core_minute: float | None
+    core_hours_for_32m_pairs: float | None
     #: Of a grader that costs money; at the price given, None without one.
     tokens_per_pair: float
     money_for_32m_pairs: float | None
@@ -84,7 +85,7 @@ class GraderFigures(FlatRow):
     by_segment: dict[str, SegmentFigures]
     by_length: dict[str, LengthFigures]
     #: As `gullibility`, by where the words of the query are put.
-    gullibility_by_place: dict[str, float]
+    gullibility_by_place: dict[str, float | None]
     unanswered: int
 
 
@@ -124,6 +125,7 @@ def measure_graders(
     Without `chosen` the best macro F1 is chosen, of equal ones the least gullible, on validation queries.
 
     Args:
+        graders: a run's answers (`RunAnswers`) count where it has some, and cost what they cost the run.
         run: a folder of `grade run`, whose shares of grades are compared with people's.
 
     Raises:
@@ -147,6 +149,9 @@ def measure_graders(
         probability_NC = said[grader.name] = grader.probabilities(kept.pairs)
         spent_s = time.process_time() - began_s
         tokens_per_pair = (grader.tokens - tokens_before) / len(kept)
+        speed: float | None = len(kept) / max(spent_s, 1e-9) * 60
+        if isinstance(grader, RunAnswers):
+            speed, tokens_per_pair = None, grader.tokens_per_pair
         answered_N = ~np.isnan(probability_NC).any(axis=1)
         if not answered_N.any():
             raise GradingError(f"{name} answers not one of {len(kept):,} pairs. {grader.remarks}")
@@ -177,7 +182,6 @@ def measure_graders(
                     signed_error=interval_of(signed_error(part, weights_RG)),
                 )
         fooled = gullibility(grader, sorted({*kept.pairs.queries}), catalogue, graded=known, seed=seed)
-        speed = len(kept) / max(spent_s, 1e-9) * 60
         of = values[name]
         found[name] = GraderFigures(
             macro_f1=interval_of(of["macro_f1"]),
@@ -193,7 +197,7 @@ def measure_graders(
             gullibility=fooled["appended"],
             gullibility_by_place=fooled,
             pairs_per_core_minute=speed,
-            core_hours_for_32m_pairs=PAPER_PAIRS / speed / 60,
+            core_hours_for_32m_pairs=None if speed is None else PAPER_PAIRS / speed / 60,
             tokens_per_pair=tokens_per_pair,
             money_for_32m_pairs=money_for_paper_pairs(tokens_per_pair, price_per_million_tokens),
             confusion=_confusion(all_of),
@@ -203,7 +207,7 @@ def measure_graders(
         )
     progress("measuring graders", len(graders), len(graders))
     if chosen is None and role == VALIDATION:
-        chosen = max(found, key=lambda name: (found[name].macro_f1.mean, -found[name].gullibility))
+        chosen = max(found, key=lambda name: (found[name].macro_f1.mean, -_known(found[name].gullibility)))
     names = list(values)
     return GradingReport(
         queries_of=_ROLES[role],
@@ -226,6 +230,11 @@ def measure_graders(
         else measure_run(run, kept, known, said, price_per_million_tokens=price_per_million_tokens),
         holdout=holdout,
     )
+
+
+def _known(gullibility: float | None) -> float:
+    """As much as can be where it is not known."""
+    return 1.0 if gullibility is None else gullibility
 
 
 def _interval(value_R: npt.NDArray[np.float64] | None) -> Interval | None:

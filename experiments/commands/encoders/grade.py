@@ -18,7 +18,10 @@ grade = typer.Typer(
     help="Grade the relevance of pairs: learn from people's grades, choose, grade the catalogue, report.",
 )
 
-GRADERS = Annotated[list[str], typer.Argument(help="NAME=FOLDER of graders that `grade train` wrote.")]
+GRADERS = Annotated[
+    list[str],
+    typer.Argument(help="NAME=FOLDER of graders: of `grade train`, or a run with pairs that people graded."),
+]
 SEED = Annotated[int, typer.Option(help="Seed of what is drawn.")]
 
 
@@ -34,31 +37,48 @@ def pairs_command(
     vectors: Annotated[int, typer.Option(help="Products of a query by vectors.")] = 8,
     log: Annotated[int, typer.Option(help="Products shown most often for a query.")] = 4,
     random: Annotated[int, typer.Option(help="Random products of a query.")] = 2,
+    people: Annotated[
+        str | None,
+        typer.Option(help="Pairs that people graded, too: `held-out` (no train queries) or `all`."),
+    ] = None,
     coverage: Annotated[float, typer.Option(help="Share of all searches whose query gets pairs.")] = 0.99,
     seed: SEED = 0,
 ) -> None:
     """Choose the pairs to grade: the most searched queries, products from several sources.
+
+    A model that grades the pairs of `--people held-out` can be compared with people by `grade choose` and
+    `grade report`.
 
     Example: `dashclip grade pairs runs/data runs/pairs.parquet --tables runs/lsa`
     """
     import pyarrow.parquet as pq
     from rich.console import Console
 
+    from embeddings.catalog.holdout import TRAIN, HoldoutConfig
     from embeddings.grading.candidates import CandidateConfig, candidate_pairs
     from embeddings.grading.graders import open_tables
-    from embeddings.grading.pairs import Catalogue
+    from embeddings.grading.pairs import Catalogue, read_graded_pairs
     from experiments.runtime.progress import progress_bars
     from features.artifacts import replaced_file
 
     config = CandidateConfig(
         lexical=lexical, vectors=vectors, log=log, random=random, coverage=coverage, seed=seed
     )
+    if people not in (None, "held-out", "all"):
+        raise typer.BadParameter(f"must be `held-out` or `all`, got {people!r}", param_hint="--people")
+    catalogue = Catalogue.read(data)
+    graded = None
+    if people is not None:
+        graded = read_graded_pairs(data, HoldoutConfig(), catalogue=catalogue)
+        if people == "held-out":
+            graded = graded.take((graded.role_N != TRAIN).nonzero()[0])
     with progress_bars(Console()) as bars:
         found = candidate_pairs(
             data,
-            Catalogue.read(data),
+            catalogue,
             config=config,
             tables=None if tables is None else open_tables({"tables": str(tables)})["tables"],
+            people=graded,
             progress=bars,
         )
     with replaced_file(out) as temporary:
@@ -227,6 +247,8 @@ def _measure(
     from rich.console import Console
     from rich.markdown import Markdown
 
+    from embeddings.catalog.holdout import HoldoutConfig
+    from embeddings.grading.answers import open_grader
     from embeddings.grading.graders import FeatureGrader
     from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
     from experiments.grading.page import to_markdown
@@ -234,13 +256,13 @@ def _measure(
     from experiments.runtime.progress import progress_bars
     from features.artifacts import atomic_write_bytes
 
-    opened = {name: FeatureGrader.load(folder) for name, folder in named_folders(graders).items()}
-    holdouts = {grader.manifest.config.holdout.model_dump_json() for grader in opened.values()}
-    if len(holdouts) > 1:
+    opened = {name: open_grader(folder) for name, folder in named_folders(graders).items()}
+    configs = [grader.manifest.config for grader in opened.values() if isinstance(grader, FeatureGrader)]
+    if len({config.holdout.model_dump_json() for config in configs}) > 1:
         raise GradingError("the graders were trained with different hold-outs; train them with one")
     if chosen is not None and chosen not in opened:
         raise GradingError(f"--chosen must be one of {', '.join(opened)}, got {chosen!r}")
-    holdout = next(iter(opened.values())).manifest.config.holdout
+    holdout = configs[0].holdout if configs else HoldoutConfig()
     catalogue = Catalogue.read(data)
     graded = read_graded_pairs(data, holdout, catalogue=catalogue)
     console = Console()

@@ -6,8 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from embeddings.catalog.holdout import HoldoutConfig
 from embeddings.grading.candidates import CandidateConfig, candidate_pairs
-from embeddings.grading.pairs import Catalogue, GradingError
+from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
 
 
 def data_with_log(folder: Path, searches: dict[str, list[int]]) -> Path:
@@ -43,6 +44,31 @@ def test_a_query_without_any_product_covers_nothing(tmp_path: Path) -> None:
     config = CandidateConfig(lexical=2, vectors=0, log=0, random=0, coverage=1)
     found = candidate_pairs(data, Catalogue.read(data), config=config)
     assert found.coverage == 0.25
+
+
+def test_pairs_of_people_are_taken_however_seldom_their_query_is_searched(tmp_path: Path) -> None:
+    data = data_with_log(tmp_path / "data", {"tea": [0] * 98, "door": [2]})
+    relevance = {
+        "query": pa.array(["tea", "tea", "ink"]),
+        "product_id": pa.array([1, 4, 3], pa.int64()),
+        "grade": pa.array([2, 0, 1], pa.int8()),
+        "source": pa.array(["human"] * 3),
+    }
+    pq.write_table(pa.table(relevance), data / "relevance.parquet")
+    catalogue = Catalogue.read(data)
+    people = read_graded_pairs(data, HoldoutConfig(), catalogue=catalogue)
+    config = CandidateConfig(lexical=2, vectors=0, log=0, random=0, coverage=0.9)
+    found = candidate_pairs(data, catalogue, config=config, people=people)
+    rows = {(row["query"], row["product_id"]): row for row in found.table.to_pylist()}
+    assert {pair: row["sources"] for pair, row in rows.items()} == {
+        ("tea", 0): "lexical",
+        ("tea", 1): "lexical,people",
+        ("tea", 4): "people",
+        ("ink", 3): "people",
+    }
+    assert (rows["ink", 3]["text"], rows["ink", 3]["volume"]) == ("Steel door", 0)
+    assert (found.queries, found.queries_in_all) == (2, 3)
+    assert found.pairs_by_source["people"] == 3
 
 
 def test_no_source_at_all_is_refused(tmp_path: Path) -> None:

@@ -125,14 +125,23 @@ def test_a_missing_secret_and_two_graders_are_named(tmp_path: Path) -> None:
     assert "hidden" not in said
 
 
-def test_a_local_model_grades_and_needs_a_prompt(tmp_path: Path) -> None:
+def test_a_local_model_grades_what_people_graded_and_is_compared_with_them(tmp_path: Path) -> None:
     data = write_small_world(tmp_path / "data")
-    call("pairs", data, tmp_path / "pairs.parquet", "--lexical", 1, "--random", 0, "--coverage", 0.1)
+    alone = ["--lexical", 0, "--random", 0, "--coverage", 0.05, "--people"]
+    call("pairs", data, tmp_path / "pairs.parquet", *alone, "held-out")
+    assert "`held-out` or `all`" in call("pairs", data, tmp_path / "x.parquet", *alone, "some", fails=True)
+    pairs = pq.read_table(tmp_path / "pairs.parquet").num_rows
     model = write_model(tmp_path / "model")
     write_prompt(tmp_path / "prompt.toml")
     asked = ["run", tmp_path / "pairs.parquet", tmp_path / "graded", "--local-model", model]
     assert "needs --prompt FILE" in call(*asked, fails=True)
-    asked += ["--prompt", tmp_path / "prompt.toml", "--batch-size", 4]
+    asked += ["--prompt", tmp_path / "prompt.toml", "--batch-size", 16]
     assert "lm-model-" in call(*asked, "--dry-run")
-    assert "8 of 8 pairs have a grade" in call(*asked)
-    assert "8 graded before, 0 to grade" in call(*asked)
+    assert f"{pairs} of {pairs} pairs have a grade" in call(*asked)
+    assert f"{pairs} graded before, 0 to grade" in call(*asked)
+    call("train", data, tmp_path / "overlap", "--grader", "overlap")
+    rows = [f"model={tmp_path / 'graded'}", f"overlap={tmp_path / 'overlap'}"]
+    assert "chosen: overlap" in call("choose", data, tmp_path / "out", *rows)
+    call("report", data, tmp_path / "out", *rows[:1])
+    found = json.loads((tmp_path / "out" / "grading.json").read_text())["graders"]["model"]
+    assert (found["unanswered"], found["gullibility"], found["pairs_per_core_minute"]) == (0, None, None)

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from embeddings.catalog.holdout import TEST, VALIDATION
+from embeddings.grading.answers import RunAnswers
 from embeddings.grading.pairs import GradingError, Pairs
+from embeddings.grading.run import run_grader
 from experiments.grading.page import to_markdown
 from experiments.grading.report import GradingReport, measure_graders
+from experiments.statistics.cells import NONE
 from tests.embeddings.grading.small_world import HOLDOUT, read_small_world, write_small_world
 from tests.experiments.grading.word_grader import WordGrader
 
@@ -75,6 +78,27 @@ def test_grading_json_has_a_flat_row_of_figures_for_each_grader(tmp_path: Path) 
     assert sum(part["pairs"] for part in lengths.values()) == content["pairs"]
     assert {(part["agreement"], part["signed_error"]) for part in lengths.values()} == {(1, 0)}
     assert GradingReport.model_validate_json((tmp_path / "grading.json").read_text()) == found
+
+
+def test_the_answers_of_a_run_stand_beside_the_grader_that_gave_them(tmp_path: Path) -> None:
+    world = write_small_world(tmp_path / "data")
+    catalogue, graded = read_small_world(world)
+    kept = graded.of_role(TEST)
+    run_grader(kept.pairs.take(np.arange(len(kept) - 5)), tmp_path / "run", WordGrader(tokens_a_pair=70))
+    found = measure_graders(
+        world, {"words": WordGrader(), "run": RunAnswers.load(tmp_path / "run")}, graded, catalogue,
+        role=TEST, holdout=HOLDOUT, price_per_million_tokens=2.0, resamples=10,
+    )  # fmt: skip
+    words, run = found.graders["words"], found.graders["run"]
+    assert (words.unanswered, run.unanswered) == (0, 5)
+    assert run.macro_f1.mean == words.macro_f1.mean == 1
+    assert np.sum(run.confusion) == len(kept) - 5
+    assert (run.gullibility, run.pairs_per_core_minute, run.core_hours_for_32m_pairs) == (None, None, None)
+    assert (run.tokens_per_pair, run.money_for_32m_pairs) == (70, 70 * 32 * 2)
+    assert set(run.gullibility_by_place) == set(words.gullibility_by_place)
+    first, second, *_ = [line for line in to_markdown(found).splitlines() if line.startswith("| run |")]
+    assert first.rstrip(" |").endswith(NONE)
+    assert second.count(NONE) == 4
 
 
 def test_test_queries_choose_nothing(tmp_path: Path) -> None:
