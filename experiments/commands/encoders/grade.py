@@ -10,7 +10,7 @@ import typer
 from experiments.commands.options import DATA, named_folders
 
 if TYPE_CHECKING:
-    from embeddings.grading.prompt import Prompt
+    from embeddings.grading.language_models.prompt import Prompt
 
 grade = typer.Typer(
     no_args_is_help=True,
@@ -98,7 +98,7 @@ def prompt_command(
 
     Example: `dashclip grade prompt runs/prompt.toml`
     """
-    from embeddings.grading.prompt import TEMPLATE, Prompt
+    from embeddings.grading.language_models.prompt import TEMPLATE, Prompt
     from features.artifacts import atomic_write_bytes
 
     if not out.exists():
@@ -121,9 +121,9 @@ def open_prompt(path: Path, examples: Path | None) -> Prompt:
         GradingError: one of both does not fit the other.
     """
     from embeddings.catalog.holdout import HoldoutConfig
-    from embeddings.grading.examples import NearestExamples
+    from embeddings.grading.language_models.examples import NearestExamples
+    from embeddings.grading.language_models.prompt import Prompt
     from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
-    from embeddings.grading.prompt import Prompt
 
     prompt = Prompt.read(path)
     if (prompt.examples_from == "nearest") != (examples is not None):

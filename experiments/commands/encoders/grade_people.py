@@ -67,9 +67,9 @@ def export_command(
     Example: `dashclip grade export runs/data runs/chats --prompt runs/prompt.toml`
     """
     from embeddings.catalog.holdout import HoldoutConfig
-    from embeddings.grading.fine_tuning import export_chats
+    from embeddings.grading.language_models.fine_tuning import export_chats
+    from embeddings.grading.language_models.prompt import Prompt
     from embeddings.grading.pairs import Catalogue, read_graded_pairs
-    from embeddings.grading.prompt import Prompt
     from features.artifacts import refuse_to_replace_input
 
     refuse_to_replace_input(out, data)

@@ -14,8 +14,8 @@ from experiments.commands.options import DATA, DEVICE
 
 if TYPE_CHECKING:
     from embeddings.grading.graders import Grader
+    from embeddings.grading.language_models.prompt import Prompt
     from embeddings.grading.pairs import Pairs
-    from embeddings.grading.prompt import Prompt
 
 RUN = Annotated[
     Path, typer.Argument(help="Folder of grades; a stopped call continues, nothing is graded twice.")
@@ -71,7 +71,7 @@ def run_command(
     """
     from rich.console import Console
 
-    from embeddings.grading.batch_file import BatchGrader, write_batch
+    from embeddings.grading.language_models.batch_file import BatchGrader, write_batch
     from embeddings.grading.pairs import GradingError
     from embeddings.grading.run import Price, open_run, plan_run, run_grader
     from experiments.runtime.progress import progress_bars
@@ -88,7 +88,7 @@ def run_command(
 
         asked = FeatureGrader.load(grader)
     elif local_model is not None:
-        from embeddings.grading.local_model import LocalGrader
+        from embeddings.grading.language_models.local_model import LocalGrader
 
         question = _prompt_of(prompt, examples, needs="--prompt FILE (`dashclip grade prompt`)")
         characters = question.shared_characters()
@@ -156,7 +156,7 @@ def collect_command(
 
     Example: `dashclip grade collect runs/graded results.jsonl --model my-model --prompt runs/prompt.toml`
     """
-    from embeddings.grading.batch_file import BatchGrader, collect
+    from embeddings.grading.language_models.batch_file import BatchGrader, collect
 
     question, name = _question(prompt, model, examples)
     found = collect(out, results, BatchGrader(name, question))
@@ -256,7 +256,7 @@ def _endpoint(
 ) -> Grader:
     from pydantic import ValidationError
 
-    from embeddings.grading.endpoint import EndpointConfig, EndpointGrader
+    from embeddings.grading.language_models.endpoint import EndpointConfig, EndpointGrader
     from embeddings.grading.pairs import GradingError
 
     secret = None

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from embeddings.grading.prompt import TEMPLATE
+from embeddings.grading.language_models.prompt import TEMPLATE
 from embeddings.relevance.grades import read_grades
 from experiments.cli import app
-from tests.embeddings.grading.chat_server import chat_server, good
-from tests.embeddings.grading.small_models import write_model, write_prompt
+from tests.embeddings.grading.language_models.chat_server import chat_server, good
+from tests.embeddings.grading.language_models.small_models import write_model, write_prompt
 from tests.embeddings.grading.small_world import write_small_world
 
 SECRET = "sk-not-to-be-seen"

@@ -22,8 +22,8 @@ import numpy.typing as npt
 import torch
 
 from embeddings.grading.classifiers import softmax
+from embeddings.grading.language_models.prompt import Prompt
 from embeddings.grading.pairs import GradingError, Pairs
-from embeddings.grading.prompt import Prompt
 from embeddings.relevance.grades import GRADES
 from features.artifacts import sha256_of
 

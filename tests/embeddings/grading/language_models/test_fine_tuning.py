@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION
-from embeddings.grading.fine_tuning import export_chats
+from embeddings.grading.language_models.fine_tuning import export_chats
+from embeddings.grading.language_models.prompt import TEMPLATE, Prompt
 from embeddings.grading.pairs import GradingError
-from embeddings.grading.prompt import TEMPLATE, Prompt
 from tests.embeddings.grading.small_world import read_small_world
 
 

@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator
 
+from embeddings.grading.language_models.prompt import Prompt, probabilities_of, tokens_of
 from embeddings.grading.pairs import GradingError, Pairs
-from embeddings.grading.prompt import Prompt, probabilities_of, tokens_of
 from embeddings.relevance.grades import GRADES
 from features.artifacts import StrictModel
 

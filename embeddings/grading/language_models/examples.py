@@ -18,8 +18,8 @@ from embeddings.catalog.holdout import TRAIN
 from embeddings.catalog.intents import intent_groups
 from embeddings.catalog.terms import character_tfidf
 from embeddings.catalog.titles import normalise_text
+from embeddings.grading.language_models.prompt import Example
 from embeddings.grading.pairs import GradedPairs, GradingError
-from embeddings.grading.prompt import Example
 from embeddings.relevance.grades import GRADES
 
 #: Near queries that are compared with one to see whether they ask the same.

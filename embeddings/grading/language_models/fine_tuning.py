@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 
 from embeddings.catalog.holdout import TRAIN, VALIDATION
+from embeddings.grading.language_models.prompt import Prompt
 from embeddings.grading.pairs import GradedPairs, GradingError
-from embeddings.grading.prompt import Prompt
 from embeddings.grading.run import Price
 from features.artifacts import ResultFile, atomic_folder, json_file_has
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION
-from embeddings.grading.examples import NearestExamples
+from embeddings.grading.language_models.examples import NearestExamples
+from embeddings.grading.language_models.prompt import TEMPLATE, Prompt
 from embeddings.grading.pairs import GradedPairs, GradingError, Pairs
-from embeddings.grading.prompt import TEMPLATE, Prompt
 from tests.embeddings.grading.small_world import read_small_world
 
 #: Query, text, grade, intent, role.

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from embeddings.grading.endpoint import GIVE_UP_AFTER, EndpointConfig, EndpointGrader
+from embeddings.grading.language_models.endpoint import GIVE_UP_AFTER, EndpointConfig, EndpointGrader
+from embeddings.grading.language_models.prompt import TEMPLATE, Prompt
 from embeddings.grading.pairs import GradingError, Pairs
-from embeddings.grading.prompt import TEMPLATE, Prompt
 from embeddings.grading.run import run_grader
-from tests.embeddings.grading.chat_server import Reply, answer, chat_server, good
+from tests.embeddings.grading.language_models.chat_server import Reply, answer, chat_server, good
 
 SECRET = "sk-very-secret"
 

@@ -10,11 +10,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from embeddings.encoders.pretrained import CheckpointError
-from embeddings.grading.local_model import LocalGrader
+from embeddings.grading.language_models.local_model import LocalGrader
+from embeddings.grading.language_models.prompt import Prompt
 from embeddings.grading.pairs import GradingError, Pairs
-from embeddings.grading.prompt import Prompt
 from embeddings.grading.run import run_grader
-from tests.embeddings.grading.small_models import CHAT, CONTEXT, NO_SYSTEM, write_model, write_prompt
+from tests.embeddings.grading.language_models.small_models import (
+    CHAT,
+    CONTEXT,
+    NO_SYSTEM,
+    write_model,
+    write_prompt,
+)
 from tests.embeddings.grading.small_world import COLOURS, THINGS
 from tests.tolerances import float32_drift
 

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embeddings.grading.language_models.prompt import Prompt, probabilities_of, tokens_of
 from embeddings.grading.pairs import GradingError, Pairs
-from embeddings.grading.prompt import Prompt, probabilities_of, tokens_of
 from embeddings.grading.run import SHARD_PAIRS, keys_of, open_run, todo_rows, write_manifest, write_part
 from features.artifacts import BusyError, file_lock, replaced_file
 

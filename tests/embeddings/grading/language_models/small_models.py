@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from embeddings.grading.prompt import TEMPLATE, Prompt
+from embeddings.grading.language_models.prompt import TEMPLATE, Prompt
 from embeddings.relevance.grades import GRADES
 from tests.embeddings.grading.small_world import COLOURS, THINGS
 

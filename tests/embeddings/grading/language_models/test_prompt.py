@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from embeddings.grading.language_models.prompt import TEMPLATE, Prompt, probabilities_of
 from embeddings.grading.pairs import GradingError
-from embeddings.grading.prompt import TEMPLATE, Prompt, probabilities_of
-from tests.embeddings.grading.chat_server import answer
+from tests.embeddings.grading.language_models.chat_server import answer
 
 
 def written(folder: Path, text: str) -> Prompt:

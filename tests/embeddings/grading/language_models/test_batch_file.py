@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embeddings.grading import batch_file
-from embeddings.grading.batch_file import BatchGrader, collect, write_batch
+from embeddings.grading.language_models import batch_file
+from embeddings.grading.language_models.batch_file import BatchGrader, collect, write_batch
+from embeddings.grading.language_models.prompt import TEMPLATE, Prompt
 from embeddings.grading.pairs import GradingError, Pairs
-from embeddings.grading.prompt import TEMPLATE, Prompt
 from embeddings.grading.run import parts_of
-from tests.embeddings.grading.chat_server import answer
+from tests.embeddings.grading.language_models.chat_server import answer
 
 
 def grader(folder: Path) -> BatchGrader:

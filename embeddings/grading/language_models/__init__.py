@@ -1,0 +1,1 @@
+"""Graders that are language models: what they are asked, and the three ways to ask."""
