@@ -115,11 +115,7 @@ def import_grades(data: Path, out: Path, *, answers: list[Path], runs: list[Path
             people.append((query, product, grade))
     models = 0
     with atomic_folder(out, ours=_is_import) as temporary:
-        for path in sorted(data.rglob("*")):
-            name = path.relative_to(data)
-            if path.is_file() and name.parts[0] not in (RELEVANCE, f"{RELEVANCE}.parquet"):
-                link_or_copy(path, temporary / name)
-        (temporary / RELEVANCE).mkdir()
+        link_other_tables(data, temporary)
         corrected: set[tuple[str, object]] = set()
         for number, path in enumerate(old.files if old else ()):
             kept = temporary / RELEVANCE / f"before-{number:06d}.parquet"
@@ -136,6 +132,15 @@ def import_grades(data: Path, out: Path, *, answers: list[Path], runs: list[Path
                 link_or_copy(part, temporary / RELEVANCE / f"model-{place:03d}-{part.name}")
         atomic_write_json(temporary / IMPORTED, {"imported_grades": len(people), "models": models})
     return Imported(old.rows if old else 0, len(people), models, blank, repeated, len(corrected))
+
+
+def link_other_tables(data: Path, out: Path) -> None:
+    """Link all files of a data folder but those of relevance, and make an empty folder for these."""
+    for path in sorted(data.rglob("*")):
+        name = path.relative_to(data)
+        if path.is_file() and name.parts[0] not in (RELEVANCE, f"{RELEVANCE}.parquet"):
+            link_or_copy(path, out / name)
+    (out / RELEVANCE).mkdir()
 
 
 def _write_corrected(

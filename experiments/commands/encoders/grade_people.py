@@ -1,4 +1,4 @@
-"""`dashclip grade audit` and `grade export`: people's grades looked at again, and as lessons for a model."""
+"""`dashclip grade audit`, `shares`, `export`: people's grades looked at again, spared, and as lessons."""
 
 from __future__ import annotations
 
@@ -54,6 +54,58 @@ def audit_command(
     kinds = Counter((int(graded.grade_N[row]), int(audit.suggested_N[row])) for row in audit.rows.tolist())
     for (given, suggested), pairs in kinds.most_common():
         typer.echo(f"{GRADES[given]}, rather {GRADES[suggested]}: {pairs:,}")
+
+
+@grade.command("shares")
+def shares_command(
+    data: DATA,
+    out: Annotated[Path, typer.Argument(help="Folder for data, graders and `ablation.toml`.")],
+    share: Annotated[list[float], typer.Option(help="Share of the pairs that people grade; repeat it.")],
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Whose grades count as people's; the first wins. `human` if none."),
+    ] = None,
+    tables: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FOLDER with `products/` and `queries/` that the grader reads; repeat it."),
+    ] = None,
+    config: Annotated[
+        str, typer.Option(help="Encoders that will be trained: a TOML file or a shipped one.")
+    ] = ("encoders_small"),
+    seeds: Annotated[int, typer.Option(min=2, help="Training seeds of each variant.")] = 5,
+    seed: SEED = 0,
+) -> None:
+    """Prepare the measurement of how many of people's grades are needed.
+
+    For each share a grader learns from that many of people's grades and grades all pairs of train and
+    validation queries. `encode ablate` then trains stage 2 on people's grades of all pairs, on the share
+    alone, on the share with the grader's of the rest, and on the grader's alone, and measures each with
+    people's grades of test queries.
+
+    Example: `dashclip grade shares runs/data runs/shares --share 0.05 --share 0.25 --tables lsa=runs/lsa`
+    """
+    from rich.console import Console
+
+    from experiments.grading.shares import ABLATION, SharePlan, write_shares
+    from experiments.grading.shares import DATA as DATA_FOLDER
+    from experiments.runtime.progress import progress_bars
+
+    plan = SharePlan(
+        shares=tuple(share),
+        sources=tuple(source or ["human"]),
+        tables={name: str(folder.resolve()) for name, folder in named_folders(tables or []).items()},
+        config=config,
+        seeds=tuple(range(1, seeds + 1)),
+        seed=seed,
+    )
+    with progress_bars(Console()) as bars:
+        found = write_shares(data, out, plan, progress=bars)
+    for row in found.shares:
+        typer.echo(
+            f"{row.share:g}: {row.people_pairs:,} of {found.pairs:,} pairs graded by people; on the others "
+            f"the grader has macro F1 {row.macro_f1:.3f}, quadratic kappa {row.qwk:.3f}"
+        )
+    typer.echo(f"now: dashclip encode ablate {out / DATA_FOLDER} {out / 'runs'} --config {out / ABLATION}")
 
 
 @grade.command("export")
