@@ -123,10 +123,15 @@ def open_trained(folder: Path, *, device: str = "cpu") -> TrainedGrader:
 
     Raises:
         GradingError: the folder holds no grader, or a part of it is missing or changed.
+        CheckpointError: the model that it was tuned from is gone.
         EmbeddingTableError: an embedding table that it reads is gone.
     """
+    # transformers takes seconds to import.
+    if json_file_has(folder / GRADER_MANIFEST, "prompt_sha"):
+        from embeddings.grading.language_models.tuned_model import TunedModelGrader
+
+        return TunedModelGrader.load(folder, device=device)
     if json_file_has(folder / GRADER_MANIFEST, "validation_loss"):
-        # transformers takes seconds to import.
         from embeddings.grading.cross_encoder import CrossEncoderGrader
 
         return CrossEncoderGrader.load(folder, device=device)

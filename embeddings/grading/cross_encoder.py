@@ -35,6 +35,7 @@ from embeddings.grading.fine_tuning import (
     checkpoints_of,
     fine_tune,
     refuse_before_training,
+    said_of_training,
 )
 from embeddings.grading.lessons import lessons_of
 from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError, Pairs
@@ -62,7 +63,6 @@ from features.artifacts import (
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-FORMAT = "cross-encoder-1"
 #: Folder of the text encoder's config and tokenizer within that of the grader.
 MODEL = "model"
 #: Pairs that are read at a time when grading.
@@ -87,7 +87,7 @@ class CrossEncoderConfig(FineTuningConfig):
 class CrossEncoderManifest(TrainedManifest):
     """What `manifest.json` of a cross-encoder says."""
 
-    format: Literal["cross-encoder-1"] = FORMAT
+    format: Literal["cross-encoder-1"] = "cross-encoder-1"
     config: CrossEncoderConfig
     #: Steps until the best loss on validation queries, that loss, and the loss of knowing the shares alone.
     steps: int
@@ -98,6 +98,11 @@ class CrossEncoderManifest(TrainedManifest):
     def training(self) -> TrainingConfig:
         """Its settings."""
         return self.config
+
+    @property
+    def read(self) -> str:
+        """How long it learnt."""
+        return said_of_training(self.steps, self.validation_loss, self.validation_loss_at_chance)
 
 
 class PairClassifier(nn.Module):

@@ -81,7 +81,9 @@ class Decision:
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The decision as arrays by name, which `from_arrays` reads."""
-        return dict(zip(self.NAMES, (self.slopes_CX, self.intercepts_C, self.offsets_C), strict=True))
+        arrays = (self.slopes_CX, self.intercepts_C, self.offsets_C)
+        # safetensors writes the bytes of an array as they lie in memory.
+        return dict(zip(self.NAMES, map(np.ascontiguousarray, arrays), strict=True))
 
     def probabilities(self, raw_NC: FloatArray, further_NE: FloatArray | None = None) -> FloatArray:
         """Calibrated probabilities [N, C]."""

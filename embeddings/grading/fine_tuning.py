@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,15 @@ class FineTuningConfig(TrainingConfig):
     most_pairs: Annotated[int, Field(ge=1)] | None = None
     optimizer: OptimizerConfig
 
+    def with_optimizer(self, **changes: Any) -> Self:
+        """The same with other settings of the optimizer.
+
+        Raises:
+            ValidationError: one of them is nonsense.
+        """
+        said = self.model_dump()
+        return type(self).model_validate(said | {"optimizer": said["optimizer"] | changes})
+
 
 class GradeBatch(NamedTuple):
     """What the model reads of B pairs, and what people say of them."""
@@ -67,7 +76,7 @@ class GradeLearner(nn.Module):
         each_B = cross_entropy(self.model(batch.inputs).float(), batch.grade_B, reduction="none")
         return {"loss": (each_B * batch.weight_B).sum() / batch.weight_B.sum()}
 
-    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
+    def state_dict(self, *_: Any, **__: Any) -> Any:
         """The trained weights by name: a checkpoint need not repeat a large frozen model."""
         return {name: value.detach() for name, value in trained_parameters(self)}
 
@@ -214,6 +223,11 @@ def refuse_before_training(graded_validation: int, out: Path) -> None:
 def checkpoints_of(out: Path) -> Path:
     """Where the checkpoints of a grader in training lie: hidden, beside its folder."""
     return out.with_name(f".{out.name}.training")
+
+
+def said_of_training(steps: int, loss: float, at_chance: float) -> str:
+    """How long a model learnt, and how well it knows validation pairs."""
+    return f"{steps:,} steps, validation loss {loss:.3f} (of the grades' shares {at_chance:.3f})"
 
 
 def _fingerprint(lessons: Lessons, config: FineTuningConfig, start: str) -> str:

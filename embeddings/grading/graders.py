@@ -98,6 +98,11 @@ class GraderManifest(TrainedManifest):
         """Its settings."""
         return self.config
 
+    @property
+    def read(self) -> str:
+        """How many features."""
+        return f"{len(self.features)} features"
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureGrader(TrainedGrader):

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from embeddings.catalog.holdout import HoldoutConfig
 from embeddings.grading.decision import Decision
+from embeddings.grading.pairs import Pairs
 from features.artifacts import MANIFEST, StrictModel, json_file_has
 
 FloatArray = npt.NDArray[np.float64]
@@ -48,6 +49,11 @@ class TrainedManifest(StrictModel):
         """Its settings, of whatever kind."""
         raise NotImplementedError
 
+    @property
+    def read(self) -> str:
+        """What it reads of a pair, in a word or two."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, eq=False)
 class TrainedGrader:
@@ -76,6 +82,10 @@ class TrainedGrader:
     def remarks(self) -> str:
         """Nothing goes wrong."""
         return ""
+
+    def probabilities(self, pairs: Pairs) -> FloatArray:
+        """Calibrated probabilities [N, C]; NaN for a pair that it cannot read."""
+        raise NotImplementedError
 
     def grades(self, probabilities_NC: FloatArray) -> npt.NDArray[np.int8]:
         """The largest probability after the offsets that validation queries chose."""

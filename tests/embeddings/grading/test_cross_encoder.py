@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from transformers import AutoModel, BertConfig, BertModel, BertTokenizer
+from transformers import AutoModel, BertModel, BertTokenizer
 
 from embeddings.catalog.holdout import TEST, VALIDATION
 from embeddings.encoders.pretrained import CheckpointError
@@ -27,23 +27,12 @@ from embeddings.grading.graders import FeatureGrader
 from embeddings.grading.pairs import GradingError, Pairs
 from embeddings.training.checkpoint import CheckpointError as TrainingCheckpointError
 from embeddings.training.loop import OptimizerConfig, Report
-from tests.embeddings.grading.small_world import COLOURS, HOLDOUT, MAKERS, THINGS, read_small_world
+from tests.embeddings.grading.small_encoder import save_encoder
+from tests.embeddings.grading.small_world import HOLDOUT, read_small_world
 from tests.tolerances import float32_drift
 
-WORDS = [*(word.lower() for word in (*COLOURS, *THINGS, *MAKERS)), "for", "in", "##s", *map(str, range(31))]
-TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 #: Width 32, layers of 128, at most 64 tokens to attend to, two layers; then a head of 4 * 32.
 TERMS = 2 * (4 * 32 + 128 + 64) + 128
-
-
-def save_encoder(folder: Path, *, pooler: bool = True, seed: int = 0, **changes: Any) -> Path:
-    """A small random BERT that knows the words of the small world."""
-    shape: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
-    shape |= {"vocab_size": len(TOKENS), "intermediate_size": 128, "max_position_embeddings": 64} | changes
-    torch.manual_seed(seed)
-    BertModel(BertConfig(**shape, initializer_range=0.1), add_pooling_layer=pooler).save_pretrained(folder)
-    BertTokenizer(vocab={token: row for row, token in enumerate(TOKENS)}).save_pretrained(folder)
-    return folder
 
 
 def config_of(start: Path, *, epochs: int = 1, **changes: Any) -> CrossEncoderConfig:
@@ -156,13 +145,13 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(
     world: Path, start: Path, tmp_path: Path
 ) -> None:
     catalogue, graded = read_small_world(world)
-    config = config_of(start, epochs=2, most_pairs=400)
+    config = config_of(start, epochs=2, most_pairs=240)
     whole = train_cross_encoder(graded, catalogue, tmp_path / "whole", config=config)
     steps: list[int] = []
 
     def kill(report: Report) -> None:
         steps.append(report.step)
-        if len(steps) == 15:
+        if len(steps) == 12:
             raise Killed
 
     with pytest.raises(Killed):
@@ -172,7 +161,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(
     with pytest.raises(TrainingCheckpointError, match="other settings or inputs"):
         train_cross_encoder(graded, catalogue, tmp_path / "part", config=other)
     part = train_cross_encoder(graded, catalogue, tmp_path / "part", config=config, progress=kill)
-    assert 1 < steps[15] <= 15
+    assert 1 < steps[12] <= 12
     assert part.name == whole.name
 
 
