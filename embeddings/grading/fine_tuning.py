@@ -90,8 +90,9 @@ def batches_of_like_length(
 ) -> list[npt.NDArray[np.int64]]:
     """Rows in random batches of one size, each of texts nearly as long; a rest that fills none is left out.
 
-    >>> batches_of_like_length(np.array([9, 1, 8, 2, 5]), 2, np.random.default_rng(0))[0].tolist()
-    [2, 0]
+    >>> batches = batches_of_like_length(np.array([9, 1, 8, 2, 5]), 2, np.random.default_rng(0))
+    >>> [batch.tolist() for batch in batches]
+    [[3, 4], [2, 0]]
     """
     order = generator.permutation(len(length_N))[: len(length_N) // batch_size * batch_size]
     batches: list[npt.NDArray[np.int64]] = []
