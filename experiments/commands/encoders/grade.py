@@ -204,6 +204,12 @@ def train_command(
     fine_tuned = kind in FINE_TUNED
     if fine_tuned and start is None:
         raise GradingError(f"the grader {kind} begins with a published model; name its folder by --start")
+    if fine_tuned and (tables or aligned):
+        raise GradingError(f"the grader {kind} reads texts alone; leave out --tables and --aligned")
+    if not fine_tuned and start is not None:
+        raise GradingError(
+            f"the grader {kind} begins with no model; leave out --start, or name another grader"
+        )
     grader: TrainedGrader
     with progress_bars(Console()) as bars:
         if fine_tuned:

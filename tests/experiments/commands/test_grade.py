@@ -130,7 +130,10 @@ def test_a_cross_encoder_is_trained_chosen_and_grades(tmp_path: Path) -> None:
     data, start = write_small_world(tmp_path / "data"), save_encoder(tmp_path / "bert")
     asked = ["train", data, tmp_path / "ce", "--grader", "cross-encoder", "--most-pairs", 96]
     assert "name its folder by --start" in call(*asked, fails=True)
-    said = call(*asked, "--start", start, "--epochs", 1, "--stuffed", 0, "--learning-rate", 0.002)
+    told = [*asked, "--start", start]
+    assert "reads texts alone" in call(*told, "--tables", f"lsa={tmp_path}", fails=True)
+    assert "begins with no model" in call("train", data, tmp_path / "x", "--start", start, fails=True)
+    said = call(*told, "--epochs", 1, "--stuffed", 0, "--learning-rate", 0.002)
     assert "learnt from 96 pairs of people and 0 stuffed ones, " in said
     assert "validation loss" in said
     call("pairs", data, tmp_path / "pairs.parquet", "--lexical", 1, "--random", 0, "--coverage", 0.05)
