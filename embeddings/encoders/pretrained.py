@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from embeddings.catalog.tokenizer import TextTokenizer, TokenizerError
 
@@ -39,11 +39,12 @@ def read_model_config(name_or_folder: str | Path, *, model_type: str) -> Any:
 
 
 def load_pretrained(
-    model_class: type[PreTrainedModel] | type[AutoModelForCausalLM],
+    model_class: type[PreTrainedModel] | type[AutoModel] | type[AutoModelForCausalLM],
     name_or_folder: str | Path,
     *,
     config: Any,
     dtype: torch.dtype | Literal["auto"] = torch.float32,
+    unused: str | None = None,
 ) -> Any:
     """`from_pretrained` in evaluation mode, except that a weight left random is an error.
 
@@ -52,6 +53,7 @@ def load_pretrained(
 
     Args:
         dtype: of the weights in memory; "auto" leaves them as they are stored.
+        unused: what the names of weights begin with that the caller does not use: those may be random.
 
     Raises:
         CheckpointError: weights are missing, unreadable or of another shape.
@@ -65,7 +67,7 @@ def load_pretrained(
             f"{name_or_folder} cannot be loaded as {model_class.__name__}: {first_line(error)}"
         ) from None
     model, found = loaded  # a pair, as asked for
-    missing = sorted(found["missing_keys"])
+    missing = sorted(name for name in found["missing_keys"] if not unused or not name.startswith(unused))
     if missing:
         raise CheckpointError(
             f"{name_or_folder} leaves {len(missing)} weights of {model_class.__name__} random, first "

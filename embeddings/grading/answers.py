@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 from embeddings.grading.graders import FeatureGrader, Grader
 from embeddings.grading.pairs import GradingError, Pairs
 from embeddings.grading.run import MANIFEST, is_run, keys_of, parts_of, read_manifest
+from embeddings.grading.trained import TrainedGrader
 from embeddings.relevance.grades import GRADES, PROBABILITIES
 from features.artifacts import MANIFEST as GRADER_MANIFEST
+from features.artifacts import json_file_has
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -93,8 +95,11 @@ class RunAnswers:
         return np.array(found, np.int8)
 
 
-def open_grader(folder: Path) -> Grader:
+def open_grader(folder: Path, *, device: str = "cpu") -> Grader:
     """A trained grader or the answers of a run.
+
+    Args:
+        device: of a grader that is a neural network.
 
     Raises:
         GradingError: the folder is neither.
@@ -107,4 +112,27 @@ def open_grader(folder: Path) -> Grader:
             f"{folder} is neither a grader (`dashclip grade train` makes one) nor a run of one "
             "(`dashclip grade run`)"
         )
+    return open_trained(folder, device=device)
+
+
+def open_trained(folder: Path, *, device: str = "cpu") -> TrainedGrader:
+    """A trained grader, by what its manifest says.
+
+    Args:
+        device: of one that is a neural network.
+
+    Raises:
+        GradingError: the folder holds no grader, or a part of it is missing or changed.
+        CheckpointError: the model that it was tuned from is gone.
+        EmbeddingTableError: an embedding table that it reads is gone.
+    """
+    # transformers takes seconds to import.
+    if json_file_has(folder / GRADER_MANIFEST, "prompt_sha"):
+        from embeddings.grading.language_models.tuned_model import TunedModelGrader
+
+        return TunedModelGrader.load(folder, device=device)
+    if json_file_has(folder / GRADER_MANIFEST, "validation_loss"):
+        from embeddings.grading.cross_encoder import CrossEncoderGrader
+
+        return CrossEncoderGrader.load(folder, device=device)
     return FeatureGrader.load(folder)

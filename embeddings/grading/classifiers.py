@@ -38,11 +38,20 @@ def fit(
     Raises:
         ValueError: a grade does not occur.
     """
+    refuse_missing_grades(grade_N)
+    return (_fit_logistic if kind == "logistic" else _fit_boosting)(features_NF, grade_N, weight_N, seed)
+
+
+def refuse_missing_grades(grade_N: npt.NDArray[np.integer]) -> None:
+    """Refuse to learn from pairs some grade of which nobody gave.
+
+    Raises:
+        ValueError: names these grades.
+    """
     missing = sorted({*range(len(GRADES))} - {*np.unique(grade_N).tolist()})
     if missing:
         names = ", ".join(GRADES[grade] for grade in missing)
         raise ValueError(f"a grader must learn from pairs of every grade, but none is graded {names}")
-    return (_fit_logistic if kind == "logistic" else _fit_boosting)(features_NF, grade_N, weight_N, seed)
 
 
 def probabilities(

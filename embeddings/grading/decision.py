@@ -11,6 +11,7 @@ Shapes: N pairs, C = 3 grades, X = C + further inputs.
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,9 @@ class Decision:
 
     The grade is where log odds + `offsets_C` are largest.
     """
+
+    #: Of its arrays in a grader's file.
+    NAMES: ClassVar[tuple[str, ...]] = ("slopes", "intercepts_of_decision", "offsets")
 
     slopes_CX: FloatArray
     intercepts_C: FloatArray
@@ -69,6 +73,17 @@ class Decision:
             if score > best:
                 best, chosen_C = score, offsets_C
         return cls(found.slopes_CX, found.intercepts_C, chosen_C)
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, npt.NDArray[Any]]) -> "Decision":
+        """The decision among the arrays of a grader, which are left without it."""
+        return cls(*(arrays.pop(name) for name in cls.NAMES))
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The decision as arrays by name, which `from_arrays` reads."""
+        arrays = (self.slopes_CX, self.intercepts_C, self.offsets_C)
+        # safetensors writes the bytes of an array as they lie in memory.
+        return dict(zip(self.NAMES, map(np.ascontiguousarray, arrays), strict=True))
 
     def probabilities(self, raw_NC: FloatArray, further_NE: FloatArray | None = None) -> FloatArray:
         """Calibrated probabilities [N, C]."""

@@ -1,7 +1,8 @@
 """Graders: what gives a pair probabilities of the three grades, learnt from pairs that people graded.
 
 `overlap` reads how many of the query's words a text has, `vectors` adds the cosines of embedding tables, and
-`stack` reads every feature there is. They differ in features and classifier alone.
+`stack` reads every feature there is. They differ in features and classifier alone. A grader that reads the
+texts themselves is in `cross_encoder`.
 
 Shapes: N pairs, C = 3 grades.
 """
@@ -9,7 +10,7 @@ Shapes: N pairs, C = 3 grades.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,20 +19,24 @@ import pyarrow.parquet as pq
 from pydantic import Field
 from safetensors.numpy import load_file, save_file
 
-from embeddings.catalog.holdout import TRAIN, VALIDATION, HoldoutConfig
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.grading.classifiers import Arrays, Classifier, fit, probabilities
 from embeddings.grading.decision import Decision
 from embeddings.grading.features import COSINE, PairFeatures
+from embeddings.grading.lessons import lessons_of
 from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError, Pairs
-from embeddings.grading.stuffing import STUFFINGS, foreign_pairs
-from embeddings.relevance.grades import IRRELEVANT
+from embeddings.grading.trained import (
+    ADVICE,
+    WEIGHTS,
+    TrainedGrader,
+    TrainedManifest,
+    TrainingConfig,
+    is_grader,
+)
 from features.artifacts import (
     MANIFEST,
-    StrictModel,
     atomic_folder,
     checksums_of,
-    json_file_has,
     read_manifest,
     verify_checksums,
 )
@@ -41,8 +46,7 @@ FloatArray = npt.NDArray[np.float64]
 Kind = Literal["overlap", "vectors", "stack"]
 KINDS: tuple[Kind, ...] = ("overlap", "vectors", "stack")
 
-WEIGHTS, CATALOGUE = "grader.safetensors", "catalogue.parquet"
-_ADVICE = "`dashclip grade train` makes one"
+CATALOGUE = "catalogue.parquet"
 
 
 class Grader(Protocol):
@@ -71,65 +75,42 @@ class Grader(Protocol):
         """The grade [N] that it gives for such probabilities."""
 
 
-class GraderConfig(StrictModel):
-    """How a grader is trained."""
+class GraderConfig(TrainingConfig):
+    """How a grader that reads features is trained."""
 
     kind: Kind = "stack"
     classifier: Classifier = "boosting"
-    #: For each train query so many foreign titles stuffed with its words are learnt as irrelevant.
-    stuffed_per_query: Annotated[int, Field(ge=0)] = 1
-    #: What each of them weighs beside a pair that a person graded.
-    stuffed_weight: Annotated[float, Field(gt=0)] = 0.5
     #: Folders of embedding tables (`products/`, `queries/`) by name.
     tables: dict[str, str] = Field(default_factory=dict)
     #: Of encoders that were aligned with the same grades: their cosines are read by the calibration alone.
     aligned: dict[str, str] = Field(default_factory=dict)
-    seed: Annotated[int, Field(ge=0)] = 0
-    holdout: HoldoutConfig = HoldoutConfig()
 
 
-class GraderManifest(StrictModel):
-    """What `manifest.json` of a grader says."""
+class GraderManifest(TrainedManifest):
+    """What `manifest.json` of a grader that reads features says."""
 
     format: Literal["grader-1"] = "grader-1"
     config: GraderConfig
     features: tuple[str, ...]
-    #: Pairs of people that it learnt from, stuffed pairs beside them, and pairs that set its thresholds.
-    train_pairs: int
-    stuffed_pairs: int
-    validation_pairs: int
-    checksums: dict[str, str]
+
+    @property
+    def training(self) -> TrainingConfig:
+        """Its settings."""
+        return self.config
+
+    @property
+    def read(self) -> str:
+        """How many features."""
+        return f"{len(self.features)} features"
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureGrader:
-    """A trained grader in its folder."""
+class FeatureGrader(TrainedGrader):
+    """A trained grader that reads features."""
 
-    folder: Path
     manifest: GraderManifest
     features: PairFeatures
     classifier: Arrays
-    decision: Decision
-
-    @property
-    def name(self) -> str:
-        """Kind and the first digits of its weights' checksum: another training is another grader."""
-        return f"{self.manifest.config.kind}-{self.manifest.checksums[WEIGHTS][:12]}"
-
-    @property
-    def prompt_sha(self) -> str | None:
-        """It has no prompt."""
-        return None
-
-    @property
-    def tokens(self) -> int:
-        """It uses none."""
-        return 0
-
-    @property
-    def remarks(self) -> str:
-        """Nothing goes wrong."""
-        return ""
 
     def probabilities(self, pairs: Pairs) -> FloatArray:
         """Calibrated probabilities [N, C]."""
@@ -140,10 +121,6 @@ class FeatureGrader:
         )
         return self.decision.probabilities(raw_NC, _aligned_cosines(config, names, read_NF))
 
-    def grades(self, probabilities_NC: FloatArray) -> npt.NDArray[np.int8]:
-        """The largest probability after the offsets that validation queries chose."""
-        return self.decision.grades(probabilities_NC)
-
     @classmethod
     def load(cls, folder: Path) -> "FeatureGrader":
         """Open a grader. The terms of its catalogue are counted again, which takes seconds.
@@ -152,16 +129,16 @@ class FeatureGrader:
             GradingError: it is no grader, or a file is missing or changed.
             EmbeddingTableError: an embedding table that it reads is gone.
         """
-        manifest = read_manifest(folder, GraderManifest, what="a grader", error=GradingError, advice=_ADVICE)
+        manifest = read_manifest(folder, GraderManifest, what="a grader", error=GradingError, advice=ADVICE)
         verify_checksums(folder, manifest.checksums, error=GradingError, advice="train it again")
         content = pq.read_table(folder / CATALOGUE)
         catalogue = Catalogue(
             content.column("product_id").combine_chunks(), content.column("text").to_pylist()
         )
         arrays = load_file(folder / WEIGHTS)
-        decision = Decision(*(arrays.pop(name) for name in ("slopes", "intercepts_of_decision", "offsets")))
+        decision = Decision.from_arrays(arrays)
         features = PairFeatures(catalogue, open_all_tables(manifest.config))
-        return cls(folder, manifest, features, arrays, decision)
+        return cls(folder, manifest, decision, features, arrays)
 
 
 def train_grader(
@@ -189,31 +166,26 @@ def train_grader(
             "the grader `vectors` reads cosines of embedding tables; name a folder with products and queries "
             "(`dashclip embed lsa` makes one without training)"
         )
+    lessons = lessons_of(
+        graded,
+        catalogue,
+        config if config.kind == "stack" else config.model_copy(update={"stuffed_per_query": 0}),
+    )
     progress("terms of the catalogue", 0, 1)
     features = features or PairFeatures(catalogue, open_all_tables(config))
     columns = _columns(config, features.names)
     kept = [features.names.index(name) for name in columns]
-    train, validation = graded.of_role(TRAIN), graded.of_role(VALIDATION)
-    stuffed = (
-        _stuffed(graded, train, catalogue, config) if config.kind == "stack" else train.pairs.take(_NONE)
-    )
-    every = train.pairs + stuffed + validation.pairs
-    read_NF = features.of_many(every, progress=progress)
+    learnt, validation = len(lessons.pairs), lessons.validation
+    read_NF = features.of_many(lessons.pairs + validation.pairs, progress=progress)
     every_NF = read_NF[:, kept]
-    learnt = len(train) + len(stuffed)
-    grade_N = np.concatenate([train.grade_N, np.full(len(stuffed), IRRELEVANT)])
-    weight_N = np.repeat([1.0, config.stuffed_weight], [len(train), len(stuffed)])
     progress("training", 0, 1)
-    try:
-        arrays = fit(
-            config.classifier if config.kind == "stack" else "logistic",
-            every_NF[:learnt],
-            grade_N,
-            weight_N=weight_N,
-            seed=config.seed,
-        )
-    except ValueError as error:
-        raise GradingError(f"{error}; the train queries have {len(train):,} graded pairs") from None
+    arrays = fit(
+        config.classifier if config.kind == "stack" else "logistic",
+        every_NF[:learnt],
+        lessons.grade_N,
+        weight_N=lessons.weight_N,
+        seed=config.seed,
+    )
     decision = Decision.neutral()
     if len(validation):
         decision = Decision.learn(
@@ -223,11 +195,7 @@ def train_grader(
         )
     progress("training", 1, 1)
     with atomic_folder(out, ours=is_grader) as temporary:
-        stored = arrays | {
-            "slopes": decision.slopes_CX,
-            "intercepts_of_decision": decision.intercepts_C,
-            "offsets": decision.offsets_C,
-        }
+        stored = arrays | decision.to_arrays()
         save_file({name: np.ascontiguousarray(value) for name, value in stored.items()}, temporary / WEIGHTS)
         texts = pa.table(
             {"product_id": catalogue.product_ids, "text": pa.array(catalogue.texts, pa.string())}
@@ -236,16 +204,13 @@ def train_grader(
         manifest = GraderManifest(
             config=config,
             features=columns,
-            train_pairs=len(train),
-            stuffed_pairs=len(stuffed),
+            train_pairs=lessons.people,
+            stuffed_pairs=lessons.stuffed,
             validation_pairs=len(validation),
             checksums=checksums_of(temporary, (WEIGHTS, CATALOGUE)),
         )
         (temporary / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return FeatureGrader(out, manifest, features, arrays, decision)
-
-
-_NONE = np.array([], np.int64)
+    return FeatureGrader(out, manifest, decision, features, arrays)
 
 
 def open_tables(folders: Mapping[str, str]) -> dict[str, tuple[EmbeddingTable, EmbeddingTable]]:
@@ -265,11 +230,6 @@ def open_all_tables(config: GraderConfig) -> dict[str, tuple[EmbeddingTable, Emb
     if twice := sorted(config.tables.keys() & config.aligned.keys()):
         raise GradingError(f"{twice[0]} names two folders of tables; give each a name of its own")
     return open_tables({**config.tables, **config.aligned})
-
-
-def is_grader(folder: Path) -> bool:
-    """Whether `train_grader` wrote this folder."""
-    return json_file_has(folder / MANIFEST, "stuffed_pairs")
 
 
 def _columns(config: GraderConfig, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -292,16 +252,3 @@ def _aligned_cosines(
         return None
     cosines_NE = read_NF[:, [names.index(name) for name in _aligned_names(config)]].astype(np.float64)
     return np.hstack([cosines_NE, cosines_NE**2])
-
-
-def _stuffed(graded: GradedPairs, train: GradedPairs, catalogue: Catalogue, config: GraderConfig) -> Pairs:
-    """Foreign titles, stuffed in each way in turn and not at all, for the train queries."""
-    known = frozenset(zip(graded.pairs.queries, graded.pairs.product_ids.to_pylist(), strict=True))
-    queries = sorted({*train.pairs.queries}) * config.stuffed_per_query
-    generator = np.random.default_rng(config.seed)
-    order = generator.permutation(len(queries)).tolist()
-    found = train.pairs.take(_NONE)
-    for place, stuffing in enumerate(STUFFINGS):
-        part = [queries[row] for row in order[place :: len(STUFFINGS)]]
-        found += foreign_pairs(part, catalogue, stuffing=stuffing, generator=generator, graded=known)
-    return found

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from embeddings.grading.classifiers import softmax
 from embeddings.grading.language_models.prompt import Prompt
@@ -32,6 +33,31 @@ FloatArray = npt.NDArray[np.float64]
 BATCH_SIZE = 32
 #: How the model's turn may begin where a chat template says nothing of it; then the label follows.
 _CHAT_OPENINGS = ("", "Grade:")
+
+
+@dataclass(frozen=True, eq=False)
+class PaddedTokens:
+    """Tokens of B texts, padded on the right, and where each ends."""
+
+    ids_BT: Tensor
+    #: Places of last tokens, each once, and which of them is that of a text.
+    last_U: Tensor
+    place_B: Tensor
+
+    @classmethod
+    def of(cls, texts: Sequence[Sequence[int]], device: torch.device) -> "PaddedTokens":
+        """Texts of at least one token."""
+        ids_BT = torch.zeros((len(texts), max(map(len, texts))), dtype=torch.int64)
+        for row, ids in enumerate(texts):
+            ids_BT[row, : len(ids)] = torch.tensor(ids)
+        last_U, place_B = torch.tensor([len(ids) - 1 for ids in texts]).unique(return_inverse=True)
+        return cls(ids_BT.to(device), last_U.to(device), place_B.to(device))
+
+    def label_logits(self, model: Any, label_ids: Sequence[int], **options: Any) -> Tensor:
+        """Logits [B, C] of the labels after each text."""
+        logits_BUV = model(input_ids=self.ids_BT, logits_to_keep=self.last_U, **options).logits
+        rows_B = torch.arange(len(self.place_B), device=logits_BUV.device)
+        return logits_BUV[rows_B, self.place_B][:, list(label_ids)]
 
 
 @dataclass(eq=False)
@@ -61,7 +87,7 @@ class LocalGrader:
                 "its --endpoint"
             )
         self._start = _start_of_texts(self.tokenizer)
-        self._opening, self._label_ids = self._find_labels()
+        self._opening, self.label_ids = self._find_labels()
         self._shared: list[int] = []
         self._cache: Any = None
 
@@ -121,8 +147,8 @@ class LocalGrader:
         found_NC = np.full((len(pairs), len(GRADES)), np.nan)
         if not len(pairs):
             return found_NC
-        prompts = self._ids([self._text(*pair) for pair in zip(pairs.queries, pairs.texts, strict=True)])
-        longest = getattr(self.model.config, "max_position_embeddings", None) or max(map(len, prompts))
+        prompts = self.prompt_ids(pairs)
+        longest = self.most_tokens or max(map(len, prompts))
         rows = sorted(
             (row for row, ids in enumerate(prompts) if len(ids) <= longest), key=lambda row: len(prompts[row])
         )
@@ -139,6 +165,15 @@ class LocalGrader:
         if broken := int(np.isnan(found_NC[rows]).any(axis=1).sum()):
             self.problems["no number"] += broken
         return found_NC
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens of the longest prompt that the model reads, if it says so."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    def prompt_ids(self, pairs: Pairs) -> list[list[int]]:
+        """Tokens of all that the model reads before it answers, for each pair."""
+        return self._ids([self._text(*pair) for pair in zip(pairs.queries, pairs.texts, strict=True)])
 
     def _share(self, prompts: list[list[int]]) -> None:
         """Read the beginning that these prompts have in common with all before, unless it has been read."""
@@ -158,20 +193,10 @@ class LocalGrader:
 
     def _label_logits(self, suffixes: list[list[int]]) -> FloatArray:
         """Logits [B, C] of the labels after each prompt, given what follows the shared beginning."""
-        ids_BT = torch.zeros((len(suffixes), max(map(len, suffixes))), dtype=torch.int64)
-        for place, ids in enumerate(suffixes):
-            ids_BT[place, : len(ids)] = torch.tensor(ids)
-        last_U, place_B = torch.tensor([len(ids) - 1 for ids in suffixes]).unique(return_inverse=True)
         cache = copy.deepcopy(self._cache)
         cache.batch_repeat_interleave(len(suffixes))
-        device = self.model.device
-        logits_BUV = self.model(
-            input_ids=ids_BT.to(device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=last_U.to(device),
-        ).logits
-        logits_BC = logits_BUV[torch.arange(len(suffixes)), place_B][:, self._label_ids]
+        read = PaddedTokens.of(suffixes, self.model.device)
+        logits_BC = read.label_logits(self.model, self.label_ids, past_key_values=cache, use_cache=True)
         return np.asarray(logits_BC.float().cpu().numpy(), np.float64)
 
     def _text(self, query: str, text: str) -> str:

@@ -31,6 +31,8 @@ Text = Annotated[str, Field(min_length=1)]
 TOP_LOGPROBS = 10
 #: Probability of a grade that is not among the alternatives.
 _UNSEEN = 1e-6
+#: With less probability on all labels together the model does not do what it is asked.
+_LEAST_ON_LABELS = 0.5
 
 TEMPLATE = """\
 # The prompt of a grader. Its checksum stands in every grade, so a changed prompt grades anew.
@@ -197,13 +199,18 @@ class Prompt(StrictModel):
         }
 
     def grade_of(self, token: str) -> int | None:
-        """The grade that a token begins to say: " ir" is irrelevant; None for anything else."""
-        start = token.strip().lower()
+        """The grade that a token begins to say: " ir" is irrelevant; None for anything else.
+
+        A single letter must have the label's case: "I" begins a sentence, not "irrelevant".
+        """
+        start = token.strip()
         if not start:
             return None
         for grade, label in enumerate(self.labels.in_order()):
-            word = label.strip().lower()
-            if word.startswith(start) or start.startswith(word):
+            word = label.strip()
+            if len(start) == 1 < len(word) and start != word[0]:
+                continue
+            if word.lower().startswith(start.lower()) or start.lower().startswith(word.lower()):
                 return grade
         return None
 
@@ -218,7 +225,8 @@ class Prompt(StrictModel):
 def probabilities_of(body: Any, prompt: Prompt) -> tuple[FloatArray | None, str]:
     """Probabilities [C] that a chat completion gives, or None and why: "refused", "unparsable".
 
-    Without log probabilities the word answered gets all, which is said as "without_logprobs".
+    Without log probabilities the word answered gets all, which is said as "without_logprobs". Where words
+    that are no label are more probable than all labels, that is said as "other_words_likelier".
     """
     try:
         choice = body["choices"][0]
@@ -235,8 +243,9 @@ def probabilities_of(body: Any, prompt: Prompt) -> tuple[FloatArray | None, str]
             if grade is not None and not math.isnan(logprob):
                 found_C[grade] += math.exp(min(logprob, 0.0))
         if found_C.sum() > 0:
+            problem = "" if found_C.sum() >= _LEAST_ON_LABELS else "other_words_likelier"
             found_C = found_C.clip(_UNSEEN)
-            return found_C / found_C.sum(), ""
+            return found_C / found_C.sum(), problem
         grade = None if tokens is not None else prompt.grade_of(str(content or ""))
         if grade is None:
             return None, "unparsable"

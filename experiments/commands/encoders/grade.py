@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from experiments.commands.options import DATA, named_folders
+from experiments.commands.options import DATA, DEVICE, named_folders
 
 if TYPE_CHECKING:
     from embeddings.grading.language_models.prompt import Prompt
+    from embeddings.grading.pairs import Catalogue, GradedPairs
+    from embeddings.grading.trained import TrainedGrader
+    from embeddings.training.loop import Report
 
 grade = typer.Typer(
     no_args_is_help=True,
@@ -140,7 +144,10 @@ def open_prompt(path: Path, examples: Path | None) -> Prompt:
 def train_command(
     data: DATA,
     out: Annotated[Path, typer.Argument(help="Folder of the grader; an older one is replaced.")],
-    kind: Annotated[str, typer.Option("--grader", help="`overlap`, `vectors` or `stack`.")] = "stack",
+    kind: Annotated[
+        str,
+        typer.Option("--grader", help="`overlap`, `vectors`, `stack`, `cross-encoder` or `tuned-model`."),
+    ] = "stack",
     classifier: Annotated[str, typer.Option(help="Of `stack`: `boosting` or `logistic`.")] = "boosting",
     tables: Annotated[
         list[str] | None, typer.Option(help="NAME=FOLDER with `products/` and `queries/`; repeat it.")
@@ -155,6 +162,23 @@ def train_command(
         int,
         typer.Option(help="Foreign titles stuffed with the query's words, learnt as irrelevant, per query."),
     ] = 1,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="Of `cross-encoder`: folder of a text encoder, or `all-minilm-l6-v2`. Of `tuned-model`: "
+            "folder of a causal language model."
+        ),
+    ] = None,
+    prompt: Annotated[Path | None, typer.Option(help="Of `tuned-model`: what it is asked.")] = None,
+    most_pairs: Annotated[
+        int | None, typer.Option(help="Of fine-tuned graders: pairs of people to learn from at most.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of fine-tuned graders: epochs at most.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of fine-tuned graders.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="Of fine-tuned graders: `float32`, or `bfloat16` where it is faster.")
+    ] = "float32",
+    device: DEVICE = "cpu",
     seed: SEED = 0,
 ) -> None:
     """Train a grader on people's grades of train queries; thresholds come from validation queries.
@@ -162,39 +186,97 @@ def train_command(
     Tables of an encoder that was trained on the same grades go to `--aligned`: it knows those of the train
     queries by heart, so the classifier may not learn to trust it.
 
+    A fine-tuning that is killed goes on with the same command.
+
     Example: `dashclip grade train runs/data runs/graders/stack --tables lsa=runs/lsa`
     """
     from rich.console import Console
 
-    from embeddings.grading.graders import GraderConfig, train_grader
-    from embeddings.grading.pairs import Catalogue, read_graded_pairs
+    from embeddings.catalog.holdout import HoldoutConfig
+    from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
     from experiments.runtime.progress import progress_bars
     from features.artifacts import refuse_to_replace_input
 
     refuse_to_replace_input(out, data)
-    folders, aligned_folders = (
-        {name: str(folder) for name, folder in named_folders(rows or [], option=option).items()}
-        for option, rows in (("--tables", tables), ("--aligned", aligned))
-    )
-    config = GraderConfig.model_validate(
-        {
-            "kind": kind,
-            "classifier": classifier,
-            "tables": folders,
-            "aligned": aligned_folders,
-            "stuffed_per_query": stuffed,
-            "seed": seed,
-        }
-    )
+    common = {"kind": kind, "stuffed_per_query": stuffed, "seed": seed}
     catalogue = Catalogue.read(data)
-    graded = read_graded_pairs(data, config.holdout, catalogue=catalogue)
+    graded = read_graded_pairs(data, HoldoutConfig(), catalogue=catalogue)
+    fine_tuned = kind in FINE_TUNED
+    if fine_tuned and start is None:
+        raise GradingError(f"the grader {kind} begins with a published model; name its folder by --start")
+    if fine_tuned and (tables or aligned):
+        raise GradingError(f"the grader {kind} reads texts alone; leave out --tables and --aligned")
+    if not fine_tuned and start is not None:
+        raise GradingError(
+            f"the grader {kind} begins with no model; leave out --start, or name another grader"
+        )
+    grader: TrainedGrader
     with progress_bars(Console()) as bars:
-        grader = train_grader(graded, catalogue, out, config=config, progress=bars)
+        if fine_tuned:
+            grader = _fine_tuned(
+                graded,
+                catalogue,
+                out,
+                settings={**common, "start": start, "most_pairs": most_pairs},
+                optimizer={"epochs": epochs, "learning_rate": learning_rate, "precision": precision},
+                prompt=prompt,
+                device=device,
+                show=bars.training,
+            )
+        else:
+            from embeddings.grading.graders import GraderConfig, train_grader
+
+            folders, aligned_folders = (
+                {name: str(folder) for name, folder in named_folders(rows or [], option=option).items()}
+                for option, rows in (("--tables", tables), ("--aligned", aligned))
+            )
+            config = GraderConfig.model_validate(
+                {**common, "classifier": classifier, "tables": folders, "aligned": aligned_folders}
+            )
+            grader = train_grader(graded, catalogue, out, config=config, progress=bars)
     manifest = grader.manifest
     typer.echo(
         f"{grader.name} learnt from {manifest.train_pairs:,} pairs of people and {manifest.stuffed_pairs:,} "
-        f"stuffed ones, {len(manifest.features)} features; thresholds from "
-        f"{manifest.validation_pairs:,} pairs; in {out}"
+        f"stuffed ones, {manifest.read}; thresholds from {manifest.validation_pairs:,} pairs; in {out}"
+    )
+
+
+#: Graders that begin with a published model.
+FINE_TUNED = ("cross-encoder", "tuned-model")
+
+
+def _fine_tuned(
+    graded: GradedPairs,
+    catalogue: Catalogue,
+    out: Path,
+    *,
+    settings: dict[str, Any],
+    optimizer: dict[str, Any],
+    prompt: Path | None,
+    device: str,
+    show: Callable[[Report], None],
+) -> TrainedGrader:
+    given = {name: value for name, value in optimizer.items() if value is not None}
+    if settings["kind"] == "cross-encoder":
+        from embeddings.grading.cross_encoder import CrossEncoderConfig, train_cross_encoder
+
+        config = CrossEncoderConfig.model_validate(settings).with_optimizer(**given)
+        return train_cross_encoder(graded, catalogue, out, config=config, device=device, progress=show)
+    from embeddings.grading.language_models.tuned_model import TunedModelConfig, tune_model
+    from embeddings.grading.pairs import GradingError
+
+    if prompt is None:
+        raise GradingError(
+            "the grader tuned-model learns to answer a prompt; give --prompt FILE (`dashclip grade prompt`)"
+        )
+    return tune_model(
+        graded,
+        catalogue,
+        out,
+        config=TunedModelConfig.model_validate(settings).with_optimizer(**given),
+        prompt=open_prompt(prompt, None),
+        device=device,
+        progress=show,
     )
 
 
@@ -249,15 +331,15 @@ def _measure(
 
     from embeddings.catalog.holdout import HoldoutConfig
     from embeddings.grading.answers import open_grader
-    from embeddings.grading.graders import FeatureGrader
     from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
+    from embeddings.grading.trained import TrainedGrader
     from experiments.grading.page import to_markdown
     from experiments.grading.report import measure_graders
     from experiments.runtime.progress import progress_bars
     from features.artifacts import atomic_write_bytes
 
     opened = {name: open_grader(folder) for name, folder in named_folders(graders).items()}
-    configs = [grader.manifest.config for grader in opened.values() if isinstance(grader, FeatureGrader)]
+    configs = [grader.manifest.training for grader in opened.values() if isinstance(grader, TrainedGrader)]
     if len({config.holdout.model_dump_json() for config in configs}) > 1:
         raise GradingError("the graders were trained with different hold-outs; train them with one")
     if chosen is not None and chosen not in opened:

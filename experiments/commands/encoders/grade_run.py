@@ -84,9 +84,9 @@ def run_command(
     asked: Grader
     characters = 0
     if grader is not None:
-        from embeddings.grading.graders import FeatureGrader
+        from embeddings.grading.answers import open_trained
 
-        asked = FeatureGrader.load(grader)
+        asked = open_trained(grader, device=device)
     elif local_model is not None:
         from embeddings.grading.language_models.local_model import LocalGrader
 

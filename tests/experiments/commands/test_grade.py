@@ -13,6 +13,7 @@ from embeddings.relevance.grades import read_grades
 from experiments.cli import app
 from tests.embeddings.grading.language_models.chat_server import chat_server, good
 from tests.embeddings.grading.language_models.small_models import write_model, write_prompt
+from tests.embeddings.grading.small_encoder import save_encoder
 from tests.embeddings.grading.small_world import write_small_world
 
 SECRET = "sk-not-to-be-seen"
@@ -123,6 +124,34 @@ def test_a_missing_secret_and_two_graders_are_named(tmp_path: Path) -> None:
     said = call(*asked, fails=True)
     assert "must hold no secret" in said
     assert "hidden" not in said
+
+
+def test_a_cross_encoder_is_trained_chosen_and_grades(tmp_path: Path) -> None:
+    data, start = write_small_world(tmp_path / "data"), save_encoder(tmp_path / "bert")
+    asked = ["train", data, tmp_path / "ce", "--grader", "cross-encoder", "--most-pairs", 96]
+    assert "name its folder by --start" in call(*asked, fails=True)
+    told = [*asked, "--start", start]
+    assert "reads texts alone" in call(*told, "--tables", f"lsa={tmp_path}", fails=True)
+    assert "begins with no model" in call("train", data, tmp_path / "x", "--start", start, fails=True)
+    said = call(*told, "--epochs", 1, "--stuffed", 0, "--learning-rate", 0.002)
+    assert "learnt from 96 pairs of people and 0 stuffed ones, " in said
+    assert "validation loss" in said
+    call("pairs", data, tmp_path / "pairs.parquet", "--lexical", 1, "--random", 0, "--coverage", 0.05)
+    said = call("run", tmp_path / "pairs.parquet", tmp_path / "graded", "--grader", tmp_path / "ce")
+    assert "cross-encoder-" in said
+    assert "pairs have a grade" in said
+    call("train", data, tmp_path / "overlap", "--grader", "overlap")
+    rows = [f"ce={tmp_path / 'ce'}", f"overlap={tmp_path / 'overlap'}"]
+    assert "chosen: " in call("choose", data, tmp_path / "out", *rows)
+    found = json.loads((tmp_path / "out" / "choice.json").read_text())["graders"]["ce"]
+    assert found["pairs_per_core_minute"] > 0
+    assert found["gullibility"] is not None
+
+
+def test_a_tuned_model_needs_a_prompt(tmp_path: Path) -> None:
+    data, model = write_small_world(tmp_path / "data"), write_model(tmp_path / "model")
+    asked = ["train", data, tmp_path / "tuned", "--grader", "tuned-model", "--start", model]
+    assert "give --prompt FILE" in call(*asked, fails=True)
 
 
 def test_a_local_model_grades_what_people_graded_and_is_compared_with_them(tmp_path: Path) -> None:

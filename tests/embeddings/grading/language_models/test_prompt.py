@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,36 @@ def test_probabilities_of_tokens_of_one_label_add_up(tmp_path: Path) -> None:
     found, problem = probabilities_of(json.loads(answer({"high": 0.4, " High": 0.2, "ir": 0.2})), prompt)
     assert found == pytest.approx([0.25, 0, 0.75], abs=1e-5)
     assert problem == ""
+
+
+def test_a_single_letter_in_another_case_begins_a_sentence_and_no_label(tmp_path: Path) -> None:
+    prompt = written(tmp_path, TEMPLATE)
+    assert [prompt.grade_of(token) for token in ("I", " M", "i", " m", "Ir")] == [None, None, 0, 1, 0]
+    numbers = "".join(
+        f'{name} = "{number}"\n' for number, name in enumerate(("irrelevant", "moderate", "high"))
+    )
+    prompt = written(tmp_path, TEMPLATE.split("[labels]")[0] + "[labels]\n" + numbers)
+    assert [prompt.grade_of(token) for token in ("0", " 2", "3")] == [0, 2, None]
+
+
+def test_labels_that_other_words_outweigh_are_answers_and_named(tmp_path: Path) -> None:
+    """As a llama.cpp server answers for a model that begins to chat."""
+    prompt = written(tmp_path, TEMPLATE)
+    alternatives = [("The", -0.6), ("I", -2.0), (" high", -2.5), ("ir", -3.5)]
+    top = [
+        {"id": row, "token": token, "bytes": [*token.encode()], "logprob": logprob}
+        for row, (token, logprob) in enumerate(alternatives)
+    ]
+    choice = {
+        "finish_reason": "length",
+        "index": 0,
+        "message": {"role": "assistant", "content": "The"},
+        "logprobs": {"content": [{**top[0], "top_logprobs": top}]},
+    }
+    found, problem = probabilities_of({"choices": [choice], "object": "chat.completion"}, prompt)
+    odds = math.exp(-1.0)
+    assert found == pytest.approx([odds / (1 + odds), 0, 1 / (1 + odds)], abs=1e-4)
+    assert problem == "other_words_likelier"
 
 
 def test_an_answer_without_log_probabilities_counts_whole_and_is_named(tmp_path: Path) -> None:
