@@ -54,9 +54,18 @@ class InputTable:
 
     @classmethod
     def of(
-        cls, name: TableName, footers: Mapping[Path, pq.FileMetaData], *, folder: Path | None = None
+        cls,
+        name: TableName,
+        footers: Mapping[Path, pq.FileMetaData],
+        *,
+        folder: Path | None = None,
+        own_names: bool = False,
     ) -> "InputTable":
-        """The table whose files have these footers; paths tell columns if they lie in the table's `folder`.
+        """The table whose files have these footers.
+
+        Args:
+            folder: the table's folder; what the paths of files in it tell becomes columns.
+            own_names: columns still have names of their own, which are not held to the table's.
 
         Raises:
             InputError: two columns differ in case alone, or two files give one column types that no plain
@@ -64,7 +73,7 @@ class InputTable:
         """
         schemas = {path: footer.schema.to_arrow_schema() for path, footer in footers.items()}
         partitions = _partitions(schemas, folder)
-        _check_names(schemas, TABLES[name])
+        _check_names(schemas, None if own_names else TABLES[name])
         return cls(
             name=name,
             files=tuple(footers),
@@ -326,7 +335,7 @@ def find_table(data: Path, name: TableName) -> InputTable | None:
     paths = table_files(data, name)
     if not paths:
         return None
-    return InputTable.of(name, {path: _footer(path) for path in paths}, folder=data / name)
+    return open_files(name, paths, folder=data / name)
 
 
 def open_table(data: Path, name: TableName, columns: Sequence[str]) -> InputTable:
@@ -344,13 +353,17 @@ def open_table(data: Path, name: TableName, columns: Sequence[str]) -> InputTabl
     return table
 
 
-def open_files(name: TableName, paths: Sequence[Path]) -> InputTable:
-    """The table of these files, wherever they lie.
+def open_files(
+    name: TableName, paths: Sequence[Path], *, folder: Path | None = None, own_names: bool = False
+) -> InputTable:
+    """The table of these files, wherever they lie; `folder` and `own_names` as in `InputTable.of`.
 
     Raises:
         InputError: a file is not whole, or see `InputTable.of`.
     """
-    return InputTable.of(name, {path: _footer(path) for path in paths})
+    return InputTable.of(
+        name, {path: _footer(path) for path in paths}, folder=folder, own_names=own_names
+    )
 
 
 def sql_text(value: str) -> str:
@@ -427,10 +440,10 @@ def _footer(path: Path) -> pq.FileMetaData:
         ) from error
 
 
-def _check_names(schemas: Mapping[Path, pa.Schema], spec: TableSpec) -> None:
+def _check_names(schemas: Mapping[Path, pa.Schema], spec: TableSpec | None) -> None:
     """The engine reads `Clicked` where `clicked` is asked for, so no two names may differ in case alone."""
     reserved = {name.lower() for name in RESERVED}
-    declared = {column.name.lower(): column for column in spec.columns}
+    declared = {column.name.lower(): column for column in spec.columns} if spec is not None else {}
     seen: dict[str, tuple[str, Path]] = {}
     for path, schema in schemas.items():
         for name in schema.names:
