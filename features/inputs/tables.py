@@ -101,8 +101,8 @@ class InputTable:
         With `positions` it has two more columns: `__file`, the path, and `file_row_number`, from 0.
         """
         paths_of: dict[tuple[pa.Schema, tuple[tuple[str, int | str | None], ...]], list[str]] = {}
-        for path, schema, partition in zip(self.files, self.file_schemas, self.partitions, strict=True):
-            alike = (schema.remove_metadata(), tuple(partition.items()))
+        for path, schema, values in zip(self.files, self.file_schemas, self.partitions, strict=True):
+            alike = (schema.remove_metadata(), tuple(values.items()))
             paths_of.setdefault(alike, []).append(sql_text(escape_glob(str(path))))
         extra = ", filename = '__file', file_row_number = true" if positions else ""
         scans = []

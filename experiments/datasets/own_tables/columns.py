@@ -5,7 +5,7 @@ Blank strings are missing, as everywhere (`features.inputs.blanks`).
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import duckdb
@@ -121,9 +121,9 @@ def check(connection: duckdb.DuckDBPyConnection, source: Source, readings: Seque
     return total
 
 
-def close_to(wanted: str, present: Sequence[str] | dict[str, str] | object) -> str:
+def close_to(wanted: str, present: Iterable[str]) -> str:
     """What else a column may be called: the end of a sentence."""
-    names = list(present)  # type: ignore[call-overload]
+    names = list(present)
     close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(names)}"
 
@@ -285,8 +285,8 @@ def _time(
                 "meant (ambiguous = 'earlier' or 'later'), or export in UTC",
             )
         )
-    meant = "later" if mapping.ambiguous == "later" else "earlier"
-    sql = f"coalesce({moment}, {times.moment_sql(local, ambiguous=meant)})"
+    meant = times.moment_sql(local, ambiguous="later" if mapping.ambiguous == "later" else "earlier")
+    sql = f"coalesce({moment}, {meant})"
     return Reading(spec.name, sql, raw, place, refusals)
 
 

@@ -6,6 +6,7 @@ summary and `source.json` say what was made.
 """
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,13 @@ def import_tables(
     *,
     memory_limit: str = "4GB",
     threads: int = 2,
+    description: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> ImportedTables:
     """Write the tables of the folder `source` to the folder `out`, as `mapping` says.
+
+    Args:
+        description: what `source.json` says of the tables besides the summary; where they came from if None.
 
     Raises:
         InputError: a table, column or value that cannot be read, or that the mapping does not explain.
@@ -86,11 +91,13 @@ def import_tables(
         progress("making what is not there", 0, 1)
         work.make_absent_tables()
         work.number_ids()
-        with atomic_folder(out, ours=lambda path: json_file_has(path / "source.json", "tables_of")) as folder:
+        with atomic_folder(
+            out, ours=lambda path: json_file_has(path / "source.json", "constructed")
+        ) as folder:
             progress("writing", 0, 1)
             work.write(folder)
-            description = {"source": "own tables", "simulated": False, "tables_of": str(source)}
-            atomic_write_json(folder / "source.json", {**description, **asdict(work.summary)})
+            said = description or {"source": "own tables", "tables_of": str(source)}
+            atomic_write_json(folder / "source.json", {**said, "simulated": False, **asdict(work.summary)})
             InputTables.open(folder)
         progress("writing", 1, 1)
     return work.summary

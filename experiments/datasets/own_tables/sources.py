@@ -38,6 +38,8 @@ FORMATS: dict[str, Format] = {
     ".pq": "parquet",
 }
 _DELIMITERS = ",;\t|"
+#: What the first column is called if the header does not: pandas leaves the name of its row numbers blank.
+_UNNAMED = "index"
 _NAMES = ", ".join(FORMATS)
 
 
@@ -177,6 +179,8 @@ def _header(path: Path, delimiter: str | None, encoding: str) -> tuple[str, list
         ) from None
     if not any(names):
         raise InputError(f"{path} is empty; its first line must name the columns")
+    if not names[0].strip():
+        names[0] = _UNNAMED
     blank = [number for number, name in enumerate(names, start=1) if not name.strip()]
     if blank:
         raise InputError(f"{path} line 1: field {blank[0]} of the header is empty; name every column")

@@ -312,6 +312,14 @@ def test_a_broken_csv_is_named_with_its_line(shop, text, advice):
         run(shop, parse_config(content, ImportMapping, where="x"))
 
 
+def test_the_unnamed_row_numbers_of_pandas_are_a_column_called_index(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "products.csv").write_text(",product_id,title,aisle\n0,7,a,b\n")
+    _, out = run(source, parse_config({"products": {"further": ["index"]}}, ImportMapping, where="x"))
+    assert rows_of(out, "products") == [{"product_id": 7, "title": "a", "aisle": "b", "index": 0}]
+
+
 def test_latin_1_is_refused_until_it_is_named(shop):
     (shop / "articles.csv").write_bytes(ARTICLES.replace("Milk", "Käse").encode("latin-1"))
     with pytest.raises(InputError, match=r"is not utf-8; name its encoding in the mapping"):
