@@ -30,7 +30,7 @@ def weights_fingerprint(encoder: DashClipEncoder) -> str:
 
 
 def table_fingerprint(data: Path, name: str) -> str:
-    """Checksum of one input table: its files, and the subfolders whose names are columns; "absent" without it."""
+    """Checksum of one input table: its files, and what Hive partitions add; "absent" without it."""
     parts = table_files(data, name)
     if not parts:
         return "absent"

@@ -361,9 +361,7 @@ def open_files(
     Raises:
         InputError: a file is not whole, or see `InputTable.of`.
     """
-    return InputTable.of(
-        name, {path: _footer(path) for path in paths}, folder=folder, own_names=own_names
-    )
+    return InputTable.of(name, {path: _footer(path) for path in paths}, folder=folder, own_names=own_names)
 
 
 def sql_text(value: str) -> str:

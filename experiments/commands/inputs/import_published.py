@@ -21,10 +21,10 @@ def import_movielens_command(
     """Import **MovieLens**: a rating is an impression, 4 stars or more its click and a purchase.
 
     GroupLens publishes 100K (5 MB), 1M (6 MB), latest-small (1 MB) and 25M (250 MB) for research, not for
-    commercial use without permission. PATH holds `u.data`, `u.item`, `u.user` (100K), `ratings.dat`, `movies.dat`, `users.dat` (1M),
-    `ratings.csv`, `movies.csv` (latest-small, 25M) or RecBole's `ml-*.inter`, `.item`, `.user`, plain or
-    .gz. OUT gets products (title with genres), impressions (without queries) and purchases (the
-    liked films). Then: `dashclip features build OUT runs/movielens/features_per_user --config
+    commercial use without permission. PATH holds `u.data`, `u.item`, `u.user` (100K), `ratings.dat`,
+    `movies.dat`, `users.dat` (1M), `ratings.csv`, `movies.csv` (latest-small, 25M) or RecBole's `ml-*.inter`,
+    `.item`, `.user`, plain or .gz. OUT gets products (title with genres), impressions (without queries) and
+    purchases (the liked films). Then: `dashclip features build OUT runs/movielens/features_per_user --config
     movielens_features_per_user` (100K, 1M) or `movielens_features_no_users` (the others), `dashclip embed lsa
     OUT runs/movielens/embeddings`, `dashclip sweep movielens_per_user runs/movielens/sweep`
 
