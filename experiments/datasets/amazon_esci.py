@@ -80,10 +80,8 @@ def _read(tables: PublishedTables, locale: Locale, version: Version) -> None:
     grade = " ".join(f"WHEN '{letter}' THEN {number}" for letter, number in GRADES.items())
     pairs = (
         f"SELECT query, product_id, CAST(CASE esci_label {grade} END AS TINYINT) AS grade, 'human' AS "
-        "source, "
-        f"esci_label, split FROM examples WHERE {chosen} "
-        "QUALIFY row_number() OVER (PARTITION BY query, product_id ORDER BY query_id, esci_label) = 1 "
-        "ORDER BY query_id, product_id"
+        f"source, esci_label, split FROM examples WHERE {chosen} QUALIFY row_number() OVER (PARTITION BY "
+        "query, product_id ORDER BY query_id, esci_label) = 1 ORDER BY query_id, product_id"
     )
     tables.stage(
         {

@@ -89,12 +89,10 @@ def _read(tables: PublishedTables, users: int | None, seed: int) -> None:
         )
     # the hour and the day of the week are those of the order; days between orders are whole
     tables.connection.execute(
-        "CREATE TABLE clock AS SELECT order_id, user_id, "
-        f"TIMESTAMPTZ '{CLOCK_START}' + to_hours(CAST(24 * (first_value(CAST(order_dow AS BIGINT)) OVER "
-        "later "
-        "+ sum(coalesce(TRY_CAST(days_since_prior_order AS DOUBLE), 0)) OVER later) "
-        f"+ CAST(order_hour_of_day AS BIGINT) AS BIGINT)) AS timestamp FROM orders {chosen} "
-        "WINDOW later AS (PARTITION BY user_id ORDER BY CAST(order_number AS BIGINT))"
+        f"CREATE TABLE clock AS SELECT order_id, user_id, TIMESTAMPTZ '{CLOCK_START}' + to_hours(CAST(24 * "
+        "(first_value(CAST(order_dow AS BIGINT)) OVER later + sum(coalesce(TRY_CAST(days_since_prior_order "
+        "AS DOUBLE), 0)) OVER later) + CAST(order_hour_of_day AS BIGINT) AS BIGINT)) AS timestamp FROM "
+        f"orders {chosen} WINDOW later AS (PARTITION BY user_id ORDER BY CAST(order_number AS BIGINT))"
     )
     tables.stage(
         {
@@ -113,6 +111,5 @@ def _read(tables: PublishedTables, users: int | None, seed: int) -> None:
     )
     tables.notes.append(
         "the clock is CONSTRUCTED: the data have no dates, only days between a user's orders, so moments of "
-        "two "
-        "users cannot be compared; split per user"
+        "two users cannot be compared; split per user"
     )

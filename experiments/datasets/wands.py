@@ -52,11 +52,10 @@ def _read(tables: PublishedTables) -> None:
     )
     grade = " ".join(f"WHEN '{label}' THEN {number}" for label, number in GRADES.items())
     pairs = (
-        "SELECT q.query, l.product_id, "
-        f"CAST(CASE l.label {grade} END AS TINYINT) AS grade, 'human' AS source, q.query_class "
-        "FROM label l JOIN query q ON q.query_id = l.query_id "
-        "QUALIFY row_number() OVER (PARTITION BY q.query, l.product_id ORDER BY CAST(l.id AS BIGINT)) = 1 "
-        "ORDER BY CAST(l.id AS BIGINT)"
+        f"SELECT q.query, l.product_id, CAST(CASE l.label {grade} END AS TINYINT) AS grade, 'human' AS "
+        "source, q.query_class FROM label l JOIN query q ON q.query_id = l.query_id QUALIFY row_number() "
+        "OVER (PARTITION BY q.query, l.product_id ORDER BY CAST(l.id AS BIGINT)) = 1 ORDER BY CAST(l.id AS "
+        "BIGINT)"
     )
     tables.stage(
         {

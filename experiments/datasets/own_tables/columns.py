@@ -130,8 +130,7 @@ def close_to(wanted: str, present: Iterable[str]) -> str:
 
 _NUMBER_ADVICE = (
     "are no numbers; write them as 1234.5, or name the mark of fractions (decimal = ',') and the currency "
-    "that "
-    "stands beside them (currency = 'EUR')"
+    "that stands beside them (currency = 'EUR')"
 )
 
 
@@ -182,8 +181,7 @@ def _flag(spec: ColumnSpec, mapping: FlagColumn, name: str, kind: str, raw: str,
     word = f"lower(trim({raw}))"
     flag = (
         f"CAST(CASE WHEN {word} IN ('1', 'true', '1.0') THEN 1 WHEN {word} IN ('0', 'false', '0.0') THEN 0 "
-        "END "
-        "AS TINYINT)"
+        "END AS TINYINT)"
     )
     advice = (
         "are neither 0 nor 1; say which numbers are clicks (at_least = 4, say, for ratings) or which words "
@@ -237,8 +235,7 @@ def _time(
     elif kind != "VARCHAR":
         raise InputError(
             f"{place} holds {kind}, which is no time; say what its numbers count since 1970 (unit = 's', "
-            "'ms', "
-            "'us' or 'ns')"
+            "'ms', 'us' or 'ns')"
         )
     elif mapping.format is not None:
         parsed = f"try_strptime(trim({raw}), {sql_text(mapping.format)})"
@@ -260,16 +257,15 @@ def _time(
     naive, example, first, last = _one(
         connection,
         f"SELECT count({local}), any_value({raw}) FILTER (WHERE {local} IS NOT NULL), min({local}), "
-        f"max({local}) "
-        f"FROM {source.scan_sql}",
+        f"max({local}) FROM {source.scan_sql}",
     )
     if not naive:
         return Reading(spec.name, moment, raw, place, [unread])
     if mapping.zone is None:
         raise InputError(
             f"{place}: {naive:,} times, such as {example!r}, have no offset from UTC, so the moment is not "
-            "known; "
-            "state the zone of the clock that wrote them in the mapping (zone = 'Europe/Berlin', or 'UTC')"
+            "known; state the zone of the clock that wrote them in the mapping (zone = 'Europe/Berlin', or "
+            "'UTC')"
         )
     times = LocalTimes.between(mapping.zone, first, last)
     refusals = [
@@ -281,8 +277,7 @@ def _time(
             (
                 times.repeated_sql(local),
                 f"occur twice in {mapping.zone}, where the clock was put back; say which of the two moments "
-                "is "
-                "meant (ambiguous = 'earlier' or 'later'), or export in UTC",
+                "is meant (ambiguous = 'earlier' or 'later'), or export in UTC",
             )
         )
     meant = times.moment_sql(local, ambiguous="later" if mapping.ambiguous == "later" else "earlier")

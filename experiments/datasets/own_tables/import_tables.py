@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from experiments.datasets.own_tables.columns import FRACTION, WHOLE, Reading, check, close_to, read_column
+from experiments.datasets.own_tables.made_tables import (
+    MadeTable,
+    impressions_of_purchases,
+    products_of_logs,
+    purchases_of_clicks,
+)
 from experiments.datasets.own_tables.mapping import ImportMapping
-from experiments.datasets.own_tables.negatives import construct_impressions
 from experiments.datasets.own_tables.sources import (
     FORMATS,
     Source,
@@ -112,6 +114,8 @@ class _Import:
         self.mapping = mapping
         self.summary = ImportedTables()
         self.columns: dict[TableName, list[str]] = {}
+        #: Whether impressions got their ids here, by time.
+        self.numbered = False
 
     def stage(self, name: TableName) -> None:
         """Read one table, if it is there."""
@@ -153,47 +157,27 @@ class _Import:
         values = [f"{reading.sql} AS {sql_name(reading.name)}" for reading in readings]
         values += [sql_name(column) for column in further]
         self.connection.execute(
-            f"CREATE TABLE stage_{name} AS SELECT {', '.join(values)}, row_number() OVER () AS __row "
-            f"FROM {read.scan_sql}"
+            f"CREATE TABLE stage_{name} AS SELECT {', '.join(values)}, row_number() OVER () AS __row FROM "
+            f"{read.scan_sql}"
         )
         self.columns[name] = [reading.name for reading in readings] + further
         self._type_further(name, [column for column in further if read.columns[column] == "VARCHAR"])
 
     def make_absent_tables(self) -> None:
         """What the mapping asks for: impressions of purchases, purchases of clicks, products of logs."""
-        if self.mapping.impressions.constructed is not None:
-            self._construct_impressions()
+        constructed = self.mapping.impressions.constructed
+        if constructed is not None:
+            self._need("purchases", "impressions.constructed makes impressions of it")
+            self._add("impressions", impressions_of_purchases(self.connection, constructed))
+            self.summary.constructed = True
         if self.mapping.purchases.from_clicks:
-            self._need("impressions", "purchases.from_clicks")
+            self._need("impressions", "purchases.from_clicks makes purchases of it")
             has_time = "click_timestamp" in self.columns["impressions"]
-            moment = "coalesce(click_timestamp, timestamp)" if has_time else "timestamp"
-            order = f"ORDER BY {moment}, __row"
-            self.connection.execute(
-                f"CREATE TABLE stage_purchases AS SELECT {moment} AS timestamp, user_id, product_id, "
-                f"CAST(row_number() OVER ({order}) - 1 AS VARCHAR) AS purchase_id, __row "
-                f"FROM stage_impressions WHERE clicked = 1 {order}"
-            )
-            self.columns["purchases"] = ["timestamp", "user_id", "product_id", "purchase_id"]
-            self.summary.notes.append(
-                "purchases are made of the clicked impressions (purchases.from_clicks): they stand for what "
-                "a user "
-                "liked"
-            )
+            self._add("purchases", purchases_of_clicks(self.connection, has_click_times=has_time))
         if self.mapping.products.from_logs:
-            logs = [name for name in self.columns if name != "products"]
-            if not logs:
+            if not self.columns:
                 raise InputError(f"products.from_logs makes products of logs, but {self.source} holds none")
-            union = " UNION ".join(f"SELECT DISTINCT product_id FROM stage_{name}" for name in logs)
-            self.connection.execute(
-                "CREATE TABLE stage_products AS SELECT product_id, NULL::VARCHAR AS title, NULL::VARCHAR AS "
-                "aisle, "
-                f"row_number() OVER (ORDER BY product_id) AS __row FROM ({union}) WHERE product_id IS NOT "
-                "NULL"
-            )
-            self.columns["products"] = ["product_id", "title", "aisle"]
-            self.summary.notes.append(
-                "products are made of the ids in the logs (products.from_logs): no titles, no aisles"
-            )
+            self._add("products", products_of_logs(self.connection, tuple(self.columns)))
         self._need(
             "products", "a catalogue is needed (products.from_logs = true makes one of the ids in the logs)"
         )
@@ -205,6 +189,7 @@ class _Import:
                 "__row"
             )
             self.columns["impressions"].insert(0, "impression_id")
+            self.numbered = True
             self.summary.notes.append("impression_id is not in the source: impressions are numbered by time")
 
     def number_ids(self) -> None:
@@ -224,7 +209,7 @@ class _Import:
         """Each table as one Parquet file, and the images beside them."""
         for name, columns in self.columns.items():
             listed = ", ".join(map(sql_name, columns))
-            order = "CAST(impression_id AS BIGINT)" if self._numbered(name) else "__row"
+            order = "impression_id" if name == "impressions" and self.numbered else "__row"
             self.connection.execute(
                 f"COPY (SELECT {listed} FROM stage_{name} ORDER BY {order}) "
                 f"TO {sql_text(str(folder / f'{name}.parquet'))} (FORMAT parquet, COMPRESSION zstd)"
@@ -232,9 +217,6 @@ class _Import:
             self.summary.rows[name] = self._one(f"SELECT count(*) FROM stage_{name}")[0]
         if "image" in self.columns["products"]:
             self._link_images(folder)
-
-    def _numbered(self, name: TableName) -> bool:
-        return name == "impressions" and any("numbered by time" in note for note in self.summary.notes)
 
     def _reading(self, name: TableName, read: Source, spec: ColumnSpec) -> Reading | None:
         key = f"{name}.columns.{spec.name}"
@@ -282,8 +264,8 @@ class _Import:
             if column.casefold() in taken:
                 raise InputError(
                     f"{name}.further keeps the source's column {column!r}, but that is the name of a column "
-                    "of "
-                    f"{name} that is read from elsewhere; rename it, or list the further columns without it"
+                    f"of {name} that is read from elsewhere; rename it, or list the further columns without "
+                    "it"
                 )
         left = [column for column in others if column not in kept]
         if left:
@@ -319,72 +301,9 @@ class _Import:
                 f"{why}"
             )
 
-    def _construct_impressions(self) -> None:
-        settings = self.mapping.impressions.constructed
-        assert settings is not None
-        self._need("purchases", "impressions.constructed makes impressions of it")
-        rows: pa.Table = self.connection.sql(
-            "SELECT epoch_us(timestamp) AS time_us, user_id, product_id FROM stage_purchases "
-            "WHERE timestamp IS NOT NULL AND user_id IS NOT NULL AND product_id IS NOT NULL "
-            "ORDER BY timestamp, __row"
-        ).to_arrow_table()
-        users, products = (
-            pc.dictionary_encode(rows[column].combine_chunks()) for column in ("user_id", "product_id")
-        )
-        made = construct_impressions(
-            users.indices.to_numpy().astype(np.int64),
-            products.indices.to_numpy().astype(np.int64),
-            rows["time_us"].to_numpy(),
-            settings,
-        )
-        count = len(made.purchase_M)
-        if not count:
-            raise InputError(
-                f"no impression can be made of the {len(rows):,} purchases: no product was bought twice, at "
-                "two "
-                "moments, so none was known before"
-            )
-        time_us = rows["time_us"].combine_chunks().take(pa.array(made.purchase_M))
-        self.connection.register(
-            "made",
-            pa.table(
-                {
-                    "time_us": time_us,
-                    "user_id": rows["user_id"].combine_chunks().take(pa.array(made.purchase_M)),
-                    "product_id": products.dictionary.take(pa.array(made.product_M)),
-                    "clicked": made.clicked_M,
-                    "__row": np.arange(count),
-                }
-            ),
-        )
-        self.connection.execute(
-            "CREATE TABLE stage_impressions AS SELECT CAST(__row AS VARCHAR) AS impression_id, "
-            "make_timestamptz(time_us) AS timestamp, user_id, product_id, clicked, "
-            "CASE WHEN clicked = 1 THEN make_timestamptz(time_us) END AS click_timestamp, "
-            "true AS constructed, __row FROM made ORDER BY __row"
-        )
-        self.connection.unregister("made")
-        self.columns["impressions"] = [
-            "impression_id",
-            "timestamp",
-            "user_id",
-            "product_id",
-            "clicked",
-            "click_timestamp",
-            "constructed",
-        ]
-        self.summary.constructed = True
-        clicks = int(made.clicked_M.sum())
-        self.summary.notes.append(
-            f"impressions are CONSTRUCTED, nobody saw them: {clicks:,} purchases count as clicks, beside "
-            "each "
-            f"{settings.negatives} products drawn ({settings.draw}, seed {settings.seed}) from those bought "
-            "before; "
-            f"{made.missing_negatives:,} negatives are fewer than asked for; no impression for "
-            f"{made.first_of_product:,} first purchases of a product and {made.repeated:,} repeated rows. "
-            "Say so "
-            "wherever you report results"
-        )
+    def _add(self, name: TableName, made: MadeTable) -> None:
+        self.columns[name] = list(made.columns)
+        self.summary.notes.append(made.note)
 
     def _link_images(self, folder: Path) -> None:
         urls = "regexp_matches(image, '^https?://')"
@@ -392,8 +311,7 @@ class _Import:
         if addresses:
             raise InputError(
                 f"products.columns.image: {addresses:,} values are addresses of web pages; download the "
-                "images and "
-                "give their paths in SOURCE, or map another column, or none, and keep these by "
+                "images and give their paths in SOURCE, or map another column, or none, and keep these by "
                 "products.further"
             )
         found = self.connection.execute(

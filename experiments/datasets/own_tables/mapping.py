@@ -62,7 +62,7 @@ class TimeColumn(StrictModel):
                 ZoneInfo(self.zone)
             except (ZoneInfoNotFoundError, ValueError):
                 raise ValueError(
-                    f"zone must be a name of the time zone database, such as 'Europe/Berlin' or 'UTC', not "
+                    "zone must be a name of the time zone database, such as 'Europe/Berlin' or 'UTC', not "
                     f"{self.zone!r}"
                 ) from None
         if self.format is not None and self.unit is not None:

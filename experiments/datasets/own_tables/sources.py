@@ -134,8 +134,7 @@ def _reason(message: str) -> str:
     if columns:
         return (
             f"{where} has {columns.group(2)} fields, but the first line names {columns.group(1)}; correct "
-            "it, "
-            "or name the right delimiter in the mapping"
+            "it, or name the right delimiter in the mapping"
         )
     if "not utf-8" in message or "unicode" in message.lower():
         return f"{where} is not UTF-8; name the encoding in the mapping (encoding = 'latin-1' or 'utf-16')"
