@@ -25,6 +25,7 @@ from experiments.datasets.own_tables.sources import (
     FORMATS,
     Source,
     find_source,
+    is_table_file,
     read_source,
     sentences_of,
 )
@@ -116,6 +117,7 @@ class _Import:
         self.columns: dict[TableName, list[str]] = {}
         #: Whether impressions got their ids here, by time.
         self.numbered = False
+        self._read: set[str] = set()
 
     def stage(self, name: TableName) -> None:
         """Read one table, if it is there."""
@@ -125,6 +127,12 @@ class _Import:
             "purchases": self.mapping.purchases.from_clicks,
         }
         if made.get(name):
+            there = find_source(self.source, name)
+            if there is not None:
+                raise InputError(
+                    f"the mapping makes {name} of another table, but {there} is there; take the key out, or "
+                    "move the file"
+                )
             return
         settings = self.mapping.table(name)
         if settings.file is not None:
@@ -143,6 +151,7 @@ class _Import:
                     f"({', '.join(FORMATS)}); name it ({name}.file = 'their_{name}.csv')"
                 )
             return
+        self._read.add(place.relative_to(self.source).parts[0])
         read = read_source(
             self.connection, name, place, delimiter=settings.delimiter, encoding=settings.encoding
         )
@@ -167,20 +176,25 @@ class _Import:
         """What the mapping asks for: impressions of purchases, purchases of clicks, products of logs."""
         constructed = self.mapping.impressions.constructed
         if constructed is not None:
-            self._need("purchases", "impressions.constructed makes impressions of it")
+            self._need("purchases", "of which impressions.constructed makes impressions")
             self._add("impressions", impressions_of_purchases(self.connection, constructed))
             self.summary.constructed = True
         if self.mapping.purchases.from_clicks:
-            self._need("impressions", "purchases.from_clicks makes purchases of it")
+            self._need("impressions", "of which purchases.from_clicks makes purchases")
             has_time = "click_timestamp" in self.columns["impressions"]
             self._add("purchases", purchases_of_clicks(self.connection, has_click_times=has_time))
         if self.mapping.products.from_logs:
             if not self.columns:
                 raise InputError(f"products.from_logs makes products of logs, but {self.source} holds none")
             self._add("products", products_of_logs(self.connection, tuple(self.columns)))
-        self._need(
-            "products", "a catalogue is needed (products.from_logs = true makes one of the ids in the logs)"
-        )
+        self._need("products", "and that is needed (products.from_logs = true makes one of the logs' ids)")
+        unread = [
+            path.name
+            for path in sorted(self.source.iterdir())
+            if path.is_file() and path.name not in self._read and is_table_file(path)
+        ]
+        if unread:
+            self.summary.notes.append(f"not read, as nothing names them: {', '.join(unread)}")
         if "impressions" in self.columns and "impression_id" not in self.columns["impressions"]:
             self.connection.execute("ALTER TABLE stage_impressions ADD COLUMN impression_id VARCHAR")
             self.connection.execute(
@@ -296,9 +310,10 @@ class _Import:
 
     def _need(self, name: TableName, why: str) -> None:
         if name not in self.columns:
+            present = ", ".join(sorted(path.name for path in self.source.iterdir())) or "nothing"
             raise InputError(
-                f"{self.source} holds no {name} table ({name}{{{','.join(FORMATS)}}} or a folder {name}/): "
-                f"{why}"
+                f"{self.source} holds no {name} table, {why}. It holds {present}; name theirs in a mapping "
+                f"({name}.file = '...'; `dashclip import tables --example` prints one)"
             )
 
     def _add(self, name: TableName, made: MadeTable) -> None:

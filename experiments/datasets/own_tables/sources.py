@@ -69,6 +69,11 @@ def find_source(root: Path, name: str) -> Path | None:
     return found[0] if found else None
 
 
+def is_table_file(path: Path) -> bool:
+    """Whether a file's name says that it is a table."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix in FORMATS
+
+
 def read_source(
     connection: duckdb.DuckDBPyConnection,
     table: TableName,
@@ -144,7 +149,7 @@ def _reason(message: str) -> str:
 
 def _format(path: Path) -> Format:
     ending = Path(path.name.lower().removesuffix(".gz")).suffix
-    if ending not in FORMATS or (FORMATS[ending] == "parquet" and path.name.lower().endswith(".gz")):
+    if not is_table_file(path) or (FORMATS[ending] == "parquet" and path.name.lower().endswith(".gz")):
         raise InputError(
             f"{path} is of no known format; its name must end in one of {_NAMES} (text with .gz)"
         )

@@ -390,11 +390,35 @@ def test_products_of_the_logs_stand_in_for_a_catalogue(tmp_path):
     (source / "purchases.csv").write_text(
         "timestamp,user_id,product_id\n2024-05-01T00:00Z,1,b\n2024-05-02T00:00Z,1,a\n2024-05-02T00:00Z,2,b\n"
     )
-    with pytest.raises(InputError, match=r"holds no products table.*products\.from_logs = true"):
+    with pytest.raises(
+        InputError,
+        match=r"holds no products table.*products\.from_logs = true.* It holds purchases\.csv; name theirs",
+    ):
         run(source)
-    _, out = run(source, parse_config({"products": {"from_logs": True}}, ImportMapping, where="x"))
+    (source / "orders.tsv").write_text("a\n")
+    summary, out = run(source, parse_config({"products": {"from_logs": True}}, ImportMapping, where="x"))
     assert [row["product_id"] for row in rows_of(out, "products")] == ["a", "b"]
+    assert "not read, as nothing names them: orders.tsv" in summary.notes
     assert InputTables.open(out).has_purchases
+
+
+@pytest.mark.parametrize(
+    ("name", "mapping"),
+    [
+        ("products.csv", {"products": {"from_logs": True}}),
+        ("purchases.jsonl", {"purchases": {"from_clicks": True}}),
+        ("impressions.tsv.gz", {"impressions": {"constructed": {}}}),
+    ],
+)
+def test_a_table_that_is_there_is_not_made_of_another(tmp_path, name, mapping):
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / name).write_bytes(b"")
+    content = {**mapping} if "products" in mapping else {**mapping, "products": {"from_logs": True}}
+    with pytest.raises(
+        InputError, match=rf"makes {name.partition('.')[0]} of another table, but .*{name} is there"
+    ):
+        run(source, parse_config(content, ImportMapping, where="x"))
 
 
 def test_purchases_alone_get_constructed_impressions_that_say_so(tmp_path):
