@@ -106,6 +106,17 @@ def test_a_null_partition_is_null_and_its_type_comes_from_the_others(folder):
     assert {row["product_id"]: row["shelf"] for row in rows} == {0: None, 1: None, 2: 7, 3: 7}
 
 
+def test_a_partition_with_a_zero_before_its_number_is_text(folder):
+    content = pq.read_table(folder / "products.parquet")
+    (folder / "products.parquet").unlink()
+    for number, value in enumerate(["07", "7"]):
+        path = folder / "products" / f"shelf={value}" / "a.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(content.slice(2 * number, 2), path)
+    rows = read_both_ways(InputTables.open(folder).table("products"))
+    assert {row["product_id"]: row["shelf"] for row in rows} == {0: "07", 1: "07", 2: "7", 3: "7"}
+
+
 def test_files_in_plain_subfolders_beside_files_are_read(folder):
     whole = pq.read_table(folder / "impressions.parquet")
     in_files(folder, "impressions", whole.slice(0, 4))
