@@ -16,7 +16,14 @@ from experiments.commands.encoders import (
     published_models,  # noqa: F401  # adds its commands to `encode`
     published_sets,
 )
-from experiments.commands.inputs import features, generate, imports, validate
+from experiments.commands.inputs import (
+    features,
+    generate,
+    import_own,  # noqa: F401  # adds its commands to `import`
+    import_published,  # noqa: F401  # the same; own tables are listed first
+    imports,
+    validate,
+)
 from experiments.commands.rankers import importance, publish, report, sweep, train
 from experiments.commands.serving import archive, drift, fuzz, loadtest, package, refresh, replay, serve, soak
 from experiments.runtime.quiet import quiet_imports

@@ -7,6 +7,7 @@ from typing import Any
 
 from embeddings.encoders.dashclip import DashClipEncoder
 from features.artifacts import sha256_of
+from features.inputs.table_folders import partition_of
 from features.inputs.tables import table_files
 
 
@@ -29,8 +30,12 @@ def weights_fingerprint(encoder: DashClipEncoder) -> str:
 
 
 def table_fingerprint(data: Path, name: str) -> str:
-    """Checksum of the files of one input table; "absent" without it."""
+    """Checksum of one input table: its files, and what Hive partitions add; "absent" without it."""
     parts = table_files(data, name)
     if not parts:
         return "absent"
-    return hashlib.sha256("".join(sha256_of(part) for part in parts).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for part in parts:
+        partition = partition_of(part, data / name) if part.parent != data else {}
+        digest.update((sha256_of(part) + (repr(partition) if partition else "")).encode())
+    return digest.hexdigest()

@@ -357,7 +357,7 @@ def _graded_tuples(
         if ranks.first:
             build_tuples(
                 grades,
-                aisles,
+                aisles if any(aisles) else None,  # no product has one: a data set without aisles
                 target,
                 config=config,
                 seed=seed,

@@ -17,6 +17,7 @@ _KINDS = (
     ("variants", "sweep", "dashclip sweep"),
     ("variant", "run", "dashclip train"),
     ("sparse", "features", "dashclip features build"),
+    ("products", "mapping", "dashclip import tables"),
 )
 
 
@@ -66,7 +67,7 @@ def show_command(
 
 
 def kind_of(content: dict[str, Any]) -> str:
-    """ablation, encoders, sweep, run or features: a `base` tells an ablation, which has `variants`, too."""
+    """ablation, encoders, sweep, run, features, mapping: a `base` tells an ablation, `variants` or not."""
     for key, kind, _ in _KINDS:
         if key in content:
             return kind

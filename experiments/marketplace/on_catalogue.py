@@ -92,7 +92,7 @@ def copy_catalogue(data: Path, folder: Path, catalog: RealCatalog) -> int:
     for name in copied:
         for path in table_files(data, name):
             target = folder / path.relative_to(data)
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, target)
     found = [path for path in catalog.image_paths if path.is_file()]
     for path in found:

@@ -107,7 +107,7 @@ _PRICE = Rule(
     "bad_price",
     "quarantine",
     "price",
-    "r.price < 0 OR NOT isfinite(r.price::DOUBLE)",
+    "r.price < 0 OR isinf(r.price::DOUBLE)",  # NaN is how pandas writes that it is not known
     "it must be finite and not negative; correct it, or write null when it is not known",
 )
 

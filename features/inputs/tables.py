@@ -1,8 +1,9 @@
 """The four input tables: finding their files, and opening them with their footers checked.
 
 A folder `DATA` holds `products` and, where they exist, `impressions`, `purchases` and `relevance`; each is
-one file `DATA/<table>.parquet` or a folder `DATA/<table>/` of them. Opening reads footers only, so it costs
-milliseconds at any size; what needs the rows themselves is `features.inputs.validation`.
+one file `DATA/<table>.parquet` (or `.parq`) or a folder `DATA/<table>/` of them, in subfolders too. A Hive
+partition `day=2024-05-01/` is a column `day`, unless the file holds one itself. Opening reads footers only,
+so it costs milliseconds at any size; what needs the rows themselves is `features.inputs.validation`.
 
 Features open all tables by `InputTables`; encoders open one by `open_table`, since a catalogue of titles
 alone is enough for them. Both get an `InputTable`: the union of its files' columns, each in its plain type.
@@ -18,10 +19,13 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from features.inputs.plain_types import common_type, plain_sql, plain_type, plain_values, sql_name
+from features.inputs.table_folders import SUFFIXES, files_in, partition_of, partition_types
 from features.inputs.table_specs import TABLES, TableName, TableSpec, accepts, type_advice
 
 #: Names that a scan with positions adds to the columns of a table.
 RESERVED = ("__file", "file_row_number")
+#: Formats that `dashclip import tables` turns into Parquet; here they get a hint.
+OTHER_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson")
 _BATCH_ROWS = 65_536
 
 
@@ -34,8 +38,9 @@ class InputTable:
     """One table, of one file or several.
 
     Attributes:
-        files: sorted by name.
-        file_schemas: the columns of each file, as they are stored.
+        files: sorted by path.
+        file_schemas: the columns of each file, as they are stored; then those that its path tells.
+        partitions: what the path of each file tells: a value for each of these columns.
         schema: the union of the files' columns in plain types; a column of which no file has a typed value is
             none.
     """
@@ -43,23 +48,37 @@ class InputTable:
     name: TableName
     files: tuple[Path, ...]
     file_schemas: tuple[pa.Schema, ...]
+    partitions: tuple[Mapping[str, int | str | None], ...]
     schema: pa.Schema
     rows: int
 
     @classmethod
-    def of(cls, name: TableName, footers: Mapping[Path, pq.FileMetaData]) -> "InputTable":
+    def of(
+        cls,
+        name: TableName,
+        footers: Mapping[Path, pq.FileMetaData],
+        *,
+        folder: Path | None = None,
+        own_names: bool = False,
+    ) -> "InputTable":
         """The table whose files have these footers.
+
+        Args:
+            folder: the table's folder; what the paths of files in it tell becomes columns.
+            own_names: columns still have names of their own, which are not held to the table's.
 
         Raises:
             InputError: two columns differ in case alone, or two files give one column types that no plain
                 type holds.
         """
         schemas = {path: footer.schema.to_arrow_schema() for path, footer in footers.items()}
-        _check_names(schemas, TABLES[name])
+        partitions = _partitions(schemas, folder)
+        _check_names(schemas, None if own_names else TABLES[name])
         return cls(
             name=name,
             files=tuple(footers),
             file_schemas=tuple(schemas.values()),
+            partitions=tuple(partitions),
             schema=_union(schemas),
             rows=sum(footer.num_rows for footer in footers.values()),
         )
@@ -81,14 +100,18 @@ class InputTable:
 
         With `positions` it has two more columns: `__file`, the path, and `file_row_number`, from 0.
         """
-        paths_of: dict[pa.Schema, list[str]] = {}
-        for path, schema in zip(self.files, self.file_schemas, strict=True):
-            paths_of.setdefault(schema.remove_metadata(), []).append(sql_text(escape_glob(str(path))))
+        paths_of: dict[tuple[pa.Schema, tuple[tuple[str, int | str | None], ...]], list[str]] = {}
+        for path, schema, values in zip(self.files, self.file_schemas, self.partitions, strict=True):
+            alike = (schema.remove_metadata(), tuple(values.items()))
+            paths_of.setdefault(alike, []).append(sql_text(escape_glob(str(path))))
         extra = ", filename = '__file', file_row_number = true" if positions else ""
         scans = []
-        for schema, paths in paths_of.items():
+        for (schema, partition), paths in paths_of.items():
+            told = dict(partition)
             columns = [
-                f"{plain_sql(field.name, _stored_type(schema, field.name), field.type)} "
+                f"{_literal(told[field.name], field.type)} AS {sql_name(field.name)}"
+                if field.name in told
+                else f"{plain_sql(field.name, _stored_type(schema, field.name), field.type)} "
                 f"AS {sql_name(field.name)}"
                 for field in self.schema
             ]
@@ -111,8 +134,10 @@ class InputTable:
             between_us: a column of moments and the first and last microsecond since 1970 that are wanted.
         """
         wanted = pa.schema([self.schema.field(name) for name in columns or self.schema.names])
-        for path, schema in zip(self.files, self.file_schemas, strict=True):
-            present = [name for name in wanted.names if _stored_type(schema, name) is not None]
+        for path, schema, told in zip(self.files, self.file_schemas, self.partitions, strict=True):
+            present = [
+                name for name in wanted.names if name not in told and _stored_type(schema, name) is not None
+            ]
             within = None
             if between_us is not None:
                 name, first_us, last_us = between_us
@@ -123,7 +148,7 @@ class InputTable:
                     [
                         plain_values(batch.column(field.name), field.type)
                         if field.name in present
-                        else pa.nulls(batch.num_rows, field.type)
+                        else pa.repeat(pa.scalar(told.get(field.name), field.type), batch.num_rows)
                         for field in wanted
                     ],
                     schema=wanted,
@@ -175,7 +200,7 @@ class InputTables:
             if not paths:
                 raise _absent(data, name)
             footers = {path: _footer(path) for path in paths}
-            table = InputTable.of(name, footers)
+            table = InputTable.of(name, footers, folder=data / name)
             _check_required(table, spec)
             table.check_types()
             if table.rows == 0:
@@ -186,7 +211,8 @@ class InputTables:
             tables[name] = table
             if name == "impressions":
                 queries = "query" in table.schema.names and any(
-                    _has_values(footer, "query") for footer in footers.values()
+                    told.get("query") is not None or _has_values(footer, "query")
+                    for footer, told in zip(footers.values(), table.partitions, strict=True)
                 )
         _check_id_types(tables)
         return cls(data, tables, queries)
@@ -215,11 +241,14 @@ class InputTables:
         return self.table(table).files
 
     def path_glob(self, table: TableName) -> str:
-        """The table's one file, or its folder's `*.parquet`, as a pattern for DuckDB; see `scan_sql`."""
+        """Where messages say that a table lies: its one file, or `*.parquet` of its folder."""
         files = self.files(table)
-        own = self.root / f"{table}.parquet"
-        root = Path(escape_glob(str(self.root)))
-        return str(root / own.name if files == (own,) else root / table / "*.parquet")
+        if files[0].parent == self.root:
+            return escape_glob(str(files[0]))
+        nested = any(path.parent != self.root / table for path in files)
+        suffixes = {path.suffix for path in files}
+        name = f"*{suffixes.pop() if len(suffixes) == 1 else '.parq*'}"
+        return str(Path(escape_glob(str(self.root / table)), *(["**"] if nested else []), name))
 
     def scan_sql(self, table: TableName, *, positions: bool = False) -> str:
         """`InputTable.scan_sql` of a table."""
@@ -264,25 +293,36 @@ class InputTables:
 
 
 def table_files(data: Path, name: str) -> tuple[Path, ...]:
-    """The Parquet files of one table, sorted by name; none where `data` does not hold it.
+    """The Parquet files of one table, sorted by path; none where `data` does not hold it.
 
     Raises:
-        InputError: there is a file and a folder of the name, the folder holds no table, or the file is a
-            folder.
+        InputError: the table is there twice or in another format, its folder holds no Parquet or something
+            else, or the file is a folder.
     """
-    own, folder = data / f"{name}.parquet", data / name
-    if own.is_dir():
-        raise InputError(f"{own} is a folder; rename it to {folder}/, and its *.parquet files are one table")
-    if own.is_file() and folder.is_dir():
-        raise InputError(f"both {own} and {folder}/ exist; keep the one that is the {name} table")
-    if own.is_file() or not folder.is_dir():
-        return (own,) if own.is_file() else ()
-    files = sorted(path for path in folder.glob("*.parquet") if path.name[0] not in "._")
+    folder = data / name
+    own = [data / f"{name}{suffix}" for suffix in SUFFIXES]
+    for path in own:
+        if path.is_dir():
+            raise InputError(
+                f"{path} is a folder; rename it to {folder}/, and its *.parquet files are one table"
+            )
+    there = [path for path in (*own, folder) if path.exists()]
+    if len(there) > 1:
+        both = " and ".join(f"{path}/" if path == folder else str(path) for path in there)
+        raise InputError(f"both {both} exist; keep the one that is the {name} table")
+    if not there:
+        _refuse_other_formats(data, name)
+    if not folder.is_dir():
+        return tuple(there)
+    files = files_in(folder)
     if not files:
-        raise InputError(
-            f"{folder} holds no *.parquet files (files in subfolders are not read); "
-            f"put the {name} files directly into it"
-        )
+        raise InputError(f"{folder} holds no *.parquet files; put the {name} files into it")
+    for path in files:
+        if path.suffix not in SUFFIXES:
+            raise InputError(
+                f"{path} is not named *.parquet, and all of {folder} is one table; take it out, or turn CSV, "
+                "TSV and JSON lines into Parquet by `dashclip import tables`"
+            )
     return tuple(files)
 
 
@@ -293,7 +333,9 @@ def find_table(data: Path, name: TableName) -> InputTable | None:
         InputError: a file is not whole, or see `InputTable.of`.
     """
     paths = table_files(data, name)
-    return open_files(name, paths) if paths else None
+    if not paths:
+        return None
+    return open_files(name, paths, folder=data / name)
 
 
 def open_table(data: Path, name: TableName, columns: Sequence[str]) -> InputTable:
@@ -311,13 +353,15 @@ def open_table(data: Path, name: TableName, columns: Sequence[str]) -> InputTabl
     return table
 
 
-def open_files(name: TableName, paths: Sequence[Path]) -> InputTable:
-    """The table of these files, wherever they lie.
+def open_files(
+    name: TableName, paths: Sequence[Path], *, folder: Path | None = None, own_names: bool = False
+) -> InputTable:
+    """The table of these files, wherever they lie; `folder` and `own_names` as in `InputTable.of`.
 
     Raises:
         InputError: a file is not whole, or see `InputTable.of`.
     """
-    return InputTable.of(name, {path: _footer(path) for path in paths})
+    return InputTable.of(name, {path: _footer(path) for path in paths}, folder=folder, own_names=own_names)
 
 
 def sql_text(value: str) -> str:
@@ -330,9 +374,48 @@ def escape_glob(path: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in path)
 
 
+def _literal(value: int | str | None, kind: pa.DataType) -> str:
+    """SQL of what a path tells."""
+    text = "NULL" if value is None else sql_text(str(value))
+    return f"CAST({text} AS {'BIGINT' if kind == pa.int64() else 'VARCHAR'})"
+
+
+def _partitions(schemas: dict[Path, pa.Schema], folder: Path | None) -> list[dict[str, int | str | None]]:
+    """What each path tells, in types; `schemas` get the columns. Those that a file holds win."""
+    told = {
+        path: {name: value for name, value in partition_of(path, folder).items() if name not in schema.names}
+        if folder is not None and path.is_relative_to(folder)
+        else {}
+        for path, schema in schemas.items()
+    }
+    types = partition_types(told.values())
+    partitions: list[dict[str, int | str | None]] = []
+    for path, values in told.items():
+        for name in values:
+            schemas[path] = schemas[path].append(pa.field(name, types[name]))
+        partitions.append(
+            {
+                name: int(value) if value is not None and types[name] == pa.int64() else value
+                for name, value in values.items()
+            }
+        )
+    return partitions
+
+
+def _refuse_other_formats(data: Path, name: str) -> None:
+    """A table that is there as CSV must not count as absent."""
+    suffixes = [f"{suffix}{packed}" for suffix in OTHER_SUFFIXES for packed in ("", ".gz")]
+    for path in (data / f"{name}{suffix}" for suffix in suffixes):
+        if path.exists():
+            raise InputError(
+                f"{path} is not Parquet, and tables are read as that; `dashclip import tables {data} OUT` "
+                "turns CSV, TSV and JSON lines into it"
+            )
+
+
 def _place(data: Path, spec: TableSpec) -> Path:
-    own = data / f"{spec.name}.parquet"
-    return own if own.exists() else data / spec.name
+    own = (data / f"{spec.name}{suffix}" for suffix in SUFFIXES)
+    return next((path for path in own if path.exists()), data / spec.name)
 
 
 def _absent(data: Path, name: TableName) -> InputError:
@@ -355,10 +438,10 @@ def _footer(path: Path) -> pq.FileMetaData:
         ) from error
 
 
-def _check_names(schemas: Mapping[Path, pa.Schema], spec: TableSpec) -> None:
+def _check_names(schemas: Mapping[Path, pa.Schema], spec: TableSpec | None) -> None:
     """The engine reads `Clicked` where `clicked` is asked for, so no two names may differ in case alone."""
     reserved = {name.lower() for name in RESERVED}
-    declared = {column.name.lower(): column for column in spec.columns}
+    declared = {column.name.lower(): column for column in spec.columns} if spec is not None else {}
     seen: dict[str, tuple[str, Path]] = {}
     for path, schema in schemas.items():
         for name in schema.names:

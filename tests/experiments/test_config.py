@@ -10,6 +10,7 @@ from experiments.ablation.plan import AblationConfig
 from experiments.cli import app
 from experiments.commands.config import first_comment, kind_of
 from experiments.config import SHIPPED, ConfigError, load_config
+from experiments.datasets.own_tables.mapping import ImportMapping
 from experiments.encoders.pipeline import EncodersConfig
 from experiments.marketplace.config import MarketplaceConfig
 from experiments.sweeps.sweep import SweepConfig, plan
@@ -22,6 +23,7 @@ MODEL_OF_KIND: dict[str, type[BaseModel]] = {
     "sweep": SweepConfig,
     "run": RunConfig,
     "features": FeatureConfig,
+    "mapping": ImportMapping,
 }
 RUN = 'variant = "dcn"\nseed = 1\nfeatures = "features"\n'
 SWEEP = 'name = "x"\nfeatures = "features"\n'
@@ -116,7 +118,7 @@ def test_a_missing_file_gets_the_names_of_the_shipped_ones(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_config_loads_by_its_bare_name_from_any_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    kinds = {"run": "run", "encoder_": "ablation", "encoders_": "encoders"}
+    kinds = {"run": "run", "encoder_": "ablation", "encoders_": "encoders", "import_": "mapping"}
     kind = next((kind for start, kind in kinds.items() if name.startswith(start)), "sweep")
     kind = "features" if "_features" in name else kind
     config = load_config(Path(name), MODEL_OF_KIND[kind])

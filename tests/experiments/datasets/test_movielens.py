@@ -347,3 +347,12 @@ def test_an_import_replaces_an_import_but_no_other_folder_and_not_its_source(tmp
         import_movielens(source, source)
     assert (source / "u.data").exists()
     assert (tmp_path / "other" / "thesis.txt").exists()
+
+
+def test_the_features_without_users_name_columns_that_the_csv_files_have(tmp_path):
+    import_movielens(comma_separated(tmp_path / "ml"), tmp_path / "tables")
+    config = load_config(CONFIGS / "movielens_features_no_users.toml", FeatureConfig)
+    tables = InputTables.open(tmp_path / "tables")
+    for feature in config.features:
+        if feature.source != "timestamp":
+            tables.require_columns(feature.source, (feature.column,), wanted_by=feature.name)

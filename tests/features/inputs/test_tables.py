@@ -57,6 +57,104 @@ def test_a_folder_of_files_is_one_table(folder):
     assert ids == [(i,) for i in range(10)]
 
 
+def partitioned(folder: Path, table: str, column: str) -> pa.Table:
+    """Put Hive partitions of a column in the place of the one file; gives the rows in their order."""
+    content = pq.read_table(folder / f"{table}.parquet")
+    (folder / f"{table}.parquet").unlink()
+    for number, value in enumerate(content[column].unique().to_pylist()):
+        rows = content.filter(pa.compute.equal(content[column], value)).drop_columns([column])
+        path = folder / table / f"{column}={value}" / f"part-{number}.parq"
+        path.parent.mkdir(parents=True)
+        pq.write_table(rows, path)
+    return content
+
+
+def test_hive_partitions_are_columns_of_whole_numbers_or_text(folder):
+    whole = partitioned(folder, "impressions", "product_id")
+    products = partitioned(folder, "products", "aisle")
+    tables = InputTables.open(folder)
+    assert tables.path_glob("impressions") == str(folder / "impressions" / "**" / "*.parq")
+    for name, content, key in (
+        ("impressions", whole, "impression_id"),
+        ("products", products, "product_id"),
+    ):
+        rows = sorted(read_both_ways(tables.table(name)), key=lambda row: row[key])
+        assert rows == content.to_pylist()
+    assert tables.schema("impressions").field("product_id").type == pa.int64()
+    found = duckdb.sql(
+        f"SELECT product_id, __file FROM {tables.scan_sql('impressions', positions=True)}"
+    ).fetchall()
+    assert all(f"/product_id={number}/" in file for number, file in found)
+
+
+def test_a_column_that_the_files_hold_wins_over_their_partition(folder):
+    content = pq.read_table(folder / "products.parquet")
+    (folder / "products.parquet").unlink()
+    (folder / "products" / "aisle=wrong").mkdir(parents=True)
+    pq.write_table(content, folder / "products" / "aisle=wrong" / "a.parquet")
+    assert read_both_ways(InputTables.open(folder).table("products")) == content.to_pylist()
+
+
+def test_a_null_partition_is_null_and_its_type_comes_from_the_others(folder):
+    content = pq.read_table(folder / "products.parquet")
+    (folder / "products.parquet").unlink()
+    for number, value in enumerate(["__HIVE_DEFAULT_PARTITION__", "7"]):
+        path = folder / "products" / f"shelf={value}" / "a.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(content.slice(2 * number, 2), path)
+    rows = read_both_ways(InputTables.open(folder).table("products"))
+    assert {row["product_id"]: row["shelf"] for row in rows} == {0: None, 1: None, 2: 7, 3: 7}
+
+
+def test_a_partition_with_a_zero_before_its_number_is_text(folder):
+    content = pq.read_table(folder / "products.parquet")
+    (folder / "products.parquet").unlink()
+    for number, value in enumerate(["07", "7"]):
+        path = folder / "products" / f"shelf={value}" / "a.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(content.slice(2 * number, 2), path)
+    rows = read_both_ways(InputTables.open(folder).table("products"))
+    assert {row["product_id"]: row["shelf"] for row in rows} == {0: "07", 1: "07", 2: "7", 3: "7"}
+
+
+def test_files_in_plain_subfolders_beside_files_are_read(folder):
+    whole = pq.read_table(folder / "impressions.parquet")
+    in_files(folder, "impressions", whole.slice(0, 4))
+    (folder / "impressions" / "later" / "b").mkdir(parents=True)
+    pq.write_table(whole.slice(4), folder / "impressions" / "later" / "b" / "1.parquet")
+    (folder / "impressions" / "_temporary").mkdir()
+    (folder / "impressions" / "_temporary" / "half.parquet").write_bytes(b"half")
+    tables = InputTables.open(folder)
+    assert read_both_ways(tables.table("impressions")) == whole.to_pylist()
+
+
+@pytest.mark.parametrize("name", ["part-1.csv", "later/part-00000", "notes.txt"])
+def test_a_file_of_another_kind_in_the_folder_of_a_table_is_refused_by_name(folder, name):
+    in_files(folder, "products", pq.read_table(folder / "products.parquet"))
+    path = folder / "products" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("product_id\n9\n")
+    message = the_error(folder)
+    assert f"{path} is not named *.parquet" in message
+    assert "dashclip import tables" in message
+
+
+def test_a_parq_file_is_a_table_and_two_are_refused(folder):
+    (folder / "products.parquet").rename(folder / "products.parq")
+    assert InputTables.open(folder).rows("products") == 4
+    pq.write_table(pq.read_table(folder / "products.parq"), folder / "products.parquet")
+    assert "products.parquet and" in the_error(folder)
+
+
+@pytest.mark.parametrize("name", ["products.csv", "impressions.tsv.gz", "purchases.jsonl"])
+def test_a_table_of_another_format_does_not_count_as_absent(folder, name):
+    (folder / f"{name.partition('.')[0]}.parquet").unlink()
+    (folder / name).write_bytes(b"")
+    message = the_error(folder)
+    assert f"{folder / name} is not Parquet" in message
+    assert "dashclip import tables" in message
+
+
 def test_a_path_full_of_wildcards_and_quotes_reads_only_itself(tmp_path):
     folder = write_tables(tmp_path / "it's [a] *?", good_rows())
     tables = InputTables.open(folder)

@@ -57,7 +57,7 @@ BAD_ROWS = {
         (product(4, product_id=None), "null_product_id"),
         (product(2), "duplicate_product_id"),
         (product(5, price=-0.01), "bad_price"),
-        (product(6, price=float("nan")), "bad_price"),
+        (product(6, price=float("-inf")), "bad_price"),
         (product(7, price=float("inf")), "bad_price"),
     ],
     "relevance": [
@@ -169,7 +169,7 @@ def test_optional_columns_are_held_to_their_rules(tmp_path):
     folder = write_tables(tmp_path / "in", good_rows())
     for table, column, values in (
         ("purchases", "quantity", [1, 2, 0, 1, 1]),
-        ("impressions", "price", [1.0] * 9 + [float("nan")]),
+        ("impressions", "price", [1.0] * 9 + [float("inf")]),
     ):
         path = folder / f"{table}.parquet"
         pq.write_table(pq.read_table(path).append_column(column, pa.array(values)), path)
@@ -468,3 +468,32 @@ def test_the_outputs_of_an_earlier_validation_are_replaced_and_other_folders_are
         with pytest.raises(FileExistsError, match="another kind"):
             validated(folder, max_bad_share=0.9, **{kind: others})
     assert sorted(others.iterdir()) == before
+
+
+def test_the_clean_copy_of_partitions_has_their_rows_but_the_bad_one(tmp_path):
+    folder = write_tables(tmp_path / "in", good_rows())
+    whole = pq.read_table(folder / "impressions.parquet")
+    (folder / "impressions.parquet").unlink()
+    for product_id in range(4):
+        rows = whole.filter(pa.compute.equal(whole["product_id"], product_id)).drop_columns(["product_id"])
+        path = folder / "impressions" / f"product_id={product_id}" / "part.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(rows, path)
+    bad = pa.Table.from_pylist([impression(11, product_id=9)], schema=SCHEMAS["impressions"])
+    (folder / "impressions" / "product_id=9").mkdir()
+    pq.write_table(bad.drop_columns(["product_id"]), folder / "impressions" / "product_id=9" / "a.parquet")
+    report = validated(folder, clean=tmp_path / "clean")
+    finding = report.tables["impressions"]
+    assert [(rule.rule, str(rule.example)) for rule in finding.broken] == [
+        ("unknown_product", "impressions/product_id=9/a.parquet row 0")
+    ]
+    rows = InputTables.open(tmp_path / "clean").table("impressions").to_table().to_pylist()
+    assert sorted(rows, key=lambda row: row["impression_id"]) == whole.to_pylist()
+
+
+def test_a_price_that_is_nan_counts_as_not_known(tmp_path):
+    rows = good_rows()
+    rows["products"][1] = product(1, price=float("nan"))
+    report = validated(write_tables(tmp_path / "in", rows), max_bad_share=0.0)
+    assert broken(report) == {}
+    check_or_raise(InputTables.open(tmp_path / "in"), now=NOW)

@@ -1,0 +1,213 @@
+"""`dashclip import`: published data sets to the four input tables."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from experiments.commands.inputs.imports import OUT, imports, print_summary
+
+if TYPE_CHECKING:
+    from experiments.datasets.own_tables.import_tables import ImportedTables
+
+
+@imports.command("movielens")
+def import_movielens_command(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Folder of the unpacked MovieLens, any published layout.")
+    ],
+    out: OUT,
+) -> None:
+    """Import **MovieLens**: a rating is an impression, 4 stars or more its click and a purchase.
+
+    GroupLens publishes 100K (5 MB), 1M (6 MB), latest-small (1 MB) and 25M (250 MB) for research, not for
+    commercial use without permission. PATH holds `u.data`, `u.item`, `u.user` (100K), `ratings.dat`,
+    `movies.dat`, `users.dat` (1M), `ratings.csv`, `movies.csv` (latest-small, 25M) or RecBole's `ml-*.inter`,
+    `.item`, `.user`, plain or .gz. OUT gets products (title with genres), impressions (without queries) and
+    purchases (the liked films). Then: `dashclip features build OUT runs/movielens/features_per_user --config
+    movielens_features_per_user` (100K, 1M) or `movielens_features_no_users` (the others), `dashclip embed lsa
+    OUT runs/movielens/embeddings`, `dashclip sweep movielens_per_user runs/movielens/sweep`
+
+    Example: `dashclip import movielens ml-100k runs/movielens/tables`
+    """
+    from rich.console import Console
+
+    from experiments.datasets.movielens import import_movielens
+    from experiments.runtime.progress import progress_bars
+
+    with progress_bars(Console()) as bars:
+        summary = import_movielens(path, out, progress=bars.under("importing"))
+        bars("importing", 1, 1, "")
+    rows = [
+        ("layout", summary.layout),
+        ("users", f"{summary.users:,}"),
+        ("films", f"{summary.films:,}"),
+        ("ratings (impressions)", f"{summary.ratings:,}"),
+        (
+            "of these 4 or more (clicks, purchases)",
+            f"{summary.liked:,} ({summary.liked / summary.ratings:.1%})",
+        ),
+    ]
+    absent = "no queries and no images in this data set; features and variants that need them do not apply"
+    if not summary.known_users:
+        absent += (
+            "\nno age, gender or occupation of users in these files; build features by "
+            "--config movielens_features_no_users"
+        )
+    print_summary("MovieLens", rows, absent, out)
+
+
+@imports.command("home-depot")
+def import_home_depot_command(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="`relevance.csv[.gz]` or `train.csv[.gz]`, or its folder."),
+    ],
+    out: OUT,
+) -> None:
+    """Import **Home Depot**'s search relevance: products and human grades of queries and products.
+
+    A mean grade below 1.75 becomes 0 (irrelevant), below 2.5 becomes 1 (moderate), else 2 (high). The data
+    set has no aisles: clusters of titles stand in for them, so that encoders find negatives elsewhere.
+
+    Example: `dashclip import home-depot home_depot runs/home_depot/tables`
+    """
+    from rich.console import Console
+
+    from experiments.datasets.home_depot import import_home_depot
+    from experiments.runtime.progress import progress_bars
+
+    with progress_bars(Console()) as bars:
+        summary = import_home_depot(path, out, progress=bars.under("importing"))
+        bars("importing", 1, 1, "")
+    rows = [
+        ("queries", f"{summary.queries:,}"),
+        ("products", f"{summary.products:,}"),
+        ("graded pairs", f"{summary.pairs:,}"),
+        ("of these irrelevant", _part(summary.irrelevant, summary.pairs)),
+        ("of these moderate", _part(summary.moderate, summary.pairs)),
+        ("of these high", _part(summary.high, summary.pairs)),
+        ("aisles (clusters of titles)", f"{summary.aisles:,}"),
+        ("products with several titles (first kept)", f"{summary.several_titles:,}"),
+        ("repeated pairs (first kept)", f"{summary.repeated_pairs:,}"),
+    ]
+    absent = "no images, impressions or purchases in this data set; rankers cannot be trained on it"
+    print_summary("Home Depot search relevance", rows, absent, out)
+
+
+@imports.command("grocery-store")
+def import_grocery_store_command(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Folder with `classes.csv`, or the repository around it.")
+    ],
+    out: OUT,
+) -> None:
+    """Import the **Grocery Store** photos: each a product with image, title, description and aisle.
+
+    The aisle is the coarse class, the column `split` says train, validation, test or iconic. Pictures are
+    copied to `OUT/images`.
+
+    Example: `dashclip import grocery-store GroceryStoreDataset runs/grocery_store/tables`
+    """
+    from rich.console import Console
+
+    from experiments.datasets.grocery_store import import_grocery_store
+    from experiments.runtime.progress import progress_bars
+
+    with progress_bars(Console()) as bars:
+        summary = import_grocery_store(path, out, progress=bars.under("importing"))
+        bars("importing", 1, 1, "")
+    rows = [
+        ("classes", f"{summary.classes:,}"),
+        ("coarse classes (aisles)", f"{summary.coarse_classes:,}"),
+        ("train photos", f"{summary.train:,}"),
+        ("validation photos", f"{summary.validation:,}"),
+        ("test photos", f"{summary.test:,}"),
+        ("iconic pictures", f"{summary.iconic:,}"),
+    ]
+    absent = "no queries, grades, impressions or purchases in this data set; it is for images and their texts"
+    print_summary("Grocery Store photos", rows, absent, out)
+
+
+@imports.command("wands")
+def import_wands_command(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Folder with product.csv, query.csv, label.csv.")
+    ],
+    out: OUT,
+) -> None:
+    """Import **WANDS** (Wayfair, MIT licence, 42,994 products, about 130 MB): products and human grades.
+
+    Exact is 2 (high), Partial 1, Irrelevant 0. The aisle is the first level of the category hierarchy. Then
+    `dashclip encode align OUT ENCODER --config encoders_home_depot`, or without training `dashclip embed
+    tfidf OUT VECTORS`
+
+    Example: `dashclip import wands WANDS/dataset runs/wands/tables`
+    """
+    from experiments.datasets.wands import import_wands
+
+    absent = "no images, impressions or purchases in this data set; rankers cannot be trained on it"
+    _print_published("WANDS", import_wands(path, out), absent, out)
+
+
+@imports.command("esci")
+def import_esci_command(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Folder with shopping_queries_dataset_*.parquet.")
+    ],
+    out: OUT,
+    locale: Annotated[
+        str, typer.Option(help="`us`, `es` or `jp`; ids of products are those of a locale.")
+    ] = "us",
+    version: Annotated[str, typer.Option(help="`large`, or `small` with the harder queries.")] = "large",
+) -> None:
+    """Import **Amazon ESCI** (Apache-2.0, 2.6 million judgements, 1.1 GB): products and human grades.
+
+    Exact is 2 (high), Substitute 1, Complement and Irrelevant 0; the letter stays in `esci_label`. There are
+    no aisles. Then as with WANDS.
+
+    Example: `dashclip import esci esci-data/shopping_queries_dataset runs/esci/tables --version small`
+    """
+    from typing import get_args
+
+    from experiments.datasets.amazon_esci import Locale, Version, import_esci
+
+    for option, value, known in (("--locale", locale, Locale), ("--version", version, Version)):
+        if value not in get_args(known):
+            raise typer.BadParameter(f"must be one of {', '.join(get_args(known))}", param_hint=option)
+    chosen: Any = {"locale": locale, "version": version}
+    absent = "no aisles, images, impressions or purchases in this data set; rankers cannot be trained on it"
+    _print_published("Amazon ESCI", import_esci(path, out, **chosen), absent, out)
+
+
+@imports.command("instacart")
+def import_instacart_command(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder with orders.csv and the other files.")],
+    out: OUT,
+    users: Annotated[int, typer.Option(min=0, help="So many users, chosen by the seed; 0 for all.")] = 10_000,
+    negatives: Annotated[int, typer.Option(min=1, help="Products not bought beside each purchase.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the users and the negatives.")] = 0,
+) -> None:
+    """Import **Instacart** (2017, non-commercial use, 3.4 million orders, 700 MB): real purchases.
+
+    Nothing was shown in this data set: impressions are **constructed** of purchases and products bought
+    before by others, and so is the clock, as there are no dates. Then: `dashclip features build OUT
+    runs/instacart/features --config instacart_features`, `dashclip embed lsa OUT runs/instacart/embeddings`,
+    `dashclip sweep instacart runs/instacart/sweep`
+
+    Example: `dashclip import instacart instacart_2017_05_01 runs/instacart/tables`
+    """
+    from experiments.datasets.instacart import import_instacart
+
+    summary = import_instacart(path, out, users=users or None, negatives=negatives, seed=seed)
+    absent = "no queries, images, prices or grades in this data set; variants that need them do not apply"
+    _print_published("Instacart", summary, absent, out)
+
+
+def _print_published(title: str, summary: "ImportedTables", absent: str, out: Path) -> None:
+    rows = [(name, f"{count:,} rows") for name, count in summary.rows.items()]
+    print_summary(title, rows, "\n".join([*(f"- {note}" for note in summary.notes), absent]), out)
+
+
+def _part(count: int, total: int) -> str:
+    return f"{count:,} ({count / total:.1%})"

@@ -1,0 +1,1 @@
+"""Catalogue feeds that shops already export, to the table of products."""

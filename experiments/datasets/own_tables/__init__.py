@@ -1,0 +1,1 @@
+"""A user's own tables, in the formats and under the names that they have, to the four input tables."""
