@@ -51,10 +51,15 @@ _EVALUATION_BATCH = 8192
 class RunConfig(StrictModel):
     """Everything that decides a run's numbers."""
 
+    #: A name for the records; what tells variants apart is [ranker.semantic].
     variant: str
+    #: Of initial weights and of the order of rows; equal seeds give equal bits on a CPU.
     seed: Annotated[int, Field(ge=0, lt=2**31)]
+    #: Folder of the feature set, made by `dashclip features build`.
     features: Path
+    #: Folder of the product vectors; needs [ranker.semantic].
     product_table: Path | None = None
+    #: Folder of the query vectors; needs [ranker.semantic].
     query_table: Path | None = None
     ranker: RankerConfig = RankerConfig()
     training: TrainingConfig = TrainingConfig()
