@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from experiments.commands import bench, config, demo, doctor, worlds
+from experiments.commands import bench, config, demo, doctor, init, worlds
 from experiments.commands.encoders import (
     embed,
     encode,
@@ -48,7 +48,7 @@ proofs = typer.Typer(
 
 #: What `dashclip --help` shows, by job: commands and groups of them.
 PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
-    "Start": {"demo": demo.demo, "doctor": doctor.doctor, "config": config.config},
+    "Start": {"demo": demo.demo, "init": init.init, "doctor": doctor.doctor, "config": config.config},
     "Data": {
         "generate": generate.generate_marketplace,
         "validate": validate.validate_tables,

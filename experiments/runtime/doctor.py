@@ -28,7 +28,7 @@ EXTRAS = {
     "fastapi": "serving without Java: `dashclip serve PACKAGE --fastapi`",
     "peers": "comparing the server with Redis and ONNX: `make bench-serving`",
     "weights": "published text weights to start encoders from: `--start all-minilm-l6-v2`",
-    "sentence-transformers": "vectors of any sentence-transformers model: `dashclip embed sentence-transformers`",
+    "sentence-transformers": "vectors of any such model: `dashclip embed sentence-transformers`",
     "dev": "tests and checks: `make check`",
 }
 BUILD_EXTRAS = ("cpu", "cuda")
@@ -38,7 +38,7 @@ PROBE_TIMEOUT_S = 300
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the diagnosis; `fix` is empty when the status is ok. "optional" is missing and not needed."""
+    """One line of the diagnosis; `fix` is empty when the status is ok. What is optional may stay missing."""
 
     name: str
     status: Status
