@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from experiments.commands import bench, config, demo, doctor, init, worlds
+from experiments.commands import bench, config, demo, doctor, init, search, worlds
 from experiments.commands.encoders import (
     embed,
     encode,
@@ -17,7 +17,7 @@ from experiments.commands.encoders import (
     published_sets,
 )
 from experiments.commands.inputs import features, generate, imports, validate
-from experiments.commands.rankers import importance, publish, report, sweep, train
+from experiments.commands.rankers import importance, predict, publish, report, sweep, train
 from experiments.commands.serving import archive, drift, fuzz, loadtest, package, refresh, replay, serve, soak
 from experiments.runtime.quiet import quiet_imports
 
@@ -55,12 +55,18 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "import": imports.imports,
         "features": features.features,
     },
-    "Encoders": {"embed": embed.embed, "encode": encode.encode, "grade": grade_run.grade},
+    "Encoders": {
+        "embed": embed.embed,
+        "encode": encode.encode,
+        "search": search.search,
+        "grade": grade_run.grade,
+    },
     "Rankers": {
         "train": train.train,
         "sweep": sweep.sweep,
         "report": report.report,
         "importance": importance.importance,
+        "predict": predict.predict,
     },
     "Serving": {
         "package": package.package,

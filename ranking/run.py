@@ -116,8 +116,11 @@ def open_run(config: RunConfig, *, device: torch.device | None = None) -> Run:
     return Run(config, feature_set, semantic, ranker)
 
 
-def load_run(folder: Path, *, device: torch.device | None = None) -> Run:
+def load_run(folder: Path, *, features: Path | None = None, device: torch.device | None = None) -> Run:
     """A trained run with the weights of its best evaluation.
+
+    Args:
+        features: a feature set to score instead of the run's own, with the same vocabularies and columns.
 
     Raises:
         CheckpointError: the weights are missing or damaged.
@@ -125,7 +128,7 @@ def load_run(folder: Path, *, device: torch.device | None = None) -> Run:
     """
     config = run_config(folder)
     check_same_run(folder, config)
-    run = open_run(config, device=device)
+    run = open_run(config.model_copy(update={"features": features or config.features}), device=device)
     best = folder / "best"
     load_ranker_weights(run.ranker, read_checkpoint(best).parts[WEIGHTS], source=best)
     return run
