@@ -168,7 +168,7 @@ def readme(survey: Survey, out: Path, drafts: dict[str, Drafted], estimates: Est
     lines += ["## Then", ""]
     if SWEEP in drafts:
         lines += [
-            "- `dashclip serve runs/package --fastapi` answers requests on this machine.",
+            "- `dashclip serve runs/package --fastapi --port 8000` answers requests on this machine.",
             "- `dashclip importance runs/sweep/VARIANT` says which features matter.",
         ]
     if not trains_encoders(survey):
