@@ -16,7 +16,8 @@ from experiments.config import parse_config
 from experiments.projects.survey import Survey
 from experiments.runtime.environment import environment
 from experiments.sweeps.sweep import SweepConfig, plan
-from features.inputs.tables import InputTables, TableName
+from features.inputs.table_specs import TableName
+from features.inputs.tables import InputTables
 from features.offline.build import build
 from features.progress import Progress, silent
 from features.schema import FeatureConfig

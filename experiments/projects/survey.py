@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from features.columns.clock import DAY_US
 from features.inputs.images import decode_image
-from features.inputs.table_specs import is_text
-from features.inputs.tables import InputTables, TableName
+from features.inputs.table_specs import TableName, is_text
+from features.inputs.tables import InputTables
 
 #: Images that are opened to see whether there are any.
 IMAGES_TRIED = 50

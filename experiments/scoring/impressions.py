@@ -21,7 +21,8 @@ import torch
 from experiments.runtime.run_layout import log_of_run
 from features.columns.clock import DAY_US
 from features.feature_set import FeatureSet
-from features.inputs.tables import InputTables, TableName
+from features.inputs.table_specs import TableName
+from features.inputs.tables import InputTables
 from features.offline.build import build
 from features.progress import Progress, silent
 from features.schema import FeatureConfig, SparseFeature
