@@ -196,10 +196,10 @@ def check_extras(requirements: Sequence[str]) -> list[Finding]:
     """
     names: dict[str, list[str]] = {}
     for requirement in requirements:
-        extra = re.search(r"extra\s*==\s*['\"]([\w.-]+)['\"]", requirement)
+        named = re.search(r"extra\s*==\s*['\"]([\w.-]+)['\"]", requirement)
         distribution = re.match(r"[\w.-]+", requirement)
-        if extra and distribution and extra[1] not in BUILD_EXTRAS:
-            names.setdefault(extra[1], []).append(distribution[0])
+        if named and distribution and named[1] not in BUILD_EXTRAS:
+            names.setdefault(named[1], []).append(distribution[0])
     findings = []
     for extra, distributions in names.items():
         versions = installed_versions(tuple(distributions))
