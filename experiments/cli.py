@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from experiments.commands import bench, config, demo, doctor, worlds
+from experiments.commands import bench, config, demo, doctor, init, search, worlds
 from experiments.commands.encoders import (
     embed,
     encode,
@@ -24,7 +24,7 @@ from experiments.commands.inputs import (
     imports,
     validate,
 )
-from experiments.commands.rankers import importance, publish, report, sweep, train
+from experiments.commands.rankers import importance, predict, publish, report, sweep, train
 from experiments.commands.serving import archive, drift, fuzz, loadtest, package, refresh, replay, serve, soak
 from experiments.runtime.quiet import quiet_imports
 
@@ -55,19 +55,25 @@ proofs = typer.Typer(
 
 #: What `dashclip --help` shows, by job: commands and groups of them.
 PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
-    "Start": {"demo": demo.demo, "doctor": doctor.doctor, "config": config.config},
+    "Start": {"demo": demo.demo, "init": init.init, "doctor": doctor.doctor, "config": config.config},
     "Data": {
         "generate": generate.generate_marketplace,
         "validate": validate.validate_tables,
         "import": imports.imports,
         "features": features.features,
     },
-    "Encoders": {"embed": embed.embed, "encode": encode.encode, "grade": grade_run.grade},
+    "Encoders": {
+        "embed": embed.embed,
+        "encode": encode.encode,
+        "search": search.search,
+        "grade": grade_run.grade,
+    },
     "Rankers": {
         "train": train.train,
         "sweep": sweep.sweep,
         "report": report.report,
         "importance": importance.importance,
+        "predict": predict.predict,
     },
     "Serving": {
         "package": package.package,

@@ -2,6 +2,7 @@
 
 import difflib
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -10,6 +11,28 @@ from pydantic import BaseModel, ValidationError
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 SHIPPED = Path(__file__).parent / "configs"
+#: The command that reads each kind of config.
+READ_BY = {
+    "features": "dashclip features build",
+    "encoders": "dashclip encode",
+    "run": "dashclip train",
+    "sweep": "dashclip sweep",
+    "ablation": "dashclip encode ablate",
+    "prompt": "dashclip grade",
+    "mapping": "dashclip import tables",
+}
+
+
+@dataclass(frozen=True)
+class KeysOf:
+    """Says of a dictionary in a config that its keys are fields of `model`, but for those in `without`.
+
+    `otherwise` says what holds for a key that is left out, where that is not the model's default.
+    """
+
+    model: type[BaseModel]
+    without: tuple[str, ...] = ()
+    otherwise: str | None = None
 
 
 class ConfigError(ValueError):

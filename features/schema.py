@@ -41,9 +41,13 @@ class DenseFeature(StrictModel):
     `<name>_missing` (0 or 1) is added.
     """
 
+    #: What the column of the feature set is called.
     name: str
+    #: The table whose column it is; products are joined by product_id.
     source: SourceTable = "impressions"
+    #: Name of the input column, a number.
     column: str
+    #: Before standardising: "standard" takes the number as it is, "log" its signed logarithm.
     transform: Literal["standard", "log"] = "standard"
 
 
@@ -54,10 +58,15 @@ class SparseFeature(StrictModel):
     then the ids seen at least `min_count` times in the training window.
     """
 
+    #: What the feature is called, in the feature set and in reports.
     name: str
+    #: The table whose column it is, or "timestamp" for a part of the impression's UTC time.
     source: SourceTable = "impressions"
+    #: Name of the input column, an integer or a string; of "timestamp" hour_of_day or day_of_week.
     column: str
+    #: Rarer ids of the training window share the rows of unknown ids.
     min_count: Annotated[int, Field(ge=1)] = 5
+    #: Rows that unknown ids are hashed to.
     oov_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 8
     #: The value that a server uses when the request has none; needed for what is unknown before ranking
     #: (the position: it is a feature in training so that its effect is not credited to the product).
@@ -73,17 +82,24 @@ class CounterConfig(StrictModel):
     the training window.
     """
 
+    #: What is counted for: the query, the product, the user, and the product under this query.
     keys: tuple[CounterKey, ...] = ("query", "product", "user", "query_product")
+    #: How far each counter looks back, in days; every key has every window.
     windows_days: tuple[Annotated[int, Field(ge=1, le=365)], ...] = (1, 7, 28)
+    #: How fresh counters are: as of the impression itself ("exact"), its hour or its day.
     granularity: Granularity = "hour"
+    #: Weight of the average click rate in a smoothed one, in impressions.
     prior_impressions: Annotated[float, Field(gt=0)] = 20.0
 
 
 class HistoryConfig(StrictModel):
     """What the user purchased in [t - window_days, t), newest first, at most `cap` of them."""
 
+    #: How far back purchases count.
     window_days: Annotated[int, Field(ge=1, le=3650)] = 84
+    #: At most so many purchases, the newest.
     cap: Annotated[int, Field(ge=1, le=10_000)] = 50
+    #: Count a product bought several times once, at its newest purchase.
     deduplicate: bool = False
 
 
@@ -96,6 +112,7 @@ class LabelConfig(StrictModel):
     split: from after the user's first impression of a later split). Test labels see their whole window.
     """
 
+    #: A click counts if it came less than so long after its impression.
     attribution_hours: Annotated[float, Field(gt=0, le=8_760)] = 24.0
 
     @property
@@ -112,13 +129,18 @@ class SplitConfig(StrictModel):
     users' later clicks.
     """
 
+    #: "global" cuts the log by days, "per_user" each user's own impressions by share.
     method: Literal["global", "per_user"] = "global"
+    #: Days before the test days; they decide when training stops. For "global".
     validation_days: Annotated[int, Field(ge=1)] = 7
+    #: Last days of the log, on which rankers are measured. For "global".
     test_days: Annotated[int, Field(ge=1)] = 7
     #: Impressions before the first `burn_in_days` are dropped from training: their counters and histories
     #: look back over a log that does not exist yet.
     burn_in_days: Annotated[int, Field(ge=0)] = 0
+    #: Share of a user's impressions, those before the test ones. For "per_user".
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    #: Share of a user's impressions, the last ones. For "per_user".
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
 

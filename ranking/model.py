@@ -41,6 +41,7 @@ class SemanticConfig(StrictModel):
     pydantic_core._pydantic_core.ValidationError: ...
     """
 
+    #: Vectors that the ranker reads; each pair also gives a cosine.
     entities: Annotated[tuple[Entity, ...], Field(min_length=1)] = ("product", "query", "history")
     #: "similarity" leaves the tower out: the cosines, and which vectors exist, become dense columns of the
     #: DCN tower. So a lexical score, say, is a feature like any other.
@@ -50,7 +51,9 @@ class SemanticConfig(StrictModel):
     #: Beside the mean of the purchases, how many of them are how similar to product and query, in so many
     #: tiers of the cosine (`ranking.towers.HistoryTiers`); 0 leaves the mean alone, as in the paper.
     history_tiers: Annotated[int, Field(ge=0, le=256)] = 0
+    #: Layers over vectors and cosines.
     cross_layers: Annotated[int, Field(ge=0, le=16)] = 1
+    #: Fully connected layers of this tower.
     widths: Annotated[Widths, Field(min_length=1)] = (128, 64)
 
     @model_validator(mode="after")
@@ -109,11 +112,17 @@ class SemanticConfig(StrictModel):
 class RankerConfig(StrictModel):
     """Sizes of the ranker; `semantic` is what tells table 2's variants apart."""
 
+    #: Width of the trainable embedding of each id.
     embedding_dim: Annotated[int, Field(ge=4, le=1024, multiple_of=4)] = 16
+    #: Layers of DCN-v2 over all dense features and embeddings.
     cross_layers: Annotated[int, Field(ge=1, le=16)] = 3
+    #: Splits each cross matrix into two of this rank; full matrices if left out.
     cross_rank: Annotated[int, Field(ge=1)] | None = None
+    #: Fully connected layers beside the cross layers.
     deep_widths: Widths = (256, 128)
+    #: Fully connected layers over both towers.
     top_widths: Widths = (64,)
+    #: Share of a fully connected layer's outputs that training leaves out.
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     semantic: SemanticConfig | None = None
 

@@ -15,9 +15,13 @@ from ranking.model import Ranker
 class OptimizerConfig(StrictModel):
     """Learning rates rise linearly for `warmup_steps`, then fall linearly to `final_share` of themselves."""
 
+    #: Peak rate of Adam, for dense layers.
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    #: Peak rate of row-wise Adagrad, for tables of ids.
     embedding_learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    #: Of the dense layers.
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    #: Steps in which both rates rise.
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     #: 1 keeps the rates constant, which learns more from one short pass; 0 ends on a well-averaged model.
     final_share: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -51,10 +51,15 @@ _EVALUATION_BATCH = 8192
 class RunConfig(StrictModel):
     """Everything that decides a run's numbers."""
 
+    #: A name for the records; what tells variants apart is [ranker.semantic].
     variant: str
+    #: Of initial weights and of the order of rows; equal seeds give equal bits on a CPU.
     seed: Annotated[int, Field(ge=0, lt=2**31)]
+    #: Folder of the feature set, made by `dashclip features build`.
     features: Path
+    #: Folder of the product vectors; needs [ranker.semantic].
     product_table: Path | None = None
+    #: Folder of the query vectors; needs [ranker.semantic].
     query_table: Path | None = None
     ranker: RankerConfig = RankerConfig()
     training: TrainingConfig = TrainingConfig()
@@ -111,8 +116,11 @@ def open_run(config: RunConfig, *, device: torch.device | None = None) -> Run:
     return Run(config, feature_set, semantic, ranker)
 
 
-def load_run(folder: Path, *, device: torch.device | None = None) -> Run:
+def load_run(folder: Path, *, features: Path | None = None, device: torch.device | None = None) -> Run:
     """A trained run with the weights of its best evaluation.
+
+    Args:
+        features: a feature set to score instead of the run's own, with the same vocabularies and columns.
 
     Raises:
         CheckpointError: the weights are missing or damaged.
@@ -120,7 +128,7 @@ def load_run(folder: Path, *, device: torch.device | None = None) -> Run:
     """
     config = run_config(folder)
     check_same_run(folder, config)
-    run = open_run(config, device=device)
+    run = open_run(config.model_copy(update={"features": features or config.features}), device=device)
     best = folder / "best"
     load_ranker_weights(run.ranker, read_checkpoint(best).parts[WEIGHTS], source=best)
     return run

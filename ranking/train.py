@@ -32,12 +32,16 @@ from ranking.prediction import predict
 class TrainingConfig(StrictModel):
     """How a ranker is trained; the validation days decide when to stop and which weights to keep."""
 
+    #: Impressions of a step.
     batch_size: Annotated[int, Field(ge=1)] = 2048
+    #: Passes over the training window, at most.
     max_epochs: Annotated[int, Field(ge=1)] = 3
+    #: Looks at the validation days in each pass.
     evaluations_per_epoch: Annotated[int, Field(ge=1)] = 2
     #: Stop after so many evaluations without a lower validation log loss.
     patience: Annotated[int, Field(ge=1)] = 3
     optimizer: OptimizerConfig = OptimizerConfig()
+    #: Share of ids that training takes for unknown ones, so that these have a trained embedding.
     id_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.01
     #: "auto" is bfloat16 where the machine has units for it, else float32 (bfloat16 is emulated there).
     precision: Precision = "auto"

@@ -30,16 +30,21 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class HoldoutConfig(StrictModel):
     """Shares of distinct queries and of products that are held out; the seed chooses which."""
 
+    #: Of distinct queries: those that retrieval is measured on.
     test_query_share: Share = 0.1
+    #: Of distinct queries: those that decide when stage 2 stops.
     validation_query_share: Share = 0.05
+    #: Of products: those that no stage sees.
     test_product_share: Share = 0.05
     #: Of the other products: those that every stage is measured on and none is trained on, warm-ups included
     #: (`validation_products`), a share and a maximum of each kind.
     validation_product_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    #: At most so many products are kept aside to measure stages on.
     most_validation_products: Annotated[int, Field(ge=2)] = 2_000
     #: Keep aside products of any group rather than whole groups of lookalikes: right where few titles stand
     #: for many products, as names of classes do.
     validation_within_groups: bool = False
+    #: Chooses which are held out; keep it, or what was held out is trained on.
     seed: Annotated[int, Field(ge=0)] = 0
     #: "intent" keeps queries that ask for the same thing on one side; "spelling" parts them, as releases
     #: before did, and lets a test query's plural or misspelling be trained on.

@@ -49,10 +49,13 @@ class AugmentationConfig(StrictModel):
     min_area: float = Field(default=0.6, gt=0, le=1)
     #: Width : height of the crop is at most this many times that of the image, or its inverse.
     max_stretch: float = Field(default=4 / 3, ge=1, le=2)
+    #: An image is turned by at most so much, either way.
     max_rotation_degrees: float = Field(default=8.0, ge=0, le=45)
-    #: Brightness, contrast and colour are multiplied by a factor in [1 - x, 1 + x].
+    #: Brightness is multiplied by a factor in [1 - x, 1 + x].
     brightness: float = Field(default=0.3, ge=0, lt=1)
+    #: The same for contrast.
     contrast: float = Field(default=0.3, ge=0, lt=1)
+    #: The same for the strength of colours.
     colour: float = Field(default=0.3, ge=0, lt=1)
 
 

@@ -39,28 +39,40 @@ BLIP_VOCABULARY = 30_524
 class EncoderConfig(StrictModel):
     """Widths and depths of the product and the query encoder. Feed-forward layers are four times as wide."""
 
+    #: Tokens of the text encoders; the tokenizer says how many.
     vocab_size: Positive
-    #: Side of the square image in pixels, and of one patch.
+    #: Side of the square image, in pixels.
     image_size: Positive
+    #: Side of one patch, in pixels.
     patch_size: Positive
+    #: Width of the image encoder.
     vision_hidden_dim: Positive
+    #: Layers of the image encoder.
     vision_layers: Positive
+    #: Attention heads of the image encoder.
     vision_heads: Positive
+    #: Width of the text encoders.
     text_hidden_dim: Positive
+    #: Layers of the text encoders.
     text_layers: Positive
+    #: Attention heads of the text encoders.
     text_heads: Positive
     #: Width D of the shared space.
     embedding_dim: Annotated[int, Field(ge=4, le=1024, multiple_of=4)]
     #: Width of product and query vectors after a stage 2 that kept fewer principal components than D; it sets
     #: this (`AlignConfig.kept_dims`).
     kept_dims: Annotated[int, Field(ge=4, le=1024, multiple_of=4)] | None = None
-    #: Longer texts are cut; [CLS] and [SEP] count.
+    #: Tokens of a title; a longer one is cut. [CLS] and [SEP] count.
     max_title_tokens: Annotated[int, Field(ge=3, le=512)]
+    #: The same for queries.
     max_query_tokens: Annotated[int, Field(ge=3, le=512)]
-    #: Before each query and each title, in training and in serving; their pieces count as tokens.
+    #: Before each query, in training and in serving; its pieces count as tokens.
     query_prefix: Prefix = ""
+    #: The same for titles.
     title_prefix: Prefix = ""
+    #: How the states of a text become one: "cls" takes the first, "mean" the average of all.
     pooling: Pooling = "cls"
+    #: The same for images; "flat" puts all states side by side.
     image_pooling: ImagePooling = "cls"
     #: "conv" is beyond the paper (Xiao et al. 2021, "Early convolutions help transformers see better"): a few
     #: thousand pictures are too few to learn edges and letters by one linear layer over whole patches.
@@ -70,14 +82,16 @@ class EncoderConfig(StrictModel):
     #: stage 2 (module `completion`). From scratch, cross-attention to a few thousand pictures costs more than
     #: it gives (experiments/LOG.md).
     fusion: Fusion = "grounded"
-    #: Beyond the paper: rows and width of a hashed table of character n-grams, whose sum stands beside the
-    #: state of the word pieces (module `ngrams`). 0 rows leave it out.
+    #: Beyond the paper: rows of a hashed table of character n-grams, whose sum stands beside the state of the
+    #: word pieces (module `ngrams`); 0 leaves it out.
     ngram_buckets: Annotated[int, Field(ge=0)] = 0
+    #: Width of that table.
     ngram_dim: Positive = 128
     #: In attention and feed-forward layers of the text encoders; BLIP has none in the image encoder.
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    #: BLIP was trained with 1e-6 in the image encoder and 1e-12 in the text encoders.
+    #: Of layer norms in the image encoder; BLIP was trained with 1e-6.
     vision_layer_norm_eps: float = 1e-6
+    #: Of layer norms in the text encoders; BLIP was trained with 1e-12.
     text_layer_norm_eps: float = 1e-12
 
     @model_validator(mode="after")

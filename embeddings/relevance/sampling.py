@@ -33,10 +33,15 @@ class TupleConfig(StrictModel):
     queries are its rare kind); "fill" takes MR queries up to the maximum.
     """
 
+    #: Most positive queries of a product.
     max_positives: Annotated[int, Field(ge=1)] = 110
+    #: Highly relevant queries for each moderately relevant one.
     high_per_moderate: Annotated[int, Field(ge=1)] = 2
+    #: What follows when highly relevant queries run out: "keep_ratio" or "fill" with moderate ones.
     short_of_high: Literal["keep_ratio", "fill"] = "keep_ratio"
+    #: Negative queries beside each positive one.
     negatives: Annotated[int, Field(ge=1)] = 10
+    #: Whether products short of irrelevant queries borrow good queries of other aisles.
     proxy_negatives: bool = True
     #: Beyond the paper: grades of a model are drawn from its probabilities instead of its most fitting ones.
     draw_grades: bool = False

@@ -45,7 +45,9 @@ WEIGHT_DECAY = 0.1
 class CompletionConfig(StrictModel):
     """How the completion is trained."""
 
+    #: Passes over the products.
     epochs: Annotated[int, Field(ge=1)] = 20
+    #: Peak learning rate of AdamW.
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     #: Of the head that predicts tokens, which is trained before.
     token_learning_rate: Annotated[float, Field(gt=0)] = 3e-3

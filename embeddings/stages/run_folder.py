@@ -53,6 +53,11 @@ class StageRun:
     best: Mapping[str, float]
 
 
+def encoder_folder(folder: Path) -> Path | None:
+    """Where the encoder is in a folder of its own or of the run that made it; None if there is none."""
+    return next((found for found in (folder / ENCODER, folder) if is_encoder(found)), None)
+
+
 def settings_of(
     stage: str,
     data: Path,

@@ -61,12 +61,15 @@ class PretrainConfig(OptimizerConfig):
     #: Whether the text encoder is trained at all; its cross-attention always is. From scratch its warm-up is
     #: worth more than what images teach it.
     train_text: bool = True
+    #: Share of itself that the momentum teacher keeps at each step.
     embedding_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.995
     #: Pairs of teacher features; at most as many as there are products.
     queue_size: Annotated[int, Field(ge=0)] = 57_600
     #: Weight of the teacher in the soft targets, reached linearly over the first epochs.
     soft_target_share: Share = 0.4
+    #: Epochs until the teacher has its whole weight.
     soft_target_epochs: Annotated[float, Field(gt=0)] = 1.0
+    #: What cosines are divided by at first; it is learned.
     temperature: Annotated[float, Field(ge=TEMPERATURE_RANGE[0], le=TEMPERATURE_RANGE[1])] = 0.07
     augmentation: AugmentationConfig | None = AugmentationConfig()
     #: Which loss on the products kept aside says when to stop and which weights to keep. The paper's is

@@ -54,7 +54,9 @@ class AlignConfig(OptimizerConfig):
     product_side: ProductSide = "grounded"
     #: Of the query encoder; the paper freezes 8 of 12.
     frozen_layers: Annotated[int, Field(ge=0)] = 0
+    #: Cosines are divided by it before the softmax.
     temperature: Annotated[float, Field(ge=TEMPERATURE_RANGE[0], le=TEMPERATURE_RANGE[1])] = 0.05
+    #: Whether the temperature is trained as well.
     learn_temperature: bool = False
     #: Beyond the paper: the other queries of the rank's micro-batch as negatives, but for those with a grade
     #: above 0, in this or another spelling.
@@ -69,6 +71,7 @@ class AlignConfig(OptimizerConfig):
     #: Beyond the paper: centre the vectors at the end, turn them to principal axes and raise the variances to
     #: the power 1 - `whitening_power` (module `whitening`).
     whitening: bool = True
+    #: 1 makes all variances equal, 0 leaves them as they are.
     whitening_power: Annotated[float, Field(ge=0, le=1)] = 0.5
     #: Beyond the paper: leading principal components that the whitening keeps, all if 0: what is trained
     #: wide is served, and read by rankers, narrow. A multiple of 4.

@@ -47,6 +47,7 @@ from embeddings.training.ranks import Ranks
 class WarmupConfig(OptimizerConfig):
     """The text warm-up, and what both have in common."""
 
+    #: Cosines are divided by it before the softmax.
     temperature: Annotated[float, Field(gt=0)] = 0.05
 
 

@@ -35,21 +35,29 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class OptimizerConfig(StrictModel):
     """AdamW with linear warm-up and cosine decay to a share of the peak."""
 
+    #: Passes over the training rows.
     epochs: Annotated[int, Field(ge=1)]
     #: Rows of one optimizer step, over all ranks and micro-batches.
     batch_size: Annotated[int, Field(ge=2)]
     #: Micro-batches of one optimizer step: each contrasts only its own rows.
     accumulation: Annotated[int, Field(ge=1)] = 1
+    #: Peak learning rate of AdamW.
     learning_rate: Annotated[float, Field(gt=0)]
+    #: Share of all steps in which the learning rate rises to its peak.
     warmup_share: Share = 0.1
+    #: Share of the peak at the last step.
     final_share: Share = 0.01
+    #: Of AdamW; biases and norms have none.
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    #: Type of the passes; losses stay in float32.
     precision: Precision = "float32"
     #: Evaluations an epoch, evenly spread; the last one is at its end.
     evaluations_per_epoch: Annotated[int, Field(ge=1)] = 1
     #: Stop after this many evaluations without a new best.
     patience: Annotated[int, Field(ge=1)] = 3
+    #: Steps between checkpoints, from which a killed run continues.
     checkpoint_every_steps: Annotated[int, Field(ge=1)] = 200
+    #: Of batches, augmentation and whatever else the stage draws.
     seed: int = 0
 
     @model_validator(mode="after")

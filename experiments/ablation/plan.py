@@ -18,7 +18,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from experiments.ablation.run import METRICS_FILE, run_stage_1, run_variant
-from experiments.config import load_config, merged, parse_config
+from experiments.config import KeysOf, load_config, merged, parse_config
 from experiments.encoders.pipeline import EncodersConfig
 from experiments.runtime.job_pool import Job, OnProgress, run_jobs
 from features.artifacts import sha256_of
@@ -50,10 +50,11 @@ class VariantConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    #: What tables call it.
     title: str
     #: Over those of the base, key by key; a section of `_LEFT_OUT` that is `false` is left out. `modalities`
     #: are those of stage 2 and of the tables; the warm-ups and stage 1 see images and titles always.
-    settings: dict[str, Any] = {}
+    settings: Annotated[dict[str, Any], KeysOf(EncodersConfig)] = {}
     #: Those of the ablation if None.
     seeds: Seeds | None = None
 
@@ -66,12 +67,16 @@ class AblationConfig(BaseModel):
     #: An EncodersConfig: its TOML file, the name of a shipped one, or the settings themselves.
     base: str | dict[str, Any]
     #: Over those of the base, for all variants.
-    settings: dict[str, Any] = {}
+    settings: Annotated[dict[str, Any], KeysOf(EncodersConfig)] = {}
+    #: The variant that all others are compared with.
     default: str = "default"
+    #: Every variant is trained with each of these, unless it has its own.
     seeds: Seeds = (1, 2, 3, 4, 5)
+    #: Places of the retrieved list that count.
     k: Annotated[int, Field(ge=1)] = 10
     #: Widths at which the first coordinates are measured alone, wherever a variant has more.
     widths: tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...] = ()
+    #: What is compared, by name.
     variants: Annotated[
         dict[Annotated[str, Field(pattern="^[a-z0-9_]+$")], VariantConfig], Field(min_length=1)
     ]

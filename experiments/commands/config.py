@@ -10,14 +10,14 @@ config = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="List and print the configs that come along."
 )
 
-#: A top-level key, the kind of config that it tells, and the command that reads it; the first found counts.
+#: A top-level key, and the kind of config that it tells; the first found counts.
 _KINDS = (
-    ("base", "ablation", "dashclip encode ablate"),
-    ("size", "encoders", "dashclip encode"),
-    ("variants", "sweep", "dashclip sweep"),
-    ("variant", "run", "dashclip train"),
-    ("sparse", "features", "dashclip features build"),
-    ("products", "mapping", "dashclip import tables"),
+    ("base", "ablation"),
+    ("size", "encoders"),
+    ("variants", "sweep"),
+    ("variant", "run"),
+    ("sparse", "features"),
+    ("products", "mapping"),
 )
 
 
@@ -35,6 +35,8 @@ def list_command() -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from experiments.config import READ_BY
+
     grid = Table()
     grid.add_column("name", no_wrap=True)
     grid.add_column("kind")
@@ -44,8 +46,8 @@ def list_command() -> None:
         grid.add_row(path.stem, kind_of(tomllib.loads(text)), escape(first_comment(text)))
     console = Console()
     console.print(grid)
-    for _, kind, command in _KINDS:
-        console.print(f"{kind:<9} is read by `{command}`")
+    for _, kind in _KINDS:
+        console.print(f"{kind:<9} is read by `{READ_BY[kind]}`")
 
 
 @config.command("show")
@@ -66,12 +68,39 @@ def show_command(
     typer.echo(paths[name].read_text(encoding="utf-8"), nl=False)
 
 
+@config.command("explain")
+def explain_command(
+    key: Annotated[
+        str | None,
+        typer.Argument(
+            help="A kind of config, a key with its sections, or the end of one; the kinds if left out."
+        ),
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print docs/configuration.md: every key of every config.")
+    ] = False,
+) -> None:
+    """Say what a key of a config means, what may stand there, and what holds without it.
+
+    All of it comes from the models that check the configs. A section brings the keys below it.
+
+    Example: `dashclip config explain split.test_days`, `dashclip config explain features`
+    """
+    from experiments.config_keys import find_keys
+    from experiments.reports.config_text import keys_text, kinds_text, to_markdown
+
+    if markdown:
+        typer.echo(to_markdown(), nl=False)
+    else:
+        typer.echo(keys_text(find_keys(key)) if key else kinds_text(), nl=False)
+
+
 def kind_of(content: dict[str, Any]) -> str:
     """ablation, encoders, sweep, run, features, mapping: a `base` tells an ablation, `variants` or not."""
-    for key, kind, _ in _KINDS:
+    for key, kind in _KINDS:
         if key in content:
             return kind
-    raise ValueError(f"not a config of any kind: none of {[key for key, _, _ in _KINDS]} is among its keys")
+    raise ValueError(f"not a config of any kind: none of {[key for key, _ in _KINDS]} is among its keys")
 
 
 def first_comment(text: str) -> str:

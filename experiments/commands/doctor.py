@@ -11,7 +11,7 @@ def doctor(
         "runs"
     ),
 ) -> None:
-    """Check Python, the torch / fbgemm / torchrec triple, processor, memory, disk and Java.
+    """Check Python, the torch / fbgemm / torchrec triple, processor, memory, disk, Java and optional extras.
 
     Loads the op library and trains a fused embedding table for one step. Exit code 1 if something fails.
 
@@ -25,7 +25,7 @@ def doctor(
     console = Console()
     with console.status("checking"):
         findings = diagnose(runs)
-    colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    colours = {"ok": "green", "optional": "cyan", "warn": "yellow", "fail": "bold red"}
     grid = Table("check", "", "found")
     for finding in findings:
         colour = colours[finding.status]

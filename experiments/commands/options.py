@@ -12,6 +12,13 @@ DATA_OF_RUN = Annotated[
     Path | None,
     typer.Option(help="Folder with the four tables; the `data` beside the run's feature set if not given."),
 ]
+ENCODERS = Annotated[
+    Path | None, typer.Option("--encoders", help="Encoder, or the run that made it: it embeds any text.")
+]
+TABLE = Annotated[
+    Path | None,
+    typer.Option("--table", help="Folder with `products/` and perhaps `queries/`: vectors made before."),
+]
 KEY_FILE = Annotated[
     Path | None, typer.Option(help="TorchServe's key_file.json, where a URL asks for a token.")
 ]

@@ -29,6 +29,7 @@ from embeddings.stages.stage1 import PretrainConfig
 from embeddings.stages.stage2 import AlignConfig, check_product_side
 from embeddings.stages.warmup import ImageWarmupConfig, WarmupConfig
 from embeddings.tables.encode import Encoded, encode_products, encode_queries
+from experiments.config import KeysOf
 from experiments.encoders.first_encoder import warm_start
 from experiments.encoders.retrieval_rows import RandomRow, TableRow, VectorRow, lexical_rows
 from experiments.encoders.table1 import Table1, evaluate_rows
@@ -38,6 +39,9 @@ from features.progress import Progress, silent
 
 #: What an encoder has gone through, by the stage in its id.
 _AFTER = {"initial": "before stage 1", "pretrained": "after stage 1", "aligned": "after stage 2"}
+#: Parts of an encoder's shape that no config sets: the tokenizer says how many tokens there are, stage 2 what
+#: it kept.
+LEARNED_SHAPE = ("vocab_size", "kept_dims")
 
 
 class EncodersConfig(BaseModel):
@@ -45,14 +49,21 @@ class EncodersConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    #: Shape to start from: "tiny" shows that it runs, "small" trains on two CPU cores in minutes, "base" is
+    #: BLIP's.
     size: Size = "small"
     #: Tokens learned from titles and queries, special ones included; that of the size if None.
     vocab_size: Annotated[int, Field(ge=100)] | None = None
     #: Fields of EncoderConfig that differ from those of the size, such as embedding_dim.
-    architecture: dict[str, bool | int | float | str] = {}
+    architecture: Annotated[
+        dict[str, bool | int | float | str],
+        KeysOf(EncoderConfig, without=LEARNED_SHAPE, otherwise="as `size` has it"),
+    ] = {}
     #: Of the first weights; the stages have seeds of their own.
     seed: Annotated[int, Field(ge=0)] = 0
+    #: What product embeddings are made of.
     modalities: tuple[Modality, ...] = ("image", "text")
+    #: Columns of products that are read as its text, one after the other.
     text_columns: tuple[str, ...] = ("title",)
     #: Whose grades count; where both grade a pair the first one named here wins.
     sources: tuple[str, ...] = ("human", "llm")
@@ -76,8 +87,7 @@ class EncodersConfig(BaseModel):
 
     @model_validator(mode="after")
     def _architecture_fits(self) -> Self:
-        # the tokenizer says how many tokens there are, and stage 2 what it kept
-        known = sorted(set(EncoderConfig.model_fields) - {"vocab_size", "kept_dims"})
+        known = sorted(set(EncoderConfig.model_fields) - set(LEARNED_SHAPE))
         for name in self.architecture:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)

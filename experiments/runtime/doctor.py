@@ -5,6 +5,8 @@ torch, fbgemm and torchrec must fit together, but no resolver can see it (torchr
 which declares no torch), so a mismatch ends in an undefined symbol at the first lookup.
 """
 
+import importlib.metadata
+import re
 import shutil
 import subprocess
 import sys
@@ -15,18 +17,28 @@ from typing import Literal
 
 from experiments.runtime.environment import cpu_model, installed_versions, usable_cores
 
-Status = Literal["ok", "warn", "fail"]
+Status = Literal["ok", "optional", "warn", "fail"]
 
 #: The versions this project is tested with; torch, fbgemm and torchrec are built for one another.
 TESTED = {"torch": "2.13.0", "fbgemm": "1.8.0", "torchrec": "1.8.0", "torchmetrics": "1.0.3"}
 CPU_BUILD, CUDA_BUILD = "fbgemm-gpu-cpu", "fbgemm-gpu"
+DISTRIBUTION = "dashclip-ranker"
+#: What each optional extra of the package is for. Those that `check_builds` looks at are not here.
+EXTRAS = {
+    "fastapi": "serving without Java: `dashclip serve PACKAGE --fastapi`",
+    "peers": "comparing the server with Redis and ONNX: `make bench-serving`",
+    "weights": "published text weights to start encoders from: `--start all-minilm-l6-v2`",
+    "sentence-transformers": "vectors of any such model: `dashclip embed sentence-transformers`",
+    "dev": "tests and checks: `make check`",
+}
+BUILD_EXTRAS = ("cpu", "cuda")
 GIB = 1 << 30
 PROBE_TIMEOUT_S = 300
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the diagnosis; `fix` is empty when the status is ok."""
+    """One line of the diagnosis; `fix` is empty when the status is ok. What is optional may stay missing."""
 
     name: str
     status: Status
@@ -46,6 +58,7 @@ def diagnose(folder: Path) -> list[Finding]:
         check_memory(memory_bytes),
         check_disk(shutil.disk_usage(_existing(folder)).free),
         check_java(_java_version()),
+        *check_extras(_requirements()),
     ]
     return findings
 
@@ -175,6 +188,30 @@ def check_java(version: str | None) -> Finding:
     return Finding("Java", "ok", version)
 
 
+def check_extras(requirements: Sequence[str]) -> list[Finding]:
+    """Each optional extra that the package declares, and what it would give where a part of it is missing.
+
+    Args:
+        requirements: those of the installed package, such as `fastapi>=0.115; extra == "fastapi"`.
+    """
+    names: dict[str, list[str]] = {}
+    for requirement in requirements:
+        named = re.search(r"extra\s*==\s*['\"]([\w.-]+)['\"]", requirement)
+        distribution = re.match(r"[\w.-]+", requirement)
+        if named and distribution and named[1] not in BUILD_EXTRAS:
+            names.setdefault(named[1], []).append(distribution[0])
+    findings = []
+    for extra, distributions in names.items():
+        versions = installed_versions(tuple(distributions))
+        missing = [name for name in distributions if versions.get(name) is None]
+        gives = EXTRAS.get(extra, "see pyproject.toml")
+        found = f"not installed ({', '.join(missing)})" if missing else "installed"
+        how = f"make setup EXTRA={extra}" if extra == "weights" else f"pip install '{DISTRIBUTION}[{extra}]'"
+        fix = f"optional, for {gives}: {how}" if missing else ""
+        findings.append(Finding(f"extra {extra}", "ok" if not missing else "optional", found, fix))
+    return findings
+
+
 def probe_op_library() -> None:
     """Train a fused embedding table for one step; raises or crashes where the op library does not load."""
     import torch
@@ -255,6 +292,14 @@ def _available_memory() -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+def _requirements() -> list[str]:
+    """What the installed package asks for; nothing where it is run from a folder without being installed."""
+    try:
+        return importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
 
 
 def _java_version() -> str | None:

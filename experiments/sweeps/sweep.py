@@ -16,12 +16,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from experiments.config import merged, parse_config
+from experiments.config import KeysOf, merged, parse_config
 from experiments.runtime.environment import environment, usable_cores
 from experiments.runtime.job_pool import BUSY, DIED, Job, OnProgress, run_jobs
 from experiments.sweeps.results import SWEEP, Floor
 from features.artifacts import BusyError, atomic_write_json
 from features.progress import Progress
+from ranking.model import RankerConfig
 from ranking.popularity import popularity_floor_of
 from ranking.run import (
     RunConfig,
@@ -32,7 +33,7 @@ from ranking.run import (
     open_run,
     run_lock,
 )
-from ranking.train import TrainingProgress
+from ranking.train import TrainingConfig, TrainingProgress
 
 #: How often is looked whether a run that another process trains has ended.
 LOOK_EVERY_S = 2.0
@@ -43,10 +44,15 @@ class VariantConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    #: What tables call it; its name if left out.
     title: str | None = None
-    ranker: dict[str, Any] = {}
-    training: dict[str, Any] = {}
+    #: Keys that differ from the sweep's [ranker].
+    ranker: Annotated[dict[str, Any], KeysOf(RankerConfig, otherwise="as the sweep has it")] = {}
+    #: Keys that differ from the sweep's [training].
+    training: Annotated[dict[str, Any], KeysOf(TrainingConfig, otherwise="as the sweep has it")] = {}
+    #: Folder of the product vectors that this variant reads.
     product_table: Path | None = None
+    #: Folder of the query vectors that this variant reads.
     query_table: Path | None = None
     #: It knows the simulated truth, as no model of real data can: shown as what could be reached, never as
     #: the best variant.
@@ -58,22 +64,32 @@ class SweepConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    #: What the report is called.
     name: str
+    #: The variant that all others are compared with.
     baseline: str = "dcn"
     #: A cheap variant that all others are compared with as well.
     second_baseline: str | None = None
+    #: Every variant is trained with each of these.
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
+    #: Folder of the feature set, made by `dashclip features build`.
     features: Path
+    #: Folder of the product vectors, for variants without their own.
     product_table: Path | None = None
+    #: Folder of the query vectors, for variants without their own.
     query_table: Path | None = None
     #: True click probabilities of a simulated log: impression_id, click_probability.
     truth: Path | None = None
+    #: Whether reports must say that the log is simulated.
     simulated: bool = False
     #: A score without any model, shown beside the variants.
     #: "popularity" is shrunken product mean + user mean (ranking/popularity.py).
     floor: Literal["popularity"] | None = None
-    ranker: dict[str, Any] = {}
-    training: dict[str, Any] = {}
+    #: Sizes of the ranker, common to all variants.
+    ranker: Annotated[dict[str, Any], KeysOf(RankerConfig)] = {}
+    #: How rankers are trained, common to all variants.
+    training: Annotated[dict[str, Any], KeysOf(TrainingConfig)] = {}
+    #: What is compared, by name.
     variants: Annotated[dict[str, VariantConfig], Field(min_length=1)]
 
     @model_validator(mode="after")

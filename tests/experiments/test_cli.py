@@ -237,7 +237,19 @@ COMMANDS = dict(walk(typer.main.get_command(cli.app)))
 def test_every_command_is_there():
     groups = {path[0] for path in COMMANDS if path}
     assert groups - {"proofs"} == {
-        *("demo", "doctor", "generate", "import", "validate", "features", "embed", "train"),
+        *(
+            "demo",
+            "init",
+            "search",
+            "predict",
+            "doctor",
+            "generate",
+            "import",
+            "validate",
+            "features",
+            "embed",
+            "train",
+        ),
         *("sweep", "report", "publish", "bench", "config", "encode", "grade", "importance"),
         *("package", "refresh", "replay", "archive", "serve", "stop", "loadtest", "drift", "fuzz", "soak"),
     }

@@ -65,8 +65,11 @@ irrelevant = "irrelevant"
 class Labels(StrictModel):
     """A word, or a sentence, for each grade."""
 
+    #: For grade 0.
     irrelevant: Text
+    #: For grade 1.
     moderate: Text
+    #: For grade 2.
     high: Text
 
     def in_order(self) -> tuple[str, str, str]:
@@ -77,8 +80,11 @@ class Labels(StrictModel):
 class Example(StrictModel):
     """A pair with its grade that the model is shown."""
 
+    #: What was searched.
     query: str
+    #: What the product says.
     text: str
+    #: The right grade: irrelevant, moderate or high.
     grade: GradeName
 
 
@@ -100,15 +106,19 @@ class ExamplePool(Protocol):
 class Prompt(StrictModel):
     """A prompt file."""
 
+    #: A name of yours for this wording; it is recorded with every grade.
     version: Text
+    #: What the model is told that it is.
     role: Text
     definitions: Labels
     labels: Labels = Labels(irrelevant="irrelevant", moderate="moderate", high="high")
+    #: Pairs with their grades that the model is shown.
     examples: tuple[Example, ...] = ()
     #: A longer text of a product is cut off.
     max_text_characters: Annotated[int, Field(ge=1)] = 600
     #: "nearest" adds examples to each pair, which `with_nearest` brings.
     examples_from: Literal["prompt", "nearest"] = "prompt"
+    #: How many nearest examples each pair gets.
     nearest_count: Annotated[int, Field(ge=1, le=64)] = 4
     _pool: ExamplePool | None = PrivateAttr(None)
 

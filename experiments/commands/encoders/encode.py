@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from experiments.commands.options import CONFIG, DATA, DEVICE, named_folders
+from experiments.commands.options import CONFIG, DATA, DEVICE, ENCODERS, TABLE, named_folders
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -174,6 +174,7 @@ def evaluate_command(
     from rich.console import Console
 
     from embeddings.encoders.dashclip import DashClipEncoder
+    from embeddings.stages.run_folder import encoder_folder
     from experiments.config import load_config
     from experiments.encoders.pipeline import EncodersConfig, measure_retrieval
     from experiments.encoders.title_to_image import measure_title_to_image
@@ -185,7 +186,7 @@ def evaluate_command(
     console = Console()
     settings = load_config(config, EncodersConfig)
     folders = named_folders(row)
-    encoders = {name: found for name, folder in folders.items() if (found := _encoder_folder(folder))}
+    encoders = {name: found for name, folder in folders.items() if (found := encoder_folder(folder))}
     tables = {name: folder for name, folder in folders.items() if name not in encoders}
     measured = {}
     with progress_bars(console) as bars:
@@ -253,6 +254,49 @@ def probe_command(
         console.print(f"{len(paths)} pictures in {out / 'pictures'}", soft_wrap=True)
 
 
+@encode.command("score")
+def score_command(
+    pairs: Annotated[
+        Path, typer.Argument(help="Parquet, CSV or TSV with the column `query` and `product_id` or `text`.")
+    ],
+    out: Annotated[
+        Path, typer.Argument(help="The same rows with a column `cosine`; .parquet, .csv or .tsv.")
+    ],
+    encoders: ENCODERS = None,
+    table: TABLE = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with products, where an encoder has to read those of `product_id`."),
+    ] = None,
+) -> None:
+    """Cosine of each query with its product, or with a text, by an encoder or by embedding tables.
+
+    A pair of which one side has no vector gets no cosine, and is counted.
+
+    Example: `dashclip encode score pairs.csv scored.csv --table runs/lsa`
+    """
+    import numpy as np
+    import pyarrow as pa
+    from rich.console import Console
+
+    from experiments.runtime.progress import progress_bars
+    from experiments.scoring.rows import read_rows, write_rows
+    from experiments.scoring.texts import VectorSource, score_pairs
+
+    console = Console()
+    rows = read_rows(pairs, needs=("query",))
+    source = VectorSource.open(encoders, table)
+    with progress_bars(console) as bars:
+        cosine_N = score_pairs(rows, source, data=data, progress=bars)
+    missing = int(np.isnan(cosine_N).sum())
+    write_rows(rows.append_column("cosine", pa.array(cosine_N, from_pandas=True)), out)
+    console.print(
+        f"{len(rows):,} pairs, {missing:,} without a vector of query or product; wrote {out}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
 @encode.command("ablate", hidden=True)
 def ablate_command(
     data: DATA,
@@ -302,13 +346,14 @@ def ablate_command(
 def _read(config: Path, encoder: Path | None) -> tuple[EncodersConfig, DashClipEncoder | None]:
     """The config and, if there is one, the encoder in a folder or in the run that made it."""
     from embeddings.encoders.dashclip import DashClipEncoder
+    from embeddings.stages.run_folder import encoder_folder
     from experiments.config import load_config
     from experiments.encoders.pipeline import EncodersConfig
 
     settings = load_config(config, EncodersConfig)
     if encoder is None:
         return settings, None
-    folder = _encoder_folder(encoder)
+    folder = encoder_folder(encoder)
     return settings, DashClipEncoder.load(folder or encoder)
 
 
@@ -318,10 +363,11 @@ def _read_start(
     """As `_read`; the start may also be the folder or the name of published text weights."""
     from embeddings.encoders.bert_checkpoint import is_bert_folder
     from embeddings.encoders.published_weights import PUBLISHED
+    from embeddings.stages.run_folder import encoder_folder
     from experiments.commands.encoders.published_models import print_text_weights
     from experiments.encoders.first_encoder import bert_encoder
 
-    if start is None or _encoder_folder(start):
+    if start is None or encoder_folder(start):
         return _read(config, start)
     if not (is_bert_folder(start) or (not start.exists() and str(start).lower() in PUBLISHED)):
         return _read(config, start)
@@ -329,14 +375,6 @@ def _read_start(
     encoder = bert_encoder(str(start), settings)
     print_text_weights(console, encoder)
     return settings, encoder
-
-
-def _encoder_folder(folder: Path) -> Path | None:
-    """Where the encoder is in a folder of its own or of the run that made it; None if there is none."""
-    from embeddings.encoders.dashclip import is_encoder
-    from embeddings.stages.run_folder import ENCODER
-
-    return next((found for found in (folder / ENCODER, folder) if is_encoder(found)), None)
 
 
 def _print_run(console: Console, run: StageRun) -> None:

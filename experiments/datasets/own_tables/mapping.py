@@ -22,7 +22,9 @@ def _named(value: Any) -> Any:
 class TextColumn(StrictModel):
     """A text or id as it stands in a column, or one `value` for all rows."""
 
+    #: Its name in the source.
     column: str | None = None
+    #: What all rows have instead.
     value: str | None = None
 
     @model_validator(mode="after")
@@ -35,6 +37,7 @@ class TextColumn(StrictModel):
 class NumberColumn(StrictModel):
     """A number; "NaN" and blanks are null. With a `currency`, "12.99 EUR" and "EUR 12.99" are 12.99."""
 
+    #: Its name in the source.
     column: str
     #: What parts whole from fraction; the other of the two may part thousands.
     decimal: Literal[".", ","] = "."
@@ -45,6 +48,7 @@ class NumberColumn(StrictModel):
 class TimeColumn(StrictModel):
     """A moment: text of ISO 8601 or of a `format`, a number of `unit`s since 1970, or a stored timestamp."""
 
+    #: Its name in the source.
     column: str
     #: As of strptime: "%d.%m.%Y %H:%M". ISO 8601 if not given.
     format: str | None = None
@@ -73,6 +77,7 @@ class TimeColumn(StrictModel):
 class FlagColumn(StrictModel):
     """0 or 1: as it stands (0, 1, true, false), by words, or by a threshold: ratings become clicks."""
 
+    #: Its name in the source.
     column: str
     #: A number at least this high is 1, a lower one 0.
     at_least: float | None = None
@@ -89,7 +94,9 @@ class FlagColumn(StrictModel):
 class GradeColumn(StrictModel):
     """A grade 0, 1, 2: as it stands, by words, or by two limits of a number."""
 
+    #: Its name in the source.
     column: str
+    #: The grade of each word.
     values: dict[str, Annotated[int, Field(ge=0, le=2)]] | None = None
     #: A number below the first is 0, below the second 1, else 2.
     limits: tuple[float, float] | None = None
@@ -168,6 +175,7 @@ class TableMapping(StrictModel):
     file: str | None = None
     #: What parts fields of CSV; found in the first line if not given.
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    #: Of text files.
     encoding: Literal["utf-8", "latin-1", "utf-16"] = "utf-8"
     #: Text columns that the source does not have: they become null.
     absent: tuple[str, ...] = ()
@@ -197,9 +205,11 @@ class ConstructedImpressions(StrictModel):
     candidates and makes no impression: nothing but a click could be said of it.
     """
 
+    #: Products beside each purchase.
     negatives: Annotated[int, Field(ge=1, le=1000)] = 4
     #: `popular`: as often as bought so far, so that popularity is no clue; `uniform`: all alike.
     draw: Literal["popular", "uniform"] = "popular"
+    #: Of the draw; equal seeds give equal impressions.
     seed: int = 0
 
 

@@ -1,5 +1,6 @@
 """The doctor: each check on made-up facts, and the real op library once."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,24 @@ def test_every_finding_that_is_not_ok_has_a_fix(monkeypatch: pytest.MonkeyPatch,
     for finding in doctor.diagnose(tmp_path):
         assert finding.found
         assert bool(finding.fix) == (finding.status != "ok"), finding
+
+
+def test_a_missing_extra_is_optional_and_says_what_it_would_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ["numpy>=2", 'fastapi>=0.1; extra == "fastapi"', 'uvicorn; extra == "fastapi"']
+    asked += ['pytest>=8; extra == "dev"', 'fbgemm-gpu-cpu==1.8.0; extra == "cpu"']
+    versions = {"fastapi": "1.0", "uvicorn": None, "pytest": "8.0"}
+    monkeypatch.setattr(doctor, "installed_versions", lambda names: {name: versions[name] for name in names})
+    fastapi, dev = doctor.check_extras(asked)
+    assert (fastapi.name, fastapi.status, fastapi.found) == (
+        *("extra fastapi", "optional", "not installed (uvicorn)"),
+    )
+    assert "serving without Java" in fastapi.fix
+    assert "pip install 'dashclip-ranker[fastapi]'" in fastapi.fix
+    assert (dev.status, dev.fix) == ("ok", "")
+    assert doctor.exit_code([fastapi, dev]) == 0
+
+
+def test_every_declared_extra_but_the_builds_says_what_it_is_for() -> None:
+    text = (Path(__file__).resolve().parents[3] / "pyproject.toml").read_text(encoding="utf-8")
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    assert {*doctor.EXTRAS, *doctor.BUILD_EXTRAS} == {*extras}

@@ -1,0 +1,204 @@
+"""What is in a data folder, as far as a first project depends on it. Reads every table once, by DuckDB."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from features.columns.clock import DAY_US
+from features.inputs.images import decode_image
+from features.inputs.table_specs import TableName, is_text
+from features.inputs.tables import InputTables
+
+#: Images that are opened to see whether there are any.
+IMAGES_TRIED = 50
+
+
+@dataclass(frozen=True)
+class ColumnFacts:
+    """A column beyond those that every log has.
+
+    `distinct` is approximate above some thousands.
+    """
+
+    table: TableName
+    name: str
+    #: "id" for text, whole numbers and flags, "number" for others, "other" for what no feature reads.
+    kind: str
+    distinct: int
+    filled: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Counts of one data folder; zero where there is nothing of a kind.
+
+    Attributes:
+        images: products whose image is named; `readable_images` of `images_tried` could be opened.
+        click_days: impressions and clicks of each UTC day, first to last, days without impressions too.
+        graded_queries: distinct queries of the relevance table.
+        sources: pairs by whose grade it is.
+        truth: whether the folder has a simulated truth beside its tables.
+    """
+
+    data: Path
+    columns: tuple[ColumnFacts, ...]
+    products: int
+    aisles: int
+    images: int
+    images_tried: int
+    readable_images: int
+    impressions: int
+    users: int
+    queries: int
+    click_days: tuple[tuple[int, int], ...]
+    first_day: str
+    last_day: str
+    purchases: int
+    buyers: int
+    graded_pairs: int
+    graded_queries: int
+    sources: dict[str, int]
+    truth: bool
+
+    @property
+    def has_images(self) -> bool:
+        """Whether encoders can be trained on images: at least half of those tried can be read."""
+        return self.images_tried > 0 and 2 * self.readable_images >= self.images_tried
+
+    @property
+    def clicks(self) -> int:
+        """Clicked impressions."""
+        return sum(clicks for _, clicks in self.click_days)
+
+    @property
+    def days(self) -> int:
+        """UTC days from the first impression to the last, both included."""
+        return len(self.click_days)
+
+    def column(self, table: TableName, name: str) -> ColumnFacts | None:
+        """That column, if it is there."""
+        return next((c for c in self.columns if (c.table, c.name) == (table, name)), None)
+
+
+def survey(data: Path) -> Survey:
+    """Count what `data` holds.
+
+    Raises:
+        InputError: the tables cannot be used; see `InputTables.open`.
+    """
+    tables = InputTables.open(data)
+    with duckdb.connect() as connection:
+        return _survey(tables, connection)
+
+
+def _survey(tables: InputTables, connection: duckdb.DuckDBPyConnection) -> Survey:
+    def one(sql: str) -> tuple[int, ...]:
+        row = connection.execute(sql).fetchone()
+        assert row is not None
+        return row
+
+    def scan(name: TableName) -> str:
+        return tables.scan_sql(name)
+
+    columns = [found for name in ("products", "impressions") for found in _columns(tables, name, connection)]
+    (aisles,) = one(f"SELECT count(DISTINCT aisle) FROM {scan('products')}")
+    named, tried, readable = _images(tables, connection)
+    shown, users, queries = 0, 0, 0
+    click_days: tuple[tuple[int, int], ...] = ()
+    first_day = last_day = ""
+    if tables.has("impressions"):
+        shown = tables.rows("impressions")
+        query = "count(DISTINCT query)" if tables.has_queries else "0"
+        users, queries = one(f"SELECT count(DISTINCT user_id), {query} FROM {scan('impressions')}")
+        found = connection.execute(
+            f"SELECT epoch_us(timestamp) // {DAY_US} AS day, count(*), sum(CAST(clicked AS BIGINT)) "
+            f"FROM {scan('impressions')} GROUP BY day ORDER BY day"
+        ).fetchall()
+        of_day = {int(day): (int(count), int(clicks or 0)) for day, count, clicks in found}
+        first, last = min(of_day), max(of_day)
+        click_days = tuple(of_day.get(day, (0, 0)) for day in range(first, last + 1))
+        first_day, last_day = (str(np.datetime64(day, "D")) for day in (first, last))
+    purchases, buyers = 0, 0
+    if tables.has_purchases:
+        purchases = tables.rows("purchases")
+        (buyers,) = one(f"SELECT count(DISTINCT user_id) FROM {scan('purchases')}")
+    pairs, graded_queries, sources = 0, 0, {}
+    if tables.has("relevance"):
+        pairs, graded_queries = one(f"SELECT count(*), count(DISTINCT query) FROM {scan('relevance')}")
+        sources = dict(
+            connection.execute(
+                f"SELECT source, count(*) FROM {scan('relevance')} GROUP BY 1 ORDER BY 1"
+            ).fetchall()
+        )
+    return Survey(
+        data=tables.root,
+        columns=tuple(columns),
+        products=tables.rows("products"),
+        aisles=aisles,
+        images=named,
+        images_tried=tried,
+        readable_images=readable,
+        impressions=shown,
+        users=users,
+        queries=queries,
+        click_days=click_days,
+        first_day=first_day,
+        last_day=last_day,
+        purchases=purchases,
+        buyers=buyers,
+        graded_pairs=pairs,
+        graded_queries=graded_queries,
+        sources=sources,
+        truth=(tables.root / "truth").is_dir(),
+    )
+
+
+def _columns(
+    tables: InputTables, name: TableName, connection: duckdb.DuckDBPyConnection
+) -> list[ColumnFacts]:
+    if not tables.has(name):
+        return []
+    found = []
+    rows = tables.rows(name)
+    for field in tables.schema(name):
+        quoted = '"' + field.name.replace('"', '""') + '"'
+        kind = _kind(field.type)
+        counts = (0, 0)
+        if kind != "other":
+            row = connection.execute(
+                f"SELECT approx_count_distinct({quoted}), count({quoted}) FROM {tables.scan_sql(name)}"
+            ).fetchone()
+            assert row is not None
+            counts = row
+        found.append(ColumnFacts(name, field.name, kind, int(counts[0]), int(counts[1]), rows))
+    return found
+
+
+def _kind(kind: pa.DataType) -> str:
+    if is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return "id"
+    return "number" if pa.types.is_floating(kind) or pa.types.is_decimal(kind) else "other"
+
+
+def _images(tables: InputTables, connection: duckdb.DuckDBPyConnection) -> tuple[int, int, int]:
+    """Products with an image, how many of them were tried, and how many of these can be read."""
+    if "image" not in tables.columns("products"):
+        return 0, 0, 0
+    named = connection.execute(
+        f"SELECT image FROM {tables.scan_sql('products')} WHERE image IS NOT NULL AND trim(image) <> ''"
+    ).fetchall()
+    step = max(1, len(named) // IMAGES_TRIED)
+    tried = [str(image) for (image,) in named[::step][:IMAGES_TRIED]]
+    return len(named), len(tried), sum(_is_readable(tables.root / image) for image in tried)
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        decode_image(path, side=96)
+    except (ValueError, OSError):
+        return False
+    return True
