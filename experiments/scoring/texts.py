@@ -69,7 +69,7 @@ class VectorSource:
         if self.queries is None:
             return self._encode_queries(queries)
         vectors_ND = unit_vectors(self.queries, pa.array(queries, pa.string()))
-        unknown_N = ~vectors_ND.any(axis=1)
+        unknown_N = np.array(~vectors_ND.any(axis=1), bool)
         if self.encoder is not None and unknown_N.any():
             asked = [query for query, unknown in zip(queries, unknown_N.tolist(), strict=True) if unknown]
             vectors_ND[unknown_N] = self._encode_queries(asked)

@@ -95,6 +95,14 @@ def test_more_threads_than_cores_are_a_warning_with_the_number_to_set() -> None:
     assert doctor.check_threads(8, 2).fix == "export OMP_NUM_THREADS=2"
 
 
+def test_cores_that_other_work_keeps_busy_count_as_taken() -> None:
+    assert doctor.check_threads(2, 2, busy=0.3).status == "ok"
+    assert doctor.check_threads(1, 2, busy=5.0).status == "ok", "one thread waits for no other"
+    found = doctor.check_threads(8, 8, busy=2.9)
+    assert (found.status, found.fix[-len("OMP_NUM_THREADS=5") :]) == ("warn", "OMP_NUM_THREADS=5")
+    assert doctor.check_threads(2, 2, busy=5.0).fix.endswith("OMP_NUM_THREADS=1")
+
+
 @pytest.mark.parametrize("check", [doctor.check_memory, doctor.check_disk])
 def test_little_room_warns_and_too_little_fails(check) -> None:
     statuses = [check(gib * doctor.GIB).status for gib in (1, 3, 100)]
