@@ -88,7 +88,8 @@ class PackageManifest(StrictModel):
     tables: TableType
     parity: ParityRecord
     training_record: TrainingRecord
-    test_metrics: Mapping[str, float | int | None]
+    #: Of the run on its test days; `undefined` says why a metric is null.
+    test_metrics: Mapping[str, float | int | Mapping[str, str] | None]
     sources: Mapping[str, str]
     files: Mapping[str, FileRecord]
 

@@ -92,6 +92,20 @@ def test_its_manifest_says_what_it_is(small_run: Path) -> None:
     assert manifest.parity.requests == 12
 
 
+def test_a_run_with_a_metric_that_its_test_days_leave_undefined_is_packaged(tmp_path: Path) -> None:
+    """As that of a log without queries, where no AUC by query exists."""
+    train_small(tmp_path, semantic=None)
+    path = tmp_path / "run" / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    reasons = {"gauc_query": "no row has a query"}
+    metrics["test"] |= {"gauc_query": None, "undefined": reasons}
+    path.write_text(json.dumps(metrics), encoding="utf-8")
+    manifest = PackageManifest.read(package_small(tmp_path))
+    assert manifest.test_metrics["gauc_query"] is None
+    assert manifest.test_metrics["undefined"] == reasons
+    assert manifest.test_metrics["auc"] == metrics["test"]["auc"]
+
+
 def test_no_user_id_of_the_feature_set_is_copied(small_run: Path) -> None:
     assert len(FeatureSet.open(small_run / "package" / "schema", verify=False).user_ids()) == 0
 
