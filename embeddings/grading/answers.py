@@ -128,11 +128,11 @@ def open_trained(folder: Path, *, device: str = "cpu") -> TrainedGrader:
     """
     # transformers takes seconds to import.
     if json_file_has(folder / GRADER_MANIFEST, "prompt_sha"):
-        from embeddings.grading.language_models.tuned_model import TunedModelGrader
+        from embeddings.grading.fine_tuned.tuned_model import TunedModelGrader
 
         return TunedModelGrader.load(folder, device=device)
     if json_file_has(folder / GRADER_MANIFEST, "validation_loss"):
-        from embeddings.grading.cross_encoder import CrossEncoderGrader
+        from embeddings.grading.fine_tuned.cross_encoder import CrossEncoderGrader
 
         return CrossEncoderGrader.load(folder, device=device)
     return FeatureGrader.load(folder)

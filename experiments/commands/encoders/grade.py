@@ -258,11 +258,11 @@ def _fine_tuned(
 ) -> TrainedGrader:
     given = {name: value for name, value in optimizer.items() if value is not None}
     if settings["kind"] == "cross-encoder":
-        from embeddings.grading.cross_encoder import CrossEncoderConfig, train_cross_encoder
+        from embeddings.grading.fine_tuned.cross_encoder import CrossEncoderConfig, train_cross_encoder
 
         config = CrossEncoderConfig.model_validate(settings).with_optimizer(**given)
         return train_cross_encoder(graded, catalogue, out, config=config, device=device, progress=show)
-    from embeddings.grading.language_models.tuned_model import TunedModelConfig, tune_model
+    from embeddings.grading.fine_tuned.tuned_model import TunedModelConfig, tune_model
     from embeddings.grading.pairs import GradingError
 
     if prompt is None:

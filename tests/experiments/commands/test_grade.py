@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from embeddings.grading.language_models.prompt import TEMPLATE
 from embeddings.relevance.grades import read_grades
 from experiments.cli import app
+from tests.embeddings.grading.fine_tuned.small_encoder import save_encoder
 from tests.embeddings.grading.language_models.chat_server import chat_server, good
 from tests.embeddings.grading.language_models.small_models import write_model, write_prompt
-from tests.embeddings.grading.small_encoder import save_encoder
 from tests.embeddings.grading.small_world import write_small_world
 
 SECRET = "sk-not-to-be-seen"

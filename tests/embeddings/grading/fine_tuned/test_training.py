@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from embeddings.grading.fine_tuning import GradeBatch, GradeLearner, batches_of_like_length, by_length
+from embeddings.grading.fine_tuned.training import GradeBatch, GradeLearner, batches_of_like_length, by_length
 
 
 def test_each_row_is_in_one_batch_at_most_and_only_a_rest_is_left_out() -> None:

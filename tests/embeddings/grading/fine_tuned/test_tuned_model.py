@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from embeddings.catalog.holdout import TEST, VALIDATION
 from embeddings.grading.answers import open_grader
-from embeddings.grading.fine_tuning import checkpoints_of
+from embeddings.grading.fine_tuned.training import checkpoints_of
+from embeddings.grading.fine_tuned.tuned_model import TunedModelConfig, TunedModelGrader, tune_model
 from embeddings.grading.language_models.examples import NearestExamples
 from embeddings.grading.language_models.local_model import LocalGrader
 from embeddings.grading.language_models.prompt import Prompt
-from embeddings.grading.language_models.tuned_model import TunedModelConfig, TunedModelGrader, tune_model
 from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError
 from embeddings.training.loop import OptimizerConfig, Report
 from tests.embeddings.grading.language_models.small_models import write_model, write_prompt

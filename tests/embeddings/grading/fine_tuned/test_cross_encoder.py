@@ -15,19 +15,19 @@ from embeddings.catalog.holdout import TEST, VALIDATION
 from embeddings.encoders.pretrained import CheckpointError
 from embeddings.evaluation.linear_probe import macro_f1
 from embeddings.grading.answers import open_grader
-from embeddings.grading.cross_encoder import (
+from embeddings.grading.fine_tuned.cross_encoder import (
     CrossEncoderConfig,
     CrossEncoderGrader,
     PairClassifier,
     TokenPairs,
     train_cross_encoder,
 )
-from embeddings.grading.fine_tuning import checkpoints_of
+from embeddings.grading.fine_tuned.training import checkpoints_of
 from embeddings.grading.graders import FeatureGrader
 from embeddings.grading.pairs import GradingError, Pairs
 from embeddings.training.checkpoint import CheckpointError as TrainingCheckpointError
 from embeddings.training.loop import OptimizerConfig, Report
-from tests.embeddings.grading.small_encoder import save_encoder
+from tests.embeddings.grading.fine_tuned.small_encoder import save_encoder
 from tests.embeddings.grading.small_world import HOLDOUT, read_small_world
 from tests.tolerances import float32_drift
 

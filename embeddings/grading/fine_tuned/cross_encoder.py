@@ -28,7 +28,7 @@ from embeddings.encoders.published_weights import find_published
 from embeddings.encoders.sentence_files import modules_of
 from embeddings.grading.classifiers import softmax
 from embeddings.grading.decision import Decision
-from embeddings.grading.fine_tuning import (
+from embeddings.grading.fine_tuned.training import (
     FineTuningConfig,
     GradeTask,
     by_length,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from embeddings.catalog.holdout import VALIDATION
 from embeddings.grading.decision import Decision
-from embeddings.grading.fine_tuning import (
+from embeddings.grading.fine_tuned.training import (
     FineTuningConfig,
     GradeTask,
     checkpoints_of,

@@ -1,0 +1,1 @@
+"""Graders that are text models fine-tuned on people's grades."""
