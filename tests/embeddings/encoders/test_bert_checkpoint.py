@@ -36,8 +36,10 @@ from tests.embeddings.encoders.small_bert import (
 )
 from tests.embeddings.small_catalog import write_small_catalog
 
-#: Largest difference in any entry of a unit vector.
+#: Largest difference in any entry of a unit vector with published weights.
 EXACT = 1e-6
+#: With random weights, whose layers enlarge what float32 rounds: 1.2e-6 was met. A wrong tensor gives 1e-2.
+ROUNDING = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +96,8 @@ def test_query_and_title_vectors_are_those_of_bert_pooled_and_normalised(data: s
         if data.draw(st.booleans()):
             as_other_file(folder)
         encoder = read_bert(folder, size="tiny", max_query_tokens=cut)
-    assert (encoder.embed_queries(TEXTS) - theirs_BD).abs().max() <= EXACT
-    assert (title_vectors(encoder, TEXTS) - theirs_BD).abs().max() <= EXACT
+    assert (encoder.embed_queries(TEXTS) - theirs_BD).abs().max() <= ROUNDING
+    assert (title_vectors(encoder, TEXTS) - theirs_BD).abs().max() <= ROUNDING
     assert (theirs_BD[0] - theirs_BD[1]).abs().max() > 1e-3, "equal vectors would agree with anything"
 
 
@@ -115,7 +117,7 @@ def test_prefixes_go_before_every_query_and_title_and_count_as_tokens(bert: Path
     ):
         prefixed = [prefix + text for text in TEXTS]
         theirs_BD = vectors_of_transformers(bert, prefixed, pooling=pooling, max_tokens=cut)
-        assert (found_BD - theirs_BD).abs().max() <= EXACT
+        assert (found_BD - theirs_BD).abs().max() <= ROUNDING
     plain = read_bert(bert, size="tiny", pooling=pooling)
     assert (encoder.embed_queries(TEXTS) - plain.embed_queries(TEXTS)).abs().max() > 0.01
 
