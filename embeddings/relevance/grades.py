@@ -28,6 +28,10 @@ from features.inputs.tables import open_table
 IRRELEVANT, MODERATE, HIGH = 0, 1, 2
 #: Name of each grade.
 GRADES = ("irrelevant", "moderate", "high")
+#: Whose grades come first where the order is not given; those of other sources follow by their names.
+FIRST_SOURCES = ("human", "llm")
+#: More than so many are rather the names of people than kinds of graders.
+MOST_SOURCES = 50
 #: Columns with a model's probabilities of the three, in their order.
 PROBABILITIES = ("p_ir", "p_mr", "p_hr")
 _BATCH_ROWS = 1 << 20
@@ -123,15 +127,14 @@ class Grades:
         return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
-def read_grades(
-    data: Path, *, sources: Sequence[str] = ("human", "llm"), draw_seed: int | None = None
-) -> Grades:
+def read_grades(data: Path, *, sources: Sequence[str] | None = None, draw_seed: int | None = None) -> Grades:
     """Read the relevance table of a data folder, one grade for each (query, product).
 
     An earlier source of `sources` beats a later one, whatever they say. Several grades of one source become
     their median, rounded down: 1 and 2 give 1. Rows that cannot be used are counted in the report.
 
     Args:
+        sources: whose grades count; all of them in the order of `sources_of` if None.
         draw_seed: draw the grades of rows with probabilities (p_ir, p_mr, p_hr) from those, instead of taking
             what the model found most fitting: what it doubts is then wrong as often as it thinks. A pair's
             draw depends on the seed, its query and its product alone.
@@ -144,6 +147,7 @@ def read_grades(
     product_ids = _read_product_ids(data)
     columns = ["query", "product_id", "grade", "source"]
     table = open_table(data, "relevance", columns)
+    sources = sources_of(data) if sources is None else sources
     has_intents = "intent" in table.schema.names
     if draw_seed is not None:
         if missing := [name for name in PROBABILITIES if name not in table.schema.names]:
@@ -182,6 +186,27 @@ def read_grades(
         key, queries=queries, product_ids=product_ids, sources=tuple(sources), counts=counts
     )
     return replace(grades, intents=list(map(intent_of.get, queries.to_pylist()))) if has_intents else grades
+
+
+def sources_of(data: Path) -> tuple[str, ...]:
+    """Every word that stands in the column `source` of the relevance table: human, llm, others by name.
+
+    Raises:
+        InputError: there is no such table or column.
+        RelevanceError: there are too many to be kinds of graders.
+    """
+    table = open_table(data, "relevance", ["source"])
+    found: set[str] = set()
+    for batch in table.to_batches(columns=["source"], batch_size=_BATCH_ROWS):
+        words = without_blanks(batch.column("source").cast(pa.string()))
+        found.update(pc.unique(words.drop_null()).to_pylist())
+        if len(found) > MOST_SOURCES:
+            raise RelevanceError(
+                f"source of relevance in {data} has more than {MOST_SOURCES} values, such as "
+                f"{min(found)!r}; it should be a kind of grader (human, llm, rule), not a name or an id"
+            )
+    first = [name for name in FIRST_SOURCES if name in found]
+    return (*first, *sorted(found.difference(FIRST_SOURCES)))
 
 
 def _note_intents(batch: pa.RecordBatch, intent_of: dict[str, str], data: Path) -> None:

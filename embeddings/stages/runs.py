@@ -16,6 +16,7 @@ from embeddings.catalog.tokenizer import TextTokenizer
 from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.relevance.build_tuples import Grades, TupleConfig, TupleSet, build_tuples, read_grades
+from embeddings.relevance.grades import sources_of
 from embeddings.stages.completion_training import complete
 from embeddings.stages.product_parts import ProductParts, has_image_and_title
 from embeddings.stages.run_folder import (
@@ -200,7 +201,7 @@ def align(
     start: Start,
     config: AlignConfig,
     tuple_config: TupleConfig | None = None,
-    sources: Sequence[str] = ("human", "llm"),
+    sources: Sequence[str] | None = None,
     inputs: InputConfig | None = None,
     device: str = "cpu",
     show: ShowReport | None = None,
@@ -212,6 +213,9 @@ def align(
     tuples, as it may take hours. `show` hears of the training, `progress` of what comes before and after it:
     tuples, whitening, completion.
 
+    Args:
+        sources: whose grades count, the first wins; those of `sources_of` if None.
+
     Raises:
         StageError: the folder holds a finished run of other settings or inputs, or there are no grades.
         CheckpointError: it holds an interrupted one, or a damaged checkpoint.
@@ -220,6 +224,8 @@ def align(
     """
     inputs, tuple_config = inputs or InputConfig(), tuple_config or TupleConfig()
     ranks = join_ranks(device)
+    if sources is None:
+        sources = sources_of(data) if table_files(data, "relevance") else ()
     make_tuples = partial(
         _graded_tuples,
         data,

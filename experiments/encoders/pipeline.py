@@ -65,8 +65,9 @@ class EncodersConfig(BaseModel):
     modalities: tuple[Modality, ...] = ("image", "text")
     #: Columns of products that are read as its text, one after the other.
     text_columns: tuple[str, ...] = ("title",)
-    #: Whose grades count; where both grade a pair the first one named here wins.
-    sources: tuple[str, ...] = ("human", "llm")
+    #: Whose grades count; where several grade a pair the first one named here wins. Left out: all that there
+    #: are, human first, then llm, then others by name.
+    sources: tuple[str, ...] | None = None
     holdout: HoldoutConfig = HoldoutConfig()
     tuples: TupleConfig = TupleConfig()
     #: The text warm-up from scratch; None, and training from published weights, leave it out.

@@ -137,13 +137,7 @@ RULES: dict[TableName, tuple[Rule, ...]] = {
             "r.grade IS NULL OR r.grade NOT IN (0, 1, 2)",
             "it must be 0 (irrelevant), 1 (moderate) or 2 (high); map other scales to these",
         ),
-        Rule(
-            "unknown_source",
-            "quarantine",
-            "source",
-            "r.source IS NULL OR r.source NOT IN ('human', 'llm')",
-            "it must be 'human' or 'llm'; rename it",
-        ),
+        _blank("source", "quarantine", "say who graded: human, llm, or a word of your own such as rule"),
         Rule(
             "duplicate_grade",
             "quarantine",

@@ -55,7 +55,7 @@ TABLES: dict[TableName, TableSpec] = {
             ColumnSpec("query", "text", "what was searched"),
             ColumnSpec("product_id", "id", "a product of the catalogue"),
             ColumnSpec("grade", "whole", "0 irrelevant, 1 moderate, 2 high"),
-            ColumnSpec("source", "text", "human, or llm for any model's grade"),
+            ColumnSpec("source", "text", "who graded: human, llm for any model, or a word of your own"),
             ColumnSpec(
                 "intent",
                 "text",

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embeddings.relevance.build_tuples import Grades, RelevanceError, read_grades
+from embeddings.relevance.grades import sources_of
 from features.inputs.tables import InputError
 from tests.embeddings.small_grades import Row, write_data
 
@@ -39,7 +40,8 @@ def as_dict(grades: Grades) -> dict[tuple[str, int], tuple[int, str]]:
 )
 def test_grades_equal_a_loop_over_the_rows(rows: list[Row]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        grades = read_grades(write_data(Path(folder), rows, products=[7, 3, 5]))
+        data = write_data(Path(folder), rows, products=[7, 3, 5])
+        grades = read_grades(data, sources=("human", "llm"))
     given: dict[tuple, dict[str, list[int]]] = {}
     set_aside: Counter[str] = Counter()
     for query, product, grade, source in rows:
@@ -85,6 +87,25 @@ def test_a_human_beats_any_number_of_models_and_disagreement_is_counted(tmp_path
     model_first = read_grades(tmp_path, sources=("llm", "human"))
     assert as_dict(model_first) == {("a", 1): (2, "llm"), ("b", 1): (1, "llm")}
     assert as_dict(read_grades(tmp_path, sources=("human",)))[("a", 1)] == (0, "human")
+
+
+def test_without_an_order_every_source_counts_people_first_then_models_then_others_by_name(
+    tmp_path: Path,
+) -> None:
+    rows: list[Row] = [("a", 1, 0, "rule"), ("a", 1, 1, "crowd"), ("a", 2, 2, "rule"), ("a", 2, 1, "llm")]
+    data = write_data(tmp_path, [*rows, ("b", 1, 2, "rule"), ("b", 2, 1, " "), ("b", 2, 1, None)])
+    assert sources_of(data) == ("llm", "crowd", "rule")
+    grades = read_grades(data)
+    assert as_dict(grades) == {("a", 1): (1, "crowd"), ("a", 2): (1, "llm"), ("b", 1): (2, "rule")}
+    assert grades.report.pairs_by_source == {"llm": 1, "crowd": 1, "rule": 1}
+    assert grades.report.other_source_rows == 2
+    assert as_dict(read_grades(data, sources=("rule",)))[("a", 1)] == (0, "rule")
+
+
+def test_names_of_people_in_place_of_kinds_of_graders_are_refused(tmp_path: Path) -> None:
+    data = write_data(tmp_path, [("a", 1, 1, f"grader {number}") for number in range(51)])
+    with pytest.raises(RelevanceError, match="more than 50 values, such as 'grader 0'"):
+        read_grades(data)
 
 
 @pytest.mark.parametrize("given, median", [([1, 2], 1), ([0, 1], 0), ([0, 2], 1), ([0, 2, 2], 2), ([2], 2)])

@@ -67,7 +67,7 @@ BAD_ROWS = {
         (grade(12, query="\u3000\t"), "empty_query"),
         (grade(13, grade=3), "grade_out_of_range"),
         (grade(14, grade=None), "grade_out_of_range"),
-        (grade(15, source="robot"), "unknown_source"),
+        (grade(15, source=" "), "empty_source"),
         (grade(2), "duplicate_grade"),
         (grade(3, grade=1), "conflicting_grade"),
         (grade(16, product_id=77), "unknown_product"),

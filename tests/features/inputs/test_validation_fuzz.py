@@ -27,7 +27,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     },
     "relevance": {
         "grade_out_of_range": lambda n: grade(n, grade=3),
-        "unknown_source": lambda n: grade(n, source="crowd"),
+        "empty_source": lambda n: grade(n, source=""),
         "unknown_product": lambda n: grade(n, product_id=-1),
         "duplicate_grade": lambda n: grade(n % 6),
         "conflicting_grade": lambda n: grade(n % 6, grade=(n % 6 + 1) % 3),
