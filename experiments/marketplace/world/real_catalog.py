@@ -188,7 +188,7 @@ def _check(data: Path, read: ProductCatalog, grades: Grades) -> None:
     if not report.pairs:
         raise InputError(
             f"relevance of {data} has no usable grade: of {report.rows:,} rows {report.other_source_rows:,} "
-            f"have a source that is neither human nor llm, {report.null_rows:,} lack a value, and "
+            f"have no source, {report.null_rows:,} lack a value, and "
             f"{report.unknown_product_rows:,} are of products that are not in products"
         )
     for found, fewest, what in (

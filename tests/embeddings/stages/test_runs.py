@@ -284,7 +284,7 @@ def test_a_finished_folder_of_another_run_is_refused_and_says_what_differs(
     with pytest.raises(StageError, match="another products, relevance; delete it"):
         run_align(other_data, whole / "align")
     with pytest.raises(StageError, match="another sources; delete it"):
-        run_align(data, whole / "align", sources=("human",))
+        run_align(data, whole / "align", sources=("llm", "human"))
     with pytest.raises(StageError, match=r"another config, .*stage"):
         run_align(data, whole / "pretrain")
 
