@@ -3,6 +3,7 @@
 Shapes: N pairs, C = 3 grades.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -35,7 +36,7 @@ class TrainingConfig(StrictModel):
     holdout: HoldoutConfig = HoldoutConfig()
 
 
-class TrainedManifest(StrictModel):
+class TrainedManifest(StrictModel, ABC):
     """What `manifest.json` of any trained grader says."""
 
     #: Pairs of people that it learnt from, stuffed pairs beside them, and pairs that set its thresholds.
@@ -45,18 +46,18 @@ class TrainedManifest(StrictModel):
     checksums: dict[str, str]
 
     @property
+    @abstractmethod
     def training(self) -> TrainingConfig:
         """Its settings, of whatever kind."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def read(self) -> str:
         """What it reads of a pair, in a word or two."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
-class TrainedGrader:
+class TrainedGrader(ABC):
     """A grader in its folder, which costs no money."""
 
     folder: Path
@@ -83,9 +84,9 @@ class TrainedGrader:
         """Nothing goes wrong."""
         return ""
 
+    @abstractmethod
     def probabilities(self, pairs: Pairs) -> FloatArray:
         """Calibrated probabilities [N, C]; NaN for a pair that it cannot read."""
-        raise NotImplementedError
 
     def grades(self, probabilities_NC: FloatArray) -> npt.NDArray[np.int8]:
         """The largest probability after the offsets that validation queries chose."""
