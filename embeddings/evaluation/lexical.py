@@ -26,6 +26,9 @@ K1, B = 1.5, 0.75
 #: What `tuned_bm25` tries. A short title is no worse for its length: small b wins on most catalogues.
 K1_GRID, B_GRID = (0.4, 0.8, 1.2, 2.0), (0.0, 0.25, 0.5, 0.75)
 
+#: Scores of n-grams that are in memory together (16 MB): queries one by one took four times as long.
+SCORES_AT_ONCE = 4_000_000
+
 
 def token_overlap(query: str, title: str) -> float:
     """Share of the query's words that the title contains anywhere, even inside a word; case does not count.
@@ -94,9 +97,12 @@ def char_tfidf_scores(
         yield from (np.zeros(len(titles), np.float32) for _ in queries)
         return
     title_PT = terms.transform(texts)
-    for query in queries:
-        asked_1T = terms.transform([normalise_text(query or "")])
-        yield (title_PT @ asked_1T.T).toarray()[:, 0]
+    together = max(1, SCORES_AT_ONCE // max(1, len(texts)))
+    for start in range(0, len(queries), together):
+        asked_CT = terms.transform(
+            [normalise_text(query or "") for query in queries[start : start + together]]
+        )
+        yield from (asked_CT @ title_PT.T).toarray()
 
 
 def tuned_bm25(measure: Callable[[Scorer], float], *, language: str | None) -> tuple[Scorer, float, float]:

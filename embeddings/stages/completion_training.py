@@ -320,7 +320,9 @@ def _descend(
     after_epoch: Callable[[int, int], None],
 ) -> None:
     """AdamW over shuffled rows, with a rate that falls to zero."""
-    optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=True
+    )
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=epochs)
     for epoch in range(1, epochs + 1):
         shuffled = train[torch.from_numpy(generator.permutation(len(train)))]

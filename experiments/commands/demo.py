@@ -42,7 +42,7 @@ def demo(
 ) -> None:
     """Marketplace, features, encoders, table 1, rankers with and without embeddings, table 2, importance.
 
-    With a second core, rankers train on it while the encoders are aligned and measured on the first. Every
+    With a second core, rankers train on it while the encoders are trained and measured on the first. Every
     part that is already whole in OUT is kept, so a stopped demo goes on where it was. All data are simulated,
     and every output says so. OUT/report.html is the page to open at the end. Takes some 25 minutes on two
     cores at size small.
@@ -131,7 +131,6 @@ def make_embeddings(out: Path, config: Path, runs: Sequence["PlannedRun"], proce
     console = Console()
     data, _, lsa_tables, *_, encoders, embeddings = _parts(out)
     if not (embeddings / EMBEDDINGS_MARK).exists():
-        pretrain_command(data, encoders / "pretrain", config=config)  # on all cores: everything waits for it
         read = tables_read(runs)
         early = [run for run in runs if read[run.config.variant] != embeddings]
         with trained_meanwhile(early, processes=processes, log=out / LOG) as training:
@@ -139,6 +138,7 @@ def make_embeddings(out: Path, config: Path, runs: Sequence["PlannedRun"], proce
                 console.print(
                     f"{len(training)} rankers that need no DashCLIP vectors train on another core meanwhile"
                 )
+            pretrain_command(data, encoders / "pretrain", config=config)
             align_command(data, encoders / "align", start=encoders / "pretrain", config=config)
             run_command(data, encoders / "align", embeddings, config=config)
     initial, stage1 = encoders / "initial", encoders / "stage1"
