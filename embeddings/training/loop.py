@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from embeddings.training.base_loop import TrainingDivergedError, TrainingLoop, autocast
+from embeddings.training.base_loop import TrainingDivergedError, TrainingLoop, autocast, without_denormals
 from embeddings.training.checkpoint import Checkpoint, CheckpointError
 from embeddings.training.evaluation import learned_nothing
 from embeddings.training.ranks import Ranks, sum_over_ranks
@@ -243,7 +243,8 @@ class _EncoderLoop(TrainingLoop):
 
     def train(self) -> TrainingOutcome:
         """The loop; the caller's random state is as before afterwards."""
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), without_denormals():
             self.resume()
             self.started, self.first_step = time.perf_counter(), self.step
             while self.step < self.total_steps and not self.stopped:

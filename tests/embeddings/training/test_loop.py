@@ -103,6 +103,29 @@ def config_of(**changes: Any) -> OptimizerConfig:
     return OptimizerConfig.model_validate(settings | changes)
 
 
+class DenormalsSeen(LineTask):
+    """Notes before each step whether numbers below 1e-38 are left."""
+
+    def before_step(self, step: int) -> None:
+        self.before.append(int(bool(torch.tensor(1e-39) * 1 > 0)))
+
+
+@pytest.mark.parametrize("flushed_by_the_caller", [False, True])
+def test_no_step_calculates_with_denormals_and_the_callers_setting_stays(
+    tmp_path: Path, flushed_by_the_caller: bool
+) -> None:
+    config = config_of()
+    task = DenormalsSeen(config)
+    torch.set_flush_denormal(flushed_by_the_caller)
+    try:
+        train(task, tmp_path, config=config, fingerprint="a")
+        assert bool(torch.tensor(1e-39) * 1 == 0) == flushed_by_the_caller
+    finally:
+        torch.set_flush_denormal(False)
+    assert task.before
+    assert not any(task.before)
+
+
 @given(total=st.integers(2, 400), share=st.floats(0, 1), final=st.floats(0, 1))
 def test_the_learning_rate_rises_evenly_to_its_peak_and_then_falls(
     total: int, share: float, final: float
