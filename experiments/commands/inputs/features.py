@@ -123,16 +123,16 @@ def _print(console: Console, folder: Path, manifest: Manifest) -> None:
         f"{manifest.events:,} purchases in histories"
     )
     splits = Table(title="Splits", title_justify="left")
-    for column in ("split", "impressions", "CTR", "empty history", "first", "last"):
-        splits.add_column(column, justify="left" if column in ("split", "first", "last") else "right")
+    for column in ("split", "impressions", "CTR", "empty history", "first day", "last day"):
+        splits.add_column(column, justify="left" if column in ("split", "first day", "last day") else "right")
     for name, split in manifest.splits.items():
         splits.add_row(
             name,
             f"{split.rows:,}",
             f"{split.ctr:.2%}",
             f"{manifest.empty_history_share[name]:.1%}",
-            split.start[:19],
-            split.end[:19],
+            split.start[:10],
+            split.end[:10],
         )
     console.print(splits)
     ids = Table(title="Share of impressions whose id has no row of its own", title_justify="left")
