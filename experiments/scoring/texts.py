@@ -192,7 +192,7 @@ def search_products(
         product_PD = source.product_vectors(data, progress=progress)
         score_P = product_PD @ query_1D[0]
         best_K = search(product_PD, query_1D, k)[0]
-    prices = _prices(data, len(catalog))
+    prices = product_prices(data, len(catalog))
     return [
         Hit(catalog.ids[row].as_py(), catalog.titles[row], prices[row], float(score_P[row]))
         for row in best_K.tolist()
@@ -221,7 +221,8 @@ def _unknown(query: str, source: VectorSource) -> str:
     )
 
 
-def _prices(data: Path, count: int) -> list[float | None]:
+def product_prices(data: Path, count: int) -> list[float | None]:
+    """Prices of the products of a data folder in their order; `count` times None where it has none."""
     table = find_table(data, "products")
     if table is None or "price" not in table.schema.names:
         return [None] * count

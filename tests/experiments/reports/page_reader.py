@@ -38,7 +38,7 @@ def assert_whole_and_self_contained(page: str) -> PageReader:
     assert reader.left_open == []
     assert "script" not in reader.tags
     assert all(
-        source.startswith(("data:image/svg+xml;base64,", "data:image/png;base64,"))
+        source.startswith(("data:image/svg+xml;base64,", "data:image/png;base64,", "data:image/jpeg;base64,"))
         for source in reader.sources
     )
     assert {link.removeprefix("#") for link in reader.links} <= reader.anchors

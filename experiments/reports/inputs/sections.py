@@ -1,0 +1,402 @@
+"""The sections of the page of a data folder, each a question that a new data set raises."""
+
+import shlex
+
+from experiments.projects.configs import draft_features, has_grades, trains_encoders
+from experiments.projects.project import findings
+from experiments.projects.survey import EXACT_ROWS, ColumnFacts, Survey
+from experiments.reports.inputs import plots
+from experiments.reports.inputs.facts import Facts, Frequency
+from experiments.reports.page import Absent, Gallery, Grid, Plot, Section, svg_source
+from experiments.reports.tiles import price_text, product_tile
+from experiments.statistics.cells import NONE
+from experiments.statistics.power import auc_standard_error
+from features.inputs.findings import ValidationReport
+from features.inputs.table_specs import TABLES
+from features.inputs.tables import InputTables
+
+#: AUC at which the page says how well one could be measured: what rankers of this kind reach.
+AUC_FOR_POWER = 0.75
+_GRADES = {0: "irrelevant", 1: "moderate", 2: "high"}
+
+
+def input_sections(
+    tables: InputTables, survey: Survey, facts: Facts, checked: ValidationReport
+) -> list[Section | Absent]:
+    """All sections in the order of the page; what the folder lacks is said where it would stand."""
+    return [
+        _volumes(tables, survey, facts),
+        _columns(tables, survey),
+        _rows(checked),
+        _log(survey),
+        _frequencies(facts),
+        _purchases(survey, facts),
+        _grades(survey, facts),
+        _images(survey, facts),
+        _models(tables, survey),
+    ]
+
+
+def _volumes(tables: InputTables, survey: Survey, facts: Facts) -> Section:
+    rows = [
+        (
+            name,
+            f"{tables.rows(name):,}",
+            f"{len(tables.files(name)):,}",
+            f"{facts.sizes[name] / 1e6:,.1f}",
+            f"{len(tables.columns(name))}",
+        )
+        for name in tables.tables
+    ]
+    lacking = [name for name in TABLES if name not in tables.tables]
+    counts = [f"{survey.products:,} products"]
+    counts += [f"{survey.impressions:,} impressions"] if survey.impressions else []
+    counts += [f"{survey.purchases:,} purchases"] if survey.purchases else []
+    counts += [f"{survey.graded_pairs:,} graded pairs"] if survey.graded_pairs else []
+    answer = f"{', '.join(counts)}."
+    if lacking:
+        answer += f" There is no table of {' and none of '.join(lacking)}."
+    return Section(
+        anchor="volumes",
+        title="Tables",
+        question="What is in this folder?",
+        answer=answer,
+        origin=None,
+        sentences=tuple(f"{sentence[:1].upper()}{sentence[1:]}." for sentence in findings(survey)),
+        grids=(Grid("", ("Table", "Rows", "Files", "MB on disk", "Columns"), tuple(rows)),),
+    )
+
+
+def _columns(tables: InputTables, survey: Survey) -> Section:
+    empty = [column for column in survey.columns if column.filled == 0]
+    gaps = [column for column in survey.columns if 0 < column.filled < column.rows]
+    total = len(survey.columns)
+    answer = f"{total - len(empty) - len(gaps)} of {total} columns are filled in every row"
+    if gaps:
+        worst = min(gaps, key=lambda column: column.filled / column.rows)
+        answer += f"; the least filled is {worst.table}.{worst.name} with {_share(worst.filled, worst.rows)}"
+    answer += f"; {len(empty)} hold nothing at all." if empty else "."
+    return Section(
+        anchor="columns",
+        title="Columns",
+        question="Which columns are there, and how well are they filled?",
+        answer=answer,
+        origin=None,
+        grids=tuple(
+            Grid(
+                f"{name}, {tables.rows(name):,} rows.{_estimated(tables.rows(name))}",
+                ("Column", "Meaning", "Type", "Null", "Distinct", "Least", "Greatest"),
+                tuple(_column_row(c) for c in survey.columns if c.table == name),
+                text_columns=3,
+            )
+            for name in tables.tables
+        ),
+        notes=(
+            "A column without a meaning here is an attribute of yours; a feature reads it where "
+            "features.toml names it.",
+        ),
+    )
+
+
+def _estimated(rows: int) -> str:
+    return "" if rows <= EXACT_ROWS else " Distinct values are estimates, within a few percent."
+
+
+def _column_row(column: ColumnFacts) -> tuple[str, ...]:
+    declared = TABLES[column.table].column(column.name)
+    ranged = declared is None or declared.kind != "id"
+    return (
+        column.name,
+        declared.meaning if declared else "",
+        column.arrow.replace("timestamp[us, tz=UTC]", "time, UTC"),
+        _share(column.rows - column.filled, column.rows),
+        f"{column.distinct:,}" if column.distinct else NONE,
+        *((end if ranged and end is not None else "") for end in (column.low, column.high)),
+    )
+
+
+def _rows(checked: ValidationReport) -> Section:
+    broken = [(name, rule) for name, found in checked.tables.items() for rule in found.broken]
+    kept_out = sum(found.quarantined for found in checked.tables.values())
+    total = sum(found.rows for found in checked.tables.values())
+    if checked.failures:
+        answer = f"No: {checked.failures[0]}"
+    elif kept_out:
+        answer = f"Almost: {kept_out:,} of {total:,} rows break a rule, and no feature may be made of them."
+    elif broken:
+        answer = f"Yes: none of {total:,} rows has to be left out, but some call for a look."
+    else:
+        answer = f"Yes: all {total:,} rows keep every rule."
+    rows = tuple(
+        (f"{name}.{rule.column}", rule.sentence, rule.severity, f"{rule.rows:,}", _share(rule.rows, found))
+        for name, rule in broken
+        if (found := checked.tables[name].rows)
+    )
+    grid = Grid(
+        'With the first row of each. "quarantine": the row is left out; "warn": it stays.',
+        ("Column", "What is wrong", "Severity", "Rows", "Share"),
+        rows,
+        text_columns=3,
+    )
+    return Section(
+        anchor="rows",
+        title="Rows against the rules",
+        question="Can every row be used?",
+        answer=answer,
+        origin=None,
+        grids=(grid,) if rows else (),
+        notes=(f"Images were not opened for this; dashclip validate {checked.data} opens each.",),
+    )
+
+
+def _log(survey: Survey) -> Section | Absent:
+    heading = ("log", "The log over time", "How many clicks are there, and are they steady?")
+    if not survey.impressions:
+        return Absent(*heading, "There is no table of impressions, so no ranker can be trained.", None)
+    found = plots.periods(survey.first_day, survey.click_days)
+    weeks = "weeks" if len(found) < survey.days else "days"
+    quiet = sum(1 for shown, _ in survey.click_days if shown == 0)
+    return Section(
+        *heading,
+        answer=(
+            f"{survey.impressions:,} impressions of {survey.users:,} users on {survey.days:,} days "
+            f"({survey.first_day} to {survey.last_day}, UTC), {survey.clicks:,} of them clicked: a CTR of "
+            f"{_share(survey.clicks, survey.impressions)}."
+        ),
+        origin=None,
+        sentences=(
+            *_power(survey),
+            *([f"On {quiet:,} days in between nothing was shown."] if quiet else []),
+        ),
+        plots=(
+            Plot(
+                f"Impressions, clicks and CTR by {weeks[:-1]}",
+                "A step in the CTR may be a change of the shop or of what is logged: features of the days "
+                "before it would mislead a ranker. The band is a 95 % interval (Wilson) as of independent "
+                f"impressions. The {weeks[:-1]} that a log begins or ends with may be cut.",
+                svg_source(plots.log_by_day(found)),
+            ),
+        ),
+    )
+
+
+def _power(survey: Survey) -> list[str]:
+    """What the test that `dashclip init` would choose can show."""
+    if not 0 < survey.clicks < survey.impressions:
+        return ["All impressions have the same outcome, so no ranker can learn from them."]
+    split = draft_features(survey).content["split"]
+    if split["method"] != "global":
+        return ["The log covers too few days to test on later ones; dashclip init would cut it by users."]
+    days = split["test_days"]
+    shown, clicks = (sum(part) for part in zip(*survey.click_days[-days:], strict=True))
+    if not 0 < clicks < shown:
+        return [f"The last {days} days have no clicks, or nothing else: they cannot be tested on."]
+    half = 1.96 * auc_standard_error(AUC_FOR_POWER, clicks, shown - clicks)
+    return [
+        f"The last {days} days, on which dashclip init would test, have {clicks:,} clicks in {shown:,} "
+        f"impressions: an AUC of {AUC_FOR_POWER} would be known to about ± {half:.3f} (95 %, independent "
+        "rows). Differences of rankers on the same rows are known better; the page of a sweep has their "
+        "intervals."
+    ]
+
+
+def _frequencies(facts: Facts) -> Section | Absent:
+    heading = ("frequent", "Queries and products", "What is searched and shown most?")
+    if facts.products is None:
+        return Absent(*heading, "There is no table of impressions.", None)
+    sentences = [_spread("products", facts.products)]
+    grids = [_top("Products with most impressions.", "Product", facts.products)]
+    if facts.queries is not None:
+        sentences.insert(0, _spread("queries", facts.queries))
+        grids.insert(0, _top("Queries with most impressions, as typed.", "Query", facts.queries))
+        if facts.queries.without:
+            sentences.append(f"{facts.queries.without:,} impressions have no query.")
+        answer = f"The query {facts.queries.top[0].name!r}, and the product {facts.products.top[0].name!r}."
+    else:
+        sentences.append("The impressions have no queries: a ranker compares products with histories alone.")
+        answer = f"The product {facts.products.top[0].name!r}; there are no queries."
+    return Section(*heading, answer=answer, origin=None, sentences=tuple(sentences), grids=tuple(grids))
+
+
+def _spread(plural: str, found: Frequency) -> str:
+    return (
+        f"{found.distinct:,} {plural} have impressions; the {found.head:,} most frequent "
+        f"({_share(found.head, found.distinct)}) have half of them."
+    )
+
+
+def _top(caption: str, column: str, found: Frequency) -> Grid:
+    rows = tuple(
+        (one.name, f"{one.impressions:,}", f"{one.clicks:,}", _share(one.clicks, one.impressions))
+        for one in found.top
+    )
+    return Grid(caption, (column, "Impressions", "Clicks", "CTR"), rows)
+
+
+def _purchases(survey: Survey, facts: Facts) -> Section | Absent:
+    heading = ("purchases", "Purchases", "How much history do users have?")
+    if not survey.purchases:
+        reason = "There is no table of purchases: every history is empty, so no ranker reads it."
+        return Absent(*heading, reason, None)
+    without = facts.shown_users - facts.shown_buyers
+    sentences = []
+    answer = f"{survey.purchases:,} purchases of {survey.buyers:,} users"
+    if facts.shown_users:
+        answer += f"; {_share(facts.shown_buyers, facts.shown_users)} of the users who saw impressions bought"
+        sentences.append(
+            "Of a user's purchases, an impression has those before it as its history; so less than this is "
+            "known at most impressions."
+        )
+    rows = [
+        *([("none, but impressions", f"{without:,}", _share(without, facts.shown_users))] if without else []),
+        *(
+            (name, f"{users:,}", _share(users, survey.buyers))
+            for name, users in zip(plots.group_names(), facts.purchase_groups, strict=True)
+        ),
+    ]
+    return Section(
+        *heading,
+        answer=f"{answer}.",
+        origin=None,
+        sentences=tuple(sentences),
+        grids=(
+            Grid(
+                "Shares are of all buyers; of those without purchases, of all users who saw impressions.",
+                ("Purchases of a user", "Users", "Share"),
+                tuple(rows),
+            ),
+        ),
+        plots=(
+            Plot(
+                "Users by their purchases",
+                "Grey: users who saw impressions and bought nothing.",
+                svg_source(plots.users_by_purchases(facts.purchase_groups, without)),
+                narrow=True,
+            ),
+        ),
+    )
+
+
+def _grades(survey: Survey, facts: Facts) -> Section | Absent:
+    heading = ("grades", "Grades", "Who graded which pairs of query and product?")
+    if not facts.grades:
+        reason = (
+            "There is no table of relevance: encoders stop after stage 1, and table 1 cannot be measured."
+        )
+        return Absent(*heading, reason, "dashclip grade --help")
+    counts = {
+        source: [facts.grades.get((source, grade), 0) for grade in _GRADES] for source in survey.sources
+    }
+    rows = tuple(
+        (
+            source,
+            f"{sum(found):,}",
+            *(f"{pairs:,} ({_share(pairs, sum(found))})" for pairs in found),
+        )
+        for source, found in counts.items()
+        if sum(found)
+    )
+    enough = "" if has_grades(survey) else ": too few queries for stage 2"
+    return Section(
+        *heading,
+        answer=(
+            f"{survey.graded_pairs:,} pairs of {survey.graded_queries:,} queries were graded, by "
+            f"{', '.join(survey.sources)}{enough}."
+        ),
+        origin=None,
+        grids=(
+            Grid(
+                "Pairs by whose grade it is.",
+                ("Source", "Pairs", *(f"{grade} {name}" for grade, name in _GRADES.items())),
+                rows,
+            ),
+        ),
+    )
+
+
+def _images(survey: Survey, facts: Facts) -> Section | Absent:
+    heading = ("images", "Images", "What do the products look like?")
+    if not survey.images:
+        reason = "No product has an image: encoders read titles alone."
+        return Absent(*heading, reason, None)
+    tiles = [product_tile(one.image, (one.title, one.aisle, price_text(one.price))) for one in facts.pictured]
+    broken = sum(tile.picture is None for tile in tiles)
+    answer = f"{_share(survey.images, survey.products)} of the products name an image"
+    if survey.readable_images < survey.images_tried:
+        answer += f"; of {survey.images_tried} that were opened, {survey.readable_images} can be read"
+    return Section(
+        *heading,
+        answer=f"{answer}.",
+        origin=None,
+        galleries=(
+            Gallery(
+                "",
+                f"{len(tiles)} products, evenly spread over the table: title, aisle, price. Made small and "
+                "compressed for this page."
+                + (f" {broken} of these pictures cannot be read." if broken else ""),
+                tuple(tiles),
+            ),
+        ),
+    )
+
+
+def _models(tables: InputTables, survey: Survey) -> Section:
+    """What can be trained on this, what not, and the next command."""
+    rankers = 0 < survey.clicks < survey.impressions
+    stages = [
+        *(["stage 1 of the encoders (images and titles)"] if survey.has_images else []),
+        *(["stage 2 (grades)"] if has_grades(survey) else []),
+        *(["rankers (clicks)"] if rankers else []),
+    ]
+    can = f"It is enough for {', '.join(stages)}." if stages else "It is not enough to train anything."
+    lacks = [f"{sentence[:1].upper()}{sentence[1:]}." for sentence in tables.absences]
+    lacks += _shortcomings(survey)
+    data = shlex.quote(str(survey.data))
+    steps = [(f"dashclip validate {data} --out runs/checked", "every row and image against named rules")]
+    if rankers or trains_encoders(survey):
+        steps.append(
+            (f"dashclip init {data} project", "configs that fit, and a README of all further commands")
+        )
+    return Section(
+        anchor="models",
+        title="What it is enough for",
+        question="What can be trained on this, and what is missing?",
+        answer=can,
+        origin=None,
+        sentences=tuple(lacks) or ("Nothing that the models can use is missing.",),
+        grids=(Grid("Next.", ("Command", "What it does"), tuple(steps), text_columns=2),),
+    )
+
+
+def _shortcomings(survey: Survey) -> list[str]:
+    said = []
+    if survey.images and not survey.has_images:
+        said.append("Most images that were tried cannot be read, so encoders read titles alone.")
+    if survey.impressions and not 0 < survey.clicks < survey.impressions:
+        said.append("All impressions have the same outcome: check the column clicked.")
+    if 0 < survey.days < 15:
+        said.append(
+            f"{survey.days} days are fewer than the 15 of the usual split (7 to test, 7 to decide when to "
+            "stop): dashclip init writes a smaller one."
+        )
+    if survey.graded_pairs and not has_grades(survey):
+        said.append(f"{survey.graded_queries:,} graded queries are too few for stage 2 and table 1.")
+    if survey.impressions and survey.column("impressions", "click_timestamp") is None:
+        said.append("No click_timestamp: a click counts as of the moment of its impression.")
+    if survey.impressions and survey.column("impressions", "position") is None:
+        said.append("No position: the effect of the place on a page cannot be told from that of the product.")
+    return said
+
+
+def _share(part: int, whole: int) -> str:
+    """In percent, with decimals where it would read as 0 or as 100 % and is not."""
+    if not whole:
+        return NONE
+    if part in (0, whole):
+        return f"{100 * part // whole} %"
+    percent = 100 * part / whole
+    for decimals in (1, 2, 3):
+        text = f"{percent:.{decimals}f}"
+        if float(text) not in (0.0, 100.0):
+            break
+    return f"{text} %"
