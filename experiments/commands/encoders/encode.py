@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from experiments.commands.options import CONFIG, DATA, DEVICE, ENCODERS, TABLE, named_folders
+from experiments.commands.options import (
+    CONFIG,
+    DATA,
+    DEVICE,
+    ENCODERS,
+    MLFLOW,
+    MLFLOW_EXPERIMENT,
+    TABLE,
+    named_folders,
+    tracker_of,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,6 +46,8 @@ def pretrain_command(
         ),
     ] = None,
     device: DEVICE = "cpu",
+    mlflow: MLFLOW = None,
+    mlflow_experiment: MLFLOW_EXPERIMENT = "dashclip",
 ) -> None:
     """Stage 1: adapt the product encoders to the catalogue by ITC and ITM (paper 3.2.1).
 
@@ -51,8 +63,11 @@ def pretrain_command(
 
     console = Console()
     settings, encoder = _read_start(config, start, console)
+    tracker = tracker_of(mlflow, mlflow_experiment)
     with progress_bars(console) as bars:
-        run = run_pretrain(data, out, settings, start=encoder, device=device, show=bars.training)
+        run = run_pretrain(
+            data, out, settings, start=encoder, device=device, show=bars.training, tracker=tracker
+        )
     _print_run(console, run)
     if run.outcome is not None and settings.pretrain is not None:
         to_do = advice(run.outcome, settings.pretrain)
@@ -73,6 +88,8 @@ def align_command(
     ] = None,
     config: CONFIG = Path("encoders_small"),
     device: DEVICE = "cpu",
+    mlflow: MLFLOW = None,
+    mlflow_experiment: MLFLOW_EXPERIMENT = "dashclip",
 ) -> None:
     """Stage 2: align query and product encoders by PQC on the graded pairs (paper 3.2.2).
 
@@ -85,8 +102,18 @@ def align_command(
 
     console = Console()
     settings, encoder = _read_start(config, start, console)
+    tracker = tracker_of(mlflow, mlflow_experiment)
     with progress_bars(console) as bars:
-        run = run_align(data, out, settings, start=encoder, device=device, show=bars.training, progress=bars)
+        run = run_align(
+            data,
+            out,
+            settings,
+            start=encoder,
+            device=device,
+            show=bars.training,
+            tracker=tracker,
+            progress=bars,
+        )
     _print_run(console, run)
 
 

@@ -2,21 +2,18 @@
 
 import shlex
 
-from experiments.projects.configs import draft_features, has_grades, trains_encoders
+from experiments.projects.configs import has_grades, trains_encoders
 from experiments.projects.project import findings
 from experiments.projects.survey import EXACT_ROWS, ColumnFacts, Survey
-from experiments.reports.inputs import plots
-from experiments.reports.inputs.facts import Facts, Frequency
-from experiments.reports.page import Absent, Gallery, Grid, Plot, Section, svg_source
+from experiments.reports.inputs.facts import Facts
+from experiments.reports.inputs.log_sections import frequencies_section, log_section, purchases_section
+from experiments.reports.page import Absent, Gallery, Grid, Section
 from experiments.reports.tiles import price_text, product_tile
-from experiments.statistics.cells import NONE
-from experiments.statistics.power import auc_standard_error
+from experiments.statistics.cells import NONE, share
 from features.inputs.findings import ValidationReport
 from features.inputs.table_specs import TABLES
 from features.inputs.tables import InputTables
 
-#: AUC at which the page says how well one could be measured: what rankers of this kind reach.
-AUC_FOR_POWER = 0.75
 _GRADES = {0: "irrelevant", 1: "moderate", 2: "high"}
 
 
@@ -28,9 +25,9 @@ def input_sections(
         _volumes(tables, survey, facts),
         _columns(tables, survey),
         _rows(checked),
-        _log(survey),
-        _frequencies(facts),
-        _purchases(survey, facts),
+        log_section(survey),
+        frequencies_section(facts),
+        purchases_section(survey, facts),
         _grades(survey, facts),
         _images(survey, facts),
         _models(tables, survey),
@@ -74,7 +71,7 @@ def _columns(tables: InputTables, survey: Survey) -> Section:
     answer = f"{total - len(empty) - len(gaps)} of {total} columns are filled in every row"
     if gaps:
         worst = min(gaps, key=lambda column: column.filled / column.rows)
-        answer += f"; the least filled is {worst.table}.{worst.name} with {_share(worst.filled, worst.rows)}"
+        answer += f"; the least filled is {worst.table}.{worst.name} with {share(worst.filled, worst.rows)}"
     answer += f"; {len(empty)} hold nothing at all." if empty else "."
     return Section(
         anchor="columns",
@@ -109,7 +106,7 @@ def _column_row(column: ColumnFacts) -> tuple[str, ...]:
         column.name,
         declared.meaning if declared else "",
         column.arrow.replace("timestamp[us, tz=UTC]", "time, UTC"),
-        _share(column.rows - column.filled, column.rows),
+        share(column.rows - column.filled, column.rows),
         f"{column.distinct:,}" if column.distinct else NONE,
         *((end if ranged and end is not None else "") for end in (column.low, column.high)),
     )
@@ -128,7 +125,7 @@ def _rows(checked: ValidationReport) -> Section:
     else:
         answer = f"Yes: all {total:,} rows keep every rule."
     rows = tuple(
-        (f"{name}.{rule.column}", rule.sentence, rule.severity, f"{rule.rows:,}", _share(rule.rows, found))
+        (f"{name}.{rule.column}", rule.sentence, rule.severity, f"{rule.rows:,}", share(rule.rows, found))
         for name, rule in broken
         if (found := checked.tables[name].rows)
     )
@@ -149,134 +146,6 @@ def _rows(checked: ValidationReport) -> Section:
     )
 
 
-def _log(survey: Survey) -> Section | Absent:
-    heading = ("log", "The log over time", "How many clicks are there, and are they steady?")
-    if not survey.impressions:
-        return Absent(*heading, "There is no table of impressions, so no ranker can be trained.", None)
-    found = plots.periods(survey.first_day, survey.click_days)
-    weeks = "weeks" if len(found) < survey.days else "days"
-    quiet = sum(1 for shown, _ in survey.click_days if shown == 0)
-    return Section(
-        *heading,
-        answer=(
-            f"{survey.impressions:,} impressions of {survey.users:,} users on {survey.days:,} days "
-            f"({survey.first_day} to {survey.last_day}, UTC), {survey.clicks:,} of them clicked: a CTR of "
-            f"{_share(survey.clicks, survey.impressions)}."
-        ),
-        origin=None,
-        sentences=(
-            *_power(survey),
-            *([f"On {quiet:,} days in between nothing was shown."] if quiet else []),
-        ),
-        plots=(
-            Plot(
-                f"Impressions, clicks and CTR by {weeks[:-1]}",
-                "A step in the CTR may be a change of the shop or of what is logged: features of the days "
-                "before it would mislead a ranker. The band is a 95 % interval (Wilson) as of independent "
-                f"impressions. The {weeks[:-1]} that a log begins or ends with may be cut.",
-                svg_source(plots.log_by_day(found)),
-            ),
-        ),
-    )
-
-
-def _power(survey: Survey) -> list[str]:
-    """What the test that `dashclip init` would choose can show."""
-    if not 0 < survey.clicks < survey.impressions:
-        return ["All impressions have the same outcome, so no ranker can learn from them."]
-    split = draft_features(survey).content["split"]
-    if split["method"] != "global":
-        return ["The log covers too few days to test on later ones; dashclip init would cut it by users."]
-    days = split["test_days"]
-    shown, clicks = (sum(part) for part in zip(*survey.click_days[-days:], strict=True))
-    if not 0 < clicks < shown:
-        return [f"The last {days} days have no clicks, or nothing else: they cannot be tested on."]
-    half = 1.96 * auc_standard_error(AUC_FOR_POWER, clicks, shown - clicks)
-    return [
-        f"The last {days} days, on which dashclip init would test, have {clicks:,} clicks in {shown:,} "
-        f"impressions: an AUC of {AUC_FOR_POWER} would be known to about ± {half:.3f} (95 %, independent "
-        "rows). Differences of rankers on the same rows are known better; the page of a sweep has their "
-        "intervals."
-    ]
-
-
-def _frequencies(facts: Facts) -> Section | Absent:
-    heading = ("frequent", "Queries and products", "What is searched and shown most?")
-    if facts.products is None:
-        return Absent(*heading, "There is no table of impressions.", None)
-    sentences = [_spread("products", facts.products)]
-    grids = [_top("Products with most impressions.", "Product", facts.products)]
-    if facts.queries is not None:
-        sentences.insert(0, _spread("queries", facts.queries))
-        grids.insert(0, _top("Queries with most impressions, as typed.", "Query", facts.queries))
-        if facts.queries.without:
-            sentences.append(f"{facts.queries.without:,} impressions have no query.")
-        answer = f"The query {facts.queries.top[0].name!r}, and the product {facts.products.top[0].name!r}."
-    else:
-        sentences.append("The impressions have no queries: a ranker compares products with histories alone.")
-        answer = f"The product {facts.products.top[0].name!r}; there are no queries."
-    return Section(*heading, answer=answer, origin=None, sentences=tuple(sentences), grids=tuple(grids))
-
-
-def _spread(plural: str, found: Frequency) -> str:
-    return (
-        f"{found.distinct:,} {plural} have impressions; the {found.head:,} most frequent "
-        f"({_share(found.head, found.distinct)}) have half of them."
-    )
-
-
-def _top(caption: str, column: str, found: Frequency) -> Grid:
-    rows = tuple(
-        (one.name, f"{one.impressions:,}", f"{one.clicks:,}", _share(one.clicks, one.impressions))
-        for one in found.top
-    )
-    return Grid(caption, (column, "Impressions", "Clicks", "CTR"), rows)
-
-
-def _purchases(survey: Survey, facts: Facts) -> Section | Absent:
-    heading = ("purchases", "Purchases", "How much history do users have?")
-    if not survey.purchases:
-        reason = "There is no table of purchases: every history is empty, so no ranker reads it."
-        return Absent(*heading, reason, None)
-    without = facts.shown_users - facts.shown_buyers
-    sentences = []
-    answer = f"{survey.purchases:,} purchases of {survey.buyers:,} users"
-    if facts.shown_users:
-        answer += f"; {_share(facts.shown_buyers, facts.shown_users)} of the users who saw impressions bought"
-        sentences.append(
-            "Of a user's purchases, an impression has those before it as its history; so less than this is "
-            "known at most impressions."
-        )
-    rows = [
-        *([("none, but impressions", f"{without:,}", _share(without, facts.shown_users))] if without else []),
-        *(
-            (name, f"{users:,}", _share(users, survey.buyers))
-            for name, users in zip(plots.group_names(), facts.purchase_groups, strict=True)
-        ),
-    ]
-    return Section(
-        *heading,
-        answer=f"{answer}.",
-        origin=None,
-        sentences=tuple(sentences),
-        grids=(
-            Grid(
-                "Shares are of all buyers; of those without purchases, of all users who saw impressions.",
-                ("Purchases of a user", "Users", "Share"),
-                tuple(rows),
-            ),
-        ),
-        plots=(
-            Plot(
-                "Users by their purchases",
-                "Grey: users who saw impressions and bought nothing.",
-                svg_source(plots.users_by_purchases(facts.purchase_groups, without)),
-                narrow=True,
-            ),
-        ),
-    )
-
-
 def _grades(survey: Survey, facts: Facts) -> Section | Absent:
     heading = ("grades", "Grades", "Who graded which pairs of query and product?")
     if not facts.grades:
@@ -291,7 +160,7 @@ def _grades(survey: Survey, facts: Facts) -> Section | Absent:
         (
             source,
             f"{sum(found):,}",
-            *(f"{pairs:,} ({_share(pairs, sum(found))})" for pairs in found),
+            *(f"{pairs:,} ({share(pairs, sum(found))})" for pairs in found),
         )
         for source, found in counts.items()
         if sum(found)
@@ -321,7 +190,7 @@ def _images(survey: Survey, facts: Facts) -> Section | Absent:
         return Absent(*heading, reason, None)
     tiles = [product_tile(one.image, (one.title, one.aisle, price_text(one.price))) for one in facts.pictured]
     broken = sum(tile.picture is None for tile in tiles)
-    answer = f"{_share(survey.images, survey.products)} of the products name an image"
+    answer = f"{share(survey.images, survey.products)} of the products name an image"
     if survey.readable_images < survey.images_tried:
         answer += f"; of {survey.images_tried} that were opened, {survey.readable_images} can be read"
     return Section(
@@ -386,17 +255,3 @@ def _shortcomings(survey: Survey) -> list[str]:
     if survey.impressions and survey.column("impressions", "position") is None:
         said.append("No position: the effect of the place on a page cannot be told from that of the product.")
     return said
-
-
-def _share(part: int, whole: int) -> str:
-    """In percent, with decimals where it would read as 0 or as 100 % and is not."""
-    if not whole:
-        return NONE
-    if part in (0, whole):
-        return f"{100 * part // whole} %"
-    percent = 100 * part / whole
-    for decimals in (1, 2, 3):
-        text = f"{percent:.{decimals}f}"
-        if float(text) not in (0.0, 100.0):
-            break
-    return f"{text} %"

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embeddings.catalog.holdout import TEST, HoldoutConfig
-from embeddings.catalog.products import OutsideImage, ProductCatalog
+from embeddings.catalog.images import OutsideImage
+from embeddings.catalog.products import ProductCatalog
 from embeddings.embedding_table import EmbeddingTable, EmbeddingTableError, is_table
 from embeddings.evaluation.linear_probe import unit_vectors
 from embeddings.evaluation.search import search

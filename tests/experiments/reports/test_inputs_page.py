@@ -18,9 +18,9 @@ from experiments.projects.survey import survey
 from experiments.reports.inputs import plots
 from experiments.reports.inputs.facts import PURCHASE_STEPS, gather_facts, told_simulated
 from experiments.reports.inputs.page import gather_inputs, is_data_folder
-from experiments.reports.inputs.sections import _share
 from experiments.reports.page import Absent, Section
 from experiments.reports.tiles import product_tile
+from experiments.statistics.cells import share
 from features.inputs.tables import InputTables
 from tests.experiments.reports.page_reader import assert_whole_and_self_contained
 
@@ -193,14 +193,14 @@ def test_a_folder_of_another_kind_gets_a_sentence(tmp_path):
 
 
 def test_shares_never_read_as_all_or_nothing_when_they_are_not():
-    assert [_share(*pair) for pair in ((0, 5), (5, 5), (1, 3), (1, 5_000), (9_999, 10_000))] == [
+    assert [share(*pair) for pair in ((0, 5), (5, 5), (1, 3), (1, 5_000), (9_999, 10_000))] == [
         "0 %",
         "100 %",
         "33.3 %",
         "0.02 %",
         "99.99 %",
     ]
-    assert _share(0, 0) == "–"
+    assert share(0, 0) == "–"
 
 
 def test_the_interval_of_a_share_is_wilsons():
