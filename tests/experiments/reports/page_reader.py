@@ -22,7 +22,7 @@ class PageReader(HTMLParser):
         self.sources += [found["src"]] if "src" in found else []
         self.links += [found["href"]] if "href" in found else []
         self.anchors |= {found["id"]} if "id" in found else set()
-        if tag not in ("meta", "img", "link", "br"):
+        if tag not in ("meta", "img", "link", "br", "input"):
             self.left_open.append(tag)
 
     def handle_endtag(self, tag):
