@@ -42,6 +42,7 @@ def search(
     """
     from rich.console import Console
 
+    from experiments.reports.inputs.facts import told_simulated
     from experiments.runtime.progress import progress_bars
     from experiments.scoring.texts import ProductSearch, VectorSource, hits_text
 
@@ -58,17 +59,18 @@ def search(
             name = str(against) if beside else _BY_WORDS
             searches[f"{name} (again)" if name == by else name] = ProductSearch(data, beside, progress=bars)
     if page:
-        _serve(searches, port=port, k=k)
+        simulated = told_simulated(data) is True
+        _serve(searches, port=port, k=k, simulated=simulated)
     else:
         assert query is not None
         typer.echo(f"nearest to {query!r} by {by}:")
         typer.echo(hits_text(searches[by].find(query, k)), nl=False)
 
 
-def _serve(searches: "dict[str, ProductSearch]", *, port: int, k: int) -> None:
+def _serve(searches: "dict[str, ProductSearch]", *, port: int, k: int, simulated: bool) -> None:
     from experiments.scoring.search_page import search_server
 
-    with search_server(searches, port=port, k=k) as server:
+    with search_server(searches, port=port, k=k, simulated=simulated) as server:
         typer.echo(f"http://127.0.0.1:{server.server_address[1]}/ until Ctrl-C")
         try:
             server.serve_forever()

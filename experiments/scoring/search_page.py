@@ -30,12 +30,15 @@ class Column:
     problem: str | None = None
 
 
-def search_server(searches: Mapping[str, ProductSearch], *, port: int, k: int) -> ThreadingHTTPServer:
+def search_server(
+    searches: Mapping[str, ProductSearch], *, port: int, k: int, simulated: bool = False
+) -> ThreadingHTTPServer:
     """A server of the page, which listens already; `serve_forever` makes it answer.
 
     Args:
         searches: ways to search, by the name that the page shows; their columns stand side by side.
         port: 0 takes any that is free.
+        simulated: whether the products are; the page says so.
 
     Raises:
         OSError: the port is taken.
@@ -54,7 +57,7 @@ def search_server(searches: Mapping[str, ProductSearch], *, port: int, k: int) -
             else:
                 query = parse_qs(parts.query).get("q", [""])[0].strip()[:_LONGEST_QUERY]
                 with one_at_a_time:
-                    text = search_page(query, searches, k=k)
+                    text = search_page(query, searches, k=k, simulated=simulated)
                 self._answer(HTTPStatus.OK, text)
 
         def _answer(self, status: HTTPStatus, text: str) -> None:
@@ -73,7 +76,7 @@ def search_server(searches: Mapping[str, ProductSearch], *, port: int, k: int) -
     return ThreadingHTTPServer((ADDRESS, port), Handler)
 
 
-def search_page(query: str, searches: Mapping[str, ProductSearch], *, k: int) -> str:
+def search_page(query: str, searches: Mapping[str, ProductSearch], *, k: int, simulated: bool = False) -> str:
     """The page with what `query` finds; with the field alone for an empty one."""
     found: dict[str, list[Hit] | str] = {}
     for name, search in searches.items() if query else ():
@@ -98,6 +101,7 @@ def search_page(query: str, searches: Mapping[str, ProductSearch], *, k: int) ->
         query=query,
         columns=columns,
         shared=shared,
+        simulated=simulated,
         products=len(next(iter(searches.values()))),
         names=list(searches),
     )

@@ -84,11 +84,16 @@ def test_a_product_without_a_picture_says_so(searches):
     assert "no picture" in reader.text
 
 
+def test_simulated_products_are_called_simulated(searches):
+    assert "Simulated data: 24 products" in search_page("", searches, k=5, simulated=True)
+
+
 def test_without_a_query_there_is_the_field_alone(port):
     status, text = asked(port, "/")
     assert status == 200
     reader = assert_whole_and_self_contained(text)
     assert "24 products, by LSA and by words" in reader.text
+    assert "Simulated" not in reader.text
     assert "score" not in reader.text
 
 
