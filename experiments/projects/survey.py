@@ -11,7 +11,7 @@ from features.columns.clock import DAY_US
 from features.inputs.images import decode_image
 from features.inputs.plain_types import sql_name
 from features.inputs.table_specs import TABLES, TableName, is_text
-from features.inputs.tables import InputTables
+from features.inputs.tables import InputError, InputTables
 
 #: Distinct values are counted in tables of so many rows, and estimated in larger ones.
 EXACT_ROWS = 5_000_000
@@ -124,10 +124,13 @@ def _survey(tables: InputTables, connection: duckdb.DuckDBPyConnection) -> Surve
         query = "count(DISTINCT query)" if tables.has_queries else "0"
         users, queries = one(f"SELECT count(DISTINCT user_id), {query} FROM {scan('impressions')}")
         found = connection.execute(
-            f"SELECT epoch_us(timestamp) // {DAY_US} AS day, count(*), sum(CAST(clicked AS BIGINT)) "
-            f"FROM {scan('impressions')} GROUP BY day ORDER BY day"
+            f"SELECT epoch_us(timestamp) // {DAY_US} AS day, count(*), "
+            f"count(*) FILTER (WHERE CAST(clicked AS BIGINT) = 1) FROM {scan('impressions')} "
+            "WHERE timestamp IS NOT NULL GROUP BY day ORDER BY day"
         ).fetchall()
-        of_day = {int(day): (int(count), int(clicks or 0)) for day, count, clicks in found}
+        of_day = {int(day): (int(count), int(clicks)) for day, count, clicks in found}
+        if not of_day:
+            raise InputError(f"no impression of {tables.root} has a timestamp; fill that column")
         first, last = min(of_day), max(of_day)
         click_days = tuple(of_day.get(day, (0, 0)) for day in range(first, last + 1))
         first_day, last_day = (str(np.datetime64(day, "D")) for day in (first, last))

@@ -106,7 +106,8 @@ def told_simulated(data: Path) -> bool | None:
 
 def _frequency(connection: duckdb.DuckDBPyConnection, tables: InputTables, column: str) -> Frequency:
     grouped = (
-        f"SELECT {column} AS name, count(*) AS shown, sum(CAST(clicked AS BIGINT)) AS clicks "
+        f"SELECT {column} AS name, count(*) AS shown, "
+        "count(*) FILTER (WHERE CAST(clicked AS BIGINT) = 1) AS clicks "
         f"FROM {tables.scan_sql('impressions')} WHERE {column} IS NOT NULL GROUP BY {column}"
     )
     [(distinct, head, total)] = _rows(
@@ -125,7 +126,7 @@ def _frequency(connection: duckdb.DuckDBPyConnection, tables: InputTables, colum
         )
     top = _rows(connection, f"SELECT {title}, shown, clicks FROM {source} ORDER BY shown DESC, name")
     return Frequency(
-        top=tuple(Frequent(name, int(shown), int(clicks or 0)) for name, shown, clicks in top),
+        top=tuple(Frequent(name, int(shown), int(clicks)) for name, shown, clicks in top),
         distinct=int(distinct),
         head=int(head),
         without=tables.rows("impressions") - int(total),

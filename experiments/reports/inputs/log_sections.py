@@ -18,7 +18,7 @@ def log_section(survey: Survey) -> Section | Absent:
     if not survey.impressions:
         return Absent(*heading, "There is no table of impressions, so no ranker can be trained.", None)
     found = plots.periods(survey.first_day, survey.click_days)
-    weeks = "weeks" if len(found) < survey.days else "days"
+    bar = plots.BARS[plots.bar_days(survey.days)]
     quiet = sum(1 for shown, _ in survey.click_days if shown == 0)
     return Section(
         *heading,
@@ -34,10 +34,10 @@ def log_section(survey: Survey) -> Section | Absent:
         ),
         plots=(
             Plot(
-                f"Impressions, clicks and CTR by {weeks[:-1]}",
+                f"Impressions, clicks and CTR by {bar}",
                 "A step in the CTR may be a change of the shop or of what is logged: features of the days "
                 "before it would mislead a ranker. The band is a 95 % interval (Wilson) as of independent "
-                f"impressions. The {weeks[:-1]} that a log begins or ends with may be cut.",
+                "impressions. The first and the last bar may be cut.",
                 svg_source(plots.log_by_day(found)),
             ),
         ),

@@ -12,22 +12,29 @@ from matplotlib.figure import Figure
 from experiments.reports.inputs.facts import PURCHASE_STEPS
 from experiments.reports.plot_style import COLOURS, STYLE, WIDTH_INCHES, note, svg_of
 
-#: Days that are drawn one by one; of a longer log, weeks.
-MOST_DAYS = 120
+#: Bars that fit; a longer log is drawn by weeks, a very long one by years of 52 weeks.
+MOST_BARS = 120
+#: What a bar may stand for, by its days.
+BARS = {1: "day", 7: "week", 28: "four weeks", 364: "52 weeks"}
 _Z = 1.959964  # of 95 %
 
 
 class Period(NamedTuple):
-    """Impressions and clicks of a day, or of a week that begins with it."""
+    """Impressions and clicks of a day, or of the days of a bar that begins with it."""
 
     start: dt.date
     impressions: int
     clicks: int
 
 
+def bar_days(days: int) -> int:
+    """Days that a bar stands for, in a log of so many."""
+    return next((width for width in BARS if days <= MOST_BARS * width), max(BARS))
+
+
 def periods(first_day: str, days: Sequence[tuple[int, int]]) -> list[Period]:
-    """The days of a log, or its weeks of seven days from the first where there are too many days to draw."""
-    width = 1 if len(days) <= MOST_DAYS else 7
+    """The days of a log, or its weeks from the first day on where there are too many days to draw."""
+    width = bar_days(len(days))
     first = dt.date.fromisoformat(first_day)
     return [
         Period(
@@ -59,7 +66,7 @@ def log_by_day(found: Sequence[Period]) -> str:
             ([period.clicks for period in found], COLOURS[0], "of these clicked"),
         ):
             counts.bar(days, values, width=0.86 * width, align="edge", color=colour, label=name)
-        counts.set_title(f"Impressions and clicks of a {'day' if width == 1 else 'week'}")
+        counts.set_title(f"Impressions and clicks by {BARS[width]}")
         counts.yaxis.set_major_formatter("{x:,.0f}")
         counts.legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
         middles = [dt.datetime(*p.start.timetuple()[:3]) + dt.timedelta(days=width / 2) for p in shown]

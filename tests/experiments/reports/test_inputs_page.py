@@ -21,7 +21,7 @@ from experiments.reports.inputs.page import gather_inputs, is_data_folder
 from experiments.reports.page import Absent, Section
 from experiments.reports.tiles import product_tile
 from experiments.statistics.cells import share
-from features.inputs.tables import InputTables
+from features.inputs.tables import InputError, InputTables
 from tests.experiments.reports.page_reader import assert_whole_and_self_contained
 
 
@@ -156,6 +156,24 @@ def test_a_small_log_says_what_it_lacks_and_what_is_wrong(small):
         assert isinstance(part(sections, absent), Absent)
 
 
+def test_rows_that_break_rules_are_shown_and_do_not_break_the_page(small):
+    path = small / "impressions.parquet"
+    log = pq.read_table(path)
+    times = log["timestamp"].to_pylist()
+    log = log.set_column(1, "timestamp", pa.array([None, *times[1:]], pa.timestamp("us", "UTC")))
+    log = log.set_column(4, "clicked", pa.array([7, 1, 0, None, 0], pa.int8()))
+    pq.write_table(log, path)
+    sections = gather_inputs(small)
+    broken = part(sections, "rows")
+    assert isinstance(broken, Section)
+    assert {"impressions.timestamp", "impressions.clicked"} <= {row[0] for row in broken.grids[0].rows}
+    assert cells(sections, "frequent")["<b>Anchovies</b>"] == ("3", "1", "33.3 %"), "7 is no click"
+    log = log.set_column(1, "timestamp", pa.array([None] * 5, pa.timestamp("us", "UTC")))
+    pq.write_table(log, path)
+    with pytest.raises(InputError, match=r"no impression of .* has a timestamp"):
+        gather_inputs(small)
+
+
 def test_names_from_the_tables_cannot_break_the_page(small):
     assert CliRunner().invoke(app, ["report", str(small)]).exit_code == 0
     text = (small / "report.html").read_text(encoding="utf-8")
@@ -218,6 +236,7 @@ def test_a_long_log_is_drawn_by_weeks_without_losing_a_click():
     assert len(weeks[-1:]) == 1
     assert weeks[-1].impressions == 196 + 197 + 198 + 199
     assert len(plots.periods("2024-02-26", days[:120])) == 120
+    assert len(plots.periods("2024-02-26", [(1, 0)] * 3_000)) == 108, "by four weeks"
 
 
 def test_a_picture_is_small_and_one_that_cannot_be_read_is_blank(tmp_path):
