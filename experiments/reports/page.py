@@ -21,6 +21,8 @@ class Plot:
     source: str
     #: Drawn for less than the width of the page.
     narrow: bool = False
+    #: Its numbers are in a table as well.
+    tabulated: bool = True
 
 
 @dataclass(frozen=True)

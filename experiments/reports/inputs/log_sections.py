@@ -39,6 +39,7 @@ def log_section(survey: Survey) -> Section | Absent:
                 "before it would mislead a ranker. The band is a 95 % interval (Wilson) as of independent "
                 "impressions. The first and the last bar may be cut.",
                 svg_source(plots.log_by_day(found)),
+                tabulated=False,
             ),
         ),
     )

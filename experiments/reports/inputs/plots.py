@@ -105,9 +105,9 @@ def users_by_purchases(groups: Sequence[int], without: int) -> str:
 
 
 def group_names() -> list[str]:
-    """As "1", "2–3", "64 and more"."""
+    """As "1", "2–3", "64+"."""
     ends = [*(step - 1 for step in PURCHASE_STEPS[1:]), None]
     return [
-        f"{low} and more" if high is None else f"{low}" if low == high else f"{low}–{high}"
+        f"{low}+" if high is None else f"{low}" if low == high else f"{low}–{high}"
         for low, high in zip(PURCHASE_STEPS, ends, strict=True)
     ]

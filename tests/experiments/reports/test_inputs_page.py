@@ -86,6 +86,8 @@ def test_the_command_makes_a_whole_page_that_says_simulated_first(market, tmp_pa
     assert sum(source.startswith("data:image/jpeg") for source in reader.sources) == 24, "pictures"
     assert sum(source.startswith("data:image/svg") for source in reader.sources) == 2, "plots"
     assert "dashclip init" in text
+    assert '<figure class="narrow">' in text
+    assert text.count("The numbers are in the tables of this page.") == 1, "not those of each day"
     assert str(tmp_path / "report.html") in done.output
     assert not (market / "report.html").exists()
 
