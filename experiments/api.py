@@ -25,6 +25,7 @@ from experiments.marketplace.config import MarketplaceConfig
 from experiments.marketplace.generate import generate as generate_marketplace
 from experiments.reports.table2.page import write_report
 from experiments.runtime.environment import environment
+from experiments.runtime.mlflow_tracker import MlflowTracker
 from experiments.runtime.run_layout import package_run
 from experiments.sweeps.sweep import SweepConfig, VariantConfig, execute_sweep
 from experiments.sweeps.table2 import build_report
@@ -89,6 +90,7 @@ __all__ = [  # noqa: RUF022 - in the order of the work
     "TrainingConfig",  # batches, epochs, early stop, learning rates
     "execute_run",  # trains one ranker and tests it; returns its metrics
     "environment",  # versions, commit and hardware, which execute_run stores beside them
+    "MlflowTracker",  # an MLflow server that hears of runs: execute_run(..., tracker=MlflowTracker(uri))
     "load_run",  # a trained ranker with its data
     "Run",  # what load_run returns
     "evaluate",  # AUC, log loss, calibration and grouped AUC of any scores

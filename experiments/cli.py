@@ -11,6 +11,7 @@ from experiments.commands import bench, config, demo, doctor, init, search, worl
 from experiments.commands.encoders import (
     embed,
     encode,
+    encode_measure,
     grade_people,  # noqa: F401  # adds its commands to `grade`
     grade_run,
     published_models,  # noqa: F401  # adds its commands to `encode`
@@ -108,7 +109,7 @@ for name, proof in PROOFS.items():
     proofs.command(name)(proof)
 proofs.command("worlds")(worlds.worlds_command)
 proofs.command("publish-worlds")(worlds.publish_worlds_command)
-proofs.command("ablate")(encode.ablate_command)
+proofs.command("ablate")(encode_measure.ablate_command)
 proofs.command("publish-encoders")(published_sets.publish_command)
 
 

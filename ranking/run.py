@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from embeddings.training.checkpoint import read_checkpoint
+from embeddings.training.run_log import Tracker, TrainingLog
 from features.artifacts import BusyError, StrictModel, atomic_write_json, file_lock, replaced_file
 from features.batches.loader import BatchLoader
 from features.feature_set import FeatureSet
@@ -231,12 +232,14 @@ def execute_run(
     device: torch.device | None = None,
     resume: bool = False,
     on_step: OnStep | None = None,
+    tracker: Tracker | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate on the test split, and write the run folder.
 
     Args:
         environment: versions, commit, hardware; stored as it is.
         resume: go on with what `folder` holds, or start if it holds nothing.
+        tracker: hears of config, evaluations and test, beside TensorBoard.
 
     Returns:
         The content of metrics.json.
@@ -249,7 +252,13 @@ def execute_run(
     check_both_classes(config.features)
     with run_lock(folder):
         return execute_locked_run(
-            config, folder, environment=environment, device=device, resume=resume, on_step=on_step
+            config,
+            folder,
+            environment=environment,
+            device=device,
+            resume=resume,
+            on_step=on_step,
+            tracker=tracker,
         )
 
 
@@ -272,31 +281,38 @@ def execute_locked_run(
     device: torch.device | None = None,
     resume: bool = False,
     on_step: OnStep | None = None,
+    tracker: Tracker | None = None,
 ) -> dict[str, Any]:
     """`execute_run` for whoever holds the `run_lock` of the folder."""
     device = device or torch.device("cpu")
     _claim(folder, config, environment, resume=resume)
     run = open_run(config, device=device)
-    progress = train(
-        run.ranker,
-        config.training,
-        training=run.loader(
-            "train",
-            batch_size=config.training.batch_size,
-            shuffle_seed=config.seed,
-            id_dropout=config.training.id_dropout,
-        ),
-        validation=run.loader("validation"),
-        folder=folder,
-        seed=config.seed,
-        device=device,
-        resume=resume,
-        on_step=on_step,
-    )
+    name, params = f"{config.variant}, seed {config.seed}", config.model_dump(mode="json")
+    with TrainingLog(folder, tracker=tracker, name=name, params=params) as log:
+        progress = train(
+            run.ranker,
+            config.training,
+            training=run.loader(
+                "train",
+                batch_size=config.training.batch_size,
+                shuffle_seed=config.seed,
+                id_dropout=config.training.id_dropout,
+            ),
+            validation=run.loader("validation"),
+            folder=folder,
+            seed=config.seed,
+            device=device,
+            resume=resume,
+            on_step=on_step,
+            log=log,
+        )
+        tested = _evaluate_test(run, folder, device=device).to_dict()
+        numbers = {f"test/{name}": value for name, value in tested.items() if isinstance(value, float)}
+        log.evaluation(numbers, progress.step)
     metrics = {
         "history": [asdict(evaluation) for evaluation in progress.history],
         "validation": asdict(progress.best) if progress.best else None,
-        "test": _evaluate_test(run, folder, device=device).to_dict(),
+        "test": tested,
         "coverage": {kind: asdict(c) for kind, c in run.semantic.coverage.items()} if run.semantic else {},
     }
     atomic_write_json(folder / "metrics.json", metrics)

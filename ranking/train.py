@@ -6,6 +6,7 @@ everything in between is a function of these, so that a resumed run gives the sa
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +15,10 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.utils.tensorboard.writer import SummaryWriter
 
 from embeddings.training.base_loop import TrainingDivergedError, TrainingLoop, autocast
 from embeddings.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from embeddings.training.run_log import LOG_EVERY_STEPS, TrainingLog
 from features.artifacts import StrictModel, atomic_write_json
 from features.batches.batch import Batch
 from features.batches.loader import BatchLoader
@@ -98,26 +99,29 @@ def train(
     device: torch.device | None = None,
     resume: bool = False,
     on_step: OnStep | None = None,
+    log: TrainingLog | None = None,
 ) -> TrainingProgress:
     """Train `ranker` in place; it ends with the weights of the best evaluation.
 
     Args:
         folder: receives `checkpoints/`, `best/` and `tensorboard/`.
         resume: go on from the newest checkpoint in `folder`, if there is one.
+        log: where numbers go; TensorBoard in `folder` alone if None. The caller closes it.
 
     Raises:
         TrainingDivergedError: a loss is NaN or infinite; the update is not applied.
         UndefinedMetricError: the validation days hold clicks only, or none.
     """
-    loop = RankerLoop(ranker, config, training, validation, folder, device or torch.device("cpu"), on_step)
-    with torch.random.fork_rng(devices=[]):
+    chosen = device or torch.device("cpu")
+    with (
+        nullcontext(log) if log is not None else TrainingLog(folder) as opened,
+        torch.random.fork_rng(devices=[]),
+    ):
+        loop = RankerLoop(ranker, config, training, validation, folder, chosen, on_step, opened)
         torch.manual_seed(seed)
         if resume:
             loop.resume()
-        try:
-            loop.run()
-        finally:
-            loop.scalars.close()
+        loop.run()
     return loop.progress
 
 
@@ -136,6 +140,7 @@ class RankerLoop(TrainingLoop):
         folder: Path,
         device: torch.device,
         on_step: OnStep | None,
+        log: TrainingLog,
     ) -> None:
         steps = len(training)  # of an epoch
         parts = config.evaluations_per_epoch
@@ -152,12 +157,12 @@ class RankerLoop(TrainingLoop):
         self.folder = folder
         self.device = device
         self.on_step = on_step
+        self.log = log
         self.progress = TrainingProgress()
         self.total_steps = config.max_epochs * steps
         self.optimizer = RankerOptimizer(ranker, config.optimizer, total_steps=self.total_steps)
         self.precision = str(resolve_precision(config.precision, device)).removeprefix("torch.")
         self.checkpointed_at = time.monotonic()
-        self.scalars = SummaryWriter(str(folder / "tensorboard"))
 
     @property
     def losses(self) -> list[float]:
@@ -175,8 +180,7 @@ class RankerLoop(TrainingLoop):
         self.optimizer.load_state_tensors(optimizer)
         self.training.load_state_dict(saved.progress["loader"])
         self.progress = TrainingProgress.from_json(saved.progress["training"])
-        self.scalars.close()
-        self.scalars = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.progress.step)
+        self.log.resume_at(self.progress.step)
 
     def run(self) -> None:
         while self.progress.step < self.total_steps and not self.stopped:
@@ -213,9 +217,9 @@ class RankerLoop(TrainingLoop):
         progress.rows += len(batch)
         progress.loss_sum += loss_value * len(batch)
         progress.loss_rows += len(batch)
-        if progress.step % 20 == 0:
-            self.scalars.add_scalar("train/loss", loss_value, progress.step)
-            self.scalars.add_scalar("train/learning_rate_factor", factor, progress.step)
+        if progress.step % LOG_EVERY_STEPS == 0:
+            named = {"train/loss": loss_value, "train/learning_rate_factor": factor}
+            self.log.step(named, progress.step)
 
     def evaluate(self) -> None:
         progress = self.progress
@@ -231,9 +235,12 @@ class RankerLoop(TrainingLoop):
         )
         progress.loss_sum, progress.loss_rows = 0.0, 0
         progress.history.append(evaluation)
-        for name, value in asdict(evaluation).items():
-            if isinstance(value, float):
-                self.scalars.add_scalar(name.replace("_", "/", 1), value, progress.step)
+        numbers = {
+            name.replace("_", "/", 1): value
+            for name, value in asdict(evaluation).items()
+            if isinstance(value, float)
+        }
+        self.log.evaluation(numbers, progress.step)
         if self.since_best == 0:
             weights = {WEIGHTS: ranker_weights(self.ranker), "optimizer": {}}
             write_checkpoint(self.folder / "best", Checkpoint(weights, asdict(evaluation)))

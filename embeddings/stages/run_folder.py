@@ -1,7 +1,7 @@
 """The folder of a training stage: claimed by its settings, resumed, finished, opened again.
 
-It has `encoder/` (the result), `training.json` (settings, inputs, history), `checkpoints/` while the stage
-runs, and for stage 2 `tuples/train` and `tuples/validation`.
+It has `encoder/` (the result), `training.json` (settings, inputs, history), `tensorboard/`, `checkpoints/`
+while the stage runs, and for stage 2 `tuples/train` and `tuples/validation`.
 """
 
 import copy
@@ -20,6 +20,7 @@ from embeddings.encoders.dashclip import DashClipEncoder, Stage, is_encoder
 from embeddings.stages.fingerprints import settings_fingerprint, table_fingerprint, weights_fingerprint
 from embeddings.training.loop import OptimizerConfig, Report, Task, TrainingOutcome, train
 from embeddings.training.ranks import Ranks, barrier
+from embeddings.training.run_log import Tracker, TrainingLog
 from features.artifacts import refuse_foreign_folder, replaced_file
 
 ENCODER, TRAINING, CHECKPOINTS, TUPLES = "encoder", "training.json", "checkpoints", "tuples"
@@ -92,15 +93,20 @@ def train_in(
     config: OptimizerConfig,
     ranks: Ranks,
     show: ShowReport | None,
+    tracker: Tracker | None,
 ) -> TrainingOutcome:
-    return train(
-        task,
-        folder / CHECKPOINTS,
-        config=config,
-        fingerprint=settings_fingerprint(settings),
-        ranks=ranks,
-        progress=show,
-    )
+    with TrainingLog(
+        folder, tracker=tracker, name=f"{task.title}: {folder.name}", params=settings, writes=ranks.first
+    ) as log:
+        return train(
+            task,
+            folder / CHECKPOINTS,
+            config=config,
+            fingerprint=settings_fingerprint(settings),
+            ranks=ranks,
+            progress=show,
+            log=log,
+        )
 
 
 def finish(

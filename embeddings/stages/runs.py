@@ -38,6 +38,7 @@ from embeddings.stages.stage2 import AlignConfig, AlignTask, Tuples
 from embeddings.stages.warmup import ImageWarmupConfig, ImageWarmupTask, TextWarmupTask, WarmupConfig
 from embeddings.stages.whitening import whiten
 from embeddings.training.ranks import Ranks, barrier, join_ranks
+from embeddings.training.run_log import Tracker
 from features.inputs.tables import table_files
 from features.progress import Progress, silent
 
@@ -105,6 +106,7 @@ def warm_up(
     inputs: InputConfig | None = None,
     device: str = "cpu",
     show: ShowReport | None = None,
+    tracker: Tracker | None = None,
 ) -> StageRun:
     """Warm-up of an encoder without published weights: of text, or of images if the config is for those.
 
@@ -133,7 +135,7 @@ def warm_up(
     else:
         task = TextWarmupTask(encoder, catalog, config=config, **common)
     counts = {"training_products": len(task.train), "evaluation_products": len(task.evaluation)}
-    outcome = train_in(task, folder, settings, config, ranks, show)
+    outcome = train_in(task, folder, settings, config, ranks, show, tracker)
     if isinstance(task, ImageWarmupTask):
         counts["unreadable_images"] = len(task.unreadable)
     encoder.product.start_product_proj()
@@ -149,6 +151,7 @@ def pretrain(
     inputs: InputConfig | None = None,
     device: str = "cpu",
     show: ShowReport | None = None,
+    tracker: Tracker | None = None,
 ) -> StageRun:
     """Stage 1 on the catalogue of `data`; a finished folder is opened, an interrupted one resumed.
 
@@ -188,7 +191,7 @@ def pretrain(
         "evaluation_products": len(task.evaluation),
         "products_without_image_or_title": task.left_out,
     }
-    outcome = train_in(task, folder, settings, config, ranks, show)
+    outcome = train_in(task, folder, settings, config, ranks, show, tracker)
     counts["unreadable_images"] = len(task.unreadable)
     encoder.product.start_product_proj()
     return finish(folder, encoder, "pretrained", settings, outcome, counts, ranks)
@@ -205,6 +208,7 @@ def align(
     inputs: InputConfig | None = None,
     device: str = "cpu",
     show: ShowReport | None = None,
+    tracker: Tracker | None = None,
     progress: Progress = silent,
 ) -> StageRun:
     """Stage 2 on the relevance data of `data`; a finished folder is opened, an interrupted one resumed.
@@ -284,7 +288,7 @@ def align(
     )
     # The completion comes after the training: a change of it alone does not start that anew.
     training = settings | {"config": config.model_dump(mode="json", exclude={"completion"})}
-    outcome = train_in(task, folder, training, config, ranks, show)
+    outcome = train_in(task, folder, training, config, ranks, show, tracker)
     counts: dict[str, float | None] = {
         "training_tuples": len(tuples.train),
         "validation_tuples": len(tuples.validation),

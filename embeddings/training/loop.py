@@ -22,6 +22,7 @@ from embeddings.training.base_loop import TrainingDivergedError, TrainingLoop, a
 from embeddings.training.checkpoint import Checkpoint, CheckpointError
 from embeddings.training.evaluation import learned_nothing
 from embeddings.training.ranks import Ranks, sum_over_ranks
+from embeddings.training.run_log import LOG_EVERY_STEPS, TrainingLog
 from features.artifacts import StrictModel
 from features.inputs.shares import rounded_down
 
@@ -175,6 +176,7 @@ def train(
     fingerprint: str,
     ranks: Ranks | None = None,
     progress: Callable[[Report], None] | None = None,
+    log: TrainingLog | None = None,
 ) -> TrainingOutcome:
     """Train until the epochs or the patience end; leaves the best weights in the module.
 
@@ -182,12 +184,14 @@ def train(
 
     Args:
         fingerprint: names config and inputs: a run resumes only its own checkpoints.
+        log: where numbers go; nowhere if None.
 
     Raises:
         TrainingDivergedError: a loss or a gradient is not finite; names the step. All ranks raise it alike.
         CheckpointError: the checkpoints in `folder` are of another run or damaged.
     """
-    return _EncoderLoop(task, folder, config, fingerprint, ranks or Ranks(), progress).train()
+    log = log or TrainingLog(folder, writes=False)
+    return _EncoderLoop(task, folder, config, fingerprint, ranks or Ranks(), progress, log).train()
 
 
 class _EncoderLoop(TrainingLoop):
@@ -202,6 +206,7 @@ class _EncoderLoop(TrainingLoop):
         fingerprint: str,
         ranks: Ranks,
         progress: Callable[[Report], None] | None,
+        log: TrainingLog,
     ) -> None:
         every = task.steps_per_epoch / config.evaluations_per_epoch
         evaluation_steps = {
@@ -213,7 +218,7 @@ class _EncoderLoop(TrainingLoop):
             folder, evaluation_steps=evaluation_steps, patience=config.patience, writes=ranks.first
         )
         self.task, self.config = task, config
-        self.fingerprint, self.ranks, self.progress = fingerprint, ranks, progress
+        self.fingerprint, self.ranks, self.progress, self.log = fingerprint, ranks, progress, log
         self.named = trained_parameters(task.module)
         decayed = [p for _, p in self.named if p.ndim >= 2]
         plain = [p for _, p in self.named if p.ndim < 2]
@@ -322,6 +327,9 @@ class _EncoderLoop(TrainingLoop):
         self.step += 1
         self.loss_sum += losses["loss"]
         self.loss_steps += 1
+        if self.step % LOG_EVERY_STEPS == 0:
+            named = {f"train/{name}": value for name, value in losses.items()}
+            self.log.step({**named, "train/learning_rate_share": share}, self.step)
         return losses
 
     def _no_sync(self, micro: int) -> AbstractContextManager[None]:
@@ -341,6 +349,8 @@ class _EncoderLoop(TrainingLoop):
             )
         train_loss = self.loss_sum / max(1, self.loss_steps)
         self.history.append({"step": self.step, "train_loss": train_loss, **measures})
+        named = {f"evaluation/{name}": value for name, value in measures.items()}
+        self.log.evaluation({"train/mean_loss": train_loss, **named}, self.step)
         self.loss_sum, self.loss_steps = 0.0, 0
         self.measures = measures
         if self.since_best == 0:
@@ -393,3 +403,4 @@ class _EncoderLoop(TrainingLoop):
         self.best_weights = {name: value.to(self.device) for name, value in saved.parts["best"].items()}
         for name in ("step", "history", "best", "best_step", "loss_sum", "loss_steps"):
             setattr(self, name, saved.progress[name])
+        self.log.resume_at(self.step)

@@ -118,13 +118,8 @@ def make_embeddings(out: Path, config: Path, runs: Sequence["PlannedRun"], proce
     """
     from rich.console import Console
 
-    from experiments.commands.encoders.encode import (
-        align_command,
-        evaluate_command,
-        pretrain_command,
-        probe_command,
-        run_command,
-    )
+    from experiments.commands.encoders.encode import align_command, pretrain_command, run_command
+    from experiments.commands.encoders.encode_measure import evaluate_command, probe_command
     from experiments.sweeps.meanwhile import trained_meanwhile
     from experiments.sweeps.sweep import tables_read
 

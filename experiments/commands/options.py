@@ -1,9 +1,12 @@
 """Arguments and options that several commands have, and what is made of them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from experiments.runtime.mlflow_tracker import MlflowTracker
 
 DATA = Annotated[Path, typer.Argument(help="Folder with the four tables.")]
 CONFIG = Annotated[Path, typer.Option(help="TOML file, or the name of a shipped config.")]
@@ -27,6 +30,32 @@ MANAGEMENT_URL = Annotated[
 ]
 PUBLISHED_NAME = Annotated[str, typer.Argument(help="File name of the result, without an ending.")]
 PUBLISHED_RESULTS = Annotated[Path, typer.Option(help="Folder of published results.")]
+MLFLOW = Annotated[
+    str | None,
+    typer.Option(
+        "--mlflow",
+        envvar="MLFLOW_TRACKING_URI",
+        help="MLflow server or store that hears of the training, too.",
+    ),
+]
+MLFLOW_EXPERIMENT = Annotated[
+    str, typer.Option(envvar="MLFLOW_EXPERIMENT_NAME", help="MLflow experiment of the runs.")
+]
+
+
+def tracker_of(uri: str | None, experiment: str) -> "MlflowTracker | None":
+    """What `--mlflow` asks for.
+
+    Raises:
+        ValueError: MLflow is not installed.
+    """
+    if not uri:
+        return None
+    from experiments.runtime.mlflow_tracker import MISSING, MlflowTracker, is_installed
+
+    if not is_installed():
+        raise ValueError(f"--mlflow {uri} (or MLFLOW_TRACKING_URI) asks for a tracker, but {MISSING}")
+    return MlflowTracker(uri, experiment)
 
 
 def named_folders(rows: list[str], *, option: str = "--row", what: str = "FOLDER") -> dict[str, Path]:

@@ -10,6 +10,7 @@ from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.published_weights import PUBLISHED, find_published
 from embeddings.stages.run_folder import ShowReport
 from embeddings.stages.runs import Start, new_encoder, warm_up
+from embeddings.training.run_log import Tracker
 
 if TYPE_CHECKING:
     from experiments.encoders.pipeline import EncodersConfig
@@ -23,6 +24,7 @@ def first_encoder(
     published: DashClipEncoder | None = None,
     device: str = "cpu",
     show: ShowReport | None = None,
+    tracker: Tracker | None = None,
 ) -> DashClipEncoder:
     """What training from scratch starts with: a tokenizer learned from the data, and random weights.
 
@@ -49,6 +51,7 @@ def first_encoder(
                 inputs=config.stage1_inputs,
                 device=device,
                 show=show,
+                tracker=tracker,
             ).encoder
     return start
 
@@ -61,12 +64,22 @@ def warm_start(
     *,
     device: str,
     show: ShowReport | None,
+    tracker: Tracker | None,
 ) -> Start:
     """`start`, or the call that makes one from scratch, or that warms up the images of published text."""
     published = start if isinstance(start, DashClipEncoder) and lacks_images(start) else None
     if start is not None and published is None:
         return start
-    return partial(first_encoder, data, folder, config, published=published, device=device, show=show)
+    return partial(
+        first_encoder,
+        data,
+        folder,
+        config,
+        published=published,
+        device=device,
+        show=show,
+        tracker=tracker,
+    )
 
 
 def bert_encoder(model: str | Path, config: "EncodersConfig", **options: Any) -> DashClipEncoder:

@@ -29,6 +29,7 @@ from embeddings.stages.stage1 import PretrainConfig
 from embeddings.stages.stage2 import AlignConfig, check_product_side
 from embeddings.stages.warmup import ImageWarmupConfig, WarmupConfig
 from embeddings.tables.encode import Encoded, encode_products, encode_queries
+from embeddings.training.run_log import Tracker
 from experiments.config import KeysOf
 from experiments.encoders.first_encoder import warm_start
 from experiments.encoders.retrieval_rows import RandomRow, TableRow, VectorRow, lexical_rows
@@ -135,15 +136,18 @@ def run_pretrain(
     start: Start | None = None,
     device: str = "cpu",
     show: ShowReport | None = None,
+    tracker: Tracker | None = None,
 ) -> StageRun:
     """Stage 1, from `start` or from scratch; its products are looked at before any warm-up.
+
+    A `tracker` hears of every stage that trains, warm-ups included.
 
     Raises:
         ValueError: the config has no stage 1.
     """
     if config.pretrain is None:
         raise ValueError("the config has no [pretrain] section, which stage 1 needs")
-    start = warm_start(data, folder / "warmup", config, start, device=device, show=show)
+    start = warm_start(data, folder / "warmup", config, start, device=device, show=show, tracker=tracker)
     return pretrain(
         data,
         folder,
@@ -152,6 +156,7 @@ def run_pretrain(
         inputs=config.stage1_inputs,
         device=device,
         show=show,
+        tracker=tracker,
     )
 
 
@@ -163,16 +168,19 @@ def run_align(
     start: Start | None = None,
     device: str = "cpu",
     show: ShowReport | None = None,
+    tracker: Tracker | None = None,
     progress: Progress = silent,
 ) -> StageRun:
     """Stage 2, from the encoder of stage 1 or from scratch; its grades are looked at before any warm-up.
+
+    `tracker` as in `run_pretrain`.
 
     Raises:
         ValueError: the config has no stage 2.
     """
     if config.align is None:
         raise ValueError("the config has no [align] section, which stage 2 needs")
-    start = warm_start(data, folder / "warmup", config, start, device=device, show=show)
+    start = warm_start(data, folder / "warmup", config, start, device=device, show=show, tracker=tracker)
     return align(
         data,
         folder,
@@ -183,6 +191,7 @@ def run_align(
         inputs=config.inputs,
         device=device,
         show=show,
+        tracker=tracker,
         progress=progress,
     )
 

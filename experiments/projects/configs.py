@@ -107,6 +107,8 @@ def _spare_columns(survey: Survey) -> tuple[list[str], list[str]]:
     """Further columns as lines to uncomment: nobody here can know whether they are known before a click."""
     sparse, dense = [], []
     for column in survey.columns:
+        if column.table not in _NEVER:  # no feature reads its columns
+            continue
         if column.name in _NEVER[column.table] or column.kind == "other" or column.distinct < 2:
             continue
         source = {} if column.table == "impressions" else {"source": column.table}

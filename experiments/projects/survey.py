@@ -9,27 +9,36 @@ import pyarrow as pa
 
 from features.columns.clock import DAY_US
 from features.inputs.images import decode_image
-from features.inputs.table_specs import TableName, is_text
-from features.inputs.tables import InputTables
+from features.inputs.plain_types import sql_name
+from features.inputs.table_specs import TABLES, TableName, is_text
+from features.inputs.tables import InputError, InputTables
 
+#: Distinct values are counted in tables of so many rows, and estimated in larger ones.
+EXACT_ROWS = 5_000_000
 #: Images that are opened to see whether there are any.
 IMAGES_TRIED = 50
 
 
 @dataclass(frozen=True)
 class ColumnFacts:
-    """A column beyond those that every log has.
+    """One column of a table.
 
-    `distinct` is approximate above some thousands.
+    Attributes:
+        kind: "id" for text, whole numbers and flags, "number" for others, "other" for what no feature reads.
+        arrow: its plain Arrow type.
+        distinct: an estimate within a few percent in tables beyond EXACT_ROWS; 0 for lists and the like.
+        low, high: least and greatest value of a number or a moment, as text; None of others.
     """
 
     table: TableName
     name: str
-    #: "id" for text, whole numbers and flags, "number" for others, "other" for what no feature reads.
     kind: str
+    arrow: str
     distinct: int
     filled: int
     rows: int
+    low: str | None = None
+    high: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,7 @@ def _survey(tables: InputTables, connection: duckdb.DuckDBPyConnection) -> Surve
     def scan(name: TableName) -> str:
         return tables.scan_sql(name)
 
-    columns = [found for name in ("products", "impressions") for found in _columns(tables, name, connection)]
+    columns = [found for name in TABLES if tables.has(name) for found in _columns(tables, name, connection)]
     (aisles,) = one(f"SELECT count(DISTINCT aisle) FROM {scan('products')}")
     named, tried, readable = _images(tables, connection)
     shown, users, queries = 0, 0, 0
@@ -115,10 +124,13 @@ def _survey(tables: InputTables, connection: duckdb.DuckDBPyConnection) -> Surve
         query = "count(DISTINCT query)" if tables.has_queries else "0"
         users, queries = one(f"SELECT count(DISTINCT user_id), {query} FROM {scan('impressions')}")
         found = connection.execute(
-            f"SELECT epoch_us(timestamp) // {DAY_US} AS day, count(*), sum(CAST(clicked AS BIGINT)) "
-            f"FROM {scan('impressions')} GROUP BY day ORDER BY day"
+            f"SELECT epoch_us(timestamp) // {DAY_US} AS day, count(*), "
+            f"count(*) FILTER (WHERE CAST(clicked AS BIGINT) = 1) FROM {scan('impressions')} "
+            "WHERE timestamp IS NOT NULL GROUP BY day ORDER BY day"
         ).fetchall()
-        of_day = {int(day): (int(count), int(clicks or 0)) for day, count, clicks in found}
+        of_day = {int(day): (int(count), int(clicks)) for day, count, clicks in found}
+        if not of_day:
+            raise InputError(f"no impression of {tables.root} has a timestamp; fill that column")
         first, last = min(of_day), max(of_day)
         click_days = tuple(of_day.get(day, (0, 0)) for day in range(first, last + 1))
         first_day, last_day = (str(np.datetime64(day, "D")) for day in (first, last))
@@ -160,22 +172,50 @@ def _survey(tables: InputTables, connection: duckdb.DuckDBPyConnection) -> Surve
 def _columns(
     tables: InputTables, name: TableName, connection: duckdb.DuckDBPyConnection
 ) -> list[ColumnFacts]:
-    if not tables.has(name):
-        return []
+    fields = list(tables.schema(name))
+    exact = tables.rows(name) <= EXACT_ROWS
+    wanted = [part for field in fields for part in _measures(field, exact=exact)]
+    row = connection.execute(f"SELECT {', '.join(wanted)} FROM {tables.scan_sql(name)}").fetchone()
+    assert row is not None
     found = []
-    rows = tables.rows(name)
-    for field in tables.schema(name):
-        quoted = '"' + field.name.replace('"', '""') + '"'
-        kind = _kind(field.type)
-        counts = (0, 0)
-        if kind != "other":
-            row = connection.execute(
-                f"SELECT approx_count_distinct({quoted}), count({quoted}) FROM {tables.scan_sql(name)}"
-            ).fetchone()
-            assert row is not None
-            counts = row
-        found.append(ColumnFacts(name, field.name, kind, int(counts[0]), int(counts[1]), rows))
+    for place, field in enumerate(fields):
+        filled, distinct, low, high = row[4 * place : 4 * place + 4]
+        found.append(
+            ColumnFacts(
+                table=name,
+                name=field.name,
+                kind=_kind(field.type),
+                arrow=str(field.type),
+                distinct=int(distinct),
+                filled=int(filled),
+                rows=tables.rows(name),
+                low=low,
+                high=high,
+            )
+        )
     return found
+
+
+def _measures(field: pa.Field, *, exact: bool) -> tuple[str, str, str, str]:
+    """SQL of filled rows, distinct values, least and greatest value of a column."""
+    name = sql_name(field.name)
+    if pa.types.is_nested(field.type):
+        return f"count({name})", "0", "NULL", "NULL"
+    ends = "NULL", "NULL"
+    if pa.types.is_timestamp(field.type):
+        ends = _ends(name, "strftime(make_timestamp(epoch_us({})), '%Y-%m-%d %H:%M')")
+    elif _is_number(field.type):
+        ends = _ends(name, "CAST({} AS VARCHAR)")
+    distinct = f"count(DISTINCT {name})" if exact else f"approx_count_distinct({name})"
+    return f"count({name})", distinct, *ends
+
+
+def _ends(name: str, shown: str) -> tuple[str, str]:
+    return shown.format(f"min({name})"), shown.format(f"max({name})")
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
 def _kind(kind: pa.DataType) -> str:

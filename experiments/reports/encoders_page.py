@@ -1,39 +1,40 @@
-"""The evidence page of encoders alone: one self-contained HTML file."""
+"""The evidence page of encoders alone."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from experiments.encoders.table1 import Table1
-from experiments.reports.page import Absent, Section, render, time_of
+from experiments.reports.inputs.facts import told_simulated
+from experiments.reports.page import Absent, Section
 from experiments.reports.records import EvidenceError, read_record
 from experiments.reports.sections.retrieval import FILE, TITLES_FILE
-from features.artifacts import atomic_write_bytes
-
-PAGE = "report.html"
+from experiments.reports.sections_page import write_sections_page
 
 
-def write_encoders_page(folder: Path, out: Path, *, evidence: Sequence[Section | Absent]) -> Path:
+def write_encoders_page(
+    folder: Path, out: Path, *, evidence: Sequence[Section | Absent], data: Path | None = None
+) -> Path:
     """Write `report.html` into `out`, whole or not at all.
 
     Args:
         folder: what the page is about; its results say whether the data are simulated.
         evidence: what `experiments.reports.evidence.gather_encoders` found.
+        data: where the products of its examples lie; says so, too.
     """
-    page = render(
-        "encoders.html",
-        name=folder.resolve().name,
-        folder=folder,
-        simulated=_simulated(folder),
-        sections=evidence,
-        made=time_of(datetime.now(UTC)),
+    return write_sections_page(
+        out,
+        evidence,
+        title=f"The evidence: encoders {folder.resolve().name}",
+        lead="No ranker was compared in this folder: this page is of the vectors alone.",
+        simulated=_simulated(folder, data),
+        command=f"dashclip report {folder}" + (f" --data {data}" if data else ""),
+        rests_on=' from the results named under each part; "+changes" or "-dirty" after a commit means that '
+        "files differed from it.",
     )
-    atomic_write_bytes(out / PAGE, (page.rstrip() + "\n").encode())
-    return out / PAGE
 
 
-def _simulated(folder: Path) -> bool | None:
-    """Whether the measured data were simulated; None where no result says it."""
+def _simulated(folder: Path, data: Path | None) -> bool | None:
+    """Whether the measured data were simulated; None where neither a result nor the data say it."""
     for file in (FILE, TITLES_FILE):
         try:
             record = read_record(folder / file, Table1)
@@ -41,4 +42,4 @@ def _simulated(folder: Path) -> bool | None:
             continue
         if record is not None:
             return record.simulated
-    return None
+    return told_simulated(data) if data is not None else None

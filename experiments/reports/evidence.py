@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.reports.page import Absent, Section
 from experiments.reports.records import EvidenceError
-from experiments.reports.sections import importance, probes, retrieval, training
+from experiments.reports.sections import examples, importance, probes, retrieval, training
 from experiments.reports.sections import latency as latency_part
 
 
@@ -74,12 +74,23 @@ def gather(sweep: Path, *, latency: Path | None = None, queries: bool = True) ->
     ]
 
 
-def gather_encoders(folder: Path) -> list[Section | Absent]:
-    """What was measured of the encoders in a folder that holds no sweep.
+def gather_encoders(
+    folder: Path, *, data: Path | None = None, table: Path | None = None
+) -> list[Section | Absent]:
+    """What was measured of the encoders in a folder that holds no sweep, and what some queries find.
+
+    Args:
+        data: where the products lie; without it no examples are shown.
+        table: vectors for the examples; the newest in `folder` if None.
 
     Raises:
-        FileNotFoundError: nothing was.
+        FileNotFoundError: there is nothing to show.
     """
+    held = table or examples.newest_tables(folder)
+    tables = f" --table {table}" if table else ""
+    command = f"dashclip report {folder} --data DATA{tables}"
+    if held is None:
+        command = f"dashclip encode run DATA ENCODER {folder / 'tables'}, then {command}"
     parts = [
         _part(
             folder,
@@ -113,11 +124,21 @@ def gather_encoders(folder: Path) -> list[Section | Absent]:
             f"dashclip encode probe DATA TABLES_BEFORE TABLES_AFTER {folder}",
             probes.probes_section,
         ),
+        _part(
+            folder,
+            "examples",
+            examples.TITLE,
+            examples.QUESTION,
+            command,
+            lambda folder: examples.examples_section(folder, data=data, table=table),
+            absent="Say where the products lie." if held else "There are no vectors of products.",
+        ),
     ]
-    if all(isinstance(part, Absent) for part in parts):
+    if held is None and all(isinstance(part, Absent) for part in parts):
         raise FileNotFoundError(
-            f"{folder} holds neither a sweep (sweep.json, of `dashclip sweep`) nor anything measured of "
-            "encoders (training.json, table1.json, title_to_image.json or probes.json, of `dashclip encode`)"
+            f"{folder} holds neither input tables (products.parquet and others), nor a sweep (sweep.json, of "
+            "`dashclip sweep`), nor anything of encoders (training.json, table1.json, title_to_image.json, "
+            "probes.json or vectors, of `dashclip encode`)"
         )
     return parts
 
@@ -131,9 +152,10 @@ def _part(
     read: Callable[[Path], Section | None],
     *,
     besides: str = "",
+    absent: str = "This was not measured.",
 ) -> Section | Absent:
     try:
-        return read(folder) or Absent(anchor, title, question, f"This was not measured.{besides}", command)
+        return read(folder) or Absent(anchor, title, question, f"{absent}{besides}", command)
     except EvidenceError as error:
         return Absent(anchor, title, question, f"{error}.", command)
 

@@ -21,16 +21,36 @@ class Plot:
     source: str
     #: Drawn for less than the width of the page.
     narrow: bool = False
+    #: Its numbers are in a table as well.
+    tabulated: bool = True
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: the first column is text, the others numbers. `bold` has (row, column) of what stands out."""
+    """A table: first columns of text, then of numbers. `bold` has (row, column) of what stands out."""
 
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     bold: frozenset[tuple[int, int]] = frozenset()
+    text_columns: int = 1
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A product in a gallery: its picture, or None where there is none to show, and lines below it."""
+
+    picture: str | None
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Products side by side."""
+
+    heading: str
+    caption: str
+    tiles: tuple[Tile, ...]
 
 
 @dataclass(frozen=True)
@@ -56,11 +76,13 @@ class Section:
     title: str
     question: str
     answer: str
-    origin: Origin
+    #: None where the page itself measured it: its foot says when.
+    origin: Origin | None
     sentences: tuple[str, ...] = ()
     grids: tuple[Grid, ...] = ()
     plots: tuple[Plot, ...] = ()
     notes: tuple[str, ...] = ()
+    galleries: tuple[Gallery, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,6 +116,11 @@ def svg_source(svg: str) -> str:
 def png_source(png: bytes) -> str:
     """Source of an image element that holds the whole picture."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def jpeg_source(jpeg: bytes) -> str:
+    """As `png_source` of a photo."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
 def time_of(created: datetime | None) -> str:

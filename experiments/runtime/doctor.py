@@ -31,6 +31,7 @@ EXTRAS = {
     "weights": "published text weights to start encoders from: `--start all-minilm-l6-v2`",
     "sentence-transformers": "vectors of any such model: `dashclip embed sentence-transformers`",
     "lora": "a language model tuned on grades: `dashclip grade train --grader tuned-model`",
+    "mlflow": "runs and their evaluations on an MLflow server: `dashclip train … --mlflow URI`",
     "dev": "tests and checks: `make check`",
 }
 BUILD_EXTRAS = ("cpu", "cuda")

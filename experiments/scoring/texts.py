@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embeddings.catalog.images import OutsideImage
 from embeddings.catalog.products import ProductCatalog
 from embeddings.embedding_table import EmbeddingTable, is_table
 from embeddings.encoders.dashclip import DashClipEncoder
@@ -63,6 +64,15 @@ class VectorSource:
             if "products" not in found:
                 raise ValueError(f"{table} has no products/ with vectors; `dashclip embed lsa` makes some")
         return cls(encoder, found.get("products"), found.get("queries"))
+
+    @classmethod
+    def open_any(cls, folder: Path) -> "VectorSource":
+        """Open an encoder, or the run that made it, or a folder of tables: whichever it is.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        return cls.open(folder, None) if encoder_folder(folder) else cls.open(None, folder)
 
     def query_vectors(self, queries: Sequence[str | None]) -> Floats:
         """Unit vectors [N, D]; zeros where there is none."""
@@ -171,32 +181,52 @@ class Hit:
     title: str
     price: float | None
     score: float
+    image: Path | None = None
 
 
-def search_products(
-    data: Path, query: str, source: VectorSource | None, *, k: int = 10, progress: Progress = silent
-) -> list[Hit]:
-    """The `k` products nearest to a query, best first; by character n-grams if `source` is None.
+class ProductSearch:
+    """The products of a data folder, ready for many queries: their vectors are read or made once."""
 
-    Raises:
-        ValueError: nothing is known of the query; names the nearest that the table knows.
-    """
-    catalog = ProductCatalog.open(data, modalities=("text",))
-    if source is None:
-        [score_P] = char_tfidf_scores(catalog.titles, [query])
-        best_K = np.argsort(-score_P, kind="stable")[:k]
-    else:
-        query_1D = source.query_vectors([query])
-        if not query_1D.any():
-            raise ValueError(_unknown(query, source))
-        product_PD = source.product_vectors(data, progress=progress)
-        score_P = product_PD @ query_1D[0]
-        best_K = search(product_PD, query_1D, k)[0]
-    prices = _prices(data, len(catalog))
-    return [
-        Hit(catalog.ids[row].as_py(), catalog.titles[row], prices[row], float(score_P[row]))
-        for row in best_K.tolist()
-    ]
+    def __init__(self, data: Path, source: VectorSource | None, *, progress: Progress = silent) -> None:
+        """
+        Args:
+            source: what makes the vectors; None searches by character n-grams.
+        """
+        self._source = source
+        self._catalog = ProductCatalog.open(data)
+        self._prices = product_prices(data, len(self._catalog))
+        self._vectors_PD = None if source is None else source.product_vectors(data, progress=progress)
+
+    def __len__(self) -> int:
+        return len(self._catalog)
+
+    def find(self, query: str, k: int) -> list[Hit]:
+        """The `k` products nearest to a query, best first.
+
+        Raises:
+            ValueError: nothing is known of the query; names the nearest that the table knows.
+        """
+        catalog = self._catalog
+        if self._source is None or self._vectors_PD is None:
+            [score_P] = char_tfidf_scores(catalog.titles, [query])
+            best_K = np.argsort(-score_P, kind="stable")[:k]
+        else:
+            query_1D = self._source.query_vectors([query])
+            if not query_1D.any():
+                raise ValueError(_unknown(query, self._source))
+            score_P = self._vectors_PD @ query_1D[0]
+            best_K = search(self._vectors_PD, query_1D, k)[0]
+        return [self._hit(row, float(score_P[row])) for row in best_K.tolist()]
+
+    def _hit(self, row: int, score: float) -> Hit:
+        image = self._catalog.image_paths[row]
+        return Hit(
+            self._catalog.ids[row].as_py(),
+            self._catalog.titles[row],
+            self._prices[row],
+            score,
+            None if isinstance(image, OutsideImage) else image,
+        )
 
 
 def hits_text(hits: Sequence[Hit], width: int = 80) -> str:
@@ -221,7 +251,8 @@ def _unknown(query: str, source: VectorSource) -> str:
     )
 
 
-def _prices(data: Path, count: int) -> list[float | None]:
+def product_prices(data: Path, count: int) -> list[float | None]:
+    """Prices of the products of a data folder in their order; `count` times None where it has none."""
     table = find_table(data, "products")
     if table is None or "price" not in table.schema.names:
         return [None] * count

@@ -127,6 +127,20 @@ def with_sd(mean: float | None, sd: float | None, decimals: int = 4) -> str:
     return number(mean, decimals) + ("" if sd is None else f" ± {sd:.{decimals}f}")
 
 
+def share(part: int, whole: int) -> str:
+    """A share in percent, with decimals where it would read as 0 or as 100 % and is not."""
+    if not whole:
+        return NONE
+    if part in (0, whole):
+        return f"{100 * part // whole} %"
+    percent = 100 * part / whole
+    for decimals in (1, 2, 3):
+        text = f"{percent:.{decimals}f}"
+        if float(text) not in (0.0, 100.0):
+            break
+    return f"{text} %"
+
+
 def markdown_table(
     heading: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 1, compact: bool = False
 ) -> list[str]:

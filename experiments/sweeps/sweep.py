@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from embeddings.training.run_log import Tracker, TrainingLog
 from experiments.config import KeysOf, merged, parse_config
 from experiments.runtime.environment import environment, usable_cores
 from experiments.runtime.job_pool import BUSY, DIED, Job, OnProgress, run_jobs
@@ -207,6 +208,7 @@ def execute_sweep(
     threads: int = 1,
     command: str | None = None,
     on_progress: OnProgress | None = None,
+    tracker: Tracker | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[Path, str | None]:
     """Run what is not finished yet. Calling again after a kill goes on where it stopped.
@@ -217,6 +219,7 @@ def execute_sweep(
     Args:
         processes: runs at the same time; as many as the cores have threads for if None.
         threads: of each run. Its last digits may depend on them, never on `processes`.
+        tracker: gets a run for the sweep, in which those of the rankers are nested.
         sleep: called with seconds while another process trains what is left.
 
     Returns:
@@ -237,16 +240,18 @@ def execute_sweep(
     processes = processes_of(processes, threads=threads)
     errors: dict[str, str | None] = {}
     died, elsewhere = set[str](), list[PlannedRun]()
-    while waiting or elsewhere:
-        if not waiting:
-            waiting = _wait_for_one(elsewhere, sleep)
-            elsewhere = [run for run in elsewhere if run not in waiting]
-        jobs = [job_of(run) for run in waiting]
-        found = run_jobs(jobs, processes=processes, threads=threads, on_progress=on_progress)
-        elsewhere += [run for run in waiting if found[run.name] == BUSY]
-        waiting = [run for run in waiting if found[run.name] == DIED and run.name not in died]
-        died |= {run.name for run in waiting}
-        errors |= found
+    params = config.model_dump(mode="json")
+    with TrainingLog(out, tracker=tracker, name=f"sweep {config.name}", params=params) as log:
+        while waiting or elsewhere:
+            if not waiting:
+                waiting = _wait_for_one(elsewhere, sleep)
+                elsewhere = [run for run in elsewhere if run not in waiting]
+            jobs = [job_of(run, tracker=log.nested()) for run in waiting]
+            found = run_jobs(jobs, processes=processes, threads=threads, on_progress=on_progress)
+            elsewhere += [run for run in waiting if found[run.name] == BUSY]
+            waiting = [run for run in waiting if found[run.name] == DIED and run.name not in died]
+            died |= {run.name for run in waiting}
+            errors |= found
     return {run.folder: errors.get(run.name) for run in planned}
 
 
@@ -317,12 +322,19 @@ def _floor(features: Path) -> Floor:
     return Floor(name="shrunken product mean + user mean", auc=found.auc, norm_logloss=found.norm_logloss)
 
 
-def job_of(run: PlannedRun, *, name: str | None = None, needs: tuple[str, ...] = ()) -> Job:
+def job_of(
+    run: PlannedRun,
+    *,
+    name: str | None = None,
+    needs: tuple[str, ...] = (),
+    tracker: Tracker | None = None,
+) -> Job:
     """Trains the run, or goes on with it; nothing is left to do if another process has finished it."""
-    return Job(name or run.name, partial(_train, run), run.folder, needs, claim=partial(run_lock, run.folder))
+    train, claim = partial(_train, run, tracker), partial(run_lock, run.folder)
+    return Job(name or run.name, train, run.folder, needs, claim=claim)
 
 
-def _train(run: PlannedRun, progress: Progress) -> None:
+def _train(run: PlannedRun, tracker: Tracker | None, progress: Progress) -> None:
     if is_finished(run.folder):
         return
 
@@ -330,7 +342,9 @@ def _train(run: PlannedRun, progress: Progress) -> None:
         if training.step % 10 == 0:
             progress(loss_and_rate(training), training.step, total_steps)
 
-    execute_locked_run(run.config, run.folder, environment=environment(), resume=True, on_step=on_step)
+    execute_locked_run(
+        run.config, run.folder, environment=environment(), resume=True, on_step=on_step, tracker=tracker
+    )
 
 
 def loss_and_rate(training: TrainingProgress) -> str:

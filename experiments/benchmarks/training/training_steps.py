@@ -1,7 +1,7 @@
 """The training loop of `ranking.train` without its evaluations and checkpoints, for measuring."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from embeddings.training.run_log import TrainingLog
 from features.batches.batch import Batch
 from features.batches.loader import BatchLoader
 from features.feature_set import FeatureSet
@@ -68,7 +69,7 @@ def training_steps(
         feature_set, split, batch_size=config.batch_size, shuffle_seed=seed, id_dropout=config.id_dropout
     )
     unused = BatchLoader(feature_set, "test", batch_size=config.batch_size)
-    with TemporaryDirectory() as folder:
-        loop = RankerLoop(ranker, config, training, unused, Path(folder), torch.device("cpu"), None)
-        with closing(loop.scalars):
-            yield TrainingSteps(ranker, training, feature_set, loop)
+    with TemporaryDirectory() as folder, TrainingLog(Path(folder)) as log:
+        cpu = torch.device("cpu")
+        loop = RankerLoop(ranker, config, training, unused, Path(folder), cpu, None, log)
+        yield TrainingSteps(ranker, training, feature_set, loop)

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from experiments.commands.options import MLFLOW, MLFLOW_EXPERIMENT, tracker_of
+
 if TYPE_CHECKING:
     from experiments.runtime.job_pool import JobProgress
+    from experiments.runtime.mlflow_tracker import MlflowTracker
     from experiments.sweeps.sweep import SweepConfig
 
 #: In the sweep's folder: where each run was when, and what failed.
@@ -21,13 +24,16 @@ def sweep(
         int | None, typer.Option(min=1, help="Runs at the same time; one per core by default.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each run.")] = 1,
+    mlflow: MLFLOW = None,
+    mlflow_experiment: MLFLOW_EXPERIMENT = "dashclip",
 ) -> None:
     """Train every variant with every seed and compare them with intervals.
 
     What every variant reads is checked before the first training. Finished runs are kept and interrupted ones
     resumed, so the same command continues a stopped sweep; given twice at the same time, the two share the
     runs. OUT/sweep.log has a line now and then for each run, and at once for one that fails.
-    `dashclip report OUT` writes the report again without training.
+    `dashclip report OUT` writes the report again without training. With --mlflow the sweep is a run of MLflow
+    that its runs are nested in.
 
     Example: `dashclip sweep my_sweep.toml runs/my_sweep`
     """
@@ -36,13 +42,20 @@ def sweep(
     from experiments.sweeps.sweep import SweepConfig
 
     settings, command = load_config(config, SweepConfig), f"dashclip sweep {config} {out}"
-    errors = run_sweep(settings, out, processes, command, threads=threads)
+    tracker = tracker_of(mlflow, mlflow_experiment)
+    errors = run_sweep(settings, out, processes, command, threads=threads, tracker=tracker)
     report(out)
     exit_if_failed(errors)
 
 
 def run_sweep(
-    config: "SweepConfig", out: Path, processes: int | None, command: str, *, threads: int = 1
+    config: "SweepConfig",
+    out: Path,
+    processes: int | None,
+    command: str,
+    *,
+    threads: int = 1,
+    tracker: "MlflowTracker | None" = None,
 ) -> dict[Path, str | None]:
     """Execute the sweep behind one progress bar a running run and one for all, with lines in `LOG`."""
     from rich.console import Console
@@ -62,7 +75,13 @@ def run_sweep(
             bars(f"sweep {config.name}", len(ended), len(runs), "")
 
         return execute_sweep(
-            config, out, processes=processes, threads=threads, command=command, on_progress=on_progress
+            config,
+            out,
+            processes=processes,
+            threads=threads,
+            command=command,
+            on_progress=on_progress,
+            tracker=tracker,
         )
 
 

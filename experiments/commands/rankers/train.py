@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.commands.options import MLFLOW, MLFLOW_EXPERIMENT, tracker_of
+
 if TYPE_CHECKING:
     import torch
 
@@ -17,12 +19,14 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:1.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")] = None,
+    mlflow: MLFLOW = None,
+    mlflow_experiment: MLFLOW_EXPERIMENT = "dashclip",
 ) -> None:
     """Train one ranker and evaluate it on the test days.
 
     OUT receives the resolved config, checkpoints, TensorBoard scalars (`tensorboard --logdir OUT`), test
-    predictions and metrics. Interrupted at any point, the same command with `--resume` ends with the same
-    bits.
+    predictions and metrics. With --mlflow, config and evaluations are a run of MLflow as well. Interrupted at
+    any point, the same command with `--resume` ends with the same bits.
 
     Example: `dashclip train run.toml runs/first`
     """
@@ -35,7 +39,7 @@ def train(
     from experiments.sweeps.sweep import loss_and_rate
     from ranking.run import RunConfig, execute_run
 
-    run = load_config(config, RunConfig)
+    run, tracker = load_config(config, RunConfig), tracker_of(mlflow, mlflow_experiment)
     chosen = _device(device)
     torch.set_num_threads(threads or usable_cores())
     console = Console()
@@ -45,7 +49,13 @@ def train(
             bars("training", training.step, total_steps, loss_and_rate(training))
 
         metrics = execute_run(
-            run, out, environment=environment(), device=chosen, resume=resume, on_step=on_step
+            run,
+            out,
+            environment=environment(),
+            device=chosen,
+            resume=resume,
+            on_step=on_step,
+            tracker=tracker,
         )
     test = metrics["test"]
     for kind, coverage in metrics["coverage"].items():

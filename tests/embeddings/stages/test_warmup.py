@@ -18,6 +18,7 @@ from embeddings.training.losses import NO_GROUP, rarity
 from embeddings.training.ranks import Ranks
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import product_parts, small_encoder
+from tests.embeddings.training.test_run_log import Listening, scalars
 
 PRODUCTS = 24
 
@@ -107,6 +108,23 @@ def test_the_product_embedding_starts_where_the_text_features_are(data: Path, tm
     again = warm_up(data, tmp_path / "run", start=start, config=config())
     assert again.outcome is None
     assert again.encoder.encoder_id == run.encoder.encoder_id
+
+
+def test_a_tracker_and_tensorboard_hear_of_every_evaluation(data: Path, tmp_path: Path) -> None:
+    start = new_encoder(data, size="tiny", inputs=InputConfig(), seed=0)
+    tracker = Listening()
+    run = warm_up(data, tmp_path / "run", start=start, config=config(), tracker=tracker)
+    assert run.outcome is not None
+    opened, *logged, closed = tracker.heard
+    assert opened[:2] == ("open", tmp_path / "run")
+    assert opened[3]["config"]["epochs"] == 2
+    assert closed == ("close", "finished")
+    history = run.outcome.history
+    assert [step for _, _, step in logged] == [entry["step"] for entry in history]
+    for (_, values, _), entry in zip(logged, history, strict=True):
+        assert values["train/mean_loss"] == entry["train_loss"]
+        assert values["evaluation/loss"] == entry["loss"]
+    assert set(scalars(tmp_path / "run")["evaluation/loss"]) == {entry["step"] for entry in history}
 
 
 def test_lookalikes_are_no_negatives_of_each_other(data: Path) -> None:

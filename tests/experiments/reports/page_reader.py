@@ -22,7 +22,7 @@ class PageReader(HTMLParser):
         self.sources += [found["src"]] if "src" in found else []
         self.links += [found["href"]] if "href" in found else []
         self.anchors |= {found["id"]} if "id" in found else set()
-        if tag not in ("meta", "img", "link", "br"):
+        if tag not in ("meta", "img", "link", "br", "input"):
             self.left_open.append(tag)
 
     def handle_endtag(self, tag):
@@ -38,7 +38,7 @@ def assert_whole_and_self_contained(page: str) -> PageReader:
     assert reader.left_open == []
     assert "script" not in reader.tags
     assert all(
-        source.startswith(("data:image/svg+xml;base64,", "data:image/png;base64,"))
+        source.startswith(("data:image/svg+xml;base64,", "data:image/png;base64,", "data:image/jpeg;base64,"))
         for source in reader.sources
     )
     assert {link.removeprefix("#") for link in reader.links} <= reader.anchors

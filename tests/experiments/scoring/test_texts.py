@@ -12,7 +12,7 @@ from embeddings.stages.run_folder import InputConfig
 from embeddings.tables.lsa import embed_lsa
 from experiments.cli import app
 from experiments.encoders.pipeline import encode_tables
-from experiments.scoring.texts import Hit, VectorSource, hits_text, score_pairs, search_products
+from experiments.scoring.texts import Hit, ProductSearch, VectorSource, hits_text, score_pairs
 from tests.embeddings.small_catalog import FIRST_ID, title_of, write_small_catalog
 from tests.embeddings.tables.small_tables import save_encoder
 
@@ -81,7 +81,7 @@ def test_what_is_missing_is_said(data, encoder, tables, tmp_path):
     with pytest.raises(ValueError, match="holds no encoder"):
         VectorSource.open(tmp_path, None)
     with pytest.raises(ValueError, match=r"no vector of the query .no such query.*Give --encoders"):
-        search_products(data, "no such query", lsa)
+        ProductSearch(data, lsa).find("no such query", 3)
     with pytest.raises(ValueError, match="not of one encoder"):
         score_pairs(PAIRS, _mixed(encoder, lsa))
 
@@ -91,7 +91,7 @@ def _mixed(encoder, lsa):
 
 
 def test_a_search_ranks_as_the_cosines_do(data, encoder, tables):
-    hits = search_products(data, "red circle", VectorSource.open(encoder, tables), k=24)
+    hits = ProductSearch(data, VectorSource.open(encoder, tables)).find("red circle", 24)
     ids = pa.array([hit.product_id for hit in hits])
     pairs = pa.table({"query": ["red circle"] * len(ids), "product_id": ids})
     cosine_N = score_pairs(pairs, VectorSource.open(encoder, tables))
@@ -101,7 +101,7 @@ def test_a_search_ranks_as_the_cosines_do(data, encoder, tables):
 
 
 def test_without_vectors_the_words_decide(data):
-    hits = search_products(data, title_of(7), None, k=3)
+    hits = ProductSearch(data, None).find(title_of(7), 3)
     assert (hits[0].product_id, hits[0].title) == (FIRST_ID + 7, title_of(7))
     assert len(hits) == 3
 
