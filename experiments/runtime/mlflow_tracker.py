@@ -6,6 +6,7 @@ MLflow is optional and is imported when the first run opens, which takes seconds
 
 import importlib.util
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -135,7 +136,8 @@ def flat_params(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 
 def _client(uri: str) -> "MlflowClient":
-    """Talks to the store; an unreachable one is given up soon, unless the user has told MLflow otherwise."""
+    """Talks to the store alone, and gives up an unreachable one soon, unless MLflow was told otherwise."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported
     from mlflow import MlflowClient
     from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 

@@ -88,6 +88,7 @@ def probe_command(
     Example: `dashclip encode probe runs/data runs/encoders/initial runs/encoders/tables runs/encoders`
     """
     from rich.console import Console
+    from rich.markdown import Markdown
 
     from experiments.config import load_config
     from experiments.encoders.pictures import write_pictures
@@ -108,7 +109,7 @@ def probe_command(
     made = {"command": command, "environment": environment()}
     report.model_copy(update=made).write(out / "probes.json")
     atomic_write_bytes(out / "probes.md", markdown.encode())
-    console.print(markdown)
+    console.print(Markdown(markdown))
     if pictures:
         with console.status("drawing"):
             paths = write_pictures(out / "pictures", before_pair, after_pair, labels, report, seed=0)

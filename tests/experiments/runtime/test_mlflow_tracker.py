@@ -20,6 +20,9 @@ from ranking.run import RunConfig, execute_run
 from ranking.train import TrainingProgress
 from tests.experiments.sweeps.small_sweeps import sweep_config, write_inputs
 
+#: What turns MLflow's reports off; it also takes continuous integration and the word of others for a no.
+WISHES = ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "CI", "PYTEST_CURRENT_TEST")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -34,9 +37,8 @@ def run_config(folder: Path, **training: object) -> RunConfig:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store of files: MLflow wants to be told that it is meant, and calls home unless told not to."""
+    """A store of files: MLflow wants to be told that it is meant."""
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     return (tmp_path / "store").as_uri()
 
 
@@ -45,6 +47,22 @@ def runs_in(store: str, experiment: str = "dashclip"):
 
     client = MlflowClient(store)
     return client, client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+
+
+@pytest.mark.parametrize(("wish", "found"), [(None, "True"), ("false", "False")])
+def test_mlflow_reports_nothing_to_its_makers_unless_asked_to(tmp_path, wish, found):
+    code = (
+        "from experiments.runtime.mlflow_tracker import _client\n"
+        f"_client({(tmp_path / 'store').as_uri()!r})\n"
+        "from mlflow.telemetry.utils import is_telemetry_disabled\n"
+        "print(is_telemetry_disabled())"
+    )
+    others = {name: value for name, value in os.environ.items() if name not in WISHES}
+    asked = {**others, "MLFLOW_ALLOW_FILE_STORE": "true"} | ({} if wish is None else {WISHES[0]: wish})
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=asked, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.strip() == found
 
 
 class StopError(Exception):
