@@ -93,13 +93,13 @@ class ScoredRuns:
                 metrics = evaluate(clicked, logits, queries_N=rows.queries_N[mask_N], users_N=users)
                 self.metrics[index] = metrics
                 if metrics.auc is not None:
-                    weighted[index] = UserWeightedAuc(clicked, logits, users)
+                    weighted[index] = UserWeightedAuc(clicked, logits, rows.drawn_N[mask_N])
                     if rows.click_probability_N is not None:
                         self.expected_auc[index] = expected_roc_auc(rows.click_probability_N[mask_N], logits)
             progress("evaluate runs", number + 1, len(runs))
         aucs_RM = bootstrap_aucs(
             list(weighted.values()),
-            num_users=rows.num_users,
+            num_users=rows.num_drawn,
             resamples=resamples,
             rng=np.random.default_rng(rng_seed),
             progress=progress,

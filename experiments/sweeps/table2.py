@@ -323,7 +323,7 @@ def _slice_facts(rows: EvaluatedRows, key: str) -> SliceFacts:
         title=SLICE_TITLES[key],
         rows=len(clicked),
         clicks=int(clicked.sum()),
-        users=len(np.unique(rows.users_N[mask_N])),
+        users=len(np.unique(rows.users_N[mask_N & (rows.users_N >= 0)])),
         best_auc=best,
         best_auc_expected=expected,
     )

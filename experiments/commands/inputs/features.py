@@ -122,6 +122,11 @@ def _print(console: Console, folder: Path, manifest: Manifest) -> None:
         f"{manifest.num_products:,} products, {manifest.num_queries:,} queries; "
         f"{manifest.events:,} purchases in histories"
     )
+    if log.anonymous_impressions or log.anonymous_purchases:
+        console.print(
+            f"of nobody: {log.anonymous_impressions:,} impressions, which have no history and no counters of "
+            f"a user, and {log.anonymous_purchases:,} purchases, which are in no history"
+        )
     splits = Table(title="Splits", title_justify="left")
     for column in ("split", "impressions", "CTR", "empty history", "first", "last"):
         splits.add_column(column, justify="left" if column in ("split", "first", "last") else "right")

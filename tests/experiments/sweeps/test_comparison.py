@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy import stats
@@ -88,6 +89,35 @@ def test_the_interval_of_the_purchases_gap_is_that_of_the_same_drawn_users(
     gains = [gains_of_resampled_users(sweep, slice_) for slice_ in ("has_purchases", "no_purchases")]
     expected = percentile_interval(gap.auc.mean, gains[0] - gains[1])
     assert (gap.auc_users.low, gap.auc_users.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def with_users(folder: Path, user_N: np.ndarray) -> Path:
+    """The same sweep with other users in its predictions."""
+    write_sweep(folder, rows=500, users=40, seeds=SEEDS, variants=VARIANTS)
+    for path in folder.glob("*/seed-*/predictions/test.parquet"):
+        table = pq.read_table(path)
+        place = table.schema.get_field_index("user_index")
+        pq.write_table(table.set_column(place, "user_index", pa.array(user_N.astype(np.int32))), path)
+    return folder
+
+
+def test_impressions_of_nobody_are_drawn_one_by_one_like_those_of_strangers(
+    sweep: Path, tmp_path: Path
+) -> None:
+    """Strangers with numbers of their own, in the order in which nobody's impressions are numbered."""
+    user_N = columns(sweep, "dcn", 1)["user_index"].astype(np.int64)
+    nobody_N = np.random.default_rng(0).random(500) < 0.4
+    own_N = np.where(nobody_N, 500 - np.cumsum(nobody_N), 500 + user_N)
+    options = {"bootstrap_resamples": RESAMPLES, "rng_seed": 3}
+    nobody = build_report(with_users(tmp_path / "nobody", np.where(nobody_N, -1, user_N)), **options)
+    strangers = build_report(with_users(tmp_path / "strangers", own_N), **options)
+    for slice_ in SLICES:
+        found, expected = (table.variants[VARIANTS[1]].slices[slice_] for table in (nobody, strangers))
+        assert found == expected
+        assert nobody.slices[slice_].users <= 40
+    assert nobody.slices["all"].users == len(np.unique(user_N[~nobody_N]))
+    assert f"{nobody_N.sum()} of 500 test impressions are without a user" in " ".join(nobody.notes)
+    assert strangers.slices["all"].users == nobody.slices["all"].users + nobody_N.sum()
 
 
 @pytest.mark.parametrize("slice_", SLICES)
