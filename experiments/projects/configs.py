@@ -130,6 +130,12 @@ def _spare_columns(survey: Survey) -> tuple[list[str], list[str]]:
     return sparse, dense
 
 
+def tested_days(survey: Survey) -> Sequence[tuple[int, int]]:
+    """Impressions and clicks of the days that become the test; none where users are cut, not days."""
+    split, _ = _split(survey)
+    return survey.click_days[-split["test_days"] :] if split["method"] == "global" else ()
+
+
 def _split(survey: Survey) -> tuple[dict[str, Any], str]:
     """The last days, as many as leave most of the log for training and have clicks in them."""
     days = survey.days

@@ -17,11 +17,13 @@ from experiments.projects.configs import (
     draft_features,
     draft_sweep,
     has_grades,
+    tested_days,
     trains_encoders,
 )
 from experiments.projects.estimates import Estimates
 from experiments.projects.survey import Survey
 from experiments.projects.written import written
+from experiments.statistics.power import expected_sentence
 from experiments.sweeps.sweep import SweepConfig
 from features.artifacts import atomic_write_bytes
 from features.schema import FeatureConfig
@@ -208,6 +210,10 @@ def findings(survey: Survey) -> list[str]:
             f"({survey.first_day} to {survey.last_day}), {survey.clicks:,} clicked "
             f"({survey.clicks / survey.impressions:.1%})"
         )
+        test = tested_days(survey)
+        if test:
+            shown, clicked = (sum(column) for column in zip(*test, strict=True))
+            said.append(f"the last {len(test)} days are the test: {expected_sentence(clicked, shown)}")
         if survey.anonymous:
             said.append(
                 f"{survey.anonymous:,} impressions without a user: no history and no counters of a user for "

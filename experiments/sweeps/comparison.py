@@ -17,6 +17,7 @@ from experiments.statistics.intervals import (
     summarize_seeds,
     verdict,
 )
+from experiments.statistics.power import detectable_by
 from experiments.sweeps.results import SweepResults
 from features.progress import Progress
 from ranking.metrics import RankingMetrics, evaluate, expected_roc_auc
@@ -37,6 +38,11 @@ class Difference:
     norm_logloss: Interval | None
     gain_share: float | None
     expected_auc: Interval | None = None
+
+    @property
+    def detectable(self) -> float | None:
+        """The difference in AUC that these test impressions show in four of five samples; None without it."""
+        return detectable_by(self.auc_users)
 
     @property
     def verdict(self) -> Verdict:

@@ -116,6 +116,8 @@ def _labels(manifest: Manifest) -> list[str]:
 def _print(console: Console, folder: Path, manifest: Manifest) -> None:
     from rich.table import Table
 
+    from experiments.statistics.power import expected_sentence
+
     log = manifest.data
     console.print(
         f"[bold]{folder}[/bold]: {log.impressions:,} impressions of {manifest.num_users:,} users, "
@@ -140,6 +142,8 @@ def _print(console: Console, folder: Path, manifest: Manifest) -> None:
             split.end[:19],
         )
     console.print(splits)
+    test = manifest.splits["test"]
+    console.print(expected_sentence(test.clicked, test.rows), highlight=False)
     ids = Table(title="Share of impressions whose id has no row of its own", title_justify="left")
     ids.add_column("feature")
     for column in ("table rows", *manifest.splits, "missing (test)"):

@@ -47,7 +47,7 @@ def report(
     from experiments.reports.evidence import gather, gather_encoders
     from experiments.reports.page import Section
     from experiments.reports.table2.page import write_report
-    from experiments.reports.table2.text import console_table, findings
+    from experiments.reports.table2.text import console_table, findings, power_sentences
     from experiments.runtime.progress import progress_bars
     from experiments.sweeps.results import SWEEP
     from experiments.sweeps.table2 import build_report
@@ -70,7 +70,7 @@ def report(
         paths = write_report(table, out or sweep, evidence=evidence)
 
     console.print(console_table(table))
-    for sentence in findings(table):
+    for sentence in findings(table) + power_sentences(table):
         console.print(f"• {escape(sentence)}")
     for note in table.notes:
         console.print(f"[dim]note: {escape(note)}[/dim]")

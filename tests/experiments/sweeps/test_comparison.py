@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
+from experiments.reports.table2.text import power_sentences, to_markdown
 from experiments.statistics.intervals import percentile_interval
-from experiments.sweeps.table2 import Table2, build_report
+from experiments.sweeps.table2 import Table2, build_report, to_json
 from ranking.metrics import evaluate, roc_auc
 from tests.experiments.sweeps.sweep_folders import write_sweep
 
@@ -79,6 +80,26 @@ def test_the_interval_over_users_is_that_of_whole_users_drawn_again(
     assert (found.mean, found.low, found.high) == pytest.approx(
         (expected.mean, expected.low, expected.high), abs=1e-9
     )
+
+
+def test_the_page_says_how_many_clicks_there_are_and_which_difference_they_could_show(
+    sweep: Path, table: Table2
+) -> None:
+    difference = table.variants[VARIANTS[1]].slices["all"].difference
+    assert difference is not None
+    gains = difference.auc_users
+    assert gains.low is not None
+    assert gains.high is not None
+    shown = (gains.high - gains.low) / 2 / 1.959964 * (1.959964 + 0.841621)
+    assert difference.detectable == pytest.approx(shown, rel=1e-6)
+    [said] = power_sentences(table)
+    clicks = int(columns(sweep, "dcn", 1)["clicked"].sum())
+    assert said.startswith(f"{clicks} of the 500 test impressions were clicked")
+    assert f"of {shown:.4f} or more" in said
+    assert said in to_markdown(table)
+    assert f"({clicks} clicks)" in to_markdown(table)
+    written = to_json(table)["variants"][VARIANTS[1]]
+    assert written["auc_diff_users_detectable"] == difference.detectable
 
 
 def test_the_interval_of_the_purchases_gap_is_that_of_the_same_drawn_users(
