@@ -462,6 +462,18 @@ def test_purchases_alone_get_constructed_impressions_that_say_so(tmp_path):
     assert validate(out, max_bad_share=0, threads=1).passed
 
 
+def test_purchases_without_a_user_construct_no_impression_and_are_counted(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    lines = [f"2024-05-{day:02d}T12:00Z,{'' if day % 4 == 0 else day % 3},{day % 5}" for day in range(1, 29)]
+    (source / "purchases.csv").write_text("timestamp,user_id,product_id\n" + "\n".join(lines) + "\n")
+    content = {"products": {"from_logs": True}, "impressions": {"constructed": {"negatives": 2}}}
+    summary, out = run(source, parse_config(content, ImportMapping, where="x"))
+    assert "and 7 purchases without a user" in " ".join(summary.notes)
+    assert None not in {row["user_id"] for row in rows_of(out, "impressions")}
+    assert [row["user_id"] for row in rows_of(out, "purchases")].count(None) == 7
+
+
 def test_the_command_prints_an_example_and_imports_by_it(shop):
     shown = CliRunner().invoke(app, ["import", "tables", "--example"])
     assert shown.exit_code == 0, shown.output
