@@ -112,14 +112,22 @@ def test_the_interval_of_the_purchases_gap_is_that_of_the_same_drawn_users(
     assert (gap.auc_users.low, gap.auc_users.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
-def with_users(folder: Path, user_N: np.ndarray) -> Path:
-    """The same sweep with other users in its predictions."""
+def with_column(folder: Path, name: str, value_N: np.ndarray) -> Path:
+    """The same sweep with another column in its predictions."""
     write_sweep(folder, rows=500, users=40, seeds=SEEDS, variants=VARIANTS)
     for path in folder.glob("*/seed-*/predictions/test.parquet"):
         table = pq.read_table(path)
-        place = table.schema.get_field_index("user_index")
-        pq.write_table(table.set_column(place, "user_index", pa.array(user_N.astype(np.int32))), path)
+        place = table.schema.get_field_index(name)
+        values = pa.array(value_N).cast(table.schema.field(name).type)
+        pq.write_table(table.set_column(place, name, values), path)
     return folder
+
+
+def test_a_test_without_purchases_says_that_every_history_is_empty(table: Table2, tmp_path: Path) -> None:
+    folder = with_column(tmp_path / "sweep", "slice_has_purchases", np.zeros(500, bool))
+    notes = build_report(folder, bootstrap_resamples=2, rng_seed=3).notes
+    assert any("every history is empty" in note for note in notes)
+    assert not any("every history is empty" in note for note in table.notes)
 
 
 def test_impressions_of_nobody_are_drawn_one_by_one_like_those_of_strangers(
@@ -130,8 +138,10 @@ def test_impressions_of_nobody_are_drawn_one_by_one_like_those_of_strangers(
     nobody_N = np.random.default_rng(0).random(500) < 0.4
     own_N = np.where(nobody_N, 500 - np.cumsum(nobody_N), 500 + user_N)
     options = {"bootstrap_resamples": RESAMPLES, "rng_seed": 3}
-    nobody = build_report(with_users(tmp_path / "nobody", np.where(nobody_N, -1, user_N)), **options)
-    strangers = build_report(with_users(tmp_path / "strangers", own_N), **options)
+    nobody = build_report(
+        with_column(tmp_path / "nobody", "user_index", np.where(nobody_N, -1, user_N)), **options
+    )
+    strangers = build_report(with_column(tmp_path / "strangers", "user_index", own_N), **options)
     for slice_ in SLICES:
         found, expected = (table.variants[VARIANTS[1]].slices[slice_] for table in (nobody, strangers))
         assert found == expected
