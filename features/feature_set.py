@@ -69,6 +69,7 @@ class LogSummary(StrictModel):
     """What the input held, and what it went without."""
 
     impressions: int
+    #: Of known users.
     purchases: int
     products: int
     #: Impressions in no split: before the end of the burn-in.
@@ -77,6 +78,9 @@ class LogSummary(StrictModel):
     clicks_counted_from: str
     #: Clicks without a click time although the column exists; counted from their impression.
     clicks_without_time: int
+    #: Without a user; a feature set that was built when they were refused has none.
+    anonymous_impressions: int = 0
+    anonymous_purchases: int = 0
     absences: tuple[str, ...]
 
 
@@ -142,7 +146,7 @@ class FeatureSet:
         return _column(self.folder / "queries.parquet", "query")
 
     def user_ids(self) -> pa.Array:
-        """User ids in `user_index` order."""
+        """User ids in `user_index` order; the index -1 is nobody."""
         return _column(self.folder / "users.parquet", "user_id")
 
     def vocabulary(self, feature: str) -> pa.Table:

@@ -45,10 +45,10 @@ class PopularityFloor:
 def popularity_floor(train: pa.Table, validation: pa.Table, test: pa.Table) -> PopularityFloor:
     """Score each test row by the shrunken mean click of its product + that of its user.
 
-    The tables have the columns user_index, product_index (non-negative) and clicked (0/1). The means are of
-    training and validation rows; a user or product without a past has the mean of all. The probability is
-    product + user - overall mean, clipped to [0.01, 0.99]. With no past in common with the test the AUC is
-    0.5.
+    The tables have the columns user_index (-1: nobody), product_index and clicked (0/1). The means are of
+    training and validation rows; a user or product without a past has the mean of all, and so has nobody.
+    The probability is product + user - overall mean, clipped to [0.01, 0.99]. With no past in common with the
+    test the AUC is 0.5.
 
     Raises:
         ValueError: training or validation is empty.
@@ -94,10 +94,11 @@ class _Means:
         self._overall = float(clicked_N.mean())
         self._counts: dict[str, tuple[Floats, Floats]] = {}
         for key in ("product_index", "user_index"):
-            keys_N, keys_M = _column(past, key), _column(scored, key)
+            keys_N, keys_M = _column(past, key) + 1, _column(scored, key) + 1
             size = int(max(keys_N.max(), keys_M.max(initial=0))) + 1
             rows_K: Floats = np.bincount(keys_N, minlength=size).astype(np.float64)
             clicks_K: Floats = np.bincount(keys_N, weights=clicked_N, minlength=size).astype(np.float64)
+            rows_K[0] = clicks_K[0] = 0.0  # strangers have no past in common
             self._counts[key] = (rows_K[keys_M], clicks_K[keys_M])
 
     def of(self, key: str, prior_rows: int) -> Floats:

@@ -16,10 +16,9 @@ from pathlib import Path
 
 from experiments.datasets.own_tables.import_tables import ImportedTables
 from experiments.datasets.own_tables.mapping import ConstructedImpressions
-from experiments.datasets.published_tables import PublishedTables, import_published
+from experiments.datasets.published_tables import CLOCK_START, PublishedTables, import_published
 from features.progress import Progress, silent
 
-CLOCK_START = "2000-01-01 00:00:00+00"
 _ORDERS = (
     "order_id",
     "user_id",
@@ -81,12 +80,7 @@ def _read(tables: PublishedTables, users: int | None, seed: int) -> None:
             column,
             f"of orders have no whole {column}",
         )
-    chosen = ""
-    if users is not None:
-        chosen = (
-            "WHERE user_id IN (SELECT user_id FROM (SELECT DISTINCT user_id FROM orders) "
-            f"ORDER BY md5(user_id || '/{int(seed)}') LIMIT {int(users)})"
-        )
+    chosen = tables.some_users("orders", "user_id", users, seed)
     # the hour and the day of the week are those of the order; days between orders are whole
     tables.connection.execute(
         f"CREATE TABLE clock AS SELECT order_id, user_id, TIMESTAMPTZ '{CLOCK_START}' + to_hours(CAST(24 * "

@@ -4,6 +4,8 @@ What the queries give is written by `experiments.datasets.own_tables.import_tabl
 are: one way to write, to check and to describe.
 """
 
+import gzip
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,12 +16,15 @@ import duckdb
 
 from experiments.datasets.own_tables.import_tables import ImportedTables, import_tables
 from experiments.datasets.own_tables.mapping import ImportMapping
-from experiments.datasets.own_tables.sources import read_source, sentences_of
+from experiments.datasets.own_tables.sources import csv_sql, read_source, sentences_of
 from features.artifacts import refuse_to_replace_input
 from features.inputs.plain_types import sql_name
 from features.inputs.table_specs import TABLES
 from features.inputs.tables import InputError, sql_text
 from features.progress import Progress, silent
+
+#: Where clocks start that are constructed, of data sets without dates.
+CLOCK_START = "2000-01-01 00:00:00+00"
 
 
 class PublishedTables:
@@ -32,14 +37,26 @@ class PublishedTables:
         self._staged = staged
         self.notes: list[str] = []
 
-    def view(self, view: str, file: str, columns: Sequence[str], *, delimiter: str | None = None) -> None:
-        """Make a file, plain or .gz, in the folder or in one of its subfolders, a view.
+    def view(
+        self,
+        view: str,
+        file: str,
+        columns: Sequence[str],
+        *,
+        delimiter: str | None = None,
+        further: str | None = None,
+    ) -> list[str]:
+        """Make a file, plain or .gz, in the folder or in one of its subfolders, a view; returns its columns.
+
+        Args:
+            file: its name, perhaps with the folders that it lies in.
+            further: columns whose names begin so belong to the view, too.
 
         Raises:
             InputError: it is missing or there twice, or lacks a column.
         """
         names = (file, f"{file}.gz")
-        found = sorted(path for name in names for path in self._source.rglob(name) if path.is_file())
+        found = sorted({path for name in names for path in self._source.rglob(name) if path.is_file()})
         if len(found) != 1:
             what = f"{len(found)} files" if found else "no file"
             raise InputError(
@@ -53,8 +70,77 @@ class PublishedTables:
                 f"{found[0]} has no column {missing[0]!r}; it has {', '.join(read.columns)}. "
                 f"Is it {self._name} as published?"
             )
+        named = [*columns, *(name for name in read.columns if further and name.startswith(further))]
+        self.connection.execute(
+            f"CREATE VIEW {view} AS SELECT {', '.join(map(sql_name, named))} FROM {read.scan_sql}"
+        )
+        return named
+
+    def rows(
+        self,
+        patterns: Sequence[str],
+        columns: Sequence[str],
+        *,
+        delimiter: str,
+        header: bool,
+        one_in: int = 1,
+    ) -> list[Path]:
+        """Make text files without an ending to go by, or without a header, the table `numbered`.
+
+        It has the columns as text, `file` (from 0, in the order of the result), `row` (from 0, in its file),
+        and `rows` of the file, as far as they were read.
+
+        Args:
+            patterns: names of files; the first that any file matches counts.
+            one_in: keep rows 0, `one_in`, 2 x `one_in`, ... of each file.
+
+        Returns:
+            The files in the order of the numbers in their names.
+
+        Raises:
+            InputError: no file matches, or a file's first line has another number of fields, or other names.
+        """
+        matching = (
+            sorted({path for path in self._source.rglob(pattern) if path.is_file()}, key=_numbers_in)
+            for pattern in patterns
+        )
+        files = next((found for found in matching if found), [])
+        if not files:
+            raise InputError(
+                f"{self._source} holds no file {' or '.join(patterns)}; give the folder into which "
+                f"{self._name} was unpacked"
+            )
+        for path in files:
+            self._check_first_line(path, columns, delimiter, header=header)
         listed = ", ".join(map(sql_name, columns))
-        self.connection.execute(f"CREATE VIEW {view} AS SELECT {listed} FROM {read.scan_sql}")
+        scans = [
+            f"SELECT * FROM (SELECT {listed}, {place} AS file, row_number() OVER () - 1 AS row FROM "
+            f"{csv_sql([path], delimiter, columns, header=header)}) WHERE row % {int(one_in)} = 0"
+            for place, path in enumerate(files)
+        ]
+        self.connection.execute(f"CREATE TABLE read_rows AS {' UNION ALL '.join(scans)}")
+        self.connection.execute(
+            "CREATE VIEW numbered AS SELECT r.*, e.rows FROM read_rows r JOIN (SELECT file, max(row) + 1 AS "
+            "rows FROM read_rows GROUP BY file) e ON e.file = r.file"
+        )
+        if one_in > 1:
+            self.notes.append(f"a sample: one of {one_in:,} rows, in their order")
+        return files
+
+    def _check_first_line(self, path: Path, columns: Sequence[str], delimiter: str, *, header: bool) -> None:
+        packed = path.name.endswith(".gz")
+        with gzip.open(path, "rt") if packed else path.open() as text:
+            found = text.readline().rstrip("\r\n").split(delimiter)
+        if len(found) != len(columns):
+            raise InputError(
+                f"{path} line 1 has {len(found)} fields, but {self._name} as published has {len(columns)}"
+            )
+        if header and tuple(found) != tuple(columns):
+            wrong = next(name for name, own in zip(found, columns, strict=True) if name != own)
+            raise InputError(
+                f"{path} line 1 names a column {wrong!r}; is it {self._name} as published? It has "
+                f"{', '.join(columns)}"
+            )
 
     def refuse(self, rows: str, value: str, advice: str) -> None:
         """Refuse the data set if a query `rows` (FROM ... WHERE ...) finds any row; one `value` is shown.
@@ -68,6 +154,15 @@ class PublishedTables:
             raise InputError(
                 f"{self._name} in {self._source}: {found[0]:,} rows {advice}, such as {found[1]!r}"
             )
+
+    def some_users(self, view: str, user: str, count: int | None, seed: int) -> str:
+        """A condition (WHERE ...) on `view` that holds for `count` users chosen by the seed; "" for all."""
+        if count is None:
+            return ""
+        return (
+            f"WHERE {user} IN (SELECT {user} FROM (SELECT DISTINCT {user} FROM {view}) "
+            f"ORDER BY md5({user} || '/{int(seed)}') LIMIT {int(count)})"
+        )
 
     def count(self, query: str) -> int:
         """The one number that a query gives."""
@@ -125,6 +220,11 @@ def import_published(
         )
     summary.notes[:0] = tables.notes
     return summary
+
+
+def _numbers_in(path: Path) -> tuple[list[int], str]:
+    """`day_2` comes before `day_10`."""
+    return [int(number) for number in re.findall(r"\d+", path.name)], path.name
 
 
 @contextmanager

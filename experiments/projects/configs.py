@@ -53,12 +53,21 @@ def has_grades(survey: Survey) -> bool:
     return survey.graded_queries >= LEAST_GRADED_QUERIES
 
 
+def has_histories(survey: Survey) -> bool:
+    """Whether anybody who saw an impression may have bought something before."""
+    return bool(survey.users and survey.buyers)
+
+
 def draft_features(survey: Survey) -> Drafted:
     """Features that the columns allow, and a split that the days and clicks allow."""
     minimum = {} if survey.impressions >= _SMALL_LOG else {"min_count": 2}
     sparse: list[dict[str, Any]] = [
         {"name": name, "column": name, **minimum}
-        for name in ("user_id", "product_id", *(["query"] if survey.queries else []))
+        for name in (
+            *(["user_id"] if survey.users else []),
+            "product_id",
+            *(["query"] if survey.queries else []),
+        )
     ]
     dense: list[dict[str, Any]] = []
     notes: dict[str, str] = {}
@@ -84,18 +93,20 @@ def draft_features(survey: Survey) -> Drafted:
     spare_sparse, spare_dense = _spare_columns(survey)
     content: dict[str, Any] = {"dense": dense, "sparse": sparse}
     keys = ["query", "product", "user", "query_product"] if survey.queries else ["product", "user"]
+    keys = [key for key in keys if key != "user" or survey.users]
     content["counters"] = {
         "keys": keys,
         "windows_days": [days for days in (1, 7, 28) if days <= max(1, survey.days)],
         "granularity": "hour",
         "prior_impressions": 20.0,
     }
-    if survey.purchases:
+    if has_histories(survey):
         content["history"] = {"window_days": 84, "cap": 50}
     content["labels"] = {"attribution_hours": 24}
     content["split"], notes["split"] = _split(survey)
-    if not survey.queries:
-        notes["counters.keys"] = "the impressions have no queries"
+    lacking = [name for name, count in (("queries", survey.queries), ("users", survey.users)) if not count]
+    if lacking:
+        notes["counters.keys"] = f"the impressions have no {' and no '.join(lacking)}"
     return Drafted("features", content, notes, {"sparse": spare_sparse, "dense": spare_dense})
 
 
@@ -119,6 +130,12 @@ def _spare_columns(survey: Survey) -> tuple[list[str], list[str]]:
         elif column.distinct <= max(50, _MOST_DISTINCT_SHARE * column.rows):
             sparse.append(told)
     return sparse, dense
+
+
+def tested_days(survey: Survey) -> Sequence[tuple[int, int]]:
+    """Impressions and clicks of the days that become the test; none where users are cut, not days."""
+    split, _ = _split(survey)
+    return survey.click_days[-split["test_days"] :] if split["method"] == "global" else ()
 
 
 def _split(survey: Survey) -> tuple[dict[str, Any], str]:
@@ -199,14 +216,15 @@ def draft_sweep(survey: Survey, size: ProjectSize, *, truth: str) -> Drafted:
         content["training"] = content["training"] | {"batch_size": 256}
         notes["training.batch_size"] = f"small, as {survey.impressions:,} impressions are few"
     content["variants"] = _variants(survey, trained=trained)
-    if not survey.purchases:
-        notes["variants"] = "no history variants: there are no purchases"
+    if not has_histories(survey):
+        lacking = "users whose purchases are known" if survey.purchases else "purchases"
+        notes["variants"] = f"no history variants: there are no {lacking}"
     return Drafted("sweep", content, notes)
 
 
 def _variants(survey: Survey, *, trained: bool) -> dict[str, Any]:
     entities = ["product", *(["query"] if survey.queries else [])]
-    with_history = [*entities, "history"] if survey.purchases else None
+    with_history = [*entities, "history"] if has_histories(survey) else None
     words = " + ".join(entities) + (" + similarity" if len(entities) > 1 else "")
     found: dict[str, Any] = {"dcn": {"title": "DCN baseline"}}
 

@@ -16,6 +16,7 @@ from experiments.config import parse_config
 from experiments.projects.survey import Survey
 from experiments.runtime.environment import environment
 from experiments.sweeps.sweep import SweepConfig, plan
+from features.inputs.blanks import is_missing_sql
 from features.inputs.table_specs import TableName
 from features.inputs.tables import InputTables
 from features.offline.build import build
@@ -114,7 +115,10 @@ def _sample(data: Path, folder: Path, one_in: int) -> int:
         for name in names:
             if not tables.has(name):
                 continue
-            some = f" WHERE hash(user_id) % {one_in} = 0" if name != "products" and one_in > 1 else ""
+            # Strangers are drawn one by one: nobody is not a user who is in the sample or not.
+            own = "hash(impression_id)" if name == "impressions" else "1"
+            who = f"CASE WHEN {is_missing_sql('user_id')} THEN {own} ELSE hash(user_id) END"
+            some = f" WHERE {who} % {one_in} = 0" if name != "products" and one_in > 1 else ""
             rows = connection.sql(f"SELECT * FROM {tables.scan_sql(name)}{some}").to_arrow_table()
             if len(rows):
                 pq.write_table(rows, folder / f"{name}.parquet")

@@ -17,11 +17,13 @@ from experiments.projects.configs import (
     draft_features,
     draft_sweep,
     has_grades,
+    tested_days,
     trains_encoders,
 )
 from experiments.projects.estimates import Estimates
 from experiments.projects.survey import Survey
 from experiments.projects.written import written
+from experiments.statistics.power import expected_sentence
 from experiments.sweeps.sweep import SweepConfig
 from features.artifacts import atomic_write_bytes
 from features.schema import FeatureConfig
@@ -49,7 +51,8 @@ def write_project(survey: Survey, out: Path, *, size: ProjectSize, measure: Meas
 
     Raises:
         FileExistsError: `out` holds one of these files already.
-        ValueError: there is no log and nothing to train encoders on, or nobody clicked.
+        ValueError: there is no log and nothing to train encoders on, nobody clicked, or no test can be cut
+            from the log.
     """
     drafts = draft_project(survey, out, size)
     taken = [name for name in (*drafts, README) if (out / name).exists()]
@@ -80,7 +83,7 @@ def draft_project(survey: Survey, out: Path, size: ProjectSize) -> dict[str, Dra
     """The configs that the data call for, by file name.
 
     Raises:
-        ValueError: there is nothing to do with the data.
+        ValueError: there is nothing to do with the data, or no test can be cut from the log.
     """
     drafts = {ENCODERS: draft_encoders(survey, size)}
     if survey.impressions:
@@ -92,6 +95,12 @@ def draft_project(survey: Survey, out: Path, size: ProjectSize) -> dict[str, Dra
             )
         truth = _from(out, survey.data / "truth")
         drafts |= {FEATURES: draft_features(survey), SWEEP: draft_sweep(survey, size, truth=truth)}
+        if drafts[FEATURES].content["split"]["method"] == "per_user" and not survey.users:
+            raise ValueError(
+                f"the log of {survey.data} covers {survey.days} day{'s' if survey.days > 1 else ''} and "
+                "names no users, so it can be cut neither by days nor by users; export at least 3 days, or "
+                "user ids"
+            )
     elif not trains_encoders(survey):
         raise ValueError(
             f"{survey.data} has no impressions to rank, and neither images nor enough grades to train "
@@ -201,6 +210,15 @@ def findings(survey: Survey) -> list[str]:
             f"({survey.first_day} to {survey.last_day}), {survey.clicks:,} clicked "
             f"({survey.clicks / survey.impressions:.1%})"
         )
+        test = tested_days(survey)
+        if test:
+            shown, clicked = (sum(column) for column in zip(*test, strict=True))
+            said.append(f"the last {len(test)} days are the test: {expected_sentence(clicked, shown)}")
+        if survey.anonymous:
+            said.append(
+                f"{survey.anonymous:,} impressions without a user: no history and no counters of a user for "
+                "them"
+            )
         said.append(
             f"{survey.queries:,} distinct queries"
             if survey.queries

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from features.columns.clock import DAY_US
+from features.inputs.blanks import is_missing_sql, without_blanks_sql
 from features.inputs.images import decode_image
 from features.inputs.plain_types import sql_name
 from features.inputs.table_specs import TABLES, TableName, is_text
@@ -48,6 +49,7 @@ class Survey:
     Attributes:
         images: products whose image is named; `readable_images` of `images_tried` could be opened.
         click_days: impressions and clicks of each UTC day, first to last, days without impressions too.
+        anonymous: impressions without a user.
         graded_queries: distinct queries of the relevance table.
         sources: pairs by whose grade it is.
         truth: whether the folder has a simulated truth beside its tables.
@@ -62,6 +64,7 @@ class Survey:
     readable_images: int
     impressions: int
     users: int
+    anonymous: int
     queries: int
     click_days: tuple[tuple[int, int], ...]
     first_day: str
@@ -116,13 +119,16 @@ def _survey(tables: InputTables, connection: duckdb.DuckDBPyConnection) -> Surve
     columns = [found for name in TABLES if tables.has(name) for found in _columns(tables, name, connection)]
     (aisles,) = one(f"SELECT count(DISTINCT aisle) FROM {scan('products')}")
     named, tried, readable = _images(tables, connection)
-    shown, users, queries = 0, 0, 0
+    shown, users, anonymous, queries = 0, 0, 0, 0
     click_days: tuple[tuple[int, int], ...] = ()
     first_day = last_day = ""
     if tables.has("impressions"):
         shown = tables.rows("impressions")
         query = "count(DISTINCT query)" if tables.has_queries else "0"
-        users, queries = one(f"SELECT count(DISTINCT user_id), {query} FROM {scan('impressions')}")
+        users, anonymous, queries = one(
+            f"SELECT count(DISTINCT {without_blanks_sql('user_id')}), "
+            f"count(*) FILTER (WHERE {is_missing_sql('user_id')}), {query} FROM {scan('impressions')}"
+        )
         found = connection.execute(
             f"SELECT epoch_us(timestamp) // {DAY_US} AS day, count(*), "
             f"count(*) FILTER (WHERE CAST(clicked AS BIGINT) = 1) FROM {scan('impressions')} "
@@ -156,6 +162,7 @@ def _survey(tables: InputTables, connection: duckdb.DuckDBPyConnection) -> Surve
         readable_images=readable,
         impressions=shown,
         users=users,
+        anonymous=anonymous,
         queries=queries,
         click_days=click_days,
         first_day=first_day,

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features.inputs.table_specs import is_text
 from features.inputs.tables import InputTables
 from features.online.request import RequestError, ScoreRequest
 from serving.scoring.predictor import Predictor
@@ -41,7 +42,9 @@ def make_pool(log: InputTables, *, timestamp_us: int, size: int, seed: int) -> l
     seen = log.table("impressions").head(
         20_000, columns=["user_id", "query"] if "query" in log.columns("impressions") else ["user_id"]
     )
-    users = seen["user_id"].unique().to_pylist()
+    users = seen["user_id"].drop_null().unique().to_pylist()
+    if not users:  # nobody is known: any id will do
+        users = ["nobody"] if is_text(seen["user_id"].type) else [0]
     queries = seen["query"].drop_null().unique().to_pylist() if "query" in seen.column_names else ["tea"]
     pool = []
     for number in range(size):

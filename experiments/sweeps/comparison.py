@@ -17,6 +17,7 @@ from experiments.statistics.intervals import (
     summarize_seeds,
     verdict,
 )
+from experiments.statistics.power import detectable_by
 from experiments.sweeps.results import SweepResults
 from features.progress import Progress
 from ranking.metrics import RankingMetrics, evaluate, expected_roc_auc
@@ -37,6 +38,11 @@ class Difference:
     norm_logloss: Interval | None
     gain_share: float | None
     expected_auc: Interval | None = None
+
+    @property
+    def detectable(self) -> float | None:
+        """The difference in AUC that these test impressions show in four of five samples; None without it."""
+        return detectable_by(self.auc_users)
 
     @property
     def verdict(self) -> Verdict:
@@ -93,13 +99,13 @@ class ScoredRuns:
                 metrics = evaluate(clicked, logits, queries_N=rows.queries_N[mask_N], users_N=users)
                 self.metrics[index] = metrics
                 if metrics.auc is not None:
-                    weighted[index] = UserWeightedAuc(clicked, logits, users)
+                    weighted[index] = UserWeightedAuc(clicked, logits, rows.drawn_N[mask_N])
                     if rows.click_probability_N is not None:
                         self.expected_auc[index] = expected_roc_auc(rows.click_probability_N[mask_N], logits)
             progress("evaluate runs", number + 1, len(runs))
         aucs_RM = bootstrap_aucs(
             list(weighted.values()),
-            num_users=rows.num_users,
+            num_users=rows.num_drawn,
             resamples=resamples,
             rng=np.random.default_rng(rng_seed),
             progress=progress,

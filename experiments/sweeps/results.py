@@ -104,19 +104,26 @@ class UnusableRun:
 
 @dataclass(frozen=True)
 class EvaluatedRows:
-    """What every run was tested on. `users_N` are numbers 0 ... users - 1; `queries_N` has -1 for none."""
+    """What every run was tested on.
+
+    Attributes:
+        users_N, queries_N: row numbers, -1 for none.
+        drawn_N: what a bootstrap draws, numbered from 0: users, and each impression of nobody by itself, as
+            strangers are not one person.
+    """
 
     impression_id: pa.ChunkedArray
     clicked_N: npt.NDArray[np.int8]
     users_N: npt.NDArray[np.int64]
+    drawn_N: npt.NDArray[np.int64]
     queries_N: npt.NDArray[np.int64]
     slices: dict[str, Mask]
     click_probability_N: FloatArray | None
 
     @property
-    def num_users(self) -> int:
-        """How many different users the test rows have."""
-        return int(self.users_N.max()) + 1
+    def num_drawn(self) -> int:
+        """How many users the test rows have, and impressions of nobody."""
+        return int(self.drawn_N.max()) + 1
 
 
 @dataclass(frozen=True)
@@ -166,16 +173,30 @@ def load_sweep(folder: Path) -> SweepResults:
         notes.append(truth_note)
     slices, slice_notes = _slices(first[1])
     notes.extend(slice_notes)
-    users_N = np.unique(first[1]["user_index"].to_numpy(), return_inverse=True)[1]
+    users_N = first[1]["user_index"].to_numpy().astype(np.int64)
+    if (anonymous := int((users_N < 0).sum())) > 0:
+        notes.append(
+            f"{anonymous:,} of {len(users_N):,} test impressions are without a user: intervals over users "
+            "take each for a user of its own, AUCs within users leave them out."
+        )
     rows = EvaluatedRows(
         impression_id=first[1]["impression_id"],
         clicked_N=first[1]["clicked"].to_numpy().astype(np.int8),
-        users_N=users_N.astype(np.int64),
+        users_N=users_N,
+        drawn_N=_drawn(users_N),
         queries_N=first[1]["query_index"].to_numpy().astype(np.int64),
         slices=slices,
         click_probability_N=probability_N,
     )
     return SweepResults(folder, record, rows, runs, tuple(unusable), tuple(notes))
+
+
+def _drawn(users_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """`[7, -1, 7, -1]` gives three: `[2, 1, 2, 0]`."""
+    own_N = users_N.copy()
+    nobody = np.flatnonzero(users_N < 0)
+    own_N[nobody] = -np.arange(1, len(nobody) + 1)
+    return np.unique(own_N, return_inverse=True)[1].astype(np.int64)
 
 
 class _UnusableError(Exception):

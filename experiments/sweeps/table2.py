@@ -296,7 +296,7 @@ def _difference(difference: Difference) -> dict[str, Any]:
         content |= _limits("norm_logloss_diff", difference.norm_logloss)
     if difference.expected_auc is not None:
         content |= _limits("expected_auc_diff", difference.expected_auc)
-    return content | {"gain_share": difference.gain_share}
+    return content | {"gain_share": difference.gain_share, "auc_diff_users_detectable": difference.detectable}
 
 
 def _limits(name: str, seeds: Interval, users: Interval | None = None) -> dict[str, Any]:
@@ -323,7 +323,7 @@ def _slice_facts(rows: EvaluatedRows, key: str) -> SliceFacts:
         title=SLICE_TITLES[key],
         rows=len(clicked),
         clicks=int(clicked.sum()),
-        users=len(np.unique(rows.users_N[mask_N])),
+        users=len(np.unique(rows.users_N[mask_N & (rows.users_N >= 0)])),
         best_auc=best,
         best_auc_expected=expected,
     )
@@ -331,6 +331,11 @@ def _slice_facts(rows: EvaluatedRows, key: str) -> SliceFacts:
 
 def _notes(results: SweepResults) -> tuple[str, ...]:
     notes = list(results.notes)
+    if not results.rows.slices["has_purchases"].any():
+        notes.append(
+            "No test impression has a purchase before it: every history is empty, and a variant that reads "
+            "it knows no more than without."
+        )
     for name in results.record.variants:
         if name not in results.runs:
             notes.append(f"The variant {name} has no finished run and is not in the table.")

@@ -82,6 +82,16 @@ def _copy(column: str) -> Rule:
     )
 
 
+def _nobody(consequence: str) -> Rule:
+    return Rule(
+        "null_user_id",
+        "warn",
+        "user_id",
+        is_missing_sql("r.user_id"),
+        f"it was nobody that we know: {consequence}",
+    )
+
+
 _UNKNOWN_PRODUCT = Rule(
     "unknown_product",
     "quarantine",
@@ -159,7 +169,7 @@ RULES: dict[TableName, tuple[Rule, ...]] = {
     "impressions": (
         _not_null("impression_id"),
         _not_null("timestamp"),
-        _not_null("user_id"),
+        _nobody("no history, no counters of a user, and one row for all of nobody's impressions"),
         _not_null("product_id"),
         Rule(
             "clicked_not_0_or_1",
@@ -210,7 +220,7 @@ RULES: dict[TableName, tuple[Rule, ...]] = {
     ),
     "purchases": (
         _not_null("timestamp"),
-        _not_null("user_id"),
+        _nobody("the purchase is in no history"),
         _not_null("product_id"),
         _credible("timestamp"),
         Rule(

@@ -75,7 +75,7 @@ TABLES: dict[TableName, TableSpec] = {
         (
             ColumnSpec("impression_id", "id", "unique"),
             ColumnSpec("timestamp", "time", "when it was shown"),
-            ColumnSpec("user_id", "id", "who saw it"),
+            ColumnSpec("user_id", "id", "who saw it, null where that is not known"),
             ColumnSpec("query", "text", "what was searched; absent or null without search", required=False),
             ColumnSpec("product_id", "id", "a product of the catalogue"),
             ColumnSpec("clicked", "flag", "0 or 1"),
@@ -88,7 +88,7 @@ TABLES: dict[TableName, TableSpec] = {
         "purchases",
         (
             ColumnSpec("timestamp", "time", "when it was bought"),
-            ColumnSpec("user_id", "id", "who bought it"),
+            ColumnSpec("user_id", "id", "who bought it, null where that is not known"),
             ColumnSpec("product_id", "id", "a product of the catalogue"),
             ColumnSpec("purchase_id", "id", "unique, and breaks ties in time", required=False),
             ColumnSpec("quantity", "number", "how many", required=False),

@@ -215,6 +215,8 @@ def _read(reader: LogReader, folder: Path, scratch: Path, *, buckets: int, repor
         impressions=facts.impressions,
         purchases=int(users.purchases_K.sum()),
         products=len(indexes["product"]),
+        anonymous_impressions=facts.anonymous_impressions,
+        anonymous_purchases=facts.anonymous_purchases,
         unused_impressions=log.tally.unused_rows,
         clicks_counted_from="click_timestamp" if facts.has_click_times else "impression_timestamp",
         clicks_without_time=facts.clicks_without_time,
@@ -263,11 +265,9 @@ def _compute(parts: _Parts, config: FeatureConfig, *, threads: int, report: Prog
             merge_moments(total, moments)
             report("counting", done, len(tasks))
     parts.events.finish()
-    tally = parts.log.tally
-    without_query = tally.train_rows - int(tally.train_impressions_Q.sum())
     for counter in parts.counters:
-        if PARTITION_OF_KEY[counter.key] == "query":
-            merge_moments(total, counter.count_absent(without_query))
+        without = parts.log.tally.train_without.get(PARTITION_OF_KEY[counter.key], 0)
+        merge_moments(total, counter.count_absent(without))
     return counter_transforms(total)
 
 

@@ -26,9 +26,12 @@ from features.schema import DenseFeature, FeatureConfig, SparseFeature
 #: Rows of an encoded batch, and of a row group of the feature set.
 BATCH_ROWS = 65_536
 
+#: Of a row without that id. An impression without a user is nobody's: strangers share no counters, no history
+#: and no order in time, only the row 0 of a sparse feature.
+NO_ID = -1
+
 #: Sparse features on these columns share the numbering that counters and histories use.
 KEY_OF_COLUMN = {"user_id": "user", "product_id": "product", "query": "query"}
-NO_ID = -1
 
 #: Microseconds since 1970 of a moment that never comes.
 AFTER_ALL = int(np.iinfo(np.int64).max)
@@ -55,6 +58,9 @@ class LogFacts:
     """What one pass over the impressions says."""
 
     impressions: int
+    #: Impressions and purchases without a user.
+    anonymous_impressions: int
+    anonymous_purchases: int
     first_us: int
     last_us: int
     has_click_times: bool
@@ -116,7 +122,7 @@ class LogReader:
         """Batches of BATCH_ROWS impressions (the last one shorter), by (timestamp, impression_id).
 
         Columns: impression_id, time_us int64, clicked int8 as logged, click_us int64 (see `_click_us`),
-        user, product, query int32 (-1: no query), then `dense:<name>` float64 (null or NaN: missing) and
+        user, product, query int32 (-1: none), then `dense:<name>` float64 (null or NaN: missing) and
         `id:<column>` int32 (-1: missing).
         """
         columns = [
@@ -124,11 +130,11 @@ class LogReader:
             "epoch_us(i.timestamp) AS time_us",
             "CAST(i.clicked AS TINYINT) AS clicked",
             f"{self._click_us()} AS click_us",
-            "u.code AS user",
+            f"coalesce(u.code, {NO_ID}) AS user",
             "p.code AS product",
         ]
         joins = [
-            "JOIN user_index u ON i.user_id = u.id",
+            "LEFT JOIN user_index u ON i.user_id = u.id",
             "JOIN product_index p ON i.product_id = p.id",
         ]
         if self.tables.has_queries:
@@ -248,15 +254,16 @@ class LogReader:
         columns = self.tables.columns("impressions")
         has_time = "click_timestamp" in columns
         late = "click_timestamp IS NULL" if has_time else "true"
-        required = ("impression_id", "timestamp", "user_id", "product_id")
+        required = ("impression_id", "timestamp", "product_id")
         nulls = ", ".join(f"count(*) FILTER (WHERE {is_missing_sql(name)})" for name in required)
         row = self._one(
             f"SELECT count(*), epoch_us(min(timestamp)), epoch_us(max(timestamp)), "
             "count(*) FILTER (WHERE clicked IS NULL OR CAST(clicked AS BIGINT) NOT IN (0, 1)), "
-            f"count(*) FILTER (WHERE CAST(clicked AS BIGINT) = 1 AND {late}), {nulls} "
+            f"count(*) FILTER (WHERE CAST(clicked AS BIGINT) = 1 AND {late}), "
+            f"count(*) FILTER (WHERE {is_missing_sql('user_id')}), {nulls} "
             f"FROM {self._scan('impressions')}"
         )
-        count, first_us, last_us, not_a_label, clicks_without_time, *missing = row
+        count, first_us, last_us, not_a_label, clicks_without_time, anonymous, *missing = row
         for name, lost in zip(required, missing, strict=True):
             if lost:
                 raise self._bad_rows("impressions", f"{lost:,} rows have no {name}")
@@ -266,7 +273,20 @@ class LogReader:
             raise LogError(
                 f"{count:,} impressions exceed the {2**31 - 1:,} that row numbers hold; cut the log"
             )
-        return LogFacts(count, first_us, last_us, has_time, clicks_without_time)
+        bought = 0
+        if self.tables.has_purchases:
+            (bought,) = self._one(
+                f"SELECT count(*) FROM {self._scan('purchases')} WHERE {is_missing_sql('user_id')}"
+            )
+        return LogFacts(
+            count,
+            anonymous_impressions=anonymous,
+            anonymous_purchases=bought,
+            first_us=first_us,
+            last_us=last_us,
+            has_click_times=has_time,
+            clicks_without_time=clicks_without_time,
+        )
 
     def _check_products(self) -> None:
         """Every product of the logs is in the catalogue, once; no purchase lacks a column."""
@@ -287,11 +307,11 @@ class LogReader:
         if self.tables.has_purchases:
             logs.append("purchases")
             lost = self._one(
-                f"SELECT count(*) FILTER (WHERE {is_missing_sql('user_id')} OR "
-                f"{is_missing_sql('product_id')} OR timestamp IS NULL) FROM {self._scan('purchases')}"
+                f"SELECT count(*) FILTER (WHERE {is_missing_sql('product_id')} OR timestamp IS NULL) "
+                f"FROM {self._scan('purchases')}"
             )[0]
             if lost:
-                raise self._bad_rows("purchases", f"{lost:,} rows lack a user_id, product_id or timestamp")
+                raise self._bad_rows("purchases", f"{lost:,} rows lack a product_id or timestamp")
         for table in logs:
             unknown = self._one(
                 f"SELECT sum(n), min(id) FROM (SELECT product_id AS id, count(*) AS n "
@@ -310,9 +330,10 @@ class LogReader:
         )
 
     def _index_users(self) -> IdIndex:
-        parts = [f"SELECT user_id AS id, 1 AS shown FROM {self._scan('impressions')}"]
+        known = f"WHERE NOT {is_missing_sql('user_id')}"
+        parts = [f"SELECT user_id AS id, 1 AS shown FROM {self._scan('impressions')} {known}"]
         if self.tables.has_purchases:
-            parts.append(f"SELECT user_id AS id, 0 AS shown FROM {self._scan('purchases')}")
+            parts.append(f"SELECT user_id AS id, 0 AS shown FROM {self._scan('purchases')} {known}")
         return self._index("user_index", " UNION ALL ".join(parts))
 
     def _index_products(self) -> IdIndex:

@@ -21,6 +21,8 @@ CODE_OF_SPLIT = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 #: Query frequency slices. Head: the most frequent queries that cover the first half of the training traffic.
 NO_QUERY, TAIL, TORSO, HEAD = -1, 0, 1, 2
 _HEAD_SHARE, _TORSO_SHARE = 0.5, 0.9
+#: More impressions than any log has.
+_NEVER = np.int64(2**31)
 
 Codes = npt.NDArray[np.int8]
 Int64s = npt.NDArray[np.int64]
@@ -74,17 +76,19 @@ class TimeCut:
 class PerUserCut:
     """Each user's impressions by time: the last `test_share` test, those before validate, the rest train.
 
-    Shares round down, so a user of few impressions only trains. Batches must come in time order: the state is
-    how many impressions of each user have passed. A user of 10 with shares .1 and .2 gets 7, 1 and 2.
+    Shares round down, so a user of few impressions only trains, and so does each impression of nobody (user
+    -1): it is a stranger's only one. Batches must come in time order: the state is how many impressions of
+    each user have passed. A user of 10 with shares .1 and .2 gets 7, 1 and 2.
     """
 
     def __init__(self, config: SplitConfig, impressions_U: Int64s) -> None:
         test_U = _shares_of(impressions_U, config.test_share)
         validation_U = _shares_of(impressions_U, config.validation_share)
-        #: How many impressions come before the user's first of validation or test, and of test.
-        self.validation_from_U = impressions_U - test_U - validation_U
-        self.test_from_U = impressions_U - test_U
-        self._passed_U = np.zeros(len(impressions_U), dtype=np.int64)
+        #: How many impressions come before the user's first of validation or test, and of test. The last
+        #: place is nobody's, who never gets that far.
+        self.validation_from_U = np.append(impressions_U - test_U - validation_U, _NEVER)
+        self.test_from_U = np.append(impressions_U - test_U, _NEVER)
+        self._passed_U = np.zeros(len(impressions_U) + 1, dtype=np.int64)
 
     def codes(self, user_N: npt.NDArray[np.int32]) -> Codes:
         """Split code of each impression of the next batch."""

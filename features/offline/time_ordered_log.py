@@ -15,7 +15,7 @@ import pyarrow as pa
 from features.columns.kernels import NO_CLICK
 from features.feature_set import LabelSummary
 from features.offline.buckets import Buckets
-from features.offline.log_reader import LogReader
+from features.offline.log_reader import NO_ID, LogReader
 from features.offline.splits import CODE_OF_SPLIT, TEST, TRAIN, UNUSED, PerUserCut, SplitError, TimeCut
 from features.progress import Progress
 from features.schema import SplitConfig
@@ -28,13 +28,14 @@ class Observer(Protocol):
 
 
 class Tally:
-    """Rows and clicks of each split, and training impressions of each product and query."""
+    """Rows and clicks of each split, and training impressions of each product, query and of nobody."""
 
     def __init__(self, *, products: int, queries: int) -> None:
         self.labels = {name: LabelSummary() for name in CODE_OF_SPLIT}
         self.train_impressions_P = np.zeros(products, dtype=np.int64)
         self.train_impressions_Q = np.zeros(queries, dtype=np.int64)
         self.train_clicked = 0
+        self.train_without_user = 0
         self._rows = dict.fromkeys((*CODE_OF_SPLIT.values(), UNUSED), 0)
 
     def observe(self, batch: pa.RecordBatch, train_N: npt.NDArray[np.bool_]) -> None:
@@ -42,6 +43,7 @@ class Tally:
         product_N, query_N = batch.column("product").to_numpy(), batch.column("query").to_numpy()
         np.add.at(self.train_impressions_P, product_N[train_N], 1)
         np.add.at(self.train_impressions_Q, query_N[train_N & (query_N >= 0)], 1)
+        self.train_without_user += int(np.count_nonzero(batch.column("user").to_numpy()[train_N] == NO_ID))
         self.train_clicked += int(batch.column("clicked").to_numpy()[train_N].sum(dtype=np.int64))
         split_N = batch.column("split").to_numpy()
         for code in self._rows:
@@ -58,6 +60,12 @@ class Tally:
         return self._rows[UNUSED]
 
     @property
+    def train_without(self) -> dict[str, int]:
+        """Training impressions without a user, and without a query."""
+        with_query = int(self.train_impressions_Q.sum())
+        return {"user": self.train_without_user, "query": self.train_rows - with_query}
+
+    @property
     def train_ctr(self) -> float:
         """Clicks per impression of the training window."""
         return self.train_clicked / self.train_rows
@@ -66,7 +74,8 @@ class Tally:
         """Raises SplitError if a split is empty or training knows one class only."""
         for name, code in CODE_OF_SPLIT.items():
             if not self._rows[code]:
-                raise SplitError(f"the {name} split has no impressions; change [split], now {split}")
+                why = " (those without a user only train)" if split.method == "per_user" else ""
+                raise SplitError(f"the {name} split has no impressions{why}; change [split], now {split}")
         if self.train_clicked in (0, self.train_rows):
             late = self.labels["train"].after_window + self.labels["train"].after_split
             left_out = f" ({late:,} clicks came too late for a label: see [labels])" if late else ""

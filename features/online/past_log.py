@@ -13,7 +13,7 @@ import numpy.typing as npt
 from features.columns.clock import iso
 from features.inputs.table_specs import TableName
 from features.inputs.tables import InputTables
-from features.offline.log_reader import LogError, LogReader
+from features.offline.log_reader import NO_ID, LogError, LogReader
 from features.schema import FeatureConfig
 
 #: Impressions that are counted at once, about; at least all of one key.
@@ -59,14 +59,14 @@ class PastLog(LogReader):
     def keep_since(self, first_us: int) -> None:
         """Keep the impressions that were, or were clicked, at `first_us` or later, for `ranges`."""
         tables = self.tables
-        query, join = "CAST(-1 AS INTEGER)", ""
+        query, join = f"CAST({NO_ID} AS INTEGER)", ""
         if tables.has_queries:
-            query, join = "coalesce(q.code, -1)", 'LEFT JOIN "index of query" q ON i.query = q.id'
+            query, join = f"coalesce(q.code, {NO_ID})", 'LEFT JOIN "index of query" q ON i.query = q.id'
         self._connection.execute(
             "CREATE TABLE kept AS SELECT * FROM ("
-            f"SELECT u.code AS user, p.code AS product, {query} AS query, "
+            f"SELECT coalesce(u.code, {NO_ID}) AS user, p.code AS product, {query} AS query, "
             f"epoch_us(i.timestamp) AS time_us, {self._click_us()} AS click_us "
-            f"FROM {self._scan('impressions')} i JOIN user_index u ON i.user_id = u.id "
+            f"FROM {self._scan('impressions')} i LEFT JOIN user_index u ON i.user_id = u.id "
             f"JOIN product_index p ON i.product_id = p.id {join}) "
             f"WHERE time_us >= {first_us} OR click_us >= {first_us}"
         )

@@ -116,7 +116,7 @@ class LoggedImpressions:
                         columns[name] = value_M[rows_N]
         product_N = self._products.take(pa.array(self.rows["product_index"].to_numpy()[rows_N]))
         return ScoreRequest(
-            user_id=self._users[index["user"]].as_py(),
+            user_id=self._users[index["user"]].as_py() if index["user"] >= 0 else None,
             query=self._queries[index["query"]].as_py() if index["query"] >= 0 else None,
             candidates=product_N,
             timestamp_us=int(self.rows["timestamp"][first].cast(pa.int64()).as_py()),

@@ -51,7 +51,8 @@ def decode_request(body: bytes | bytearray | memoryview) -> ScoreRequest:
     if len(set(names)) != len(names):
         raise RequestError("body", "two columns of one name", "send each column once")
     fields = parse_object("metadata.dashclip", (schema.metadata or {}).get(_KEY, b""))
-    check_fields(fields, required=("user_id", "query"), optional=BESIDE_CANDIDATES[2:])
+    optional = tuple(name for name in BESIDE_CANDIDATES if name != "query")
+    check_fields(fields, required=("query",), optional=optional)
     history = fields.get("history")
     if history is not None and not isinstance(history, list):
         raise RequestError("history", "no list", "send a list of product ids, newest first, or null")

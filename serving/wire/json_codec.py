@@ -1,6 +1,6 @@
 """Requests and replies as JSON.
 
-A request, where everything but the first three may be left out:
+A request, where everything but query and candidates may be left out; without a user it is nobody's:
 
     {"user_id": 7, "query": "oat milk", "candidates": [101, 102], "timestamp_us": 1767225600000000,
      "context": {"store_id": 3, "device": "phone"}, "candidate_columns": {"price": [2.5, null]},
@@ -20,8 +20,8 @@ from serving.wire.reply import ScoreReply
 CONTENT_TYPE = "application/json"
 
 #: Fields that must be there, if only as null: a forgotten query would silently cost quality.
-REQUIRED = ("user_id", "query", "candidates")
-OPTIONAL = ("timestamp_us", "context", "candidate_columns", "history")
+REQUIRED = ("query", "candidates")
+OPTIONAL = ("user_id", "timestamp_us", "context", "candidate_columns", "history")
 #: What the fields beside the candidates are in an Arrow request, too.
 BESIDE_CANDIDATES = ("user_id", "query", "timestamp_us", "context", "history")
 
@@ -158,7 +158,8 @@ def check_fields(fields: Mapping[str, Any], *, required: tuple[str, ...], option
 
 def without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
     """Fields as keyword arguments: a null is as good as nothing where nothing is allowed."""
-    return {name: value for name, value in fields.items() if value is not None or name in REQUIRED}
+    given = {name: value for name, value in fields.items() if value is not None or name in REQUIRED}
+    return {"user_id": None} | given
 
 
 def printable(name: str) -> str:

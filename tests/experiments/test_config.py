@@ -202,5 +202,5 @@ def test_a_shown_config_is_the_file_itself(name):
 def test_an_unknown_name_to_show_gets_a_hint():
     with pytest.raises(ConfigError, match="did you mean 'demo'"):
         CliRunner().invoke(app, ["config", "show", "dmo"], catch_exceptions=False)
-    with pytest.raises(ConfigError, match=r"there are demo, encoder_ablation, .*run"):
+    with pytest.raises(ConfigError, match=r"there are avazu, .*demo, encoder_ablation, .*run"):
         CliRunner().invoke(app, ["config", "show", "zzz"], catch_exceptions=False)

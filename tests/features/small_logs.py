@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from features.columns.clock import DAY_US
@@ -50,9 +51,12 @@ WITHOUT_QUERIES = CONFIG.model_copy(
 
 
 def random_tables(
-    seed: int, *, impressions: int = 400, days: int = 8, text_ids: bool = False
+    seed: int, *, impressions: int = 400, days: int = 8, text_ids: bool = False, nobody: float = 0.0
 ) -> dict[str, pa.Table]:
-    """products, impressions and purchases; slates share a moment, purchases and clicks sit on edges."""
+    """products, impressions and purchases; slates share a moment, purchases and clicks sit on edges.
+
+    `nobody` is the share of slates, and of purchases, without a user.
+    """
     rng = np.random.default_rng(seed)
     users, products, queries = 9, 7, 4
     slate_us = START_US + rng.integers(0, days * DAY_US, impressions // 3 + 1)
@@ -97,7 +101,14 @@ def random_tables(
             for name in ("user_id", "product_id", "impression_id", "purchase_id"):
                 if name in table:
                     table[name] = [f"{name} é{number}" for number in table[name]]
-    return {name: pa.table(columns) for name, columns in tables.items()}
+    made = {name: pa.table(columns) for name, columns in tables.items()}
+    if nobody:
+        of_slate = rng.random(len(slate_us)) < nobody
+        for name, without_N in (("impressions", of_slate[slate_N]), ("purchases", rng.random(120) < nobody)):
+            ids = made[name]["user_id"].combine_chunks()
+            ids = pa.compute.if_else(pa.array(without_N), pa.scalar(None, ids.type), ids)
+            made[name] = made[name].set_column(made[name].schema.get_field_index("user_id"), "user_id", ids)
+    return made
 
 
 def write_tables(folder: Path, tables: dict[str, pa.Table]) -> Path:
@@ -173,5 +184,5 @@ class Expected:
         return [
             (time, product)
             for time, buyer, product in zip(times, buyers, products, strict=True)
-            if buyer == user and start <= time < self.time_us[row]
+            if user is not None and buyer == user and start <= time < self.time_us[row]
         ]

@@ -31,8 +31,8 @@ WIDE = CONFIG.model_copy(
 )
 
 
-def tables_of(seed, *, text_ids):
-    tables = random_tables(seed, text_ids=text_ids)
+def tables_of(seed, *, text_ids, nobody=0.0):
+    tables = random_tables(seed, text_ids=text_ids, nobody=nobody)
     rng = np.random.default_rng(seed)
     shown, catalogue = tables["impressions"], tables["products"]
     tables["impressions"] = shown.append_column("position", pa.array(rng.integers(1, 9, len(shown))))
@@ -45,9 +45,9 @@ def tables_of(seed, *, text_ids):
 class Market:
     """A log, its feature set, and the impressions of the test split beside their offline rows."""
 
-    def __init__(self, folder, config, *, seed=5, text_ids=False):
+    def __init__(self, folder, config, *, seed=5, text_ids=False, nobody=0.0):
         self.folder = folder
-        self.data = write_tables(folder / "data", tables_of(seed, text_ids=text_ids))
+        self.data = write_tables(folder / "data", tables_of(seed, text_ids=text_ids, nobody=nobody))
         build(self.data, folder / "features", config, buckets=2, threads=1)
         self.feature_set = FeatureSet.open(folder / "features")
         self.rows = pa.concat_tables(pq.read_table(path) for path in self.feature_set.split_files("test"))

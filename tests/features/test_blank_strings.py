@@ -128,10 +128,9 @@ def test_a_log_whose_queries_are_all_blank_is_one_without_queries(tmp_path):
 @pytest.mark.parametrize(
     ("table", "column", "said"),
     [
-        ("impressions", "user_id", "1 rows have no user_id"),
         ("impressions", "impression_id", "1 rows have no impression_id"),
         ("products", "product_id", "0 rows repeat a product_id and 1 have none"),
-        ("purchases", "user_id", "1 rows lack a user_id"),
+        ("purchases", "product_id", "1 rows lack a product_id"),
     ],
 )
 def test_a_blank_id_is_refused_like_a_null(tmp_path, table, column, said):

@@ -82,6 +82,17 @@ def test_the_floor_equals_its_slow_version():
     assert floor.norm_logloss == pytest.approx(losses(test, probabilities) / entropy, abs=1e-12)
 
 
+def test_strangers_have_no_past_in_common():
+    """Nobody's clicks count for the product and for all, never for another impression of nobody."""
+    nobody, past = [(-1, 0, 1), (-1, 1, 0), (-1, 0, 1)], [(0, 0, 0), (1, 1, 1), (0, 2, 0)]
+    strangers = [(10 + place, product, clicked) for place, (_, product, clicked) in enumerate(nobody)]
+    test = [(-1, 0, 1), (0, 1, 0), (-1, 2, 0)]
+    found = popularity_floor(indexed(nobody), indexed(past), indexed(test))
+    others = [(99, 0, 1), (0, 1, 0), (98, 2, 0)]
+    assert found == popularity_floor(indexed(strangers), indexed(past), indexed(others))
+    assert found.new_user_share == 2 / 3
+
+
 @pytest.mark.parametrize("empty", ["training", "validation"])
 def test_the_floor_needs_a_past(empty):
     some, none = indexed([(0, 0, 1)]), indexed([])

@@ -38,9 +38,12 @@ def write_vectors(folder: Path, kind: str, ids: pa.Array, *, seed: int, encoder_
     return folder
 
 
-def train_small(folder: Path, *, semantic: SemanticConfig | None, text_ids: bool = False) -> Path:
+def train_small(
+    folder: Path, *, semantic: SemanticConfig | None, text_ids: bool = False, nobody: float = 0.0
+) -> Path:
     """`folder`/data, features, products, queries and run; returns the run."""
-    log = write_tables(folder / "data", random_tables(5, impressions=600, text_ids=text_ids))
+    tables = random_tables(5, impressions=600, text_ids=text_ids, nobody=nobody)
+    log = write_tables(folder / "data", tables)
     build(log, folder / "features", FEATURES, buckets=2, threads=1, memory_limit="200MB")
     feature_set = FeatureSet.open(folder / "features")
     write_vectors(folder / "products", "product", feature_set.catalog_ids(), seed=0)

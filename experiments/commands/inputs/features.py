@@ -116,12 +116,19 @@ def _labels(manifest: Manifest) -> list[str]:
 def _print(console: Console, folder: Path, manifest: Manifest) -> None:
     from rich.table import Table
 
+    from experiments.statistics.power import expected_sentence
+
     log = manifest.data
     console.print(
         f"[bold]{folder}[/bold]: {log.impressions:,} impressions of {manifest.num_users:,} users, "
         f"{manifest.num_products:,} products, {manifest.num_queries:,} queries; "
         f"{manifest.events:,} purchases in histories"
     )
+    if log.anonymous_impressions or log.anonymous_purchases:
+        console.print(
+            f"of nobody: {log.anonymous_impressions:,} impressions, which have no history and no counters of "
+            f"a user, and {log.anonymous_purchases:,} purchases, which are in no history"
+        )
     splits = Table(title="Splits", title_justify="left")
     for column in ("split", "impressions", "CTR", "empty history", "first day", "last day"):
         splits.add_column(column, justify="left" if column in ("split", "first day", "last day") else "right")
@@ -135,6 +142,8 @@ def _print(console: Console, folder: Path, manifest: Manifest) -> None:
             split.end[:10],
         )
     console.print(splits)
+    test = manifest.splits["test"]
+    console.print(expected_sentence(test.clicked, test.rows), highlight=False)
     ids = Table(title="Share of impressions whose id has no row of its own", title_justify="left")
     ids.add_column("feature")
     for column in ("table rows", *manifest.splits, "missing (test)"):

@@ -204,6 +204,113 @@ def import_instacart_command(
     _print_published("Instacart", summary, absent, out)
 
 
+_ONE_IN = Annotated[int, typer.Option(min=1, help="Keep one of so many rows, in their order; 1 for all.")]
+
+
+@imports.command("criteo")
+def import_criteo_command(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Folder with train.txt, or with day_0 ... day_23.")
+    ],
+    out: OUT,
+    one_in: _ONE_IN = 1,
+) -> None:
+    """Import **Criteo** display ads (Kaggle 2014: 45.8 million rows, 11 GB; 1TB logs: 24 days of 45 GB each).
+
+    For research, not for commercial use. 13 numbers and 26 hashed ids of undisclosed meaning: one product
+    stands for all ads, all impressions are nobody's, the clock is **constructed** from the order of the rows.
+    Good for the DCN baseline alone. Then: `dashclip features build OUT runs/criteo/features --config
+    criteo_features`, `dashclip sweep criteo runs/criteo/sweep`
+
+    Example: `dashclip import criteo dac runs/criteo/tables --one-in 100`
+    """
+    from experiments.datasets.criteo import import_criteo
+
+    absent = (
+        "no products, users, texts, queries or purchases in this data set: it is for the DCN baseline alone"
+    )
+    _print_published("Criteo", import_criteo(path, out, one_in=one_in), absent, out)
+
+
+@imports.command("avazu")
+def import_avazu_command(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder with train.gz, or train unpacked.")],
+    out: OUT,
+    one_in: _ONE_IN = 1,
+) -> None:
+    """Import **Avazu** mobile ads (Kaggle 2014, rules of the competition, 40.4 million rows, 6 GB).
+
+    Hashed ids of place, device and ad. The user is `device_id`; devices without one are nobody. The product
+    is C14, a guess. Good for the DCN baseline alone. Then: `dashclip features build OUT runs/avazu/features
+    --config avazu_features`, `dashclip sweep avazu runs/avazu/sweep`
+
+    Example: `dashclip import avazu avazu-ctr-prediction runs/avazu/tables --one-in 100`
+    """
+    from experiments.datasets.avazu import import_avazu
+
+    absent = "no texts, queries or purchases in this data set: it is for the DCN baseline alone"
+    _print_published("Avazu", import_avazu(path, out, one_in=one_in), absent, out)
+
+
+@imports.command("open-bandit")
+def import_open_bandit_command(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Folder with `random` and `bts`, or around them.")
+    ],
+    out: OUT,
+    policy: Annotated[str, typer.Option(help="`random`, or `bts` (Bernoulli Thompson sampling).")] = "random",
+    campaign: Annotated[str, typer.Option(help="`all`, `men` or `women`.")] = "men",
+) -> None:
+    """Import **Open Bandit** (ZOZO, CC BY 4.0, 26 million impressions, 11 GB; a sample of 10,000 rows each).
+
+    Hashed features of users and products, which of three places the product had, how often the user had
+    clicked it before. No user has an id. Good for the DCN baseline alone; few impressions are clicked. Then:
+    `dashclip features build OUT runs/open_bandit/features --config open_bandit_features`, `dashclip sweep
+    open_bandit runs/open_bandit/sweep`
+
+    Example: `dashclip import open-bandit open_bandit_dataset runs/open_bandit/tables --campaign women`
+    """
+    from typing import get_args
+
+    from experiments.datasets.open_bandit import Campaign, Policy, import_open_bandit
+
+    for option, value, known in (("--policy", policy, Policy), ("--campaign", campaign, Campaign)):
+        if value not in get_args(known):
+            raise typer.BadParameter(f"must be one of {', '.join(get_args(known))}", param_hint=option)
+    chosen: Any = {"policy": policy, "campaign": campaign}
+    absent = "no users, texts, queries or purchases in this data set: it is for the DCN baseline alone"
+    _print_published("Open Bandit", import_open_bandit(path, out, **chosen), absent, out)
+
+
+@imports.command("complete-journey")
+def import_complete_journey_command(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Folder with transaction_data.csv and product.csv.")
+    ],
+    out: OUT,
+    users: Annotated[
+        int, typer.Option(min=0, help="So many households, chosen by the seed; 0 for all.")
+    ] = 500,
+    negatives: Annotated[int, typer.Option(min=1, help="Products not bought beside each purchase.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the households and the negatives.")] = 0,
+) -> None:
+    """Import the **Complete Journey** (dunnhumby, its terms of use, 2.6 million purchases, 142 MB).
+
+    Purchases of 2,500 households in two years. Nothing was shown: impressions are **constructed** of
+    purchases and products bought before by others. Days are numbered; their dates are not published. Then:
+    `dashclip features build OUT runs/complete_journey/features --config complete_journey_features`, `dashclip
+    embed lsa OUT runs/complete_journey/embeddings`, `dashclip sweep complete_journey
+    runs/complete_journey/sweep`
+
+    Example: `dashclip import complete-journey dunnhumby runs/complete_journey/tables`
+    """
+    from experiments.datasets.complete_journey import import_complete_journey
+
+    summary = import_complete_journey(path, out, users=users or None, negatives=negatives, seed=seed)
+    absent = "no queries, images, prices or grades in this data set; variants that need them do not apply"
+    _print_published("Complete Journey", summary, absent, out)
+
+
 def _print_published(title: str, summary: "ImportedTables", absent: str, out: Path) -> None:
     rows = [(name, f"{count:,} rows") for name, count in summary.rows.items()]
     print_summary(title, rows, "\n".join([*(f"- {note}" for note in summary.notes), absent]), out)

@@ -54,7 +54,7 @@ def report(
     from experiments.reports.evidence import gather
     from experiments.reports.inputs.page import is_data_folder
     from experiments.reports.table2.page import write_report
-    from experiments.reports.table2.text import console_table, findings
+    from experiments.reports.table2.text import console_table, findings, power_sentences
     from experiments.runtime.progress import progress_bars
     from experiments.sweeps.results import SWEEP
     from experiments.sweeps.table2 import build_report
@@ -76,7 +76,7 @@ def report(
         paths = write_report(table2, out or sweep, evidence=evidence)
 
     console.print(console_table(table2))
-    for sentence in findings(table2):
+    for sentence in findings(table2) + power_sentences(table2):
         console.print(f"• {escape(sentence)}")
     for note in table2.notes:
         console.print(f"[dim]note: {escape(note)}[/dim]")

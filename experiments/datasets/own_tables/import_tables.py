@@ -20,7 +20,7 @@ from experiments.datasets.own_tables.made_tables import (
     products_of_logs,
     purchases_of_clicks,
 )
-from experiments.datasets.own_tables.mapping import ImportMapping
+from experiments.datasets.own_tables.mapping import ImportMapping, may_be_absent
 from experiments.datasets.own_tables.sources import (
     FORMATS,
     Source,
@@ -242,10 +242,9 @@ class _Import:
         if found is None and spec.required and spec.name != "impression_id":
             advice = f"name theirs in the mapping ({key} = 'their name')"
             if spec.kind == "text":
-                advice += (
-                    f", one value for all ({key} = {{ value = '...' }}), or say that there is none "
-                    f"({name}.absent = ['{spec.name}'])"
-                )
+                advice += f", one value for all ({key} = {{ value = '...' }})"
+            if may_be_absent(name, spec):
+                advice += f", or say that there is none ({name}.absent = ['{spec.name}'])"
             raise InputError(
                 f"{read.place} has no column {spec.name!r} "
                 f"({spec.meaning}){close_to(spec.name, read.columns)}; {advice}"

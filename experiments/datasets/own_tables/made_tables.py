@@ -67,6 +67,9 @@ def impressions_of_purchases(
         "SELECT epoch_us(timestamp) AS time_us, user_id, product_id FROM stage_purchases WHERE timestamp IS "
         "NOT NULL AND user_id IS NOT NULL AND product_id IS NOT NULL ORDER BY timestamp, __row"
     ).to_arrow_table()
+    [(of_nobody,)] = connection.execute(
+        "SELECT count(*) FROM stage_purchases WHERE user_id IS NULL AND product_id IS NOT NULL"
+    ).fetchall()
     users, products = (
         pc.dictionary_encode(rows[column].combine_chunks()) for column in ("user_id", "product_id")
     )
@@ -97,6 +100,6 @@ def impressions_of_purchases(
         f"impressions are CONSTRUCTED, nobody saw them: {int(made.clicked_M.sum()):,} purchases count as "
         f"clicks, beside each {settings.negatives} products drawn ({settings.draw}, seed {settings.seed}) "
         f"from those bought before; {made.missing_negatives:,} negatives are fewer than asked for; no "
-        f"impression for {made.first_of_product:,} first purchases of a product and {made.repeated:,} "
-        "repeated rows. Say so wherever you report results",
+        f"impression for {made.first_of_product:,} first purchases of a product, {made.repeated:,} repeated "
+        f"rows and {of_nobody:,} purchases without a user. Say so wherever you report results",
     )

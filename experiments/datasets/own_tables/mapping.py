@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BeforeValidator, Field, model_validator
 
 from features.artifacts import StrictModel
-from features.inputs.table_specs import TABLES, TableName
+from features.inputs.table_specs import TABLES, ColumnSpec, TableName
 
 
 def _named(value: Any) -> Any:
@@ -118,6 +118,11 @@ Grade = Annotated[GradeColumn, BeforeValidator(_named)] | None
 ColumnMapping = TextColumn | NumberColumn | TimeColumn | FlagColumn | GradeColumn
 
 
+def may_be_absent(table: TableName, spec: ColumnSpec) -> bool:
+    """Whether a column may be null in all rows: texts, and the users of impressions."""
+    return spec.kind == "text" or (table, spec.name) == ("impressions", "user_id")
+
+
 class ProductColumns(StrictModel):
     """Where the columns of products stand."""
 
@@ -177,7 +182,7 @@ class TableMapping(StrictModel):
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
     #: Of text files.
     encoding: Literal["utf-8", "latin-1", "utf-16"] = "utf-8"
-    #: Text columns that the source does not have: they become null.
+    #: Text columns that the source does not have: they become null. Users of impressions may be absent, too.
     absent: tuple[str, ...] = ()
     #: Columns that no rule names: all kept, all dropped, or the named ones kept.
     further: Literal["keep", "drop"] | tuple[str, ...] = "drop"
@@ -262,10 +267,10 @@ class ImportMapping(StrictModel):
 
     def _check_absent(self, table: TableName, column: str) -> None:
         spec = TABLES[table].column(column)
-        may_lack = [found.name for found in TABLES[table].columns if found.kind == "text"]
-        if spec is None or spec.kind != "text":
+        may_lack = [found.name for found in TABLES[table].columns if may_be_absent(table, found)]
+        if spec is None or spec.name not in may_lack:
             raise ValueError(
-                f"{table}.absent names {column!r}; only text columns can be absent: {', '.join(may_lack)}"
+                f"{table}.absent names {column!r}; only these columns can be absent: {', '.join(may_lack)}"
             )
         if getattr(self.table(table).columns, column) is not None:
             raise ValueError(f"{table}.columns.{column} maps what {table}.absent says is not there")

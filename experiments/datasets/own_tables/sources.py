@@ -108,7 +108,9 @@ def read_source(
     parts = {path: _partition(path, folder) for path in files}
     if kind == "csv":
         heads = {path: _header(path, delimiter, encoding) for path in files}
-        readers = {path: _csv_sql(path, mark, names, encoding) for path, (mark, names) in heads.items()}
+        readers = {
+            path: csv_sql([path], mark, names, encoding=encoding) for path, (mark, names) in heads.items()
+        }
         return _texts(place, {path: names for path, (_, names) in heads.items()}, readers, parts)
     keys = {path: _json_keys(connection, path) for path in files}
     return _texts(place, keys, {path: _json_sql(path, names) for path, names in keys.items()}, parts)
@@ -201,12 +203,24 @@ def _delimiter(path: Path, header: str) -> str:
     return max(_DELIMITERS, key=header.count)  # the first of them where there is none
 
 
-def _csv_sql(path: Path, delimiter: str, names: Sequence[str], encoding: str) -> str:
+def csv_sql(
+    paths: Sequence[Path],
+    delimiter: str,
+    names: Sequence[str],
+    *,
+    encoding: str = "utf-8",
+    header: bool = True,
+) -> str:
+    """A DuckDB source of the rows of files that have these columns, all of them text.
+
+    Args:
+        header: the first line of each file names the columns.
+    """
     columns = ", ".join(f"{sql_text(name)}: 'VARCHAR'" for name in names)
     return (
-        f"read_csv([{_path_sql(path)}], auto_detect = false, header = true, delim = {sql_text(delimiter)}, "
-        f"quote = '\"', escape = '\"', nullstr = '', encoding = '{encoding}', columns = {{{columns}}}, "
-        "hive_partitioning = false)"
+        f"read_csv([{', '.join(map(_path_sql, paths))}], auto_detect = false, header = {header}, "
+        f"delim = {sql_text(delimiter)}, quote = '\"', escape = '\"', nullstr = '', encoding = '{encoding}', "
+        f"columns = {{{columns}}}, hive_partitioning = false)"
     )
 
 

@@ -6,10 +6,7 @@ from experiments.reports.inputs import plots
 from experiments.reports.inputs.facts import Facts, Frequency
 from experiments.reports.page import Absent, Grid, Plot, Section, svg_source
 from experiments.statistics.cells import share
-from experiments.statistics.power import auc_standard_error
-
-#: AUC at which the page says how well one could be measured: what rankers of this kind reach.
-AUC_FOR_POWER = 0.75
+from experiments.statistics.power import expected_sentence
 
 
 def log_section(survey: Survey) -> Section | Absent:
@@ -56,12 +53,9 @@ def _power(survey: Survey) -> list[str]:
     shown, clicks = (sum(part) for part in zip(*survey.click_days[-days:], strict=True))
     if not 0 < clicks < shown:
         return [f"The last {days} days have no clicks, or nothing else: they cannot be tested on."]
-    half = 1.96 * auc_standard_error(AUC_FOR_POWER, clicks, shown - clicks)
     return [
-        f"The last {days} days, on which dashclip init would test, have {clicks:,} clicks in {shown:,} "
-        f"impressions: an AUC of {AUC_FOR_POWER} would be known to about ± {half:.3f} (95 %, independent "
-        "rows). Differences of rankers on the same rows are known better; the page of a sweep has their "
-        "intervals."
+        f"On the last {days} days, on which dashclip init would test, {expected_sentence(clicks, shown)}. "
+        "After a training, the page of its sweep says so by its own intervals."
     ]
 
 

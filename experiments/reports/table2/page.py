@@ -12,6 +12,7 @@ from experiments.reports.table2.text import (
     findings,
     gap_sentences,
     pair_rows,
+    power_sentences,
     rows_of_slice,
     to_markdown,
 )
@@ -52,7 +53,7 @@ def to_html(table: Table2, evidence: Sequence[Section | Absent] = ()) -> str:
         everything=table.slices["all"],
         table=table,
         number=number,
-        findings=findings(table),
+        findings=findings(table) + power_sentences(table),
         gaps=gap_sentences(table),
         rows=rows_of_slice(table, "all"),
         slices=[

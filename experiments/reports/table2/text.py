@@ -13,7 +13,7 @@ from experiments.statistics import paper
 from experiments.statistics.cells import NONE, limits, markdown_table, number, signed, with_sd
 from experiments.statistics.intervals import Interval, Verdict
 from experiments.sweeps.comparison import Difference
-from experiments.sweeps.table2 import FEW_ROWS, Table2, VariantResult
+from experiments.sweeps.table2 import FEW_ROWS, SliceFacts, Table2, VariantResult
 
 #: How a sure gain and a sure loss look on a terminal.
 _STYLES: dict[Verdict, str] = {"above": "bold green", "below": "bold red"}
@@ -79,6 +79,23 @@ def findings(table: Table2) -> list[str]:
             said += f", {100 * found.gain_share:.0f} % of the reachable gain"
         sentences.append(f"{variant.title} {said}.")
     return [*sentences, *yardstick_sentences(table)]
+
+
+def power_sentences(table: Table2) -> list[str]:
+    """How many clicks the test has, and which differences to the baseline it could show at all.
+
+    Empty where nothing is compared with an interval.
+    """
+    found = [one.detectable for _, one in table.compared if one.detectable is not None]
+    if not found:
+        return []
+    everything = table.slices["all"]
+    sizes = f"{min(found):.4f}" if len(found) == 1 else f"{min(found):.4f} to {max(found):.4f}, by variant,"
+    return [
+        f"{everything.clicks:,} of the {everything.rows:,} test impressions were clicked. A difference in "
+        f"AUC of {sizes} or more is told from none in four of five such tests (80 % power, from the "
+        "intervals over users); smaller ones are mostly missed."
+    ]
 
 
 def yardstick_sentences(table: Table2) -> list[str]:
@@ -160,13 +177,14 @@ def to_markdown(table: Table2) -> str:
     lines = [
         f"# {record.name}: variants compared",
         "",
-        f"**{kind}.** {everything.rows:,} test impressions of {everything.users:,} users, CTR "
-        f"{100 * everything.clicks / everything.rows:.1f} %; {table.seeds} seeds.",
+        f"**{kind}.** {everything.rows:,} test impressions {_of_users(everything)}, CTR "
+        f"{100 * everything.clicks / everything.rows:.1f} % ({everything.clicks:,} clicks); {table.seeds} "
+        "seeds.",
         "",
     ]
     if everything.best_auc is not None:
         lines += [f"Best reachable AUC (true click probabilities as scores): {everything.best_auc:.4f}.", ""]
-    lines += [f"- {sentence}" for sentence in findings(table) + gap_sentences(table)]
+    lines += [f"- {sentence}" for sentence in findings(table) + power_sentences(table) + gap_sentences(table)]
     for key, facts in table.slices.items():
         few = ", which are few" if facts.rows < FEW_ROWS else ""
         lines += ["", f"## {facts.title} ({facts.rows:,} impressions{few})", ""]
@@ -189,6 +207,10 @@ def to_markdown(table: Table2) -> str:
     if expected:
         lines[-1] += " Expected AUC: clicks drawn anew from the true probabilities, on average."
     return "\n".join(lines) + "\n"
+
+
+def _of_users(facts: SliceFacts) -> str:
+    return f"of {facts.users:,} users" if facts.users else "without users"
 
 
 def console_table(table: Table2) -> Table:

@@ -3,6 +3,7 @@
 import re
 import shutil
 import tomllib
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -136,6 +137,28 @@ def test_a_test_without_clicks_is_made_longer(market, tmp_path):
     split = project(data, tmp_path / "project")[0].split
     assert split.test_days > 7
     assert survey(data).click_days[-split.test_days][1] > 0
+
+
+def test_a_log_that_knows_nobody_gets_no_features_of_users(market, tmp_path):
+    data = without(market, tmp_path, frozenset())
+    for name in ("impressions", "purchases"):
+        log = pq.read_table(data / f"{name}.parquet")
+        nobody = pa.nulls(len(log), pa.int64())
+        pq.write_table(
+            log.set_column(log.schema.get_field_index("user_id"), "user_id", nobody), data / f"{name}.parquet"
+        )
+    features, _, sweep = project(data, tmp_path / "project")
+    assert "user_id" not in [feature.name for feature in features.sparse]
+    assert features.counters is not None
+    assert "user" not in features.counters.keys
+    assert not any("history" in name for name in sweep.variants)
+    page = (tmp_path / "project" / "README.md").read_text()
+    assert re.search(r"[\d,]+ impressions without a user", page)
+    log = pq.read_table(data / "impressions.parquet")
+    first = pc.less(log["timestamp"], pc.min(log["timestamp"]).as_py() + timedelta(days=1))
+    pq.write_table(log.filter(first), data / "impressions.parquet")
+    with pytest.raises(ValueError, match=r"covers [12] days? and names no users"):
+        project(data, tmp_path / "other")
 
 
 def test_nothing_is_overwritten(market, tmp_path):

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
+from experiments.reports.table2.text import power_sentences, to_markdown
 from experiments.statistics.intervals import percentile_interval
-from experiments.sweeps.table2 import Table2, build_report
+from experiments.sweeps.table2 import Table2, build_report, to_json
 from ranking.metrics import evaluate, roc_auc
 from tests.experiments.sweeps.sweep_folders import write_sweep
 
@@ -80,6 +82,26 @@ def test_the_interval_over_users_is_that_of_whole_users_drawn_again(
     )
 
 
+def test_the_page_says_how_many_clicks_there_are_and_which_difference_they_could_show(
+    sweep: Path, table: Table2
+) -> None:
+    difference = table.variants[VARIANTS[1]].slices["all"].difference
+    assert difference is not None
+    gains = difference.auc_users
+    assert gains.low is not None
+    assert gains.high is not None
+    shown = (gains.high - gains.low) / 2 / 1.959964 * (1.959964 + 0.841621)
+    assert difference.detectable == pytest.approx(shown, rel=1e-6)
+    [said] = power_sentences(table)
+    clicks = int(columns(sweep, "dcn", 1)["clicked"].sum())
+    assert said.startswith(f"{clicks} of the 500 test impressions were clicked")
+    assert f"of {shown:.4f} or more" in said
+    assert said in to_markdown(table)
+    assert f"({clicks} clicks)" in to_markdown(table)
+    written = to_json(table)["variants"][VARIANTS[1]]
+    assert written["auc_diff_users_detectable"] == difference.detectable
+
+
 def test_the_interval_of_the_purchases_gap_is_that_of_the_same_drawn_users(
     sweep: Path, table: Table2
 ) -> None:
@@ -88,6 +110,45 @@ def test_the_interval_of_the_purchases_gap_is_that_of_the_same_drawn_users(
     gains = [gains_of_resampled_users(sweep, slice_) for slice_ in ("has_purchases", "no_purchases")]
     expected = percentile_interval(gap.auc.mean, gains[0] - gains[1])
     assert (gap.auc_users.low, gap.auc_users.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def with_column(folder: Path, name: str, value_N: np.ndarray) -> Path:
+    """The same sweep with another column in its predictions."""
+    write_sweep(folder, rows=500, users=40, seeds=SEEDS, variants=VARIANTS)
+    for path in folder.glob("*/seed-*/predictions/test.parquet"):
+        table = pq.read_table(path)
+        place = table.schema.get_field_index(name)
+        values = pa.array(value_N).cast(table.schema.field(name).type)
+        pq.write_table(table.set_column(place, name, values), path)
+    return folder
+
+
+def test_a_test_without_purchases_says_that_every_history_is_empty(table: Table2, tmp_path: Path) -> None:
+    folder = with_column(tmp_path / "sweep", "slice_has_purchases", np.zeros(500, bool))
+    notes = build_report(folder, bootstrap_resamples=2, rng_seed=3).notes
+    assert any("every history is empty" in note for note in notes)
+    assert not any("every history is empty" in note for note in table.notes)
+
+
+def test_impressions_of_nobody_are_drawn_one_by_one_like_those_of_strangers(
+    sweep: Path, tmp_path: Path
+) -> None:
+    """Strangers with numbers of their own, in the order in which nobody's impressions are numbered."""
+    user_N = columns(sweep, "dcn", 1)["user_index"].astype(np.int64)
+    nobody_N = np.random.default_rng(0).random(500) < 0.4
+    own_N = np.where(nobody_N, 500 - np.cumsum(nobody_N), 500 + user_N)
+    options = {"bootstrap_resamples": RESAMPLES, "rng_seed": 3}
+    nobody = build_report(
+        with_column(tmp_path / "nobody", "user_index", np.where(nobody_N, -1, user_N)), **options
+    )
+    strangers = build_report(with_column(tmp_path / "strangers", "user_index", own_N), **options)
+    for slice_ in SLICES:
+        found, expected = (table.variants[VARIANTS[1]].slices[slice_] for table in (nobody, strangers))
+        assert found == expected
+        assert nobody.slices[slice_].users <= 40
+    assert nobody.slices["all"].users == len(np.unique(user_N[~nobody_N]))
+    assert f"{nobody_N.sum()} of 500 test impressions are without a user" in " ".join(nobody.notes)
+    assert strangers.slices["all"].users == nobody.slices["all"].users + nobody_N.sum()
 
 
 @pytest.mark.parametrize("slice_", SLICES)

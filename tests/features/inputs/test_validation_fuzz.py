@@ -17,7 +17,6 @@ from tests.features.inputs.small_tables import NOON, NOW, good_rows, grade, impr
 #: For each table, faults by the rule that must catch them; a fault is made from a fresh number.
 FAULTS: dict[str, dict[str, Any]] = {
     "impressions": {
-        "null_user_id": lambda n: impression(n, user_id=None),
         "null_product_id": lambda n: impression(n, product_id=None),
         "clicked_not_0_or_1": lambda n: impression(n, clicked=-1),
         "click_before_impression": lambda n: impression(n, click_timestamp=NOON - timedelta(days=1)),

@@ -84,10 +84,10 @@ def test_a_label_other_than_0_and_1_is_refused(tmp_path):
 
 def test_a_null_where_a_value_is_required_is_refused(tmp_path):
     tables = random_tables(1)
-    users = tables["impressions"].column("user_id").to_pylist()
-    users[5] = None
-    tables["impressions"] = with_column(tables["impressions"], "user_id", pa.array(users))
-    assert "1 rows have no user_id" in refused(tmp_path, tables)
+    products = tables["impressions"].column("product_id").to_pylist()
+    products[5] = None
+    tables["impressions"] = with_column(tables["impressions"], "product_id", pa.array(products))
+    assert "1 rows have no product_id" in refused(tmp_path, tables)
 
 
 def test_a_log_too_short_for_its_splits_is_refused(tmp_path):

@@ -32,6 +32,7 @@ VARIANTS = {
     "int8": ({"semantic": SemanticConfig(widths=(8,))}, {"tables": "int8", "context": ()}),
     "projected": ({"semantic": SemanticConfig(widths=(8,))}, {"tables": "int8", "projected": True}),
     "text ids": ({"semantic": SemanticConfig(widths=(8,)), "text_ids": True}, {}),
+    "nobody": ({"semantic": SemanticConfig(widths=(8,)), "nobody": 0.4}, {}),
 }
 
 
@@ -64,6 +65,8 @@ def test_served_scores_are_the_run_s_own_predictions(tmp_path: Path, name: str) 
     offline_M = impressions.offline_probabilities(tmp_path / "run")
     allowed = {"float32": 1e-5, "float16": 1e-3, "int8": 1e-2}[manifest.tables]
     np.testing.assert_allclose(served(package, impressions, together=5), offline_M, atol=allowed, rtol=0)
+    users = [request.request.user_id for request in impressions.requests()]
+    assert (None in users) == (name == "nobody")
 
 
 def test_requests_scored_together_get_what_each_gets_alone(small_run: Path) -> None:

@@ -145,7 +145,6 @@ GOOD: dict[str, Any] = {"user_id": 1, "query": "q", "candidates": [1, 2]}
         (b"[" * 5000 + b"]" * 5000, "body"),
         (b'{"user_id": 1, "query": "q", "candidates": [NaN]}', "body"),
         (b'{"user_id": 1, "query": "q"}', "candidates"),
-        (b'{"query": "q", "candidates": [1]}', "user_id"),
         (b'{"user_id": 1, "candidates": [1]}', "query"),
         (orjson.dumps({**GOOD, "candidates": None}), "candidates"),
         (orjson.dumps({**GOOD, "candidates": 5}), "candidates"),
@@ -166,6 +165,17 @@ def test_a_faulty_json_body_is_refused_by_its_field(body: bytes, field: str) -> 
 def test_a_misspelt_field_is_answered_with_the_one_that_was_meant() -> None:
     with pytest.raises(RequestError, match="did you mean candidates"):
         json_codec.decode_request(b'{"user_id": 1, "query": "q", "candidate": [1]}')
+
+
+@CODECS
+def test_a_request_without_a_user_is_one_whose_user_is_null(codec: ModuleType) -> None:
+    if codec is json_codec:
+        found = codec.decode_request(b'{"query": "q", "candidates": [1]}')
+    else:
+        found = codec.decode_request(stream(IDS_COLUMN, {b"dashclip": b'{"query": "q"}'}))
+    assert found.user_id is None
+    with pytest.raises(RequestError, match="did you mean user_id"):
+        json_codec.decode_request(b'{"user": 1, "query": "q", "candidates": [1]}')
 
 
 def test_a_null_where_nothing_is_allowed_is_as_good_as_nothing() -> None:

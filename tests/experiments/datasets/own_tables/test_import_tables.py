@@ -343,6 +343,26 @@ def test_a_column_that_is_not_there_has_to_be_named_absent(shop):
     assert "products: no aisle in the source" in summary.notes[0]
 
 
+def test_a_log_that_knows_no_users_says_so_in_its_mapping(tmp_path):
+    source = tmp_path / "visits"
+    source.mkdir()
+    shown = "timestamp,product_id,clicked\n2024-05-01T12:00:00Z,7,1\n2024-05-01T13:00:00Z,8,0\n"
+    (source / "impressions.csv").write_text(shown)
+    content = {"products": {"from_logs": True}}
+    advice = r"no column 'user_id' \(who saw it, .*impressions\.absent = \['user_id'\]"
+    with pytest.raises(InputError, match=advice):
+        run(source, parse_config(content, ImportMapping, where="x"))
+    content["impressions"] = {"absent": ["user_id"]}
+    _, out = run(source, parse_config(content, ImportMapping, where="x"))
+    assert [(row["user_id"], row["product_id"]) for row in rows_of(out, "impressions")] == [
+        (None, 7),
+        (None, 8),
+    ]
+    report = validate(out, max_bad_share=0, threads=1)
+    assert report.passed
+    assert [found.rule for found in report.tables["impressions"].broken] == ["null_user_id"]
+
+
 @pytest.mark.parametrize(
     ("content", "advice"),
     [
@@ -355,7 +375,7 @@ def test_a_column_that_is_not_there_has_to_be_named_absent(shop):
             {"impressions": {"columns": {"timestamp": {"column": "t", "format": "%d", "unit": "s"}}}},
             "not both",
         ),
-        ({"products": {"absent": ["price"]}}, "only text columns can be absent"),
+        ({"products": {"absent": ["price"]}}, "only these columns can be absent: title, aisle"),
         (
             {"impressions": {"constructed": {}}, "purchases": {"from_clicks": True}},
             "purchases of impressions; leave one out",
@@ -440,6 +460,18 @@ def test_purchases_alone_get_constructed_impressions_that_say_so(tmp_path):
         first[row["product_id"]] = min(row["timestamp"], first.get(row["product_id"], row["timestamp"]))
     assert all(first[row["product_id"]] < row["timestamp"] for row in rows)
     assert validate(out, max_bad_share=0, threads=1).passed
+
+
+def test_purchases_without_a_user_construct_no_impression_and_are_counted(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    lines = [f"2024-05-{day:02d}T12:00Z,{'' if day % 4 == 0 else day % 3},{day % 5}" for day in range(1, 29)]
+    (source / "purchases.csv").write_text("timestamp,user_id,product_id\n" + "\n".join(lines) + "\n")
+    content = {"products": {"from_logs": True}, "impressions": {"constructed": {"negatives": 2}}}
+    summary, out = run(source, parse_config(content, ImportMapping, where="x"))
+    assert "and 7 purchases without a user" in " ".join(summary.notes)
+    assert None not in {row["user_id"] for row in rows_of(out, "impressions")}
+    assert [row["user_id"] for row in rows_of(out, "purchases")].count(None) == 7
 
 
 def test_the_command_prints_an_example_and_imports_by_it(shop):
