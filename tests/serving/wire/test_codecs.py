@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from features.online.request import MAX_COLUMNS, RequestError, ScoreRequest
 from serving.wire import arrow_codec, json_codec
 from serving.wire.reply import ScoreReply
+from tests.serving.wire.arrow_streams import stream
 
 CODECS = pytest.mark.parametrize("codec", [json_codec, arrow_codec], ids=["json", "arrow"])
 
@@ -171,16 +172,6 @@ def test_a_misspelt_field_is_answered_with_the_one_that_was_meant() -> None:
 def test_a_null_where_nothing_is_allowed_is_as_good_as_nothing() -> None:
     fields = {**GOOD, "context": None, "candidate_columns": None, "history": None, "timestamp_us": None}
     assert json_codec.decode_request(orjson.dumps(fields)).context == {}
-
-
-def stream(columns: dict[str, pa.Array], metadata: dict[bytes, bytes] | None = None, **options: Any) -> bytes:
-    fields = [pa.field(name, array.type) for name, array in columns.items()]
-    beside = {b"dashclip": b'{"user_id": 1, "query": "q"}'} if metadata is None else metadata
-    schema = pa.schema(fields, metadata=beside)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
-        writer.write_batch(pa.record_batch(list(columns.values()), schema=schema))
-    return sink.getvalue().to_pybytes()
 
 
 IDS_COLUMN = {"product_id": pa.array([1, 2])}
