@@ -91,7 +91,7 @@ def message_at(body: memoryview, at: int, *, expected: Literal[1, 3]) -> Message
     message = root(body[start:end])
     kind, body_bytes = message.byte(1), message.number(3)
     if kind != expected:
-        came = f"a {_MESSAGES.get(kind, 'nameless')} where a {_MESSAGES[expected]} must be"
+        came = f"a {_MESSAGES.get(kind, 'nameless')} in place of a {_MESSAGES[expected]}"
         raise RequestError("body", came, ADVICE)
     if message.vector(4)[1]:
         raise RequestError("body", "metadata of a single message", "put what you say into the schema's")

@@ -15,12 +15,12 @@ from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.model_loader import TsModelLoader
 from ts.service import Service
 
+from experiments.serving_checks.hostile_arrow import stream, views_of_one_text
 from serving.servers.measures import Series
 from serving.servers.torchserve_files import metrics_text
 from serving.servers.torchserve_handler import _exporter
 from serving.wire import arrow_codec
 from tests.serving.servers.stand_in_handler import StandInHandler
-from tests.serving.wire.arrow_streams import stream, views_of_one_text
 
 ROOT = Path(__file__).resolve().parents[3]
 #: What a worker has no use for; each costs tens of megabytes or seconds.

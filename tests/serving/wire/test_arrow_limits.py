@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.serving_checks.hostile_arrow import buffers_of, stream, views_of_one_text, with_buffers
 from features.online.request import MAX_CANDIDATES, MAX_ID_CHARACTERS, RequestError, ScoreRequest
 from serving.wire import arrow_codec
-from serving.wire.arrow_limits import BATCH, SCHEMA, check_stream, message_at
-from tests.serving.wire.arrow_streams import stream, views_of_one_text
+from serving.wire.arrow_limits import SCHEMA, check_stream, message_at
 
 ROWS = 1_000
 IDS = pa.array(range(ROWS))
@@ -69,18 +69,6 @@ def test_a_plain_column_passes(kind: pa.DataType) -> None:
     assert request.candidate_columns["note"] == column.to_pylist()
 
 
-def with_buffers(body: bytes, change: Callable[[int, int], tuple[int, int]]) -> bytes:
-    """The stream with (place, length) of every buffer of its batch changed."""
-    changed = bytearray(body)
-    view = memoryview(body)
-    batch = message_at(view, message_at(view, 0, expected=SCHEMA).end, expected=BATCH)
-    first, count = batch.header.vector(2)
-    start = batch.metadata_start + first
-    for place in range(start, start + 16 * count, 16):
-        struct.pack_into("<qq", changed, place, *change(*struct.unpack_from("<qq", body, place)))
-    return bytes(changed)
-
-
 def test_columns_that_share_one_buffer_are_refused() -> None:
     narrow = {f"c{number}": pa.array(["z"] * ROWS) for number in range(40)}
     body = stream({"product_id": IDS, "long": pa.array(["y" * 500] * ROWS), **narrow})
@@ -95,12 +83,6 @@ def test_columns_that_share_one_buffer_are_refused() -> None:
     with pytest.raises(RequestError, match=r"buffers of 2\d,\d+,\d+ bytes in a body of") as refusal:
         arrow_codec.decode_request(shared)
     assert (refusal.value.field, refusal.value.status) == ("body", 400)
-
-
-def buffers_of(body: bytes) -> list[tuple[int, int]]:
-    seen: list[tuple[int, int]] = []
-    with_buffers(body, lambda place, length: seen.append((place, length)) or (place, length))  # type: ignore[func-returns-value]
-    return seen
 
 
 @pytest.mark.parametrize("length", [-1, -(2**63), 2**62])

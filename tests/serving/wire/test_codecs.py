@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from experiments.serving_checks.hostile_arrow import stream
 from features.online.request import MAX_COLUMNS, RequestError, ScoreRequest
 from serving.wire import arrow_codec, json_codec
 from serving.wire.reply import ScoreReply
-from tests.serving.wire.arrow_streams import stream
 
 CODECS = pytest.mark.parametrize("codec", [json_codec, arrow_codec], ids=["json", "arrow"])
 
