@@ -49,6 +49,7 @@ class Endpoint:
         self.scorer = scorer
         self.live = live
         self._measures = Measures()
+        self._scored_at = float("-inf")
 
     def answer(self, bodies: Sequence[Body]) -> list[Answer]:
         """One answer for each body, in order; a bad one does not fail its neighbours."""
@@ -63,6 +64,10 @@ class Endpoint:
         for outcome in outcomes:
             self._count(outcome, latency_s)
         return answers
+
+    def scored_within(self, seconds: float) -> bool:
+        """Whether a request got its scores that short a time ago."""
+        return time.monotonic() - self._scored_at <= seconds
 
     def measures(self) -> Measures:
         """What was counted up to now."""
@@ -84,6 +89,7 @@ class Endpoint:
 
     def _count(self, outcome: ScoreReply | RequestError | None, latency_s: float) -> None:
         if isinstance(outcome, ScoreReply):
+            self._scored_at = time.monotonic()
             self._measures.scored(outcome, latency_s=latency_s)
             if self.live is not None:
                 self.live.count(outcome.scores_N, outcome.dense_NF)

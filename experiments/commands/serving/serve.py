@@ -35,6 +35,7 @@ def serve(
         bool,
         typer.Option("--fastapi", help="Serve a package by FastAPI and uvicorn instead, in the foreground."),
     ] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="With --fastapi: offer /openapi.json.")] = False,
 ) -> None:
     """Start TorchServe on a model store, and wait until it has scored a request.
 
@@ -47,7 +48,7 @@ def serve(
 
     console = Console()
     if fastapi:
-        _serve_by_fastapi(store, address=address, port=port, workers=workers)
+        _serve_by_fastapi(store, address=address, port=port, workers=workers, schema=schema)
         return
     from serving.servers.archive import find_archive
     from serving.servers.torchserve import start
@@ -96,7 +97,7 @@ def _curl(archive: "Archive", server: "RunningServer") -> str:
     return "\n".join(lines)
 
 
-def _serve_by_fastapi(package: Path, *, address: str, port: int, workers: int) -> None:
+def _serve_by_fastapi(package: Path, *, address: str, port: int, workers: int, schema: bool) -> None:
     from functools import partial
 
     try:
@@ -104,7 +105,16 @@ def _serve_by_fastapi(package: Path, *, address: str, port: int, workers: int) -
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}; install the extra: pip install 'dashclip-ranker[fastapi]'") from None
     from serving.scoring.predictor import Predictor
+    from serving.servers.torchserve import example_request
+    from serving.wire.json_codec import encode_request
 
     Predictor.load(package)  # what is wrong with it is said once, not by each worker
     typer.echo(f"serving {package} at http://{address}:{port}/score; Ctrl-C ends it")
-    serve_app(partial(Predictor.load, package.resolve()), host=address, port=port, workers=workers)
+    serve_app(
+        partial(Predictor.load, package.resolve()),
+        host=address,
+        port=port,
+        workers=workers,
+        example=encode_request(example_request(package)),
+        schema=schema,
+    )
