@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +100,13 @@ def test_scores_come_back_over_one_connection(server: FaultyServer, body_format:
     assert reply.scores_N.tolist() == pytest.approx([stand_in_score(101), stand_in_score(7)])
     assert server.connections == 1
     assert (server.seen[0] == arrow_codec.CONTENT_TYPE) == (body_format == "arrow")
+
+
+def test_a_body_does_not_wait_for_the_acknowledgement_of_its_head(server: FaultyServer) -> None:
+    with ScoreClient(server.url) as client:
+        client.score(REQUEST)
+        assert client._connection is not None
+        assert client._connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("fault", [500, 503, 507, "drop"])

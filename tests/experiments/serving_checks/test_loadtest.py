@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +104,25 @@ def test_every_due_request_is_answered_and_the_same_seed_sends_as_many(server: S
     assert set(first.outcomes) == {"200"}
     assert 20 < first.outcomes["200"] < 100
     assert len(first.latency_ms) == len(first.due_s) == first.outcomes["200"]
+
+
+def test_no_request_of_the_generator_waits_for_an_acknowledgement(
+    server: SmallServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    open_connection = asyncio.open_connection
+
+    async def kept(*args: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await open_connection(*args)
+        opened.append(socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())))
+        return reader, writer
+
+    monkeypatch.setattr(asyncio, "open_connection", kept)
+    assert set(run_load(server.url, plan(seconds=0.1)).outcomes) == {"200"}
+    assert opened
+    assert all(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for one in opened)
+    for one in opened:
+        one.close()
 
 
 def test_a_stall_is_charged_to_everyone_who_waits(server: SmallServer) -> None:
