@@ -29,7 +29,8 @@ class ServerSettings:
         workers: processes, one thread each; the tables are shared.
         batch_size: requests that a worker may take at once.
         batch_delay_ms: how long it waits for them, at least 1: TorchServe reads 0 as 100.
-        address: what to bind; anything but loopback wants a reverse proxy in front.
+        address: what to bind for predictions and metrics; anything but loopback wants a reverse proxy in
+            front. Management stays on loopback: without tokens it is open to whoever reaches it.
         token_authorization: whether predictions need a token of key_file.json.
         token_minutes: how long a token lives.
         queue_size: requests that may wait; beyond, TorchServe answers 503.
@@ -67,9 +68,13 @@ class ServerSettings:
         uses = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
         return {use: self.port + offset for offset, use in enumerate(uses)}
 
+    def address_of(self, use: str) -> str:
+        """What one use is bound to."""
+        return LOOPBACK if use in ("management", "grpc_management") else self.address
+
     def url(self, use: str) -> str:
         """http://address:port of one use."""
-        return f"http://{self.address}:{self.ports[use]}"
+        return f"http://{self.address_of(use)}:{self.ports[use]}"
 
 
 def write_server_files(folder: Path, archive: Archive, settings: ServerSettings) -> None:
@@ -101,8 +106,8 @@ def config_text(folder: Path, archive: Archive, settings: ServerSettings) -> str
         "inference_address": settings.url("inference"),
         "management_address": settings.url("management"),
         "metrics_address": settings.url("metrics"),
-        "grpc_inference_address": settings.address,
-        "grpc_management_address": settings.address,
+        "grpc_inference_address": settings.address_of("grpc_inference"),
+        "grpc_management_address": settings.address_of("grpc_management"),
         "grpc_inference_port": settings.ports["grpc_inference"],
         "grpc_management_port": settings.ports["grpc_management"],
         "enable_model_api": "false",

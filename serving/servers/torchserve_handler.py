@@ -15,7 +15,7 @@ import torch
 
 from serving.scoring.predictor import Predictor
 from serving.servers.background import Background
-from serving.servers.drift import LiveCounts
+from serving.servers.drift import DRIFT_FOLDER, LiveCounts
 from serving.servers.endpoint import FORM, Body, Endpoint
 from serving.servers.measures import SNAPSHOT_AGE, Series, increase
 from serving.wire.reply import Scorer
@@ -38,12 +38,13 @@ class DashclipHandler:
         torch.set_num_threads(1)  # workers scale; threads of several workers would fight for the cores
         _quiet_logs()
         scorer, live = self.open(settings, Path(context.system_properties["model_dir"]))
-        folder = settings.get("drift_counts")
+        # The server's own folder, which no setting of an archive could know, is where its metrics.yaml is.
+        folder = Path(context.metrics.config_file_path).parent / DRIFT_FOLDER
         self._endpoint = Endpoint(scorer, live=live)
         self._background = Background(
             self._endpoint,
             export=_exporter(context),
-            counts_folder=Path(folder) if folder else None,
+            counts_folder=folder,
         )
         self._background.start()
 

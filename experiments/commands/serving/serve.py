@@ -27,6 +27,16 @@ def serve(
     token: Annotated[
         bool, typer.Option("--token/--no-token", help="Whether a prediction needs a token of key_file.json.")
     ] = True,
+    token_minutes: Annotated[
+        int, typer.Option(min=1, help="How long a token is valid; the client gets a new one by itself.")
+    ] = 60,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for configuration, tokens, logs, drift counts instead of STORE/server: nothing is "
+            "written into the store. Give it to stop, loadtest, fuzz and drift in place of STORE."
+        ),
+    ] = None,
     access_log: Annotated[
         bool, typer.Option("--access-log", help="Write a line for each request, with its peer's address.")
     ] = False,
@@ -61,11 +71,12 @@ def serve(
         batch_delay_ms=batch_delay_ms,
         address=address,
         token_authorization=token,
+        token_minutes=token_minutes,
         access_log=access_log,
     )
     archive = find_archive(store, name)
     with console.status("") as status:
-        server = start(archive, settings, timeout_s=timeout, progress=status.update)
+        server = start(archive, settings, state=state_dir, timeout_s=timeout, progress=status.update)
     console.print(f"{archive.name} {archive.version} is being served (process {server.pid})")
     for what, where in (("predictions", server.url), ("metrics", server.metrics_url), ("logs", server.logs)):
         console.print(f"  {what:12}{where}", soft_wrap=True, highlight=False)
@@ -74,7 +85,9 @@ def serve(
 
 
 def stop(
-    store: Annotated[Path, typer.Argument(help="Model store that `dashclip serve` was given.")],
+    store: Annotated[
+        Path, typer.Argument(help="Model store that `dashclip serve` was given; or --state-dir.")
+    ],
 ) -> None:
     """Stop the server of a model store and wait until it is gone.
 

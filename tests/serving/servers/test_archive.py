@@ -103,6 +103,19 @@ def test_the_configuration_is_safe_and_avoids_the_traps(tmp_path: Path) -> None:
     assert (model["minWorkers"], model["batchSize"], model["maxBatchDelay"]) == (2, 8, 1)
 
 
+@pytest.mark.parametrize("token", [True, False])
+def test_management_stays_on_loopback_whatever_predictions_are_bound_to(tmp_path: Path, token: bool) -> None:
+    (tmp_path / "dashclip" / "MAR-INF").mkdir(parents=True)
+    (tmp_path / "dashclip" / "MAR-INF" / "MANIFEST.json").write_text('{"model": {"modelVersion": "1"}}')
+    settings = ServerSettings(address="0.0.0.0", token_authorization=token, token_minutes=90)
+    text = config_text(tmp_path / "server", find_archive(tmp_path), settings)
+    properties = dict(line.split("=", 1) for line in text.splitlines())
+    assert properties["inference_address"].startswith("http://0.0.0.0:")
+    assert properties["management_address"].startswith("http://127.0.0.1:")
+    assert properties["grpc_management_address"] == "127.0.0.1"
+    assert properties["token_expiration_min"] == "90"
+
+
 @pytest.mark.parametrize("wrong", [{"port": 80}, {"port": 65_535}, {"workers": 0}, {"batch_delay_ms": 0}])
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -58,18 +58,26 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(store: Path) -> Iterator[RunningServer]:
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("with a space") / "state"
+
+
+@pytest.fixture(scope="module")
+def server(store: Path, state: Path) -> Iterator[RunningServer]:
     from serving.servers.archive import find_archive
 
     settings = ServerSettings(port=five_free_ports(), workers=2, batch_size=4, batch_delay_ms=2)
-    yield start(find_archive(store), settings)
-    scratch = running(store)
+    before = sorted(store.rglob("*"))
+    yield start(find_archive(store), settings, state=state)
+    scratch = running(state)
     assert scratch is not None
-    assert stop(store)
+    assert running(store) is None
+    assert stop(state)
     assert not scratch.alive
     assert not scratch.scratch.exists()
-    assert not (store / "server" / "key_file.json").exists()
-    assert not stop(store)
+    assert not (state / "key_file.json").exists()
+    assert not stop(state)
+    assert sorted(store.rglob("*")) == before, "the store is never written to"
 
 
 def client(server: RunningServer, **options: object) -> ScoreClient:
@@ -175,13 +183,13 @@ def test_a_killed_worker_is_replaced_while_the_other_goes_on(server: RunningServ
 
 
 def test_a_second_server_for_the_store_and_a_taken_port_are_refused(
-    server: RunningServer, store: Path, tmp_path: Path
+    server: RunningServer, store: Path, state: Path, tmp_path: Path
 ) -> None:
     from serving.servers.archive import find_archive
 
     archive = find_archive(store)
-    with pytest.raises(ServerError, match="dashclip stop"):
-        start(archive, ServerSettings(port=five_free_ports()))
+    with pytest.raises(ServerError, match=r"dashclip stop '.*with a space.*state'"):
+        start(archive, ServerSettings(port=five_free_ports()), state=state)
     other = shutil.copytree(archive.path, tmp_path / "dashclip")
     taken = int(server.url.split(":")[2].split("/")[0])
     with pytest.raises(ServerError, match="--port"):
