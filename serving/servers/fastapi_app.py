@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,8 +37,13 @@ from features.online.request import MAX_BODY_BYTES
 from serving.servers.background import Background
 from serving.servers.endpoint import Body, Endpoint, place_of
 from serving.servers.guarded_connection import IDLE_S, GuardedConnection
+from serving.servers.json_lines import log_as_json
 from serving.wire.json_codec import decode_request
 from serving.wire.reply import Scorer, ScoreReply
+
+#: Header of a request and its answer: what the logs call it.
+REQUEST_ID = "x-request-id"
+_LONGEST_ID = 128
 
 _log = logging.getLogger(__name__)
 
@@ -94,9 +100,11 @@ def create_app(
                     break
         except ClientDisconnect:
             return Response(status_code=400)  # which nobody reads
-        body = Body(content, request.headers.get("content-type"))
+        request_id = _request_id(request.headers.get(REQUEST_ID))
+        body = Body(content, request.headers.get("content-type"), request_id)
         (answer,) = await asyncio.get_running_loop().run_in_executor(scoring, endpoint.answer, [body])
-        return Response(answer.content, answer.status, media_type=answer.content_type)
+        headers = {REQUEST_ID: request_id}
+        return Response(answer.content, answer.status, headers, media_type=answer.content_type)
 
     @app.get("/live")
     async def live() -> dict[str, Any]:
@@ -136,6 +144,7 @@ def server_config(app: Any, **options: Any) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         lifespan="on",
+        log_config=None,
         server_header=False,
         **options,
     )
@@ -163,6 +172,7 @@ def serve(
         tempfile.TemporaryDirectory(prefix="dashclip-measures-") as folder,
         socket.create_server((host, port), backlog=2048) as listening,
     ):
+        log_as_json()
         # For the workers: prometheus_client reads it as they import it, and then counts in files there.
         os.environ.update(PROMETHEUS_MULTIPROC_DIR=folder)
         make = partial(_app_of_worker, open_scorer, Path(folder), example=example, schema=schema)
@@ -171,6 +181,13 @@ def serve(
         supervisor.run()
     if supervisor.why_ended:
         raise ValueError(supervisor.why_ended)
+
+
+def _request_id(given: str | None) -> str:
+    """What the caller or its proxy calls a request, if that can stand in a log; else a new name."""
+    if given and len(given) <= _LONGEST_ID and given.isascii() and given.isprintable():
+        return given
+    return uuid.uuid4().hex
 
 
 class _Supervisor(Multiprocess):  # type: ignore[misc]
@@ -205,6 +222,7 @@ class _Supervisor(Multiprocess):  # type: ignore[misc]
 def _app_of_worker(
     open_scorer: Callable[[], Scorer], workers_folder: Path, *, example: bytes | None, schema: bool
 ) -> FastAPI:
+    log_as_json()
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:

@@ -35,6 +35,8 @@ from serving.wire.json_codec import decode_request, encode_request
 
 SERVER_FOLDER = "server"
 KEY_FILE = "key_file.json"
+#: Of the logs, what workers print that is not a line of our own.
+WORKERS_OUTPUT = "workers_output.jsonl"
 _STATE_NAME = "server.json"
 _JAVA_CLASS = "org.pytorch.serve.ModelServer"
 _STOP_S = 30.0
@@ -105,6 +107,8 @@ def archive_package(package: Path, store: Path, *, name: str, embed: bool) -> Ar
         example=encode_request(example_request(package)),
         name=name,
         embed=embed,
+        # Where it was made from is nothing that travels with it: `refresh` does not reach into a .mar.
+        embedded_manifest=manifest.model_copy(update={"sources": {}}),
     )
 
 
@@ -270,7 +274,7 @@ def _wait(server: RunningServer, example: bytes, timeout_s: float) -> None:
                 last = error
             if not server.alive:
                 raise ServerError(f"TorchServe ended: {_tail(server.logs / 'console.log')}")
-            ends = _worker_ends(server.logs / "workers.jsonl")
+            ends = _worker_ends(server.logs / WORKERS_OUTPUT)
             if ends or time.monotonic() > deadline:
                 raise ServerError(f"no worker answers ({last}). {ends}")
             time.sleep(0.1)

@@ -12,12 +12,20 @@ import yaml
 
 from features.artifacts import atomic_write_bytes
 from serving.servers.archive import Archive
+from serving.servers.json_lines import WORKER_MARK
 from serving.servers.measures import SNAPSHOT_AGE, Measures
 
 CONFIG_NAME, LOGGING_NAME, METRICS_NAME = "config.properties", "log4j2.xml", "metrics.yaml"
 LOOPBACK = "127.0.0.1"
 #: Above the limit of our own, whose answer says what to do; TorchServe's has an empty body.
 _MAX_REQUEST_BYTES = 6_553_500
+#: What a worker may see of the environment: where things are, how many threads to use. Nothing else: database
+#: addresses and cloud keys have names that no list of bad words knows.
+_ENVIRONMENT = (
+    "PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_[A-Z]+|TZ|TMPDIR|TEMP|PYTHON[A-Z]+|VIRTUAL_ENV|CONDA_PREFIX|"
+    "JAVA_HOME|LD_LIBRARY_PATH|LD_PRELOAD|MALLOC_[A-Z_]+|(OMP|MKL|KMP|OPENBLAS)_[A-Z_]+|TORCHINDUCTOR_CACHE_DIR|"
+    "CUDA_VISIBLE_DEVICES|LOG_LOCATION|METRICS_LOCATION|LOGLEVEL|TS_[A-Z_]+"  # the last are the frontend's own
+)
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ def config_text(folder: Path, archive: Archive, settings: ServerSettings) -> str
         "enable_model_api": "false",
         "allowed_urls": f"file://{store}/.*",
         "install_py_dep_per_model": "false",
-        "blacklist_env_vars": "(?i).*(token|secret|password|credential|private).*",
+        "blacklist_env_vars": f"(?!({_ENVIRONMENT})$).*",
         "max_request_size": _MAX_REQUEST_BYTES,
         "max_response_size": _MAX_REQUEST_BYTES,
         # Speed: bodies go to the handler unparsed (the largest gain), no process is spawned for statistics.
@@ -166,24 +174,42 @@ def metrics_text() -> str:
 
 
 _LINE = '{"time":"%d{yyyy-MM-dd\'T\'HH:mm:ss.SSS}","level":"%p","logger":"%c","message":"%enc{%m}{JSON}"}%n'
+_WORKER_LINE = '{"time":"%d{yyyy-MM-dd\'T\'HH:mm:ss.SSS}",%replace{%m}{^MARK}{}%n'.replace(
+    "MARK", WORKER_MARK
+)
 _APPENDER = """
     <RollingFile name="NAME" fileName="${folder}/NAME.jsonl" filePattern="${folder}/NAME.%i.jsonl.gz">
-      <PatternLayout pattern="${line}"/>
+      FILTER<PatternLayout pattern="LINE"/>
       <SizeBasedTriggeringPolicy size="20 MB"/>
       <DefaultRolloverStrategy max="5"/>
     </RollingFile>"""
-_APPENDERS = "".join(_APPENDER.replace("NAME", name) for name in ("server", "workers", "access"))
+# What our handler logs comes with its level and its requests' ids; the rest of a worker's output is text.
+_MARKED = f'<RegexFilter regex="{WORKER_MARK}.*" onMatch="MATCH" onMismatch="MISMATCH"/>'
+_OURS = _MARKED.replace("MISMATCH", "DENY").replace("MATCH", "ACCEPT")
+_THEIRS = _MARKED.replace("MISMATCH", "ACCEPT").replace("MATCH", "DENY")
+_APPENDERS = "".join(
+    _APPENDER.replace("NAME", name).replace("FILTER", rule).replace("LINE", line)
+    for name, rule, line in (
+        ("server", "", "${line}"),
+        ("access", "", "${line}"),
+        ("workers", _OURS, "${worker_line}"),
+        ("workers_output", _THEIRS, "${line}"),
+    )
+)
 _LOGGING = f"""<?xml version="1.0" encoding="UTF-8"?>
 <Configuration status="warn">
   <Properties>
     <Property name="line">{_LINE.replace('"', "&quot;")}</Property>
+    <Property name="worker_line">{_WORKER_LINE.replace('"', "&quot;")}</Property>
     <Property name="folder">${{env:LOG_LOCATION:-logs}}</Property>
   </Properties>
   <Appenders>{_APPENDERS}
   </Appenders>
   <Loggers>
     <Logger name="ACCESS_LOG" level="ACCESS_LEVEL" additivity="false"><AppenderRef ref="access"/></Logger>
-    <Logger name="MODEL_LOG" level="info" additivity="false"><AppenderRef ref="workers"/></Logger>
+    <Logger name="MODEL_LOG" level="info" additivity="false">
+      <AppenderRef ref="workers"/><AppenderRef ref="workers_output"/>
+    </Logger>
     <Logger name="MODEL_METRICS" level="off"/>
     <Logger name="TS_METRICS" level="off"/>
     <Logger name="io.netty" level="error"/>

@@ -1,5 +1,6 @@
 """`dashclip serve` and `dashclip stop`: a store behind TorchServe."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -99,14 +100,16 @@ def stop(
 
 
 def _curl(archive: "Archive", server: "RunningServer") -> str:
+    from serving.servers.archive import EXAMPLE_NAME
+
     lines = [f"  curl {server.url} -H 'content-type: application/json' \\"]
     if server.key_file is not None:
-        key = f'import json; print(json.load(open("{server.key_file}"))["inference"]["key"])'
-        lines.append(f"    -H \"authorization: Bearer $(python3 -c '{key}')\" \\")
+        key = f"import json; print(json.load(open({str(server.key_file)!r}))['inference']['key'])"
+        lines.append(f'    -H "authorization: Bearer $(python3 -c {shlex.quote(key)})" \\')
     if archive.path.is_dir():
-        lines.append(f"    --data-binary @{archive.path / 'example.json'}")
-    else:
-        lines.append(f"    --data-binary '{archive.example().decode()}'")
+        lines.append(f"    --data-binary {shlex.quote(f'@{archive.path / EXAMPLE_NAME}')}")
+    else:  # of the log: a query may hold quotes
+        lines.append(f"    --data-binary {shlex.quote(archive.example().decode())}")
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """The FastAPI app answers as TorchServe's handler does: they share the endpoint."""
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ import pytest
 
 from features.online.request import MAX_BODY_BYTES, RequestError, ScoreRequest
 from serving.client import ClientError, ScoreClient
+from serving.servers.json_lines import JsonLines
 from serving.wire.reply import Scorer, ScoreReply
 from tests.serving.servers.stand_in_handler import stand_in_score, stand_in_scorer
 
@@ -148,6 +150,23 @@ def test_a_reply_does_not_wait_for_the_acknowledgement_of_its_head(server: Any) 
         assert all(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for one in accepted)
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"), [("abc-1", True), ("x" * 200, False), ("é", False), (None, False)]
+)
+def test_a_request_keeps_its_name_and_the_log_says_it(
+    root: str, given: str | None, kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = b'{"user_id": 1, "query": "q", "candidates": [13]}'  # at which the stand-in fails
+    headers = {"content-type": "application/json"}
+    headers |= {"x-request-id": given.encode().decode("latin-1")} if given else {}
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(urllib.request.Request(f"{root}/score", body, headers))
+    said = error.value.headers["x-request-id"]
+    assert (said == given) == kept
+    line = json.loads(JsonLines().format(caplog.records[-1]))
+    assert (line["level"], line["request_ids"]) == ("ERROR", [said])
+
+
 @pytest.mark.parametrize("sent", [b"", b"P", HEAD[:30], HEAD, HEAD + b"{"])
 def test_a_request_that_does_not_arrive_loses_its_connection(
     server: Any, sent: bytes, monkeypatch: pytest.MonkeyPatch
@@ -193,6 +212,7 @@ def test_connections_beyond_the_limit_are_told_to_come_back(
 
 
 def test_a_client_that_leaves_is_no_fault(server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
     for sent in (HEAD, HEAD + b"{", HEAD.replace(b"100", str(len(EXAMPLE)).encode()) + EXAMPLE):
         with connected(server) as connection:
             connection.sendall(sent)

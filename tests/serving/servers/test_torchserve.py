@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from features.online.request import RequestError, ScoreRequest
@@ -68,6 +69,7 @@ def server(store: Path, state: Path) -> Iterator[RunningServer]:
 
     settings = ServerSettings(port=five_free_ports(), workers=2, batch_size=4, batch_delay_ms=2)
     before = sorted(store.rglob("*"))
+    os.environ["DASHCLIP_TEST_DATABASE_URL"] = "postgresql://user:secret@host"
     yield start(find_archive(store), settings, state=state)
     scratch = running(state)
     assert scratch is not None
@@ -149,6 +151,27 @@ def test_remote_models_cannot_be_registered(server: RunningServer) -> None:
     with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(request)
     assert error.value.code == 405
+
+
+def test_a_fault_is_a_json_line_with_its_level_and_the_name_of_its_request(server: RunningServer) -> None:
+    with client(server, retries=0) as one, pytest.raises(ClientError, match="its log says where"):
+        one.score(ScoreRequest(user_id=1, query="q", candidates=[13]))
+    log = server.logs / "workers.jsonl"
+    deadline = time.monotonic() + 60
+    while not log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    line = json.loads(log.read_text().splitlines()[-1])
+    assert (line["level"], line["logger"]) == ("ERROR", "serving.servers.endpoint")
+    assert len(line["request_ids"]) == 1
+    assert "ZeroDivisionError" in line["message"]
+    assert line["time"].startswith("20")
+
+
+def test_workers_see_no_secret_of_the_environment(server: RunningServer) -> None:
+    for pid in worker_pids(server):
+        seen = psutil.Process(pid).environ()
+        assert "DASHCLIP_TEST_DATABASE_URL" not in seen
+        assert "PATH" in seen
 
 
 def test_measures_reach_prometheus(server: RunningServer) -> None:

@@ -86,6 +86,13 @@ def test_each_request_of_a_batch_has_its_own_status(service: Service) -> None:
     assert context.get_response_content_type(1) == "application/json"
 
 
+def test_a_fault_is_logged_with_the_name_of_its_request(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    predict(service, GOOD, {"body": GOOD["body"].replace(b"1]", b"13]")})
+    assert [getattr(record, "request_ids", None) for record in caplog.records] == [["r0", "r1"], ["r1"]]
+
+
 def test_a_request_without_a_body_is_refused(service: Service) -> None:
     context = predict(service, {}, {'{"user_id":1': b'"query"'}, {"body": b""})
     assert [context.get_response_status(i)[0] for i in range(3)] == [400, 400, 400]
