@@ -1,7 +1,8 @@
 """TorchServe as a background process: given a package, started, waited for, stopped.
 
     STATE/            STORE/server, or where one says: then nothing is written into the store
-                      config.properties, log4j2.xml, metrics.yaml; key_file.json (the tokens, mode 0600);
+                      config.properties, log4j2.xml, metrics.yaml; key_file.json (the tokens, mode 0600),
+                      inference_key.json (the one that cannot manage);
                       logs/*.jsonl; drift/ (live counts); server.json (what is running)
 
 `start` does what `torchserve --start` does from there, and waits for a real prediction: TorchServe's
@@ -25,7 +26,7 @@ import psutil
 
 from features.artifacts import atomic_write_json
 from features.online.request import ScoreRequest
-from serving.client import ClientError, ScoreClient
+from serving.client import INFERENCE_KEY_FILE, ClientError, ScoreClient, share_inference_key
 from serving.package.manifest import PackageManifest
 from serving.package.parity import read_requests
 from serving.servers.archive import Archive, build_archive
@@ -176,6 +177,8 @@ def start(
     report("waiting for the first prediction")
     try:
         _wait(server, archive.example(), timeout_s)
+        if server.key_file is not None:
+            share_inference_key(server.key_file)
     except BaseException:
         stop(folder)
         raise
@@ -226,7 +229,8 @@ def stop(place: Path) -> bool:
             one.kill()
     if server is not None:
         shutil.rmtree(server.scratch, ignore_errors=True)
-    (folder / KEY_FILE).unlink(missing_ok=True)
+    for name in (KEY_FILE, INFERENCE_KEY_FILE):
+        (folder / name).unlink(missing_ok=True)
     (folder / _STATE_NAME).unlink(missing_ok=True)
     return process is not None
 

@@ -20,11 +20,11 @@ LOOPBACK = "127.0.0.1"
 #: Above the limit of our own, whose answer says what to do; TorchServe's has an empty body.
 _MAX_REQUEST_BYTES = 6_553_500
 #: What a worker may see of the environment: where things are, how many threads to use. Nothing else: database
-#: addresses and cloud keys have names that no list of bad words knows.
+#: addresses and cloud keys have names that no list of bad words knows. TS_ are the frontend's own.
 _ENVIRONMENT = (
     "PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_[A-Z]+|TZ|TMPDIR|TEMP|PYTHON[A-Z]+|VIRTUAL_ENV|CONDA_PREFIX|"
     "JAVA_HOME|LD_LIBRARY_PATH|LD_PRELOAD|MALLOC_[A-Z_]+|(OMP|MKL|KMP|OPENBLAS)_[A-Z_]+|TORCHINDUCTOR_CACHE_DIR|"
-    "CUDA_VISIBLE_DEVICES|LOG_LOCATION|METRICS_LOCATION|LOGLEVEL|TS_[A-Z_]+"  # the last are the frontend's own
+    "CUDA_VISIBLE_DEVICES|LOG_LOCATION|METRICS_LOCATION|LOGLEVEL|TS_[A-Z_]+"
 )
 
 

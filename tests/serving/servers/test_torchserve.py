@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from features.online.request import RequestError, ScoreRequest
-from serving.client import ClientError, ScoreClient
+from serving.client import ClientError, ScoreClient, share_inference_key
 from serving.servers.archive import build_archive
 from serving.servers.torchserve import RunningServer, ServerError, running, start, stop, worker_pids
 from serving.servers.torchserve_files import ServerSettings
@@ -77,7 +77,7 @@ def server(store: Path, state: Path) -> Iterator[RunningServer]:
     assert stop(state)
     assert not scratch.alive
     assert not scratch.scratch.exists()
-    assert not (state / "key_file.json").exists()
+    assert not list(state.glob("*key*.json"))
     assert not stop(state)
     assert sorted(store.rglob("*")) == before, "the store is never written to"
 
@@ -138,6 +138,22 @@ def test_without_a_token_nothing_is_scored_and_a_stale_one_is_renewed(server: Ru
         old = one._tokens.current()
         assert one._tokens.renewed(than=old) != old
         one.score(REQUEST)
+
+
+def test_the_inference_key_scores_and_cannot_manage(server: RunningServer) -> None:
+    assert server.key_file is not None
+    shared = share_inference_key(server.key_file)
+    assert shared == server.key_file.with_name("inference_key.json")
+    key = json.loads(shared.read_text())
+    assert set(key) == {"inference"}
+    with client(server, key_file=shared, management_url=None) as one:
+        one.score(REQUEST)
+    request = urllib.request.Request(
+        f"{server.management_url}/models", headers={"Authorization": f"Bearer {key['inference']['key']}"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(request)
+    assert error.value.code == 400
 
 
 def test_remote_models_cannot_be_registered(server: RunningServer) -> None:
