@@ -33,7 +33,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 from uvicorn.supervisors import Multiprocess
 
-from features.online.request import MAX_BODY_BYTES
+from features.online.request import MAX_BODY_BYTES, ScoreRequest
 from serving.servers.background import Background
 from serving.servers.endpoint import Body, Endpoint, place_of
 from serving.servers.guarded_connection import IDLE_S, GuardedConnection
@@ -112,11 +112,11 @@ def create_app(
 
     @app.get("/ready")
     async def ready() -> Response:
-        if endpoint.scored_within(READY_S) or (probe is not None and await scores()):
+        if endpoint.scored_within(READY_S) or (probe is not None and await scores(probe)):
             return JSONResponse({"ready": True})
         return JSONResponse({"ready": False}, 503)
 
-    async def scores() -> bool:
+    async def scores(probe: ScoreRequest) -> bool:
         work = asyncio.get_running_loop().run_in_executor(scoring, scorer.score_many, [probe])
         with contextlib.suppress(Exception):
             (reply,) = await asyncio.wait_for(asyncio.shield(work), _PROBE_S)
@@ -190,7 +190,7 @@ def _request_id(given: str | None) -> str:
     return uuid.uuid4().hex
 
 
-class _Supervisor(Multiprocess):  # type: ignore[misc]
+class _Supervisor(Multiprocess):
     """uvicorn's, but it ends where a new worker would end as the last one did."""
 
     why_ended = ""

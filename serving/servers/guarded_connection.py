@@ -24,14 +24,14 @@ _BUSY = (
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
-class GuardedConnection(H11Protocol):  # type: ignore[misc]
+class GuardedConnection(H11Protocol):
     """A connection that is closed with 408 if a request does not arrive, with 503 if there are too many."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._deadline: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or refuse it."""
         super().connection_made(transport)
         # asyncio sets it only on sockets that name their protocol; those of `socket.create_server` do not. As
