@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from features.artifacts import replaced_file
 from features.online.request import RequestError, ScoreRequest
 from serving.wire import arrow_codec, json_codec
 from serving.wire.reply import ScoreReply
@@ -28,6 +29,8 @@ Format = Literal["json", "arrow"]
 #: TorchServe's answers when a worker died, its queue is full, or it is out of memory.
 PASSING_STATUSES = (500, 502, 503, 504, 507)
 TOKEN_REFUSED = b"Token Authorization failed"
+#: Beside key_file.json, without its other keys.
+INFERENCE_KEY_FILE = "inference_key.json"
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 2.0
 _CODECS = {"json": json_codec, "arrow": arrow_codec}
@@ -207,6 +210,7 @@ class Tokens:
             connection.close()
         if answer.status != 200:
             raise ClientError(f"no new token: status {answer.status}, {_words(text)}", status=answer.status)
+        share_inference_key(self._key_file)
         return self.current()
 
     def _read(self, kind: str) -> str:
@@ -214,6 +218,23 @@ class Tokens:
             return str(json.loads(self._key_file.read_text(encoding="utf-8"))[kind]["key"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ClientError(f"{self._key_file} holds no {kind} key ({error})") from None
+
+
+def share_inference_key(key_file: Path) -> Path:
+    """Write the inference token alone beside TorchServe's key file: for who may score, but not manage.
+
+    Raises:
+        ClientError: the key file cannot be read.
+    """
+    path = key_file.with_name(INFERENCE_KEY_FILE)
+    try:
+        keys = {"inference": json.loads(key_file.read_text(encoding="utf-8"))["inference"]}
+        with replaced_file(path) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.write_text(json.dumps(keys), encoding="utf-8")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ClientError(f"{key_file} holds no inference key ({error})") from None
+    return path
 
 
 def _refusal(status: int, body: bytes) -> Exception:

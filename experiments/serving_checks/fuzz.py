@@ -1,27 +1,37 @@
 """Bodies that no client should send: damaged, absurd, hostile. A server answers each with 200, 400 or 413.
 
-Every body starts from a recorded request, so that the damage lies deep: in a type, a length, a number, a byte
-of an Arrow buffer. The same seed gives the same bodies.
+Most bodies start from a recorded request, so that the damage lies deep: in a type, a length, a number, a byte
+of an Arrow buffer; some announce gigabytes. The same seed gives the same bodies.
 """
 
+import contextlib
 import copy
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import orjson
+import psutil
 
+from experiments.serving_checks.hostile_arrow import hostile_stream
 from features.online.request import MAX_CANDIDATES, ScoreRequest
+from serving.client import TOKEN_REFUSED
 from serving.wire import arrow_codec, json_codec
 
 #: (body, content type) to (status, answer, content type of the answer).
 Ask = Callable[[bytes, str], tuple[int, bytes, str]]
 
 ALLOWED = (200, 400, 413)
+#: Bodies between two looks at the workers' memory.
+BLOCK = 500
+#: Private memory that a worker may gain after the first block.
+GROWN_MIB = 100.0
 _SHOWN = 10
+#: From so many on, one that is in order must have been among them.
+_ENOUGH_BODIES = 100
 _CONTENT_TYPES = (json_codec.CONTENT_TYPE, arrow_codec.CONTENT_TYPE, "application/octet-stream", "text/plain")
 #: Values that break what trusts its input.
 _ABSURD: tuple[Any, ...] = (
@@ -34,7 +44,7 @@ _ABSURD: tuple[Any, ...] = (
 
 @dataclass
 class FuzzResult:
-    """Answers by status, and the bodies (with what was said) that got one that is not allowed."""
+    """Answers by status, and what was wrong: an answer that is not allowed, a worker that grew."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -43,6 +53,11 @@ class FuzzResult:
     def passed(self) -> bool:
         """Whether every answer was allowed."""
         return not self.faults
+
+    def add(self, fault: str) -> None:
+        """Keep a fault, if there are not many already."""
+        if len(self.faults) < _SHOWN:
+            self.faults.append(fault)
 
 
 def fuzz_bodies(requests: Sequence[ScoreRequest], seed: int) -> Iterator[tuple[bytes, str]]:
@@ -58,8 +73,10 @@ def fuzz_bodies(requests: Sequence[ScoreRequest], seed: int) -> Iterator[tuple[b
             yield _absurd_json(request, chance), json_codec.CONTENT_TYPE
         elif kind < 0.7:
             yield _damaged(json_codec.encode_request(request), chance), json_codec.CONTENT_TYPE
-        elif kind < 0.95:
+        elif kind < 0.9:
             yield _damaged(arrow_codec.encode_request(request), chance), arrow_codec.CONTENT_TYPE
+        elif kind < 0.95:
+            yield hostile_stream(chance), arrow_codec.CONTENT_TYPE
         else:
             noise = chance.randbytes(chance.choice((0, 1, 4, 100, 5_000)))
             head = chance.choice((b"", b"{", arrow_codec.FIRST_BYTES, b"[" * 2_000))
@@ -71,28 +88,60 @@ def run_fuzz(
     bodies: Iterator[tuple[bytes, str]],
     *,
     count: int,
+    memory_mib: Callable[[], Mapping[int, float]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> FuzzResult:
     """Ask `count` times; what is answered with scores must be readable, finite and within 0 to 1.
 
-    `ask` may raise what a lost connection raises; that is a fault, too.
+    `ask` may raise what a lost connection raises; that is a fault, too. So is scores for none of many bodies:
+    a tenth of them are in order, so all failed for another reason.
+
+    Args:
+        memory_mib: private memory of each worker by process id, looked at after every `BLOCK` bodies; one
+            that has grown by `GROWN_MIB` since the first block keeps what bodies made.
+
+    Raises:
+        ValueError: the server wants a token, so nothing would be tested.
     """
     result = FuzzResult()
+    settled: dict[int, float] = {}
     for number in range(count):
         body, content_type = next(bodies)
         try:
             status, answer, kind = ask(body, content_type)
+            if status == 400 and TOKEN_REFUSED in answer:
+                raise ValueError(
+                    f"the server refused body {number + 1} for want of a token, and nothing behind that is "
+                    "tested; give --key-file (and --management-url, to renew it)"
+                )
             fault = None if status in ALLOWED else answer[:200].decode(errors="replace")
             if status == 200:
                 fault = _wrong_reply(answer, kind)
         except (OSError, RuntimeError) as error:
             status, fault = 0, str(error)
         result.statuses[str(status) if status else "no answer"] += 1
-        if fault is not None and len(result.faults) < _SHOWN:
-            result.faults.append(f"{status} ({fault}) for {content_type} {body[:300]!r}")
+        if fault is not None:
+            result.add(f"{status} ({fault}) for {content_type} {body[:300]!r}")
+        if memory_mib is not None and (number + 1) % BLOCK == 0:
+            for worker, mib in memory_mib().items():
+                grown = mib - settled.setdefault(worker, mib)
+                if grown > GROWN_MIB:
+                    settled[worker] = mib
+                    result.add(f"worker {worker} grew by {grown:,.0f} MiB within {number + 1:,} bodies")
         if progress is not None:
             progress(number + 1)
+    if count >= _ENOUGH_BODIES and not result.statuses["200"]:
+        result.add("no body was answered with scores, not even those in order")
     return result
+
+
+def private_mib(pids: Sequence[int]) -> dict[int, float]:
+    """Memory of each process that no other shares; without those that have ended."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[pid] = psutil.Process(pid).memory_full_info().uss / 2**20
+    return found
 
 
 def _wrong_reply(answer: bytes, kind: str) -> str | None:

@@ -127,7 +127,7 @@ class CounterBlock:
     def excess_clicks(
         self, count_NC: npt.NDArray[np.int32], given: Mapping[str, Floats]
     ) -> tuple[str, str, int, float, float] | None:
-        """Where clicks given outnumber the impressions that they are read with, given or of the snapshot.
+        """Where clicks outnumber the impressions that they are read with; both given, or one of the snapshot.
 
         A click counts from its own time, so a window of a log may lack the impression of its first click.
         Such a row has its CTR with it, that of its counts; counts that have none, or another, contradict.
@@ -141,10 +141,12 @@ class CounterBlock:
             zip(self.names[0::3], self.names[1::3], self.names[2::3], strict=True)
         ):
             shown, clicked, ctr = names
-            if clicked not in given:
+            if clicked not in given and (shown not in given or ctr in given):
                 continue
             shown_N, clicked_N = count_CN[2 * window], count_CN[2 * window + 1]
             excess_N = clicked_N > shown_N
+            if clicked not in given:
+                excess_N &= shown_N < count_NC[:, 2 * window]
             if ctr in given:
                 excess_N &= ~np.isclose(given[ctr], ctr_WN[window], rtol=0, atol=1e-6)
             if excess_N.any():

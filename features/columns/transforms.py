@@ -3,6 +3,7 @@
 Shapes: N impressions.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +17,8 @@ Floats = npt.NDArray[np.float64]
 #: Largest size of a raw value by kind of transform. The network reads float32, and squares of larger numbers
 #: exceed float64 in `Moments`; a logarithm brings any finite number into reach.
 LARGEST = {"standard": float(np.finfo(np.float32).max), "log": float(np.finfo(np.float64).max)}
+#: Times the largest training value; prices in cents or micros instead of units are 100 and 1,000,000 times.
+FAR_BEYOND = 1_000.0
 
 
 class Transform(StrictModel):
@@ -30,6 +33,8 @@ class Transform(StrictModel):
     sd: float
     #: Whether a second column `<name>_missing` says where the value was null.
     missing_column: bool = False
+    #: The smallest and the largest raw value of the training window; None of a counter.
+    bounds: tuple[float, float] | None = None
 
     def apply(self, value_N: npt.NDArray[np.number]) -> npt.NDArray[np.float32]:
         """Raw values, NaN for null, to float32 without nulls. The mean gives 0, mean + sd gives 1.
@@ -45,12 +50,30 @@ class Transform(StrictModel):
         with np.errstate(over="ignore"):
             return scaled_N.astype(np.float32)
 
+    def unlike_training(self, value_N: npt.NDArray[np.number]) -> npt.NDArray[np.bool_]:
+        """Which raw values cannot mean what they did in training: another sign, another order of size.
+
+        Negative where none was, or more than `FAR_BEYOND` times the largest size. With bounds 0.5 and 80 such
+        are -1 and 1e6, but not 0 or 5,000. A column that was constant, or has no bounds, has none.
+        """
+        if self.bounds is None or self.sd == 0:
+            return np.zeros(len(value_N), bool)
+        low, high = self.bounds
+        with np.errstate(invalid="ignore"):  # NaN is a missing value
+            far_N: npt.NDArray[np.bool_] = np.abs(value_N) / FAR_BEYOND > max(abs(low), abs(high))
+            return far_N | (value_N < 0) if low >= 0 else far_N
+
 
 def signed_log(value_N: npt.NDArray[np.number]) -> Floats:
     """sign(x) log(1 + |x|): defined for every number, odd, and close to x near 0."""
     value_N = value_N.astype(np.float64)
     logged_N: Floats = np.copysign(np.log1p(np.abs(value_N)), value_N)
     return logged_N
+
+
+def from_signed_log(logged: float) -> float:
+    """The number of which `logged` is the `signed_log`, as far as digits go."""
+    return math.copysign(math.expm1(abs(logged)), logged)
 
 
 @dataclass

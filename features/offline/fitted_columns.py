@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from features.columns.clock import VALUES_OF_PART, timestamp_part
-from features.columns.transforms import Moments, Transform, signed_log
+from features.columns.transforms import Moments, Transform, from_signed_log, signed_log
 from features.columns.vocabulary import MISSING_ROW, Vocabulary
 from features.offline.log_reader import KEY_OF_COLUMN, LogError, LogReader, encode_ids
 from features.schema import DenseFeature, SparseFeature
@@ -44,11 +44,15 @@ class DenseColumn:
                 f"dense feature {self.feature.name!r}: column {self.feature.column!r} has no value in the "
                 "training window; remove the feature"
             )
+        bounds = self._moments.low, self._moments.high
+        if self.feature.transform == "log":
+            bounds = from_signed_log(bounds[0]), from_signed_log(bounds[1])
         self._transform = Transform(
             kind=self.feature.transform,
             mean=self._moments.mean,
             sd=self._moments.sd,
             missing_column=self._moments.missing > 0,
+            bounds=bounds,
         )
         return self._transform
 

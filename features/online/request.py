@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from features.columns.id_map import IdKind
 from features.inputs.blanks import without_blank, without_blanks
@@ -358,9 +359,7 @@ def _listed_ids(name: str, ids: Sequence[Any]) -> pa.Array:
         except (OverflowError, pa.ArrowInvalid):
             raise RequestError(name, "an integer beyond 64 bits", _ID_ADVICE) from None
     if kinds == {str}:
-        longest = max(map(len, ids))
-        if longest > MAX_ID_CHARACTERS:
-            raise RequestError(name, f"an id of {longest:,} characters", f"send at most {MAX_ID_CHARACTERS}")
+        _check_longest(name, ids, what="an id")
         try:
             return pa.array(ids, pa.string())
         except UnicodeEncodeError:
@@ -384,9 +383,11 @@ def _arrow_ids(name: str, ids: pa.Array) -> pa.Array:
     else:
         raise RequestError(name, f"a column of {ids.type}", _ID_ADVICE)
     try:
-        return ids if ids.type == wanted else ids.cast(wanted)
+        array = ids if ids.type == wanted else ids.cast(wanted)
     except pa.ArrowInvalid:
         raise RequestError(name, "an integer beyond 64 bits", _ID_ADVICE) from None
+    _check_longest(name, array, what="an id")
+    return array
 
 
 #: Classes of arrays that NumPy takes without a copy if they have no nulls.
@@ -412,7 +413,7 @@ def _column(name: str, values: Any, *, rows: int) -> CandidateColumn:
     if isinstance(values, np.ndarray) and values.dtype.kind not in "iufb":
         values = values.tolist()
     if not isinstance(values, np.ndarray):
-        return _finite_list(name, _plain_list(values))
+        return _checked_list(name, _plain_list(values))
     if not values.dtype.isnative or values.dtype.itemsize > 8:  # neither Arrow nor JSON has such numbers
         values = values.astype(np.float64)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -420,9 +421,22 @@ def _column(name: str, values: Any, *, rows: int) -> CandidateColumn:
     return values
 
 
-def _finite_list(name: str, values: list[Any]) -> list[Any]:
-    """The values, of which no number is NaN or infinite: JSON would turn such a one into a missing value."""
-    if float in map(type, values):
+def _check_longest(name: str, texts: pa.Array | Sequence[Any], *, what: str) -> None:
+    """Refuse text that is too long, of an Arrow array before a value of it becomes Python's."""
+    if isinstance(texts, pa.Array):
+        longest = pc.max(pc.utf8_length(texts)).as_py() if is_text(texts.type) else None
+    else:
+        longest = max((len(text) for text in texts if type(text) is str), default=None)
+    if longest is not None and longest > MAX_ID_CHARACTERS:
+        raise RequestError(name, f"{what} of {longest:,} characters", f"send at most {MAX_ID_CHARACTERS}")
+
+
+def _checked_list(name: str, values: list[Any]) -> list[Any]:
+    """The values: no number is NaN or infinite, which JSON would make a missing one; no text is too long."""
+    kinds = set(map(type, values))
+    if str in kinds:
+        _check_longest(name, values, what="a text")
+    if float in kinds:
         value_N = np.array([value if type(value) is float else 0.0 for value in values])
         if not np.isfinite(value_N).all():
             place = int(np.argmin(np.isfinite(value_N)))
@@ -439,4 +453,7 @@ def _column_of_arrow(name: str, values: pa.Array | pa.ChunkedArray) -> Candidate
         raise RequestError(name, f"a column of {values.type}", "send numbers, strings or booleans")
     if numeric and values.null_count == 0 and not pa.types.is_dictionary(values.type):
         return values.to_numpy(zero_copy_only=False)
+    if pa.types.is_string_view(values.type):  # Arrow has no functions for it
+        values = values.cast(pa.string())
+    _check_longest(name, values, what="a text")
     return values.to_pylist()

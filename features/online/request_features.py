@@ -33,6 +33,9 @@ from features.online.request import (
 from features.online.snapshot import Snapshot
 from features.schema import CounterKey
 
+#: A live count above it is none.
+MAX_COUNT = 10**12
+
 Int64s = npt.NDArray[np.int64]
 Float64s = npt.NDArray[np.float64]
 Float32s = npt.NDArray[np.float32]
@@ -196,8 +199,11 @@ class _Reading:
             value_N = self._dense_values(plan)
             scaled_N = plan.transform.apply(value_N)
             if plan.input is not None and not np.isfinite(scaled_N).all():
-                worst = value_N[~np.isfinite(scaled_N)][0]
-                raise RequestError(self._at(plan.input), f"{worst:g}", "send a value as it was logged")
+                self._refuse_unlike(plan, value_N, ~np.isfinite(scaled_N))
+            if plan.input is not None and (plan.input in self._given or plan.input in self._given_each):
+                unlike_N = plan.transform.unlike_training(value_N)
+                if unlike_N.any():
+                    self._refuse_unlike(plan, value_N, unlike_N)
             dense_NF[:, plan.place] = scaled_N
             if plan.missing_place is not None:
                 dense_NF[:, plan.missing_place] = np.isnan(value_N)
@@ -222,6 +228,15 @@ class _Reading:
             return self._products.cast(pa.float64(), safe=False).to_numpy()
         return np.array([math.nan])
 
+    def _refuse_unlike(self, plan: DensePlan, value_N: Float64s, unlike_N: npt.NDArray[np.bool_]) -> NoReturn:
+        assert plan.input is not None
+        row, bounds = int(np.argmax(unlike_N)), plan.transform.bounds
+        place = f" for candidate {row}" if len(value_N) > 1 else ""
+        logged = f" (from {bounds[0]:g} to {bounds[1]:g} in training)" if bounds else ""
+        raise RequestError(
+            self._at(plan.input), f"{value_N[row]:g}{place}", f"send a value as it was logged{logged}"
+        )
+
     def _counters(self, plan: CounterPlan) -> Float32s:
         """Counters of one key: those of the snapshot, unless the request gives some."""
         at_N = self._positions(plan.key)
@@ -233,7 +248,7 @@ class _Reading:
         if excess is not None:
             impressions, clicks, row, shown, clicked = excess
             raise RequestError(
-                self._at(clicks),
+                self._at(clicks if clicks in given else impressions),
                 f"{clicked:g} clicks with {shown:g} impressions"
                 + (f" for candidate {row}" if len(count_NC) > 1 else ""),
                 f"send {impressions} and {clicks} together, with no more clicks than impressions",
@@ -265,9 +280,12 @@ class _Reading:
                 raise RequestError(
                     self._at(name), "a negative or missing number", "send counts and rates of 0 or more"
                 )
-            if block.place[name][0] and not (value_N <= 1).all():
+            is_ctr = block.place[name][0]
+            if is_ctr and not (value_N <= 1).all():
                 came = f"a click-through rate of {value_N.max():g}"
                 raise RequestError(self._at(name), came, "send rates from 0 to 1")
+            if not is_ctr and not (value_N <= MAX_COUNT).all():
+                raise RequestError(self._at(name), f"{value_N.max():g}", "send counts of at most a trillion")
             given[name] = value_N
         return given
 

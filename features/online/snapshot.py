@@ -199,7 +199,12 @@ def schema_fingerprint(feature_set: FeatureSet) -> str:
     manifest = feature_set.manifest
     described: dict[str, Any] = manifest.model_dump(
         mode="json",
-        include={"dense_columns", "sparse_columns", "transforms", "counter_prior_ctr"},
+        include={
+            "dense_columns": True,
+            "sparse_columns": True,
+            "transforms": {"__all__": {"kind", "mean", "sd", "missing_column"}},
+            "counter_prior_ctr": True,
+        },
     )
     described["config"] = manifest.config.model_dump(mode="json", exclude={"split"})
     described["vocabularies"] = {

@@ -54,13 +54,19 @@ def check_files(
     *,
     verify: bool,
     advice: str,
+    parts: Iterable[str] | None = None,
     progress: Progress = silent,
 ) -> None:
-    """Compare files with what was written: sizes always, contents with `verify`.
+    """Compare files with what was written: names and sizes always, contents with `verify`.
+
+    Args:
+        parts: files and subfolders in which nothing else may lie; by default all but the manifest.
 
     Raises:
-        PackageError: a file is missing or has another size or content; names it, and ends with `advice`.
+        PackageError: a file is missing, has another size or content, was added or is a link to another place;
+            names it, and ends with `advice`.
     """
+    _refuse_others(folder, records, parts, advice)
     total, done = sum(record.size for record in records.values()), 0
     for name, record in records.items():
         path = folder / name
@@ -69,6 +75,21 @@ def check_files(
         verify_checksums(folder, {name: record.sha256}, error=PackageError, advice=advice, contents=verify)
         done += record.size
         progress("verifying files", done, total)
+
+
+def _refuse_others(
+    folder: Path, records: dict[str, FileRecord], parts: Iterable[str] | None, advice: str
+) -> None:
+    """What is not listed might be loaded by a library that looks for it; a link may change without notice."""
+    tops = [path for path in folder.glob("*") if path.name != MANIFEST]
+    if parts is not None:
+        tops = [folder / part for part in parts]
+    for top in sorted(tops):
+        for path in (top, *sorted(top.rglob("*"))):
+            if path.is_symlink():
+                raise PackageError(f"{path} is a link, and a package holds its files itself; {advice}")
+            if path.exists() and not path.is_dir() and path.relative_to(folder).as_posix() not in records:
+                raise PackageError(f"{path} was added: the manifest does not list it; {advice}")
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:

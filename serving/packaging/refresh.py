@@ -25,7 +25,7 @@ from serving.package.generations import (
     remove_old,
     seal_generation,
 )
-from serving.package.manifest import ADVICE, MODEL, EntityKind, PackageManifest
+from serving.package.manifest import ADVICE, FIXED_PARTS, MODEL, EntityKind, PackageManifest
 from serving.package.parity import read_scores, scores_of, write_scores
 from serving.package.sealed_folder import PackageError, check_files
 from serving.package.vectors import SourceVectors
@@ -82,7 +82,14 @@ def refresh(
         live_name = current_generation(package)
         live_folder = generation_folder(package, live_name)
         before = GenerationManifest.read(live_folder)
-        check_files(package, dict(manifest.files), verify=True, advice=ADVICE, progress=progress)
+        check_files(
+            package,
+            dict(manifest.files),
+            verify=True,
+            advice=ADVICE,
+            parts=FIXED_PARTS,
+            progress=progress,
+        )
         check_files(live_folder, dict(before.files), verify=True, advice=GENERATION_ADVICE, progress=progress)
         model = open_model(package, manifest)
         module = _module(package, model)

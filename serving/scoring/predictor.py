@@ -14,7 +14,7 @@ from features.online.request import RequestError, ScoreRequest
 from features.online.request_features import FeatureRows
 from serving.package.generations import ADVICE as GENERATION_ADVICE
 from serving.package.generations import CURRENT, GenerationManifest, current_generation, generation_folder
-from serving.package.manifest import ADVICE, MODEL, QUERY_ENCODER, PackageManifest
+from serving.package.manifest import ADVICE, FIXED_PARTS, MODEL, QUERY_ENCODER, PackageManifest
 from serving.package.parity import largest_difference, read_requests, read_scores, scores_of
 from serving.package.sealed_folder import PackageError, check_files
 from serving.package.tables import open_table
@@ -64,7 +64,7 @@ class Predictor:
         package = Path(package)
         manifest = PackageManifest.read(package)
         seen = _stamp(package)
-        check_files(package, dict(manifest.files), verify=verify, advice=ADVICE)
+        check_files(package, dict(manifest.files), verify=verify, advice=ADVICE, parts=FIXED_PARTS)
         model = open_model(package, manifest)
         live = _open_generation(package, current_generation(package), manifest, model, verify=verify)
         return cls(package, manifest, model, live, seen=seen)

@@ -27,6 +27,7 @@ from model_archiver.model_archiver_config import ModelArchiverConfig  # type: ig
 from model_archiver.model_packaging_utils import ModelExportUtils  # type: ignore[import-untyped]
 
 from features.artifacts import atomic_folder
+from serving.package.manifest import PackageManifest
 
 HANDLER = Path(__file__).with_name("torchserve_handler.py")
 HANDLER_NAME = "dashclip_handler.py"
@@ -65,6 +66,7 @@ def build_archive(
     example: bytes,
     name: str = DEFAULT_NAME,
     embed: bool = False,
+    embedded_manifest: PackageManifest | None = None,
     handler: Path = HANDLER,
     settings: Mapping[str, Any] | None = None,
 ) -> Archive:
@@ -73,6 +75,7 @@ def build_archive(
     Args:
         example: body of a request that has to be answered with 200.
         embed: build a .mar with the package inside.
+        embedded_manifest: of that package, instead of its own.
         handler: file with the one handler class.
         settings: more for the handler, under the key `dashclip` of model-config.yaml.
 
@@ -96,6 +99,8 @@ def build_archive(
         manifest = _fill(folder, name, version=version, example=example, handler=handler, settings=inside)
         shutil.rmtree(folder / "MAR-INF")  # the archiver writes it
         shutil.copytree(package, folder / PACKAGE_NAME)
+        if embedded_manifest is not None:
+            embedded_manifest.write(folder / PACKAGE_NAME)
         ModelExportUtils.archive(stage, name, str(folder), manifest, "zip-store")
         shutil.rmtree(folder)
         check_archive(Path(stage) / f"{name}.mar", name=name, example=example)

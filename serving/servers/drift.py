@@ -23,6 +23,8 @@ import numpy as np
 from features.artifacts import atomic_write_json
 from serving.package.training_record import Distribution, TrainingRecord, count_bins
 
+#: Of the live counts, within a server's folder.
+DRIFT_FOLDER = "drift"
 #: PSI from which a distribution is said to have moved, and from which to look at it.
 MOVED = 0.25
 LOOK = 0.1

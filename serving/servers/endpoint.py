@@ -15,6 +15,7 @@ import numpy as np
 
 from features.online.request import MAX_BODY_BYTES, RequestError, ScoreRequest
 from serving.servers.drift import LiveCounts
+from serving.servers.json_lines import about
 from serving.servers.measures import Measures
 from serving.wire import arrow_codec, json_codec
 from serving.wire.reply import Scorer, ScoreReply
@@ -27,10 +28,14 @@ FORM = "application/x-www-form-urlencoded"
 
 @dataclass(frozen=True)
 class Body:
-    """One request as it came. An unknown or absent content type is told by the first bytes."""
+    """One request as it came. An unknown or absent content type is told by the first bytes.
+
+    `request_id` is what the server calls it; the log names it.
+    """
 
     content: bytes | bytearray | memoryview
     content_type: str | None = None
+    request_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,18 @@ class Endpoint:
         self.scorer = scorer
         self.live = live
         self._measures = Measures()
+        self._scored_at = float("-inf")
 
     def answer(self, bodies: Sequence[Body]) -> list[Answer]:
         """One answer for each body, in order; a bad one does not fail its neighbours."""
         start = time.perf_counter()
         arrow = [_is_arrow(body) for body in bodies]
         decoded = [_decoded(body, is_arrow) for body, is_arrow in zip(bodies, arrow, strict=True)]
-        requests = [request for request in decoded if isinstance(request, ScoreRequest)]
+        requests = [
+            (request, body.request_id)
+            for request, body in zip(decoded, bodies, strict=True)
+            if isinstance(request, ScoreRequest)
+        ]
         replies = iter(self._score(requests) if requests else [])
         outcomes = [next(replies) if isinstance(one, ScoreRequest) else one for one in decoded]
         answers = [_answer(outcome, is_arrow) for outcome, is_arrow in zip(outcomes, arrow, strict=True)]
@@ -63,6 +73,10 @@ class Endpoint:
         for outcome in outcomes:
             self._count(outcome, latency_s)
         return answers
+
+    def scored_within(self, seconds: float) -> bool:
+        """Whether a request got its scores that short a time ago."""
+        return time.monotonic() - self._scored_at <= seconds
 
     def measures(self) -> Measures:
         """What was counted up to now."""
@@ -72,18 +86,23 @@ class Endpoint:
         self._measures.set_snapshot_age(time.time() - as_of.timestamp())
         return self._measures
 
-    def _score(self, requests: list[ScoreRequest]) -> list[ScoreReply | RequestError | None]:
+    def _score(
+        self, requests: list[tuple[ScoreRequest, str | None]]
+    ) -> list[ScoreReply | RequestError | None]:
+        """Of requests with their ids."""
         try:
-            replies = self.scorer.score_many(requests)
-            return [_finite(reply, request) for reply, request in zip(replies, requests, strict=True)]
+            replies = self.scorer.score_many([request for request, _ in requests])
+            return [_finite(reply, *request) for reply, request in zip(replies, requests, strict=True)]
         except Exception as error:
-            _log.error("scoring %d requests failed: %s", len(requests), place_of(error))
+            extra = about([request_id for _, request_id in requests])
+            _log.error("scoring %d requests failed: %s", len(requests), place_of(error), extra=extra)
         if len(requests) == 1:
             return [None]
         return [reply for request in requests for reply in self._score([request])]
 
     def _count(self, outcome: ScoreReply | RequestError | None, latency_s: float) -> None:
         if isinstance(outcome, ScoreReply):
+            self._scored_at = time.monotonic()
             self._measures.scored(outcome, latency_s=latency_s)
             if self.live is not None:
                 self.live.count(outcome.scores_N, outcome.dense_NF)
@@ -93,12 +112,15 @@ class Endpoint:
             self._measures.failed()
 
 
-def _finite(reply: ScoreReply | RequestError, request: ScoreRequest) -> ScoreReply | RequestError | None:
+def _finite(
+    reply: ScoreReply | RequestError, request: ScoreRequest, request_id: str | None
+) -> ScoreReply | RequestError | None:
     """The reply, unless a score is not finite: absurd live values do that; without any it is our fault."""
     if isinstance(reply, RequestError) or np.isfinite(reply.scores_N).all():
         return reply
     if not request.context and not request.candidate_columns:
-        _log.error("a request without live values was given a score that is not finite")
+        said = "a request without live values was given a score that is not finite"
+        _log.error(said, extra=about([request_id]))
         return None
     field = "candidate_columns" if request.candidate_columns else "context"
     return RequestError(
@@ -126,7 +148,7 @@ def _decoded(body: Body, is_arrow: bool) -> ScoreRequest | RequestError:
         return error
     except Exception as error:
         # Nothing but the body is at work here, so it is the body's fault, if in a way nobody thought of.
-        _log.error("decoding a request failed: %s", place_of(error))
+        _log.error("decoding a request failed: %s", place_of(error), extra=about([body.request_id]))
         return RequestError("body", "bytes that cannot be read", "see docs/serving.md for the two formats")
 
 

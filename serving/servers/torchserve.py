@@ -1,14 +1,17 @@
 """TorchServe as a background process: given a package, started, waited for, stopped.
 
-    STORE/server/     config.properties, log4j2.xml, metrics.yaml; key_file.json (the tokens, mode 0600);
+    STATE/            STORE/server, or where one says: then nothing is written into the store
+                      config.properties, log4j2.xml, metrics.yaml; key_file.json (the tokens, mode 0600),
+                      inference_key.json (the one that cannot manage);
                       logs/*.jsonl; drift/ (live counts); server.json (what is running)
 
-`start` does what `torchserve --start` does from STORE/server, and waits for a real prediction: TorchServe's
+`start` does what `torchserve --start` does from there, and waits for a real prediction: TorchServe's
 own /ping says 200 while no worker lives.
 """
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -23,16 +26,18 @@ import psutil
 
 from features.artifacts import atomic_write_json
 from features.online.request import ScoreRequest
-from serving.client import ClientError, ScoreClient
+from serving.client import INFERENCE_KEY_FILE, ClientError, ScoreClient, share_inference_key
 from serving.package.manifest import PackageManifest
 from serving.package.parity import read_requests
 from serving.servers.archive import Archive, build_archive
+from serving.servers.drift import DRIFT_FOLDER
 from serving.servers.torchserve_files import CONFIG_NAME, LOGGING_NAME, ServerSettings, write_server_files
 from serving.wire.json_codec import decode_request, encode_request
 
 SERVER_FOLDER = "server"
 KEY_FILE = "key_file.json"
-DRIFT_FOLDER = "drift"
+#: Of the logs, what workers print that is not a line of our own.
+WORKERS_OUTPUT = "workers_output.jsonl"
 _STATE_NAME = "server.json"
 _JAVA_CLASS = "org.pytorch.serve.ModelServer"
 _STOP_S = 30.0
@@ -103,7 +108,8 @@ def archive_package(package: Path, store: Path, *, name: str, embed: bool) -> Ar
         example=encode_request(example_request(package)),
         name=name,
         embed=embed,
-        settings={"drift_counts": str((store / SERVER_FOLDER / DRIFT_FOLDER).resolve())},
+        # Where it was made from is nothing that travels with it: `refresh` does not reach into a .mar.
+        embedded_manifest=manifest.model_copy(update={"sources": {}}),
     )
 
 
@@ -126,19 +132,24 @@ def start(
     archive: Archive,
     settings: ServerSettings,
     *,
+    state: Path | None = None,
     timeout_s: float = 120.0,
     progress: Callable[[str], None] | None = None,
 ) -> RunningServer:
     """Start TorchServe for one archive and wait until it answers its example with scores.
+
+    Args:
+        state: folder of its files, keys, logs and counts; STORE/server by default. Everybody who is later
+            asked about the server (`running`, `stop`) takes this folder, too.
 
     Raises:
         ServerError: java is missing, a port is taken, a server already runs here, or no worker answers in
             time; then the end of the workers' log is in the error, and nothing is left running.
     """
     report = progress or (lambda _: None)
-    folder = archive.path.parent / SERVER_FOLDER
-    _check_free(archive.path.parent, settings)
-    stop(archive.path.parent)  # what a server that died has left
+    folder = (state or archive.path.parent / SERVER_FOLDER).absolute()
+    _check_free(folder, settings)
+    stop(folder)  # what a server that died has left
     for name in ("logs", DRIFT_FOLDER):  # of the run before
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / KEY_FILE).unlink(missing_ok=True)
@@ -149,7 +160,7 @@ def start(
     scratch = Path(tempfile.mkdtemp(prefix="dashclip-"))
     report("starting TorchServe")
     try:
-        launched = _launch(folder, scratch)
+        launched = _launch(folder, archive.path.parent.resolve(), scratch)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
@@ -166,20 +177,28 @@ def start(
     report("waiting for the first prediction")
     try:
         _wait(server, archive.example(), timeout_s)
+        if server.key_file is not None:
+            share_inference_key(server.key_file)
     except BaseException:
-        stop(archive.path.parent)
+        stop(folder)
         raise
     return server
 
 
-def running(store: Path) -> RunningServer | None:
-    """The server that was started for a store and is alive; None if there is none."""
-    server = _last_started(store)
+def state_folder(place: Path) -> Path:
+    """The state folder of a server: of a store, or one that was given to `start`."""
+    is_state = any((place / name).is_file() for name in (_STATE_NAME, CONFIG_NAME))
+    return place if is_state else place / SERVER_FOLDER
+
+
+def running(place: Path) -> RunningServer | None:
+    """The server of a store or a state folder, if it is alive."""
+    server = _last_started(state_folder(place))
     return server if server is not None and server.alive else None
 
 
-def _last_started(store: Path) -> RunningServer | None:
-    path = store / SERVER_FOLDER / _STATE_NAME
+def _last_started(folder: Path) -> RunningServer | None:
+    path = folder / _STATE_NAME
     if not path.is_file():
         return None
     state = json.loads(path.read_text(encoding="utf-8"))
@@ -194,10 +213,13 @@ def _last_started(store: Path) -> RunningServer | None:
     )
 
 
-def stop(store: Path) -> bool:
-    """Stop a store's server, wait until it is gone, remove its tokens and scratch. False if none ran."""
-    server = _last_started(store)
-    folder = store / SERVER_FOLDER
+def stop(place: Path) -> bool:
+    """Stop the server of a store or a state folder and wait until it is gone. False if none ran.
+
+    Its tokens and scratch are removed.
+    """
+    folder = state_folder(place)
+    server = _last_started(folder)
     process = server.process() if server else None
     if process is not None:
         family = [process, *process.children(recursive=True)]
@@ -207,7 +229,8 @@ def stop(store: Path) -> bool:
             one.kill()
     if server is not None:
         shutil.rmtree(server.scratch, ignore_errors=True)
-    (folder / KEY_FILE).unlink(missing_ok=True)
+    for name in (KEY_FILE, INFERENCE_KEY_FILE):
+        (folder / name).unlink(missing_ok=True)
     (folder / _STATE_NAME).unlink(missing_ok=True)
     return process is not None
 
@@ -219,10 +242,10 @@ def worker_pids(server: RunningServer) -> list[int]:
     return [child.pid for child in children if "model_service_worker" in " ".join(child.cmdline())]
 
 
-def _launch(folder: Path, scratch: Path) -> int:
+def _launch(folder: Path, store: Path, scratch: Path) -> int:
     if shutil.which("java") is None:
         raise ServerError("TorchServe needs java 11 or later (Debian: apt-get install default-jre-headless)")
-    command = [sys.executable, "-m", "ts.model_server", "--start", "--ncs", "--model-store", ".."]
+    command = [sys.executable, "-m", "ts.model_server", "--start", "--ncs", "--model-store", str(store)]
     command += ["--ts-config", CONFIG_NAME, "--log-config", LOGGING_NAME]
     logs = str((folder / "logs").resolve())
     environment = {
@@ -255,7 +278,7 @@ def _wait(server: RunningServer, example: bytes, timeout_s: float) -> None:
                 last = error
             if not server.alive:
                 raise ServerError(f"TorchServe ended: {_tail(server.logs / 'console.log')}")
-            ends = _worker_ends(server.logs / "workers.jsonl")
+            ends = _worker_ends(server.logs / WORKERS_OUTPUT)
             if ends or time.monotonic() > deadline:
                 raise ServerError(f"no worker answers ({last}). {ends}")
             time.sleep(0.1)
@@ -271,16 +294,16 @@ def _worker_ends(log: Path) -> str:
     return "The worker's log ends:\n" + "\n".join(messages[-_SHOWN_LINES:])
 
 
-def _check_free(store: Path, settings: ServerSettings) -> None:
-    server = running(store)
+def _check_free(folder: Path, settings: ServerSettings) -> None:
+    server = running(folder)
     if server is not None:
-        already = f"a server runs for {store} already (process {server.pid})"
-        raise ServerError(f"{already}; `dashclip stop {store}` ends it")
+        already = f"a server runs in {folder} already (process {server.pid})"
+        raise ServerError(f"{already}; `dashclip stop {shlex.quote(str(folder))}` ends it")
     for use, port in settings.ports.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((settings.address, port))
+                probe.bind((settings.address_of(use), port))
             except OSError:
                 raise ServerError(f"port {port} ({use}) is taken; choose others with --port") from None
 

@@ -12,12 +12,20 @@ import yaml
 
 from features.artifacts import atomic_write_bytes
 from serving.servers.archive import Archive
+from serving.servers.json_lines import WORKER_MARK
 from serving.servers.measures import SNAPSHOT_AGE, Measures
 
 CONFIG_NAME, LOGGING_NAME, METRICS_NAME = "config.properties", "log4j2.xml", "metrics.yaml"
 LOOPBACK = "127.0.0.1"
 #: Above the limit of our own, whose answer says what to do; TorchServe's has an empty body.
 _MAX_REQUEST_BYTES = 6_553_500
+#: What a worker may see of the environment: where things are, how many threads to use. Nothing else: database
+#: addresses and cloud keys have names that no list of bad words knows. TS_ are the frontend's own.
+_ENVIRONMENT = (
+    "PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_[A-Z]+|TZ|TMPDIR|TEMP|PYTHON[A-Z]+|VIRTUAL_ENV|CONDA_PREFIX|"
+    "JAVA_HOME|LD_LIBRARY_PATH|LD_PRELOAD|MALLOC_[A-Z_]+|(OMP|MKL|KMP|OPENBLAS)_[A-Z_]+|TORCHINDUCTOR_CACHE_DIR|"
+    "CUDA_VISIBLE_DEVICES|LOG_LOCATION|METRICS_LOCATION|LOGLEVEL|TS_[A-Z_]+"
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,8 @@ class ServerSettings:
         workers: processes, one thread each; the tables are shared.
         batch_size: requests that a worker may take at once.
         batch_delay_ms: how long it waits for them, at least 1: TorchServe reads 0 as 100.
-        address: what to bind; anything but loopback wants a reverse proxy in front.
+        address: what to bind for predictions and metrics; anything but loopback wants a reverse proxy in
+            front. Management stays on loopback: without tokens it is open to whoever reaches it.
         token_authorization: whether predictions need a token of key_file.json.
         token_minutes: how long a token lives.
         queue_size: requests that may wait; beyond, TorchServe answers 503.
@@ -67,9 +76,13 @@ class ServerSettings:
         uses = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
         return {use: self.port + offset for offset, use in enumerate(uses)}
 
+    def address_of(self, use: str) -> str:
+        """What one use is bound to."""
+        return LOOPBACK if use in ("management", "grpc_management") else self.address
+
     def url(self, use: str) -> str:
         """http://address:port of one use."""
-        return f"http://{self.address}:{self.ports[use]}"
+        return f"http://{self.address_of(use)}:{self.ports[use]}"
 
 
 def write_server_files(folder: Path, archive: Archive, settings: ServerSettings) -> None:
@@ -101,14 +114,14 @@ def config_text(folder: Path, archive: Archive, settings: ServerSettings) -> str
         "inference_address": settings.url("inference"),
         "management_address": settings.url("management"),
         "metrics_address": settings.url("metrics"),
-        "grpc_inference_address": settings.address,
-        "grpc_management_address": settings.address,
+        "grpc_inference_address": settings.address_of("grpc_inference"),
+        "grpc_management_address": settings.address_of("grpc_management"),
         "grpc_inference_port": settings.ports["grpc_inference"],
         "grpc_management_port": settings.ports["grpc_management"],
         "enable_model_api": "false",
         "allowed_urls": f"file://{store}/.*",
         "install_py_dep_per_model": "false",
-        "blacklist_env_vars": "(?i).*(token|secret|password|credential|private).*",
+        "blacklist_env_vars": f"(?!({_ENVIRONMENT})$).*",
         "max_request_size": _MAX_REQUEST_BYTES,
         "max_response_size": _MAX_REQUEST_BYTES,
         # Speed: bodies go to the handler unparsed (the largest gain), no process is spawned for statistics.
@@ -161,24 +174,42 @@ def metrics_text() -> str:
 
 
 _LINE = '{"time":"%d{yyyy-MM-dd\'T\'HH:mm:ss.SSS}","level":"%p","logger":"%c","message":"%enc{%m}{JSON}"}%n'
+_WORKER_LINE = '{"time":"%d{yyyy-MM-dd\'T\'HH:mm:ss.SSS}",%replace{%m}{^MARK}{}%n'.replace(
+    "MARK", WORKER_MARK
+)
 _APPENDER = """
     <RollingFile name="NAME" fileName="${folder}/NAME.jsonl" filePattern="${folder}/NAME.%i.jsonl.gz">
-      <PatternLayout pattern="${line}"/>
+      FILTER<PatternLayout pattern="LINE"/>
       <SizeBasedTriggeringPolicy size="20 MB"/>
       <DefaultRolloverStrategy max="5"/>
     </RollingFile>"""
-_APPENDERS = "".join(_APPENDER.replace("NAME", name) for name in ("server", "workers", "access"))
+# What our handler logs comes with its level and its requests' ids; the rest of a worker's output is text.
+_MARKED = f'<RegexFilter regex="{WORKER_MARK}.*" onMatch="MATCH" onMismatch="MISMATCH"/>'
+_OURS = _MARKED.replace("MISMATCH", "DENY").replace("MATCH", "ACCEPT")
+_THEIRS = _MARKED.replace("MISMATCH", "ACCEPT").replace("MATCH", "DENY")
+_APPENDERS = "".join(
+    _APPENDER.replace("NAME", name).replace("FILTER", rule).replace("LINE", line)
+    for name, rule, line in (
+        ("server", "", "${line}"),
+        ("access", "", "${line}"),
+        ("workers", _OURS, "${worker_line}"),
+        ("workers_output", _THEIRS, "${line}"),
+    )
+)
 _LOGGING = f"""<?xml version="1.0" encoding="UTF-8"?>
 <Configuration status="warn">
   <Properties>
     <Property name="line">{_LINE.replace('"', "&quot;")}</Property>
+    <Property name="worker_line">{_WORKER_LINE.replace('"', "&quot;")}</Property>
     <Property name="folder">${{env:LOG_LOCATION:-logs}}</Property>
   </Properties>
   <Appenders>{_APPENDERS}
   </Appenders>
   <Loggers>
     <Logger name="ACCESS_LOG" level="ACCESS_LEVEL" additivity="false"><AppenderRef ref="access"/></Logger>
-    <Logger name="MODEL_LOG" level="info" additivity="false"><AppenderRef ref="workers"/></Logger>
+    <Logger name="MODEL_LOG" level="info" additivity="false">
+      <AppenderRef ref="workers"/><AppenderRef ref="workers_output"/>
+    </Logger>
     <Logger name="MODEL_METRICS" level="off"/>
     <Logger name="TS_METRICS" level="off"/>
     <Logger name="io.netty" level="error"/>

@@ -7,6 +7,7 @@ gets its own status.
 """
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import torch
 
 from serving.scoring.predictor import Predictor
 from serving.servers.background import Background
-from serving.servers.drift import LiveCounts
+from serving.servers.drift import DRIFT_FOLDER, LiveCounts
 from serving.servers.endpoint import FORM, Body, Endpoint
+from serving.servers.json_lines import WorkerLines
 from serving.servers.measures import SNAPSHOT_AGE, Series, increase
 from serving.wire.reply import Scorer
 
@@ -38,12 +40,13 @@ class DashclipHandler:
         torch.set_num_threads(1)  # workers scale; threads of several workers would fight for the cores
         _quiet_logs()
         scorer, live = self.open(settings, Path(context.system_properties["model_dir"]))
-        folder = settings.get("drift_counts")
+        # The server's own folder, which no setting of an archive could know, is where its metrics.yaml is.
+        folder = Path(context.metrics.config_file_path).parent / DRIFT_FOLDER
         self._endpoint = Endpoint(scorer, live=live)
         self._background = Background(
             self._endpoint,
             export=_exporter(context),
-            counts_folder=Path(folder) if folder else None,
+            counts_folder=folder,
         )
         self._background.start()
 
@@ -67,11 +70,12 @@ def _body(request: Mapping[str, Any], context: Any, position: int) -> Body:
     """The bytes of a request; none if TorchServe took it for a form, which may have altered them."""
     name = "body" if "body" in request else "data" if "data" in request else None
     if name is None:
-        return Body(b"", FORM if request else None)
+        return Body(b"", FORM if request else None, context.get_request_id(position))
     content = request[name]
     header = context.get_request_header(position, name)
     kind = header.get("content-type") if isinstance(header, Mapping) else None
-    return Body(content.encode() if isinstance(content, str) else content, kind)
+    content = content.encode() if isinstance(content, str) else content
+    return Body(content, kind, context.get_request_id(position))
 
 
 def _exporter(context: Any) -> Any:
@@ -101,6 +105,9 @@ def _exporter(context: Any) -> Any:
 def _quiet_logs() -> None:
     """TorchServe's worker writes two lines a request to its frontend; what they say is in our measures."""
     logging.getLogger().setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        if getattr(handler, "stream", None) is sys.stdout:  # which the frontend reads
+            handler.setFormatter(WorkerLines())
     logging.getLogger("ts.metrics.caching_metric").setLevel(logging.INFO)
     logging.getLogger("ts.metrics.caching_metric").addFilter(
         lambda record: not record.getMessage().startswith("[METRICS]PredictionTime")

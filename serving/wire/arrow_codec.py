@@ -4,35 +4,31 @@ A request has the column `product_id` (integers or strings) and one column for e
 fields are JSON under the key `dashclip` of the schema's metadata, named as in a JSON request. A reply has the
 columns `score` (float32) and `order` (int64), and its facts under the same key.
 
-A body comes from anybody, so it is read message by message: compressed buffers (a few kilobytes may unpack to
-gigabytes) and dictionaries are refused, and every buffer is validated before a value is read.
+A body comes from anybody: what it announces is checked before Arrow acts on it (`serving.wire.arrow_limits`),
+and every buffer is validated before a value is read.
 """
-
-import struct
-from typing import Any
 
 import orjson
 import pyarrow as pa
 
-from features.online.request import MAX_COLUMNS, RequestError, ScoreRequest, one_type
+from features.online.request import RequestError, ScoreRequest, one_type
+from serving.wire.arrow_limits import ADVICE, CONTINUATION, check_stream
 from serving.wire.json_codec import (
     BESIDE_CANDIDATES,
     check_fields,
     encode_beside_candidates,
     facts_of_reply,
     parse_object,
-    printable,
     without_nulls,
 )
 from serving.wire.reply import ScoreReply
 
 CONTENT_TYPE = "application/vnd.apache.arrow.stream"
 #: How every Arrow stream begins, and no JSON text.
-FIRST_BYTES = b"\xff\xff\xff\xff"
+FIRST_BYTES = CONTINUATION
 
 _KEY = b"dashclip"
 _IDS = "product_id"
-_ADVICE = "send an Arrow IPC stream of one record batch of plain, uncompressed columns"
 
 
 def decode_request(body: bytes | bytearray | memoryview) -> ScoreRequest:
@@ -108,64 +104,16 @@ def _stream(arrays: list[pa.Array], names: list[str], metadata: bytes) -> bytes:
 
 
 def _read_batch(body: bytes | bytearray | memoryview) -> pa.RecordBatch:
+    check_stream(memoryview(body))
     try:
         reader = pa.ipc.MessageReader.open_stream(pa.py_buffer(body))
-        schema = _read_schema(reader.read_next_message())
-        message = reader.read_next_message()
-        if message.type != "record batch":
-            raise RequestError("body", f"a message of type {printable(message.type)}", _ADVICE)
-        if _is_compressed(message):
-            raise RequestError("body", "a compressed record batch", _ADVICE)
-        batch = pa.ipc.read_record_batch(message, schema)
+        schema = pa.ipc.read_schema(reader.read_next_message())
+        batch = pa.ipc.read_record_batch(reader.read_next_message(), schema)
         batch.validate(full=True)
-        if _messages_left(reader):
-            raise RequestError("body", "more than one record batch", _ADVICE)
-    except StopIteration:
-        raise RequestError("body", "a stream without a record batch", _ADVICE) from None
+        _ = schema.names  # fails if one is not UTF-8, which nothing above has checked
     except (pa.ArrowException, OSError, EOFError, OverflowError, UnicodeDecodeError) as error:
-        raise RequestError("body", f"malformed Arrow ({_first_line(error)})", _ADVICE) from None
+        raise RequestError("body", f"malformed Arrow ({_first_line(error)})", ADVICE) from None
     return batch
-
-
-def _read_schema(message: Any) -> pa.Schema:
-    if message.type != "schema":
-        raise RequestError("body", f"a stream that begins with a {printable(message.type)}", _ADVICE)
-    schema = pa.ipc.read_schema(message)
-    if len(schema) > MAX_COLUMNS:
-        raise RequestError("body", f"{len(schema):,} columns", f"send at most {MAX_COLUMNS}")
-    # Reading the names fails if one is not UTF-8, which nothing above has checked.
-    for name, kind in zip(schema.names, schema.types, strict=True):
-        if pa.types.is_nested(kind) or pa.types.is_dictionary(kind):
-            raise RequestError(printable(name), f"a column of {kind}", _ADVICE)
-    return schema
-
-
-def _is_compressed(message: Any) -> bool:
-    """Whether the record batch names a codec: field 3 of the table in field 2 of the flatbuffer.
-
-    `pyarrow` does not tell before it has unpacked. The flatbuffer was verified when the message was opened.
-    """
-    buffer = memoryview(message.metadata)
-    root = struct.unpack_from("<I", buffer, 0)[0]
-    batch = root + _field(buffer, root, 2)
-    batch += struct.unpack_from("<I", buffer, batch)[0]
-    return _field(buffer, batch, 3) != 0
-
-
-def _field(buffer: memoryview, table: int, slot: int) -> int:
-    """Offset of a field from its table's start; 0 if it is absent."""
-    vtable = table - struct.unpack_from("<i", buffer, table)[0]
-    vtable_bytes = struct.unpack_from("<H", buffer, vtable)[0]
-    position = 4 + 2 * slot
-    return int(struct.unpack_from("<H", buffer, vtable + position)[0]) if position < vtable_bytes else 0
-
-
-def _messages_left(reader: Any) -> bool:
-    try:
-        reader.read_next_message()
-    except StopIteration:
-        return False
-    return True
 
 
 def _first_line(error: BaseException) -> str:

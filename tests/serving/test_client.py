@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from features.online.request import RequestError, ScoreRequest
-from serving.client import ClientError, ScoreClient, Tokens
+from serving.client import ClientError, ScoreClient, Tokens, share_inference_key
 from serving.servers.endpoint import Body, Endpoint
 from serving.wire import arrow_codec
 from tests.serving.servers.stand_in_handler import stand_in_score, stand_in_scorer
@@ -101,6 +102,13 @@ def test_scores_come_back_over_one_connection(server: FaultyServer, body_format:
     assert (server.seen[0] == arrow_codec.CONTENT_TYPE) == (body_format == "arrow")
 
 
+def test_a_body_does_not_wait_for_the_acknowledgement_of_its_head(server: FaultyServer) -> None:
+    with ScoreClient(server.url) as client:
+        client.score(REQUEST)
+        assert client._connection is not None
+        assert client._connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 @pytest.mark.parametrize("fault", [500, 503, 507, "drop"])
 def test_a_fault_that_passes_is_waited_for(server: FaultyServer, fault: int | str) -> None:
     server.script = [fault, fault]
@@ -154,6 +162,28 @@ def test_an_expired_token_is_read_again_or_asked_for(server: FaultyServer, key_f
         assert server.token == "expired+"
         client.score(REQUEST)
     assert len(server.seen) == 6
+
+
+def test_the_inference_key_alone_is_kept_up_to_date_and_cannot_renew(
+    server: FaultyServer, key_file: Path
+) -> None:
+    server.token = "first"
+    write_keys(key_file, "first")
+    shared = share_inference_key(key_file)
+    assert shared.stat().st_mode & 0o777 == 0o600
+    assert json.loads(shared.read_text()) == {"inference": {"key": "first"}}
+    with (
+        ScoreClient(server.url, key_file=key_file, management_url=server.root) as manager,
+        ScoreClient(server.url, key_file=shared, management_url=server.root) as other,
+    ):
+        other.score(REQUEST)
+        server.token = "expired"
+        with pytest.raises(ClientError, match="no API key"):
+            other.score(REQUEST)
+        manager.score(REQUEST)
+        other.score(REQUEST)
+    assert json.loads(shared.read_text()) == {"inference": {"key": "expired+"}}
+    assert shared.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_token_that_cannot_be_renewed_says_what_is_missing(server: FaultyServer, key_file: Path) -> None:

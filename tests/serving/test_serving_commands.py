@@ -3,19 +3,22 @@
 import json
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from experiments.cli import app
+from experiments.commands.serving.serve import _curl
 from features.online.request import MAX_CANDIDATES
 from serving.package.manifest import PackageManifest
 from serving.package.parity import read_requests
 from serving.scoring.predictor import Predictor
+from serving.servers import archive as archive_module
 from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import Body, Endpoint
-from serving.servers.torchserve import archive_package, example_request, torchserve_version
+from serving.servers.torchserve import RunningServer, archive_package, example_request, torchserve_version
 from tests.serving.servers.test_torchserve import five_free_ports
 
 
@@ -34,6 +37,44 @@ def test_the_example_is_short_and_known(small_run: Path) -> None:
 )
 def test_a_version_can_stand_in_a_url(model_version: str, safe: str) -> None:
     assert torchserve_version(model_version) == safe
+
+
+def test_a_mar_names_no_place_of_the_machine_that_built_it(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_module, "check_archive", lambda *_, **__: None)
+    assert PackageManifest.read(small_run / "package").sources
+    built = archive_package(small_run / "package", tmp_path / "store", name="dashclip", embed=True)
+    with zipfile.ZipFile(built.path) as packed:
+        packed.extractall(tmp_path / "unpacked")
+    places = [str(place).encode() for place in (small_run, tmp_path, Path.home(), Path.cwd())]
+    files = [path for path in (tmp_path / "unpacked").rglob("*") if path.is_file()]
+    assert [path.name for path in files if any(place in path.read_bytes() for place in places)] == []
+    assert Predictor.load(tmp_path / "unpacked" / "package", verify=True).manifest.sources == {}
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_the_printed_curl_hands_logged_text_over_and_runs_none_of_it(tmp_path: Path, as_folder: bool) -> None:
+    folder = tmp_path / "it's $(touch a) `touch b`"
+    folder.mkdir()
+    body = b'{"query": "it\'s $(touch c) `touch d` \\u0022; touch e"}'
+    key_file = folder / "key_file.json"
+    key_file.write_text('{"inference": {"key": "the key"}}')
+    store = folder / "dashclip"
+    if as_folder:
+        store.mkdir()
+        (store / "example.json").write_bytes(body)
+    else:
+        store = folder / "dashclip.mar"
+        with zipfile.ZipFile(store, "w") as packed:
+            packed.writestr("example.json", body)
+    server = RunningServer(1, "http://x/y", "", "", key_file, folder, folder)
+    printed = _curl(archive_module.Archive(store, "dashclip", "1"), server)
+    script = 'curl() { for one in "$@"; do printf \'%s\\0\' "$one"; done; }\n' + printed
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, check=True)
+    sent = f"@{store / 'example.json'}".encode() if as_folder else body
+    assert done.stdout.split(b"\0")[-4:-1] == [b"authorization: Bearer the key", b"--data-binary", sent]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name]
 
 
 @pytest.mark.slow

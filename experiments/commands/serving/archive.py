@@ -1,5 +1,6 @@
 """`dashclip archive`: a package into a TorchServe model store."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -40,4 +41,4 @@ def archive(
         folder.mkdir(exist_ok=True)
         write_server_files(folder, built, ServerSettings())
     console.print(f"{built.path}: model {built.name}, version {built.version}; it scored a request")
-    console.print(f"start it with: dashclip serve {store}")
+    console.print(f"start it with: dashclip serve {shlex.quote(str(store))}")

@@ -8,7 +8,7 @@ import typer
 
 def drift(
     package: Annotated[Path, typer.Argument(help="The package that is served.")],
-    counts: Annotated[Path, typer.Argument(help="The STORE that serves it, or a folder of live counts.")],
+    counts: Annotated[Path, typer.Argument(help="The STORE or --state-dir that serves it, or live counts.")],
     out: Annotated[Path | None, typer.Option(help="JSON file to write, too.")] = None,
 ) -> None:
     """Compare live scores and features with the training record of a package.
@@ -24,11 +24,11 @@ def drift(
 
     from features.artifacts import atomic_write_json
     from serving.package.manifest import PackageManifest
-    from serving.servers.drift import drift_of, read_counts
-    from serving.servers.torchserve import DRIFT_FOLDER, SERVER_FOLDER
+    from serving.servers.drift import DRIFT_FOLDER, drift_of, read_counts
+    from serving.servers.torchserve import state_folder
 
     manifest = PackageManifest.read(package)
-    folder = counts / SERVER_FOLDER / DRIFT_FOLDER
+    folder = state_folder(counts) / DRIFT_FOLDER
     live = read_counts(folder if folder.is_dir() else counts, model_version=manifest.model_version)
     compared = drift_of(manifest.training_record, live)
     table = Table("distribution", "candidates seen", "PSI", "verdict")

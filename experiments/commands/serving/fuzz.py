@@ -5,8 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.commands.options import KEY_FILE, MANAGEMENT_URL
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from experiments.serving_checks.fuzz import Ask
+    from serving.servers.torchserve import RunningServer
 
 
 def fuzz(
@@ -21,10 +26,13 @@ def fuzz(
     ],
     bodies: Annotated[int, typer.Option(min=1, help="How many.")] = 50_000,
     seed: Annotated[int, typer.Option(help="The same seed sends the same bodies.")] = 1,
+    key_file: KEY_FILE = None,
+    management_url: MANAGEMENT_URL = None,
 ) -> None:
-    """Send damaged and absurd requests; each must be answered with scores, 400 or 413, and no worker may die.
+    """Send damaged, absurd and hostile requests; each must be answered with scores, 400 or 413.
 
-    Exit code 1 if one is not.
+    No worker may die, or keep memory for what it refused (this is not seen behind a URL). Exit code 1 if an
+    answer is not allowed or a worker is not as it was.
 
     Example: `dashclip fuzz runs/store --requests runs/package`
     """
@@ -38,10 +46,16 @@ def fuzz(
     console = Console()
     server = None if "://" in target else running(Path(target))
     before = worker_pids(server) if server else []
-    ask = _ask(target)
+    ask = _ask(target, key_file, management_url)
     made = fuzz_bodies(read_requests(requests), seed)
     with progress_bars(console) as bars:
-        result = run_fuzz(ask, made, count=bodies, progress=lambda done: bars("asking", done, bodies))
+        result = run_fuzz(
+            ask,
+            made,
+            count=bodies,
+            memory_mib=_memory(target, server),
+            progress=lambda done: bars("asking", done, bodies),
+        )
     console.print(", ".join(f"{count:,} x {status}" for status, count in sorted(result.statuses.items())))
     for fault in result.faults[:10]:
         console.print(fault, soft_wrap=True, highlight=False, markup=False)
@@ -54,12 +68,27 @@ def fuzz(
         raise typer.Exit(1)
 
 
-def _ask(target: str) -> "Ask":
+def _memory(target: str, server: "RunningServer | None") -> "Callable[[], dict[int, float]] | None":
+    """Private memory of the workers, or of this process if the package is asked here; None behind a URL."""
+    import os
+
+    from experiments.serving_checks.fuzz import private_mib
+    from serving.servers.torchserve import worker_pids
+
+    if "://" in target:
+        return None
+    return lambda: private_mib(worker_pids(server) if server else [os.getpid()])
+
+
+def _ask(target: str, key_file: Path | None, management_url: str | None) -> "Ask":
     from serving.client import ScoreClient
     from serving.servers.torchserve import running
 
     if "://" in target:
-        return ScoreClient(target, timeout_s=15, retries=0).post
+        client = ScoreClient(
+            target, timeout_s=15, retries=0, key_file=key_file, management_url=management_url
+        )
+        return client.post
     server = running(Path(target))
     if server is not None:
         return server.client(timeout_s=15).post

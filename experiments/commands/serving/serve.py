@@ -1,5 +1,6 @@
 """`dashclip serve` and `dashclip stop`: a store behind TorchServe."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,16 @@ def serve(
     token: Annotated[
         bool, typer.Option("--token/--no-token", help="Whether a prediction needs a token of key_file.json.")
     ] = True,
+    token_minutes: Annotated[
+        int, typer.Option(min=1, help="How long a token is valid; the client gets a new one by itself.")
+    ] = 60,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for configuration, tokens, logs, drift counts instead of STORE/server: nothing is "
+            "written into the store. Give it to stop, loadtest, fuzz and drift in place of STORE."
+        ),
+    ] = None,
     access_log: Annotated[
         bool, typer.Option("--access-log", help="Write a line for each request, with its peer's address.")
     ] = False,
@@ -35,6 +46,7 @@ def serve(
         bool,
         typer.Option("--fastapi", help="Serve a package by FastAPI and uvicorn instead, in the foreground."),
     ] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="With --fastapi: offer /openapi.json.")] = False,
 ) -> None:
     """Start TorchServe on a model store, and wait until it has scored a request.
 
@@ -47,7 +59,7 @@ def serve(
 
     console = Console()
     if fastapi:
-        _serve_by_fastapi(store, address=address, port=port, workers=workers)
+        _serve_by_fastapi(store, address=address, port=port, workers=workers, schema=schema)
         return
     from serving.servers.archive import find_archive
     from serving.servers.torchserve import start
@@ -60,11 +72,12 @@ def serve(
         batch_delay_ms=batch_delay_ms,
         address=address,
         token_authorization=token,
+        token_minutes=token_minutes,
         access_log=access_log,
     )
     archive = find_archive(store, name)
     with console.status("") as status:
-        server = start(archive, settings, timeout_s=timeout, progress=status.update)
+        server = start(archive, settings, state=state_dir, timeout_s=timeout, progress=status.update)
     console.print(f"{archive.name} {archive.version} is being served (process {server.pid})")
     for what, where in (("predictions", server.url), ("metrics", server.metrics_url), ("logs", server.logs)):
         console.print(f"  {what:12}{where}", soft_wrap=True, highlight=False)
@@ -73,7 +86,9 @@ def serve(
 
 
 def stop(
-    store: Annotated[Path, typer.Argument(help="Model store that `dashclip serve` was given.")],
+    store: Annotated[
+        Path, typer.Argument(help="Model store that `dashclip serve` was given; or --state-dir.")
+    ],
 ) -> None:
     """Stop the server of a model store and wait until it is gone.
 
@@ -85,18 +100,20 @@ def stop(
 
 
 def _curl(archive: "Archive", server: "RunningServer") -> str:
+    from serving.servers.archive import EXAMPLE_NAME
+
     lines = [f"  curl {server.url} -H 'content-type: application/json' \\"]
     if server.key_file is not None:
-        key = f'import json; print(json.load(open("{server.key_file}"))["inference"]["key"])'
-        lines.append(f"    -H \"authorization: Bearer $(python3 -c '{key}')\" \\")
+        key = f"import json; print(json.load(open({str(server.key_file)!r}))['inference']['key'])"
+        lines.append(f'    -H "authorization: Bearer $(python3 -c {shlex.quote(key)})" \\')
     if archive.path.is_dir():
-        lines.append(f"    --data-binary @{archive.path / 'example.json'}")
-    else:
-        lines.append(f"    --data-binary '{archive.example().decode()}'")
+        lines.append(f"    --data-binary {shlex.quote(f'@{archive.path / EXAMPLE_NAME}')}")
+    else:  # of the log: a query may hold quotes
+        lines.append(f"    --data-binary {shlex.quote(archive.example().decode())}")
     return "\n".join(lines)
 
 
-def _serve_by_fastapi(package: Path, *, address: str, port: int, workers: int) -> None:
+def _serve_by_fastapi(package: Path, *, address: str, port: int, workers: int, schema: bool) -> None:
     from functools import partial
 
     try:
@@ -104,7 +121,16 @@ def _serve_by_fastapi(package: Path, *, address: str, port: int, workers: int) -
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}; install the extra: pip install 'dashclip-ranker[fastapi]'") from None
     from serving.scoring.predictor import Predictor
+    from serving.servers.torchserve import example_request
+    from serving.wire.json_codec import encode_request
 
     Predictor.load(package)  # what is wrong with it is said once, not by each worker
     typer.echo(f"serving {package} at http://{address}:{port}/score; Ctrl-C ends it")
-    serve_app(partial(Predictor.load, package.resolve()), host=address, port=port, workers=workers)
+    serve_app(
+        partial(Predictor.load, package.resolve()),
+        host=address,
+        port=port,
+        workers=workers,
+        example=encode_request(example_request(package)),
+        schema=schema,
+    )

@@ -204,6 +204,23 @@ def test_the_client_counts_answers_by_status() -> None:
     assert len(answers.latency_ms) == 1
 
 
+def test_no_request_of_the_benchmark_waits_for_an_acknowledgement(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    create_connection = socket.create_connection
+
+    def kept(*args: Any, **options: Any) -> socket.socket:
+        connection = create_connection(*args, **options)
+        opened.append(connection.dup())
+        return connection
+
+    monkeypatch.setattr(socket, "create_connection", kept)
+    port, thread = _serve([b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
+    ask(Target("127.0.0.1", port, [b"POST / HTTP/1.1\r\n\r\n"]), connections=1, seconds=0)
+    thread.join()
+    assert [one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for one in opened] == [1]
+    opened[0].close()
+
+
 def test_an_answer_without_a_length_is_refused() -> None:
     port, thread = _serve([b"HTTP/1.1 200 OK\r\nx: y\r\n\r\nabc"])
     target = Target("127.0.0.1", port, [http_request("/", b"end", "text/plain")])

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.columns.transforms import ExactMoments, Moments, Transform, signed_log
+from features.columns.transforms import (
+    FAR_BEYOND,
+    ExactMoments,
+    Moments,
+    Transform,
+    from_signed_log,
+    signed_log,
+)
 
 
 def test_the_training_mean_becomes_0_and_one_sd_above_it_1():
@@ -28,6 +35,30 @@ def test_a_column_without_spread_becomes_zeros():
 def test_the_log_keeps_the_sign_and_grows_by_one_for_each_factor_e():
     value = np.array([0.0, np.e - 1, -(np.e - 1), np.e**2 - 1])
     np.testing.assert_allclose(signed_log(value), [0.0, 1.0, -1.0, 2.0], atol=1e-12)
+
+
+@given(st.floats(-1e9, 1e9))
+def test_from_signed_log_is_the_way_back(value):
+    assert from_signed_log(float(signed_log(np.array([value]))[0])) == pytest.approx(
+        value, rel=1e-9, abs=1e-12
+    )
+
+
+def test_another_sign_or_order_of_size_than_in_training_is_unlike_it():
+    value_N = np.array([0.0, -1e-9, 80.0, 80 * FAR_BEYOND, 80.1 * FAR_BEYOND, -1e308, np.nan])
+    positive = Transform(kind="log", mean=2.0, sd=1.0, bounds=(0.5, 80.0))
+    assert positive.unlike_training(value_N).tolist() == [False, True, False, False, True, True, False]
+    signed = Transform(kind="standard", mean=2.0, sd=1.0, bounds=(-80.0, 3.0))
+    assert signed.unlike_training(value_N).tolist() == [False, False, False, False, True, True, False]
+
+
+def test_a_column_without_bounds_or_spread_takes_any_number():
+    value_N = np.array([-1.0, 1e300])
+    for transform in (
+        Transform(kind="log", mean=2.0, sd=1.0),
+        Transform(kind="log", mean=2.0, sd=0.0, bounds=(1.0, 1.0)),
+    ):
+        assert not transform.unlike_training(value_N).any()
 
 
 @given(st.lists(st.lists(st.floats(-1e6, 1e6), max_size=8), min_size=1, max_size=6))

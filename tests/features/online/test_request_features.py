@@ -53,6 +53,32 @@ def test_a_live_number_beyond_what_the_network_reads_is_refused_by_name(tmp_path
         online.rows(ScoreRequest(None, None, [0], **{where: given}))
 
 
+@pytest.mark.parametrize("where", ["context", "candidate_columns"])
+@pytest.mark.parametrize("transform", ["log", "standard"])
+@pytest.mark.parametrize(("price", "came"), [(-1e308, r"-1e\+308"), (-0.5, "-0.5"), (1e9, r"1e\+09")])
+def test_a_live_number_that_cannot_mean_what_it_did_in_training_is_refused(
+    tmp_path, where, transform, price, came
+):
+    feature = DenseFeature(name="number", column="price", transform=transform)
+    market = Market(tmp_path, CONFIG.model_copy(update={"dense": (feature,)}))
+    context = ("price",) if where == "context" else ()
+    online = OnlineFeatures(market.snapshot(START_US + 6 * 86_400_000_000), context_columns=context)
+    low, high = market.snapshot(START_US + 6 * 86_400_000_000).manifest.transforms["number"].bounds
+    assert 0 <= low < high < 1e5
+
+    def asked(value):
+        given = {"context": {"price": value}, "candidate_columns": {"price": [high, value]}}[where]
+        return online.rows(ScoreRequest(None, None, [0, 1], **{where: given}))
+
+    for value in (0.0, low, high, 10 * high, None):
+        asked(value)
+    at = "" if where == "context" else " for candidate 1"
+    with pytest.raises(
+        RequestError, match=rf"{where}\.price: {came}{at} came; send a value as it was logged"
+    ):
+        asked(price)
+
+
 def test_purchases_of_a_snapshot_of_the_moment_are_those_of_the_impression(tmp_path):
     market = Market(tmp_path, CONFIG)
     start, end = (market.rows[f"history_{side}"].to_numpy() for side in ("start", "end"))

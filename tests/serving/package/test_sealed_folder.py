@@ -15,6 +15,7 @@ from serving.package.sealed_folder import (
 )
 
 ADVICE = "make it again"
+PARTS = ["model", "query_encoder"]
 
 
 def written(folder: Path) -> dict[str, FileRecord]:
@@ -22,7 +23,7 @@ def written(folder: Path) -> dict[str, FileRecord]:
     (folder / "model" / "graph").write_bytes(b"graph")
     (folder / "model" / "tables" / "user.npy").write_bytes(b"rows of users")
     (folder / "notes.txt").write_text("not part of it")
-    return record_files(folder, ["model", "query_encoder"])
+    return record_files(folder, PARTS)
 
 
 def test_all_files_of_the_parts_that_exist_are_recorded(tmp_path: Path) -> None:
@@ -34,7 +35,9 @@ def test_all_files_of_the_parts_that_exist_are_recorded(tmp_path: Path) -> None:
 def test_an_untouched_folder_passes_and_progress_ends_at_its_bytes(tmp_path: Path) -> None:
     records = written(tmp_path)
     seen: list[tuple[str, int, int]] = []
-    check_files(tmp_path, records, verify=True, advice=ADVICE, progress=lambda *stage: seen.append(stage))
+    check_files(
+        tmp_path, records, verify=True, advice=ADVICE, parts=PARTS, progress=lambda *stage: seen.append(stage)
+    )
     assert seen[-1] == ("verifying files", 18, 18)
 
 
@@ -45,8 +48,8 @@ def test_a_changed_byte_is_refused_naming_the_file(tmp_path: Path, name: str) ->
     content[0] ^= 1
     (tmp_path / name).write_bytes(content)
     with pytest.raises(PackageError, match=f"{name} has changed .* {ADVICE}"):
-        check_files(tmp_path, records, verify=True, advice=ADVICE)
-    check_files(tmp_path, records, verify=False, advice=ADVICE)  # only contents need verify
+        check_files(tmp_path, records, verify=True, advice=ADVICE, parts=PARTS)
+    check_files(tmp_path, records, verify=False, advice=ADVICE, parts=PARTS)  # only contents need verify
 
 
 @pytest.mark.parametrize("verify", [True, False])
@@ -54,14 +57,47 @@ def test_a_truncated_file_is_refused_even_without_reading_it(tmp_path: Path, ver
     records = written(tmp_path)
     (tmp_path / "model" / "graph").write_bytes(b"gra")
     with pytest.raises(PackageError, match="model/graph has 3 bytes, but 5 were written"):
-        check_files(tmp_path, records, verify=verify, advice=ADVICE)
+        check_files(tmp_path, records, verify=verify, advice=ADVICE, parts=PARTS)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     records = written(tmp_path)
     (tmp_path / "model" / "graph").unlink()
     with pytest.raises(PackageError, match="model/graph is missing"):
+        check_files(tmp_path, records, verify=False, advice=ADVICE, parts=PARTS)
+
+
+@pytest.mark.parametrize("name", ["model/graph.so", "model/tables/.hidden", "model/new/file", "extra"])
+def test_a_file_that_nobody_listed_is_refused_naming_it(tmp_path: Path, name: str) -> None:
+    records = written(tmp_path)
+    (tmp_path / "notes.txt").unlink()
+    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "model" / "empty").mkdir()
+    check_files(tmp_path, records, verify=True, advice=ADVICE)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(PackageError, match=f"{name} was added: the manifest does not list it; {ADVICE}"):
         check_files(tmp_path, records, verify=False, advice=ADVICE)
+
+
+@pytest.mark.parametrize("name", ["model/graph", "model/tables", "model"])
+def test_a_link_is_refused_even_to_the_same_content(tmp_path: Path, name: str) -> None:
+    records = written(tmp_path / "package")
+    (tmp_path / "package" / name).rename(tmp_path / "elsewhere")
+    (tmp_path / "package" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(
+        PackageError, match=f"{name} is a link, and a package holds its files itself; {ADVICE}"
+    ):
+        check_files(tmp_path / "package", records, verify=True, advice=ADVICE, parts=PARTS)
+
+
+def test_only_the_sealed_parts_may_hold_nothing_else(tmp_path: Path) -> None:
+    records = written(tmp_path)
+    check_files(tmp_path, records, verify=True, advice=ADVICE, parts=PARTS)
+    (tmp_path / "query_encoder").mkdir()
+    (tmp_path / "query_encoder" / "weights").write_bytes(b"planted")
+    with pytest.raises(PackageError, match="query_encoder/weights was added"):
+        check_files(tmp_path, records, verify=True, advice=ADVICE, parts=PARTS)
 
 
 def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
 """An archive appears in the store only after it answered a request in a fresh process."""
 
 import json
+import logging
+import re
 import zipfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
 
 from serving.servers.archive import HANDLER_NAME, SETTINGS_NAME, ArchiveError, build_archive, find_archive
+from serving.servers.json_lines import WORKER_MARK, WorkerLines
 from serving.servers.torchserve_files import ServerSettings, config_text, logging_text, metrics_text
 
 STAND_IN = Path(__file__).with_name("stand_in_handler.py")
@@ -103,6 +107,38 @@ def test_the_configuration_is_safe_and_avoids_the_traps(tmp_path: Path) -> None:
     assert (model["minWorkers"], model["batchSize"], model["maxBatchDelay"]) == (2, 8, 1)
 
 
+@pytest.mark.parametrize("token", [True, False])
+def test_management_stays_on_loopback_whatever_predictions_are_bound_to(tmp_path: Path, token: bool) -> None:
+    (tmp_path / "dashclip" / "MAR-INF").mkdir(parents=True)
+    (tmp_path / "dashclip" / "MAR-INF" / "MANIFEST.json").write_text('{"model": {"modelVersion": "1"}}')
+    settings = ServerSettings(address="0.0.0.0", token_authorization=token, token_minutes=90)
+    text = config_text(tmp_path / "server", find_archive(tmp_path), settings)
+    properties = dict(line.split("=", 1) for line in text.splitlines())
+    assert properties["inference_address"].startswith("http://0.0.0.0:")
+    assert properties["management_address"].startswith("http://127.0.0.1:")
+    assert properties["grpc_management_address"] == "127.0.0.1"
+    assert properties["token_expiration_min"] == "90"
+
+
+def test_a_worker_sees_what_is_allowed_of_the_environment_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "dashclip" / "MAR-INF").mkdir(parents=True)
+    (tmp_path / "dashclip" / "MAR-INF" / "MANIFEST.json").write_text('{"model": {"modelVersion": "1"}}')
+    text = config_text(tmp_path / "server", find_archive(tmp_path), ServerSettings())
+    hidden = re.compile(dict(line.split("=", 1) for line in text.splitlines())["blacklist_env_vars"])
+    for name in (
+        "PATH",
+        "PYTHONPATH",
+        "LC_ALL",
+        "OMP_NUM_THREADS",
+        "LD_PRELOAD",
+        "TMPDIR",
+        "TS_DECODE_INPUT_REQUEST",
+    ):
+        assert not hidden.fullmatch(name), name
+    for name in ("DATABASE_URL", "AWS_ACCESS_KEY_ID", "PATH_TO_KEYS", "XPATH", "path", "", "PGPASSWORD"):
+        assert hidden.fullmatch(name), name
+
+
 @pytest.mark.parametrize("wrong", [{"port": 80}, {"port": 65_535}, {"workers": 0}, {"batch_delay_ms": 0}])
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -112,6 +148,32 @@ def test_settings_that_cannot_work_are_refused(wrong: dict[str, int]) -> None:
 def test_the_access_log_is_off_unless_it_is_asked_for() -> None:
     assert 'name="ACCESS_LOG" level="off"' in logging_text(access_log=False)
     assert 'name="ACCESS_LOG" level="info"' in logging_text(access_log=True)
+
+
+def test_every_log_is_rotated_and_what_our_handler_says_lies_apart_from_what_workers_print() -> None:
+    root = ElementTree.fromstring(logging_text(access_log=False))
+    files = {one.get("name"): one for one in root.iter("RollingFile")}
+    assert set(files) == {"server", "workers", "workers_output", "access"}
+    for one in files.values():
+        assert one.find("SizeBasedTriggeringPolicy") is not None
+        assert one.find("DefaultRolloverStrategy").get("max") == "5"  # type: ignore[union-attr]
+    rules = [files[name].find("RegexFilter") for name in ("workers", "workers_output")]
+    assert [rule.get("onMatch") for rule in rules if rule is not None] == ["ACCEPT", "DENY"]
+    record = logging.LogRecord("serving.servers.endpoint", 40, "", 0, "a\n%s", ("b",), None)
+    record.request_ids = ["r1"]
+    line = WorkerLines().format(record)
+    assert re.fullmatch(rules[0].get("regex"), line)  # type: ignore[union-attr,arg-type]
+    pattern = next(one.text for one in root.iter("Property") if one.get("name") == "worker_line")
+    unwrapped = pattern.split(",%replace")[0].split("%d")[0] + 'now",' + line.removeprefix(WORKER_MARK)  # type: ignore[union-attr]
+    assert json.loads(unwrapped) == {
+        "time": "now",
+        "level": "ERROR",
+        "logger": "serving.servers.endpoint",
+        "message": "a\nb",
+        "request_ids": ["r1"],
+    }
+    record.name = "ts.metrics.caching_metric"
+    assert WorkerLines().format(record) == "a\nb"
 
 
 def test_every_measure_has_a_place_in_the_metrics_file() -> None:

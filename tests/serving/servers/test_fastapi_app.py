@@ -1,38 +1,91 @@
 """The FastAPI app answers as TorchServe's handler does: they share the endpoint."""
 
 import json
+import logging
 import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
-from features.online.request import MAX_BODY_BYTES, ScoreRequest
+from features.online.request import MAX_BODY_BYTES, RequestError, ScoreRequest
 from serving.client import ClientError, ScoreClient
+from serving.servers.json_lines import JsonLines
+from serving.wire.reply import Scorer, ScoreReply
 from tests.serving.servers.stand_in_handler import stand_in_score, stand_in_scorer
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
 uvicorn = pytest.importorskip("uvicorn", reason="the extra `fastapi` is not installed")
+guarded_connection = pytest.importorskip("serving.servers.guarded_connection")
 
 
-@pytest.fixture(scope="module")
-def root() -> Iterator[str]:
-    from serving.servers.fastapi_app import create_app
+GET = b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n"
+HEAD = b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
+EXAMPLE = b'{"user_id": 1, "query": "q", "candidates": [101]}'
 
-    server = uvicorn.Server(uvicorn.Config(create_app(stand_in_scorer()), port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
+
+@contextmanager
+def served(app: "FastAPI") -> Iterator[Any]:
+    """uvicorn's server in a thread, listening as `serve` does."""
+    from serving.servers.fastapi_app import server_config
+
+    server = uvicorn.Server(server_config(app))
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def root_of(server: Any) -> str:
+    return f"http://127.0.0.1:{port_of(server)}"
+
+
+def port_of(server: Any) -> int:
+    return int(server.servers[0].sockets[0].getsockname()[1])
+
+
+def connected(server: Any) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port_of(server)), timeout=60)
+
+
+def until_closed(connection: socket.socket) -> bytes:
+    received = b""
+    while part := connection.recv(4096):
+        received += part
+    return received
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Any]:
+    from serving.servers.fastapi_app import create_app
+
+    with served(create_app(stand_in_scorer(), example=EXAMPLE)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def root(server: Any) -> str:
+    return root_of(server)
 
 
 @pytest.mark.parametrize("body_format", ["json", "arrow"])
@@ -88,25 +141,183 @@ def test_workers_are_counted_together_replaced_when_killed_and_end_with_their_pa
         parent.wait()
 
 
-def test_a_reply_does_not_wait_for_the_acknowledgement_of_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_does_not_wait_for_the_acknowledgement_of_its_head(server: Any) -> None:
+    with connected(server) as connection:
+        connection.sendall(GET)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        accepted = [one.transport.get_extra_info("socket") for one in server.server_state.connections]
+        assert accepted
+        assert all(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for one in accepted)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("abc-1", True), ("x" * 200, False), ("é", False), (None, False)]
+)
+def test_a_request_keeps_its_name_and_the_log_says_it(
+    root: str, given: str | None, kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = b'{"user_id": 1, "query": "q", "candidates": [13]}'  # at which the stand-in fails
+    headers = {"content-type": "application/json"}
+    headers |= {"x-request-id": given.encode().decode("latin-1")} if given else {}
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(urllib.request.Request(f"{root}/score", body, headers))
+    said = error.value.headers["x-request-id"]
+    assert (said == given) == kept
+    line = json.loads(JsonLines().format(caplog.records[-1]))
+    assert (line["level"], line["request_ids"]) == ("ERROR", [said])
+
+
+@pytest.mark.parametrize("sent", [b"", b"P", HEAD[:30], HEAD, HEAD + b"{"])
+def test_a_request_that_does_not_arrive_loses_its_connection(
+    server: Any, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guarded_connection, "REQUEST_S", 0.2)
+    with connected(server) as connection:
+        connection.sendall(sent)
+        assert until_closed(connection).startswith(b"HTTP/1.1 408")
+
+
+def test_a_second_request_that_does_not_arrive_loses_its_connection_too(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connected(server) as connection:
+        connection.sendall(GET)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        monkeypatch.setattr(guarded_connection, "REQUEST_S", 0.2)
+        connection.sendall(GET[:20])
+        assert b"HTTP/1.1 408" in until_closed(connection)
+
+
+def test_a_slow_answer_is_no_slow_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    from serving.servers.fastapi_app import create_app
+
+    monkeypatch.setattr(guarded_connection, "REQUEST_S", 0.2)
+    scorer, going_on = blocked_scorer()
+    with served(create_app(scorer)) as server, connected(server) as connection:
+        connection.sendall(HEAD.replace(b"100", str(len(EXAMPLE)).encode()) + EXAMPLE)
+        time.sleep(1)
+        going_on.set()
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_connections_beyond_the_limit_are_told_to_come_back(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_until(lambda: not server.server_state.connections)
+    monkeypatch.setattr(guarded_connection, "MAX_CONNECTIONS", 2)
+    with connected(server), connected(server), connected(server) as third:
+        answer = until_closed(third)
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"retry-after: 1" in answer
+
+
+def test_a_client_that_leaves_is_no_fault(server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    for sent in (HEAD, HEAD + b"{", HEAD.replace(b"100", str(len(EXAMPLE)).encode()) + EXAMPLE):
+        with connected(server) as connection:
+            connection.sendall(sent)
+    wait_until(lambda: not server.server_state.connections and not server.server_state.tasks)
+    assert caplog.records == []
+
+
+def blocked_scorer() -> tuple[Scorer, threading.Event]:
+    """A stand-in that scores nothing until the event is set."""
+    scorer, going_on = stand_in_scorer(), threading.Event()
+    score_many = scorer.score_many
+
+    def wait(requests: Sequence[ScoreRequest]) -> list[ScoreReply | RequestError]:
+        going_on.wait(120)
+        return score_many(requests)
+
+    scorer.score_many = wait  # type: ignore[method-assign]
+    return scorer, going_on
+
+
+def test_probes_do_not_wait_for_scores_and_ready_says_that_none_come(monkeypatch: pytest.MonkeyPatch) -> None:
     from serving.servers import fastapi_app
 
-    accepted_no_delay = []
+    monkeypatch.setattr(fastapi_app, "_PROBE_S", 0.1)
+    scorer, going_on = blocked_scorer()
+    with (
+        served(fastapi_app.create_app(scorer, example=EXAMPLE)) as server,
+        connected(server) as connection,
+    ):
+        connection.sendall(HEAD.replace(b"100", str(len(EXAMPLE)).encode()) + EXAMPLE)
+        assert status_of(server, "/live") == 200
+        assert status_of(server, "/health") == 200
+        assert status_of(server, "/ready") == 503
+        going_on.set()
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        assert status_of(server, "/ready") == 200
 
-    class Accepting:
-        def __init__(self, _: object, sockets: list[socket.socket]) -> None:
-            self.listening = sockets[0]
 
-        def run(self) -> None:
-            with socket.create_connection(self.listening.getsockname()):
-                accepted, _ = self.listening.accept()
-                with accepted:
-                    accepted_no_delay.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+def test_a_worker_is_ready_if_it_scores_its_example_or_has_scored_of_late() -> None:
+    from serving.servers.fastapi_app import create_app
 
-    monkeypatch.setattr(fastapi_app, "Multiprocess", Accepting)
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")  # `serve` sets it for its workers: put back afterwards
-    fastapi_app.serve(stand_in_scorer, host="127.0.0.1", port=0)
-    assert accepted_no_delay == [1]
+    unwanted = EXAMPLE.replace(b"101", b"14")  # which the stand-in refuses
+    with served(create_app(stand_in_scorer(), example=EXAMPLE)) as server:
+        assert status_of(server, "/ready") == 200
+        assert requests_counted(root_of(server)) == 0
+    with served(create_app(stand_in_scorer(), example=unwanted)) as server:
+        assert status_of(server, "/ready") == 503
+        assert scored(root_of(server), 1)
+        assert status_of(server, "/ready") == 200
+
+
+def test_the_schema_is_offered_only_if_it_is_asked_for(server: Any) -> None:
+    from serving.servers.fastapi_app import create_app
+
+    assert [status_of(server, path) for path in ("/openapi.json", "/docs", "/redoc")] == [404] * 3
+    with served(create_app(stand_in_scorer(), schema=True)) as other:
+        assert status_of(other, "/openapi.json") == 200
+
+
+@pytest.mark.parametrize(
+    ("codes", "times", "why"),
+    [
+        ([None, None], 100, ""),
+        ([-9, None], 9, ""),
+        ([-9, None], 10, "workers died 10 times within a minute"),
+        ([None, 3], 1, "a worker cannot start"),
+    ],
+)
+def test_workers_are_replaced_unless_that_is_no_help(
+    monkeypatch: pytest.MonkeyPatch, codes: list[int | None], times: int, why: str
+) -> None:
+    from serving.servers.fastapi_app import Multiprocess, _Supervisor
+
+    replaced = []
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(Multiprocess, "keep_subprocess_alive", lambda self: replaced.append(self))
+    supervisor = _Supervisor(SimpleNamespace(workers=2), [])
+    supervisor.processes = [SimpleNamespace(process=SimpleNamespace(exitcode=code)) for code in codes]
+    for _ in range(times):
+        supervisor.keep_subprocess_alive()
+    assert supervisor.why_ended.startswith(why)
+    assert supervisor.should_exit.is_set() == bool(why)
+    assert len(replaced) == times - bool(why)
+
+
+@pytest.mark.slow
+def test_a_server_whose_worker_cannot_start_ends_and_says_so(tmp_path: Path) -> None:
+    code = (
+        "from functools import partial\nfrom pathlib import Path\n"
+        "from serving.scoring.predictor import Predictor\nfrom serving.servers import fastapi_app\n"
+        "fastapi_app._IMPORT_S = 30\n"
+        f"fastapi_app.serve(partial(Predictor.load, Path({str(tmp_path)!r})), host='127.0.0.1', port=0)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("is not a package") == 1
+    assert "a worker cannot start" in done.stderr
+
+
+def status_of(server: Any, path: str) -> int:
+    try:
+        return int(urllib.request.urlopen(root_of(server) + path, timeout=60).status)
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 def runs(process: psutil.Process) -> bool:

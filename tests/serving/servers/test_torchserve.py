@@ -12,10 +12,11 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from features.online.request import RequestError, ScoreRequest
-from serving.client import ClientError, ScoreClient
+from serving.client import ClientError, ScoreClient, share_inference_key
 from serving.servers.archive import build_archive
 from serving.servers.torchserve import RunningServer, ServerError, running, start, stop, worker_pids
 from serving.servers.torchserve_files import ServerSettings
@@ -58,18 +59,27 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(store: Path) -> Iterator[RunningServer]:
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("with a space") / "state"
+
+
+@pytest.fixture(scope="module")
+def server(store: Path, state: Path) -> Iterator[RunningServer]:
     from serving.servers.archive import find_archive
 
     settings = ServerSettings(port=five_free_ports(), workers=2, batch_size=4, batch_delay_ms=2)
-    yield start(find_archive(store), settings)
-    scratch = running(store)
+    before = sorted(store.rglob("*"))
+    os.environ["DASHCLIP_TEST_DATABASE_URL"] = "postgresql://user:secret@host"
+    yield start(find_archive(store), settings, state=state)
+    scratch = running(state)
     assert scratch is not None
-    assert stop(store)
+    assert running(store) is None
+    assert stop(state)
     assert not scratch.alive
     assert not scratch.scratch.exists()
-    assert not (store / "server" / "key_file.json").exists()
-    assert not stop(store)
+    assert not list(state.glob("*key*.json"))
+    assert not stop(state)
+    assert sorted(store.rglob("*")) == before, "the store is never written to"
 
 
 def client(server: RunningServer, **options: object) -> ScoreClient:
@@ -130,6 +140,22 @@ def test_without_a_token_nothing_is_scored_and_a_stale_one_is_renewed(server: Ru
         one.score(REQUEST)
 
 
+def test_the_inference_key_scores_and_cannot_manage(server: RunningServer) -> None:
+    assert server.key_file is not None
+    shared = share_inference_key(server.key_file)
+    assert shared == server.key_file.with_name("inference_key.json")
+    key = json.loads(shared.read_text())
+    assert set(key) == {"inference"}
+    with client(server, key_file=shared, management_url=None) as one:
+        one.score(REQUEST)
+    request = urllib.request.Request(
+        f"{server.management_url}/models", headers={"Authorization": f"Bearer {key['inference']['key']}"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(request)
+    assert error.value.code == 400
+
+
 def test_remote_models_cannot_be_registered(server: RunningServer) -> None:
     assert server.key_file is not None
     token = json.loads(server.key_file.read_text())["management"]["key"]
@@ -141,6 +167,27 @@ def test_remote_models_cannot_be_registered(server: RunningServer) -> None:
     with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(request)
     assert error.value.code == 405
+
+
+def test_a_fault_is_a_json_line_with_its_level_and_the_name_of_its_request(server: RunningServer) -> None:
+    with client(server, retries=0) as one, pytest.raises(ClientError, match="its log says where"):
+        one.score(ScoreRequest(user_id=1, query="q", candidates=[13]))
+    log = server.logs / "workers.jsonl"
+    deadline = time.monotonic() + 60
+    while not log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    line = json.loads(log.read_text().splitlines()[-1])
+    assert (line["level"], line["logger"]) == ("ERROR", "serving.servers.endpoint")
+    assert len(line["request_ids"]) == 1
+    assert "ZeroDivisionError" in line["message"]
+    assert line["time"].startswith("20")
+
+
+def test_workers_see_no_secret_of_the_environment(server: RunningServer) -> None:
+    for pid in worker_pids(server):
+        seen = psutil.Process(pid).environ()
+        assert "DASHCLIP_TEST_DATABASE_URL" not in seen
+        assert "PATH" in seen
 
 
 def test_measures_reach_prometheus(server: RunningServer) -> None:
@@ -175,13 +222,13 @@ def test_a_killed_worker_is_replaced_while_the_other_goes_on(server: RunningServ
 
 
 def test_a_second_server_for_the_store_and_a_taken_port_are_refused(
-    server: RunningServer, store: Path, tmp_path: Path
+    server: RunningServer, store: Path, state: Path, tmp_path: Path
 ) -> None:
     from serving.servers.archive import find_archive
 
     archive = find_archive(store)
-    with pytest.raises(ServerError, match="dashclip stop"):
-        start(archive, ServerSettings(port=five_free_ports()))
+    with pytest.raises(ServerError, match=r"dashclip stop '.*with a space.*state'"):
+        start(archive, ServerSettings(port=five_free_ports()), state=state)
     other = shutil.copytree(archive.path, tmp_path / "dashclip")
     taken = int(server.url.split(":")[2].split("/")[0])
     with pytest.raises(ServerError, match="--port"):

@@ -4,18 +4,22 @@ import json
 import logging
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from ts.context import Context
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.model_loader import TsModelLoader
 from ts.service import Service
 
+from experiments.serving_checks.hostile_arrow import stream, views_of_one_text
 from serving.servers.measures import Series
 from serving.servers.torchserve_files import metrics_text
 from serving.servers.torchserve_handler import _exporter
+from serving.wire import arrow_codec
 from tests.serving.servers.stand_in_handler import StandInHandler
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -82,9 +86,29 @@ def test_each_request_of_a_batch_has_its_own_status(service: Service) -> None:
     assert context.get_response_content_type(1) == "application/json"
 
 
+def test_a_fault_is_logged_with_the_name_of_its_request(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    predict(service, GOOD, {"body": GOOD["body"].replace(b"1]", b"13]")})
+    assert [getattr(record, "request_ids", None) for record in caplog.records] == [["r0", "r1"], ["r1"]]
+
+
 def test_a_request_without_a_body_is_refused(service: Service) -> None:
     context = predict(service, {}, {'{"user_id":1': b'"query"'}, {"body": b""})
     assert [context.get_response_status(i)[0] for i in range(3)] == [400, 400, 400]
+
+
+def test_an_arrow_body_that_announces_much_costs_no_more_than_it_weighs(service: Service) -> None:
+    rows = 10_000
+    body = stream({"product_id": pa.array(range(rows)), "note": views_of_one_text("x" * 500, rows)})
+    tracemalloc.start()
+    try:
+        context = predict(service, {"body": body}, kind=arrow_codec.CONTENT_TYPE)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert context.get_response_status(0)[0] == 400
+    assert most_bytes < 4 * len(body) < 1_000_000
 
 
 def test_torchserve_finds_exactly_one_class_in_the_handler_file() -> None:

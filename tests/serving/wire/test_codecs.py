@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from experiments.serving_checks.hostile_arrow import stream
 from features.online.request import MAX_COLUMNS, RequestError, ScoreRequest
 from serving.wire import arrow_codec, json_codec
 from serving.wire.reply import ScoreReply
@@ -181,16 +182,6 @@ def test_a_request_without_a_user_is_one_whose_user_is_null(codec: ModuleType) -
 def test_a_null_where_nothing_is_allowed_is_as_good_as_nothing() -> None:
     fields = {**GOOD, "context": None, "candidate_columns": None, "history": None, "timestamp_us": None}
     assert json_codec.decode_request(orjson.dumps(fields)).context == {}
-
-
-def stream(columns: dict[str, pa.Array], metadata: dict[bytes, bytes] | None = None, **options: Any) -> bytes:
-    fields = [pa.field(name, array.type) for name, array in columns.items()]
-    beside = {b"dashclip": b'{"user_id": 1, "query": "q"}'} if metadata is None else metadata
-    schema = pa.schema(fields, metadata=beside)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
-        writer.write_batch(pa.record_batch(list(columns.values()), schema=schema))
-    return sink.getvalue().to_pybytes()
 
 
 IDS_COLUMN = {"product_id": pa.array([1, 2])}

@@ -1,0 +1,50 @@
+"""Log records as JSON lines: time, level, logger, message, and the ids of the requests they are about."""
+
+import json
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+#: Before a line of a TorchServe worker, whose frontend adds the time and the opening brace.
+WORKER_MARK = "DASHCLIP-JSON "
+
+
+def about(request_ids: Sequence[str | None]) -> dict[str, Any]:
+    """The argument `extra` of a log call about requests; what has no id is left out."""
+    return {"request_ids": [one for one in request_ids if one is not None]}
+
+
+class JsonLines(logging.Formatter):
+    """One line for each record, a traceback within it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        moment = datetime.fromtimestamp(record.created, UTC)
+        return json.dumps({"time": moment.isoformat(timespec="milliseconds"), **self.fields(record)})
+
+    def fields(self, record: logging.LogRecord) -> dict[str, Any]:
+        """All but the time."""
+        message = record.getMessage()
+        if record.exc_info:
+            message += "\n" + self.formatException(record.exc_info)
+        fields: dict[str, Any] = {"level": record.levelname, "logger": record.name, "message": message}
+        request_ids = getattr(record, "request_ids", None)
+        return fields | ({"request_ids": request_ids} if request_ids else {})
+
+
+def log_as_json() -> None:
+    """Have this process write its warnings and errors to standard error as JSON lines, and nothing else."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+class WorkerLines(JsonLines):
+    """For the output of a TorchServe worker: its own lines as they are, because the frontend reads some."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line that TorchServe's log configuration turns into JSON."""
+        if record.name.split(".", 1)[0] in ("ts", "root"):
+            return record.getMessage()
+        return WORKER_MARK + json.dumps(self.fields(record)).removeprefix("{")
