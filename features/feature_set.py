@@ -82,6 +82,8 @@ class LogSummary(StrictModel):
     anonymous_impressions: int = 0
     anonymous_purchases: int = 0
     absences: tuple[str, ...]
+    #: Impressions were made of purchases, as the folder of the tables says: nobody saw them.
+    constructed: bool = False
 
 
 class Manifest(StrictModel):

@@ -42,9 +42,9 @@ def search(
     """
     from rich.console import Console
 
-    from experiments.reports.inputs.facts import told_simulated
     from experiments.runtime.progress import progress_bars
     from experiments.scoring.texts import ProductSearch, VectorSource, hits_text
+    from features.inputs.origin import Origin
 
     if page == (query is not None):
         raise typer.BadParameter("give a query, or --page to type queries into", param_hint="QUERY")
@@ -59,7 +59,7 @@ def search(
             name = str(against) if beside else _BY_WORDS
             searches[f"{name} (again)" if name == by else name] = ProductSearch(data, beside, progress=bars)
     if page:
-        simulated = told_simulated(data) is True
+        simulated = Origin.of(data).simulated is True
         _serve(searches, port=port, k=k, simulated=simulated)
     else:
         assert query is not None

@@ -77,6 +77,7 @@ def measure(
         commit=commit(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         simulated=bool(sweep.get("simulated", False)),
+        constructed=bool(sweep.get("constructed", False)),
         data=str(sweep.get("name", configs[0].features)),
         split=options.split,
         variant=configs[0].variant,

@@ -185,6 +185,7 @@ class ImportanceReport(Record):
     commit: str | None
     created: str
     simulated: bool
+    constructed: bool = False
     data: str
     split: str
     variant: str

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.encoders.table1 import Table1
-from experiments.reports.inputs.facts import told_simulated
 from experiments.reports.page import Absent, Section
 from experiments.reports.records import EvidenceError, read_record
 from experiments.reports.sections.retrieval import FILE, TITLES_FILE
 from experiments.reports.sections_page import write_sections_page
+from features.inputs.origin import Origin
 
 
 def write_encoders_page(
@@ -26,7 +26,7 @@ def write_encoders_page(
         evidence,
         title=f"The evidence: encoders {folder.resolve().name}",
         lead="No ranker was compared in this folder: this page is of the vectors alone.",
-        simulated=_simulated(folder, data),
+        origin=Origin(simulated=_simulated(folder, data)),
         command=f"dashclip report {folder}" + (f" --data {data}" if data else ""),
         rests_on=' from the results named under each part; "+changes" or "-dirty" after a commit means that '
         "files differed from it.",
@@ -42,4 +42,4 @@ def _simulated(folder: Path, data: Path | None) -> bool | None:
             continue
         if record is not None:
             return record.simulated
-    return told_simulated(data) if data is not None else None
+    return Origin.of(data).simulated if data is not None else None

@@ -115,7 +115,8 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _summary(table: dict[str, Any], name: str) -> str:
-    kind = "**simulated data**" if table["simulated"] else "real data"
+    constructed = "**constructed impressions**" if table.get("constructed") else "real data"
+    kind = "**simulated data**" if table["simulated"] else constructed
     expects = table.get("best_auc_expected") is not None
     heading = ["", "AUC", "difference to baseline [95 % over seeds]"]
     second = table.get("second_baseline")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from experiments.reports.page import Absent, Section, render, time_of
 from features.artifacts import atomic_write_bytes
+from features.inputs.origin import Origin
 
 PAGE = "report.html"
 
@@ -16,7 +17,7 @@ def write_sections_page(
     *,
     title: str,
     lead: str,
-    simulated: bool | None,
+    origin: Origin,
     command: str,
     rests_on: str,
     facts: Sequence[tuple[str, str]] = (),
@@ -24,7 +25,7 @@ def write_sections_page(
     """Write `report.html` into `out`, whole or not at all.
 
     Args:
-        simulated: whether the data were simulated; None where nothing says it, and the page says neither.
+        origin: of the data; where nothing says whether they were simulated, the page says neither.
         command: what makes the page again.
         rests_on: the end of the sentence "Page made ... by COMMAND".
         facts: numbers with their names, to stand below the title.
@@ -33,7 +34,7 @@ def write_sections_page(
         "sections.html",
         title=title,
         lead=lead,
-        simulated=simulated,
+        origin=origin,
         sections=sections,
         command=command,
         rests_on=rests_on,

@@ -21,6 +21,8 @@ Ints = npt.NDArray[np.int64]
 Score = Callable[[Sequence[ScoreRequest]], Sequence[ScoreReply | RequestError]]
 #: Requests scored at once: enough to show that neighbours do not mix, few enough to move the bar.
 BATCH_REQUESTS = 8
+#: Offline probabilities that are closer are ties: no ranking hangs on them, and served vectors are rounded.
+TIE = 1e-5
 _WORST = 5
 
 
@@ -39,9 +41,9 @@ class Replay:
 
     Attributes:
         max_difference: largest |served - offline| probability.
-        same_order: share of requests whose served order is an order of the offline scores, too; offline ties
-            may be in any order.
-        reordered: where the order is another one, the largest offline difference that was turned around.
+        same_order: share of requests whose served order is an order of the offline scores, too; of candidates
+            that TIE or less apart are, either may be first.
+        reordered: the largest offline difference that was turned around.
         auc: of the offline predictions and of the served scores over the same impressions; None with one
             class only.
         refused: requests that were refused, and the first reason.
@@ -104,7 +106,7 @@ def replay(
             replies.append(reply)
             served_M[rows_N] = reply.scores_N
             inversion = largest_inversion(offline_M[rows_N], reply.order_N)
-            same_order += inversion == 0
+            same_order += inversion <= TIE
             reordered = max(reordered, inversion)
         progress("replaying", first + len(batch), len(groups))
     if not replies:

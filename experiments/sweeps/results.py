@@ -72,6 +72,8 @@ class SweepRecord(BaseModel):
     variants: tuple[str, ...]
     seeds: tuple[int, ...]
     simulated: bool
+    #: Impressions were made of purchases: nobody saw them.
+    constructed: bool = False
     truth: str | None = None
     data: str | dict[str, Any] | None = None
     command: str | None = None

@@ -22,6 +22,7 @@ from experiments.runtime.environment import environment, usable_cores
 from experiments.runtime.job_pool import BUSY, DIED, Job, OnProgress, run_jobs
 from experiments.sweeps.results import SWEEP, Floor
 from features.artifacts import BusyError, atomic_write_json
+from features.feature_set import FeatureSet
 from features.progress import Progress
 from ranking.model import RankerConfig
 from ranking.popularity import popularity_floor_of
@@ -305,6 +306,7 @@ def write_record(config: SweepConfig, out: Path, command: str | None) -> None:
         "titles": {name: variant.title for name, variant in config.variants.items() if variant.title},
         "seeds": list(config.seeds),
         "simulated": config.simulated,
+        "constructed": FeatureSet.open(config.features).manifest.data.constructed,
         # relative to the sweep's folder, so that both can be moved together
         "truth": os.path.relpath(config.truth, out) if config.truth else None,
         "features": content["features"],

@@ -220,6 +220,7 @@ def to_json(table: Table2) -> dict[str, Any]:
     return {
         "name": record.name,
         "simulated": record.simulated,
+        "constructed": record.constructed,
         "data": record.data,
         "seeds": table.seeds,
         "seeds_asked": len(record.seeds),

@@ -31,6 +31,7 @@ from features.columns.counters import counter_names, counter_transforms
 from features.columns.transforms import ExactMoments, Transform
 from features.feature_set import FeatureSet, LogSummary, Manifest
 from features.feature_set import SparseColumn as SparseSummary
+from features.inputs.origin import Origin
 from features.inputs.tables import InputTables
 from features.offline.buckets import Buckets
 from features.offline.fitted_columns import DenseColumn, SparseColumn
@@ -221,6 +222,7 @@ def _read(reader: LogReader, folder: Path, scratch: Path, *, buckets: int, repor
         clicks_counted_from="click_timestamp" if facts.has_click_times else "impression_timestamp",
         clicks_without_time=facts.clicks_without_time,
         absences=reader.tables.absences,
+        constructed=Origin.of(reader.tables.root).constructed,
     )
     return _Parts(log, partitions, events, counters, dense, sparse, len(users), summary)
 

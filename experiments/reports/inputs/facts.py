@@ -3,7 +3,6 @@
 Each is one query of DuckDB, so that the log may be larger than memory.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,20 +87,6 @@ def gather_facts(tables: InputTables) -> Facts:
             pictured=_pictured(connection, tables),
             sizes={name: sum(file.stat().st_size for file in tables.files(name)) for name in tables.tables},
         )
-
-
-def told_simulated(data: Path) -> bool | None:
-    """Whether the folder itself says that its data were simulated; None where it says neither."""
-    if (data / "truth").is_dir():
-        return True
-    for name in ("marketplace.json", "source.json"):
-        try:
-            told = json.loads((data / name).read_text(encoding="utf-8")).get("simulated")
-        except (OSError, ValueError, AttributeError):
-            continue
-        if isinstance(told, bool):
-            return told
-    return None
 
 
 def _frequency(connection: duckdb.DuckDBPyConnection, tables: InputTables, column: str) -> Frequency:

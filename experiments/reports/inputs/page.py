@@ -4,10 +4,11 @@ from pathlib import Path
 
 from embeddings.embedding_table import is_table
 from experiments.projects.survey import survey
-from experiments.reports.inputs.facts import gather_facts, told_simulated
+from experiments.reports.inputs.facts import gather_facts
 from experiments.reports.inputs.sections import input_sections
 from experiments.reports.page import Absent, Section
 from experiments.reports.sections_page import write_sections_page
+from features.inputs.origin import Origin
 from features.inputs.table_specs import TABLES
 from features.inputs.tables import InputTables
 from features.inputs.validation import validate
@@ -43,16 +44,16 @@ def gather_inputs(data: Path, *, progress: Progress = silent) -> list[Section | 
 
 def write_inputs_page(data: Path, out: Path, sections: list[Section | Absent]) -> Path:
     """Write `report.html` into `out`, whole or not at all."""
-    simulated = told_simulated(data)
+    origin = Origin.of(data)
     lead = "What the tables of this folder hold, counted when the page was made. Times are UTC."
-    if simulated is None:
+    if origin.simulated is None:
         lead += " Nothing in the folder says where the tables come from."
     return write_sections_page(
         out,
         sections,
         title=f"What is in the folder {data.resolve().name}",
         lead=lead,
-        simulated=simulated,
+        origin=origin,
         command=f"dashclip report {data}",
         rests_on=" from the tables as they were then; none of its numbers is stored elsewhere.",
     )

@@ -173,7 +173,11 @@ def to_markdown(table: Table2) -> str:
     """The report as Markdown: the main table, the slices, the pairs, and what is missing."""
     record = table.results.record
     everything = table.slices["all"]
-    kind = "SIMULATED data (generated, not real users)" if record.simulated else "Real data"
+    kind = "Real data"
+    if record.simulated:
+        kind = "SIMULATED data (generated, not real users)"
+    elif record.constructed:
+        kind = "CONSTRUCTED impressions (nobody saw them; real purchases count as clicks)"
     lines = [
         f"# {record.name}: variants compared",
         "",
@@ -216,7 +220,9 @@ def _of_users(facts: SliceFacts) -> str:
 def console_table(table: Table2) -> Table:
     """The main table for a terminal."""
     record = table.results.record
-    label = "[bold]SIMULATED data[/bold]" if record.simulated else "real data"
+    label = "real data"
+    if record.simulated or record.constructed:
+        label = f"[bold]{'SIMULATED data' if record.simulated else 'CONSTRUCTED impressions'}[/bold]"
     title = f"{escape(record.name)}: {label}, {table.seeds} seeds"
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("Variant", min_width=15)

@@ -339,7 +339,9 @@ def test_what_retraining_without_useless_features_changed_is_shown_side_by_side(
 
 
 def test_real_data_are_called_real(undrawn):
-    assert "Real data" in to_html(made_report(features=FEW, groups={}, slices={}, simulated=False))
+    real = {"features": FEW, "groups": {}, "slices": {}, "simulated": False}
+    assert "Real data" in to_html(made_report(**real))
+    assert "Real data" not in to_html(made_report(**real, constructed=True))
 
 
 def test_writing_leaves_page_csv_and_pictures_and_removes_those_of_an_earlier_report(tmp_path):

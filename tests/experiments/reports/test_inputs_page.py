@@ -16,13 +16,18 @@ from experiments.api import MarketplaceConfig, generate_marketplace
 from experiments.cli import app
 from experiments.projects.survey import survey
 from experiments.reports.inputs import plots
-from experiments.reports.inputs.facts import PURCHASE_STEPS, gather_facts, told_simulated
+from experiments.reports.inputs.facts import PURCHASE_STEPS, gather_facts
 from experiments.reports.inputs.page import gather_inputs, is_data_folder
 from experiments.reports.page import Absent, Section
+from experiments.reports.sections_page import write_sections_page
 from experiments.reports.tiles import product_tile
 from experiments.statistics.cells import share
+from features.inputs.origin import Origin
 from features.inputs.tables import InputError, InputTables
 from tests.experiments.reports.page_reader import assert_whole_and_self_contained
+
+#: What a page may call its data.
+KINDS = ("SIMULATED data", "CONSTRUCTED impressions", "Real data")
 
 
 @pytest.fixture(scope="module")
@@ -196,14 +201,6 @@ def test_a_catalogue_alone_has_a_page(small):
     assert "init" not in str(models.grids)
 
 
-def test_only_what_the_folder_says_is_called_simulated(tmp_path):
-    assert told_simulated(tmp_path) is None
-    (tmp_path / "source.json").write_text('{"simulated": false}')
-    assert told_simulated(tmp_path) is False
-    (tmp_path / "truth").mkdir()
-    assert told_simulated(tmp_path) is True
-
-
 def test_a_folder_of_another_kind_gets_a_sentence(tmp_path):
     done = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert "neither input tables" in str(done.exception)
@@ -266,3 +263,15 @@ def test_the_survey_estimates_only_beyond_a_size(market, monkeypatch):
     _columns(InputTables.open(market), "products", Listening())
     assert "approx_count_distinct(" in asked[0]
     assert "count(DISTINCT" not in asked[0]
+
+
+def test_constructed_impressions_are_never_called_real(tmp_path):
+    for origin, said in (
+        (Origin(simulated=False, constructed=True), "CONSTRUCTED impressions"),
+        (Origin(simulated=True, constructed=True), "SIMULATED data"),
+        (Origin(simulated=False), "Real data"),
+    ):
+        page = write_sections_page(
+            tmp_path, [], title="a", lead="b", origin=origin, command="c", rests_on="d"
+        ).read_text(encoding="utf-8")
+        assert [word for word in KINDS if word in page] == [said]

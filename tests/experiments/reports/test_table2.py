@@ -1,6 +1,7 @@
 """The report of made-up sweeps whose truth is known: its numbers, its gaps, its page."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -366,6 +367,15 @@ def test_missing_failed_and_broken_runs_are_named_and_the_rest_compared(copied, 
     for text in (to_markdown(table), to_html(table)):
         assert "did not finish (no run.json)" in text
         assert "5 of 12 runs are missing" in text
+
+
+def test_constructed_impressions_are_never_called_real(tmp_path):
+    sweep = write_sweep(tmp_path, rows=200, seeds=(1, 2), simulated=False, truth=False, constructed=True)
+    table = build_report(sweep, bootstrap_resamples=QUICK)
+    assert to_json(table)["constructed"] is True
+    for text in (to_markdown(table), to_html(table), console_table(table).title):
+        assert "CONSTRUCTED impressions" in text
+        assert not re.search("Real data|: real data", text)
 
 
 def test_a_variant_without_any_run_is_named(copied):

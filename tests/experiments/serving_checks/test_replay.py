@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from experiments.cli import app
-from experiments.serving_checks.replay import largest_inversion, replay
+from experiments.serving_checks.replay import TIE, largest_inversion, replay
 from experiments.serving_checks.skew import skew
 from features.columns.clock import DAY_US
 from features.feature_set import FeatureSet
@@ -181,6 +181,27 @@ def test_an_error_of_one_candidate_is_found_and_the_order_is_counted(impressions
     assert found.max_difference == pytest.approx(0.25, abs=1e-6)
     assert found.worst[0].served - found.worst[0].offline == pytest.approx(0.25, abs=1e-6)
     assert not found.holds(tolerance=1.0, same_order=0.0)  # one was refused
+
+
+def test_candidates_that_are_a_tie_apart_may_be_served_in_any_order(impressions: LoggedImpressions) -> None:
+    groups = [rows for rows in impressions.groups() if len(rows) > 1]
+
+    def same_order(gap: float) -> float:
+        offline_M = 0.5 + gap * np.arange(len(impressions))
+        asked = iter(groups)
+
+        def score(requests: list[ScoreRequest]) -> list[ScoreReply]:
+            rising = [offline_M[next(asked)] for _ in requests]
+            orders = [np.r_[best_first(scores)[:-2], best_first(scores)[:-3:-1]] for scores in rising]
+            return [
+                ScoreReply(scores, order, "model", "000001", "2024-01-01", {})
+                for scores, order in zip(rising, orders, strict=True)
+            ]
+
+        return replay(impressions, groups, offline_M, score).same_order
+
+    assert same_order(TIE / 2) == 1.0, "the last two are turned around, and half a tie apart"
+    assert same_order(2 * TIE) == 0.0
 
 
 def test_ties_may_come_in_any_order_and_an_inversion_counts_by_its_size() -> None:

@@ -103,6 +103,7 @@ def test_every_run_of_a_sweep_ends_and_is_recorded(finished):
     assert record["seeds"] == [3, 1]
     assert record["command"] == "as typed"
     assert record["simulated"] is False
+    assert record["constructed"] is False
     for run in plan(sweep_config(), out):
         assert json.loads((run.folder / "run.json").read_text())["seed"] == run.config.seed
         assert not (run.folder / "failure.txt").exists()
