@@ -24,6 +24,7 @@ NEED_AN_EXTRA = {
     "experiments.benchmarks.training.peers.deepctr_torch_runner",
     "experiments.benchmarks.training.peers.fuxictr_runner",
     "serving.servers.fastapi_app",
+    "serving.servers.guarded_connection",
 }
 #: Requirements under other names than the modules that they bring.
 MODULES = {"pytest-xdist": "xdist", "import-linter": "importlinter", "ir-measures": "ir_measures"}

@@ -94,7 +94,7 @@ def test_a_killed_process_resumes_to_the_same_bits(data: Path, whole: Path, kill
     assert run.outcome.history == expected["history"]
     assert run.encoder.encoder_id == DashClipEncoder.load(whole / stage / "encoder").encoder_id
     names = {path.name for path in folder.iterdir()}
-    assert names == {"encoder", "training.json"} | ({"tuples"} if stage == "align" else set())
+    assert names == {"encoder", "tensorboard", "training.json"} | ({"tuples"} if stage == "align" else set())
 
 
 def record(folder: Path) -> dict[str, Any]:

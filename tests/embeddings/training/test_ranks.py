@@ -80,7 +80,11 @@ def test_the_first_rank_alone_writes_the_run_and_both_open_it(folders: tuple[Pat
     assert ids == {loaded.encoder_id}
     assert loaded.trained_on is not None
     assert loaded.trained_on["settings"]["ranks"] == 2
-    assert sorted(path.name for path in (two / "stage").iterdir()) == ["encoder", "training.json"]
+    assert sorted(path.name for path in (two / "stage").iterdir()) == [
+        "encoder",
+        "tensorboard",
+        "training.json",
+    ]
 
 
 def test_a_loss_that_is_no_number_on_one_rank_stops_all(folders: tuple[Path, Path]) -> None:
