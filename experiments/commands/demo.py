@@ -44,7 +44,7 @@ def demo(
 
     With a second core, rankers train on it while the encoders are trained and measured on the first. Every
     part that is already whole in OUT is kept, so a stopped demo goes on where it was. All data are simulated,
-    and every output says so. OUT/report.html is the page to open at the end. Takes some 25 minutes on two
+    and every output says so. OUT/report.html is the page to open at the end. Takes some 16 minutes on two
     cores at size small.
 
     Examples: `dashclip demo --out runs/demo --seeds 5`,
