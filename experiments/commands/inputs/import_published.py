@@ -144,7 +144,7 @@ def import_wands_command(
 
     Example: `dashclip import wands WANDS/dataset runs/wands/tables`
     """
-    from experiments.datasets.wands import import_wands
+    from experiments.datasets.published.wands import import_wands
 
     absent = "no images, impressions or purchases in this data set; rankers cannot be trained on it"
     _print_published("WANDS", import_wands(path, out), absent, out)
@@ -170,7 +170,7 @@ def import_esci_command(
     """
     from typing import get_args
 
-    from experiments.datasets.amazon_esci import Locale, Version, import_esci
+    from experiments.datasets.published.amazon_esci import Locale, Version, import_esci
 
     for option, value, known in (("--locale", locale, Locale), ("--version", version, Version)):
         if value not in get_args(known):
@@ -197,7 +197,7 @@ def import_instacart_command(
 
     Example: `dashclip import instacart instacart_2017_05_01 runs/instacart/tables`
     """
-    from experiments.datasets.instacart import import_instacart
+    from experiments.datasets.published.instacart import import_instacart
 
     summary = import_instacart(path, out, users=users or None, negatives=negatives, seed=seed)
     absent = "no queries, images, prices or grades in this data set; variants that need them do not apply"
@@ -224,7 +224,7 @@ def import_criteo_command(
 
     Example: `dashclip import criteo dac runs/criteo/tables --one-in 100`
     """
-    from experiments.datasets.criteo import import_criteo
+    from experiments.datasets.published.criteo import import_criteo
 
     absent = (
         "no products, users, texts, queries or purchases in this data set: it is for the DCN baseline alone"
@@ -246,7 +246,7 @@ def import_avazu_command(
 
     Example: `dashclip import avazu avazu-ctr-prediction runs/avazu/tables --one-in 100`
     """
-    from experiments.datasets.avazu import import_avazu
+    from experiments.datasets.published.avazu import import_avazu
 
     absent = "no texts, queries or purchases in this data set: it is for the DCN baseline alone"
     _print_published("Avazu", import_avazu(path, out, one_in=one_in), absent, out)
@@ -272,7 +272,7 @@ def import_open_bandit_command(
     """
     from typing import get_args
 
-    from experiments.datasets.open_bandit import Campaign, Policy, import_open_bandit
+    from experiments.datasets.published.open_bandit import Campaign, Policy, import_open_bandit
 
     for option, value, known in (("--policy", policy, Policy), ("--campaign", campaign, Campaign)):
         if value not in get_args(known):
@@ -304,7 +304,7 @@ def import_complete_journey_command(
 
     Example: `dashclip import complete-journey dunnhumby runs/complete_journey/tables`
     """
-    from experiments.datasets.complete_journey import import_complete_journey
+    from experiments.datasets.published.complete_journey import import_complete_journey
 
     summary = import_complete_journey(path, out, users=users or None, negatives=negatives, seed=seed)
     absent = "no queries, images, prices or grades in this data set; variants that need them do not apply"

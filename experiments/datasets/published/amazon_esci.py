@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.datasets.own_tables.import_tables import ImportedTables
-from experiments.datasets.published_tables import PublishedTables, import_published
+from experiments.datasets.published.tables import PublishedTables, import_published
 from features.progress import Progress, silent
 
 Locale = Literal["us", "es", "jp"]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from experiments.datasets.own_tables.import_tables import ImportedTables
 from experiments.datasets.own_tables.mapping import ConstructedImpressions
-from experiments.datasets.published_tables import CLOCK_START, PublishedTables, import_published
+from experiments.datasets.published.tables import CLOCK_START, PublishedTables, import_published
 from features.progress import Progress, silent
 
 _TRANSACTIONS = ("household_key", "BASKET_ID", "DAY", "PRODUCT_ID", "QUANTITY", "STORE_ID", "TRANS_TIME")

@@ -14,16 +14,16 @@ from typer.testing import CliRunner
 import experiments
 from experiments.cli import app
 from experiments.config import load_config
-from experiments.datasets.avazu import import_avazu
-from experiments.datasets.complete_journey import import_complete_journey
-from experiments.datasets.criteo import IDS, NUMBERS, import_criteo
-from experiments.datasets.open_bandit import import_open_bandit
+from experiments.datasets.published.avazu import import_avazu
+from experiments.datasets.published.complete_journey import import_complete_journey
+from experiments.datasets.published.criteo import IDS, NUMBERS, import_criteo
+from experiments.datasets.published.open_bandit import import_open_bandit
 from experiments.sweeps.sweep import SweepConfig
 from features.inputs.tables import InputError
 from features.inputs.validation import validate
 from features.offline.build import build
 from features.schema import FeatureConfig
-from tests.experiments.datasets.published_logs import avazu, complete_journey, criteo, open_bandit
+from tests.experiments.datasets.published.published_logs import avazu, complete_journey, criteo, open_bandit
 
 CONFIGS = Path(experiments.__file__).parent / "configs"
 START = datetime(2000, 1, 1, tzinfo=UTC)

@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 
 from experiments.datasets.own_tables.import_tables import ImportedTables
-from experiments.datasets.published_tables import CLOCK_START, PublishedTables, import_published
+from experiments.datasets.published.tables import CLOCK_START, PublishedTables, import_published
 from features.columns.clock import DAY_US
 from features.progress import Progress, silent
 

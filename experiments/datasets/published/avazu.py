@@ -17,7 +17,7 @@ There are no texts, queries or purchases.
 from pathlib import Path
 
 from experiments.datasets.own_tables.import_tables import ImportedTables
-from experiments.datasets.published_tables import PublishedTables, import_published
+from experiments.datasets.published.tables import PublishedTables, import_published
 from features.progress import Progress, silent
 
 #: What stands in `device_id` where a device has none.

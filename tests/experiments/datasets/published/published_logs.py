@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.datasets.avazu import COLUMNS, NO_DEVICE
+from experiments.datasets.published.avazu import COLUMNS, NO_DEVICE
 
 
 def criteo(folder: Path, *, rows: int = 70, days: int | None = None, seed: int = 0) -> Path:

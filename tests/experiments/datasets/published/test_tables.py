@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 import experiments
 from experiments.cli import app
 from experiments.config import load_config
-from experiments.datasets.amazon_esci import import_esci
-from experiments.datasets.instacart import import_instacart
-from experiments.datasets.wands import import_wands
+from experiments.datasets.published.amazon_esci import import_esci
+from experiments.datasets.published.instacart import import_instacart
+from experiments.datasets.published.wands import import_wands
 from features.inputs.tables import InputError, InputTables
 from features.inputs.validation import validate
 from features.schema import FeatureConfig

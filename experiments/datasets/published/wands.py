@@ -9,7 +9,7 @@ aisle is the first level of the category hierarchy. There are no images, impress
 from pathlib import Path
 
 from experiments.datasets.own_tables.import_tables import ImportedTables
-from experiments.datasets.published_tables import PublishedTables, import_published
+from experiments.datasets.published.tables import PublishedTables, import_published
 from features.progress import Progress, silent
 
 GRADES = {"Exact": 2, "Partial": 1, "Irrelevant": 0}
