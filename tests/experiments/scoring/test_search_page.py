@@ -1,6 +1,8 @@
 """The page of `dashclip search`: what it finds, over HTTP, and whom it answers."""
 
 import http.client
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from urllib.parse import quote
@@ -8,6 +10,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from embeddings.tables.lsa import embed_lsa
@@ -16,6 +19,8 @@ from experiments.scoring.search_page import search_page, search_server
 from experiments.scoring.texts import ProductSearch, VectorSource
 from tests.embeddings.small_catalog import title_of, write_small_catalog
 from tests.experiments.reports.page_reader import assert_whole_and_self_contained
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +114,18 @@ def test_it_answers_to_this_machine_under_its_own_names_alone(searches, port):
 def test_a_query_or_a_page_but_not_both(searches, tmp_path, words):
     done = CliRunner().invoke(app, ["search", str(tmp_path), *words])
     assert done.exit_code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
+def test_a_browser_shows_the_products_and_runs_no_title(port, tmp_path):
+    """What a browser makes of the page, with its policy and its parser, not what ours makes of it."""
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    address = f"http://127.0.0.1:{port}/?q={quote('purple ring')}"
+    shown = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0, shown.stderr[-500:]
+    assert "Elmiri &lt;script&gt;alert(1)&lt;/script&gt; Purple Ring" in shown.stdout
+    assert shown.stdout.count('src="data:image/') >= 5
+    subprocess.run([*command, f"--screenshot={tmp_path / 'page.png'}", address], timeout=120, check=True)
+    with Image.open(tmp_path / "page.png") as page:
+        assert len(set(page.convert("RGB").getdata())) > 100, "the browser painted a blank page"
