@@ -17,6 +17,7 @@ from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.relevance.build_tuples import Grades, TupleConfig, TupleSet, build_tuples, read_grades
 from embeddings.relevance.grades import sources_of
+from embeddings.stages.alignment import AlignConfig
 from embeddings.stages.completion_training import complete
 from embeddings.stages.product_parts import ProductParts, has_image_and_title
 from embeddings.stages.run_folder import (
@@ -34,7 +35,7 @@ from embeddings.stages.run_folder import (
     train_in,
 )
 from embeddings.stages.stage1 import PretrainConfig, PretrainTask, products_of_stage1
-from embeddings.stages.stage2 import AlignConfig, AlignTask, Tuples
+from embeddings.stages.stage2 import AlignTask, Tuples
 from embeddings.stages.warmup import ImageWarmupConfig, ImageWarmupTask, TextWarmupTask, WarmupConfig
 from embeddings.stages.whitening import whiten
 from embeddings.training.ranks import Ranks, barrier, join_ranks
@@ -283,6 +284,7 @@ def align(
         grades=grades,
         query_titles=whole_titles.titles,
         validation_P=parts.validation_P,
+        trained_G=(graded.role_Q[grades.query_G] == TRAIN) & parts.train_P[grades.product_G],
         device=device_named(device),
         ranks=ranks,
     )

@@ -12,266 +12,30 @@ width, D embedding width; for queries that pick products, C candidate products.
 import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 import torch
-from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from embeddings.catalog.holdout import query_groups
 from embeddings.catalog.products import ProductBatch, ProductCatalog, prefetch
 from embeddings.catalog.titles import title_query
 from embeddings.encoders.dashclip import DashClipEncoder
-from embeddings.encoders.modules import ProductEncoder, QueryEncoder, freeze_first_layers
 from embeddings.relevance.build_tuples import MODERATE, Grades, TupleSet
-from embeddings.stages.completion_training import CompletionConfig
+from embeddings.stages.alignment import TEMPERATURE_RANGE, AlignBatch, AlignConfig, Alignment, GradedPairs
 from embeddings.training.evaluation import AT_CHANCE, ROWS
-from embeddings.training.feature_queue import FeatureQueue
-from embeddings.training.loop import OptimizerConfig, rows_of_a_step
-from embeddings.training.losses import NO_GROUP, InBatch, pqc_loss
+from embeddings.training.loop import rows_of_a_step
+from embeddings.training.losses import NO_GROUP
 from embeddings.training.ranks import Ranks, sum_over_ranks
 
-TEMPERATURE_RANGE = (0.01, 0.5)
 #: Queries that are encoded together; short ones are not padded to the longest of the batch.
 QUERY_CHUNK = 256
 #: Image tokens of the catalogue are kept in memory up to this size.
 IMAGE_CACHE_BYTES = 2 << 30
 #: Validation tuples that are looked at, at most: enough for two digits of the loss.
 VALIDATION_TUPLES = 20_000
-
-#: Which part of the product encoder stage 2 trains.
-ProductSide = Literal["frozen", "projection", "grounded", "all"]
-
-
-class AlignConfig(OptimizerConfig):
-    """Stage 2. What the paper leaves open, with the defaults that docs/paper_map.md argues for."""
-
-    #: "projection": the last linear layer; "grounded": the image-grounded text encoder, too; "all": the image
-    #: encoder, too.
-    product_side: ProductSide = "grounded"
-    #: Of the query encoder; the paper freezes 8 of 12.
-    frozen_layers: Annotated[int, Field(ge=0)] = 0
-    #: Cosines are divided by it before the softmax.
-    temperature: Annotated[float, Field(ge=TEMPERATURE_RANGE[0], le=TEMPERATURE_RANGE[1])] = 0.05
-    #: Whether the temperature is trained as well.
-    learn_temperature: bool = False
-    #: Beyond the paper: the other queries of the rank's micro-batch as negatives, but for those with a grade
-    #: above 0, in this or another spelling.
-    in_batch_negatives: bool = False
-    #: Beyond the paper: the positive query of each tuple also picks its product, among those of the batch and
-    #: the last so many before; 0 leaves that loss out. Lookalikes, and products with at least the same grade
-    #: for the query, are no negatives. Title queries pick from them, too. Each rank remembers its own.
-    product_negatives: Annotated[int, Field(ge=0)] = 0
-    #: Beyond the paper: weight of a second loss, for queries made from titles (`title_queries`): each product
-    #: of the micro-batch picks its own. It needs no grades, and keeps rare words apart.
-    title_query_weight: Annotated[float, Field(ge=0)] = 0.0
-    #: Beyond the paper: centre the vectors at the end, turn them to principal axes and raise the variances to
-    #: the power 1 - `whitening_power` (module `whitening`).
-    whitening: bool = True
-    #: 1 makes all variances equal, 0 leaves them as they are.
-    whitening_power: Annotated[float, Field(ge=0, le=1)] = 0.5
-    #: Beyond the paper: leading principal components that the whitening keeps, all if 0: what is trained
-    #: wide is served, and read by rankers, narrow. A multiple of 4.
-    kept_dims: Annotated[int, Field(ge=0, multiple_of=4)] = 0
-    #: Beyond the paper: after that, learn to add what images say and titles leave out. For encoders with the
-    #: fusion "completion".
-    completion: CompletionConfig = CompletionConfig()
-
-    @model_validator(mode="after")
-    def _whitening_finds_what_is_kept(self) -> Self:
-        if self.kept_dims and not self.whitening:
-            raise ValueError(
-                "kept_dims keeps components that whitening finds; set whitening = true, or kept_dims = 0"
-            )
-        return self
-
-
-class AlignBatch(NamedTuple):
-    """One micro-batch with each distinct product and query once."""
-
-    products: ProductBatch
-    #: Image tokens of the products that have an image, when the image encoder is frozen; else None.
-    image_GIH: Tensor | None
-    #: Token ids and masks of the distinct queries, chunk by chunk, in the order of the query numbers.
-    query_chunks: list[tuple[Tensor, Tensor]]
-    #: Positions of a tuple's product and queries among the distinct ones; the positive query comes first.
-    product_B: Tensor
-    query_BC: Tensor
-    #: The positive query's number in the relevance data, and its grade for the product.
-    positive_B: npt.NDArray[np.int64]
-    grade_B: npt.NDArray[np.int8]
-    #: Tuples of the step over all ranks; of one micro-batch on average.
-    total: float
-    #: Whether a product may not have a query as an in-batch negative; None without in-batch negatives.
-    relevant_BV: Tensor | None
-    #: Token ids and mask of a query made from the title of each distinct product, and the products' groups
-    #: (none without a title); None without that loss.
-    title_queries: tuple[Tensor, Tensor, Tensor] | None
-
-
-class Candidates(NamedTuple):
-    """Products that a query picks from: vectors, places in the catalogue and groups; -1 in empty places."""
-
-    vectors_CD: Tensor
-    product_C: npt.NDArray[np.int64]
-    group_C: npt.NDArray[np.int64]
-
-
-class Alignment(nn.Module):
-    """Both encoders and the temperature; `forward` gives the PQC loss."""
-
-    def __init__(
-        self,
-        product: ProductEncoder,
-        query: QueryEncoder,
-        *,
-        config: AlignConfig,
-        group_P: npt.NDArray[np.int64],
-        ranks: Ranks,
-    ) -> None:
-        super().__init__()
-        self.product, self.query = product, query
-        freeze_product_side(product, config.product_side)
-        freeze_first_layers(query.text, config.frozen_layers)
-        self.temperature = nn.Parameter(
-            torch.tensor(config.temperature), requires_grad=config.learn_temperature
-        )
-        self.title_query_weight = config.title_query_weight
-        self.remembered = FeatureQueue(config.product_negatives, product.product_proj.out_features)
-        self.ranks = ranks
-        #: Grades by product and query; what it takes to know which remembered product is a negative.
-        self.grade_PQ: sp.csr_matrix | None = None
-        #: Lookalike groups of the catalogue.
-        self.group_P = group_P
-
-    def forward(self, batch: AlignBatch) -> dict[str, Tensor]:
-        """The share of this rank in the loss of the global batch, times the ranks, since DDP averages."""
-        product_UD, query_VD = self.vectors(batch)
-        chosen_BCD = query_VD[batch.query_BC]
-        value = self.ranks.count * pqc_loss(
-            product_UD[batch.product_B],
-            chosen_BCD[:, 0],
-            chosen_BCD[:, 1:],
-            temperature=self.temperature,
-            in_batch=None if batch.relevant_BV is None else InBatch(query_VD, batch.relevant_BV),
-            total_weight=batch.total,
-        )
-        found = {"pqc": value.detach(), "temperature": self.temperature.detach()}
-        candidates = self._candidates(batch, product_UD)
-        if self.grade_PQ is not None:
-            picked = self._product_loss(candidates, query_VD, batch)
-            value = value + picked
-            found["products"] = picked.detach()
-        if batch.title_queries is not None:
-            contrast = self._title_query_loss(candidates, product_UD, batch.title_queries)
-            value = value + self.title_query_weight * contrast
-            found["title_queries"] = contrast.detach()
-        if self.training:
-            self.remembered.push(product_UD, product_UD, batch.products.index_B)
-        return {"loss": value, **found}
-
-    def _candidates(self, batch: AlignBatch, product_UD: Tensor) -> Candidates:
-        """The products of the batch, then the remembered ones; those have no gradient."""
-        columns = self.remembered.columns(product_UD, product_UD, batch.products.index_B)
-        vectors_CD = torch.cat([product_UD, columns.image_CD[len(product_UD) :].to(product_UD)])
-        product_C = columns.group_C.cpu().numpy()
-        group_C = self.group_P[product_C]
-        group_C[product_C == NO_GROUP] = NO_GROUP
-        return Candidates(vectors_CD, product_C, group_C)
-
-    def _product_loss(self, candidates: Candidates, query_VD: Tensor, batch: AlignBatch) -> Tensor:
-        """Each positive query picks its product among the candidates; mean in nats, times the ranks."""
-        assert self.grade_PQ is not None
-        grade_CB = self.grade_PQ[np.maximum(candidates.product_C, 0)][:, batch.positive_B].toarray()
-        group_B = candidates.group_C[batch.product_B.cpu().numpy()]
-        excluded_BC = batch.grade_B[:, None] <= grade_CB.T
-        excluded_BC |= (group_B[:, None] == candidates.group_C) | (candidates.group_C == NO_GROUP)
-        picked = self._pick(
-            candidates,
-            query_VD[batch.query_BC[:, 0]],
-            batch.product_B,
-            excluded_BC,
-            total_weight=batch.total,
-        )
-        return picked * self.ranks.count
-
-    def _title_query_loss(
-        self, candidates: Candidates, product_UD: Tensor, queries: tuple[Tensor, Tensor, Tensor]
-    ) -> Tensor:
-        """Each product picks the query made of its title, each such query its product; mean in nats.
-
-        The product picks among the queries of the batch, the query among all candidates.
-        """
-        ids_UT, mask_UT, group_U = queries
-        query_UD = self.query(ids_UT, mask_UT)
-        used_U = group_U != NO_GROUP
-        own_U = torch.arange(len(group_U), device=group_U.device)
-        # A query made of two titles asks for both products.
-        same_UU = (ids_UT[:, None] == ids_UT).all(dim=2)
-        product_picks = pqc_loss(
-            product_UD,
-            query_UD,
-            product_UD.new_zeros((len(own_U), 0, product_UD.shape[1])),
-            temperature=self.temperature.detach(),
-            weight_B=used_U.to(product_UD),
-            in_batch=InBatch(query_UD, (group_U[:, None] == group_U) | ~used_U | same_UU),
-        )
-        group = group_U.cpu().numpy()
-        excluded_UC = (group[:, None] == candidates.group_C) | (candidates.group_C == NO_GROUP)
-        excluded_UC[:, : len(group)] |= same_UU.cpu().numpy()
-        query_picks = self._pick(candidates, query_UD, own_U, excluded_UC, weight_B=used_U.to(query_UD))
-        return (product_picks + query_picks) / 2
-
-    def _pick(
-        self,
-        candidates: Candidates,
-        query_BD: Tensor,
-        own_B: Tensor,
-        excluded_BC: npt.NDArray[np.bool_],
-        *,
-        weight_B: Tensor | None = None,
-        total_weight: float | None = None,
-    ) -> Tensor:
-        """PQC with the sides exchanged: each query picks candidate `own_B` out of those not excluded."""
-        return pqc_loss(
-            query_BD,
-            candidates.vectors_CD[own_B],
-            query_BD.new_zeros((len(query_BD), 0, query_BD.shape[1])),
-            temperature=self.temperature,
-            weight_B=weight_B,
-            in_batch=InBatch(candidates.vectors_CD, torch.from_numpy(excluded_BC).to(query_BD.device)),
-            total_weight=total_weight,
-        )
-
-    def vectors(self, batch: AlignBatch) -> tuple[Tensor, Tensor]:
-        """Unit vectors of the distinct products (U, D) and queries (V, D)."""
-        if batch.image_GIH is None:
-            product_UD = self.product(batch.products)
-        else:
-            with_image = batch.products.has_image_B.nonzero().squeeze(1)
-            product_UD = self.product.embed(batch.products, batch.image_GIH, with_image)
-        return product_UD, torch.cat([self.query(ids, mask) for ids, mask in batch.query_chunks])
-
-
-def freeze_product_side(product: ProductEncoder, side: ProductSide) -> None:
-    """Leave trainable what `side` names; the heads of stage 1 have no part in stage 2."""
-    product.requires_grad_(False)
-    trained = {
-        "frozen": (),
-        "projection": (product.product_proj,),
-        "grounded": (product.product_proj, product.text),
-        "all": (product.product_proj, product.text, product.vision),
-    }[side]
-    for part in trained:
-        part.requires_grad_(True)
-    if product.fusion == "completion":  # images wait for the end of stage 2
-        product.vision.requires_grad_(False)
-        for name, parameter in product.text.named_parameters():
-            if "crossattention" in name:
-                parameter.requires_grad_(False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,12 +74,14 @@ class AlignTask:
         grades: Grades | None = None,
         query_titles: Sequence[str] | None = None,
         validation_P: npt.NDArray[np.bool_] | None = None,
+        trained_G: npt.NDArray[np.bool_] | None = None,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
-        """Prepare both sides; `grades` are needed for in-batch negatives alone.
+        """Prepare both sides; `grades` are needed for in-batch negatives, products and graded pairs alone.
 
         Args:
+            trained_G: which of `grades` are of products and queries to train on; graded pairs come from them.
             query_titles: what title queries are made of, when the catalogue was opened without its titles.
             validation_P: products that no stage is trained on; those of validation tuples are measured apart.
 
@@ -329,6 +95,9 @@ class AlignTask:
             raise ValueError(
                 "in_batch_negatives and product_negatives need the grades, to leave relevant pairs out"
             )
+        self.graded_G3 = np.empty((0, 3), np.int64)
+        if config.graded_pairs_weight:
+            self.graded_G3 = _graded_to_train_on(grades, trained_G)
         if encoder.config.fusion == "completion":
             _check_completing(config, catalog)
         self.encoder, self.catalog, self.tuples, self.config = encoder, catalog, tuples, config
@@ -367,15 +136,20 @@ class AlignTask:
     def micro_batches(self, epoch: int, first_step: int) -> Generator[AlignBatch, None, None]:
         """Tuples in an order drawn for this epoch; the ragged rest of it waits for another epoch."""
         order = np.random.default_rng((self.config.seed, epoch)).permutation(len(self.tuples.train))
+        order_G = np.random.default_rng((self.config.seed, epoch, 1)).permutation(len(self.graded_G3))
         accumulation = self.config.accumulation
 
         def load() -> Iterator[AlignBatch]:
             for step in range(first_step, self.steps_per_epoch):
-                rows = order[step * self.batch_rows : (step + 1) * self.batch_rows]
-                for micro in np.split(rows, accumulation):
+                places = np.arange(step * self.batch_rows, (step + 1) * self.batch_rows)
+                for micro in np.split(places, accumulation):
                     own = micro[self.ranks.slice_of(len(micro))]
                     yield self._batch(
-                        self.tuples.train, own, total=len(rows) / accumulation, draw=(epoch, step)
+                        self.tuples.train,
+                        order[own],
+                        total=len(places) / accumulation,
+                        draw=(epoch, step),
+                        graded_B3=self.graded_G3[order_G[own % len(order_G)]] if len(order_G) else None,
                     )
 
         yield from prefetch(load())
@@ -444,12 +218,18 @@ class AlignTask:
         *,
         total: float,
         draw: tuple[int, int] | None = None,
+        graded_B3: npt.NDArray[np.int64] | None = None,
     ) -> AlignBatch:
         """One micro-batch; `draw` seeds the queries made of titles, None makes none (an evaluation)."""
         rows = np.sort(rows)  # in the order of the file
         tuple_BC = np.asarray(tuples.tuples_NC[rows], dtype=np.int64)
-        product_U, product_B = np.unique(tuple_BC[:, 0], return_inverse=True)
-        query_V, query_BC = np.unique(tuple_BC[:, 1:], return_inverse=True)
+        pair_B3 = np.empty((0, 3), np.int64) if graded_B3 is None else graded_B3
+        product_U, product_B = np.unique(np.concatenate([tuple_BC[:, 0], pair_B3[:, 0]]), return_inverse=True)
+        query_V, query_BC = np.unique(
+            np.concatenate([tuple_BC[:, 1:].ravel(), pair_B3[:, 1]]), return_inverse=True
+        )
+        product_B, pair_product_B = np.split(product_B, [len(rows)])
+        query_BC, pair_query_B = np.split(query_BC, [len(rows) * (tuple_BC.shape[1] - 1)])
         chunks, place_V = self._query_chunks(query_V)
         products, image_GIH = self._products(product_U)
         title_queries = None
@@ -473,6 +253,14 @@ class AlignTask:
             total=total,
             relevant_BV=relevant_BV,
             title_queries=title_queries,
+            graded=None
+            if graded_B3 is None
+            else GradedPairs(
+                *(
+                    torch.from_numpy(part_B).to(self.device)
+                    for part_B in (pair_product_B, place_V[pair_query_B], pair_B3[:, 2])
+                )
+            ),
         )
 
     def _title_queries(self, products: ProductBatch, draw: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -512,11 +300,10 @@ class AlignTask:
 
     @torch.no_grad()
     def _cache_image_tokens(self) -> Tensor | None:
-        """Image tokens of the products of all tuples, when the image encoder is frozen and they fit."""
+        """Image tokens of the products of all tuples and pairs, when that encoder is frozen and they fit."""
         config = self.encoder.config
-        used = np.unique(
-            np.concatenate([part.tuples_NC[:, 0] for part in (self.tuples.train, self.tuples.validation)])
-        )
+        of_tuples = [part.tuples_NC[:, 0] for part in (self.tuples.train, self.tuples.validation)]
+        used = np.unique(np.concatenate([*of_tuples, self.graded_G3[:, 0]]))
         tokens = config.num_image_tokens
         if len(used) * tokens * config.vision_hidden_dim * 4 > IMAGE_CACHE_BYTES:
             return None
@@ -559,6 +346,26 @@ def _check_completing(config: AlignConfig, catalog: ProductCatalog) -> None:
             'the fusion "completion" completes titles, and no product has one; choose fusion = "grounded" in '
             "[architecture]"
         )
+
+
+def _graded_to_train_on(
+    grades: Grades | None, trained_G: npt.NDArray[np.bool_] | None
+) -> npt.NDArray[np.int64]:
+    """Product, query and grade of the pairs to train on, (G, 3).
+
+    Raises:
+        ValueError: there are none, or nobody said which they are.
+    """
+    if grades is None or trained_G is None:
+        raise ValueError("graded_pairs_weight needs the grades, and which of them are to train on")
+    columns = (grades.product_G, grades.query_G, grades.grade_G)
+    graded_G3 = np.stack([column[trained_G].astype(np.int64) for column in columns], axis=1)
+    if not len(graded_G3):
+        raise ValueError(
+            "graded_pairs_weight is set, and no graded pair is of a query and a product to train on; grade "
+            "more pairs, or set it to 0"
+        )
+    return graded_G3
 
 
 def _grade_matrix(grades: Grades, group_Q: npt.NDArray[np.int64], products: int) -> sp.csr_matrix:

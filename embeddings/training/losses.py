@@ -205,6 +205,46 @@ def constant_matching_loss(matched: float, unmatched: float) -> float:
     return -sum(share * math.log(share) for share in shares if share > 0)
 
 
+def grade_loss(
+    product_BD: Tensor,
+    query_BD: Tensor,
+    grade_B: Tensor,
+    *,
+    scale: Tensor | float,
+    shift: Tensor | float,
+    total_rows: float | None = None,
+) -> Tensor:
+    """Binary cross-entropy of sigmoid(`scale` x cosine + `shift`) against grade / 2: a cosine says its grade.
+
+    Args:
+        grade_B: 0, 1 or 2.
+        total_rows: pairs of the global batch.
+
+    Returns:
+        The mean over pairs in nats.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    >>> product_BD, query_BD = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    >>> loss = grade_loss(product_BD, query_BD, torch.tensor([1]), scale=10.0, shift=0.0)
+    >>> round(loss.item(), 4) == round(math.log(2), 4)
+    True
+    """
+    if product_BD.shape != query_BD.shape or grade_B.shape != product_BD.shape[:1]:
+        raise ValueError(
+            "grade_loss needs one product, one query and one grade a row, got "
+            f"product {_shape(product_BD)}, query {_shape(query_BD)}, grade {_shape(grade_B)}"
+        )
+    with _full_precision(product_BD):
+        cosine_B = (_precise(product_BD) * _precise(query_BD)).sum(dim=1)
+        target_B = grade_B.to(cosine_B) / 2
+        loss_B = functional.binary_cross_entropy_with_logits(
+            scale * cosine_B + shift, target_B, reduction="none"
+        )
+    return loss_B.sum() / (len(loss_B) if total_rows is None else total_rows)
+
+
 def pqc_loss(
     product_BD: Tensor,
     positive_BD: Tensor,

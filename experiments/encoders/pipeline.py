@@ -23,10 +23,11 @@ from embeddings.evaluation.probes import ProbeLabels, VectorPair, run_probes
 from embeddings.evaluation.retrieval import Pool
 from embeddings.relevance.grades import read_grades
 from embeddings.relevance.sampling import TupleConfig
+from embeddings.stages.alignment import AlignConfig
 from embeddings.stages.run_folder import InputConfig, ShowReport, StageRun
 from embeddings.stages.runs import VOCABULARY, Start, align, pretrain
 from embeddings.stages.stage1 import PretrainConfig
-from embeddings.stages.stage2 import AlignConfig, check_product_side
+from embeddings.stages.stage2 import check_product_side
 from embeddings.stages.warmup import ImageWarmupConfig, WarmupConfig
 from embeddings.tables.encode import Encoded, encode_products, encode_queries
 from embeddings.training.run_log import Tracker

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from embeddings.catalog.holdout import HoldoutConfig
@@ -10,9 +11,10 @@ from embeddings.catalog.products import ProductBatch, ProductCatalog
 from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.relevance.build_tuples import TupleConfig, build_tuples, read_grades
+from embeddings.stages.alignment import AlignConfig
 from embeddings.stages.product_parts import ProductParts
 from embeddings.stages.stage1 import PretrainConfig, PretrainTask
-from embeddings.stages.stage2 import AlignConfig, AlignTask, Tuples
+from embeddings.stages.stage2 import AlignTask, Tuples
 from embeddings.training.ranks import Ranks
 from tests.embeddings.small_catalog import small_tokenizer
 from tests.tolerances import float32_drift
@@ -105,14 +107,17 @@ def align_task(
     *,
     encoder: DashClipEncoder | None = None,
     ranks: Ranks | None = None,
+    trained_G: np.ndarray | None = None,
     **changes: Any,
 ) -> AlignTask:
+    grades = read_grades(data)
     return AlignTask(
         encoder or small_encoder().with_query_encoder(),
         ProductCatalog.open(data),
         tuples,
         config=align_config(**changes),
-        grades=read_grades(data),
+        grades=grades,
+        trained_G=np.ones(len(grades), bool) if trained_G is None else trained_G,
         device=torch.device("cpu"),
         ranks=ranks or Ranks(),
     )

@@ -28,9 +28,10 @@ from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import text_config, vision_config
 from embeddings.relevance.build_tuples import TupleConfig, build_tuples, read_grades
+from embeddings.stages.alignment import AlignConfig
 from embeddings.stages.product_parts import ProductParts
 from embeddings.stages.stage1 import PretrainConfig, PretrainTask
-from embeddings.stages.stage2 import AlignConfig, AlignTask, Tuples
+from embeddings.stages.stage2 import AlignTask, Tuples
 from embeddings.tables.encode import encode_products
 from embeddings.training.loop import OptimizerConfig, Precision, Report, Task, train
 from embeddings.training.ranks import Ranks

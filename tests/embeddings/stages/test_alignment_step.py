@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from embeddings.stages.stage2 import AlignBatch, Tuples
+from embeddings.stages.alignment import AlignBatch
+from embeddings.stages.stage2 import Tuples
 from embeddings.training.losses import NO_GROUP
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import align_task, build_small_tuples

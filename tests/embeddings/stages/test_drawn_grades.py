@@ -6,8 +6,8 @@ import pytest
 
 import embeddings.stages.runs
 from embeddings.relevance.sampling import TupleConfig
+from embeddings.stages.alignment import AlignConfig
 from embeddings.stages.runs import align
-from embeddings.stages.stage2 import AlignConfig
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import small_encoder
 

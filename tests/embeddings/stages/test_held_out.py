@@ -80,7 +80,11 @@ def stage_2(data: Path, folder: Path, *, fusion: str = "grounded") -> StageRun:
         folder,
         start=small_encoder(fusion=fusion),
         config=align_config(
-            batch_size=64, title_query_weight=1.0, product_negatives=32, completion={"epochs": 1, "draws": 1}
+            batch_size=64,
+            title_query_weight=1.0,
+            product_negatives=32,
+            graded_pairs_weight=1.0,
+            completion={"epochs": 1, "draws": 1},
         ),
         tuple_config=TUPLES,
         inputs=INPUTS,

@@ -20,10 +20,10 @@ from embeddings.catalog.tokenizer import TextTokenizer
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.relevance.build_tuples import TupleSet
 from embeddings.relevance.grades import read_grades
+from embeddings.stages.alignment import freeze_product_side
 from embeddings.stages.product_parts import ProductParts
 from embeddings.stages.run_folder import InputConfig, StageError, StageRun
 from embeddings.stages.runs import align, new_encoder, pretrain
-from embeddings.stages.stage2 import freeze_product_side
 from embeddings.training.checkpoint import CheckpointError
 from embeddings.training.loop import Report
 from tests.embeddings.small_catalog import write_small_catalog

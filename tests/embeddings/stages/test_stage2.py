@@ -15,10 +15,17 @@ from torch import Tensor, nn
 import embeddings.stages.stage2
 from embeddings.catalog.products import ProductCatalog
 from embeddings.relevance.build_tuples import read_grades
-from embeddings.stages.stage2 import TEMPERATURE_RANGE, AlignBatch, AlignTask, Tuples
+from embeddings.stages.alignment import GRADE_START, TEMPERATURE_RANGE, AlignBatch
+from embeddings.stages.stage2 import AlignTask, Tuples
 from embeddings.training.loop import train, trained_parameters
 from tests.embeddings.small_catalog import write_small_catalog
-from tests.embeddings.small_encoders import NEGATIVES, align_task, build_small_tuples, small_encoder
+from tests.embeddings.small_encoders import (
+    NEGATIVES,
+    align_config,
+    align_task,
+    build_small_tuples,
+    small_encoder,
+)
 
 PRODUCTS, NO_IMAGE, BROKEN = 24, 2, 5
 
@@ -330,7 +337,7 @@ def test_a_query_made_of_two_titles_leaves_both_products_out_of_its_negatives(
     seen = []
     monkeypatch.setattr("embeddings.stages.stage2.title_query", lambda title, generator: "one query for all")
     monkeypatch.setattr(
-        "embeddings.stages.stage2.pqc_loss",
+        "embeddings.stages.alignment.pqc_loss",
         lambda product, positive, *_, in_batch=None, **__: seen.append(in_batch) or positive.sum() * 0,
     )
     task = align_task(data, tuples, title_query_weight=0.5)
@@ -439,3 +446,89 @@ def test_picking_products_equals_a_loop(data: Path, tuples: Tuples) -> None:
                 terms[place] = math.exp(float(query_D @ product_UD[place]) / task.config.temperature)
         losses.append(-math.log(terms[own] / sum(terms.values())))
     assert found == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+def graded_loop(task: AlignTask, pairs: list[tuple[int, int, int]]) -> float:
+    """Binary cross-entropy, one graded pair at a time, from the public vectors of encoder and queries."""
+    queries, total = task.tuples.train.queries.to_pylist(), 0.0
+    for product, query, grade in pairs:
+        with torch.no_grad():
+            product_D = task.encoder.product(task.encoder.load_batch(task.catalog, [product], unreadable={}))[
+                0
+            ]
+            query_D = task.encoder.embed_queries([queries[query]])[0]
+        cosine = float(product_D @ query_D / product_D.norm() / query_D.norm())
+        says = 1 / (1 + math.exp(-(GRADE_START[0] * cosine + GRADE_START[1])))
+        total -= grade / 2 * math.log(says) + (1 - grade / 2) * math.log(1 - says)
+    return total / len(pairs)
+
+
+def graded_pairs(task: AlignTask, batch: AlignBatch) -> list[tuple[int, int, int]]:
+    """Product, query and grade of the graded pairs of a batch."""
+    known_ids = {
+        tuple(ids[mask > 0].tolist()): number
+        for number, (ids, mask) in enumerate(zip(*task.query_tokens, strict=True))
+    }
+    asked = [
+        known_ids[tuple(row[mask > 0].tolist())]
+        for ids, masks in batch.query_chunks
+        for row, mask in zip(ids, masks, strict=True)
+    ]
+    assert batch.graded is not None
+    products = batch.products.index_B[batch.graded.product_B].tolist()
+    queries = [asked[place] for place in batch.graded.query_B.tolist()]
+    return list(zip(products, queries, batch.graded.grade_B.tolist(), strict=True))
+
+
+def test_graded_pairs_add_a_weighted_loss_pair_by_pair(data: Path, tuples: Tuples) -> None:
+    task = align_task(data, tuples, graded_pairs_weight=3.0)
+    batch = batches_of(task)[0]
+    losses = task.module.eval()(batch)
+    pairs = graded_pairs(task, batch)
+    assert len(pairs) == task.batch_rows
+    assert float(losses["graded"]) == pytest.approx(graded_loop(task, pairs), rel=1e-4)
+    torch.testing.assert_close(losses["loss"], losses["pqc"] + 3.0 * losses["graded"])
+    assert float(losses["pqc"]) == pytest.approx(loop_loss(task, first_rows(task)), rel=1e-4)
+
+
+def test_graded_pairs_are_those_that_people_graded_and_that_may_be_trained_on(
+    data: Path, tuples: Tuples
+) -> None:
+    grades = read_grades(data)
+    columns = (grades.product_G.tolist(), grades.query_G.tolist(), grades.grade_G.tolist())
+    known = list(zip(*columns, strict=True))
+    trained_G = np.arange(len(known)) % 3 == 0
+    task = align_task(data, tuples, graded_pairs_weight=1.0, trained_G=trained_G)
+    seen = [pair for batch in batches_of(task) for pair in graded_pairs(task, batch)]
+    allowed = {pair for pair, trained in zip(known, trained_G, strict=True) if trained}
+    assert set(seen) <= allowed
+    assert len(set(seen)) == min(len(allowed), len(seen))  # one pass before any comes twice
+    assert {grade for *_, grade in seen} == {0, 1, 2}
+
+
+def test_gradients_of_graded_pairs_are_the_same_in_parts(data: Path, tuples: Tuples) -> None:
+    encoder = small_encoder().with_query_encoder()
+    whole, parts = (
+        gradients(align_task(data, tuples, encoder=encoder, accumulation=times, graded_pairs_weight=2.0))
+        for times in (1, 2)
+    )
+    assert "grade_moves_2" in whole
+    largest = max(float(gradient.abs().max()) for gradient in whole.values())
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-3, atol=1e-5 * largest, msg=name)
+
+
+def test_graded_pairs_without_a_pair_to_train_on_are_refused(data: Path, tuples: Tuples) -> None:
+    nothing = np.zeros(len(read_grades(data)), bool)
+    with pytest.raises(ValueError, match="no graded pair is of a query and a product to train on"):
+        align_task(data, tuples, graded_pairs_weight=1.0, trained_G=nothing)
+    with pytest.raises(ValueError, match="which of them are to train on"):
+        AlignTask(
+            small_encoder().with_query_encoder(),
+            ProductCatalog.open(data),
+            tuples,
+            config=align_config(graded_pairs_weight=1.0),
+            grades=read_grades(data),
+            device=torch.device("cpu"),
+            ranks=embeddings.stages.stage2.Ranks(),
+        )

@@ -13,7 +13,7 @@ from embeddings.catalog.products import ProductCatalog
 from embeddings.encoders.completion import Completion
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.stages import whitening
-from embeddings.stages.stage2 import AlignConfig
+from embeddings.stages.alignment import AlignConfig
 from embeddings.stages.whitening import SMALLEST_VARIANCE, Whitening, fold, whiten, whitening_map
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import batch_of, small_encoder
