@@ -12,7 +12,6 @@ from experiments.commands.options import DATA
 if TYPE_CHECKING:
     from experiments.projects.estimates import Estimates
     from experiments.projects.survey import Survey
-    from features.schema import FeatureConfig
 
 
 def init(
@@ -49,11 +48,11 @@ def init(
         found = survey(data)
         bars("looking at the tables", 1, 1)
 
-        def measure(survey: Survey, features: FeatureConfig, sweep: dict[str, Any]) -> Estimates | None:
+        def measure(survey: Survey, **drafts: Any) -> Estimates | None:
             from experiments.projects.estimates import estimate
 
             try:
-                return estimate(survey, features, sweep, progress=bars)
+                return estimate(survey, progress=bars, **drafts)
             except ValueError as problem:
                 console.print(f"no estimates: {problem}", style="yellow", markup=False, soft_wrap=True)
                 return None

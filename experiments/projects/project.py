@@ -2,9 +2,8 @@
 
 import os
 import shlex
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 
@@ -20,7 +19,7 @@ from experiments.projects.configs import (
     tested_days,
     trains_encoders,
 )
-from experiments.projects.estimates import Estimates
+from experiments.projects.estimates import MOST_PRODUCTS, Estimates
 from experiments.projects.survey import Survey
 from experiments.projects.written import written
 from experiments.statistics.power import expected_sentence
@@ -40,7 +39,18 @@ _HEADINGS = {
     SWEEP: "Rankers to compare, for `dashclip sweep`. Paths start at this folder.",
 }
 
-Measure = Callable[[Survey, FeatureConfig, dict[str, Any]], Estimates | None]
+
+class Measure(Protocol):
+    """Says how long the jobs of a project may take; None where that cannot be said."""
+
+    def __call__(
+        self,
+        survey: Survey,
+        *,
+        features: FeatureConfig | None,
+        sweep: dict[str, Any] | None,
+        encoders: EncodersConfig | None,
+    ) -> Estimates | None: ...
 
 
 def write_project(survey: Survey, out: Path, *, size: ProjectSize, measure: Measure | None) -> list[Path]:
@@ -65,9 +75,11 @@ def write_project(survey: Survey, out: Path, *, size: ProjectSize, measure: Meas
     for name, draft in drafts.items():
         parse_config(draft.content, _MODELS[name], where=name)
     estimates = None
-    if measure and SWEEP in drafts:
-        features = FeatureConfig.model_validate(drafts[FEATURES].content)
-        estimates = measure(survey, features, drafts[SWEEP].content)
+    if measure:
+        encoders = EncodersConfig.model_validate(drafts[ENCODERS].content)
+        features = FeatureConfig.model_validate(drafts[FEATURES].content) if FEATURES in drafts else None
+        sweep = drafts[SWEEP].content if SWEEP in drafts else None
+        estimates = measure(survey, features=features, sweep=sweep, encoders=encoders)
     texts[README] = readme(survey, out, drafts, estimates)
     for name, text in texts.items():
         atomic_write_bytes(out / name, text.encode())
@@ -173,7 +185,7 @@ def readme(survey: Survey, out: Path, drafts: dict[str, Drafted], estimates: Est
     for command, meaning in told:
         lines += [f"# {meaning}", command]
     lines += ["```", ""]
-    lines += _estimate_lines(drafts, estimates)
+    lines += _estimate_lines(survey, estimates)
     lines += ["## Then", ""]
     if SWEEP in drafts:
         lines += [
@@ -241,26 +253,35 @@ def findings(survey: Survey) -> list[str]:
     return said
 
 
-def _estimate_lines(drafts: dict[str, Drafted], estimates: Estimates | None) -> list[str]:
+def _estimate_lines(survey: Survey, estimates: Estimates | None) -> list[str]:
     if estimates is None:
         return []
-    sweep = drafts[SWEEP].content
-    runs = len(sweep["variants"]) * len(sweep["seeds"])
+    said = "An estimate for this machine as it was when this page was written."
+    if estimates.sample:
+        said += (
+            f" What reads the log was measured on {estimates.sample:,} impressions "
+            f"({estimates.share:.0%} of all) and scaled up by their number."
+        )
+    if any(name.startswith("encoders") for name in estimates.seconds):
+        said += (
+            " Encoders were timed over a few steps; their trainings may stop before the last one, and "
+            "whitening and completion come on top."
+        )
+    elif trains_encoders(survey):
+        said += (
+            f" Encoders of more than {MOST_PRODUCTS:,} products are not timed here: their commands show how "
+            "long they have to go."
+        )
     return [
         "## What it may take",
         "",
-        "An estimate for this machine as it was when this page was written: measured on "
-        f"{estimates.sample:,} impressions ({estimates.share:.0%} of all) and scaled up by their number. "
-        "Encoders are not in it: their commands show how long they have to go.",
+        said,
         "",
         "| Job | Minutes |",
         "|---|---:|",
-        f"| features | {minutes(estimates.features_s)} |",
-        f"| LSA vectors | {minutes(estimates.lsa_s)} |",
-        f"| one ranker | {minutes(estimates.ranker_s)} |",
-        f"| {runs} rankers, one after the other | {minutes(estimates.ranker_s * runs)} |",
+        *(f"| {name} | {minutes(seconds)} |" for name, seconds in estimates.seconds.items()),
         "",
-        f"Memory on the sample: {estimates.peak_bytes / 2**30:.1f} GiB at most, of one process. "
+        f"Memory meanwhile: {estimates.peak_bytes / 2**30:.1f} GiB at most, of one process. "
         "`dashclip sweep` runs one process a core.",
         "",
     ]

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 import tomllib
 from datetime import timedelta
 from itertools import pairwise
@@ -14,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from embeddings.training.loop import Report
 from experiments.api import MarketplaceConfig, generate_marketplace
 from experiments.cli import app
 from experiments.config import load_config
 from experiments.encoders.pipeline import EncodersConfig
+from experiments.projects.estimates import PaceKnown, Stopwatch
 from experiments.projects.project import write_project
 from experiments.projects.survey import survey
 from experiments.sweeps.sweep import SweepConfig, plan
@@ -206,7 +209,28 @@ def test_estimates_are_of_this_machine_and_say_of_what(market, tmp_path):
     assert "An estimate for this machine" in text
     assert "(100% of all)" in text
     assert re.search(r"\| 14 rankers, one after the other \| (under )?[\d.]+ \|", text)
+    named = re.findall(r"^\| (encoders: [\w -]+) \| (?:under )?[\d.]+ \|", text, flags=re.MULTILINE)
+    assert named == [
+        "encoders: text warm-up",
+        "encoders: image warm-up",
+        "encoders: stage 1",
+        "encoders: stage 2",
+        "encoders: encoding all products",
+    ]
     assert [path.name for path in out.iterdir() if path.is_dir()] == [], "the sample is gone"
+
+
+def test_a_training_is_timed_by_its_pace_and_ended_when_that_is_known(monkeypatch):
+    """Two steps that take long at first, then a second each, of a hundred."""
+    clock = iter([0.0, 50.0, 90.0, 91.0, 92.0, 93.0, 94.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    watch = Stopwatch()
+    reports = [Report("stage", "rows", step, 100, {}, 1.0, None) for step in range(1, 100)]
+    for report in reports[:5]:
+        watch(report)
+    with pytest.raises(PaceKnown):
+        watch(reports[5])
+    assert watch.seconds == pytest.approx(100)
 
 
 def test_a_folder_without_tables_is_refused_by_a_sentence(tmp_path):
