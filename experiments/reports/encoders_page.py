@@ -24,7 +24,7 @@ def write_encoders_page(
     return write_sections_page(
         out,
         evidence,
-        title=f"The evidence: encoders {folder.resolve().name}",
+        title=f"The evidence for the vectors in {folder.resolve().name}",
         lead="No ranker was compared in this folder: this page is of the vectors alone.",
         origin=Origin(simulated=_simulated(folder, data)),
         command=f"dashclip report {folder}" + (f" --data {data}" if data else ""),
