@@ -4,12 +4,12 @@ A worker imports this module and what lies below it: no torchrec, no fbgemm, no 
 """
 
 import logging
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from features.artifacts import FileStamp, file_stamp
 from features.online.request import RequestError, ScoreRequest
 from features.online.request_features import FeatureRows
 from serving.package.generations import ADVICE as GENERATION_ADVICE
@@ -213,13 +213,9 @@ def _open_generation(
     return open_checked(generation_folder(package, name), package, manifest, model, verify=verify)
 
 
-_Stamp = tuple[int, int, int]
+_Stamp = FileStamp
 
 
 def _stamp(package: Path) -> _Stamp | None:
     """Changes whenever CURRENT is replaced; None while it is away."""
-    try:
-        stat = os.stat(package / CURRENT)
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+    return file_stamp(package / CURRENT)

@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 import numpy as np
 
 from features.online.request import MAX_BODY_BYTES, RequestError, ScoreRequest
+from serving.observers.observer import Observer
 from serving.servers.drift import LiveCounts
 from serving.servers.json_lines import about
 from serving.servers.measures import Measures
 from serving.wire import arrow_codec, json_codec
-from serving.wire.reply import Scorer, ScoreReply
+from serving.wire.reply import CHAMPION, Scorer, ScoreReply
 
 _log = logging.getLogger(__name__)
 
@@ -50,10 +51,18 @@ class Answer:
 class Endpoint:
     """Answers bodies by a predictor, and counts what it does."""
 
-    def __init__(self, scorer: Scorer, *, live: LiveCounts | None = None) -> None:
+    def __init__(
+        self,
+        scorer: Scorer,
+        *,
+        live: LiveCounts | None = None,
+        measures: Measures | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> None:
         self.scorer = scorer
         self.live = live
-        self._measures = Measures()
+        self._measures = measures or Measures()
+        self._observers = observers
         self._scored_at = float("-inf")
 
     def answer(self, bodies: Sequence[Body]) -> list[Answer]:
@@ -72,7 +81,15 @@ class Endpoint:
         latency_s = time.perf_counter() - start
         for outcome in outcomes:
             self._count(outcome, latency_s)
+        for request, reply, body in zip(decoded, outcomes, bodies, strict=True):
+            if isinstance(request, ScoreRequest) and isinstance(reply, ScoreReply):
+                self._show(request, reply, body.request_id)
         return answers
+
+    def close(self) -> None:
+        """Let the observers finish: the worker ends."""
+        for observer in self._observers:
+            observer.close()
 
     def scored_within(self, seconds: float) -> bool:
         """Whether a request got its scores that short a time ago."""
@@ -80,11 +97,20 @@ class Endpoint:
 
     def measures(self) -> Measures:
         """What was counted up to now."""
-        as_of = datetime.fromisoformat(str(self.scorer.facts()["as_of"]))
+        facts = self.scorer.facts()
+        as_of = datetime.fromisoformat(str(facts["as_of"]))
         if as_of.tzinfo is None:
             as_of = as_of.replace(tzinfo=UTC)
         self._measures.set_snapshot_age(time.time() - as_of.timestamp())
+        self._measures.set_routing_refused(facts.get("routing", {}).get("refused") is not None)
         return self._measures
+
+    def _show(self, request: ScoreRequest, reply: ScoreReply, request_id: str | None) -> None:
+        for observer in self._observers:
+            try:
+                observer.saw(request, reply, request_id)
+            except Exception as error:  # whatever is wrong with it, the request has its answer
+                _log.error("an observer failed: %s", place_of(error), extra=about([request_id]))
 
     def _score(
         self, requests: list[tuple[ScoreRequest, str | None]]
@@ -104,7 +130,7 @@ class Endpoint:
         if isinstance(outcome, ScoreReply):
             self._scored_at = time.monotonic()
             self._measures.scored(outcome, latency_s=latency_s)
-            if self.live is not None:
+            if self.live is not None and outcome.variant in (None, CHAMPION):  # whose features they are
                 self.live.count(outcome.scores_N, outcome.dense_NF)
         elif isinstance(outcome, RequestError):
             self._measures.refused(outcome.status)

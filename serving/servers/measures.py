@@ -18,11 +18,14 @@ from serving.wire.reply import ScoreReply
 #: Upper ends of the latency buckets.
 LATENCY_BUCKETS_S = tuple(ms / 1e3 for ms in (0.5, 1, 1.5, 2, 3, 4, 5, 7.5, 10, 15, 25, 50, 100, 250, 1000))
 SNAPSHOT_AGE = "dashclip_snapshot_age_seconds"
+ROUTING_REFUSED = "dashclip_routing_refused"
+#: What is no sum: of several workers, the number of the last to say it.
+GAUGES = (SNAPSHOT_AGE, ROUTING_REFUSED)
 _REFUSALS = ("400", "413")
 _UNKNOWN_KINDS = ("users", "queries", "products", "history", "product_vectors", "query_vectors")
 
-#: (name, value of the label or "") to value.
-Series = dict[tuple[str, str], float]
+#: (name, values of its labels, or "" without any) to value.
+Series = dict[tuple[str, ...], float]
 
 
 class Measures:
@@ -41,6 +44,39 @@ class Measures:
         self._unknown = counter("dashclip_unknown_total", "Ids that the package does not know.", "kind")
         self._empty_history = counter("dashclip_empty_history_total", "Requests without a known purchase.")
         self._score_sum = counter("dashclip_score_sum_total", "Sum of the scores of all candidates.")
+        self._variant_requests = counter(
+            "dashclip_variant_requests_total",
+            "Requests answered, where there are several packages.",
+            *("variant", "model_version", "salt"),
+        )
+        self._variant_candidates = counter(
+            "dashclip_variant_candidates_total", "Candidates scored, by variant.", "variant"
+        )
+        self._variant_score_sum = counter(
+            "dashclip_variant_score_sum_total", "Sum of their scores, by variant.", "variant"
+        )
+        self._variant_fallbacks = counter(
+            "dashclip_variant_fallbacks_total",
+            "Requests of a challenger that it refused or failed at, so that the champion answered.",
+            "variant",
+        )
+        self._shadow_candidates = counter(
+            "dashclip_shadow_candidates_total", "Candidates scored for nobody, by variant.", "variant"
+        )
+        self._shadow_gap_sum = counter(
+            "dashclip_shadow_difference_sum_total",
+            "Sum of the differences between the scores of a shadow and those that were served.",
+            "variant",
+        )
+        self._shadow_lost = counter(
+            "dashclip_shadow_lost_total",
+            "Requests that a shadow refused, failed at or had no time for.",
+            "variant",
+        )
+        self._logged = counter("dashclip_feature_log_requests_total", "Requests written to the feature log.")
+        self._log_lost = counter(
+            "dashclip_feature_log_lost_total", "Requests that were to be logged and could not be."
+        )
         self._latency_s = Histogram(
             "dashclip_latency_seconds",
             "Time in the worker, decoding to encoding.",
@@ -51,6 +87,22 @@ class Measures:
         self._snapshot_age_s = Gauge(
             SNAPSHOT_AGE, "Since the time of the snapshot.", registry=registry, multiprocess_mode="mostrecent"
         )
+        self._routing_refused = Gauge(
+            ROUTING_REFUSED,
+            "1 while routing.json cannot be used.",
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self._variant_requests.labels("champion", "", "")
+        for of_variant in (
+            self._variant_candidates,
+            self._variant_score_sum,
+            self._variant_fallbacks,
+            self._shadow_candidates,
+            self._shadow_gap_sum,
+            self._shadow_lost,
+        ):
+            of_variant.labels("champion")
         for status in _REFUSALS:  # zero from the start
             self._refused.labels(status)
         for kind in _UNKNOWN_KINDS:
@@ -68,6 +120,29 @@ class Measures:
         for kind, count in reply.unknown.items():
             if count:
                 self._unknown.labels(kind).inc(count)
+        if reply.variant is not None:
+            self._variant_requests.labels(reply.variant, reply.model_version, reply.salt or "").inc()
+            self._variant_candidates.labels(reply.variant).inc(len(reply.scores_N))
+            self._variant_score_sum.labels(reply.variant).inc(float(reply.scores_N.sum(dtype=np.float64)))
+        if reply.instead_of is not None:
+            self._variant_fallbacks.labels(reply.instead_of).inc()
+
+    def shadowed(self, variant: str, shadow: ScoreReply | None, served: ScoreReply) -> None:
+        """Count one request that was scored for nobody; None if it was not."""
+        if shadow is None:
+            self._shadow_lost.labels(variant).inc()
+            return
+        gap_N = np.abs(shadow.scores_N.astype(np.float64) - served.scores_N)
+        self._shadow_candidates.labels(variant).inc(len(gap_N))
+        self._shadow_gap_sum.labels(variant).inc(float(gap_N.sum()))
+
+    def logged(self, requests: int) -> None:
+        """Count requests that are in a file of the feature log."""
+        self._logged.inc(requests)
+
+    def log_lost(self, requests: int) -> None:
+        """Count requests that the feature log had no room or no disk for."""
+        self._log_lost.inc(requests)
 
     def refused(self, status: int) -> None:
         """Count one request that was the client's fault."""
@@ -81,6 +156,10 @@ class Measures:
         """Say how old the snapshot is now."""
         self._snapshot_age_s.set(age_s)
 
+    def set_routing_refused(self, refused: bool) -> None:
+        """Say whether routing.json cannot be used now."""
+        self._routing_refused.set(refused)
+
     def samples(self) -> list[Sample]:
         """All values now, without the times at which the counters were made."""
         families = self._registry.collect()
@@ -88,7 +167,7 @@ class Measures:
 
     def series(self) -> Series:
         """All values now. Latency buckets are cumulative: each holds the ones below it."""
-        return {(one.name, next(iter(one.labels.values()), "")): one.value for one in self.samples()}
+        return {(one.name, *(one.labels.values() or [""])): one.value for one in self.samples()}
 
     def page(self, workers_folder: Path | None = None) -> bytes:
         """Prometheus' text; of all workers that count in `workers_folder` if it is given."""
@@ -99,7 +178,7 @@ class Measures:
         return generate_latest(registry)
 
 
-def increase(now: Mapping[tuple[str, str], float], before: Mapping[tuple[str, str], float]) -> Series:
+def increase(now: Mapping[tuple[str, ...], float], before: Mapping[tuple[str, ...], float]) -> Series:
     """What counters gained between two readings; series without a gain are left out."""
     gained = {key: value - before.get(key, 0) for key, value in now.items()}
     return {key: value for key, value in gained.items() if value > 0}

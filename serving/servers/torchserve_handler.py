@@ -19,7 +19,7 @@ from serving.servers.background import Background
 from serving.servers.drift import DRIFT_FOLDER, LiveCounts
 from serving.servers.endpoint import FORM, Body, Endpoint
 from serving.servers.json_lines import WorkerLines
-from serving.servers.measures import SNAPSHOT_AGE, Series, increase
+from serving.servers.measures import GAUGES, Series, increase
 from serving.wire.reply import Scorer
 
 #: Of an exported value.
@@ -86,17 +86,17 @@ def _exporter(context: Any) -> Any:
     from ts.metrics.metric_type_enum import MetricTypes
 
     told: Series = {}
-    age = (SNAPSHOT_AGE, "")
 
     def export(series: Series) -> None:
-        for key, value in (increase(series, told) | {age: series[age]}).items():
-            name, label = key
-            kind = MetricTypes.GAUGE if name == SNAPSHOT_AGE else MetricTypes.COUNTER
+        gauges = {key: value for key, value in series.items() if key[0] in GAUGES}
+        for key, value in (increase(series, told) | gauges).items():
+            name, *labels = key
+            is_gauge = name in GAUGES
             rounded = round(value, _DECIMALS)
-            if rounded == 0 and key != age:
+            if rounded == 0 and not is_gauge:
                 continue
-            metric = context.metrics.get_metric(name, kind)
-            metric.add_or_update(rounded, [context.model_name, *([label] if label else [])])
+            metric = context.metrics.get_metric(name, MetricTypes.GAUGE if is_gauge else MetricTypes.COUNTER)
+            metric.add_or_update(rounded, [context.model_name, *(labels if any(labels) else [])])
             told[key] = told.get(key, 0.0) + rounded
 
     return export
