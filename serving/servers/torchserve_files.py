@@ -13,7 +13,7 @@ import yaml
 from features.artifacts import atomic_write_bytes
 from serving.servers.archive import Archive
 from serving.servers.json_lines import WORKER_MARK
-from serving.servers.measures import SNAPSHOT_AGE, Measures
+from serving.servers.measures import GAUGES, Measures
 
 CONFIG_NAME, LOGGING_NAME, METRICS_NAME = "config.properties", "log4j2.xml", "metrics.yaml"
 LOOPBACK = "127.0.0.1"
@@ -147,7 +147,7 @@ def metrics_text() -> str:
     ours: dict[str, list[dict[str, object]]] = {"counter": [], "gauge": []}
     for name, labels in {sample.name: [*sample.labels] for sample in Measures().samples()}.items():
         unit = "seconds" if name.endswith(("_seconds", "_seconds_sum")) else "count"
-        kind = "gauge" if name == SNAPSHOT_AGE else "counter"
+        kind = "gauge" if name in GAUGES else "counter"
         ours[kind].append({"name": name, "unit": unit, "dimensions": ["ModelName", *labels]})
     # Every worker reports this at each request; without an entry it would be a warning each time.
     ours["gauge"].append({"name": "PredictionTime", "unit": "ms", "dimensions": ["ModelName", "Level"]})
