@@ -73,6 +73,18 @@ class FeatureLogSettings(StrictModel):
         return cls.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
+def hand_over(log: FeatureLogSettings | None, state: Path) -> None:
+    """Leave what is to be logged where the workers of a server look for it; nothing if that is None.
+
+    Raises:
+        ValueError: the key of the log would lie within it, or is none.
+    """
+    (state / SETTINGS_NAME).unlink(missing_ok=True)
+    if log is not None:
+        log.prepare()
+        log.write(state)
+
+
 class FeatureLog:
     """Logs a share of the answers. What it has no room or no disk for is counted and forgotten."""
 

@@ -1,12 +1,49 @@
-"""An endpoint with its observers: the same in every server."""
+"""What every server serves by: the scorer of one package or several, and an endpoint with its observers."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 
 from serving.feature_log.feature_log import FeatureLog, FeatureLogSettings
 from serving.observers.observer import Observer
 from serving.observers.shadow import ShadowScoring
+from serving.scoring.predictor import Predictor
+from serving.scoring.routed_scorer import ROUTING, RoutedScorer
 from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import Endpoint
+from serving.servers.healing import HealingScorer
 from serving.servers.measures import Measures
 from serving.wire.reply import Scorer
+
+
+def open_scorer(
+    package: Path, challengers: Mapping[str, Path], *, state: Path | None, heals: bool = True
+) -> Scorer:
+    """The predictor of a package, or several behind one scorer: what both servers open.
+
+    Args:
+        state: folder with the routing of challengers.
+        heals: serve an older generation where the current one cannot be opened, and the champion alone where
+            a challenger cannot; then it is tried again from time to time.
+
+    Raises:
+        PackageError: a package is damaged; without `heals`, that of a challenger, too.
+        ValueError: a challenger's name cannot be one.
+    """
+    return with_challengers(Predictor.load(package, fall_back=heals), challengers, state=state, heals=heals)
+
+
+def with_challengers(
+    champion: Scorer, challengers: Mapping[str, Path], *, state: Path | None, heals: bool
+) -> Scorer:
+    """A champion that is open, and what challenges it; see `open_scorer`."""
+    if not challengers:
+        return champion
+    others = {}
+    for name, path in challengers.items():
+        others[name] = HealingScorer(partial(Predictor.load, path, fall_back=heals))
+        others[name].open(raises=not heals)
+    return RoutedScorer(champion, others, routing_file=None if state is None else state / ROUTING)
 
 
 def build_endpoint(

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import torch
+
 from features.online.request import ScoreRequest
 from serving.observers.observer import Observer
 from serving.observers.waiting_line import WaitingLine
@@ -42,6 +44,7 @@ class ShadowScoring:
 
     def _score(self, work: tuple[ScoreRequest, ScoreReply, str | None]) -> None:
         request, served, request_id = work
+        torch.set_num_threads(1)  # of this thread, as in the one that serves
         for shadow in served.shadows:
             (reply,) = shadow.score([request])
             scored = reply if isinstance(reply, ScoreReply) else None

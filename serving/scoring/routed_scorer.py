@@ -8,7 +8,7 @@ one goes on, and `facts` say why.
 import hashlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from features.artifacts import FileStamp, StrictModel, atomic_write_json, file_stamp
 from features.online.request import RequestError, ScoreRequest
-from serving.scoring.predictor import Predictor
 from serving.scoring.routing import assign, check_shares
-from serving.wire.reply import CHAMPION, Scorer, ScoreReply, Shadow
+from serving.wire.reply import CHAMPION, Scorer, ScoreReply, Shadow, Unavailable
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +115,13 @@ class Routing(StrictModel):
         atomic_write_json(path, self.model_dump(mode="json"))
 
 
+def start_routing(state: Path, challengers: Iterable[str]) -> None:
+    """Write the routing of a server that meets challengers for the first time: the champion serves all."""
+    names = [*challengers]
+    if names and not (state / ROUTING).exists():
+        Routing.of(names).write(state / ROUTING)
+
+
 _ADVICE = "`dashclip route` writes it"
 
 
@@ -156,7 +162,7 @@ class RoutedScorer:
         for name in challengers:
             check_name(name)
         self.variants: Mapping[str, Scorer] = {CHAMPION: champion, **challengers}
-        self._versions = {name: str(one.facts()["model_version"]) for name, one in self.variants.items()}
+        self._versions = self._versions_now()
         self._file = routing_file
         self._seen: FileStamp | None = None
         self._live = self._of(Routing.of([*challengers]))
@@ -192,6 +198,8 @@ class RoutedScorer:
         """What one variant makes of requests, one by one if they fail together; None for a failure."""
         try:
             return [*self.variants[variant].score_many(requests)]
+        except Unavailable:  # whoever heals it says so, once
+            return [None] * len(requests)
         except Exception as error:
             if len(requests) > 1:
                 return [reply for one in requests for reply in self.score_as(variant, [one])]
@@ -207,6 +215,10 @@ class RoutedScorer:
         """
         for scorer in self.variants.values():
             scorer.reload_if_changed()
+        versions = self._versions_now()
+        if versions != self._versions:  # a challenger that could not be opened is there now
+            self._versions = versions
+            self._live = replace(self._of(self._live.routing), refused=self._live.refused)
         if self._file is None or file_stamp(self._file) == self._seen:
             return False
         self._read_routing(self._file)
@@ -214,10 +226,12 @@ class RoutedScorer:
 
     def facts(self) -> Mapping[str, Any]:
         """Those of the champion, and beside them `variants` with those of each, and `routing`."""
-        live = self._live
+        live, facts = self._live, {name: scorer.facts() for name, scorer in self.variants.items()}
+        refused = [why for one in facts.values() if (why := one.get("refused_generation")) is not None]
         return {
-            **self.variants[CHAMPION].facts(),
-            "variants": {name: dict(scorer.facts()) for name, scorer in self.variants.items()},
+            **facts[CHAMPION],
+            "refused_generation": next(iter(refused), None),
+            "variants": {name: dict(one) for name, one in facts.items()},
             "routing": {
                 **live.routing.model_dump(mode="json", exclude={"format"}),
                 "salt": live.salt,
@@ -232,6 +246,9 @@ class RoutedScorer:
             Shadow(name, partial(self.score_as, name)) for name in live.routing.shadows_of(variant)
         )
         return replace(reply, variant=variant, salt=live.salt, instead_of=instead_of, shadows=shadows)
+
+    def _versions_now(self) -> dict[str, str]:
+        return {name: str(one.facts().get("model_version", "")) for name, one in self.variants.items()}
 
     def _of(self, routing: Routing) -> _Live:
         return _Live(routing, routing.salt or salt_of(self._versions))
@@ -258,17 +275,3 @@ def salt_of(versions: Mapping[str, str]) -> str:
     """The salt that follows from the variants and their model versions: a new challenger draws users anew."""
     text = "\n".join(f"{name} {version}" for name, version in sorted(versions.items()))
     return hashlib.blake2b(text.encode(), digest_size=_SALT_BYTES).hexdigest()
-
-
-def open_scorer(package: Path, challengers: Mapping[str, Path], *, routing_file: Path | None) -> Scorer:
-    """The predictor of a package, or several behind one scorer: what both servers open.
-
-    Raises:
-        PackageError: a package is damaged.
-        ValueError: a challenger's name cannot be one.
-    """
-    champion = Predictor.load(package)
-    if not challengers:
-        return champion
-    others = {name: Predictor.load(path) for name, path in challengers.items()}
-    return RoutedScorer(champion, others, routing_file=routing_file)

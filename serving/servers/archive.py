@@ -37,6 +37,9 @@ PACKAGE_NAME = "package"
 DEFAULT_NAME = "dashclip"
 #: After which a worker that does not answer is replaced.
 RESPONSE_TIMEOUT_S = 10
+#: How long TorchServe replaces a worker that dies again and again (300 s by default, then never again). It
+#: keeps milliseconds in 32 bits: this is the most, 24 days.
+RETRY_TIMEOUT_S = 2_147_483
 #: Shown of a failed check: the end of a traceback.
 _SHOWN_LINES = 12
 
@@ -52,6 +55,11 @@ class Archive:
     path: Path
     name: str
     version: str
+
+    def challengers(self) -> Mapping[str, str]:
+        """Names and packages of those that get a share of the users."""
+        settings = yaml.safe_load(read_member(self.path, SETTINGS_NAME))["dashclip"]
+        return dict(settings.get("challengers", {}))
 
     def example(self) -> bytes:
         """The body of a request that it answers with 200."""
@@ -149,7 +157,12 @@ def _fill(
     shutil.copyfile(handler, folder / HANDLER_NAME)
     (folder / EXAMPLE_NAME).write_bytes(example)
     # TorchServe takes the timeout from here alone: in config.properties it has no effect.
-    config = {"deviceType": "cpu", "responseTimeout": RESPONSE_TIMEOUT_S, "dashclip": dict(settings)}
+    config = {
+        "deviceType": "cpu",
+        "responseTimeout": RESPONSE_TIMEOUT_S,
+        "maxRetryTimeoutInSec": RETRY_TIMEOUT_S,
+        "dashclip": dict(settings),
+    }
     (folder / SETTINGS_NAME).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     manifest = str(
         ModelExportUtils.generate_manifest_json(

@@ -7,9 +7,10 @@ answered with 500 and says nothing; the log has the place, and no value of the r
 import logging
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from serving.servers.drift import LiveCounts
 from serving.servers.json_lines import about
 from serving.servers.measures import Measures
 from serving.wire import arrow_codec, json_codec
-from serving.wire.reply import CHAMPION, Scorer, ScoreReply
+from serving.wire.reply import CHAMPION, Scorer, ScoreReply, Unavailable
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +47,12 @@ class Answer:
     status: int
     content_type: str
     content: bytes
+    #: Of 503: seconds after which to ask again.
+    retry_after_s: int | None = None
+
+
+#: None is a fault of ours.
+_Outcome = ScoreReply | RequestError | Unavailable | None
 
 
 class Endpoint:
@@ -98,10 +105,14 @@ class Endpoint:
     def measures(self) -> Measures:
         """What was counted up to now."""
         facts = self.scorer.facts()
-        as_of = datetime.fromisoformat(str(facts["as_of"]))
-        if as_of.tzinfo is None:
-            as_of = as_of.replace(tzinfo=UTC)
-        self._measures.set_snapshot_age(time.time() - as_of.timestamp())
+        if "as_of" in facts:
+            as_of = datetime.fromisoformat(str(facts["as_of"]))
+            if as_of.tzinfo is None:
+                as_of = as_of.replace(tzinfo=UTC)
+            self._measures.set_snapshot_age(time.time() - as_of.timestamp())
+        self._measures.set_state(
+            model_open="as_of" in facts, refused=facts.get("refused_generation") is not None
+        )
         self._measures.set_routing_refused(facts.get("routing", {}).get("refused") is not None)
         return self._measures
 
@@ -112,13 +123,13 @@ class Endpoint:
             except Exception as error:  # whatever is wrong with it, the request has its answer
                 _log.error("an observer failed: %s", place_of(error), extra=about([request_id]))
 
-    def _score(
-        self, requests: list[tuple[ScoreRequest, str | None]]
-    ) -> list[ScoreReply | RequestError | None]:
+    def _score(self, requests: list[tuple[ScoreRequest, str | None]]) -> list["_Outcome"]:
         """Of requests with their ids."""
         try:
             replies = self.scorer.score_many([request for request, _ in requests])
             return [_finite(reply, *request) for reply, request in zip(replies, requests, strict=True)]
+        except Unavailable as error:
+            return [error] * len(requests)
         except Exception as error:
             extra = about([request_id for _, request_id in requests])
             _log.error("scoring %d requests failed: %s", len(requests), place_of(error), extra=extra)
@@ -126,7 +137,7 @@ class Endpoint:
             return [None]
         return [reply for request in requests for reply in self._score([request])]
 
-    def _count(self, outcome: ScoreReply | RequestError | None, latency_s: float) -> None:
+    def _count(self, outcome: "_Outcome", latency_s: float) -> None:
         if isinstance(outcome, ScoreReply):
             self._scored_at = time.monotonic()
             self._measures.scored(outcome, latency_s=latency_s)
@@ -134,6 +145,8 @@ class Endpoint:
                 self.live.count(outcome.scores_N, outcome.dense_NF)
         elif isinstance(outcome, RequestError):
             self._measures.refused(outcome.status)
+        elif isinstance(outcome, Unavailable):
+            self._measures.shed(outcome.reason)
         else:
             self._measures.failed()
 
@@ -178,16 +191,37 @@ def _decoded(body: Body, is_arrow: bool) -> ScoreRequest | RequestError:
         return RequestError("body", "bytes that cannot be read", "see docs/serving.md for the two formats")
 
 
-def _answer(outcome: ScoreReply | RequestError | None, is_arrow: bool) -> Answer:
+def _answer(outcome: _Outcome, is_arrow: bool) -> Answer:
     """Errors are JSON, whatever the request was."""
     if isinstance(outcome, ScoreReply):
         codec = arrow_codec if is_arrow else json_codec
         return Answer(200, codec.CONTENT_TYPE, codec.encode_reply(outcome))
     if isinstance(outcome, RequestError):
         return Answer(outcome.status, json_codec.CONTENT_TYPE, json_codec.encode_error(outcome))
+    if isinstance(outcome, Unavailable):
+        return unavailable(outcome)
     return Answer(
         500, json_codec.CONTENT_TYPE, b'{"error":{"message":"the server failed; its log says where"}}'
     )
+
+
+def unavailable(why: Unavailable) -> Answer:
+    """503 with the seconds after which to ask again."""
+    seconds = why.retry_after_s
+    content = f'{{"error":{{"message":"no scores now ({why.reason}); ask again in {seconds} s"}}}}'
+    return Answer(503, json_codec.CONTENT_TYPE, content.encode(), retry_after_s=seconds)
+
+
+def readiness(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a probe says of a scorer: the generation, and whether it is one it has fallen back to.
+
+    No reason: it has paths, and whoever may probe need not know them.
+    """
+    return {
+        "model_version": facts.get("model_version"),
+        "generation": facts.get("generation"),
+        "fallen_back": facts.get("refused_generation") is not None,
+    }
 
 
 def place_of(error: BaseException) -> str:

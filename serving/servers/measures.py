@@ -18,10 +18,13 @@ from serving.wire.reply import ScoreReply
 #: Upper ends of the latency buckets.
 LATENCY_BUCKETS_S = tuple(ms / 1e3 for ms in (0.5, 1, 1.5, 2, 3, 4, 5, 7.5, 10, 15, 25, 50, 100, 250, 1000))
 SNAPSHOT_AGE = "dashclip_snapshot_age_seconds"
+MODEL_OPEN, REFUSED_GENERATION = "dashclip_model_open", "dashclip_generation_refused"
 ROUTING_REFUSED = "dashclip_routing_refused"
-#: What is no sum: of several workers, the number of the last to say it.
-GAUGES = (SNAPSHOT_AGE, ROUTING_REFUSED)
+#: What goes up and down; all else only grows.
+GAUGES = (SNAPSHOT_AGE, MODEL_OPEN, REFUSED_GENERATION, ROUTING_REFUSED)
 _REFUSALS = ("400", "413")
+#: Of `serving.wire.reply.Unavailable`.
+SHED_REASONS = ("no_model", "queue_full", "too_slow")
 _UNKNOWN_KINDS = ("users", "queries", "products", "history", "product_vectors", "query_vectors")
 
 #: (name, values of its labels, or "" without any) to value.
@@ -39,6 +42,7 @@ class Measures:
 
         self._requests = counter("dashclip_requests_total", "Requests answered with scores.")
         self._refused = counter("dashclip_refused_total", "Requests answered with 400 or 413.", "status")
+        self._shed = counter("dashclip_shed_total", "Requests answered with 503, by the reason.", "reason")
         self._failed = counter("dashclip_failed_total", "Requests answered with 500: faults of the server.")
         self._candidates = counter("dashclip_candidates_total", "Candidates scored.")
         self._unknown = counter("dashclip_unknown_total", "Ids that the package does not know.", "kind")
@@ -83,16 +87,17 @@ class Measures:
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
+
         # Of several workers, that of the last to say it: a worker that died says nothing more.
-        self._snapshot_age_s = Gauge(
-            SNAPSHOT_AGE, "Since the time of the snapshot.", registry=registry, multiprocess_mode="mostrecent"
+        def gauge(name: str, meaning: str) -> Gauge:
+            return Gauge(name, meaning, registry=registry, multiprocess_mode="mostrecent")
+
+        self._snapshot_age_s = gauge(SNAPSHOT_AGE, "Since the time of the snapshot.")
+        self._model_open = gauge(MODEL_OPEN, "1 if a worker can score, 0 if it answers 503 and tries again.")
+        self._refused_generation = gauge(
+            REFUSED_GENERATION, "1 if the current generation is refused and an older one served."
         )
-        self._routing_refused = Gauge(
-            ROUTING_REFUSED,
-            "1 while routing.json cannot be used.",
-            registry=registry,
-            multiprocess_mode="mostrecent",
-        )
+        self._routing_refused = gauge(ROUTING_REFUSED, "1 while routing.json cannot be used.")
         self._variant_requests.labels("champion", "", "")
         for of_variant in (
             self._variant_candidates,
@@ -107,6 +112,8 @@ class Measures:
             self._refused.labels(status)
         for kind in _UNKNOWN_KINDS:
             self._unknown.labels(kind)
+        for reason in SHED_REASONS:
+            self._shed.labels(reason)
 
     def scored(self, reply: ScoreReply, *, latency_s: float) -> None:
         """Count one request that got its scores."""
@@ -148,6 +155,10 @@ class Measures:
         """Count one request that was the client's fault."""
         self._refused.labels(str(status)).inc()
 
+    def shed(self, reason: str) -> None:
+        """Count one request that was told to come back."""
+        self._shed.labels(reason).inc()
+
     def failed(self) -> None:
         """Count one request that was the server's fault."""
         self._failed.inc()
@@ -159,6 +170,11 @@ class Measures:
     def set_routing_refused(self, refused: bool) -> None:
         """Say whether routing.json cannot be used now."""
         self._routing_refused.set(refused)
+
+    def set_state(self, *, model_open: bool, refused: bool) -> None:
+        """Say whether there is something to score with, and whether it is older than it should be."""
+        self._model_open.set(model_open)
+        self._refused_generation.set(refused)
 
     def samples(self) -> list[Sample]:
         """All values now, without the times at which the counters were made."""

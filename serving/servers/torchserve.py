@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +27,10 @@ import psutil
 from features.artifacts import atomic_write_json
 from features.online.request import ScoreRequest
 from serving.client import INFERENCE_KEY_FILE, ClientError, ScoreClient, share_inference_key
+from serving.feature_log.feature_log import FeatureLogSettings, hand_over
 from serving.package.manifest import PackageManifest
 from serving.package.parity import read_requests
+from serving.scoring.routed_scorer import check_name, start_routing
 from serving.servers.archive import Archive, build_archive
 from serving.servers.drift import DRIFT_FOLDER
 from serving.servers.torchserve_files import CONFIG_NAME, LOGGING_NAME, ServerSettings, write_server_files
@@ -93,14 +95,26 @@ class RunningServer:
         )
 
 
-def archive_package(package: Path, store: Path, *, name: str, embed: bool) -> Archive:
+def archive_package(
+    package: Path, store: Path, *, name: str, embed: bool, challengers: Mapping[str, Path] | None = None
+) -> Archive:
     """Add a package to a store, with an example request from its parity record.
+
+    Args:
+        challengers: packages that may get a share of the users, by name.
 
     Raises:
         PackageError: not a package.
+        ValueError: a challenger's name cannot be one, or challengers are to be embedded.
         ArchiveError: the archive does not answer.
     """
     manifest = PackageManifest.read(package)
+    for challenger, path in (challengers or {}).items():
+        check_name(challenger)
+        PackageManifest.read(path)
+    if embed and challengers:
+        raise ValueError("a .mar holds one package; archive challengers without --embed")
+    settings = {"challengers": {name: str(path.resolve()) for name, path in (challengers or {}).items()}}
     return build_archive(
         package,
         store,
@@ -110,6 +124,7 @@ def archive_package(package: Path, store: Path, *, name: str, embed: bool) -> Ar
         embed=embed,
         # Where it was made from is nothing that travels with it: `refresh` does not reach into a .mar.
         embedded_manifest=manifest.model_copy(update={"sources": {}}),
+        settings=settings if challengers else None,
     )
 
 
@@ -133,6 +148,7 @@ def start(
     settings: ServerSettings,
     *,
     state: Path | None = None,
+    log: FeatureLogSettings | None = None,
     timeout_s: float = 120.0,
     progress: Callable[[str], None] | None = None,
 ) -> RunningServer:
@@ -141,6 +157,7 @@ def start(
     Args:
         state: folder of its files, keys, logs and counts; STORE/server by default. Everybody who is later
             asked about the server (`running`, `stop`) takes this folder, too.
+        log: what goes to the feature log.
 
     Raises:
         ServerError: java is missing, a port is taken, a server already runs here, or no worker answers in
@@ -156,6 +173,8 @@ def start(
     for name in ("logs", DRIFT_FOLDER):
         (folder / name).mkdir(parents=True, exist_ok=True)
     write_server_files(folder, archive, settings)
+    start_routing(folder, archive.challengers())
+    hand_over(log, folder)
     # A short path: the workers' sockets lie there, and the kernel takes 108 bytes.
     scratch = Path(tempfile.mkdtemp(prefix="dashclip-"))
     report("starting TorchServe")

@@ -5,6 +5,7 @@ No torch here: clients import this module, too.
 Shapes: N candidates.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +27,20 @@ class Shadow:
 
     variant: str
     score: "Callable[[Sequence[ScoreRequest]], Sequence[ScoreReply | RequestError | None]]"
+
+
+class Unavailable(RuntimeError):
+    """No scores now, through no fault of the request; later there may be.
+
+    Attributes:
+        reason: one word for the measures.
+        retry_after_s: after which to ask again, whole seconds, at least 1.
+    """
+
+    def __init__(self, reason: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after_s = max(1, math.ceil(retry_after_s))
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +84,11 @@ class Scorer(Protocol):
     """What a server needs: `serving.scoring.predictor.Predictor`, or several behind a `RoutedScorer`."""
 
     def score_many(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply | RequestError]:
-        """One reply or refusal for each request: a bad one does not fail its neighbours."""
+        """One reply or refusal for each request: a bad one does not fail its neighbours.
+
+        Raises:
+            Unavailable: there is nothing to score with now.
+        """
         ...
 
     def reload_if_changed(self) -> object:
@@ -77,7 +96,10 @@ class Scorer(Protocol):
         ...
 
     def facts(self) -> Mapping[str, Any]:
-        """What is being served: model version, generation, as_of, encoder, counts."""
+        """What is being served: model version, generation, as_of, encoder, counts.
+
+        `refused_generation` says why another generation than the current one is served, if one is.
+        """
         ...
 
 

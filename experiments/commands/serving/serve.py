@@ -124,10 +124,10 @@ def _serve_by_fastapi(package: Path, *, address: str, port: int, workers: int, s
     from serving.servers.torchserve import example_request
     from serving.wire.json_codec import encode_request
 
-    Predictor.load(package)  # what is wrong with it is said once, not by each worker
+    Predictor.load(package, fall_back=True)  # what is wrong with it is said once, not by each worker
     typer.echo(f"serving {package} at http://{address}:{port}/score; Ctrl-C ends it")
     serve_app(
-        partial(Predictor.load, package.resolve()),
+        partial(Predictor.load, package.resolve(), fall_back=True),
         host=address,
         port=port,
         workers=workers,
