@@ -26,7 +26,18 @@ from experiments.commands.inputs import (
     validate,
 )
 from experiments.commands.rankers import importance, predict, publish, report, sweep, train
-from experiments.commands.serving import archive, drift, fuzz, loadtest, package, refresh, replay, serve, soak
+from experiments.commands.serving import (
+    archive,
+    drift,
+    fuzz,
+    loadtest,
+    package,
+    refresh,
+    replay,
+    route,
+    serve,
+    soak,
+)
 from experiments.runtime.quiet import quiet_imports
 
 
@@ -81,6 +92,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "refresh": refresh.refresh,
         "archive": archive.archive,
         "serve": serve.serve,
+        "route": route.route,
         "stop": serve.stop,
     },
     "Checks": {

@@ -40,7 +40,7 @@ class Routing(StrictModel):
 
     Attributes:
         shares: of the users, by variant; they add up to 1. The order is that of `assign`: the champion last,
-            so that a challenger that grows takes users of the champion.
+            so that the last challenger takes users of the champion as it grows, and gives none back.
         salt: users are drawn anew with another one. None stands for one that follows from the packages, the
             same on every host with the same packages.
         nobody: who serves requests without a user.
@@ -85,9 +85,18 @@ class Routing(StrictModel):
             raise RoutingError(f"the share of {CHAMPION} is what the challengers leave: give theirs")
         others = {name: share for name, share in self.shares.items() if name != CHAMPION} | dict(changed)
         left = 1 - sum(others.values())
+        if left < -1e-12:
+            raise RoutingError(f"the shares of the challengers add up to {1 - left:.6g}, 1 at most can")
+        return self.changed(shares={**others, CHAMPION: round(max(left, 0.0), 12)})
+
+    def changed(self, **fields: object) -> "Routing":
+        """The same but for some fields.
+
+        Raises:
+            RoutingError: that is none.
+        """
         try:
-            shares = {**others, CHAMPION: 0.0 if abs(left) < 1e-12 else left}
-            return Routing.model_validate({**self.model_dump(), "shares": shares})
+            return Routing.model_validate({**self.model_dump(), **fields})
         except ValidationError as error:
             raise RoutingError(_reason(error)) from None
 

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.commands.serving.route import challengers_of
+
 if TYPE_CHECKING:
+    from serving.feature_log.feature_log import FeatureLogSettings
     from serving.servers.archive import Archive
     from serving.servers.torchserve import RunningServer
 
@@ -47,6 +50,27 @@ def serve(
         typer.Option("--fastapi", help="Serve a package by FastAPI and uvicorn instead, in the foreground."),
     ] = False,
     schema: Annotated[bool, typer.Option("--schema", help="With --fastapi: offer /openapi.json.")] = False,
+    challenger: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --fastapi: NAME=PACKAGE, another package that may get a share of the users. For "
+            "TorchServe, `dashclip archive` takes it."
+        ),
+    ] = None,
+    feature_log: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a log of requests with their features and scores; none if not given."),
+    ] = None,
+    log_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the requests that --feature-log takes.")
+    ] = 0.01,
+    log_limit_mb: Annotated[
+        int, typer.Option(min=1, help="Size of the log, in 10^6 bytes; its oldest files go.")
+    ] = 1_000,
+    log_key: Annotated[
+        Path | None,
+        typer.Option(help="Key that hides the users' ids in the log; made in the state folder if not given."),
+    ] = None,
 ) -> None:
     """Start TorchServe on a model store, and wait until it has scored a request.
 
@@ -59,10 +83,23 @@ def serve(
 
     console = Console()
     if fastapi:
-        _serve_by_fastapi(store, address=address, port=port, workers=workers, schema=schema)
+        log = _feature_log(feature_log, log_share, log_limit_mb, log_key, state_dir)
+        challengers = challengers_of(challenger)
+        _serve_by_fastapi(
+            store,
+            address=address,
+            port=port,
+            workers=workers,
+            schema=schema,
+            challengers=challengers,
+            state=state_dir,
+            log=log,
+        )
         return
+    if challenger:
+        raise typer.BadParameter("goes with --fastapi, or to `dashclip archive`", param_hint="--challenger")
     from serving.servers.archive import find_archive
-    from serving.servers.torchserve import start
+    from serving.servers.torchserve import SERVER_FOLDER, start
     from serving.servers.torchserve_files import ServerSettings
 
     settings = ServerSettings(
@@ -77,7 +114,9 @@ def serve(
     )
     archive = find_archive(store, name)
     with console.status("") as status:
-        server = start(archive, settings, state=state_dir, timeout_s=timeout, progress=status.update)
+        state = state_dir or store / SERVER_FOLDER
+        log = _feature_log(feature_log, log_share, log_limit_mb, log_key, state)
+        server = start(archive, settings, state=state_dir, log=log, timeout_s=timeout, progress=status.update)
     console.print(f"{archive.name} {archive.version} is being served (process {server.pid})")
     for what, where in (("predictions", server.url), ("metrics", server.metrics_url), ("logs", server.logs)):
         console.print(f"  {what:12}{where}", soft_wrap=True, highlight=False)
@@ -113,24 +152,63 @@ def _curl(archive: "Archive", server: "RunningServer") -> str:
     return "\n".join(lines)
 
 
-def _serve_by_fastapi(package: Path, *, address: str, port: int, workers: int, schema: bool) -> None:
+def _feature_log(
+    folder: Path | None, share: float, limit_mb: int, key: Path | None, state: Path | None
+) -> "FeatureLogSettings | None":
+    if folder is None:
+        return None
+    from serving.feature_log.feature_log import KEY_NAME, FeatureLogSettings
+
+    if share == 0:
+        raise typer.BadParameter("0 logs nothing; leave --feature-log out", param_hint="--log-share")
+    if key is None and state is None:
+        raise typer.BadParameter("needs --log-key or --state-dir", param_hint="--feature-log")
+    key = key or (state or Path()) / KEY_NAME
+    return FeatureLogSettings(folder=folder.resolve(), share=share, limit_mb=limit_mb, key_file=key.resolve())
+
+
+def _serve_by_fastapi(
+    package: Path,
+    *,
+    address: str,
+    port: int,
+    workers: int,
+    schema: bool,
+    challengers: dict[str, Path],
+    state: Path | None,
+    log: "FeatureLogSettings | None",
+) -> None:
     from functools import partial
 
     try:
         from serving.servers.fastapi_app import serve as serve_app
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}; install the extra: pip install 'dashclip-ranker[fastapi]'") from None
-    from serving.scoring.predictor import Predictor
+    from serving.observers.assembly import open_scorer
+    from serving.scoring.routed_scorer import start_routing
     from serving.servers.torchserve import example_request
     from serving.wire.json_codec import encode_request
 
-    Predictor.load(package, fall_back=True)  # what is wrong with it is said once, not by each worker
+    if challengers and state is None:
+        raise typer.BadParameter("needs --state-dir, where `dashclip route` works", param_hint="--challenger")
+    opening = partial(
+        open_scorer,
+        package.resolve(),
+        {name: path.resolve() for name, path in challengers.items()},
+        state=state.resolve() if state else None,
+    )
+    opening()  # what is wrong with it is said once, not by each worker
+    if state is not None:
+        start_routing(state, challengers)
+    if log is not None:
+        log.prepare()
     typer.echo(f"serving {package} at http://{address}:{port}/score; Ctrl-C ends it")
     serve_app(
-        partial(Predictor.load, package.resolve(), fall_back=True),
+        opening,
         host=address,
         port=port,
         workers=workers,
         example=encode_request(example_request(package)),
         schema=schema,
+        log=log,
     )
