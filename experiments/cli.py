@@ -30,6 +30,7 @@ from experiments.commands.serving import (
     archive,
     drift,
     fuzz,
+    join_clicks,
     loadtest,
     package,
     refresh,
@@ -93,6 +94,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "archive": archive.archive,
         "serve": serve.serve,
         "route": route.route,
+        "join-clicks": join_clicks.join_clicks,
         "stop": serve.stop,
     },
     "Checks": {
