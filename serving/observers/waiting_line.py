@@ -4,6 +4,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, TypeVar
 
 _log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class WaitingLine(Generic[WorkT]):
                 taken = self._waiting.popleft() if self._waiting else None
                 ended = self._stopped and taken is None
             if taken is not None:
-                self._attempt(lambda work=taken[0]: self._do(work))
+                self._attempt(partial(self._do, taken[0]))
                 with self._changed:
                     self._size -= taken[1]
             self._attempt(self._idle)

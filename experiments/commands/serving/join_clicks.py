@@ -106,8 +106,8 @@ def _show(console: "Console", joined: "Joined", out: Path) -> None:
         )
     if joined.unknown_users:
         console.print(
-            f"[yellow]note:[/yellow] the users of {joined.unknown_users:,} impressions are not in the tables, "
-            "and became nobody; is it the right key?"
+            f"[yellow]note:[/yellow] the users of {joined.unknown_users:,} impressions are not in the "
+            "tables, and became nobody; is it the right key?"
         )
     if joined.absent:
         console.print(f"[yellow]note:[/yellow] no request gave {', '.join(joined.absent)}")
@@ -128,7 +128,5 @@ def _show_skew(console: "Console", skew: "ServedSkew") -> None:
         console.print(grid)
         equal = sum(one.differs == 0 for one in chosen)
         console.print(f"{equal} of {len(chosen)} features are the same for every impression")
-    console.print(
-        f"compared: {skew.compared:,} impressions"
-        + (f"; {skew.refused} requests refused" * bool(skew.refused))
-    )
+    refused = f"; {skew.refused:,} requests were refused" if skew.refused else ""
+    console.print(f"compared: {skew.compared:,} impressions{refused}")

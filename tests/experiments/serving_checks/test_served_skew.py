@@ -1,4 +1,4 @@
-"""What was served at the moment of the snapshot has no skew; a log that lacked events then, and a stale one, do."""
+"""What was served at the moment of the snapshot has no skew; what was stale or lacked events has."""
 
 import json
 import shutil
