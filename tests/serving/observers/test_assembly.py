@@ -1,19 +1,23 @@
 """Routing, shadows and the feature log behind one endpoint, as both servers assemble it."""
 
 import json
+import shutil
+import urllib.request
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from features.online.request import ScoreRequest
+from serving.client import ScoreClient
 from serving.feature_log.feature_log import FeatureLogSettings
 from serving.feature_log.log_files import logged_files
-from serving.observers.assembly import build_endpoint
+from serving.observers.assembly import build_endpoint, open_scorer
 from serving.package.parity import read_requests
 from serving.scoring.predictor import Predictor
 from serving.scoring.routed_scorer import ROUTING, RoutedScorer, Routing
 from serving.servers.endpoint import Body
+from serving.servers.healing import HealingScorer
 from serving.wire import arrow_codec, json_codec
 from serving.wire.reply import CHAMPION, ScoreReply, best_first
 from tests.serving.servers.stand_in_handler import stand_in_scorer
@@ -161,3 +165,52 @@ def test_served_and_shadow_answers_of_real_packages_are_logged_together(
                 answer["order"].index(candidate) for candidate in range(len(mine))
             ]
     assert endpoint.measures().series()["dashclip_feature_log_requests_total", ""] == 2 * len(drawn)
+
+
+def test_a_challenger_that_cannot_be_opened_hurts_nobody_and_serves_once_it_can(
+    small_run: Path, tmp_path: Path
+) -> None:
+    package, broken = small_run / "package", tmp_path / "broken"
+    Routing(shares={"b": 1.0}).write(tmp_path / ROUTING)
+    with pytest.raises(ValueError, match="broken"):
+        open_scorer(package, {"b": broken}, state=tmp_path, heals=False)
+    scorer = open_scorer(package, {"b": broken}, state=tmp_path)
+    endpoint = build_endpoint(scorer)
+    request = Body(json_codec.encode_request(read_requests(package)[0]))
+    (answer,) = endpoint.answer([request])
+    said = json.loads(answer.content)
+    assert (answer.status, said["variant"], said["instead_of"]) == (200, CHAMPION, "b")
+    assert endpoint.measures().series()["dashclip_variant_fallbacks_total", "b"] == 1
+    assert "broken" in scorer.facts()["variants"]["b"]["unavailable"]
+    shutil.copytree(package, broken)
+    assert isinstance(scorer, RoutedScorer)
+    healing = scorer.variants["b"]
+    assert isinstance(healing, HealingScorer)
+    salt = said["salt"]
+    healing.open()
+    scorer.reload_if_changed()
+    (answer,) = endpoint.answer([request])
+    said = json.loads(answer.content)
+    assert said["variant"] == "b"
+    assert "instead_of" not in said
+    assert said["salt"] != salt, "the salt follows from the versions of what is there"
+
+
+def test_fastapi_routes_and_logs_by_the_same_assembly(small_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn", reason="the extra `fastapi` is not installed")
+    from serving.servers.fastapi_app import create_app
+    from tests.serving.servers.test_fastapi_app import root_of, served
+
+    package = small_run / "package"
+    Routing(shares={"b": 1.0}, shadow=(CHAMPION,)).write(tmp_path / ROUTING)
+    settings = FeatureLogSettings(folder=tmp_path / "log", share=1.0, limit_mb=10, key_file=tmp_path / "key")
+    settings.prepare()
+    scorer = open_scorer(package, {"b": package}, state=tmp_path)
+    request = read_requests(package)[0]
+    with served(create_app(scorer, log=settings)) as server:
+        with ScoreClient(f"{root_of(server)}/score") as client:
+            assert client.score(request).variant == "b"
+        health = json.load(urllib.request.urlopen(f"{root_of(server)}/health", timeout=60))
+        assert health["routing"]["shares"] == {"b": 1.0}
+    (file,) = logged_files(settings.folder)
+    assert set(file.table()["variant"].to_pylist()) == {"b", CHAMPION}, "written as the server ends"
