@@ -61,7 +61,7 @@ class Endpoint:
         self.scorer = scorer
         self.live = live
         self._measures = Measures()
-        self._scored_at = float("-inf")
+        self._scored_at: float | None = None
 
     def answer(self, bodies: Sequence[Body]) -> list[Answer]:
         """One answer for each body, in order; a bad one does not fail its neighbours."""
@@ -83,7 +83,12 @@ class Endpoint:
 
     def scored_within(self, seconds: float) -> bool:
         """Whether a request got its scores that short a time ago."""
-        return time.monotonic() - self._scored_at <= seconds
+        return self.scored_s_ago is not None and self.scored_s_ago <= seconds
+
+    @property
+    def scored_s_ago(self) -> float | None:
+        """Since a request last got its scores; None if none has."""
+        return None if self._scored_at is None else time.monotonic() - self._scored_at
 
     def measures(self) -> Measures:
         """What was counted up to now."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from serving.scoring.predictor import Predictor
-from serving.servers.background import Background
+from serving.servers.background import WORKERS_FOLDER, Background
 from serving.servers.drift import DRIFT_FOLDER, LiveCounts
 from serving.servers.endpoint import FORM, Body, Endpoint
 from serving.servers.healing import HealingScorer
@@ -60,11 +60,12 @@ class DashclipHandler:
         endpoint = self._endpoint = Endpoint(healing)
         healing.open(raises=not self.heals)
         # The server's own folder, which no setting of an archive could know, is where its metrics.yaml is.
-        folder = Path(context.metrics.config_file_path).parent / DRIFT_FOLDER
+        state = Path(context.metrics.config_file_path).parent
         self._background = Background(
             self._endpoint,
             export=_exporter(context),
-            counts_folder=folder,
+            counts_folder=state / DRIFT_FOLDER,
+            status_folder=state / WORKERS_FOLDER,
         )
         self._background.start()
 

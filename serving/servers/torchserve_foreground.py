@@ -1,0 +1,115 @@
+"""TorchServe in the foreground, for containers and systemd: this process stands for it.
+
+Signals are passed on, the exit code is TorchServe's own (143 after SIGTERM, 137 after SIGKILL), and standard
+output has JSON lines alone. Probes and renewal of tokens are part of this process.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+from serving.servers.archive import Archive
+from serving.servers.attendant import Attendant
+from serving.servers.torchserve import RunningServer, launch, prepare, stop, wait_for_scores
+from serving.servers.torchserve_files import ServerSettings
+
+_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+
+def serve_in_foreground(
+    archive: Archive,
+    settings: ServerSettings,
+    *,
+    state: Path | None = None,
+    timeout_s: float = 120.0,
+    output: TextIO | None = None,
+    started: Callable[[RunningServer], None] = lambda _: None,
+) -> int:
+    """Serve until TorchServe ends; returns its exit code, 128 and the signal's number if a signal ended it.
+
+    Args:
+        timeout_s: for the first scores; without them TorchServe is ended.
+        started: told once they are there.
+
+    Raises:
+        ServerError: as `serving.servers.torchserve.start`.
+    """
+    output = output or sys.stdout
+    folder = prepare(archive, settings, state=state, console=True)
+    asked: list[int] = []
+    with _passing_on(asked) as targets:
+        server, process = launch(folder, archive, settings, output=subprocess.PIPE)
+        targets.append(process)
+        for number in asked:  # before there was anybody to tell
+            process.send_signal(number)
+        lines = threading.Thread(target=_copy_lines, args=(process, output), daemon=True)
+        lines.start()
+        attendant = Attendant(server, folder)
+        attendant.start()
+        try:
+            if not asked:
+                _wait(server, process, folder, timeout_s, asked)
+            if not asked and process.poll() is None:
+                started(server)
+            code = process.wait()
+        finally:
+            stop(folder)
+            attendant.stop()
+        lines.join(timeout=10)
+    return code if code >= 0 else 128 - code
+
+
+def _wait(
+    server: RunningServer,
+    process: "subprocess.Popen[bytes]",
+    folder: Path,
+    timeout_s: float,
+    asked: list[int],
+) -> None:
+    try:
+        wait_for_scores(server, folder, timeout_s=timeout_s)
+    except Exception:
+        if asked:  # it ended because it was told to
+            return
+        process.terminate()
+        raise
+
+
+@contextmanager
+def _passing_on(asked: list[int]) -> "Iterator[list[subprocess.Popen[bytes]]]":
+    """Signals go to the processes of the list that the block fills; the old handlers come back after it."""
+    targets: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+        for process in targets:
+            process.send_signal(signal.SIGTERM if number == signal.SIGQUIT else number)
+
+    before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
+    try:
+        yield targets
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _copy_lines(process: "subprocess.Popen[bytes]", output: TextIO) -> None:
+    """What TorchServe prints: JSON lines as they are, anything else within one."""
+    assert process.stdout is not None
+    for raw in process.stdout:
+        line = raw.decode(errors="replace").rstrip()
+        if line:
+            print(line if line.startswith('{"time":') else _as_json(line), file=output, flush=True)
+
+
+def _as_json(text: str) -> str:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": now, "level": "INFO", "logger": "torchserve", "message": text})
