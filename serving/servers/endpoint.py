@@ -16,7 +16,7 @@ import numpy as np
 
 from features.online.request import MAX_BODY_BYTES, RequestError, ScoreRequest
 from serving.servers.drift import LiveCounts
-from serving.servers.json_lines import about
+from serving.servers.json_lines import about, at_work
 from serving.servers.measures import Measures
 from serving.wire import arrow_codec, json_codec
 from serving.wire.reply import Scorer, ScoreReply, Unavailable
@@ -73,7 +73,8 @@ class Endpoint:
             for request, body in zip(decoded, bodies, strict=True)
             if isinstance(request, ScoreRequest)
         ]
-        replies = iter(self._score(requests) if requests else [])
+        with at_work([request_id for _, request_id in requests]):
+            replies = iter(self._score(requests) if requests else [])
         outcomes = [next(replies) if isinstance(one, ScoreRequest) else one for one in decoded]
         answers = [_answer(outcome, is_arrow) for outcome, is_arrow in zip(outcomes, arrow, strict=True)]
         latency_s = time.perf_counter() - start

@@ -10,15 +10,16 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,19 +34,26 @@ from starlette.requests import ClientDisconnect
 from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
+from features.artifacts import atomic_write_bytes
 from features.online.request import MAX_BODY_BYTES, ScoreRequest
 from serving.scoring.backoff import Backoff
+from serving.scoring.predictor import Predictor
 from serving.servers.background import Background
+from serving.servers.drift import DRIFT_FOLDER, LiveCounts
 from serving.servers.endpoint import Body, Endpoint, readiness
+from serving.servers.environment import only_allowed
 from serving.servers.guarded_connection import IDLE_S, GuardedConnection
 from serving.servers.healing import HealingScorer
 from serving.servers.json_lines import log_as_json
+from serving.servers.log_stream import LogStream
 from serving.servers.standby import Standby
 from serving.wire.json_codec import decode_request
 from serving.wire.reply import Scorer, ScoreReply
 
 #: Header of a request and its answer: what the logs call it.
 REQUEST_ID = "x-request-id"
+#: In a state folder.
+PID_NAME = "server.pid"
 _LONGEST_ID = 128
 
 _log = logging.getLogger(__name__)
@@ -62,17 +70,31 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
 
 
 def create_app(
-    scorer: Scorer, *, example: bytes | None = None, schema: bool = False, workers_folder: Path | None = None
+    scorer: Scorer,
+    *,
+    example: bytes | None = None,
+    schema: bool = False,
+    workers_folder: Path | None = None,
+    counts_folder: Path | None = None,
 ) -> FastAPI:
     """An app that answers by one predictor, one request at a time, in a thread of its own: probes never wait.
 
     Args:
         example: body of a JSON request that /ready has scored if nothing else was of late.
         schema: offer /openapi.json.
+        counts_folder: for the counts of `dashclip drift`, if the scorer is a package's.
         workers_folder: where prometheus_client counts if there are several workers; /metrics is then of all.
     """
     endpoint = Endpoint(scorer)
-    background = Background(endpoint)
+
+    def count_from_now(opened: Scorer) -> None:
+        if counts_folder is not None and isinstance(opened, Predictor):
+            endpoint.live = LiveCounts.of_package(opened.manifest)
+
+    count_from_now(scorer)
+    if isinstance(scorer, HealingScorer):
+        scorer.on_open = count_from_now
+    background = Background(endpoint, counts_folder=counts_folder)
     scoring = ThreadPoolExecutor(1, "dashclip-scoring", initializer=torch.set_num_threads, initargs=(1,))
     probe = None if example is None else decode_request(example)
 
@@ -165,12 +187,15 @@ def serve(
     workers: int = 1,
     example: bytes | None = None,
     schema: bool = False,
+    state: Path | None = None,
 ) -> None:
     """Serve until interrupted, in `workers` processes that share one socket; one that dies is replaced.
 
     Args:
         open_scorer: called in each process; picklable, such as `functools.partial(Predictor.load, package)`.
         example, schema: as for `create_app`.
+        state: folder for logs (`logs/server.jsonl`, rotated, beside standard error) and the process id
+            (`server.pid`); nothing is written without it.
 
     A worker that cannot open its scorer answers 503 and tries again, for ever; while no worker listens, this
     process answers 503 in their place.
@@ -178,11 +203,13 @@ def serve(
     with (
         tempfile.TemporaryDirectory(prefix="dashclip-measures-") as folder,
         socket.create_server((host, port), backlog=2048) as listening,
+        only_allowed(),
+        _logs_and_pid(state),
     ):
         log_as_json()
         # For the workers: prometheus_client reads it as they import it, and then counts in files there.
         os.environ.update(PROMETHEUS_MULTIPROC_DIR=folder)
-        make = partial(_app_of_worker, open_scorer, Path(folder), example=example, schema=schema)
+        make = partial(_app_of_worker, open_scorer, Path(folder), example=example, schema=schema, state=state)
         config = server_config(make, factory=True, workers=workers, timeout_worker_healthcheck=_IMPORT_S)
         supervisor = _Supervisor(config, [listening], Path(folder))
         standby = Standby(listening, lambda: supervisor.nobody_serves)
@@ -191,6 +218,36 @@ def serve(
             supervisor.run()
         finally:
             standby.stop()
+
+
+@contextmanager
+def _logs_and_pid(state: Path | None) -> Iterator[None]:
+    """Have what this process and its workers print go to a rotated file, too, and leave the process id."""
+    if state is None:
+        yield
+        return
+    counts = state / DRIFT_FOLDER
+    shutil.rmtree(counts, ignore_errors=True)  # of the run before
+    counts.mkdir(parents=True)
+    atomic_write_bytes(state / PID_NAME, f"{os.getpid()}\n".encode())
+    terminal = os.dup(2)
+    reading, writing = os.pipe()
+    os.dup2(writing, 2)
+    os.close(writing)
+    source = os.fdopen(reading, "rb")
+    lines = LogStream(source, lambda line: _write_all(terminal, line), path=state / "logs" / "server.jsonl")
+    lines.start()
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)  # the last end of the pipe but for workers, which have ended
+        lines.join(10)
+        os.close(terminal)
+        (state / PID_NAME).unlink(missing_ok=True)
+
+
+def _write_all(descriptor: int, line: str) -> None:
+    os.write(descriptor, line.encode())
 
 
 def _request_id(given: str | None) -> str:
@@ -252,14 +309,23 @@ def _serving_mark(workers_folder: Path, pid: int | None) -> Path:
 
 
 def _app_of_worker(
-    open_scorer: Callable[[], Scorer], workers_folder: Path, *, example: bytes | None, schema: bool
+    open_scorer: Callable[[], Scorer],
+    workers_folder: Path,
+    *,
+    example: bytes | None,
+    schema: bool,
+    state: Path | None,
 ) -> FastAPI:
     log_as_json()
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     scorer = HealingScorer(open_scorer)
+    counts = None if state is None else state / DRIFT_FOLDER
+    app = create_app(
+        scorer, example=example, schema=schema, workers_folder=workers_folder, counts_folder=counts
+    )
     scorer.open()
-    return create_app(scorer, example=example, schema=schema, workers_folder=workers_folder)
+    return app
 
 
 def _end_with_parent() -> None:

@@ -4,7 +4,9 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -22,6 +24,20 @@ def about(request_ids: Sequence[str | None]) -> dict[str, Any]:
     return {"request_ids": [one for one in request_ids if one is not None]}
 
 
+#: Of the requests at work, for lines that do not name theirs.
+_at_work: ContextVar[Sequence[str | None]] = ContextVar("requests_at_work", default=())
+
+
+@contextmanager
+def at_work(request_ids: Sequence[str | None]) -> Iterator[None]:
+    """Name these requests in each line that is logged within, by whomever."""
+    token = _at_work.set(request_ids)
+    try:
+        yield
+    finally:
+        _at_work.reset(token)
+
+
 class JsonLines(logging.Formatter):
     """One line for each record, a traceback within it."""
 
@@ -36,7 +52,7 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             message += "\n" + self.formatException(record.exc_info)
         fields: dict[str, Any] = {"level": record.levelname, "logger": record.name, "message": message}
-        request_ids = getattr(record, "request_ids", None)
+        request_ids = getattr(record, "request_ids", None) or about(_at_work.get())["request_ids"]
         return fields | ({"request_ids": request_ids} if request_ids else {})
 
 

@@ -95,10 +95,9 @@ class RunningServer:
         try:
             process = psutil.Process(self.pid)
             command = process.cmdline()
-            ours = (_JAVA_CLASS in command or _LAUNCHER in command) and Path(
-                process.cwd()
-            ) == self.logs.parent
-            return process if ours and process.status() != psutil.STATUS_ZOMBIE else None
+            ours = _JAVA_CLASS in command or _LAUNCHER in command  # which becomes the other
+            here = Path(process.cwd()) == self.logs.parent
+            return process if ours and here and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.Error:
             return None
 
@@ -337,8 +336,13 @@ def _end_attendant(server: RunningServer) -> None:
 def worker_pids(server: RunningServer) -> list[int]:
     """Process ids of the workers that live now."""
     process = server.process()
-    children = process.children(recursive=True) if process else []
-    return [child.pid for child in children if "model_service_worker" in " ".join(child.cmdline())]
+    found = []
+    with contextlib.suppress(psutil.Error):  # the server has just ended
+        for child in process.children(recursive=True) if process else []:
+            with contextlib.suppress(psutil.Error):  # a worker has
+                if "model_service_worker" in " ".join(child.cmdline()):
+                    found.append(child.pid)
+    return found
 
 
 def _wait(server: RunningServer, example: bytes, timeout_s: float) -> None:

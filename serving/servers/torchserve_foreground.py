@@ -4,20 +4,19 @@ Signals are passed on, the exit code is TorchServe's own (143 after SIGTERM, 137
 output has JSON lines alone. Probes and renewal of tokens are part of this process.
 """
 
-import json
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
 from serving.servers.archive import Archive
 from serving.servers.attendant import Attendant
+from serving.servers.log_stream import LogStream
 from serving.servers.torchserve import RunningServer, launch, prepare, stop, wait_for_scores
 from serving.servers.torchserve_files import ServerSettings
 
@@ -50,7 +49,8 @@ def serve_in_foreground(
         targets.append(process)
         for number in asked:  # before there was anybody to tell
             process.send_signal(number)
-        lines = threading.Thread(target=_copy_lines, args=(process, output), daemon=True)
+        assert process.stdout is not None
+        lines = LogStream(process.stdout, partial(_print, output))
         lines.start()
         attendant = Attendant(server, folder)
         attendant.start()
@@ -63,7 +63,7 @@ def serve_in_foreground(
         finally:
             stop(folder)
             attendant.stop()
-        lines.join(timeout=10)
+        lines.join(10)
     return code if code >= 0 else 128 - code
 
 
@@ -101,15 +101,6 @@ def _passing_on(asked: list[int]) -> "Iterator[list[subprocess.Popen[bytes]]]":
             signal.signal(number, handler)
 
 
-def _copy_lines(process: "subprocess.Popen[bytes]", output: TextIO) -> None:
-    """What TorchServe prints: JSON lines as they are, anything else within one."""
-    assert process.stdout is not None
-    for raw in process.stdout:
-        line = raw.decode(errors="replace").rstrip()
-        if line:
-            print(line if line.startswith('{"time":') else _as_json(line), file=output, flush=True)
-
-
-def _as_json(text: str) -> str:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    return json.dumps({"time": now, "level": "INFO", "logger": "torchserve", "message": text})
+def _print(output: TextIO, line: str) -> None:
+    output.write(line)
+    output.flush()

@@ -72,8 +72,7 @@ class DashclipHandler:
     def open(self, settings: Mapping[str, Any], model_dir: Path) -> tuple[Scorer, LiveCounts | None]:
         """The predictor of the package, which is beside this file if it was embedded."""
         predictor = Predictor.load(model_dir / settings["package"], fall_back=self.heals)
-        manifest = predictor.manifest
-        return predictor, LiveCounts(manifest.training_record, manifest.dense_columns)
+        return predictor, LiveCounts.of_package(predictor.manifest)
 
     def handle(self, requests: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch."""

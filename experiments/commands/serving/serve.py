@@ -84,7 +84,15 @@ def serve(
 
     console = Console()
     if fastapi:
-        _serve_by_fastapi(store, address=address, port=port, workers=workers, schema=schema)
+        _serve_by_fastapi(
+            store,
+            address=address,
+            port=port,
+            workers=workers,
+            schema=schema,
+            state=state_dir,
+            quiet=foreground,
+        )
         return
     from serving.servers.archive import find_archive
     from serving.servers.torchserve import start
@@ -150,7 +158,9 @@ def _curl(archive: "Archive", server: "RunningServer") -> str:
     return "\n".join(lines)
 
 
-def _serve_by_fastapi(package: Path, *, address: str, port: int, workers: int, schema: bool) -> None:
+def _serve_by_fastapi(
+    package: Path, *, address: str, port: int, workers: int, schema: bool, state: Path | None, quiet: bool
+) -> None:
     from functools import partial
 
     try:
@@ -162,7 +172,8 @@ def _serve_by_fastapi(package: Path, *, address: str, port: int, workers: int, s
     from serving.wire.json_codec import encode_request
 
     Predictor.load(package, fall_back=True)  # what is wrong with it is said once, not by each worker
-    typer.echo(f"serving {package} at http://{address}:{port}/score; Ctrl-C ends it")
+    if not quiet:
+        typer.echo(f"serving {package} at http://{address}:{port}/score; Ctrl-C ends it")
     serve_app(
         partial(Predictor.load, package.resolve(), fall_back=True),
         host=address,
@@ -170,4 +181,5 @@ def _serve_by_fastapi(package: Path, *, address: str, port: int, workers: int, s
         workers=workers,
         example=encode_request(example_request(package)),
         schema=schema,
+        state=None if state is None else state.absolute(),
     )

@@ -315,7 +315,7 @@ def test_a_worker_is_replaced_at_once_and_those_that_die_young_after_growing_pau
 @pytest.mark.slow
 def test_a_server_that_cannot_open_its_scorer_says_503_at_once_and_serves_once_it_can(tmp_path: Path) -> None:
     port = free_port()
-    there = tmp_path / "there"
+    there, state = tmp_path / "there", tmp_path / "state"
     code = (
         "from pathlib import Path\n"
         "from serving.servers import fastapi_app\n"
@@ -323,11 +323,16 @@ def test_a_server_that_cannot_open_its_scorer_says_503_at_once_and_serves_once_i
         "def open_scorer():\n"
         f"    return Path({str(there)!r}).read_text() and stand_in_scorer()\n"
         "if __name__ == '__main__':\n"
-        f"    fastapi_app.serve(open_scorer, host='127.0.0.1', port={port})\n"
+        f"    fastapi_app.serve(open_scorer, host='127.0.0.1', port={port}, "
+        f"state=Path({str(state)!r}))\n"
     )
     script = tmp_path / "opens_later.py"
     script.write_text(code)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+        "DATABASE_URL": "a:secret@host",
+    }
     parent = psutil.Popen(
         [sys.executable, str(script)], stderr=(tmp_path / "err").open("wb"), env=environment
     )
@@ -347,6 +352,10 @@ def test_a_server_that_cannot_open_its_scorer_says_503_at_once_and_serves_once_i
                 there.write_text("yes")
             assert time.monotonic() < deadline
         wait_until(lambda: scored(url, 1))
+        seen_by_worker = workers_of(parent)[0].environ()
+        assert "DATABASE_URL" not in seen_by_worker
+        assert seen_by_worker["PATH"] == os.environ["PATH"]
+        assert (state / "server.pid").read_text() == f"{parent.pid}\n"
         parent.terminate()
         assert parent.wait(60) == 0
     finally:
@@ -354,8 +363,12 @@ def test_a_server_that_cannot_open_its_scorer_says_503_at_once_and_serves_once_i
             with contextlib.suppress(psutil.Error):
                 process.kill()
     assert seen == {"no worker is up", "no scores now (no_model)"}
-    lines = [json.loads(line) for line in (tmp_path / "err").read_text().splitlines()]
+    printed = (tmp_path / "err").read_text()
+    assert (state / "logs" / "server.jsonl").read_text() == printed
+    lines = [json.loads(line) for line in printed.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
     assert any("cannot be opened" in line["message"] for line in lines)
+    assert not (state / "server.pid").exists()
 
 
 def free_port() -> int:

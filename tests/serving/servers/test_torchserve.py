@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -283,7 +284,7 @@ def test_in_the_foreground_a_server_without_a_model_says_503_and_heals_and_manag
     command += ["--port", str(port), "--state-dir", str(state)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
-        process = psutil.Popen(command, stdout=out, stderr=err, env=environment)
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
         try:
             wait_until(lambda: running(state) is not None and bool(worker_pids(known(state))))
             server = known(state)
@@ -296,7 +297,7 @@ def test_in_the_foreground_a_server_without_a_model_says_503_and_heals_and_manag
             wait_until(lambda: probe(server, "/ready")[0] == 200)
             for offset in (1, 4):  # management, by HTTP and gRPC
                 for address in ("127.0.0.1", "127.255.255.255", "0.0.0.0"):
-                    with pytest.raises(OSError, match="refused|unreachable"):
+                    with pytest.raises(OSError, match=r"refused|unreachable"):
                         socket.create_connection((address, port + offset), timeout=5)
             process.send_signal(signal.SIGTERM)
             assert process.wait(120) == 143
