@@ -5,6 +5,7 @@ answered with 500 and says nothing; the log has the place, and no value of the r
 """
 
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -55,13 +56,14 @@ _Outcome = ScoreReply | RequestError | Unavailable | None
 
 
 class Endpoint:
-    """Answers bodies by a predictor, and counts what it does."""
+    """Answers bodies by a predictor, and counts what it does. Threads may share it."""
 
     def __init__(self, scorer: Scorer, *, live: LiveCounts | None = None) -> None:
         self.scorer = scorer
         self.live = live
         self._measures = Measures()
         self._scored_at: float | None = None
+        self._counting = threading.Lock()
 
     def answer(self, bodies: Sequence[Body]) -> list[Answer]:
         """One answer for each body, in order; a bad one does not fail its neighbours."""
@@ -78,9 +80,15 @@ class Endpoint:
         outcomes = [next(replies) if isinstance(one, ScoreRequest) else one for one in decoded]
         answers = [_answer(outcome, is_arrow) for outcome, is_arrow in zip(outcomes, arrow, strict=True)]
         latency_s = time.perf_counter() - start
-        for outcome in outcomes:
-            self._count(outcome, latency_s)
+        with self._counting:
+            for outcome in outcomes:
+                self._count(outcome, latency_s)
         return answers
+
+    def shed(self, why: Unavailable) -> Answer:
+        """The answer to a request that is not scored; it is counted."""
+        self._measures.shed(why.reason)
+        return unavailable(why)
 
     def scored_within(self, seconds: float) -> bool:
         """Whether a request got its scores that short a time ago."""

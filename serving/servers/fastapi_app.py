@@ -18,7 +18,6 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -45,6 +44,7 @@ from serving.servers.environment import only_allowed
 from serving.servers.guarded_connection import IDLE_S, GuardedConnection
 from serving.servers.healing import HealingScorer
 from serving.servers.json_lines import log_as_json
+from serving.servers.lanes import Lanes
 from serving.servers.log_stream import LogStream
 from serving.servers.standby import Standby
 from serving.wire.json_codec import decode_request
@@ -77,7 +77,7 @@ def create_app(
     workers_folder: Path | None = None,
     counts_folder: Path | None = None,
 ) -> FastAPI:
-    """An app that answers by one predictor, one request at a time, in a thread of its own: probes never wait.
+    """An app that answers by one predictor, in two lanes with threads of their own: probes never wait.
 
     Args:
         example: body of a JSON request that /ready has scored if nothing else was of late.
@@ -95,7 +95,7 @@ def create_app(
     if isinstance(scorer, HealingScorer):
         scorer.on_open = count_from_now
     background = Background(endpoint, counts_folder=counts_folder)
-    scoring = ThreadPoolExecutor(1, "dashclip-scoring", initializer=torch.set_num_threads, initargs=(1,))
+    lanes = Lanes(endpoint.answer, endpoint.shed)
     probe = None if example is None else decode_request(example)
 
     @asynccontextmanager
@@ -107,7 +107,7 @@ def create_app(
         if workers_folder is not None:
             _serving_mark(workers_folder, os.getpid()).unlink(missing_ok=True)
         background.stop()
-        scoring.shutdown()
+        lanes.shutdown()
 
     app = FastAPI(
         title="DashCLIP Ranker",
@@ -120,16 +120,20 @@ def create_app(
     @app.post("/score")
     async def score(request: Request) -> Response:
         content = bytearray()
+        kept = True
         try:
             async for part in request.stream():
                 content += part
-                if len(content) > MAX_BODY_BYTES:
+                kept = lanes.take(len(part)) and kept
+                if len(content) > MAX_BODY_BYTES or not kept:
                     break
+            request_id = _request_id(request.headers.get(REQUEST_ID))
+            body = Body(content, request.headers.get("content-type"), request_id)
+            answer = await lanes.answer(body) if kept else lanes.shed_for_memory()
         except ClientDisconnect:
             return Response(status_code=400)  # which nobody reads
-        request_id = _request_id(request.headers.get(REQUEST_ID))
-        body = Body(content, request.headers.get("content-type"), request_id)
-        (answer,) = await asyncio.get_running_loop().run_in_executor(scoring, endpoint.answer, [body])
+        finally:
+            lanes.release(len(content))
         headers = {REQUEST_ID: request_id}
         if answer.retry_after_s is not None:
             headers["retry-after"] = str(answer.retry_after_s)
@@ -146,7 +150,7 @@ def create_app(
         return JSONResponse({"ready": False, **readiness(scorer.facts())}, 503, {"retry-after": "1"})
 
     async def scores(probe: ScoreRequest) -> bool:
-        work = asyncio.get_running_loop().run_in_executor(scoring, scorer.score_many, [probe])
+        work = asyncio.get_running_loop().run_in_executor(lanes.small.pool, scorer.score_many, [probe])
         with contextlib.suppress(Exception):
             (reply,) = await asyncio.wait_for(asyncio.shield(work), _PROBE_S)
             return isinstance(reply, ScoreReply)

@@ -23,7 +23,7 @@ MODEL_OPEN, REFUSED_GENERATION = "dashclip_model_open", "dashclip_generation_ref
 GAUGES = (SNAPSHOT_AGE, MODEL_OPEN, REFUSED_GENERATION)
 _REFUSALS = ("400", "413")
 #: Of `serving.wire.reply.Unavailable`.
-SHED_REASONS = ("no_model", "queue_full", "too_slow")
+SHED_REASONS = ("no_model", "queue_full", "too_slow", "memory")
 _UNKNOWN_KINDS = ("users", "queries", "products", "history", "product_vectors", "query_vectors")
 
 #: (name, value of the label or "") to value.
