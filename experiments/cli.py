@@ -26,7 +26,18 @@ from experiments.commands.inputs import (
     validate,
 )
 from experiments.commands.rankers import importance, predict, publish, report, sweep, train
-from experiments.commands.serving import archive, drift, fuzz, loadtest, package, refresh, replay, serve, soak
+from experiments.commands.serving import (
+    archive,
+    drift,
+    fuzz,
+    loadtest,
+    package,
+    refresh,
+    replay,
+    serve,
+    sign,
+    soak,
+)
 from experiments.runtime.quiet import quiet_imports
 
 
@@ -79,6 +90,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "Serving": {
         "package": package.package,
         "refresh": refresh.refresh,
+        "sign": sign.sign,
         "archive": archive.archive,
         "serve": serve.serve,
         "stop": serve.stop,

@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 
 #: Of what each worker says of itself, in a server's folder.
 WORKERS_FOLDER = "workers"
+#: Whose packages are served, in a server's folder.
+TRUSTED_KEY = "trusted_key.pem"
 _PERIOD_S = 1.0
 #: Drift counts are written once in so many periods, and what a worker says of itself to the probes.
 _PERIODS_A_WRITE = 15

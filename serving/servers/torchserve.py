@@ -31,8 +31,9 @@ import psutil
 
 from features.artifacts import atomic_write_bytes, atomic_write_json
 from serving.client import INFERENCE_KEY_FILE, ClientError, ScoreClient, share_inference_key
+from serving.package.signature import TrustedKey
 from serving.servers.archive import Archive
-from serving.servers.background import WORKERS_FOLDER
+from serving.servers.background import TRUSTED_KEY, WORKERS_FOLDER
 from serving.servers.drift import DRIFT_FOLDER
 from serving.servers.environment import allowed
 from serving.servers.torchserve_files import CONFIG_NAME, LOGGING_NAME, ServerSettings, write_server_files
@@ -117,6 +118,7 @@ def start(
     settings: ServerSettings,
     *,
     state: Path | None = None,
+    trusted_key: Path | None = None,
     timeout_s: float = 120.0,
     progress: Callable[[str], None] | None = None,
 ) -> RunningServer:
@@ -125,13 +127,14 @@ def start(
     Args:
         state: folder of its files, keys, logs and counts; STORE/server by default. Everybody who is later
             asked about the server (`running`, `stop`) takes this folder, too.
+        trusted_key: public key that has to have signed what is served.
 
     Raises:
         ServerError: java is missing, a port is taken, a server already runs here, or no worker answers in
             time; then the end of the workers' log is in the error, and nothing is left running.
     """
     report = progress or (lambda _: None)
-    folder = prepare(archive, settings, state=state)
+    folder = prepare(archive, settings, state=state, trusted_key=trusted_key)
     report("starting TorchServe")
     with (folder / "logs" / "console.log").open("wb") as console:
         server, _ = launch(folder, archive, settings, output=console)
@@ -146,7 +149,12 @@ def start(
 
 
 def prepare(
-    archive: Archive, settings: ServerSettings, *, state: Path | None = None, console: bool = False
+    archive: Archive,
+    settings: ServerSettings,
+    *,
+    state: Path | None = None,
+    trusted_key: Path | None = None,
+    console: bool = False,
 ) -> Path:
     """The state folder of a server to be started, with its files and nothing of the run before.
 
@@ -163,6 +171,10 @@ def prepare(
         (folder / name).mkdir(parents=True, exist_ok=True)
     write_server_files(folder, archive, settings, console=console)
     atomic_write_bytes(folder / EXAMPLE, archive.example())
+    (folder / TRUSTED_KEY).unlink(missing_ok=True)
+    if trusted_key is not None:
+        TrustedKey.read(trusted_key)
+        atomic_write_bytes(folder / TRUSTED_KEY, trusted_key.read_bytes())
     return folder
 
 

@@ -28,6 +28,7 @@ def serve_in_foreground(
     settings: ServerSettings,
     *,
     state: Path | None = None,
+    trusted_key: Path | None = None,
     timeout_s: float = 120.0,
     output: TextIO | None = None,
     started: Callable[[RunningServer], None] = lambda _: None,
@@ -42,7 +43,7 @@ def serve_in_foreground(
         ServerError: as `serving.servers.torchserve.start`.
     """
     output = output or sys.stdout
-    folder = prepare(archive, settings, state=state, console=True)
+    folder = prepare(archive, settings, state=state, trusted_key=trusted_key, console=True)
     asked: list[int] = []
     with _passing_on(asked) as targets:
         server, process = launch(folder, archive, settings, output=subprocess.PIPE)

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from serving.scoring.predictor import Predictor
-from serving.servers.background import WORKERS_FOLDER, Background
+from serving.scoring.predictor import Predictor, load_to_serve
+from serving.servers.background import TRUSTED_KEY, WORKERS_FOLDER, Background
 from serving.servers.drift import DRIFT_FOLDER, LiveCounts
 from serving.servers.endpoint import FORM, Body, Endpoint
 from serving.servers.healing import HealingScorer
@@ -44,6 +44,8 @@ class DashclipHandler:
     def __init__(self) -> None:
         self._endpoint: Endpoint | None = None
         self._background: Background | None = None
+        #: Whose packages are served, if not everybody's.
+        self.trusted_key: Path | None = None
 
     def initialize(self, context: Any) -> None:
         """Open the package named in model-config.yaml, or go on trying."""
@@ -51,16 +53,18 @@ class DashclipHandler:
         torch.set_num_threads(1)  # workers scale; threads of several workers would fight for the cores
         _quiet_logs()
         model_dir = Path(context.system_properties["model_dir"])
+        # The server's own folder, which no setting of an archive could know, is where its metrics.yaml is.
+        state = Path(context.metrics.config_file_path).parent
+        key = state / TRUSTED_KEY
 
         def opened() -> Scorer:
+            self.trusted_key = key if key.is_file() else None
             scorer, endpoint.live = self.open(settings, model_dir)
             return scorer
 
         healing = HealingScorer(opened)
         endpoint = self._endpoint = Endpoint(healing)
         healing.open(raises=not self.heals)
-        # The server's own folder, which no setting of an archive could know, is where its metrics.yaml is.
-        state = Path(context.metrics.config_file_path).parent
         self._background = Background(
             self._endpoint,
             export=_exporter(context),
@@ -71,7 +75,8 @@ class DashclipHandler:
 
     def open(self, settings: Mapping[str, Any], model_dir: Path) -> tuple[Scorer, LiveCounts | None]:
         """The predictor of the package, which is beside this file if it was embedded."""
-        predictor = Predictor.load(model_dir / settings["package"], fall_back=self.heals)
+        package = model_dir / settings["package"]
+        predictor = load_to_serve(package, self.trusted_key) if self.heals else Predictor.load(package)
         return predictor, LiveCounts.of_package(predictor.manifest)
 
     def handle(self, requests: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:

@@ -55,6 +55,10 @@ def serve(
             "written into the store. Give it to stop, loadtest, fuzz and drift in place of STORE."
         ),
     ] = None,
+    trusted_key: Annotated[
+        Path | None,
+        typer.Option(help="Public key: only what `dashclip sign` has signed by its private half is served."),
+    ] = None,
     access_log: Annotated[
         bool, typer.Option("--access-log", help="Write a line for each request, with its peer's address.")
     ] = False,
@@ -91,6 +95,7 @@ def serve(
             workers=workers,
             schema=schema,
             state=state_dir,
+            trusted_key=trusted_key,
             quiet=foreground,
         )
         return
@@ -116,9 +121,20 @@ def serve(
     if foreground:
         from serving.servers.torchserve_foreground import serve_in_foreground
 
-        raise typer.Exit(serve_in_foreground(archive, settings, state=state_dir, timeout_s=timeout))
+        raise typer.Exit(
+            serve_in_foreground(
+                archive, settings, state=state_dir, trusted_key=trusted_key, timeout_s=timeout
+            )
+        )
     with console.status("") as status:
-        server = start(archive, settings, state=state_dir, timeout_s=timeout, progress=status.update)
+        server = start(
+            archive,
+            settings,
+            state=state_dir,
+            trusted_key=trusted_key,
+            timeout_s=timeout,
+            progress=status.update,
+        )
     console.print(f"{archive.name} {archive.version} is being served (process {server.pid})")
     places = {"predictions": server.url, "metrics": server.metrics_url}
     places |= {"probes": f"{server.probes_url}/ready, /live", "logs": str(server.logs)}
@@ -159,7 +175,15 @@ def _curl(archive: "Archive", server: "RunningServer") -> str:
 
 
 def _serve_by_fastapi(
-    package: Path, *, address: str, port: int, workers: int, schema: bool, state: Path | None, quiet: bool
+    package: Path,
+    *,
+    address: str,
+    port: int,
+    workers: int,
+    schema: bool,
+    state: Path | None,
+    trusted_key: Path | None,
+    quiet: bool,
 ) -> None:
     from functools import partial
 
@@ -167,15 +191,17 @@ def _serve_by_fastapi(
         from serving.servers.fastapi_app import serve as serve_app
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}; install the extra: pip install 'dashclip-ranker[fastapi]'") from None
-    from serving.scoring.predictor import Predictor
+    from serving.scoring.predictor import load_to_serve
     from serving.servers.archive import example_request
     from serving.wire.json_codec import encode_request
 
-    Predictor.load(package, fall_back=True)  # what is wrong with it is said once, not by each worker
+    key = trusted_key.absolute() if trusted_key else None
+    facts = load_to_serve(package, key).facts()  # what is wrong with it is said once, not by each worker
     if not quiet:
+        typer.echo(f"signature of {package}: {facts['signature']}")
         typer.echo(f"serving {package} at http://{address}:{port}/score; Ctrl-C ends it")
     serve_app(
-        partial(Predictor.load, package.resolve(), fall_back=True),
+        partial(load_to_serve, package.resolve(), key),
         host=address,
         port=port,
         workers=workers,

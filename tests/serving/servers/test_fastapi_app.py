@@ -263,6 +263,21 @@ def test_a_worker_is_ready_if_it_scores_its_example_or_has_scored_of_late() -> N
         assert status_of(server, "/ready") == 200
 
 
+def test_bodies_beyond_the_budget_of_memory_are_told_to_come_back_and_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from serving.servers import fastapi_app, lanes
+
+    monkeypatch.setattr(lanes, "BODIES_BYTES", 1_000)
+    with served(fastapi_app.create_app(stand_in_scorer())) as server:
+        for _ in range(3):
+            request = urllib.request.Request(root_of(server) + "/score", b" " * 5_000)
+            with pytest.raises(urllib.error.HTTPError) as error:
+                urllib.request.urlopen(request)
+            assert (error.value.code, error.value.headers["retry-after"]) == (503, "1")
+            assert scored(root_of(server), 1)
+
+
 def test_the_schema_is_offered_only_if_it_is_asked_for(server: Any) -> None:
     from serving.servers.fastapi_app import create_app
 
@@ -300,8 +315,8 @@ def test_a_worker_is_replaced_at_once_and_those_that_die_young_after_growing_pau
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(fastapi_app, "Process", Dead)
     monkeypatch.setattr(fastapi_app, "_clock", lambda: now)
-    supervisor = fastapi_app._Supervisor(SimpleNamespace(workers=1), [], tmp_path)
-    supervisor.processes = [Dead()]
+    supervisor = fastapi_app._Supervisor(SimpleNamespace(workers=1), [], tmp_path)  # type: ignore[arg-type]
+    supervisor.processes = [Dead()]  # type: ignore[list-item]
     for half_second in range(2_000):
         now = half_second / 2
         supervisor.keep_subprocess_alive()

@@ -206,7 +206,7 @@ def test_measures_reach_prometheus(server: RunningServer) -> None:
         'le="+Inf"',
     )
     deadline = time.monotonic() + 30
-    missing = wanted
+    missing: tuple[str, ...] = wanted
     while missing and time.monotonic() < deadline:
         time.sleep(0.2)
         page = urllib.request.urlopen(server.metrics_url).read().decode()
