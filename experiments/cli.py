@@ -37,6 +37,7 @@ from experiments.commands.serving import (
     replay,
     route,
     serve,
+    sign,
     soak,
 )
 from experiments.runtime.quiet import quiet_imports
@@ -91,6 +92,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "Serving": {
         "package": package.package,
         "refresh": refresh.refresh,
+        "sign": sign.sign,
         "archive": archive.archive,
         "serve": serve.serve,
         "route": route.route,

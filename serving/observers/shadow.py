@@ -1,5 +1,6 @@
 """Shadow scoring: a challenger scores what another variant has served, and nobody sees its answers."""
 
+import threading
 from dataclasses import replace
 
 import torch
@@ -24,14 +25,16 @@ class ShadowScoring:
         """
         self._measures = measures
         self._observers = observers
+        self._starting = threading.Lock()  # requests may come in several threads
         self._line: WaitingLine[tuple[ScoreRequest, ScoreReply, str | None]] | None = None
 
     def saw(self, request: ScoreRequest, reply: ScoreReply, request_id: str | None) -> None:
         """Line up a request that has shadows."""
         if not reply.shadows:
             return
-        if self._line is None:  # most servers never have a shadow
-            self._line = WaitingLine(self._score, name="shadow", room=_ROOM)
+        with self._starting:
+            if self._line is None:  # most servers never have a shadow
+                self._line = WaitingLine(self._score, name="shadow", room=_ROOM)
         size = len(reply.scores_N) * len(reply.shadows)
         if not self._line.offer((request, reply, request_id), size=size):
             for shadow in reply.shadows:

@@ -144,13 +144,13 @@ def _counts(before: LiveGeneration, now: LiveGeneration, limits: GateLimits) -> 
             checks.append(_check(name, was, is_, low <= is_ <= high, said))
     for kind, record in now.manifest.vectors.items():
         catalogue = "products" if kind == "product" else "queries"
-        shares = [
+        was_share, is_share = (
             live.manifest.vectors[kind].missing / max(1, live.manifest.counts[catalogue])
             for live in (before, now)
-        ]
-        may = shares[0] + limits.more_without_vector
-        said = f"{record.missing:,} {catalogue} ({shares[1]:.1%}) without a vector, {may:.1%} may be"
-        checks.append(_check(f"{catalogue} without a vector", *shares, shares[1] <= may, said))
+        )
+        may = was_share + limits.more_without_vector
+        said = f"{record.missing:,} {catalogue} ({is_share:.1%}) without a vector, {may:.1%} may be"
+        checks.append(_check(f"{catalogue} without a vector", was_share, is_share, is_share <= may, said))
     return checks
 
 
@@ -165,12 +165,12 @@ def _ages(before: LiveGeneration, now: LiveGeneration, limits: GateLimits) -> li
     was, is_ = (live.features.snapshot.manifest for live in (before, now))
     said = f"a snapshot of {is_.as_of} after one of {was.as_of}"
     checks = [_check("as of (us)", was.as_of_us, is_.as_of_us, is_.as_of_us >= was.as_of_us, said)]
-    ages_h = [(one.as_of_us - time_us_of(one.last_impression)) / _HOUR_US for one in (was, is_)]
+    was_h, is_h = ((one.as_of_us - time_us_of(one.last_impression)) / _HOUR_US for one in (was, is_))
     said = (
-        f"the last impression of the log is {ages_h[1]:,.1f} hours older than the snapshot "
+        f"the last impression of the log is {is_h:,.1f} hours older than the snapshot "
         f"({iso(is_.as_of_us)}), {limits.most_log_age_hours:g} may be"
     )
-    checks.append(_check("age of the log (hours)", *ages_h, ages_h[1] <= limits.most_log_age_hours, said))
+    checks.append(_check("age of the log (hours)", was_h, is_h, is_h <= limits.most_log_age_hours, said))
     return checks
 
 

@@ -29,6 +29,7 @@ from serving.package.generations import (
 from serving.package.manifest import ADVICE, FIXED_PARTS, MODEL, EntityKind, PackageManifest
 from serving.package.parity import read_requests, read_scores, scores_of, write_scores
 from serving.package.sealed_folder import PackageError, check_files
+from serving.package.signature import SigningKey, is_signed
 from serving.package.vectors import SourceVectors
 from serving.packaging.build_generation import SnapshotSource, check_source, fill_generation
 from serving.packaging.gate import GateLimits, check_gate, gate_record
@@ -64,17 +65,19 @@ def refresh(
     snapshot: SnapshotSource | None = None,
     vectors: Mapping[EntityKind, SourceVectors] | None = None,
     force: bool = False,
+    signing_key: SigningKey | None = None,
     progress: Progress = silent,
 ) -> Refreshed:
     """Write, verify and activate a new generation; what is not given stays as it is.
 
     Args:
         force: activate it although it does not pass the gate.
+        signing_key: signs the new generation, as it has to be where the one before is signed.
 
     Raises:
         GateError: it is much poorer, older or other than the live one; says the numbers.
-        PackageError: nothing is given, the vectors are of another encoder or width, the package is damaged
-            or another refresh is running.
+        PackageError: nothing is given, the live generation is signed and there is no key, the vectors are of
+            another encoder or width, the package is damaged or another refresh is running.
         ValueError: the log cannot be used. In every case the live generation stays.
     """
     started = time.monotonic()
@@ -92,6 +95,11 @@ def refresh(
         live_name = current_generation(package)
         live_folder = generation_folder(package, live_name)
         before = GenerationManifest.read(live_folder)
+        if signing_key is None and is_signed(live_folder):
+            raise PackageError(
+                f"generation {live_name} of {package} is signed, so servers may refuse one that is not; give "
+                "the private key (--signing-key)"
+            )
         check_files(
             package,
             dict(manifest.files),
@@ -125,6 +133,8 @@ def refresh(
             moved_C = np.abs(scores_C - read_scores(live_folder))
             write_scores(folder, scores_C)
             now = seal_generation(folder, about.model_copy(update={"gate": gate}))
+            if signing_key is not None:
+                signing_key.sign_generation(folder, manifest.model_version)
             open_checked(folder, package, manifest, model, verify=True)
         activate(package, name)
         removed = remove_old(package)

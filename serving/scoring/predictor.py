@@ -23,6 +23,7 @@ from serving.package.generations import (
 from serving.package.manifest import ADVICE, FIXED_PARTS, MODEL, QUERY_ENCODER, PackageManifest
 from serving.package.parity import largest_difference, read_requests, read_scores, scores_of
 from serving.package.sealed_folder import PackageError, check_files
+from serving.package.signature import TrustedKey, is_signed
 from serving.package.tables import open_table
 from serving.scoring.backoff import Backoff
 from serving.scoring.compile import load_compiled
@@ -53,6 +54,7 @@ class Predictor:
         *,
         seen: "_Stamp | None",
         refused: str | None = None,
+        trusted: TrustedKey | None = None,
     ) -> None:
         """For `load`. `seen` is what CURRENT was before `live` was opened, `refused` why it is not served."""
         self.package = package
@@ -62,37 +64,47 @@ class Predictor:
         self._seen = seen
         self._reloading = threading.Lock()
         self._refused = refused
+        self._trusted = trusted
         self._again = Backoff(first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
         if refused is not None:
             self._again.failed()
 
     @classmethod
-    def load(cls, package: Path, *, verify: bool = True, fall_back: bool = False) -> Self:
+    def load(
+        cls, package: Path, *, verify: bool = True, fall_back: bool = False, trusted: TrustedKey | None = None
+    ) -> Self:
         """Open a package: checks the size of every file and, with `verify`, checksums and the parity record.
 
         Args:
             fall_back: serve the newest older generation that passes where the current one does not, and try
                 that one again from time to time. For servers: who builds and checks wants the error.
+            trusted: who has to have signed the package and its generations; anybody or nobody if None.
 
         Raises:
             PackageError: a file is missing, damaged or altered (it is named), or recorded requests get other
-                scores.
+                scores, or the signature is not that of `trusted`.
         """
         package = Path(package)
         manifest = PackageManifest.read(package)
         seen = _stamp(package)
+        if trusted is not None:
+            trusted.check_package(package)
         check_files(package, dict(manifest.files), verify=verify, advice=ADVICE, parts=FIXED_PARTS)
         model = open_model(package, manifest)
         refused = None
         try:
-            live = _open_generation(package, current_generation(package), manifest, model, verify=verify)
+            live = _open_generation(
+                package, current_generation(package), manifest, model, verify=verify, trusted=trusted
+            )
         except (ValueError, OSError) as error:
-            older = _open_older(package, manifest, model, verify=verify) if fall_back else None
+            older = None
+            if fall_back:
+                older = _open_older(package, manifest, model, verify=verify, trusted=trusted)
             if older is None:
                 raise
             live, refused = older, str(error)
             _log.error("serving generation %s instead of the current one: %s", live.manifest.name, error)
-        return cls(package, manifest, model, live, seen=seen, refused=refused)
+        return cls(package, manifest, model, live, seen=seen, refused=refused, trusted=trusted)
 
     def score(self, request: ScoreRequest) -> ScoreReply:
         """Score one request.
@@ -158,7 +170,14 @@ class Predictor:
             "tables": self.manifest.tables,
             "parity_difference": self.live.parity_difference,
             "refused_generation": self._refused,
+            "signature": self._signature(),
         }
+
+    def _signature(self) -> str:
+        if self._trusted is not None:
+            return f"checked by {self._trusted.path}"
+        folders = (self.package, generation_folder(self.package, self.live.manifest.name))
+        return "not checked" if all(map(is_signed, folders)) else "none"
 
     def _reload(self) -> None:
         """Runs with the lock held, and gives it back."""
@@ -171,7 +190,9 @@ class Predictor:
                 )
             name = current_generation(self.package)
             if name != self.live.manifest.name:
-                self.live = _open_generation(self.package, name, self.manifest, self.model, verify=True)
+                self.live = _open_generation(
+                    self.package, name, self.manifest, self.model, verify=True, trusted=self._trusted
+                )
                 _log.info("serving generation %s", name)
             self._refused = None
             self._again.succeeded()
@@ -181,6 +202,21 @@ class Predictor:
             _log.error("keeping generation %s: %s", self.live.manifest.name, error)
         finally:
             self._reloading.release()
+
+
+def load_to_serve(package: Path, trusted_key: Path | None = None) -> Predictor:
+    """As servers load: an older generation will do, and it is logged whether a signature was checked.
+
+    Raises:
+        PackageError: no generation can be served.
+    """
+    trusted = TrustedKey.read(trusted_key) if trusted_key else None
+    predictor = Predictor.load(package, fall_back=True, trusted=trusted)
+    if trusted is None:
+        _log.warning(
+            "no key is given to check the package by; its signature: %s", predictor.facts()["signature"]
+        )
+    return predictor
 
 
 def open_checked(
@@ -237,13 +273,21 @@ def open_model(package: Path, manifest: PackageManifest) -> Model:
 
 
 def _open_generation(
-    package: Path, name: str, manifest: PackageManifest, model: Model, *, verify: bool
+    package: Path,
+    name: str,
+    manifest: PackageManifest,
+    model: Model,
+    *,
+    verify: bool,
+    trusted: TrustedKey | None,
 ) -> LiveGeneration:
+    if trusted is not None:
+        trusted.check_generation(generation_folder(package, name), manifest.model_version)
     return open_checked(generation_folder(package, name), package, manifest, model, verify=verify)
 
 
 def _open_older(
-    package: Path, manifest: PackageManifest, model: Model, *, verify: bool
+    package: Path, manifest: PackageManifest, model: Model, *, verify: bool, trusted: TrustedKey | None
 ) -> LiveGeneration | None:
     """The newest generation that passes: of those before the current one if that is known, else of all.
 
@@ -256,7 +300,7 @@ def _open_older(
     for name in reversed(generation_names(package)):
         if last is None or int(name) <= last:
             try:
-                return _open_generation(package, name, manifest, model, verify=verify)
+                return _open_generation(package, name, manifest, model, verify=verify, trusted=trusted)
             except (ValueError, OSError) as error:
                 _log.error("generation %s cannot be served either: %s", name, error)
     return None

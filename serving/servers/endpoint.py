@@ -5,6 +5,7 @@ answered with 500 and says nothing; the log has the place, and no value of the r
 """
 
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 from features.online.request import MAX_BODY_BYTES, RequestError, ScoreRequest
 from serving.observers.observer import Observer
 from serving.servers.drift import LiveCounts
-from serving.servers.json_lines import about
+from serving.servers.json_lines import about, at_work
 from serving.servers.measures import Measures
 from serving.wire import arrow_codec, json_codec
 from serving.wire.reply import CHAMPION, Scorer, ScoreReply, Unavailable
@@ -56,7 +57,7 @@ _Outcome = ScoreReply | RequestError | Unavailable | None
 
 
 class Endpoint:
-    """Answers bodies by a predictor, and counts what it does."""
+    """Answers bodies by a predictor, and counts what it does. Threads may share it."""
 
     def __init__(
         self,
@@ -70,7 +71,8 @@ class Endpoint:
         self.live = live
         self._measures = measures or Measures()
         self._observers = observers
-        self._scored_at = float("-inf")
+        self._scored_at: float | None = None
+        self._counting = threading.Lock()
 
     def answer(self, bodies: Sequence[Body]) -> list[Answer]:
         """One answer for each body, in order; a bad one does not fail its neighbours."""
@@ -82,12 +84,14 @@ class Endpoint:
             for request, body in zip(decoded, bodies, strict=True)
             if isinstance(request, ScoreRequest)
         ]
-        replies = iter(self._score(requests) if requests else [])
+        with at_work([request_id for _, request_id in requests]):
+            replies = iter(self._score(requests) if requests else [])
         outcomes = [next(replies) if isinstance(one, ScoreRequest) else one for one in decoded]
         answers = [_answer(outcome, is_arrow) for outcome, is_arrow in zip(outcomes, arrow, strict=True)]
         latency_s = time.perf_counter() - start
-        for outcome in outcomes:
-            self._count(outcome, latency_s)
+        with self._counting:
+            for outcome in outcomes:
+                self._count(outcome, latency_s)
         for request, reply, body in zip(decoded, outcomes, bodies, strict=True):
             if isinstance(request, ScoreRequest) and isinstance(reply, ScoreReply):
                 self._show(request, reply, body.request_id)
@@ -98,9 +102,19 @@ class Endpoint:
         for observer in self._observers:
             observer.close()
 
+    def shed(self, why: Unavailable) -> Answer:
+        """The answer to a request that is not scored; it is counted."""
+        self._measures.shed(why.reason)
+        return unavailable(why)
+
     def scored_within(self, seconds: float) -> bool:
         """Whether a request got its scores that short a time ago."""
-        return time.monotonic() - self._scored_at <= seconds
+        return self.scored_s_ago is not None and self.scored_s_ago <= seconds
+
+    @property
+    def scored_s_ago(self) -> float | None:
+        """Since a request last got its scores; None if none has."""
+        return None if self._scored_at is None else time.monotonic() - self._scored_at
 
     def measures(self) -> Measures:
         """What was counted up to now."""

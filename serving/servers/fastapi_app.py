@@ -10,15 +10,15 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,21 +33,30 @@ from starlette.requests import ClientDisconnect
 from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
+from features.artifacts import atomic_write_bytes
 from features.online.request import MAX_BODY_BYTES, ScoreRequest
 from serving.feature_log.feature_log import FeatureLogSettings
 from serving.observers.assembly import build_endpoint
 from serving.scoring.backoff import Backoff
+from serving.scoring.predictor import Predictor
+from serving.scoring.routed_scorer import RoutedScorer
 from serving.servers.background import Background
+from serving.servers.drift import DRIFT_FOLDER, LiveCounts
 from serving.servers.endpoint import Body, readiness
+from serving.servers.environment import only_allowed
 from serving.servers.guarded_connection import IDLE_S, GuardedConnection
 from serving.servers.healing import HealingScorer
 from serving.servers.json_lines import log_as_json
+from serving.servers.lanes import Lanes
+from serving.servers.log_stream import LogStream
 from serving.servers.standby import Standby
 from serving.wire.json_codec import decode_request
-from serving.wire.reply import Scorer, ScoreReply
+from serving.wire.reply import CHAMPION, Scorer, ScoreReply
 
 #: Header of a request and its answer: what the logs call it.
 REQUEST_ID = "x-request-id"
+#: In a state folder.
+PID_NAME = "server.pid"
 _LONGEST_ID = 128
 
 _log = logging.getLogger(__name__)
@@ -69,19 +78,30 @@ def create_app(
     example: bytes | None = None,
     schema: bool = False,
     workers_folder: Path | None = None,
+    counts_folder: Path | None = None,
     log: FeatureLogSettings | None = None,
 ) -> FastAPI:
-    """An app that answers by one predictor, one request at a time, in a thread of its own: probes never wait.
+    """An app that answers by one predictor, in two lanes with threads of their own: probes never wait.
 
     Args:
         example: body of a JSON request that /ready has scored if nothing else was of late.
         schema: offer /openapi.json.
+        counts_folder: for the counts of `dashclip drift`, if the scorer is a package's.
         workers_folder: where prometheus_client counts if there are several workers; /metrics is then of all.
         log: what goes to the feature log.
     """
     endpoint = build_endpoint(scorer, log=log)
-    background = Background(endpoint)
-    scoring = ThreadPoolExecutor(1, "dashclip-scoring", initializer=torch.set_num_threads, initargs=(1,))
+
+    def count_from_now(opened: Scorer) -> None:
+        champion = opened.variants[CHAMPION] if isinstance(opened, RoutedScorer) else opened
+        if counts_folder is not None and isinstance(champion, Predictor):
+            endpoint.live = LiveCounts.of_package(champion.manifest)
+
+    count_from_now(scorer)
+    if isinstance(scorer, HealingScorer):
+        scorer.on_open = count_from_now
+    background = Background(endpoint, counts_folder=counts_folder)
+    lanes = Lanes(endpoint.answer, endpoint.shed)
     probe = None if example is None else decode_request(example)
 
     @asynccontextmanager
@@ -93,7 +113,7 @@ def create_app(
         if workers_folder is not None:
             _serving_mark(workers_folder, os.getpid()).unlink(missing_ok=True)
         background.stop()
-        scoring.shutdown()
+        lanes.shutdown()
         endpoint.close()
 
     app = FastAPI(
@@ -107,16 +127,20 @@ def create_app(
     @app.post("/score")
     async def score(request: Request) -> Response:
         content = bytearray()
+        kept = True
         try:
             async for part in request.stream():
                 content += part
-                if len(content) > MAX_BODY_BYTES:
+                kept = lanes.take(len(part)) and kept
+                if len(content) > MAX_BODY_BYTES or not kept:
                     break
+            request_id = _request_id(request.headers.get(REQUEST_ID))
+            body = Body(content, request.headers.get("content-type"), request_id)
+            answer = await lanes.answer(body) if kept else lanes.shed_for_memory()
         except ClientDisconnect:
             return Response(status_code=400)  # which nobody reads
-        request_id = _request_id(request.headers.get(REQUEST_ID))
-        body = Body(content, request.headers.get("content-type"), request_id)
-        (answer,) = await asyncio.get_running_loop().run_in_executor(scoring, endpoint.answer, [body])
+        finally:
+            lanes.release(len(content))
         headers = {REQUEST_ID: request_id}
         if answer.retry_after_s is not None:
             headers["retry-after"] = str(answer.retry_after_s)
@@ -133,7 +157,7 @@ def create_app(
         return JSONResponse({"ready": False, **readiness(scorer.facts())}, 503, {"retry-after": "1"})
 
     async def scores(probe: ScoreRequest) -> bool:
-        work = asyncio.get_running_loop().run_in_executor(scoring, scorer.score_many, [probe])
+        work = asyncio.get_running_loop().run_in_executor(lanes.small.pool, scorer.score_many, [probe])
         with contextlib.suppress(Exception):
             (reply,) = await asyncio.wait_for(asyncio.shield(work), _PROBE_S)
             return isinstance(reply, ScoreReply)
@@ -174,13 +198,15 @@ def serve(
     workers: int = 1,
     example: bytes | None = None,
     schema: bool = False,
-    log: FeatureLogSettings | None = None,
+    state: Path | None = None,
 ) -> None:
     """Serve until interrupted, in `workers` processes that share one socket; one that dies is replaced.
 
     Args:
         open_scorer: called in each process; picklable, such as `functools.partial(Predictor.load, package)`.
-        example, schema, log: as for `create_app`.
+        example, schema: as for `create_app`.
+        state: folder for logs (`logs/server.jsonl`, rotated, beside standard error) and the process id
+            (`server.pid`); nothing is written without it.
 
     A worker that cannot open its scorer answers 503 and tries again, for ever; while no worker listens, this
     process answers 503 in their place.
@@ -188,11 +214,13 @@ def serve(
     with (
         tempfile.TemporaryDirectory(prefix="dashclip-measures-") as folder,
         socket.create_server((host, port), backlog=2048) as listening,
+        only_allowed(),
+        _logs_and_pid(state),
     ):
         log_as_json()
         # For the workers: prometheus_client reads it as they import it, and then counts in files there.
         os.environ.update(PROMETHEUS_MULTIPROC_DIR=folder)
-        make = partial(_app_of_worker, open_scorer, Path(folder), example=example, schema=schema, log=log)
+        make = partial(_app_of_worker, open_scorer, Path(folder), example=example, schema=schema, state=state)
         config = server_config(make, factory=True, workers=workers, timeout_worker_healthcheck=_IMPORT_S)
         supervisor = _Supervisor(config, [listening], Path(folder))
         standby = Standby(listening, lambda: supervisor.nobody_serves)
@@ -201,6 +229,36 @@ def serve(
             supervisor.run()
         finally:
             standby.stop()
+
+
+@contextmanager
+def _logs_and_pid(state: Path | None) -> Iterator[None]:
+    """Have what this process and its workers print go to a rotated file, too, and leave the process id."""
+    if state is None:
+        yield
+        return
+    counts = state / DRIFT_FOLDER
+    shutil.rmtree(counts, ignore_errors=True)  # of the run before
+    counts.mkdir(parents=True)
+    atomic_write_bytes(state / PID_NAME, f"{os.getpid()}\n".encode())
+    terminal = os.dup(2)
+    reading, writing = os.pipe()
+    os.dup2(writing, 2)
+    os.close(writing)
+    source = os.fdopen(reading, "rb")
+    lines = LogStream(source, lambda line: _write_all(terminal, line), path=state / "logs" / "server.jsonl")
+    lines.start()
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)  # the last end of the pipe but for workers, which have ended
+        lines.join(10)
+        os.close(terminal)
+        (state / PID_NAME).unlink(missing_ok=True)
+
+
+def _write_all(descriptor: int, line: str) -> None:
+    os.write(descriptor, line.encode())
 
 
 def _request_id(given: str | None) -> str:
@@ -267,14 +325,23 @@ def _app_of_worker(
     *,
     example: bytes | None,
     schema: bool,
-    log: FeatureLogSettings | None,
+    state: Path | None,
 ) -> FastAPI:
     log_as_json()
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     scorer = HealingScorer(open_scorer)
+    counts = None if state is None else state / DRIFT_FOLDER
+    app = create_app(
+        scorer,
+        example=example,
+        schema=schema,
+        workers_folder=workers_folder,
+        counts_folder=counts,
+        log=None if state is None else FeatureLogSettings.of_server(state),
+    )
     scorer.open()
-    return create_app(scorer, example=example, schema=schema, workers_folder=workers_folder, log=log)
+    return app
 
 
 def _end_with_parent() -> None:

@@ -29,6 +29,8 @@ class HealingScorer:
         self, open_scorer: Callable[[], Scorer], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.scorer: Scorer | None = None
+        #: Told of what has been opened, before it scores.
+        self.on_open: Callable[[Scorer], None] = lambda _: None
         self._open_scorer = open_scorer
         self._again = Backoff(first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S, clock=clock)
         self._why = "it has not been opened"
@@ -39,7 +41,9 @@ class HealingScorer:
         A failure is logged, and `reload_if_changed` tries again, for ever; or it is raised with `raises`.
         """
         try:
-            self.scorer = self._open_scorer()
+            scorer = self._open_scorer()
+            self.on_open(scorer)
+            self.scorer = scorer
             self._again.succeeded()
         except Exception as error:
             if raises:

@@ -24,7 +24,7 @@ ROUTING_REFUSED = "dashclip_routing_refused"
 GAUGES = (SNAPSHOT_AGE, MODEL_OPEN, REFUSED_GENERATION, ROUTING_REFUSED)
 _REFUSALS = ("400", "413")
 #: Of `serving.wire.reply.Unavailable`.
-SHED_REASONS = ("no_model", "queue_full", "too_slow")
+SHED_REASONS = ("no_model", "queue_full", "too_slow", "memory")
 _UNKNOWN_KINDS = ("users", "queries", "products", "history", "product_vectors", "query_vectors")
 
 #: (name, values of its labels, or "" without any) to value.

@@ -16,8 +16,8 @@ import torch
 
 from serving.feature_log.feature_log import FeatureLogSettings
 from serving.observers.assembly import build_endpoint, with_challengers
-from serving.scoring.predictor import Predictor
-from serving.servers.background import Background
+from serving.scoring.predictor import Predictor, load_to_serve
+from serving.servers.background import TRUSTED_KEY, WORKERS_FOLDER, Background
 from serving.servers.drift import DRIFT_FOLDER, LiveCounts
 from serving.servers.endpoint import FORM, Body, Endpoint
 from serving.servers.healing import HealingScorer
@@ -46,6 +46,8 @@ class DashclipHandler:
     def __init__(self) -> None:
         self._endpoint: Endpoint | None = None
         self._background: Background | None = None
+        #: Whose packages are served, if not everybody's.
+        self.trusted_key: Path | None = None
 
     def initialize(self, context: Any) -> None:
         """Open the package named in model-config.yaml, or go on trying."""
@@ -55,11 +57,15 @@ class DashclipHandler:
         model_dir = Path(context.system_properties["model_dir"])
         # The server's own folder, which no setting of an archive could know, is where its metrics.yaml is.
         state = Path(context.metrics.config_file_path).parent
+        key = state / TRUSTED_KEY
 
         def opened() -> Scorer:
+            self.trusted_key = key if key.is_file() else None
             champion, endpoint.live = self.open(settings, model_dir)
             challengers = {name: Path(path) for name, path in settings.get("challengers", {}).items()}
-            return with_challengers(champion, challengers, state=state, heals=self.heals)
+            return with_challengers(
+                champion, challengers, state=state, heals=self.heals, trusted_key=self.trusted_key
+            )
 
         healing = HealingScorer(opened)
         endpoint = self._endpoint = build_endpoint(healing, log=FeatureLogSettings.of_server(state))
@@ -68,14 +74,15 @@ class DashclipHandler:
             self._endpoint,
             export=_exporter(context),
             counts_folder=state / DRIFT_FOLDER,
+            status_folder=state / WORKERS_FOLDER,
         )
         self._background.start()
 
     def open(self, settings: Mapping[str, Any], model_dir: Path) -> tuple[Scorer, LiveCounts | None]:
         """The predictor of the package, which is beside this file if it was embedded."""
-        predictor = Predictor.load(model_dir / settings["package"], fall_back=self.heals)
-        manifest = predictor.manifest
-        return predictor, LiveCounts(manifest.training_record, manifest.dense_columns)
+        package = model_dir / settings["package"]
+        predictor = load_to_serve(package, self.trusted_key) if self.heals else Predictor.load(package)
+        return predictor, LiveCounts.of_package(predictor.manifest)
 
     def handle(self, requests: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch."""

@@ -16,10 +16,10 @@ from serving.feature_log.log_files import logged_files
 from serving.scoring.routed_scorer import ROUTING, Routing
 from serving.scoring.routing import assign
 from serving.servers import archive as archive_module
-from serving.servers.archive import find_archive
-from serving.servers.torchserve import archive_package, example_request, running
+from serving.servers.archive import archive_package, example_request, find_archive
+from serving.servers.torchserve import running
 from serving.wire.reply import CHAMPION
-from tests.serving.servers.test_torchserve import five_free_ports
+from tests.serving.servers.test_torchserve import free_ports
 
 
 def run(*arguments: object) -> Result:
@@ -143,7 +143,7 @@ def test_a_running_torchserve_routes_is_rerouted_and_logs_what_it_served(
     assert run("archive", package, store, "--challenger", f"b={package}").exit_code == 0
     arguments = ("--feature-log", log, "--log-share", 1, "--state-dir", state)
     try:
-        done = run("serve", store, "--port", five_free_ports(), *arguments)
+        done = run("serve", store, "--port", free_ports(), *arguments)
         assert done.exit_code == 0, done.output
         server = running(state)
         assert server is not None

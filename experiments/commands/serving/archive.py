@@ -39,7 +39,8 @@ def archive(
 
     from features.artifacts import refuse_to_replace_input
     from serving.scoring.routed_scorer import start_routing
-    from serving.servers.torchserve import SERVER_FOLDER, archive_package
+    from serving.servers.archive import archive_package
+    from serving.servers.torchserve import SERVER_FOLDER
     from serving.servers.torchserve_files import ServerSettings, write_server_files
 
     console = Console()

@@ -30,6 +30,9 @@ def refresh(
     query_table: Annotated[
         Path | None, typer.Option(help="Embedding table of the queries, from the model's own encoder.")
     ] = None,
+    signing_key: Annotated[
+        Path | None, typer.Option(help="Private key that signs the new generation (`dashclip sign`).")
+    ] = None,
     rollback: Annotated[
         bool, typer.Option("--rollback", help="Go back to the generation that was live before this one.")
     ] = False,
@@ -57,6 +60,7 @@ def refresh(
     from experiments.runtime.progress import progress_bars
     from serving.package.generations import rollback as roll_back
     from serving.package.manifest import EntityKind
+    from serving.package.signature import SigningKey
     from serving.packaging.as_of import snapshot_source
     from serving.packaging.build_generation import vectors_of_table
     from serving.packaging.refresh import refresh as refresh_package
@@ -64,7 +68,7 @@ def refresh(
     torch.set_num_threads(threads)
     console = Console()
     if rollback:
-        if data or product_table or query_table or force:
+        if data or product_table or query_table or signing_key or force:
             raise typer.BadParameter("takes no other option: it only switches back", param_hint="--rollback")
         left, now = roll_back(package)
         console.print(f"{package}: generation {now} is live again, {left} no longer")
@@ -80,6 +84,7 @@ def refresh(
                 if folder is not None
             },
             force=force,
+            signing_key=SigningKey.read(signing_key) if signing_key else None,
             progress=bars,
         )
     _show(console, package, done)

@@ -263,6 +263,21 @@ def test_a_worker_is_ready_if_it_scores_its_example_or_has_scored_of_late() -> N
         assert status_of(server, "/ready") == 200
 
 
+def test_bodies_beyond_the_budget_of_memory_are_told_to_come_back_and_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from serving.servers import fastapi_app, lanes
+
+    monkeypatch.setattr(lanes, "BODIES_BYTES", 1_000)
+    with served(fastapi_app.create_app(stand_in_scorer())) as server:
+        for _ in range(3):
+            request = urllib.request.Request(root_of(server) + "/score", b" " * 5_000)
+            with pytest.raises(urllib.error.HTTPError) as error:
+                urllib.request.urlopen(request)
+            assert (error.value.code, error.value.headers["retry-after"]) == (503, "1")
+            assert scored(root_of(server), 1)
+
+
 def test_the_schema_is_offered_only_if_it_is_asked_for(server: Any) -> None:
     from serving.servers.fastapi_app import create_app
 
@@ -300,8 +315,8 @@ def test_a_worker_is_replaced_at_once_and_those_that_die_young_after_growing_pau
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(fastapi_app, "Process", Dead)
     monkeypatch.setattr(fastapi_app, "_clock", lambda: now)
-    supervisor = fastapi_app._Supervisor(SimpleNamespace(workers=1), [], tmp_path)
-    supervisor.processes = [Dead()]
+    supervisor = fastapi_app._Supervisor(SimpleNamespace(workers=1), [], tmp_path)  # type: ignore[arg-type]
+    supervisor.processes = [Dead()]  # type: ignore[list-item]
     for half_second in range(2_000):
         now = half_second / 2
         supervisor.keep_subprocess_alive()
@@ -315,7 +330,7 @@ def test_a_worker_is_replaced_at_once_and_those_that_die_young_after_growing_pau
 @pytest.mark.slow
 def test_a_server_that_cannot_open_its_scorer_says_503_at_once_and_serves_once_it_can(tmp_path: Path) -> None:
     port = free_port()
-    there = tmp_path / "there"
+    there, state = tmp_path / "there", tmp_path / "state"
     code = (
         "from pathlib import Path\n"
         "from serving.servers import fastapi_app\n"
@@ -323,11 +338,16 @@ def test_a_server_that_cannot_open_its_scorer_says_503_at_once_and_serves_once_i
         "def open_scorer():\n"
         f"    return Path({str(there)!r}).read_text() and stand_in_scorer()\n"
         "if __name__ == '__main__':\n"
-        f"    fastapi_app.serve(open_scorer, host='127.0.0.1', port={port})\n"
+        f"    fastapi_app.serve(open_scorer, host='127.0.0.1', port={port}, "
+        f"state=Path({str(state)!r}))\n"
     )
     script = tmp_path / "opens_later.py"
     script.write_text(code)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+        "DATABASE_URL": "a:secret@host",
+    }
     parent = psutil.Popen(
         [sys.executable, str(script)], stderr=(tmp_path / "err").open("wb"), env=environment
     )
@@ -347,6 +367,10 @@ def test_a_server_that_cannot_open_its_scorer_says_503_at_once_and_serves_once_i
                 there.write_text("yes")
             assert time.monotonic() < deadline
         wait_until(lambda: scored(url, 1))
+        seen_by_worker = workers_of(parent)[0].environ()
+        assert "DATABASE_URL" not in seen_by_worker
+        assert seen_by_worker["PATH"] == os.environ["PATH"]
+        assert (state / "server.pid").read_text() == f"{parent.pid}\n"
         parent.terminate()
         assert parent.wait(60) == 0
     finally:
@@ -354,8 +378,12 @@ def test_a_server_that_cannot_open_its_scorer_says_503_at_once_and_serves_once_i
             with contextlib.suppress(psutil.Error):
                 process.kill()
     assert seen == {"no worker is up", "no scores now (no_model)"}
-    lines = [json.loads(line) for line in (tmp_path / "err").read_text().splitlines()]
+    printed = (tmp_path / "err").read_text()
+    assert (state / "logs" / "server.jsonl").read_text() == printed
+    lines = [json.loads(line) for line in printed.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
     assert any("cannot be opened" in line["message"] for line in lines)
+    assert not (state / "server.pid").exists()
 
 
 def free_port() -> int:
