@@ -71,7 +71,8 @@ class Attendant:
     def readiness(self) -> tuple[bool, dict[str, Any]]:
         """Whether a worker scores, and what the workers say of themselves."""
         said = self._statuses()
-        last = max((one["scored_at"] or 0.0 for one in said), default=0.0)
+        model = self.server.url.rsplit("/", 1)[1]  # workers for large requests cannot stand in for the others
+        last = max((one["scored_at"] or 0.0 for one in said if one["model"] == model), default=0.0)
         ready = time.time() - last <= READY_S or self._example_is_scored()
         return ready, {
             "ready": ready,

@@ -25,7 +25,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlsplit
 
 import psutil
 
@@ -35,8 +34,15 @@ from serving.package.signature import TrustedKey
 from serving.servers.archive import Archive
 from serving.servers.background import TRUSTED_KEY, WORKERS_FOLDER
 from serving.servers.drift import DRIFT_FOLDER
-from serving.servers.environment import allowed
-from serving.servers.torchserve_files import CONFIG_NAME, LOGGING_NAME, ServerSettings, write_server_files
+from serving.servers.environment import allowed, importable
+from serving.servers.ports import reachable, taken
+from serving.servers.torchserve_files import (
+    CONFIG_NAME,
+    LOGGING_NAME,
+    ServerSettings,
+    large_name,
+    write_server_files,
+)
 from serving.wire.json_codec import decode_request
 
 SERVER_FOLDER = "server"
@@ -68,6 +74,7 @@ class RunningServer:
         scratch: the folder of its sockets and unpacked archives, removed by `stop`.
         probes: address and port of its attendant.
         attendant: process of it; None if it is part of the process that waits for the server.
+        large_url: where large requests go, if they have workers of their own.
     """
 
     pid: int
@@ -80,6 +87,7 @@ class RunningServer:
     token_minutes: int = 60
     probes: tuple[str, int] = ("", 0)
     attendant: int | None = None
+    large_url: str | None = None
 
     @property
     def probes_url(self) -> str:
@@ -110,6 +118,7 @@ class RunningServer:
             management_url=self.management_url,
             retries=0,
             timeout_s=timeout_s,
+            large_url=self.large_url,
         )
 
 
@@ -205,7 +214,7 @@ def launch(
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env=_importable(environment),
+        env=importable(environment),
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -220,6 +229,9 @@ def launch(
         scratch=scratch,
         token_minutes=settings.token_minutes,
         probes=(settings.address_of("probes"), settings.ports["probes"]),
+        large_url=f"{settings.url('inference')}/predictions/{large_name(archive.name)}"
+        if settings.large_workers
+        else None,
     )
     _remember(server, folder)
     return server, process
@@ -234,8 +246,8 @@ def wait_for_scores(server: RunningServer, folder: Path, *, timeout_s: float) ->
     _wait(server, (folder / EXAMPLE).read_bytes(), timeout_s)
     if server.key_file is not None:
         share_inference_key(server.key_file)
-    else:
-        _check_unreachable(server.management_url)
+    elif (why := reachable(server.management_url)) is not None:
+        raise ServerError(why)
 
 
 def _with_attendant(server: RunningServer, folder: Path) -> RunningServer:
@@ -243,7 +255,7 @@ def _with_attendant(server: RunningServer, folder: Path) -> RunningServer:
     with (folder / "logs" / "console.log").open("ab") as console:
         attendant = subprocess.Popen(
             command,
-            env=_importable(allowed(os.environ)),
+            env=importable(allowed(os.environ)),
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=console,
@@ -259,23 +271,6 @@ def _with_attendant(server: RunningServer, folder: Path) -> RunningServer:
             break
         time.sleep(0.05)
     raise ServerError(f"the probes do not answer: {_tail(folder / 'logs' / 'console.log')}")
-
-
-def _importable(environment: dict[str, str]) -> dict[str, str]:
-    """So that this code is found from any working directory, installed or not."""
-    places = (str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", ""))
-    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, places))}
-
-
-def _check_unreachable(management_url: str) -> None:
-    parts = urlsplit(management_url)
-    for port in (parts.port, (parts.port or 0) + 3):  # HTTP, gRPC
-        place = (parts.hostname or "", port or 0)
-        with contextlib.suppress(OSError), socket.create_connection(place, timeout=2):
-            raise ServerError(
-                f"management can be reached at {parts.hostname}:{port}, where without tokens everybody here "
-                "could manage (closing it needs Linux); keep the tokens"
-            )
 
 
 def _remember(server: RunningServer, folder: Path) -> None:
@@ -310,6 +305,7 @@ def _last_started(folder: Path) -> RunningServer | None:
         token_minutes=state["token_minutes"],
         probes=(state["probes"][0], state["probes"][1]),
         attendant=state["attendant"],
+        large_url=state["large_url"],
     )
 
 
@@ -390,13 +386,8 @@ def _check_free(folder: Path, settings: ServerSettings) -> None:
     if server is not None:
         already = f"a server runs in {folder} already (process {server.pid})"
         raise ServerError(f"{already}; `dashclip stop {shlex.quote(str(folder))}` ends it")
-    for use, port in settings.ports.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((settings.address_of(use), port))
-            except OSError:
-                raise ServerError(f"port {port} ({use}) is taken; choose others with --port") from None
+    if (why := taken(settings)) is not None:
+        raise ServerError(why)
 
 
 def _tail(path: Path) -> str:
