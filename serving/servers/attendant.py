@@ -9,6 +9,7 @@ manage. `dashclip serve` starts one for each server; with --foreground it is par
 when TorchServe does. Light on purpose: no torch here.
 """
 
+import contextlib
 import http.server
 import json
 import logging
@@ -113,6 +114,10 @@ class Attendant:
         tokens = Tokens(key_file, self.server.management_url)
         again = Backoff(first_s=1.0, longest_s=max(1.0, self.server.token_minutes * 60 / 10))
         wait_s = self.server.token_minutes * 60 / 3
+        while not self._stopped.wait(_PERIOD_S):  # TorchServe may not have written its file yet
+            with contextlib.suppress(ClientError):
+                share_inference_key(key_file)
+                break
         while not self._stopped.wait(wait_s):
             try:
                 for kind in _KINDS:

@@ -35,14 +35,10 @@ from serving.servers.archive import Archive
 from serving.servers.background import TRUSTED_KEY, WORKERS_FOLDER
 from serving.servers.drift import DRIFT_FOLDER
 from serving.servers.environment import allowed, importable
+from serving.servers.healing import NO_MODEL
 from serving.servers.ports import reachable, taken
-from serving.servers.torchserve_files import (
-    CONFIG_NAME,
-    LOGGING_NAME,
-    ServerSettings,
-    large_name,
-    write_server_files,
-)
+from serving.servers.torchserve_files import CONFIG_NAME, LOGGING_NAME, ServerSettings, large_name
+from serving.servers.torchserve_files import write_server_files as write_files
 from serving.wire.json_codec import decode_request
 
 SERVER_FOLDER = "server"
@@ -62,6 +58,10 @@ _SHOWN_LINES = 12
 
 class ServerError(ValueError):
     """A server that does not start, or is not there."""
+
+
+class OpenManagementError(ServerError):
+    """Management that everybody could use."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def prepare(
     (folder / KEY_FILE).unlink(missing_ok=True)
     for name in ("logs", DRIFT_FOLDER, WORKERS_FOLDER):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    write_server_files(folder, archive, settings, console=console)
+    write_files(folder, archive, settings, console=console)
     atomic_write_bytes(folder / EXAMPLE, archive.example())
     (folder / TRUSTED_KEY).unlink(missing_ok=True)
     if trusted_key is not None:
@@ -219,9 +219,10 @@ def launch(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    predictions = f"{settings.url('inference')}/predictions"
     server = RunningServer(
         pid=process.pid,
-        url=f"{settings.url('inference')}/predictions/{archive.name}",
+        url=f"{predictions}/{archive.name}",
         management_url=settings.url("management"),
         metrics_url=f"{settings.url('metrics')}/metrics",
         key_file=(folder / KEY_FILE).resolve() if settings.token_authorization else None,
@@ -229,9 +230,7 @@ def launch(
         scratch=scratch,
         token_minutes=settings.token_minutes,
         probes=(settings.address_of("probes"), settings.ports["probes"]),
-        large_url=f"{settings.url('inference')}/predictions/{large_name(archive.name)}"
-        if settings.large_workers
-        else None,
+        large_url=f"{predictions}/{large_name(archive.name)}" if settings.large_workers else None,
     )
     _remember(server, folder)
     return server, process
@@ -247,7 +246,7 @@ def wait_for_scores(server: RunningServer, folder: Path, *, timeout_s: float) ->
     if server.key_file is not None:
         share_inference_key(server.key_file)
     elif (why := reachable(server.management_url)) is not None:
-        raise ServerError(why)
+        raise OpenManagementError(why)
 
 
 def _with_attendant(server: RunningServer, folder: Path) -> RunningServer:
@@ -366,6 +365,8 @@ def _wait(server: RunningServer, example: bytes, timeout_s: float) -> None:
             if not server.alive:
                 raise ServerError(f"TorchServe ended: {_tail(server.logs / 'console.log')}")
             ends = _worker_ends(server.logs / WORKERS_OUTPUT)
+            if NO_MODEL in str(last):  # a worker goes on trying; whoever starts it wants the reason
+                ends = "The workers' log ends:\n" + _tail(server.logs / "workers.jsonl")
             if ends or time.monotonic() > deadline:
                 raise ServerError(f"no worker answers ({last}). {ends}")
             time.sleep(0.1)

@@ -130,11 +130,7 @@ def serve(
     if foreground:
         from serving.servers.torchserve_foreground import serve_in_foreground
 
-        raise typer.Exit(
-            serve_in_foreground(
-                archive, settings, state=state_dir, trusted_key=trusted_key, timeout_s=timeout
-            )
-        )
+        raise typer.Exit(serve_in_foreground(archive, settings, state=state_dir, trusted_key=trusted_key))
     with console.status("") as status:
         server = start(
             archive,
