@@ -29,7 +29,7 @@ def only_allowed() -> Iterator[None]:
     before = dict(os.environ)
     try:
         for name in before.keys() - allowed(before).keys():
-            del os.environ[name]
+            os.environ.pop(name)
         yield
     finally:
         os.environ.clear()

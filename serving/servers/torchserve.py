@@ -37,8 +37,13 @@ from serving.servers.drift import DRIFT_FOLDER
 from serving.servers.environment import allowed, importable
 from serving.servers.healing import NO_MODEL
 from serving.servers.ports import reachable, taken
-from serving.servers.torchserve_files import CONFIG_NAME, LOGGING_NAME, ServerSettings, large_name
-from serving.servers.torchserve_files import write_server_files as write_files
+from serving.servers.torchserve_files import (
+    CONFIG_NAME,
+    LOGGING_NAME,
+    ServerSettings,
+    large_name,
+    write_server_files,
+)
 from serving.wire.json_codec import decode_request
 
 SERVER_FOLDER = "server"
@@ -173,14 +178,13 @@ def prepare(
     folder = (state or archive.path.parent / SERVER_FOLDER).absolute()
     _check_free(folder, settings)
     stop(folder)  # what a server that died has left
-    for name in ("logs", DRIFT_FOLDER, WORKERS_FOLDER):  # of the run before
-        shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / KEY_FILE).unlink(missing_ok=True)
+    for name in (KEY_FILE, TRUSTED_KEY):  # of the run before, as all here
+        (folder / name).unlink(missing_ok=True)
     for name in ("logs", DRIFT_FOLDER, WORKERS_FOLDER):
+        shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir(parents=True, exist_ok=True)
-    write_files(folder, archive, settings, console=console)
+    write_server_files(folder, archive, settings, console=console)
     atomic_write_bytes(folder / EXAMPLE, archive.example())
-    (folder / TRUSTED_KEY).unlink(missing_ok=True)
     if trusted_key is not None:
         TrustedKey.read(trusted_key)
         atomic_write_bytes(folder / TRUSTED_KEY, trusted_key.read_bytes())
@@ -200,14 +204,9 @@ def launch(
     # A short path: the workers' sockets lie there, and the kernel takes 108 bytes.
     scratch = Path(tempfile.mkdtemp(prefix="dashclip-"))
     logs = str((folder / "logs").resolve())
-    environment = {
-        **allowed(os.environ),
-        "TMPDIR": str(scratch),
-        "TEMP": str(scratch),
-        "LOG_LOCATION": logs,
-        "METRICS_LOCATION": logs,
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = {**allowed(os.environ), "OMP_NUM_THREADS": "1"}
+    environment |= dict.fromkeys(("TMPDIR", "TEMP"), str(scratch))
+    environment |= dict.fromkeys(("LOG_LOCATION", "METRICS_LOCATION"), logs)
     command = [sys.executable, "-m", _LAUNCHER, "--start", "--ncs", "--model-store"]
     command += [str(archive.path.parent.resolve()), "--ts-config", CONFIG_NAME, "--log-config", LOGGING_NAME]
     # A session of its own: Ctrl-C reaches it through whoever waits for it, once.
