@@ -28,6 +28,7 @@ import orjson
 from features.artifacts import replaced_file
 from features.online.request import RequestError, ScoreRequest
 from serving.wire import arrow_codec, json_codec
+from serving.wire.body_weight import is_large
 from serving.wire.reply import ScoreReply
 
 Format = Literal["json", "arrow"]
@@ -84,6 +85,7 @@ class ScoreClient:
         management_url: str | None = None,
         token: str | None = None,
         ca_file: Path | None = None,
+        large_url: str | None = None,
     ) -> None:
         """
         Args:
@@ -95,9 +97,10 @@ class ScoreClient:
             management_url: where a new token is asked for, with key_file.json.
             token: one token, where another process looks after them.
             ca_file: certificates to trust with https, instead of the system's.
+            large_url: of the same server, where its large requests go.
 
         Raises:
-            ValueError: `url` is not one of http or https.
+            ValueError: `url` is not one of http or https, or `large_url` of another server.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -105,6 +108,12 @@ class ScoreClient:
         self._secure = parts.scheme == "https"
         self._address = (parts.hostname, parts.port or (443 if self._secure else 80))
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._large_path = self._path
+        if large_url is not None:
+            large = urlsplit(large_url)
+            if (large.scheme, large.netloc) != (parts.scheme, parts.netloc):
+                raise ValueError(f"{large_url!r} is not at the server of {url!r}; write one of the same host")
+            self._large_path = large.path or "/"
         self._codec = _CODECS[body_format]
         self._timeout_s = timeout_s
         self._retries = retries
@@ -208,7 +217,8 @@ class ScoreClient:
         try:
             # A server that refuses a body closes its side while we write: its answer is there all the same.
             with contextlib.suppress(BrokenPipeError):
-                self._connection.request("POST", self._path, body, headers)
+                path = self._large_path if is_large(body) else self._path
+                self._connection.request("POST", path, body, headers)
             response = self._connection.getresponse()
             answer = response.read()
         except (http.client.HTTPException, OSError) as error:

@@ -31,7 +31,9 @@ def assign(unit: str, salt: str, shares: Mapping[str, float]) -> str:
         end += share
         if where < end:
             return variant
-    return next(variant for variant in reversed([*shares]) if shares[variant] > 0)  # the sum fell short of 1
+    return next(
+        variant for variant in reversed(list(shares)) if shares[variant] > 0
+    )  # the sum fell short of 1
 
 
 def check_shares(shares: Mapping[str, float]) -> None:

@@ -9,6 +9,7 @@ manage. `dashclip serve` starts one for each server; with --foreground it is par
 when TorchServe does. Light on purpose: no torch here.
 """
 
+import contextlib
 import http.server
 import json
 import logging
@@ -71,7 +72,8 @@ class Attendant:
     def readiness(self) -> tuple[bool, dict[str, Any]]:
         """Whether a worker scores, and what the workers say of themselves."""
         said = self._statuses()
-        last = max((one["scored_at"] or 0.0 for one in said), default=0.0)
+        model = self.server.url.rsplit("/", 1)[1]  # workers for large requests cannot stand in for the others
+        last = max((one["scored_at"] or 0.0 for one in said if one["model"] == model), default=0.0)
         ready = time.time() - last <= READY_S or self._example_is_scored()
         return ready, {
             "ready": ready,
@@ -112,6 +114,10 @@ class Attendant:
         tokens = Tokens(key_file, self.server.management_url)
         again = Backoff(first_s=1.0, longest_s=max(1.0, self.server.token_minutes * 60 / 10))
         wait_s = self.server.token_minutes * 60 / 3
+        while not self._stopped.wait(_PERIOD_S):  # TorchServe may not have written its file yet
+            with contextlib.suppress(ClientError):
+                share_inference_key(key_file)
+                break
         while not self._stopped.wait(wait_s):
             try:
                 for kind in _KINDS:

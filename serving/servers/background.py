@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 
 #: Of what each worker says of itself, in a server's folder.
 WORKERS_FOLDER = "workers"
+#: In a server's folder, if large requests have workers of their own: the name that TorchServe knows them by.
+LARGE_MODEL = "large_model"
 #: Whose packages are served, in a server's folder.
 TRUSTED_KEY = "trusted_key.pem"
 _PERIOD_S = 1.0
@@ -36,12 +38,14 @@ class Background:
         export: Callable[[Series], None] | None = None,
         counts_folder: Path | None = None,
         status_folder: Path | None = None,
+        model_name: str = "",
         period_s: float = _PERIOD_S,
     ) -> None:
         self._endpoint = endpoint
         self._export = export
         self._counts_folder = counts_folder
         self._status_folder = status_folder
+        self._model_name = model_name
         self._period_s = period_s
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dashclip-background", daemon=True)
@@ -65,7 +69,7 @@ class Background:
             self._attempt("exporting measures", lambda: export(self._endpoint.measures().series()))
         if period % _PERIODS_A_STATUS == 0 and self._status_folder is not None:
             folder = self._status_folder
-            self._attempt("the status", lambda: write_status(folder, self._endpoint))
+            self._attempt("the status", lambda: write_status(folder, self._endpoint, self._model_name))
         if period % _PERIODS_A_WRITE == 0:
             self._attempt("drift counts", self._write_counts)
 
@@ -91,9 +95,9 @@ class Background:
             _log.error("%s failed: %s", what, place_of(error))
 
 
-def write_status(folder: Path, endpoint: Endpoint) -> None:
+def write_status(folder: Path, endpoint: Endpoint, model_name: str) -> None:
     """What a worker says of itself, for probes that have no token: generation, and when it last scored."""
     ago_s = endpoint.scored_s_ago
     scored_at = None if ago_s is None else time.time() - ago_s
-    content = {**readiness(endpoint.scorer.facts()), "scored_at": scored_at}
+    content = {"model": model_name, **readiness(endpoint.scorer.facts()), "scored_at": scored_at}
     atomic_write_json(folder / f"worker-{os.getpid()}.json", content)

@@ -21,6 +21,7 @@ from serving.servers.drift import LiveCounts
 from serving.servers.json_lines import about, at_work
 from serving.servers.measures import Measures
 from serving.wire import arrow_codec, json_codec
+from serving.wire.body_weight import is_large
 from serving.wire.reply import CHAMPION, Scorer, ScoreReply, Unavailable
 
 _log = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ class Endpoint:
     ) -> None:
         self.scorer = scorer
         self.live = live
+        #: The path that large requests are sent to, if they have workers of their own.
+        self.large_at: str | None = None
         self._measures = measures or Measures()
         self._observers = observers
         self._scored_at: float | None = None
@@ -78,7 +81,10 @@ class Endpoint:
         """One answer for each body, in order; a bad one does not fail its neighbours."""
         start = time.perf_counter()
         arrow = [_is_arrow(body) for body in bodies]
-        decoded = [_decoded(body, is_arrow) for body, is_arrow in zip(bodies, arrow, strict=True)]
+        decoded = [
+            self._elsewhere(body) or _decoded(body, is_arrow)
+            for body, is_arrow in zip(bodies, arrow, strict=True)
+        ]
         requests = [
             (request, body.request_id)
             for request, body in zip(decoded, bodies, strict=True)
@@ -136,6 +142,13 @@ class Endpoint:
                 observer.saw(request, reply, request_id)
             except Exception as error:  # whatever is wrong with it, the request has its answer
                 _log.error("an observer failed: %s", place_of(error), extra=about([request_id]))
+
+    def _elsewhere(self, body: Body) -> RequestError | None:
+        """A refusal of what another model is there for."""
+        if self.large_at is None or not is_large(body.content):
+            return None
+        advice = f"send a request of so many candidates to {self.large_at}"
+        return RequestError("body", "a large one", advice, status=413)
 
     def _score(self, requests: list[tuple[ScoreRequest, str | None]]) -> list["_Outcome"]:
         """Of requests with their ids."""

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 #: A regular expression, because TorchServe's configuration wants one. TS_ are its frontend's own.
 ALLOWED = (
@@ -28,8 +29,14 @@ def only_allowed() -> Iterator[None]:
     before = dict(os.environ)
     try:
         for name in before.keys() - allowed(before).keys():
-            del os.environ[name]
+            os.environ.pop(name)
         yield
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def importable(environment: dict[str, str]) -> dict[str, str]:
+    """The same, so that this code is found from any working directory, installed or not."""
+    places = (str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", ""))
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, places))}

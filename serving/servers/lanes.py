@@ -18,14 +18,13 @@ from functools import partial
 import torch
 
 from serving.servers.endpoint import Answer, Body
+from serving.wire.body_weight import is_large
 from serving.wire.reply import Unavailable
 
 #: From its last byte to its answer. The client gives up after two seconds.
 BUDGET_S = 2.0
 #: Bodies that are being received or wait or are scored.
 BODIES_BYTES = 64 * 2**20
-#: Above either a request is a large one: some 5 ms of work.
-LARGE_CANDIDATES, LARGE_BYTES = 512, 96 * 2**10
 #: Weight of the latest request in the mean time that one takes.
 _NEWEST = 0.1
 _NICE = 10
@@ -117,23 +116,6 @@ class _Lane:
     def _through(self, _: "Future[list[Answer]]") -> None:
         with self._lock:
             self._waiting -= 1
-
-
-def is_large(content: bytes | bytearray | memoryview) -> bool:
-    """Whether a body is one of the large ones, told without decoding it.
-
-    Of JSON the ids between the first brackets after "candidates" are counted. Arrow needs 8 bytes an id.
-    A client that hides how many it sends is only answered in the other lane.
-    """
-    if len(content) > LARGE_BYTES:
-        return True
-    if len(content) < 2 * LARGE_CANDIDATES:
-        return False
-    content = bytes(content)
-    start = content.find(b'"candidates"')
-    if start < 0 or content.lstrip()[:1] != b"{":
-        return len(content) > 8 * LARGE_CANDIDATES
-    return content.count(b",", start, content.find(b"]", start)) >= LARGE_CANDIDATES
 
 
 def _prepare(nice: int) -> None:

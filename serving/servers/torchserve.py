@@ -25,7 +25,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlsplit
 
 import psutil
 
@@ -37,8 +36,16 @@ from serving.scoring.routed_scorer import start_routing
 from serving.servers.archive import Archive
 from serving.servers.background import TRUSTED_KEY, WORKERS_FOLDER
 from serving.servers.drift import DRIFT_FOLDER
-from serving.servers.environment import allowed
-from serving.servers.torchserve_files import CONFIG_NAME, LOGGING_NAME, ServerSettings, write_server_files
+from serving.servers.environment import allowed, importable
+from serving.servers.healing import NO_MODEL
+from serving.servers.ports import reachable, taken
+from serving.servers.torchserve_files import (
+    CONFIG_NAME,
+    LOGGING_NAME,
+    ServerSettings,
+    large_name,
+    write_server_files,
+)
 from serving.wire.json_codec import decode_request
 
 SERVER_FOLDER = "server"
@@ -60,6 +67,10 @@ class ServerError(ValueError):
     """A server that does not start, or is not there."""
 
 
+class OpenManagementError(ServerError):
+    """Management that everybody could use."""
+
+
 @dataclass(frozen=True)
 class RunningServer:
     """What runs for a store.
@@ -70,6 +81,7 @@ class RunningServer:
         scratch: the folder of its sockets and unpacked archives, removed by `stop`.
         probes: address and port of its attendant.
         attendant: process of it; None if it is part of the process that waits for the server.
+        large_url: where large requests go, if they have workers of their own.
     """
 
     pid: int
@@ -82,6 +94,7 @@ class RunningServer:
     token_minutes: int = 60
     probes: tuple[str, int] = ("", 0)
     attendant: int | None = None
+    large_url: str | None = None
 
     @property
     def probes_url(self) -> str:
@@ -112,6 +125,7 @@ class RunningServer:
             management_url=self.management_url,
             retries=0,
             timeout_s=timeout_s,
+            large_url=self.large_url,
         )
 
 
@@ -169,16 +183,15 @@ def prepare(
     folder = (state or archive.path.parent / SERVER_FOLDER).absolute()
     _check_free(folder, settings)
     stop(folder)  # what a server that died has left
-    for name in ("logs", DRIFT_FOLDER, WORKERS_FOLDER):  # of the run before
-        shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / KEY_FILE).unlink(missing_ok=True)
+    for name in (KEY_FILE, TRUSTED_KEY):  # of the run before, as all here
+        (folder / name).unlink(missing_ok=True)
     for name in ("logs", DRIFT_FOLDER, WORKERS_FOLDER):
+        shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir(parents=True, exist_ok=True)
     write_server_files(folder, archive, settings, console=console)
     start_routing(folder, archive.challengers())
     hand_over(log, folder)
     atomic_write_bytes(folder / EXAMPLE, archive.example())
-    (folder / TRUSTED_KEY).unlink(missing_ok=True)
     if trusted_key is not None:
         TrustedKey.read(trusted_key)
         atomic_write_bytes(folder / TRUSTED_KEY, trusted_key.read_bytes())
@@ -198,28 +211,24 @@ def launch(
     # A short path: the workers' sockets lie there, and the kernel takes 108 bytes.
     scratch = Path(tempfile.mkdtemp(prefix="dashclip-"))
     logs = str((folder / "logs").resolve())
-    environment = {
-        **allowed(os.environ),
-        "TMPDIR": str(scratch),
-        "TEMP": str(scratch),
-        "LOG_LOCATION": logs,
-        "METRICS_LOCATION": logs,
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = {**allowed(os.environ), "OMP_NUM_THREADS": "1"}
+    environment |= dict.fromkeys(("TMPDIR", "TEMP"), str(scratch))
+    environment |= dict.fromkeys(("LOG_LOCATION", "METRICS_LOCATION"), logs)
     command = [sys.executable, "-m", _LAUNCHER, "--start", "--ncs", "--model-store"]
     command += [str(archive.path.parent.resolve()), "--ts-config", CONFIG_NAME, "--log-config", LOGGING_NAME]
     # A session of its own: Ctrl-C reaches it through whoever waits for it, once.
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env=_importable(environment),
+        env=importable(environment),
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    predictions = f"{settings.url('inference')}/predictions"
     server = RunningServer(
         pid=process.pid,
-        url=f"{settings.url('inference')}/predictions/{archive.name}",
+        url=f"{predictions}/{archive.name}",
         management_url=settings.url("management"),
         metrics_url=f"{settings.url('metrics')}/metrics",
         key_file=(folder / KEY_FILE).resolve() if settings.token_authorization else None,
@@ -227,6 +236,7 @@ def launch(
         scratch=scratch,
         token_minutes=settings.token_minutes,
         probes=(settings.address_of("probes"), settings.ports["probes"]),
+        large_url=f"{predictions}/{large_name(archive.name)}" if settings.large_workers else None,
     )
     _remember(server, folder)
     return server, process
@@ -241,8 +251,8 @@ def wait_for_scores(server: RunningServer, folder: Path, *, timeout_s: float) ->
     _wait(server, (folder / EXAMPLE).read_bytes(), timeout_s)
     if server.key_file is not None:
         share_inference_key(server.key_file)
-    else:
-        _check_unreachable(server.management_url)
+    elif (why := reachable(server.management_url)) is not None:
+        raise OpenManagementError(why)
 
 
 def _with_attendant(server: RunningServer, folder: Path) -> RunningServer:
@@ -250,7 +260,7 @@ def _with_attendant(server: RunningServer, folder: Path) -> RunningServer:
     with (folder / "logs" / "console.log").open("ab") as console:
         attendant = subprocess.Popen(
             command,
-            env=_importable(allowed(os.environ)),
+            env=importable(allowed(os.environ)),
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=console,
@@ -266,23 +276,6 @@ def _with_attendant(server: RunningServer, folder: Path) -> RunningServer:
             break
         time.sleep(0.05)
     raise ServerError(f"the probes do not answer: {_tail(folder / 'logs' / 'console.log')}")
-
-
-def _importable(environment: dict[str, str]) -> dict[str, str]:
-    """So that this code is found from any working directory, installed or not."""
-    places = (str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", ""))
-    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, places))}
-
-
-def _check_unreachable(management_url: str) -> None:
-    parts = urlsplit(management_url)
-    for port in (parts.port, (parts.port or 0) + 3):  # HTTP, gRPC
-        place = (parts.hostname or "", port or 0)
-        with contextlib.suppress(OSError), socket.create_connection(place, timeout=2):
-            raise ServerError(
-                f"management can be reached at {parts.hostname}:{port}, where without tokens everybody here "
-                "could manage (closing it needs Linux); keep the tokens"
-            )
 
 
 def _remember(server: RunningServer, folder: Path) -> None:
@@ -317,6 +310,7 @@ def _last_started(folder: Path) -> RunningServer | None:
         token_minutes=state["token_minutes"],
         probes=(state["probes"][0], state["probes"][1]),
         attendant=state["attendant"],
+        large_url=state["large_url"],
     )
 
 
@@ -377,6 +371,8 @@ def _wait(server: RunningServer, example: bytes, timeout_s: float) -> None:
             if not server.alive:
                 raise ServerError(f"TorchServe ended: {_tail(server.logs / 'console.log')}")
             ends = _worker_ends(server.logs / WORKERS_OUTPUT)
+            if NO_MODEL in str(last):  # a worker goes on trying; whoever starts it wants the reason
+                ends = "The workers' log ends:\n" + _tail(server.logs / "workers.jsonl")
             if ends or time.monotonic() > deadline:
                 raise ServerError(f"no worker answers ({last}). {ends}")
             time.sleep(0.1)
@@ -397,13 +393,8 @@ def _check_free(folder: Path, settings: ServerSettings) -> None:
     if server is not None:
         already = f"a server runs in {folder} already (process {server.pid})"
         raise ServerError(f"{already}; `dashclip stop {shlex.quote(str(folder))}` ends it")
-    for use, port in settings.ports.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((settings.address_of(use), port))
-            except OSError:
-                raise ServerError(f"port {port} ({use}) is taken; choose others with --port") from None
+    if (why := taken(settings)) is not None:
+        raise ServerError(why)
 
 
 def _tail(path: Path) -> str:

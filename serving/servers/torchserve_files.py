@@ -13,6 +13,7 @@ import yaml
 
 from features.artifacts import atomic_write_bytes
 from serving.servers.archive import Archive
+from serving.servers.background import LARGE_MODEL
 from serving.servers.environment import ALLOWED
 from serving.servers.json_lines import ROTATED_KEPT, ROTATED_MB, WORKER_MARK
 from serving.servers.measures import GAUGES, Measures
@@ -23,6 +24,8 @@ LOOPBACK = "127.0.0.1"
 _MAX_REQUEST_BYTES = 6_553_500
 #: The broadcast address of loopback: Linux lets a process listen there and nobody connect (ENETUNREACH).
 NOWHERE = "127.255.255.255"
+#: Large requests that wait: a second's work or two.
+_LARGE_QUEUE = 8
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,15 @@ class ServerSettings:
         metrics_address, grpc_address, probe_address: for the others; `address` if None.
         token_authorization: whether predictions need a token.
         token_minutes: how long a token lives.
-        queue_size: requests that may wait; beyond, TorchServe answers 503.
+        large_workers: processes of their own for large requests (`serving/wire/body_weight.py`), at the URL
+            of the model with -large; the others then refuse them. 0: all workers take all requests.
+        queue_size: requests that may wait; beyond, TorchServe answers 503. Of large ones `_LARGE_QUEUE`.
         access_log: one line a request, with its peer's address.
     """
 
     port: int = 8080
     workers: int = 1
+    large_workers: int = 0
     batch_size: int = 1
     batch_delay_ms: int = 1
     address: str = LOOPBACK
@@ -108,22 +114,33 @@ def write_server_files(
     logging = logging_text(access_log=settings.access_log, console=console)
     atomic_write_bytes(folder / LOGGING_NAME, logging.encode())
     atomic_write_bytes(folder / METRICS_NAME, metrics_text().encode())
+    (folder / LARGE_MODEL).unlink(missing_ok=True)
+    if settings.large_workers:
+        atomic_write_bytes(folder / LARGE_MODEL, large_name(archive.name).encode())
 
 
 def config_text(folder: Path, archive: Archive, settings: ServerSettings) -> str:
     """config.properties."""
-    model = {
-        "minWorkers": settings.workers,
-        "maxWorkers": settings.workers,
-        "batchSize": settings.batch_size,
-        "maxBatchDelay": settings.batch_delay_ms,
-        "jobQueueSize": settings.queue_size,
-    }
+
+    def model(workers: int, queue_size: int) -> dict[str, dict[str, int]]:
+        return {
+            archive.version: {
+                "minWorkers": workers,
+                "maxWorkers": workers,
+                "batchSize": settings.batch_size,
+                "maxBatchDelay": settings.batch_delay_ms,
+                "jobQueueSize": queue_size,
+            }
+        }
+
+    models = {archive.name: model(settings.workers, settings.queue_size)}
+    if settings.large_workers:
+        models[large_name(archive.name)] = model(settings.large_workers, _LARGE_QUEUE)
     store = archive.path.resolve().parent
     properties = {
         "model_store": store,
-        "load_models": f"{archive.name}={archive.path.name}",
-        "models": json.dumps({archive.name: {archive.version: model}}),
+        "load_models": ",".join(f"{name}={archive.path.name}" for name in models),
+        "models": json.dumps(models),
         "default_workers_per_model": settings.workers,
         "job_queue_size": settings.queue_size,
         # Safety: tokens, no address beyond the one given, nothing registered or fetched at run time.
@@ -150,6 +167,11 @@ def config_text(folder: Path, archive: Archive, settings: ServerSettings) -> str
         "vmargs": f"-Xmx{settings.heap_mib}m -XX:+UseSerialGC",
     }
     return "".join(f"{name}={value}\n" for name, value in properties.items())
+
+
+def large_name(name: str) -> str:
+    """The name of the model whose workers take large requests."""
+    return f"{name}-large"
 
 
 def logging_text(*, access_log: bool, console: bool = False) -> str:

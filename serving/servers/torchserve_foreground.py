@@ -4,10 +4,13 @@ Signals are passed on, the exit code is TorchServe's own (143 after SIGTERM, 137
 output has JSON lines alone. Probes and renewal of tokens are part of this process.
 """
 
+import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,11 +18,23 @@ from types import FrameType
 from typing import TextIO
 
 from serving.feature_log.feature_log import FeatureLogSettings
+from serving.scoring.backoff import Backoff
 from serving.servers.archive import Archive
 from serving.servers.attendant import Attendant
+from serving.servers.json_lines import log_as_json
 from serving.servers.log_stream import LogStream
-from serving.servers.torchserve import RunningServer, launch, prepare, stop, wait_for_scores
+from serving.servers.torchserve import (
+    OpenManagementError,
+    RunningServer,
+    ServerError,
+    launch,
+    prepare,
+    stop,
+    wait_for_scores,
+)
 from serving.servers.torchserve_files import ServerSettings
+
+_log = logging.getLogger(__name__)
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
@@ -31,20 +46,18 @@ def serve_in_foreground(
     state: Path | None = None,
     trusted_key: Path | None = None,
     log: FeatureLogSettings | None = None,
-    timeout_s: float = 120.0,
     output: TextIO | None = None,
-    started: Callable[[RunningServer], None] = lambda _: None,
 ) -> int:
     """Serve until TorchServe ends; returns its exit code, 128 and the signal's number if a signal ended it.
 
-    Args:
-        timeout_s: for the first scores; without them TorchServe is ended.
-        started: told once they are there.
+    It does not end for want of scores: probes say that there are none, workers go on trying.
 
     Raises:
-        ServerError: as `serving.servers.torchserve.start`.
+        ServerError: java is missing, a port is taken, a server already runs here, or management could be
+            reached without tokens.
     """
     output = output or sys.stdout
+    log_as_json()
     folder = prepare(archive, settings, state=state, trusted_key=trusted_key, log=log, console=True)
     asked: list[int] = []
     with _passing_on(asked) as targets:
@@ -57,33 +70,36 @@ def serve_in_foreground(
         lines.start()
         attendant = Attendant(server, folder)
         attendant.start()
+        failures: list[ServerError] = []
+        settling = threading.Thread(target=_settle, args=(server, process, folder, failures), daemon=True)
+        settling.start()
         try:
-            if not asked:
-                _wait(server, process, folder, timeout_s, asked)
-            if not asked and process.poll() is None:
-                started(server)
             code = process.wait()
         finally:
             stop(folder)
             attendant.stop()
         lines.join(10)
+    if failures:
+        raise failures[0]
     return code if code >= 0 else 128 - code
 
 
-def _wait(
-    server: RunningServer,
-    process: "subprocess.Popen[bytes]",
-    folder: Path,
-    timeout_s: float,
-    asked: list[int],
+def _settle(
+    server: RunningServer, process: "subprocess.Popen[bytes]", folder: Path, failures: list[ServerError]
 ) -> None:
-    try:
-        wait_for_scores(server, folder, timeout_s=timeout_s)
-    except Exception:
-        if asked:  # it ended because it was told to
+    """See that it scores, for as long as that takes; end it if strangers could manage it."""
+    again = Backoff(first_s=1.0, longest_s=60.0)
+    while process.poll() is None:
+        try:
+            wait_for_scores(server, folder, timeout_s=60.0)
             return
-        process.terminate()
-        raise
+        except OpenManagementError as error:
+            failures.append(error)
+            process.terminate()
+            return
+        except ServerError as error:
+            _log.error("not ready: %s", error)
+            time.sleep(again.failed())
 
 
 @contextmanager

@@ -7,6 +7,7 @@ gets its own status.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from serving.feature_log.feature_log import FeatureLogSettings
 from serving.observers.assembly import build_endpoint, with_challengers
 from serving.scoring.predictor import Predictor, load_to_serve
-from serving.servers.background import TRUSTED_KEY, WORKERS_FOLDER, Background
+from serving.servers.background import LARGE_MODEL, TRUSTED_KEY, WORKERS_FOLDER, Background
 from serving.servers.drift import DRIFT_FOLDER, LiveCounts
 from serving.servers.endpoint import FORM, Body, Endpoint
 from serving.servers.healing import HealingScorer
@@ -27,6 +28,7 @@ from serving.wire.reply import Scorer
 
 #: Of an exported value.
 _DECIMALS = 6
+_LARGE_NICE = 10
 _PHRASES = {
     200: "OK",
     400: "Bad Request",
@@ -70,11 +72,18 @@ class DashclipHandler:
         healing = HealingScorer(opened)
         endpoint = self._endpoint = build_endpoint(healing, log=FeatureLogSettings.of_server(state))
         healing.open(raises=not self.heals)
+        large_model = state / LARGE_MODEL
+        if large_model.is_file():
+            if context.model_name == (name := large_model.read_text(encoding="utf-8").strip()):
+                os.nice(_LARGE_NICE)  # of two that want a core the small request gets it
+            else:
+                endpoint.large_at = f"/predictions/{name}"
         self._background = Background(
             self._endpoint,
             export=_exporter(context),
             counts_folder=state / DRIFT_FOLDER,
             status_folder=state / WORKERS_FOLDER,
+            model_name=context.model_name,
         )
         self._background.start()
 

@@ -31,6 +31,7 @@ class FaultyServer:
         self.retry_after: str | None = None
         self.connections = 0
         self.seen: list[str] = []
+        self.paths: list[str] = []
         endpoint = Endpoint(stand_in_scorer())
         outer = self
 
@@ -44,6 +45,7 @@ class FaultyServer:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 outer.seen.append(self.headers["content-type"])
+                outer.paths.append(self.path)
                 step = outer.script.pop(0) if outer.script else 200
                 if step == "drop":
                     self.close_connection = True
@@ -325,6 +327,16 @@ def test_nobody_listening_is_said_after_the_retries() -> None:
     client = ScoreClient("http://127.0.0.1:9/score", retries=1)
     with client, pytest.raises(ClientError, match=r"127\.0\.0\.1:9"):
         client.score(REQUEST)
+
+
+def test_large_requests_go_where_they_have_workers_of_their_own(server: FaultyServer) -> None:
+    many = ScoreRequest(user_id=1, query="q", candidates=list(range(10**6, 10**6 + 2_000)))
+    with ScoreClient(server.url, large_url=f"{server.url}-large") as client:
+        for request in (REQUEST, many, REQUEST):
+            client.score(request)
+    assert server.paths == ["/predictions/dashclip", "/predictions/dashclip-large", "/predictions/dashclip"]
+    with pytest.raises(ValueError, match="same host"):
+        ScoreClient(server.url, large_url="http://elsewhere/predictions/x")
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8080", "ftp://host/x", "http://"])

@@ -23,6 +23,14 @@ def serve(
         int, typer.Option(help="Of predictions; TorchServe takes the next four, its probes a fifth.")
     ] = 8080,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each; tables are shared.")] = 1,
+    large_workers: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Of TorchServe: processes of their own for requests of more than 512 candidates, at the URL "
+            "with -large, so that small ones never wait for them.",
+        ),
+    ] = 0,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Requests a worker may take at once; pays under heavy load only.")
     ] = 1,
@@ -136,6 +144,7 @@ def serve(
     settings = ServerSettings(
         port=port,
         workers=workers,
+        large_workers=large_workers,
         batch_size=batch_size,
         batch_delay_ms=batch_delay_ms,
         address=address,
@@ -153,9 +162,7 @@ def serve(
         from serving.servers.torchserve_foreground import serve_in_foreground
 
         raise typer.Exit(
-            serve_in_foreground(
-                archive, settings, state=state_dir, trusted_key=trusted_key, log=log, timeout_s=timeout
-            )
+            serve_in_foreground(archive, settings, state=state_dir, trusted_key=trusted_key, log=log)
         )
     with console.status("") as status:
         server = start(
@@ -169,6 +176,8 @@ def serve(
         )
     console.print(f"{archive.name} {archive.version} is being served (process {server.pid})")
     places = {"predictions": server.url, "metrics": server.metrics_url}
+    if server.large_url is not None:
+        places["large ones"] = server.large_url
     places |= {"probes": f"{server.probes_url}/ready, /live", "logs": str(server.logs)}
     for what, where in places.items():
         console.print(f"  {what:12}{where}", soft_wrap=True, highlight=False)

@@ -164,6 +164,19 @@ def test_each_port_has_an_address_of_its_own_and_management_stays_where_it_is() 
     assert addresses(moved) == [here, there, here, here, there, here]
 
 
+def test_workers_for_large_requests_are_a_model_of_their_own(package: Path, tmp_path: Path) -> None:
+    built = build_archive(package, tmp_path / "store", version="7", example=EXAMPLE, handler=STAND_IN)
+    text = config_text(tmp_path, built, ServerSettings(workers=3, large_workers=2))
+    lines = dict(line.split("=", 1) for line in text.splitlines())
+    assert lines["load_models"] == "dashclip=dashclip,dashclip-large=dashclip"
+    models = json.loads(lines["models"])
+    assert {name: model["7"]["minWorkers"] for name, model in models.items()} == {
+        "dashclip": 3,
+        "dashclip-large": 2,
+    }
+    assert models["dashclip-large"]["7"]["jobQueueSize"] < models["dashclip"]["7"]["jobQueueSize"]
+
+
 def test_without_tokens_management_is_where_nobody_gets_and_cannot_be_moved(tmp_path: Path) -> None:
     settings = ServerSettings(address="0.0.0.0", token_authorization=False)
     assert settings.address_of("management") == settings.address_of("grpc_management") == "127.255.255.255"

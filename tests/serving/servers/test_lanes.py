@@ -10,8 +10,9 @@ import pytest
 from features.online.request import ScoreRequest
 from serving.servers import lanes as lanes_module
 from serving.servers.endpoint import Answer, Body, Endpoint
-from serving.servers.lanes import BODIES_BYTES, LARGE_CANDIDATES, Lanes, is_large
+from serving.servers.lanes import BODIES_BYTES, Lanes
 from serving.wire import arrow_codec, json_codec
+from serving.wire.body_weight import LARGE_BYTES, LARGE_CANDIDATES, is_large
 from tests.serving.servers.stand_in_handler import stand_in_scorer
 
 
@@ -68,7 +69,7 @@ def test_live_columns_make_a_request_heavier_but_their_commas_are_no_candidates(
     body = json_codec.encode_request(request)
     assert body.count(b",") > 4 * LARGE_CANDIDATES
     assert not is_large(body)
-    assert is_large(body + b" " * lanes_module.LARGE_BYTES)
+    assert is_large(body + b" " * LARGE_BYTES)
 
 
 @pytest.mark.parametrize(("count", "large"), [(20, False), (10_000, True)])
