@@ -30,9 +30,7 @@ import psutil
 
 from features.artifacts import atomic_write_bytes, atomic_write_json
 from serving.client import INFERENCE_KEY_FILE, ClientError, ScoreClient, share_inference_key
-from serving.feature_log.feature_log import FeatureLogSettings, hand_over
 from serving.package.signature import TrustedKey
-from serving.scoring.routed_scorer import start_routing
 from serving.servers.archive import Archive
 from serving.servers.background import TRUSTED_KEY, WORKERS_FOLDER
 from serving.servers.drift import DRIFT_FOLDER
@@ -134,7 +132,6 @@ def start(
     settings: ServerSettings,
     *,
     state: Path | None = None,
-    log: FeatureLogSettings | None = None,
     trusted_key: Path | None = None,
     timeout_s: float = 120.0,
     progress: Callable[[str], None] | None = None,
@@ -144,7 +141,6 @@ def start(
     Args:
         state: folder of its files, keys, logs and counts; STORE/server by default. Everybody who is later
             asked about the server (`running`, `stop`) takes this folder, too.
-        log: what goes to the feature log.
         trusted_key: public key that has to have signed what is served.
 
     Raises:
@@ -152,7 +148,7 @@ def start(
             time; then the end of the workers' log is in the error, and nothing is left running.
     """
     report = progress or (lambda _: None)
-    folder = prepare(archive, settings, state=state, trusted_key=trusted_key, log=log)
+    folder = prepare(archive, settings, state=state, trusted_key=trusted_key)
     report("starting TorchServe")
     with (folder / "logs" / "console.log").open("wb") as console:
         server, _ = launch(folder, archive, settings, output=console)
@@ -172,7 +168,6 @@ def prepare(
     *,
     state: Path | None = None,
     trusted_key: Path | None = None,
-    log: FeatureLogSettings | None = None,
     console: bool = False,
 ) -> Path:
     """The state folder of a server to be started, with its files and nothing of the run before.
@@ -189,8 +184,6 @@ def prepare(
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir(parents=True, exist_ok=True)
     write_server_files(folder, archive, settings, console=console)
-    start_routing(folder, archive.challengers())
-    hand_over(log, folder)
     atomic_write_bytes(folder / EXAMPLE, archive.example())
     if trusted_key is not None:
         TrustedKey.read(trusted_key)

@@ -12,6 +12,8 @@ from pathlib import Path
 import yaml
 
 from features.artifacts import atomic_write_bytes
+from serving.feature_log.feature_log import FeatureLogSettings, hand_over
+from serving.scoring.routed_scorer import start_routing
 from serving.servers.archive import Archive
 from serving.servers.background import LARGE_MODEL
 from serving.servers.environment import ALLOWED
@@ -46,6 +48,7 @@ class ServerSettings:
         large_workers: processes of their own for large requests (`serving/wire/body_weight.py`), at the URL
             of the model with -large; the others then refuse them. 0: all workers take all requests.
         queue_size: requests that may wait; beyond, TorchServe answers 503. Of large ones `_LARGE_QUEUE`.
+        log: what goes to the feature log, if anything.
         access_log: one line a request, with its peer's address.
     """
 
@@ -64,6 +67,7 @@ class ServerSettings:
     queue_size: int = 200
     heap_mib: int = 512
     access_log: bool = False
+    log: FeatureLogSettings | None = None
 
     def __post_init__(self) -> None:
         if not 1024 <= self.port <= 65_530:
@@ -109,11 +113,16 @@ class ServerSettings:
 def write_server_files(
     folder: Path, archive: Archive, settings: ServerSettings, *, console: bool = False
 ) -> None:
-    """Write the three files into `folder`; with `console` the logs go to standard output, too."""
+    """Write the three files into `folder`, and what workers look for there: the routing, the feature log.
+
+    With `console` the logs go to standard output, too.
+    """
     atomic_write_bytes(folder / CONFIG_NAME, config_text(folder, archive, settings).encode())
     logging = logging_text(access_log=settings.access_log, console=console)
     atomic_write_bytes(folder / LOGGING_NAME, logging.encode())
     atomic_write_bytes(folder / METRICS_NAME, metrics_text().encode())
+    start_routing(folder, archive.challengers())
+    hand_over(settings.log, folder)
     (folder / LARGE_MODEL).unlink(missing_ok=True)
     if settings.large_workers:
         atomic_write_bytes(folder / LARGE_MODEL, large_name(archive.name).encode())

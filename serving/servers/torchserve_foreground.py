@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from serving.feature_log.feature_log import FeatureLogSettings
 from serving.scoring.backoff import Backoff
 from serving.servers.archive import Archive
 from serving.servers.attendant import Attendant
@@ -45,7 +44,6 @@ def serve_in_foreground(
     *,
     state: Path | None = None,
     trusted_key: Path | None = None,
-    log: FeatureLogSettings | None = None,
     output: TextIO | None = None,
 ) -> int:
     """Serve until TorchServe ends; returns its exit code, 128 and the signal's number if a signal ended it.
@@ -58,7 +56,7 @@ def serve_in_foreground(
     """
     output = output or sys.stdout
     log_as_json()
-    folder = prepare(archive, settings, state=state, trusted_key=trusted_key, log=log, console=True)
+    folder = prepare(archive, settings, state=state, trusted_key=trusted_key, console=True)
     asked: list[int] = []
     with _passing_on(asked) as targets:
         server, process = launch(folder, archive, settings, output=subprocess.PIPE)

@@ -38,7 +38,6 @@ def archive(
     from rich.console import Console
 
     from features.artifacts import refuse_to_replace_input
-    from serving.scoring.routed_scorer import start_routing
     from serving.servers.archive import archive_package
     from serving.servers.torchserve import SERVER_FOLDER
     from serving.servers.torchserve_files import ServerSettings, write_server_files
@@ -53,6 +52,5 @@ def archive(
     if not (folder / "server.json").exists():
         folder.mkdir(exist_ok=True)
         write_server_files(folder, built, ServerSettings())
-        start_routing(folder, built.challengers())
     console.print(f"{built.path}: model {built.name}, version {built.version}; it scored a request")
     console.print(f"start it with: dashclip serve {shlex.quote(str(store))}")

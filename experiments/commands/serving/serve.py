@@ -155,22 +155,19 @@ def serve(
         token_authorization=token,
         token_minutes=token_minutes,
         access_log=access_log,
+        log=_feature_log(feature_log, log_share, log_limit_mb, log_key, state_dir or store / SERVER_FOLDER),
     )
     archive = find_archive(store, name)
-    log = _feature_log(feature_log, log_share, log_limit_mb, log_key, state_dir or store / SERVER_FOLDER)
     if foreground:
         from serving.servers.torchserve_foreground import serve_in_foreground
 
-        raise typer.Exit(
-            serve_in_foreground(archive, settings, state=state_dir, trusted_key=trusted_key, log=log)
-        )
+        raise typer.Exit(serve_in_foreground(archive, settings, state=state_dir, trusted_key=trusted_key))
     with console.status("") as status:
         server = start(
             archive,
             settings,
             state=state_dir,
             trusted_key=trusted_key,
-            log=log,
             timeout_s=timeout,
             progress=status.update,
         )
