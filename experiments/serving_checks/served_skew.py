@@ -122,14 +122,14 @@ def _compare(
         raise ValueError("no served impression could be compared: see the log's times and the split")
     row_K = np.concatenate(rows)
     given = [orjson.loads(text) for text in mine["given"].to_pylist()]
-    found = [
-        FeatureSkew.of(
-            "purchase history (length)",
-            "history",
-            mine["history_length"].to_numpy()[row_K],
-            np.concatenate(history),
-        )
-    ]
+    found = []
+    length_K, own_K = mine["history_length"].to_numpy()[row_K], np.concatenate(history)
+    given_K = mine["history_given"].to_numpy()[row_K]
+    for live in (False, True):
+        chosen = given_K == live
+        if chosen.any():
+            both = length_K[chosen], own_K[chosen]
+            found.append(FeatureSkew.of("purchase history (length)", "history", *both, live=live))
     inputs = _inputs(config)
     for kind, name in names:
         seen_K = mine[(DENSE if kind == "dense" else SPARSE) + name].to_numpy()[row_K]

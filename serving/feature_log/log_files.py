@@ -80,6 +80,7 @@ def rows_of(
         "model_version": _same(reply.model_version, count, pa.string()),
         "generation": _same(reply.generation, count, pa.string()),
         "history_length": _same(reply.history_length, count, pa.int32()),
+        "history_given": _same(request.history is not None, count, pa.bool_()),
         "given": pa.array(_given(request), pa.string()),
     }
     for at, name in enumerate(manifest.dense_columns):

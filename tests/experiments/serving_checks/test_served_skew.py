@@ -126,9 +126,12 @@ def test_events_that_the_served_snapshot_lacked_show_as_skew(small: Path, tmp_pa
     assert not {"weight", "brand", "hour", "price live", "purchase history (length)"} & differing
 
 
-def test_counters_that_requests_gave_stand_apart(small: Path, tmp_path: Path) -> None:
-    logged(small, tmp_path, bare(small, after_us=0, product_impressions_1d=400.0))
+def test_counters_and_purchases_that_requests_gave_stand_apart(small: Path, tmp_path: Path) -> None:
+    requests = bare(small, after_us=0, product_impressions_1d=400.0)
+    logged(small, tmp_path, [replace(requests[0], history=[]), *requests[1:]])
     found, _ = joined(small, tmp_path)
+    assert found["purchase history (length) live"]["values"] == len(requests[0].candidates)
+    assert found["purchase history (length)"]["differs"] == 0.0
     assert "product_impressions_1d" not in found
     assert found["product_impressions_1d live"]["differs"] == 1.0
     assert found["product_impressions_2d"]["differs"] == 0.0
