@@ -39,7 +39,7 @@ class Gate:
 
     def shed_counts(self) -> dict[str, float]:
         series = self.endpoint.measures().series()
-        shed = {label: value for (name, label), value in series.items() if name == "dashclip_shed_total"}
+        shed = {label: value for (name, label, *_), value in series.items() if name == "dashclip_shed_total"}
         return {label: value for label, value in shed.items() if value}
 
 
