@@ -26,7 +26,20 @@ from experiments.commands.inputs import (
     validate,
 )
 from experiments.commands.rankers import importance, predict, publish, report, sweep, train
-from experiments.commands.serving import archive, drift, fuzz, loadtest, package, refresh, replay, serve, soak
+from experiments.commands.serving import (
+    archive,
+    drift,
+    fuzz,
+    join_clicks,
+    loadtest,
+    package,
+    refresh,
+    replay,
+    route,
+    serve,
+    sign,
+    soak,
+)
 from experiments.runtime.quiet import quiet_imports
 
 
@@ -79,8 +92,11 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "Serving": {
         "package": package.package,
         "refresh": refresh.refresh,
+        "sign": sign.sign,
         "archive": archive.archive,
         "serve": serve.serve,
+        "route": route.route,
+        "join-clicks": join_clicks.join_clicks,
         "stop": serve.stop,
     },
     "Checks": {

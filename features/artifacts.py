@@ -159,6 +159,19 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
+#: What tells one state of a file from the next.
+FileStamp = tuple[int, int, int]
+
+
+def file_stamp(path: Path) -> FileStamp | None:
+    """Changes whenever the file is replaced, at the cost of one stat; None while it is away."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
 def json_file_has(path: Path, key: str) -> bool:
     """Whether `path` is a JSON object with this key: how a folder's manifest tells what wrote the folder."""
     try:

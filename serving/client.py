@@ -4,17 +4,23 @@
     with ScoreClient(url, key_file=Path("store/server/key_file.json")) as client:
         reply = client.score(ScoreRequest(user_id=7, query="oat milk", candidates=[101, 102]))
 
-One client holds one connection and belongs to one thread. Scoring changes nothing on the server, so what
-failed for a reason that passes (a lost connection, 500, 503, 507) is tried again after a pause.
+One client holds one connection and belongs to one thread.
+
+What the server has not begun (no connection, 429, 503) is tried again after a pause, of the length that the
+server asks for. Nothing else is: a body whose worker died, or that got no answer in time, may have been what
+killed it, and would kill the next one.
 """
 
+import contextlib
 import http.client
 import json
 import random
+import select
+import ssl
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 import orjson
@@ -22,17 +28,21 @@ import orjson
 from features.artifacts import replaced_file
 from features.online.request import RequestError, ScoreRequest
 from serving.wire import arrow_codec, json_codec
+from serving.wire.body_weight import is_large
 from serving.wire.reply import ScoreReply
 
 Format = Literal["json", "arrow"]
 
-#: TorchServe's answers when a worker died, its queue is full, or it is out of memory.
-PASSING_STATUSES = (500, 502, 503, 504, 507)
+#: The server has not begun with the request: too many of them, or no worker.
+PASSING_STATUSES = (429, 503)
 TOKEN_REFUSED = b"Token Authorization failed"
 #: Beside key_file.json, without its other keys.
 INFERENCE_KEY_FILE = "inference_key.json"
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 2.0
+#: For a token that another process is about to renew.
+_RENEWAL_S, _LOOK_S = 3.0, 0.05
+_READS = 5
 _CODECS = {"json": json_codec, "arrow": arrow_codec}
 
 
@@ -41,11 +51,15 @@ class ClientError(RuntimeError):
 
     Attributes:
         status: of the last answer, None if the connection failed.
+        retry_after_s: when the server wants to be asked again, if it said so.
     """
 
-    def __init__(self, message: str, *, status: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, status: int | None = None, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.retry_after_s = retry_after_s
 
 
 class ScoreClient:
@@ -70,18 +84,23 @@ class ScoreClient:
         key_file: Path | None = None,
         management_url: str | None = None,
         token: str | None = None,
+        ca_file: Path | None = None,
+        large_url: str | None = None,
     ) -> None:
         """
         Args:
             url: of the model: `http://host:8080/predictions/dashclip`, or `http://host:8000/score`.
             timeout_s: for the connection, and for each answer.
             retries: further attempts after one that failed for a passing reason.
-            key_file: TorchServe's key_file.json; read again, and a new token asked for, when one has expired.
-            management_url: where a new token is asked for; needed with `key_file` only.
+            key_file: TorchServe's inference_key.json, read again when its token is refused (`dashclip serve`
+                renews it in time); or key_file.json, which can manage, too.
+            management_url: where a new token is asked for, with key_file.json.
             token: one token, where another process looks after them.
+            ca_file: certificates to trust with https, instead of the system's.
+            large_url: of the same server, where its large requests go.
 
         Raises:
-            ValueError: `url` is not one of http or https.
+            ValueError: `url` is not one of http or https, or `large_url` of another server.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -89,10 +108,17 @@ class ScoreClient:
         self._secure = parts.scheme == "https"
         self._address = (parts.hostname, parts.port or (443 if self._secure else 80))
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._large_path = self._path
+        if large_url is not None:
+            large = urlsplit(large_url)
+            if (large.scheme, large.netloc) != (parts.scheme, parts.netloc):
+                raise ValueError(f"{large_url!r} is not at the server of {url!r}; write one of the same host")
+            self._large_path = large.path or "/"
         self._codec = _CODECS[body_format]
         self._timeout_s = timeout_s
         self._retries = retries
-        self._tokens = Tokens(key_file, management_url) if key_file else None
+        self._tls = ssl.create_default_context(cafile=ca_file) if self._secure else None
+        self._tokens = Tokens(key_file, management_url, ca_file=ca_file) if key_file else None
         self._token = token
         self._connection: http.client.HTTPConnection | None = None
 
@@ -133,48 +159,85 @@ class ScoreClient:
         attempt = 0
         while True:
             try:
-                status, answer, kind = self._exchange(body, content_type)
-            except (http.client.HTTPException, OSError) as error:
-                self.close()
-                failure = ClientError(
-                    f"{type(error).__name__} at {self._address[0]}:{self._address[1]}: {error}"
-                )
+                self._connect()
+            except OSError as error:
+                failure = self._lost(error)
             else:
+                status, answer, kind, retry_after_s = self._exchange(body, content_type)
                 if status == 400 and TOKEN_REFUSED in answer and self._tokens and not refreshed:
                     self._token = self._tokens.renewed(than=self._token)
                     refreshed = True
                     continue
+                if status in (502, 504, 507) or (status == 500 and b"Worker died" in answer):
+                    raise ClientError(f"status {status}: {_words(answer)}", status=status)
                 if status not in PASSING_STATUSES:
                     return status, answer, kind
-                failure = ClientError(f"status {status}: {_words(answer)}", status=status)
-            if attempt >= self._retries:
+                failure = ClientError(
+                    f"status {status}: {_words(answer)}", status=status, retry_after_s=retry_after_s
+                )
+            wait_s = failure.retry_after_s or 0.0
+            if attempt >= self._retries or wait_s > _LONGEST_PAUSE_S:
                 raise failure
             # Half of the pause is chance, so that clients that failed together do not return together.
             longest_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt)
-            time.sleep(longest_s * (0.5 + 0.5 * random.random()))
+            time.sleep(wait_s + longest_s * (0.5 + 0.5 * random.random()))
             attempt += 1
 
-    def _exchange(self, body: bytes, content_type: str) -> tuple[int, bytes, str]:
-        if self._connection is None:
-            cls = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-            self._connection = cls(*self._address, timeout=self._timeout_s)
+    def _connect(self) -> None:
+        """Open a connection, or keep the one there is unless the server has closed it meanwhile."""
+        if self._connection is not None:
+            sock = self._connection.sock
+            if sock is not None and not select.select([sock], [], [], 0)[0]:
+                return
+            self.close()
+        if self._tls is not None:
+            self._connection = http.client.HTTPSConnection(
+                *self._address, timeout=self._timeout_s, context=self._tls
+            )
+        else:
+            self._connection = http.client.HTTPConnection(*self._address, timeout=self._timeout_s)
+        try:
+            self._connection.connect()
+        except OSError:
+            self.close()
+            raise
+
+    def _exchange(self, body: bytes, content_type: str) -> tuple[int, bytes, str, float | None]:
+        """Status, body, content type and Retry-After of the answer.
+
+        Raises:
+            ClientError: the connection was lost, or the time is up: nobody knows what became of the body.
+        """
+        assert self._connection is not None
         if self._tokens is not None and self._token is None:
             self._token = self._tokens.current()
         headers = {"Content-Type": content_type}
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
-        self._connection.request("POST", self._path, body, headers)
-        response = self._connection.getresponse()
-        answer = response.read()
-        return response.status, answer, response.headers.get("content-type", "").split(";", 1)[0]
+        try:
+            # A server that refuses a body closes its side while we write: its answer is there all the same.
+            with contextlib.suppress(BrokenPipeError):
+                path = self._large_path if is_large(body) else self._path
+                self._connection.request("POST", path, body, headers)
+            response = self._connection.getresponse()
+            answer = response.read()
+        except (http.client.HTTPException, OSError) as error:
+            self.close()
+            raise self._lost(error) from None
+        kind = response.headers.get("content-type", "").split(";", 1)[0]
+        return response.status, answer, kind, _seconds(response.headers.get("retry-after"))
+
+    def _lost(self, error: Exception) -> ClientError:
+        return ClientError(f"{type(error).__name__} at {self._address[0]}:{self._address[1]}: {error}")
 
 
 class Tokens:
-    """TorchServe's inference token: read from key_file.json, asked for again once it has expired."""
+    """TorchServe's inference token: read from a key file, and again, or asked for, once it has expired."""
 
-    def __init__(self, key_file: Path, management_url: str | None) -> None:
+    def __init__(self, key_file: Path, management_url: str | None, *, ca_file: Path | None = None) -> None:
         self._key_file = key_file
         self._management_url = management_url
+        self._ca_file = ca_file
 
     def current(self) -> str:
         """The token in the file.
@@ -193,15 +256,32 @@ class Tokens:
         token = self.current()
         if token != than:
             return token
-        if self._management_url is None:
-            raise ClientError(
-                f"the token in {self._key_file} has expired; give the management URL to renew it"
+        if self._management_url is None or "API" not in self._keys():
+            return self._awaited(than)
+        self.renew("inference")
+        share_inference_key(self._key_file)
+        return self.current()
+
+    def renew(self, kind: Literal["inference", "management"]) -> None:
+        """Have TorchServe write a new token of this kind into key_file.json; the old one ends at once.
+
+        Raises:
+            ClientError: the file has no API key, or the server gives no token.
+        """
+        parts = urlsplit(self._management_url or "")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ClientError(f"no management URL to ask for a token: {self._management_url!r}")
+        connection: http.client.HTTPConnection
+        if parts.scheme == "https":
+            tls = ssl.create_default_context(cafile=self._ca_file)
+            connection = http.client.HTTPSConnection(
+                parts.hostname, parts.port or 443, timeout=10, context=tls
             )
-        parts = urlsplit(self._management_url)
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=10)
+        else:
+            connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=10)
         try:
             headers = {"Authorization": f"Bearer {self._read('API')}"}
-            connection.request("GET", "/token?type=inference", headers=headers)
+            connection.request("GET", f"/token?type={kind}", headers=headers)
             answer = connection.getresponse()
             text = answer.read()
         except (http.client.HTTPException, OSError) as error:
@@ -210,14 +290,37 @@ class Tokens:
             connection.close()
         if answer.status != 200:
             raise ClientError(f"no new token: status {answer.status}, {_words(text)}", status=answer.status)
-        share_inference_key(self._key_file)
-        return self.current()
+
+    def _awaited(self, than: str | None) -> str:
+        """A token that somebody else is writing: TorchServe knows it a moment before the file has it."""
+        deadline = time.monotonic() + _RENEWAL_S
+        while time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
+            if (token := self.current()) != than:
+                return token
+        raise ClientError(
+            f"the token in {self._key_file} is refused, and nobody renews it; does `dashclip serve` run? To "
+            "renew it from here give key_file.json and the management URL"
+        )
 
     def _read(self, kind: str) -> str:
         try:
-            return str(json.loads(self._key_file.read_text(encoding="utf-8"))[kind]["key"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return str(self._keys()[kind]["key"])
+        except (KeyError, TypeError) as error:
             raise ClientError(f"{self._key_file} holds no {kind} key ({error})") from None
+
+    def _keys(self) -> dict[str, Any]:
+        """TorchServe does not replace its file but writes it anew, so a reader may see a part of it."""
+        for attempt in range(_READS):
+            try:
+                return dict(json.loads(self._key_file.read_text(encoding="utf-8")))
+            except OSError as error:
+                raise ClientError(f"{self._key_file} holds no key ({error})") from None
+            except (ValueError, TypeError) as error:
+                if attempt == _READS - 1:
+                    raise ClientError(f"{self._key_file} holds no key ({error})") from None
+                time.sleep(_LOOK_S)
+        raise AssertionError
 
 
 def share_inference_key(key_file: Path) -> Path:
@@ -227,13 +330,13 @@ def share_inference_key(key_file: Path) -> Path:
         ClientError: the key file cannot be read.
     """
     path = key_file.with_name(INFERENCE_KEY_FILE)
+    keys = {"inference": {"key": Tokens(key_file, None).current()}}
     try:
-        keys = {"inference": json.loads(key_file.read_text(encoding="utf-8"))["inference"]}
         with replaced_file(path) as temporary:
             temporary.touch(mode=0o600)
             temporary.write_text(json.dumps(keys), encoding="utf-8")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ClientError(f"{key_file} holds no inference key ({error})") from None
+    except OSError as error:
+        raise ClientError(f"{path} cannot be written ({error})") from None
     return path
 
 
@@ -249,3 +352,8 @@ def _refusal(status: int, body: bytes) -> Exception:
 
 def _words(body: bytes) -> str:
     return body[:200].decode(errors="replace").replace("\n", " ") or "(empty)"
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Of a Retry-After header; the form with a date is not read."""
+    return float(retry_after) if retry_after is not None and retry_after.isdigit() else None

@@ -23,10 +23,11 @@ TABLE = Annotated[
     typer.Option("--table", help="Folder with `products/` and perhaps `queries/`: vectors made before."),
 ]
 KEY_FILE = Annotated[
-    Path | None, typer.Option(help="TorchServe's key_file.json, where a URL asks for a token.")
+    Path | None,
+    typer.Option(help="TorchServe's inference_key.json (or key_file.json), where a URL asks for a token."),
 ]
 MANAGEMENT_URL = Annotated[
-    str | None, typer.Option(help="Where a new token is asked for once one has expired.")
+    str | None, typer.Option(help="Where a new token is asked for once one has expired, with key_file.json.")
 ]
 PUBLISHED_NAME = Annotated[str, typer.Argument(help="File name of the result, without an ending.")]
 PUBLISHED_RESULTS = Annotated[Path, typer.Option(help="Folder of published results.")]

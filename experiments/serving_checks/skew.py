@@ -8,6 +8,7 @@ Shapes: M impressions, N candidates of a request.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ class FeatureSkew:
         kind: "dense", "sparse" or "history".
         differs: share of impressions (of requests, for the history) whose value is another one.
         mean, largest: absolute difference of a dense feature, in standard deviations of training.
+        live: of values that requests gave; the others are of the snapshot.
+        values: how many were compared.
     """
 
     name: str
@@ -33,6 +36,27 @@ class FeatureSkew:
     differs: float
     mean: float | None = None
     largest: float | None = None
+    live: bool = False
+    values: int = 0
+
+    @classmethod
+    def of(
+        cls, name: str, kind: str, one_M: npt.NDArray[Any], other_M: npt.NDArray[Any], *, live: bool = False
+    ) -> Self:
+        """Of both values of each impression."""
+        if kind != "dense":
+            differs = float((one_M != other_M).mean()) if len(one_M) else 0.0
+            return cls(name, kind, differs, live=live, values=len(one_M))
+        gap_M = np.abs(one_M - other_M)
+        return cls(
+            name,
+            kind,
+            float((gap_M != 0).mean()) if len(gap_M) else 0.0,
+            mean=float(gap_M.mean()) if len(gap_M) else 0.0,
+            largest=float(gap_M.max(initial=0.0)),
+            live=live,
+            values=len(gap_M),
+        )
 
 
 def skew(
@@ -61,20 +85,12 @@ def skew(
         other_histories += not np.array_equal(seen.history, served.history)
         progress("reading the snapshot", number, len(groups))
     found = [
-        FeatureSkew("purchase history", "history", other_histories / max(1, len(groups))),
+        FeatureSkew("purchase history", "history", other_histories / max(1, len(groups)), values=len(groups)),
     ]
     for column, name in enumerate(dense_columns):
-        gap_M = np.abs(dense_MF[:, column] - logged.rows[name].to_numpy()[rows_M])
-        found.append(
-            FeatureSkew(
-                name,
-                "dense",
-                float((gap_M != 0).mean()) if len(gap_M) else 0.0,
-                mean=float(gap_M.mean()) if len(gap_M) else 0.0,
-                largest=float(gap_M.max(initial=0.0)),
-            )
-        )
+        found.append(FeatureSkew.of(name, "dense", dense_MF[:, column], logged.rows[name].to_numpy()[rows_M]))
     for column, name in enumerate(sparse_columns):
-        other_M = sparse_MS[:, column] != logged.rows[name].to_numpy()[rows_M]
-        found.append(FeatureSkew(name, "sparse", float(other_M.mean()) if len(other_M) else 0.0))
+        found.append(
+            FeatureSkew.of(name, "sparse", sparse_MS[:, column], logged.rows[name].to_numpy()[rows_M])
+        )
     return sorted(found, key=lambda one: (-one.differs, one.name))

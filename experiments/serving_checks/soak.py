@@ -280,7 +280,7 @@ def _kill_youngest(server: RunningServer, result: SoakResult, start: float) -> N
 def _refresh(package: Path, log: Path, as_of: str) -> subprocess.Popen[bytes]:
     time_us_of(as_of)
     command = [sys.executable, "-m", "experiments", "refresh", str(package)]
-    command += ["--data", str(log), "--as-of", as_of]
+    command += ["--data", str(log), "--as-of", as_of, "--force"]  # back and forth in time
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
 

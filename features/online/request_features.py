@@ -30,7 +30,7 @@ from features.online.request import (
     one_number,
     only_value,
 )
-from features.online.snapshot import Snapshot
+from features.online.snapshot import Snapshot, SnapshotManifest
 from features.schema import CounterKey
 
 #: A live count above it is none.
@@ -53,6 +53,8 @@ class FeatureRows:
         query, user: position in the snapshot, -1 where unknown or none.
         history: positions in the snapshot's products, newest first, at most the schema's cap.
         unknown: how many "users", "queries", "products" and purchases ("history") were given and not known.
+        time_us: the moment of the request, the server's clock where it gave none.
+        manifest: of the snapshot: says what the columns are.
     """
 
     request_dense_F: Float32s
@@ -64,6 +66,8 @@ class FeatureRows:
     user: int
     history: Int64s
     unknown: dict[str, int]
+    time_us: int
+    manifest: SnapshotManifest
     _parts: tuple[Part, Part]
 
     def __len__(self) -> int:
@@ -168,6 +172,8 @@ class _Reading:
                 "products": len(self._unknown_product),
                 "history": unknown_history,
             },
+            time_us=self._time_us,
+            manifest=self._snapshot.manifest,
             _parts=(plan.shared, plan.own),
         )
 

@@ -42,6 +42,23 @@ class VectorRecord(StrictModel):
     missing: int
 
 
+class GateCheck(StrictModel):
+    """One comparison of a generation with the one that was live before it."""
+
+    name: str
+    before: float
+    now: float
+    passed: bool
+    sentence: str
+
+
+class GateRecord(StrictModel):
+    """Every comparison that a refresh made; `forced` if one failed and was overridden."""
+
+    checks: tuple[GateCheck, ...]
+    forced: bool
+
+
 class GenerationManifest(StrictModel):
     """manifest.json of a generation.
 
@@ -49,6 +66,8 @@ class GenerationManifest(StrictModel):
         based_on: the generation that was live when this one was written: where a rollback goes.
         as_of: the moment of the snapshot, ISO 8601 in UTC.
         counts: users, products, queries of the snapshot.
+        gate: how it compared with the generation before; None for the first one, and for those of before
+            there was a gate.
     """
 
     format: Literal[1] = 1
@@ -60,6 +79,7 @@ class GenerationManifest(StrictModel):
     counts: Mapping[str, int]
     vectors: Mapping[str, VectorRecord]
     files: Mapping[str, FileRecord]
+    gate: GateRecord | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "GenerationManifest":

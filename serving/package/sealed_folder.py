@@ -1,7 +1,7 @@
 """Folders that are loaded only as they were written: every file is listed with its size and checksum.
 
 A manifest carries a checksum of itself, so that no file can change or be cut off unseen. That guards against
-accidents and mix-ups, not against someone who may write the manifest as well.
+accidents and mix-ups, not against someone who may write the manifest as well: a signature does.
 """
 
 import hashlib
@@ -21,7 +21,9 @@ from features.artifacts import (
 )
 from features.progress import Progress, silent
 
-_SEAL = "seal"
+SEAL = "seal"
+#: Beside a manifest, if it is signed (`serving/package/signature.py`).
+SIGNATURE = f"{MANIFEST}.sig"
 
 
 class PackageError(ValueError):
@@ -81,7 +83,7 @@ def _refuse_others(
     folder: Path, records: dict[str, FileRecord], parts: Iterable[str] | None, advice: str
 ) -> None:
     """What is not listed might be loaded by a library that looks for it; a link may change without notice."""
-    tops = [path for path in folder.glob("*") if path.name != MANIFEST]
+    tops = [path for path in folder.glob("*") if path.name not in (MANIFEST, SIGNATURE)]
     if parts is not None:
         tops = [folder / part for part in parts]
     for top in sorted(tops):
@@ -94,7 +96,7 @@ def _refuse_others(
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Write `folder`/manifest.json with a seal: the checksum of everything else in it."""
-    atomic_write_json(folder / MANIFEST, {**content, _SEAL: _seal_of(content)})
+    atomic_write_json(folder / MANIFEST, {**content, SEAL: _seal_of(content)})
 
 
 def read_manifest(folder: Path, *, what: str, advice: str) -> dict[str, Any]:
@@ -114,9 +116,9 @@ def read_manifest(folder: Path, *, what: str, advice: str) -> dict[str, Any]:
         raise PackageError(f"{folder} is not {what}: it has no {MANIFEST}; {advice}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PackageError(f"{path} was cut off or changed: {error}; {advice}") from None
-    if not isinstance(content, dict) or _SEAL not in content:
+    if not isinstance(content, dict) or SEAL not in content:
         raise PackageError(f"{path} is not the manifest of {what}; {advice}")
-    seal = content.pop(_SEAL)
+    seal = content.pop(SEAL)
     if seal != _seal_of(content) or not text.endswith("}\n"):
         raise PackageError(f"{path} has changed since it was written (its seal differs); {advice}")
     return content

@@ -7,6 +7,7 @@
         parity/requests.jsonl        recorded requests, with every feature that their impressions saw
         generations/000001/          vectors, feature snapshot, the scores of the recorded requests
         CURRENT                      name of the live generation
+        gate.toml                    what a refresh may change; for people to edit
 
 A worker does not import this module: it needs torchrec to open the run.
 """
@@ -52,6 +53,7 @@ from serving.package.training_record import TrainingRecord
 from serving.package.vectors import SourceVectors
 from serving.packaging.build_generation import SnapshotSource, fill_generation, vectors_of_table
 from serving.packaging.from_ranker import request_ranker_of, tables_of, vectors_of
+from serving.packaging.gate import GateLimits
 from serving.packaging.logged_requests import LoggedImpressions
 from serving.scoring.compile import Backend, BackendChoice, compile_ranker
 from serving.scoring.predictor import TABLES, Predictor
@@ -164,6 +166,7 @@ def build_package(
             files=record_files(folder, FIXED_PARTS),
         )
         manifest.write(folder)
+        GateLimits().write(folder)
         name = next_name(folder)
         with new_generation(folder, name) as generation:
             about = fill_generation(

@@ -46,6 +46,7 @@ class LoggedImpressions:
         *,
         context: Sequence[str],
         split: str = "test",
+        prior_ctr: float | None = None,
         progress: Progress = silent,
     ) -> None:
         """
@@ -53,6 +54,7 @@ class LoggedImpressions:
             tables: the log that the feature set was built from.
             context: impression columns that a request gives once; impressions that differ in one are
                 different requests.
+            prior_ctr: towards which click-through rates are smoothed; as the feature set has it if None.
 
         Raises:
             ValueError: an impression of the split is not in the log.
@@ -71,7 +73,7 @@ class LoggedImpressions:
             self.rows,
             self._config,
             feature_set.manifest.transforms,
-            prior_ctr=feature_set.manifest.counter_prior_ctr,
+            prior_ctr=feature_set.manifest.counter_prior_ctr if prior_ctr is None else prior_ctr,
         )
         self._events = feature_set.history_product_index() if self._config.history else None
 

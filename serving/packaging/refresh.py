@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from features.progress import Progress, silent
 from serving.package.generations import ADVICE as GENERATION_ADVICE
 from serving.package.generations import (
+    GateRecord,
     GenerationManifest,
     activate,
     current_generation,
@@ -26,10 +27,12 @@ from serving.package.generations import (
     seal_generation,
 )
 from serving.package.manifest import ADVICE, FIXED_PARTS, MODEL, EntityKind, PackageManifest
-from serving.package.parity import read_scores, scores_of, write_scores
+from serving.package.parity import read_requests, read_scores, scores_of, write_scores
 from serving.package.sealed_folder import PackageError, check_files
+from serving.package.signature import SigningKey, is_signed
 from serving.package.vectors import SourceVectors
 from serving.packaging.build_generation import SnapshotSource, check_source, fill_generation
+from serving.packaging.gate import GateLimits, check_gate, gate_record
 from serving.scoring.compile import WEIGHTS
 from serving.scoring.live_generation import LiveGeneration, Model
 from serving.scoring.predictor import open_checked, open_model, score_recorded
@@ -44,6 +47,7 @@ class Refreshed:
         moved_most, moved_mean: by how much probabilities of the recorded requests differ from the generation
             before; their counters and purchases are recorded, so only vectors and attributes move them.
         removed: generations that were deleted.
+        gate: how both compare.
     """
 
     before: GenerationManifest
@@ -51,6 +55,7 @@ class Refreshed:
     moved_most: float
     moved_mean: float
     removed: tuple[str, ...]
+    gate: GateRecord
     seconds: float
 
 
@@ -59,13 +64,20 @@ def refresh(
     *,
     snapshot: SnapshotSource | None = None,
     vectors: Mapping[EntityKind, SourceVectors] | None = None,
+    force: bool = False,
+    signing_key: SigningKey | None = None,
     progress: Progress = silent,
 ) -> Refreshed:
     """Write, verify and activate a new generation; what is not given stays as it is.
 
+    Args:
+        force: activate it although it does not pass the gate.
+        signing_key: signs the new generation, as it has to be where the one before is signed.
+
     Raises:
-        PackageError: nothing is given, the vectors are of another encoder or width, the package is damaged
-            or another refresh is running.
+        GateError: it is much poorer, older or other than the live one; says the numbers.
+        PackageError: nothing is given, the live generation is signed and there is no key, the vectors are of
+            another encoder or width, the package is damaged or another refresh is running.
         ValueError: the log cannot be used. In every case the live generation stays.
     """
     started = time.monotonic()
@@ -77,11 +89,17 @@ def refresh(
         )
     with locked(package):
         manifest = PackageManifest.read(package)
+        limits = GateLimits.of(package)
         for kind, source in vectors.items():
             check_source(manifest, kind, source)
         live_name = current_generation(package)
         live_folder = generation_folder(package, live_name)
         before = GenerationManifest.read(live_folder)
+        if signing_key is None and is_signed(live_folder):
+            raise PackageError(
+                f"generation {live_name} of {package} is signed, so servers may refuse one that is not; give "
+                "the private key (--signing-key)"
+            )
         check_files(
             package,
             dict(manifest.files),
@@ -107,10 +125,16 @@ def refresh(
                 progress=progress,
             )
             uncompiled = replace(model, program=lambda inputs: module(*inputs))
-            scores_C = scores_of(score_recorded(LiveGeneration.open(folder, uncompiled, about), package))
+            live = LiveGeneration.open(folder, uncompiled, about)
+            running = LiveGeneration.open(live_folder, uncompiled, before)
+            checks = check_gate(running, live, read_requests(package), limits)
+            gate = gate_record(checks, package=package, force=force)
+            scores_C = scores_of(score_recorded(live, package))
             moved_C = np.abs(scores_C - read_scores(live_folder))
             write_scores(folder, scores_C)
-            now = seal_generation(folder, about)
+            now = seal_generation(folder, about.model_copy(update={"gate": gate}))
+            if signing_key is not None:
+                signing_key.sign_generation(folder, manifest.model_version)
             open_checked(folder, package, manifest, model, verify=True)
         activate(package, name)
         removed = remove_old(package)
@@ -120,6 +144,7 @@ def refresh(
         moved_most=float(moved_C.max(initial=0.0)),
         moved_mean=float(moved_C.mean()) if len(moved_C) else 0.0,
         removed=tuple(removed),
+        gate=gate,
         seconds=time.monotonic() - started,
     )
 

@@ -125,6 +125,7 @@ class LiveGeneration:
             unknown=rows.unknown,
             history_length=len(rows.history),
             dense_NF=rows.dense_NF,
+            rows=rows,
         )
 
     def _try_to_prepare(self, request: ScoreRequest) -> tuple[FeatureRows, ScoringBatch] | RequestError:

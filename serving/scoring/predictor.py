@@ -4,20 +4,28 @@ A worker imports this module and what lies below it: no torchrec, no fbgemm, no 
 """
 
 import logging
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from features.artifacts import FileStamp, file_stamp
 from features.online.request import RequestError, ScoreRequest
 from features.online.request_features import FeatureRows
 from serving.package.generations import ADVICE as GENERATION_ADVICE
-from serving.package.generations import CURRENT, GenerationManifest, current_generation, generation_folder
+from serving.package.generations import (
+    CURRENT,
+    GenerationManifest,
+    current_generation,
+    generation_folder,
+    generation_names,
+)
 from serving.package.manifest import ADVICE, FIXED_PARTS, MODEL, QUERY_ENCODER, PackageManifest
 from serving.package.parity import largest_difference, read_requests, read_scores, scores_of
 from serving.package.sealed_folder import PackageError, check_files
+from serving.package.signature import TrustedKey, is_signed
 from serving.package.tables import open_table
+from serving.scoring.backoff import Backoff
 from serving.scoring.compile import load_compiled
 from serving.scoring.live_generation import LiveGeneration, Model
 from serving.scoring.query_encoder import QueryTextEncoder
@@ -27,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 TABLES = "tables"
 _PARITY_BATCH = 16
+#: Between two attempts at a generation that was refused: each reads all of its files.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
 
 
 class Predictor:
@@ -43,31 +53,58 @@ class Predictor:
         live: LiveGeneration,
         *,
         seen: "_Stamp | None",
+        refused: str | None = None,
+        trusted: TrustedKey | None = None,
     ) -> None:
-        """For `load`. `seen` is what CURRENT was before `live` was opened."""
+        """For `load`. `seen` is what CURRENT was before `live` was opened, `refused` why it is not served."""
         self.package = package
         self.manifest = manifest
         self.model = model
         self.live = live
         self._seen = seen
         self._reloading = threading.Lock()
-        self._refused: str | None = None
+        self._refused = refused
+        self._trusted = trusted
+        self._again = Backoff(first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
+        if refused is not None:
+            self._again.failed()
 
     @classmethod
-    def load(cls, package: Path, *, verify: bool = True) -> Self:
+    def load(
+        cls, package: Path, *, verify: bool = True, fall_back: bool = False, trusted: TrustedKey | None = None
+    ) -> Self:
         """Open a package: checks the size of every file and, with `verify`, checksums and the parity record.
+
+        Args:
+            fall_back: serve the newest older generation that passes where the current one does not, and try
+                that one again from time to time. For servers: who builds and checks wants the error.
+            trusted: who has to have signed the package and its generations; anybody or nobody if None.
 
         Raises:
             PackageError: a file is missing, damaged or altered (it is named), or recorded requests get other
-                scores.
+                scores, or the signature is not that of `trusted`.
         """
         package = Path(package)
         manifest = PackageManifest.read(package)
         seen = _stamp(package)
+        if trusted is not None:
+            trusted.check_package(package)
         check_files(package, dict(manifest.files), verify=verify, advice=ADVICE, parts=FIXED_PARTS)
         model = open_model(package, manifest)
-        live = _open_generation(package, current_generation(package), manifest, model, verify=verify)
-        return cls(package, manifest, model, live, seen=seen)
+        refused = None
+        try:
+            live = _open_generation(
+                package, current_generation(package), manifest, model, verify=verify, trusted=trusted
+            )
+        except (ValueError, OSError) as error:
+            older = None
+            if fall_back:
+                older = _open_older(package, manifest, model, verify=verify, trusted=trusted)
+            if older is None:
+                raise
+            live, refused = older, str(error)
+            _log.error("serving generation %s instead of the current one: %s", live.manifest.name, error)
+        return cls(package, manifest, model, live, seen=seen, refused=refused, trusted=trusted)
 
     def score(self, request: ScoreRequest) -> ScoreReply:
         """Score one request.
@@ -95,15 +132,17 @@ class Predictor:
     def reload_if_changed(self, *, wait: bool = False) -> bool:
         """Look whether CURRENT names another generation; if so load and verify it, then swap it in.
 
-        Costs one stat if nothing changed. The loading happens in a thread of its own unless `wait`; requests
-        are scored by the old generation until the new one is ready, and go on so if it is refused: `facts`
-        then say why.
+        Costs one stat if nothing changed. One that was refused is tried again after 5 s, 10 s, and so on up
+        to 5 minutes: a file system may have been away. The loading happens in a thread of its own unless
+        `wait`; requests are scored by the old generation until the new one is ready, and go on so if it is
+        refused: `facts` then say why.
 
         Returns:
-            Whether a change was seen.
+            Whether a change was seen, or a refused generation was tried again.
         """
         stamp = _stamp(self.package)
-        if stamp == self._seen or not self._reloading.acquire(blocking=wait):
+        again = self._refused is not None and self._again.due
+        if (stamp == self._seen and not again) or not self._reloading.acquire(blocking=wait):
             return False
         self._seen = stamp
         if wait:
@@ -131,7 +170,14 @@ class Predictor:
             "tables": self.manifest.tables,
             "parity_difference": self.live.parity_difference,
             "refused_generation": self._refused,
+            "signature": self._signature(),
         }
+
+    def _signature(self) -> str:
+        if self._trusted is not None:
+            return f"checked by {self._trusted.path}"
+        folders = (self.package, generation_folder(self.package, self.live.manifest.name))
+        return "not checked" if all(map(is_signed, folders)) else "none"
 
     def _reload(self) -> None:
         """Runs with the lock held, and gives it back."""
@@ -144,14 +190,33 @@ class Predictor:
                 )
             name = current_generation(self.package)
             if name != self.live.manifest.name:
-                self.live = _open_generation(self.package, name, self.manifest, self.model, verify=True)
+                self.live = _open_generation(
+                    self.package, name, self.manifest, self.model, verify=True, trusted=self._trusted
+                )
                 _log.info("serving generation %s", name)
             self._refused = None
+            self._again.succeeded()
         except (ValueError, OSError) as error:
             self._refused = str(error)
+            self._again.failed()
             _log.error("keeping generation %s: %s", self.live.manifest.name, error)
         finally:
             self._reloading.release()
+
+
+def load_to_serve(package: Path, trusted_key: Path | None = None) -> Predictor:
+    """As servers load: an older generation will do, and it is logged whether a signature was checked.
+
+    Raises:
+        PackageError: no generation can be served.
+    """
+    trusted = TrustedKey.read(trusted_key) if trusted_key else None
+    predictor = Predictor.load(package, fall_back=True, trusted=trusted)
+    if trusted is None:
+        _log.warning(
+            "no key is given to check the package by; its signature: %s", predictor.facts()["signature"]
+        )
+    return predictor
 
 
 def open_checked(
@@ -208,18 +273,42 @@ def open_model(package: Path, manifest: PackageManifest) -> Model:
 
 
 def _open_generation(
-    package: Path, name: str, manifest: PackageManifest, model: Model, *, verify: bool
+    package: Path,
+    name: str,
+    manifest: PackageManifest,
+    model: Model,
+    *,
+    verify: bool,
+    trusted: TrustedKey | None,
 ) -> LiveGeneration:
+    if trusted is not None:
+        trusted.check_generation(generation_folder(package, name), manifest.model_version)
     return open_checked(generation_folder(package, name), package, manifest, model, verify=verify)
 
 
-_Stamp = tuple[int, int, int]
+def _open_older(
+    package: Path, manifest: PackageManifest, model: Model, *, verify: bool, trusted: TrustedKey | None
+) -> LiveGeneration | None:
+    """The newest generation that passes: of those before the current one if that is known, else of all.
+
+    A later one than the current one was rolled back, so nobody wants it.
+    """
+    try:
+        last = int(current_generation(package)) - 1
+    except (ValueError, OSError):
+        last = None
+    for name in reversed(generation_names(package)):
+        if last is None or int(name) <= last:
+            try:
+                return _open_generation(package, name, manifest, model, verify=verify, trusted=trusted)
+            except (ValueError, OSError) as error:
+                _log.error("generation %s cannot be served either: %s", name, error)
+    return None
+
+
+_Stamp = FileStamp
 
 
 def _stamp(package: Path) -> _Stamp | None:
     """Changes whenever CURRENT is replaced; None while it is away."""
-    try:
-        stat = os.stat(package / CURRENT)
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+    return file_stamp(package / CURRENT)

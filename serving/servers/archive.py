@@ -27,7 +27,11 @@ from model_archiver.model_archiver_config import ModelArchiverConfig  # type: ig
 from model_archiver.model_packaging_utils import ModelExportUtils  # type: ignore[import-untyped]
 
 from features.artifacts import atomic_folder
+from features.online.request import ScoreRequest
 from serving.package.manifest import PackageManifest
+from serving.package.parity import read_requests
+from serving.scoring.routed_scorer import check_name
+from serving.wire.json_codec import encode_request
 
 HANDLER = Path(__file__).with_name("torchserve_handler.py")
 HANDLER_NAME = "dashclip_handler.py"
@@ -37,8 +41,12 @@ PACKAGE_NAME = "package"
 DEFAULT_NAME = "dashclip"
 #: After which a worker that does not answer is replaced.
 RESPONSE_TIMEOUT_S = 10
+#: How long TorchServe replaces a worker that dies again and again (300 s by default, then never again). It
+#: keeps milliseconds in 32 bits: this is the most, 24 days.
+RETRY_TIMEOUT_S = 2_147_483
 #: Shown of a failed check: the end of a traceback.
 _SHOWN_LINES = 12
+_EXAMPLE_CANDIDATES = 5
 
 
 class ArchiveError(ValueError):
@@ -52,6 +60,11 @@ class Archive:
     path: Path
     name: str
     version: str
+
+    def challengers(self) -> Mapping[str, str]:
+        """Names and packages of those that get a share of the users."""
+        settings = yaml.safe_load(read_member(self.path, SETTINGS_NAME))["dashclip"]
+        return dict(settings.get("challengers", {}))
 
     def example(self) -> bytes:
         """The body of a request that it answers with 200."""
@@ -110,6 +123,54 @@ def build_archive(
     return Archive(store / f"{name}.mar", name, version)
 
 
+def archive_package(
+    package: Path, store: Path, *, name: str, embed: bool, challengers: Mapping[str, Path] | None = None
+) -> Archive:
+    """Add a package to a store, with an example request from its parity record.
+
+    Args:
+        challengers: packages that may get a share of the users, by name.
+
+    Raises:
+        PackageError: not a package.
+        ValueError: a challenger's name cannot be one, or challengers are to be embedded.
+        ArchiveError: the archive does not answer.
+    """
+    manifest = PackageManifest.read(package)
+    for challenger, path in (challengers or {}).items():
+        check_name(challenger)
+        PackageManifest.read(path)
+    if embed and challengers:
+        raise ValueError("a .mar holds one package; archive challengers without --embed")
+    settings = {"challengers": {name: str(path.resolve()) for name, path in (challengers or {}).items()}}
+    return build_archive(
+        package,
+        store,
+        version=torchserve_version(manifest.model_version),
+        example=encode_request(example_request(package)),
+        name=name,
+        embed=embed,
+        # Where it was made from is nothing that travels with it: `refresh` does not reach into a .mar.
+        embedded_manifest=manifest.model_copy(update={"sources": {}}),
+        settings=settings if challengers else None,
+    )
+
+
+def example_request(package: Path) -> ScoreRequest:
+    """A short request that the package knows: one of its recorded ones, without the live features."""
+    recorded = read_requests(package)[0]
+    return ScoreRequest(
+        user_id=recorded.user_id,
+        query=recorded.query,
+        candidates=recorded.candidates.slice(0, _EXAMPLE_CANDIDATES),
+    )
+
+
+def torchserve_version(model_version: str) -> str:
+    """A version that can stand in a URL: other characters than letters, digits, dot, - and _ become -."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in model_version)
+
+
 def find_archive(store: Path, name: str | None = None) -> Archive:
     """The archive of this name, or the only one there is.
 
@@ -149,7 +210,12 @@ def _fill(
     shutil.copyfile(handler, folder / HANDLER_NAME)
     (folder / EXAMPLE_NAME).write_bytes(example)
     # TorchServe takes the timeout from here alone: in config.properties it has no effect.
-    config = {"deviceType": "cpu", "responseTimeout": RESPONSE_TIMEOUT_S, "dashclip": dict(settings)}
+    config = {
+        "deviceType": "cpu",
+        "responseTimeout": RESPONSE_TIMEOUT_S,
+        "maxRetryTimeoutInSec": RETRY_TIMEOUT_S,
+        "dashclip": dict(settings),
+    }
     (folder / SETTINGS_NAME).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     manifest = str(
         ModelExportUtils.generate_manifest_json(

@@ -4,18 +4,28 @@ A thread, so that none of it is paid by a request.
 """
 
 import logging
+import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from serving.servers.endpoint import Endpoint, place_of
+from features.artifacts import atomic_write_json
+from serving.servers.endpoint import Endpoint, place_of, readiness
 from serving.servers.measures import Series
 
 _log = logging.getLogger(__name__)
 
+#: Of what each worker says of itself, in a server's folder.
+WORKERS_FOLDER = "workers"
+#: In a server's folder, if large requests have workers of their own: the name that TorchServe knows them by.
+LARGE_MODEL = "large_model"
+#: Whose packages are served, in a server's folder.
+TRUSTED_KEY = "trusted_key.pem"
 _PERIOD_S = 1.0
-#: Drift counts are written once in so many periods.
+#: Drift counts are written once in so many periods, and what a worker says of itself to the probes.
 _PERIODS_A_WRITE = 15
+_PERIODS_A_STATUS = 5
 
 
 class Background:
@@ -27,11 +37,15 @@ class Background:
         *,
         export: Callable[[Series], None] | None = None,
         counts_folder: Path | None = None,
+        status_folder: Path | None = None,
+        model_name: str = "",
         period_s: float = _PERIOD_S,
     ) -> None:
         self._endpoint = endpoint
         self._export = export
         self._counts_folder = counts_folder
+        self._status_folder = status_folder
+        self._model_name = model_name
         self._period_s = period_s
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dashclip-background", daemon=True)
@@ -53,6 +67,9 @@ class Background:
         if self._export is not None:
             export = self._export
             self._attempt("exporting measures", lambda: export(self._endpoint.measures().series()))
+        if period % _PERIODS_A_STATUS == 0 and self._status_folder is not None:
+            folder = self._status_folder
+            self._attempt("the status", lambda: write_status(folder, self._endpoint, self._model_name))
         if period % _PERIODS_A_WRITE == 0:
             self._attempt("drift counts", self._write_counts)
 
@@ -76,3 +93,11 @@ class Background:
             work()
         except Exception as error:
             _log.error("%s failed: %s", what, place_of(error))
+
+
+def write_status(folder: Path, endpoint: Endpoint, model_name: str) -> None:
+    """What a worker says of itself, for probes that have no token: generation, and when it last scored."""
+    ago_s = endpoint.scored_s_ago
+    scored_at = None if ago_s is None else time.time() - ago_s
+    content = {"model": model_name, **readiness(endpoint.scorer.facts()), "scored_at": scored_at}
+    atomic_write_json(folder / f"worker-{os.getpid()}.json", content)

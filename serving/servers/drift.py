@@ -16,11 +16,12 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from features.artifacts import atomic_write_json
+from serving.package.manifest import PackageManifest
 from serving.package.training_record import Distribution, TrainingRecord, count_bins
 
 #: Of the live counts, within a server's folder.
@@ -52,6 +53,11 @@ class LiveCounts:
         self._feature_edges = [np.array(record.features[name].edges) for name in dense_columns]
         self._scores = np.zeros(len(self._score_edges) + 1, np.int64)
         self._features = {name: np.zeros(len(d.shares), np.int64) for name, d in record.features.items()}
+
+    @classmethod
+    def of_package(cls, manifest: PackageManifest) -> Self:
+        """Empty counts for what a package records of its training."""
+        return cls(manifest.training_record, manifest.dense_columns)
 
     def count(self, scores_N: np.ndarray, dense_NF: np.ndarray | None) -> None:
         """Add one request."""

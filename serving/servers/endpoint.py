@@ -5,20 +5,24 @@ answered with 500 and says nothing; the log has the place, and no value of the r
 """
 
 import logging
+import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 
 from features.online.request import MAX_BODY_BYTES, RequestError, ScoreRequest
+from serving.observers.observer import Observer
 from serving.servers.drift import LiveCounts
-from serving.servers.json_lines import about
+from serving.servers.json_lines import about, at_work
 from serving.servers.measures import Measures
 from serving.wire import arrow_codec, json_codec
-from serving.wire.reply import Scorer, ScoreReply
+from serving.wire.body_weight import is_large
+from serving.wire.reply import CHAMPION, Scorer, ScoreReply, Unavailable
 
 _log = logging.getLogger(__name__)
 
@@ -45,54 +49,114 @@ class Answer:
     status: int
     content_type: str
     content: bytes
+    #: Of 503: seconds after which to ask again.
+    retry_after_s: int | None = None
+
+
+#: None is a fault of ours.
+_Outcome = ScoreReply | RequestError | Unavailable | None
 
 
 class Endpoint:
-    """Answers bodies by a predictor, and counts what it does."""
+    """Answers bodies by a predictor, and counts what it does. Threads may share it."""
 
-    def __init__(self, scorer: Scorer, *, live: LiveCounts | None = None) -> None:
+    def __init__(
+        self,
+        scorer: Scorer,
+        *,
+        live: LiveCounts | None = None,
+        measures: Measures | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> None:
         self.scorer = scorer
         self.live = live
-        self._measures = Measures()
-        self._scored_at = float("-inf")
+        #: The path that large requests are sent to, if they have workers of their own.
+        self.large_at: str | None = None
+        self._measures = measures or Measures()
+        self._observers = observers
+        self._scored_at: float | None = None
+        self._counting = threading.Lock()
 
     def answer(self, bodies: Sequence[Body]) -> list[Answer]:
         """One answer for each body, in order; a bad one does not fail its neighbours."""
         start = time.perf_counter()
         arrow = [_is_arrow(body) for body in bodies]
-        decoded = [_decoded(body, is_arrow) for body, is_arrow in zip(bodies, arrow, strict=True)]
+        decoded = [
+            self._elsewhere(body) or _decoded(body, is_arrow)
+            for body, is_arrow in zip(bodies, arrow, strict=True)
+        ]
         requests = [
             (request, body.request_id)
             for request, body in zip(decoded, bodies, strict=True)
             if isinstance(request, ScoreRequest)
         ]
-        replies = iter(self._score(requests) if requests else [])
+        with at_work([request_id for _, request_id in requests]):
+            replies = iter(self._score(requests) if requests else [])
         outcomes = [next(replies) if isinstance(one, ScoreRequest) else one for one in decoded]
         answers = [_answer(outcome, is_arrow) for outcome, is_arrow in zip(outcomes, arrow, strict=True)]
         latency_s = time.perf_counter() - start
-        for outcome in outcomes:
-            self._count(outcome, latency_s)
+        with self._counting:
+            for outcome in outcomes:
+                self._count(outcome, latency_s)
+        for request, reply, body in zip(decoded, outcomes, bodies, strict=True):
+            if isinstance(request, ScoreRequest) and isinstance(reply, ScoreReply):
+                self._show(request, reply, body.request_id)
         return answers
+
+    def close(self) -> None:
+        """Let the observers finish: the worker ends."""
+        for observer in self._observers:
+            observer.close()
+
+    def shed(self, why: Unavailable) -> Answer:
+        """The answer to a request that is not scored; it is counted."""
+        self._measures.shed(why.reason)
+        return unavailable(why)
 
     def scored_within(self, seconds: float) -> bool:
         """Whether a request got its scores that short a time ago."""
-        return time.monotonic() - self._scored_at <= seconds
+        return self.scored_s_ago is not None and self.scored_s_ago <= seconds
+
+    @property
+    def scored_s_ago(self) -> float | None:
+        """Since a request last got its scores; None if none has."""
+        return None if self._scored_at is None else time.monotonic() - self._scored_at
 
     def measures(self) -> Measures:
         """What was counted up to now."""
-        as_of = datetime.fromisoformat(str(self.scorer.facts()["as_of"]))
-        if as_of.tzinfo is None:
-            as_of = as_of.replace(tzinfo=UTC)
-        self._measures.set_snapshot_age(time.time() - as_of.timestamp())
+        facts = self.scorer.facts()
+        if "as_of" in facts:
+            as_of = datetime.fromisoformat(str(facts["as_of"]))
+            if as_of.tzinfo is None:
+                as_of = as_of.replace(tzinfo=UTC)
+            self._measures.set_snapshot_age(time.time() - as_of.timestamp())
+        self._measures.set_state(
+            model_open="as_of" in facts, refused=facts.get("refused_generation") is not None
+        )
+        self._measures.set_routing_refused(facts.get("routing", {}).get("refused") is not None)
         return self._measures
 
-    def _score(
-        self, requests: list[tuple[ScoreRequest, str | None]]
-    ) -> list[ScoreReply | RequestError | None]:
+    def _show(self, request: ScoreRequest, reply: ScoreReply, request_id: str | None) -> None:
+        for observer in self._observers:
+            try:
+                observer.saw(request, reply, request_id)
+            except Exception as error:  # whatever is wrong with it, the request has its answer
+                _log.error("an observer failed: %s", place_of(error), extra=about([request_id]))
+
+    def _elsewhere(self, body: Body) -> RequestError | None:
+        """A refusal of what another model is there for."""
+        if self.large_at is None or not is_large(body.content):
+            return None
+        advice = f"send a request of so many candidates to {self.large_at}"
+        return RequestError("body", "a large one", advice, status=413)
+
+    def _score(self, requests: list[tuple[ScoreRequest, str | None]]) -> list["_Outcome"]:
         """Of requests with their ids."""
         try:
             replies = self.scorer.score_many([request for request, _ in requests])
             return [_finite(reply, *request) for reply, request in zip(replies, requests, strict=True)]
+        except Unavailable as error:
+            return [error] * len(requests)
         except Exception as error:
             extra = about([request_id for _, request_id in requests])
             _log.error("scoring %d requests failed: %s", len(requests), place_of(error), extra=extra)
@@ -100,14 +164,16 @@ class Endpoint:
             return [None]
         return [reply for request in requests for reply in self._score([request])]
 
-    def _count(self, outcome: ScoreReply | RequestError | None, latency_s: float) -> None:
+    def _count(self, outcome: "_Outcome", latency_s: float) -> None:
         if isinstance(outcome, ScoreReply):
             self._scored_at = time.monotonic()
             self._measures.scored(outcome, latency_s=latency_s)
-            if self.live is not None:
+            if self.live is not None and outcome.variant in (None, CHAMPION):  # whose features they are
                 self.live.count(outcome.scores_N, outcome.dense_NF)
         elif isinstance(outcome, RequestError):
             self._measures.refused(outcome.status)
+        elif isinstance(outcome, Unavailable):
+            self._measures.shed(outcome.reason)
         else:
             self._measures.failed()
 
@@ -152,16 +218,37 @@ def _decoded(body: Body, is_arrow: bool) -> ScoreRequest | RequestError:
         return RequestError("body", "bytes that cannot be read", "see docs/serving.md for the two formats")
 
 
-def _answer(outcome: ScoreReply | RequestError | None, is_arrow: bool) -> Answer:
+def _answer(outcome: _Outcome, is_arrow: bool) -> Answer:
     """Errors are JSON, whatever the request was."""
     if isinstance(outcome, ScoreReply):
         codec = arrow_codec if is_arrow else json_codec
         return Answer(200, codec.CONTENT_TYPE, codec.encode_reply(outcome))
     if isinstance(outcome, RequestError):
         return Answer(outcome.status, json_codec.CONTENT_TYPE, json_codec.encode_error(outcome))
+    if isinstance(outcome, Unavailable):
+        return unavailable(outcome)
     return Answer(
         500, json_codec.CONTENT_TYPE, b'{"error":{"message":"the server failed; its log says where"}}'
     )
+
+
+def unavailable(why: Unavailable) -> Answer:
+    """503 with the seconds after which to ask again."""
+    seconds = why.retry_after_s
+    content = f'{{"error":{{"message":"no scores now ({why.reason}); ask again in {seconds} s"}}}}'
+    return Answer(503, json_codec.CONTENT_TYPE, content.encode(), retry_after_s=seconds)
+
+
+def readiness(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a probe says of a scorer: the generation, and whether it is one it has fallen back to.
+
+    No reason: it has paths, and whoever may probe need not know them.
+    """
+    return {
+        "model_version": facts.get("model_version"),
+        "generation": facts.get("generation"),
+        "fallen_back": facts.get("refused_generation") is not None,
+    }
 
 
 def place_of(error: BaseException) -> str:

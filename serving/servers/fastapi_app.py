@@ -10,17 +10,15 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,22 +28,39 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.multiprocess import mark_process_dead
 from starlette.requests import ClientDisconnect
 from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
 
+from features.artifacts import atomic_write_bytes
 from features.online.request import MAX_BODY_BYTES, ScoreRequest
+from serving.feature_log.feature_log import FeatureLogSettings
+from serving.observers.assembly import build_endpoint
+from serving.scoring.backoff import Backoff
+from serving.scoring.predictor import Predictor
+from serving.scoring.routed_scorer import RoutedScorer
 from serving.servers.background import Background
-from serving.servers.endpoint import Body, Endpoint, place_of
+from serving.servers.drift import DRIFT_FOLDER, LiveCounts
+from serving.servers.endpoint import Body, readiness
+from serving.servers.environment import only_allowed
 from serving.servers.guarded_connection import IDLE_S, GuardedConnection
+from serving.servers.healing import HealingScorer
 from serving.servers.json_lines import log_as_json
+from serving.servers.lanes import Lanes
+from serving.servers.log_stream import LogStream
+from serving.servers.standby import Standby
 from serving.wire.json_codec import decode_request
-from serving.wire.reply import Scorer, ScoreReply
+from serving.wire.reply import CHAMPION, Scorer, ScoreReply
 
 #: Header of a request and its answer: what the logs call it.
 REQUEST_ID = "x-request-id"
+#: In a state folder.
+PID_NAME = "server.pid"
 _LONGEST_ID = 128
 
 _log = logging.getLogger(__name__)
+_clock = time.monotonic
 
 #: A worker that says nothing for so long is replaced; it says nothing while it imports torch.
 _IMPORT_S = 60
@@ -53,34 +68,53 @@ _IMPORT_S = 60
 READY_S = 30.0
 #: For that example.
 _PROBE_S = 5.0
-#: How a worker ends that cannot open its scorer: uvicorn's own code for it.
-CANNOT_START = 3
-_CANNOT_START_WHY = "a worker cannot start; what it said is above"
-#: Deaths of workers within a minute, for each worker, at which replacing them is no help.
-_DEATHS_A_MINUTE = 5
+#: Before a worker is replaced; the pause doubles with each that does not live for the longest of them.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
 
 
 def create_app(
-    scorer: Scorer, *, example: bytes | None = None, schema: bool = False, workers_folder: Path | None = None
+    scorer: Scorer,
+    *,
+    example: bytes | None = None,
+    schema: bool = False,
+    workers_folder: Path | None = None,
+    counts_folder: Path | None = None,
+    log: FeatureLogSettings | None = None,
 ) -> FastAPI:
-    """An app that answers by one predictor, one request at a time, in a thread of its own: probes never wait.
+    """An app that answers by one predictor, in two lanes with threads of their own: probes never wait.
 
     Args:
         example: body of a JSON request that /ready has scored if nothing else was of late.
         schema: offer /openapi.json.
+        counts_folder: for the counts of `dashclip drift`, if the scorer is a package's.
         workers_folder: where prometheus_client counts if there are several workers; /metrics is then of all.
+        log: what goes to the feature log.
     """
-    endpoint = Endpoint(scorer)
-    background = Background(endpoint)
-    scoring = ThreadPoolExecutor(1, "dashclip-scoring", initializer=torch.set_num_threads, initargs=(1,))
+    endpoint = build_endpoint(scorer, log=log)
+
+    def count_from_now(opened: Scorer) -> None:
+        champion = opened.variants[CHAMPION] if isinstance(opened, RoutedScorer) else opened
+        if counts_folder is not None and isinstance(champion, Predictor):
+            endpoint.live = LiveCounts.of_package(champion.manifest)
+
+    count_from_now(scorer)
+    if isinstance(scorer, HealingScorer):
+        scorer.on_open = count_from_now
+    background = Background(endpoint, counts_folder=counts_folder)
+    lanes = Lanes(endpoint.answer, endpoint.shed)
     probe = None if example is None else decode_request(example)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         background.start()
+        if workers_folder is not None:
+            _serving_mark(workers_folder, os.getpid()).touch()
         yield
+        if workers_folder is not None:
+            _serving_mark(workers_folder, os.getpid()).unlink(missing_ok=True)
         background.stop()
-        scoring.shutdown()
+        lanes.shutdown()
+        endpoint.close()
 
     app = FastAPI(
         title="DashCLIP Ranker",
@@ -93,17 +127,23 @@ def create_app(
     @app.post("/score")
     async def score(request: Request) -> Response:
         content = bytearray()
+        kept = True
         try:
             async for part in request.stream():
                 content += part
-                if len(content) > MAX_BODY_BYTES:
+                kept = lanes.take(len(part)) and kept
+                if len(content) > MAX_BODY_BYTES or not kept:
                     break
+            request_id = _request_id(request.headers.get(REQUEST_ID))
+            body = Body(content, request.headers.get("content-type"), request_id)
+            answer = await lanes.answer(body) if kept else lanes.shed_for_memory()
         except ClientDisconnect:
             return Response(status_code=400)  # which nobody reads
-        request_id = _request_id(request.headers.get(REQUEST_ID))
-        body = Body(content, request.headers.get("content-type"), request_id)
-        (answer,) = await asyncio.get_running_loop().run_in_executor(scoring, endpoint.answer, [body])
+        finally:
+            lanes.release(len(content))
         headers = {REQUEST_ID: request_id}
+        if answer.retry_after_s is not None:
+            headers["retry-after"] = str(answer.retry_after_s)
         return Response(answer.content, answer.status, headers, media_type=answer.content_type)
 
     @app.get("/live")
@@ -113,11 +153,11 @@ def create_app(
     @app.get("/ready")
     async def ready() -> Response:
         if endpoint.scored_within(READY_S) or (probe is not None and await scores(probe)):
-            return JSONResponse({"ready": True})
-        return JSONResponse({"ready": False}, 503)
+            return JSONResponse({"ready": True, **readiness(scorer.facts())})
+        return JSONResponse({"ready": False, **readiness(scorer.facts())}, 503, {"retry-after": "1"})
 
     async def scores(probe: ScoreRequest) -> bool:
-        work = asyncio.get_running_loop().run_in_executor(scoring, scorer.score_many, [probe])
+        work = asyncio.get_running_loop().run_in_executor(lanes.small.pool, scorer.score_many, [probe])
         with contextlib.suppress(Exception):
             (reply,) = await asyncio.wait_for(asyncio.shield(work), _PROBE_S)
             return isinstance(reply, ScoreReply)
@@ -158,29 +198,67 @@ def serve(
     workers: int = 1,
     example: bytes | None = None,
     schema: bool = False,
+    state: Path | None = None,
 ) -> None:
     """Serve until interrupted, in `workers` processes that share one socket; one that dies is replaced.
 
     Args:
         open_scorer: called in each process; picklable, such as `functools.partial(Predictor.load, package)`.
         example, schema: as for `create_app`.
+        state: folder for logs (`logs/server.jsonl`, rotated, beside standard error) and the process id
+            (`server.pid`); nothing is written without it.
 
-    Raises:
-        ValueError: workers cannot start, or die again and again; the log says why.
+    A worker that cannot open its scorer answers 503 and tries again, for ever; while no worker listens, this
+    process answers 503 in their place.
     """
     with (
         tempfile.TemporaryDirectory(prefix="dashclip-measures-") as folder,
         socket.create_server((host, port), backlog=2048) as listening,
+        only_allowed(),
+        _logs_and_pid(state),
     ):
         log_as_json()
         # For the workers: prometheus_client reads it as they import it, and then counts in files there.
         os.environ.update(PROMETHEUS_MULTIPROC_DIR=folder)
-        make = partial(_app_of_worker, open_scorer, Path(folder), example=example, schema=schema)
+        make = partial(_app_of_worker, open_scorer, Path(folder), example=example, schema=schema, state=state)
         config = server_config(make, factory=True, workers=workers, timeout_worker_healthcheck=_IMPORT_S)
-        supervisor = _Supervisor(config, [listening])
-        supervisor.run()
-    if supervisor.why_ended:
-        raise ValueError(supervisor.why_ended)
+        supervisor = _Supervisor(config, [listening], Path(folder))
+        standby = Standby(listening, lambda: supervisor.nobody_serves)
+        standby.start()
+        try:
+            supervisor.run()
+        finally:
+            standby.stop()
+
+
+@contextmanager
+def _logs_and_pid(state: Path | None) -> Iterator[None]:
+    """Have what this process and its workers print go to a rotated file, too, and leave the process id."""
+    if state is None:
+        yield
+        return
+    counts = state / DRIFT_FOLDER
+    shutil.rmtree(counts, ignore_errors=True)  # of the run before
+    counts.mkdir(parents=True)
+    atomic_write_bytes(state / PID_NAME, f"{os.getpid()}\n".encode())
+    terminal = os.dup(2)
+    reading, writing = os.pipe()
+    os.dup2(writing, 2)
+    os.close(writing)
+    source = os.fdopen(reading, "rb")
+    lines = LogStream(source, lambda line: _write_all(terminal, line), path=state / "logs" / "server.jsonl")
+    lines.start()
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)  # the last end of the pipe but for workers, which have ended
+        lines.join(10)
+        os.close(terminal)
+        (state / PID_NAME).unlink(missing_ok=True)
+
+
+def _write_all(descriptor: int, line: str) -> None:
+    os.write(descriptor, line.encode())
 
 
 def _request_id(given: str | None) -> str:
@@ -191,46 +269,79 @@ def _request_id(given: str | None) -> str:
 
 
 class _Supervisor(Multiprocess):
-    """uvicorn's, but it ends where a new worker would end as the last one did."""
+    """uvicorn's, but a worker that dies young is replaced after a pause, and one is replaced for ever."""
 
-    why_ended = ""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._deaths: deque[float] = deque(maxlen=_DEATHS_A_MINUTE * self.config.workers)
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], workers_folder: Path) -> None:
+        super().__init__(config, sockets)
+        self._workers_folder = workers_folder
+        self._again: dict[int, Backoff] = {}
+        self._started: dict[int, float] = {}
 
     def keep_subprocess_alive(self) -> None:
-        """Replace workers that have died, unless that is no help."""
-        if self.should_exit.is_set():
-            return
-        codes = [one.process.exitcode for one in self.processes]
-        self._deaths.extend(time.monotonic() for code in codes if code is not None)
-        if CANNOT_START in codes:
-            self._end(_CANNOT_START_WHY)
-        elif len(self._deaths) == self._deaths.maxlen and time.monotonic() - self._deaths[0] < 60:
-            self._end(f"workers died {len(self._deaths)} times within a minute, the last with code {codes}")
-        else:
-            super().keep_subprocess_alive()
-            if self.should_exit.is_set():  # uvicorn met that code first, while it asked for a sign of life
-                self._end(_CANNOT_START_WHY)
+        """Replace workers that have died, each once that is due."""
+        for place, worker in enumerate(self.processes):
+            if self.should_exit.is_set():
+                return
+            pause = Backoff(first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S, clock=lambda: _clock())
+            again = self._again.setdefault(place, pause)
+            started = self._started.setdefault(place, _clock())
+            if started < float("inf"):
+                if worker.is_alive(timeout=_IMPORT_S):
+                    continue
+                worker.kill()  # it may hang
+                worker.join()
+                if _clock() - started > _LONGEST_PAUSE_S:
+                    again.succeeded()
+                self._forget(worker, again.failed())
+                self._started[place] = float("inf")
+            if again.due:
+                self._started[place] = _clock()
+                self.processes[place] = Process(self.config, self.sockets)
+                self.processes[place].start()
 
-    def _end(self, why: str) -> None:
-        self.why_ended = why
-        self.should_exit.set()
+    def _forget(self, worker: Process, pause_s: float) -> None:
+        said = "worker %s ended with code %s; the next one starts in %.1f s"
+        _log.error(said, worker.pid, worker.exitcode, pause_s)
+        mark_process_dead(worker.pid, str(self._workers_folder))
+        _serving_mark(self._workers_folder, worker.pid).unlink(missing_ok=True)
+
+    @property
+    def nobody_serves(self) -> bool:
+        """Whether no worker listens now."""
+        return not any(
+            one.exitcode is None and _serving_mark(self._workers_folder, one.pid).exists()
+            for one in tuple(self.processes)
+        )
+
+
+def _serving_mark(workers_folder: Path, pid: int | None) -> Path:
+    """A file that is there while this worker takes requests."""
+    return workers_folder / f"{pid}.serving"
 
 
 def _app_of_worker(
-    open_scorer: Callable[[], Scorer], workers_folder: Path, *, example: bytes | None, schema: bool
+    open_scorer: Callable[[], Scorer],
+    workers_folder: Path,
+    *,
+    example: bytes | None,
+    schema: bool,
+    state: Path | None,
 ) -> FastAPI:
     log_as_json()
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        scorer = open_scorer()
-    except Exception as error:
-        _log.error("the scorer cannot be opened: %s\n%s", error, place_of(error))
-        sys.exit(CANNOT_START)
-    return create_app(scorer, example=example, schema=schema, workers_folder=workers_folder)
+    scorer = HealingScorer(open_scorer)
+    counts = None if state is None else state / DRIFT_FOLDER
+    app = create_app(
+        scorer,
+        example=example,
+        schema=schema,
+        workers_folder=workers_folder,
+        counts_folder=counts,
+        log=None if state is None else FeatureLogSettings.of_server(state),
+    )
+    scorer.open()
+    return app
 
 
 def _end_with_parent() -> None:

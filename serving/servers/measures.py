@@ -18,11 +18,17 @@ from serving.wire.reply import ScoreReply
 #: Upper ends of the latency buckets.
 LATENCY_BUCKETS_S = tuple(ms / 1e3 for ms in (0.5, 1, 1.5, 2, 3, 4, 5, 7.5, 10, 15, 25, 50, 100, 250, 1000))
 SNAPSHOT_AGE = "dashclip_snapshot_age_seconds"
+MODEL_OPEN, REFUSED_GENERATION = "dashclip_model_open", "dashclip_generation_refused"
+ROUTING_REFUSED = "dashclip_routing_refused"
+#: What goes up and down; all else only grows.
+GAUGES = (SNAPSHOT_AGE, MODEL_OPEN, REFUSED_GENERATION, ROUTING_REFUSED)
 _REFUSALS = ("400", "413")
+#: Of `serving.wire.reply.Unavailable`.
+SHED_REASONS = ("no_model", "queue_full", "too_slow", "memory")
 _UNKNOWN_KINDS = ("users", "queries", "products", "history", "product_vectors", "query_vectors")
 
-#: (name, value of the label or "") to value.
-Series = dict[tuple[str, str], float]
+#: (name, values of its labels, or "" without any) to value.
+Series = dict[tuple[str, ...], float]
 
 
 class Measures:
@@ -36,25 +42,78 @@ class Measures:
 
         self._requests = counter("dashclip_requests_total", "Requests answered with scores.")
         self._refused = counter("dashclip_refused_total", "Requests answered with 400 or 413.", "status")
+        self._shed = counter("dashclip_shed_total", "Requests answered with 503, by the reason.", "reason")
         self._failed = counter("dashclip_failed_total", "Requests answered with 500: faults of the server.")
         self._candidates = counter("dashclip_candidates_total", "Candidates scored.")
         self._unknown = counter("dashclip_unknown_total", "Ids that the package does not know.", "kind")
         self._empty_history = counter("dashclip_empty_history_total", "Requests without a known purchase.")
         self._score_sum = counter("dashclip_score_sum_total", "Sum of the scores of all candidates.")
+        self._variant_requests = counter(
+            "dashclip_variant_requests_total",
+            "Requests answered, where there are several packages.",
+            *("variant", "model_version", "salt"),
+        )
+        self._variant_candidates = counter(
+            "dashclip_variant_candidates_total", "Candidates scored, by variant.", "variant"
+        )
+        self._variant_score_sum = counter(
+            "dashclip_variant_score_sum_total", "Sum of their scores, by variant.", "variant"
+        )
+        self._variant_fallbacks = counter(
+            "dashclip_variant_fallbacks_total",
+            "Requests of a challenger that it refused or failed at, so that the champion answered.",
+            "variant",
+        )
+        self._shadow_candidates = counter(
+            "dashclip_shadow_candidates_total", "Candidates scored for nobody, by variant.", "variant"
+        )
+        self._shadow_gap_sum = counter(
+            "dashclip_shadow_difference_sum_total",
+            "Sum of the differences between the scores of a shadow and those that were served.",
+            "variant",
+        )
+        self._shadow_lost = counter(
+            "dashclip_shadow_lost_total",
+            "Requests that a shadow refused, failed at or had no time for.",
+            "variant",
+        )
+        self._logged = counter("dashclip_feature_log_requests_total", "Requests written to the feature log.")
+        self._log_lost = counter(
+            "dashclip_feature_log_lost_total", "Requests that were to be logged and could not be."
+        )
         self._latency_s = Histogram(
             "dashclip_latency_seconds",
             "Time in the worker, decoding to encoding.",
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
+
         # Of several workers, that of the last to say it: a worker that died says nothing more.
-        self._snapshot_age_s = Gauge(
-            SNAPSHOT_AGE, "Since the time of the snapshot.", registry=registry, multiprocess_mode="mostrecent"
+        def gauge(name: str, meaning: str) -> Gauge:
+            return Gauge(name, meaning, registry=registry, multiprocess_mode="mostrecent")
+
+        self._snapshot_age_s = gauge(SNAPSHOT_AGE, "Since the time of the snapshot.")
+        self._model_open = gauge(MODEL_OPEN, "1 if a worker can score, 0 if it answers 503 and tries again.")
+        self._refused_generation = gauge(
+            REFUSED_GENERATION, "1 if the current generation is refused and an older one served."
         )
+        self._routing_refused = gauge(ROUTING_REFUSED, "1 while routing.json cannot be used.")
+        self._variant_requests.labels("champion", "", "")
+        for of_variant in (
+            self._variant_candidates,
+            self._variant_score_sum,
+            self._variant_fallbacks,
+            self._shadow_candidates,
+            self._shadow_gap_sum,
+            self._shadow_lost,
+        ):
+            of_variant.labels("champion")
         for status in _REFUSALS:  # zero from the start
             self._refused.labels(status)
         for kind in _UNKNOWN_KINDS:
             self._unknown.labels(kind)
+        for reason in SHED_REASONS:
+            self._shed.labels(reason)
 
     def scored(self, reply: ScoreReply, *, latency_s: float) -> None:
         """Count one request that got its scores."""
@@ -68,10 +127,37 @@ class Measures:
         for kind, count in reply.unknown.items():
             if count:
                 self._unknown.labels(kind).inc(count)
+        if reply.variant is not None:
+            self._variant_requests.labels(reply.variant, reply.model_version, reply.salt or "").inc()
+            self._variant_candidates.labels(reply.variant).inc(len(reply.scores_N))
+            self._variant_score_sum.labels(reply.variant).inc(float(reply.scores_N.sum(dtype=np.float64)))
+        if reply.instead_of is not None:
+            self._variant_fallbacks.labels(reply.instead_of).inc()
+
+    def shadowed(self, variant: str, shadow: ScoreReply | None, served: ScoreReply) -> None:
+        """Count one request that was scored for nobody; None if it was not."""
+        if shadow is None:
+            self._shadow_lost.labels(variant).inc()
+            return
+        gap_N = np.abs(shadow.scores_N.astype(np.float64) - served.scores_N)
+        self._shadow_candidates.labels(variant).inc(len(gap_N))
+        self._shadow_gap_sum.labels(variant).inc(float(gap_N.sum()))
+
+    def logged(self, requests: int) -> None:
+        """Count requests that are in a file of the feature log."""
+        self._logged.inc(requests)
+
+    def log_lost(self, requests: int) -> None:
+        """Count requests that the feature log had no room or no disk for."""
+        self._log_lost.inc(requests)
 
     def refused(self, status: int) -> None:
         """Count one request that was the client's fault."""
         self._refused.labels(str(status)).inc()
+
+    def shed(self, reason: str) -> None:
+        """Count one request that was told to come back."""
+        self._shed.labels(reason).inc()
 
     def failed(self) -> None:
         """Count one request that was the server's fault."""
@@ -81,6 +167,15 @@ class Measures:
         """Say how old the snapshot is now."""
         self._snapshot_age_s.set(age_s)
 
+    def set_routing_refused(self, refused: bool) -> None:
+        """Say whether routing.json cannot be used now."""
+        self._routing_refused.set(refused)
+
+    def set_state(self, *, model_open: bool, refused: bool) -> None:
+        """Say whether there is something to score with, and whether it is older than it should be."""
+        self._model_open.set(model_open)
+        self._refused_generation.set(refused)
+
     def samples(self) -> list[Sample]:
         """All values now, without the times at which the counters were made."""
         families = self._registry.collect()
@@ -88,7 +183,7 @@ class Measures:
 
     def series(self) -> Series:
         """All values now. Latency buckets are cumulative: each holds the ones below it."""
-        return {(one.name, next(iter(one.labels.values()), "")): one.value for one in self.samples()}
+        return {(one.name, *(one.labels.values() or [""])): one.value for one in self.samples()}
 
     def page(self, workers_folder: Path | None = None) -> bytes:
         """Prometheus' text; of all workers that count in `workers_folder` if it is given."""
@@ -99,7 +194,7 @@ class Measures:
         return generate_latest(registry)
 
 
-def increase(now: Mapping[tuple[str, str], float], before: Mapping[tuple[str, str], float]) -> Series:
+def increase(now: Mapping[tuple[str, ...], float], before: Mapping[tuple[str, ...], float]) -> Series:
     """What counters gained between two readings; series without a gain are left out."""
     gained = {key: value - before.get(key, 0) for key, value in now.items()}
     return {key: value for key, value in gained.items() if value > 0}

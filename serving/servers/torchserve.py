@@ -1,14 +1,17 @@
-"""TorchServe as a background process: given a package, started, waited for, stopped.
+"""TorchServe as a background process: started on an archive, waited for, stopped.
 
     STATE/            STORE/server, or where one says: then nothing is written into the store
                       config.properties, log4j2.xml, metrics.yaml; key_file.json (the tokens, mode 0600),
-                      inference_key.json (the one that cannot manage);
-                      logs/*.jsonl; drift/ (live counts); server.json (what is running)
+                      inference_key.json (the one that cannot manage); example.json (what probes ask);
+                      logs/*.jsonl; drift/ (live counts); workers/ (what each says of itself);
+                      server.json (what is running)
 
 `start` does what `torchserve --start` does from there, and waits for a real prediction: TorchServe's
-own /ping says 200 while no worker lives.
+own /ping says 200 while no worker lives. An attendant beside it (`serving/servers/attendant.py`) answers
+probes and renews tokens.
 """
 
+import contextlib
 import json
 import os
 import shlex
@@ -19,35 +22,51 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import psutil
 
-from features.artifacts import atomic_write_json
-from features.online.request import ScoreRequest
+from features.artifacts import atomic_write_bytes, atomic_write_json
 from serving.client import INFERENCE_KEY_FILE, ClientError, ScoreClient, share_inference_key
-from serving.package.manifest import PackageManifest
-from serving.package.parity import read_requests
-from serving.servers.archive import Archive, build_archive
+from serving.package.signature import TrustedKey
+from serving.servers.archive import Archive
+from serving.servers.background import TRUSTED_KEY, WORKERS_FOLDER
 from serving.servers.drift import DRIFT_FOLDER
-from serving.servers.torchserve_files import CONFIG_NAME, LOGGING_NAME, ServerSettings, write_server_files
-from serving.wire.json_codec import decode_request, encode_request
+from serving.servers.environment import allowed, importable
+from serving.servers.healing import NO_MODEL
+from serving.servers.ports import reachable, taken
+from serving.servers.torchserve_files import (
+    CONFIG_NAME,
+    LOGGING_NAME,
+    ServerSettings,
+    large_name,
+    write_server_files,
+)
+from serving.wire.json_codec import decode_request
 
 SERVER_FOLDER = "server"
 KEY_FILE = "key_file.json"
 #: Of the logs, what workers print that is not a line of our own.
 WORKERS_OUTPUT = "workers_output.jsonl"
+#: The body of a request that the server answers with 200.
+EXAMPLE = "example.json"
 _STATE_NAME = "server.json"
 _JAVA_CLASS = "org.pytorch.serve.ModelServer"
+_LAUNCHER = "serving.servers.torchserve_exec"
 _STOP_S = 30.0
+_ATTENDANT_S = 60.0
 _WORKER_END = "Backend worker process died"
 _SHOWN_LINES = 12
-_EXAMPLE_CANDIDATES = 5
 
 
 class ServerError(ValueError):
     """A server that does not start, or is not there."""
+
+
+class OpenManagementError(ServerError):
+    """Management that everybody could use."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,9 @@ class RunningServer:
         url: where predictions are asked for, up to the model's name.
         key_file: tokens of this run, None without token authorization.
         scratch: the folder of its sockets and unpacked archives, removed by `stop`.
+        probes: address and port of its attendant.
+        attendant: process of it; None if it is part of the process that waits for the server.
+        large_url: where large requests go, if they have workers of their own.
     """
 
     pid: int
@@ -67,6 +89,15 @@ class RunningServer:
     key_file: Path | None
     logs: Path
     scratch: Path
+    token_minutes: int = 60
+    probes: tuple[str, int] = ("", 0)
+    attendant: int | None = None
+    large_url: str | None = None
+
+    @property
+    def probes_url(self) -> str:
+        """http://address:port of /live and /ready."""
+        return f"http://{self.probes[0]}:{self.probes[1]}"
 
     @property
     def alive(self) -> bool:
@@ -77,8 +108,10 @@ class RunningServer:
         """Its process; None if that has ended, even if another one has its number now."""
         try:
             process = psutil.Process(self.pid)
-            ours = _JAVA_CLASS in process.cmdline() and Path(process.cwd()) == self.logs.parent
-            return process if ours and process.status() != psutil.STATUS_ZOMBIE else None
+            command = process.cmdline()
+            ours = _JAVA_CLASS in command or _LAUNCHER in command  # which becomes the other
+            here = Path(process.cwd()) == self.logs.parent
+            return process if ours and here and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.Error:
             return None
 
@@ -90,42 +123,8 @@ class RunningServer:
             management_url=self.management_url,
             retries=0,
             timeout_s=timeout_s,
+            large_url=self.large_url,
         )
-
-
-def archive_package(package: Path, store: Path, *, name: str, embed: bool) -> Archive:
-    """Add a package to a store, with an example request from its parity record.
-
-    Raises:
-        PackageError: not a package.
-        ArchiveError: the archive does not answer.
-    """
-    manifest = PackageManifest.read(package)
-    return build_archive(
-        package,
-        store,
-        version=torchserve_version(manifest.model_version),
-        example=encode_request(example_request(package)),
-        name=name,
-        embed=embed,
-        # Where it was made from is nothing that travels with it: `refresh` does not reach into a .mar.
-        embedded_manifest=manifest.model_copy(update={"sources": {}}),
-    )
-
-
-def example_request(package: Path) -> ScoreRequest:
-    """A short request that the package knows: one of its recorded ones, without the live features."""
-    recorded = read_requests(package)[0]
-    return ScoreRequest(
-        user_id=recorded.user_id,
-        query=recorded.query,
-        candidates=recorded.candidates.slice(0, _EXAMPLE_CANDIDATES),
-    )
-
-
-def torchserve_version(model_version: str) -> str:
-    """A version that can stand in a URL: other characters than letters, digits, dot, - and _ become -."""
-    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in model_version)
 
 
 def start(
@@ -133,6 +132,7 @@ def start(
     settings: ServerSettings,
     *,
     state: Path | None = None,
+    trusted_key: Path | None = None,
     timeout_s: float = 120.0,
     progress: Callable[[str], None] | None = None,
 ) -> RunningServer:
@@ -141,48 +141,138 @@ def start(
     Args:
         state: folder of its files, keys, logs and counts; STORE/server by default. Everybody who is later
             asked about the server (`running`, `stop`) takes this folder, too.
+        trusted_key: public key that has to have signed what is served.
 
     Raises:
         ServerError: java is missing, a port is taken, a server already runs here, or no worker answers in
             time; then the end of the workers' log is in the error, and nothing is left running.
     """
     report = progress or (lambda _: None)
+    folder = prepare(archive, settings, state=state, trusted_key=trusted_key)
+    report("starting TorchServe")
+    with (folder / "logs" / "console.log").open("wb") as console:
+        server, _ = launch(folder, archive, settings, output=console)
+    report("waiting for the first prediction")
+    try:
+        wait_for_scores(server, folder, timeout_s=timeout_s)
+        server = _with_attendant(server, folder)
+    except BaseException:
+        stop(folder)
+        raise
+    return server
+
+
+def prepare(
+    archive: Archive,
+    settings: ServerSettings,
+    *,
+    state: Path | None = None,
+    trusted_key: Path | None = None,
+    console: bool = False,
+) -> Path:
+    """The state folder of a server to be started, with its files and nothing of the run before.
+
+    Raises:
+        ServerError: a port is taken, or a server already runs here.
+    """
     folder = (state or archive.path.parent / SERVER_FOLDER).absolute()
     _check_free(folder, settings)
     stop(folder)  # what a server that died has left
-    for name in ("logs", DRIFT_FOLDER):  # of the run before
+    for name in (KEY_FILE, TRUSTED_KEY):  # of the run before, as all here
+        (folder / name).unlink(missing_ok=True)
+    for name in ("logs", DRIFT_FOLDER, WORKERS_FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / KEY_FILE).unlink(missing_ok=True)
-    for name in ("logs", DRIFT_FOLDER):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    write_server_files(folder, archive, settings)
+    write_server_files(folder, archive, settings, console=console)
+    atomic_write_bytes(folder / EXAMPLE, archive.example())
+    if trusted_key is not None:
+        TrustedKey.read(trusted_key)
+        atomic_write_bytes(folder / TRUSTED_KEY, trusted_key.read_bytes())
+    return folder
+
+
+def launch(
+    folder: Path, archive: Archive, settings: ServerSettings, *, output: IO[bytes] | int
+) -> tuple[RunningServer, subprocess.Popen[bytes]]:
+    """Start TorchServe in a prepared folder, as a child of this process; its output goes to `output`.
+
+    Raises:
+        ServerError: there is no java.
+    """
+    if shutil.which("java") is None:
+        raise ServerError("TorchServe needs java 11 or later (Debian: apt-get install default-jre-headless)")
     # A short path: the workers' sockets lie there, and the kernel takes 108 bytes.
     scratch = Path(tempfile.mkdtemp(prefix="dashclip-"))
-    report("starting TorchServe")
-    try:
-        launched = _launch(folder, archive.path.parent.resolve(), scratch)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+    logs = str((folder / "logs").resolve())
+    environment = {**allowed(os.environ), "OMP_NUM_THREADS": "1"}
+    environment |= dict.fromkeys(("TMPDIR", "TEMP"), str(scratch))
+    environment |= dict.fromkeys(("LOG_LOCATION", "METRICS_LOCATION"), logs)
+    command = [sys.executable, "-m", _LAUNCHER, "--start", "--ncs", "--model-store"]
+    command += [str(archive.path.parent.resolve()), "--ts-config", CONFIG_NAME, "--log-config", LOGGING_NAME]
+    # A session of its own: Ctrl-C reaches it through whoever waits for it, once.
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=importable(environment),
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    predictions = f"{settings.url('inference')}/predictions"
     server = RunningServer(
-        pid=launched,
-        url=f"{settings.url('inference')}/predictions/{archive.name}",
+        pid=process.pid,
+        url=f"{predictions}/{archive.name}",
         management_url=settings.url("management"),
         metrics_url=f"{settings.url('metrics')}/metrics",
         key_file=(folder / KEY_FILE).resolve() if settings.token_authorization else None,
         logs=(folder / "logs").resolve(),
         scratch=scratch,
+        token_minutes=settings.token_minutes,
+        probes=(settings.address_of("probes"), settings.ports["probes"]),
+        large_url=f"{predictions}/{large_name(archive.name)}" if settings.large_workers else None,
     )
+    _remember(server, folder)
+    return server, process
+
+
+def wait_for_scores(server: RunningServer, folder: Path, *, timeout_s: float) -> None:
+    """Return once a launched server has scored its example; its inference token then lies in its file.
+
+    Raises:
+        ServerError: it has ended, no worker answers in time, or management can be reached without tokens.
+    """
+    _wait(server, (folder / EXAMPLE).read_bytes(), timeout_s)
+    if server.key_file is not None:
+        share_inference_key(server.key_file)
+    elif (why := reachable(server.management_url)) is not None:
+        raise OpenManagementError(why)
+
+
+def _with_attendant(server: RunningServer, folder: Path) -> RunningServer:
+    command = [sys.executable, "-m", "serving.servers.attendant", str(folder)]
+    with (folder / "logs" / "console.log").open("ab") as console:
+        attendant = subprocess.Popen(
+            command,
+            env=importable(allowed(os.environ)),
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            start_new_session=True,
+        )
+    server = replace(server, attendant=attendant.pid)
+    _remember(server, folder)
+    deadline = time.monotonic() + _ATTENDANT_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(server.probes, timeout=1):
+            return server
+        if attendant.poll() is not None:
+            break
+        time.sleep(0.05)
+    raise ServerError(f"the probes do not answer: {_tail(folder / 'logs' / 'console.log')}")
+
+
+def _remember(server: RunningServer, folder: Path) -> None:
     atomic_write_json(folder / _STATE_NAME, {key: _plain(value) for key, value in vars(server).items()})
-    report("waiting for the first prediction")
-    try:
-        _wait(server, archive.example(), timeout_s)
-        if server.key_file is not None:
-            share_inference_key(server.key_file)
-    except BaseException:
-        stop(folder)
-        raise
-    return server
 
 
 def state_folder(place: Path) -> Path:
@@ -210,6 +300,10 @@ def _last_started(folder: Path) -> RunningServer | None:
         key_file=Path(state["key_file"]) if state["key_file"] else None,
         logs=Path(state["logs"]),
         scratch=Path(state["scratch"]),
+        token_minutes=state["token_minutes"],
+        probes=(state["probes"][0], state["probes"][1]),
+        attendant=state["attendant"],
+        large_url=state["large_url"],
     )
 
 
@@ -228,6 +322,7 @@ def stop(place: Path) -> bool:
         for one in left:
             one.kill()
     if server is not None:
+        _end_attendant(server)
         shutil.rmtree(server.scratch, ignore_errors=True)
     for name in (KEY_FILE, INFERENCE_KEY_FILE):
         (folder / name).unlink(missing_ok=True)
@@ -235,35 +330,25 @@ def stop(place: Path) -> bool:
     return process is not None
 
 
+def _end_attendant(server: RunningServer) -> None:
+    """It ends by itself, a moment later; the port is to be free now."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(server.attendant or 0)
+        if "serving.servers.attendant" in process.cmdline():
+            process.terminate()
+            process.wait(_STOP_S)
+
+
 def worker_pids(server: RunningServer) -> list[int]:
     """Process ids of the workers that live now."""
     process = server.process()
-    children = process.children(recursive=True) if process else []
-    return [child.pid for child in children if "model_service_worker" in " ".join(child.cmdline())]
-
-
-def _launch(folder: Path, store: Path, scratch: Path) -> int:
-    if shutil.which("java") is None:
-        raise ServerError("TorchServe needs java 11 or later (Debian: apt-get install default-jre-headless)")
-    command = [sys.executable, "-m", "ts.model_server", "--start", "--ncs", "--model-store", str(store)]
-    command += ["--ts-config", CONFIG_NAME, "--log-config", LOGGING_NAME]
-    logs = str((folder / "logs").resolve())
-    environment = {
-        **os.environ,
-        "TMPDIR": str(scratch),
-        "TEMP": str(scratch),
-        "LOG_LOCATION": logs,
-        "METRICS_LOCATION": logs,
-        "OMP_NUM_THREADS": "1",
-    }
-    with (folder / "logs" / "console.log").open("wb") as console:
-        subprocess.run(
-            command, cwd=folder, env=environment, stdout=console, stderr=subprocess.STDOUT, check=False
-        )
-    pid_file = scratch / ".model_server.pid"
-    if not pid_file.is_file():
-        raise ServerError(f"TorchServe did not start: {_tail(folder / 'logs' / 'console.log')}")
-    return int(pid_file.read_text())
+    found = []
+    with contextlib.suppress(psutil.Error):  # the server has just ended
+        for child in process.children(recursive=True) if process else []:
+            with contextlib.suppress(psutil.Error):  # a worker has
+                if "model_service_worker" in " ".join(child.cmdline()):
+                    found.append(child.pid)
+    return found
 
 
 def _wait(server: RunningServer, example: bytes, timeout_s: float) -> None:
@@ -279,6 +364,8 @@ def _wait(server: RunningServer, example: bytes, timeout_s: float) -> None:
             if not server.alive:
                 raise ServerError(f"TorchServe ended: {_tail(server.logs / 'console.log')}")
             ends = _worker_ends(server.logs / WORKERS_OUTPUT)
+            if NO_MODEL in str(last):  # a worker goes on trying; whoever starts it wants the reason
+                ends = "The workers' log ends:\n" + _tail(server.logs / "workers.jsonl")
             if ends or time.monotonic() > deadline:
                 raise ServerError(f"no worker answers ({last}). {ends}")
             time.sleep(0.1)
@@ -299,13 +386,8 @@ def _check_free(folder: Path, settings: ServerSettings) -> None:
     if server is not None:
         already = f"a server runs in {folder} already (process {server.pid})"
         raise ServerError(f"{already}; `dashclip stop {shlex.quote(str(folder))}` ends it")
-    for use, port in settings.ports.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((settings.address_of(use), port))
-            except OSError:
-                raise ServerError(f"port {port} ({use}) is taken; choose others with --port") from None
+    if (why := taken(settings)) is not None:
+        raise ServerError(why)
 
 
 def _tail(path: Path) -> str:

@@ -7,6 +7,7 @@ gets its own status.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,47 +15,83 @@ from typing import Any
 
 import torch
 
-from serving.scoring.predictor import Predictor
-from serving.servers.background import Background
+from serving.feature_log.feature_log import FeatureLogSettings
+from serving.observers.assembly import build_endpoint, with_challengers
+from serving.scoring.predictor import Predictor, load_to_serve
+from serving.servers.background import LARGE_MODEL, TRUSTED_KEY, WORKERS_FOLDER, Background
 from serving.servers.drift import DRIFT_FOLDER, LiveCounts
 from serving.servers.endpoint import FORM, Body, Endpoint
+from serving.servers.healing import HealingScorer
 from serving.servers.json_lines import WorkerLines
-from serving.servers.measures import SNAPSHOT_AGE, Series, increase
+from serving.servers.measures import GAUGES, Series, increase
 from serving.wire.reply import Scorer
 
 #: Of an exported value.
 _DECIMALS = 6
-_PHRASES = {200: "OK", 400: "Bad Request", 413: "Payload Too Large", 500: "Internal Server Error"}
+_LARGE_NICE = 10
+_PHRASES = {
+    200: "OK",
+    400: "Bad Request",
+    413: "Payload Too Large",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
 
 
 class DashclipHandler:
     """One of these lives in each worker process."""
 
+    #: A package that cannot be opened is tried again, and requests get 503 until then: a worker that ended
+    #: would leave them waiting in TorchServe's queue. The check of an archive wants the error instead.
+    heals = True
+
     def __init__(self) -> None:
         self._endpoint: Endpoint | None = None
         self._background: Background | None = None
+        #: Whose packages are served, if not everybody's.
+        self.trusted_key: Path | None = None
 
     def initialize(self, context: Any) -> None:
-        """Open the package named in model-config.yaml; TorchServe logs what it raises as the worker's end."""
+        """Open the package named in model-config.yaml, or go on trying."""
         settings = context.model_yaml_config["dashclip"]
         torch.set_num_threads(1)  # workers scale; threads of several workers would fight for the cores
         _quiet_logs()
-        scorer, live = self.open(settings, Path(context.system_properties["model_dir"]))
+        model_dir = Path(context.system_properties["model_dir"])
         # The server's own folder, which no setting of an archive could know, is where its metrics.yaml is.
-        folder = Path(context.metrics.config_file_path).parent / DRIFT_FOLDER
-        self._endpoint = Endpoint(scorer, live=live)
+        state = Path(context.metrics.config_file_path).parent
+        key = state / TRUSTED_KEY
+
+        def opened() -> Scorer:
+            self.trusted_key = key if key.is_file() else None
+            champion, endpoint.live = self.open(settings, model_dir)
+            challengers = {name: Path(path) for name, path in settings.get("challengers", {}).items()}
+            return with_challengers(
+                champion, challengers, state=state, heals=self.heals, trusted_key=self.trusted_key
+            )
+
+        healing = HealingScorer(opened)
+        endpoint = self._endpoint = build_endpoint(healing, log=FeatureLogSettings.of_server(state))
+        healing.open(raises=not self.heals)
+        large_model = state / LARGE_MODEL
+        if large_model.is_file():
+            if context.model_name == (name := large_model.read_text(encoding="utf-8").strip()):
+                os.nice(_LARGE_NICE)  # of two that want a core the small request gets it
+            else:
+                endpoint.large_at = f"/predictions/{name}"
         self._background = Background(
             self._endpoint,
             export=_exporter(context),
-            counts_folder=folder,
+            counts_folder=state / DRIFT_FOLDER,
+            status_folder=state / WORKERS_FOLDER,
+            model_name=context.model_name,
         )
         self._background.start()
 
     def open(self, settings: Mapping[str, Any], model_dir: Path) -> tuple[Scorer, LiveCounts | None]:
         """The predictor of the package, which is beside this file if it was embedded."""
-        predictor = Predictor.load(model_dir / settings["package"])
-        manifest = predictor.manifest
-        return predictor, LiveCounts(manifest.training_record, manifest.dense_columns)
+        package = model_dir / settings["package"]
+        predictor = load_to_serve(package, self.trusted_key) if self.heals else Predictor.load(package)
+        return predictor, LiveCounts.of_package(predictor.manifest)
 
     def handle(self, requests: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch."""
@@ -63,6 +100,8 @@ class DashclipHandler:
         for position, answer in enumerate(answers):
             context.set_response_status(answer.status, _PHRASES[answer.status], position)
             context.set_response_content_type(position, answer.content_type)
+            if answer.retry_after_s is not None:
+                context.set_response_header(position, "retry-after", str(answer.retry_after_s))
         return [answer.content for answer in answers]
 
 
@@ -86,18 +125,20 @@ def _exporter(context: Any) -> Any:
     from ts.metrics.metric_type_enum import MetricTypes
 
     told: Series = {}
-    age = (SNAPSHOT_AGE, "")
 
     def export(series: Series) -> None:
-        for key, value in (increase(series, told) | {age: series[age]}).items():
-            name, label = key
-            kind = MetricTypes.GAUGE if name == SNAPSHOT_AGE else MetricTypes.COUNTER
+        gauges = {key: value for key, value in series.items() if key[0] in GAUGES}
+        counters = {key: value for key, value in series.items() if key[0] not in GAUGES}
+        for key, value in (increase(counters, told) | gauges).items():
+            name, *labels = key
+            kind = MetricTypes.GAUGE if key in gauges else MetricTypes.COUNTER
             rounded = round(value, _DECIMALS)
-            if rounded == 0 and key != age:
+            if rounded == 0 and key not in gauges:
                 continue
             metric = context.metrics.get_metric(name, kind)
-            metric.add_or_update(rounded, [context.model_name, *([label] if label else [])])
-            told[key] = told.get(key, 0.0) + rounded
+            metric.add_or_update(rounded, [context.model_name, *(labels if any(labels) else [])])
+            if key in counters:
+                told[key] = told.get(key, 0.0) + rounded
 
     return export
 

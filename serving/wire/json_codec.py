@@ -96,13 +96,15 @@ def decode_reply(body: bytes) -> ScoreReply:
 
 
 def facts_of_reply(reply: ScoreReply) -> dict[str, Any]:
-    """What a reply says beside the columns."""
+    """What a reply says beside the columns; of variants only where there are several packages."""
+    routed = {"variant": reply.variant, "salt": reply.salt, "instead_of": reply.instead_of}
     return {
         "model_version": reply.model_version,
         "generation": reply.generation,
         "as_of": reply.as_of,
         "unknown": dict(reply.unknown),
         "history_length": reply.history_length,
+        **{name: value for name, value in routed.items() if value is not None},
     }
 
 

@@ -5,13 +5,42 @@ No torch here: clients import this module, too.
 Shapes: N candidates.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from features.online.request import RequestError, ScoreRequest
+
+if TYPE_CHECKING:
+    from features.online.request_features import FeatureRows
+
+#: Of several packages, the one that was there first: it answers what no other does.
+CHAMPION = "champion"
+
+
+@dataclass(frozen=True, eq=False)
+class Shadow:
+    """A variant that is to score what another one has served; None of `score` is a failure."""
+
+    variant: str
+    score: "Callable[[Sequence[ScoreRequest]], Sequence[ScoreReply | RequestError | None]]"
+
+
+class Unavailable(RuntimeError):
+    """No scores now, through no fault of the request; later there may be.
+
+    Attributes:
+        reason: one word for the measures.
+        retry_after_s: after which to ask again, whole seconds, at least 1.
+    """
+
+    def __init__(self, reason: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after_s = max(1, math.ceil(retry_after_s))
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +55,13 @@ class ScoreReply:
         as_of: the moment of the snapshot, ISO 8601.
         unknown: how many ids of each kind were not known ("users", "queries", "products", "history").
         history_length: how many purchases the model read.
+        variant: which of several packages scored it; None where there is one.
+        salt: by which the variant was drawn.
+        instead_of: the variant that was drawn and refused or failed, so that the champion answered.
+        shadows: who is to score it, too; never sent.
+        is_shadow: nobody sees these scores.
         dense_NF: dense features as the model read them; for the drift counts, never sent.
+        rows: all features as the model read them; for the feature log, never sent.
     """
 
     scores_N: np.ndarray
@@ -36,14 +71,24 @@ class ScoreReply:
     as_of: str
     unknown: Mapping[str, int]
     history_length: int = 0
+    variant: str | None = None
+    salt: str | None = None
+    instead_of: str | None = None
+    shadows: tuple[Shadow, ...] = ()
+    is_shadow: bool = False
     dense_NF: np.ndarray | None = None
+    rows: "FeatureRows | None" = None
 
 
 class Scorer(Protocol):
-    """What a server needs; `serving.scoring.predictor.Predictor` is one."""
+    """What a server needs: `serving.scoring.predictor.Predictor`, or several behind a `RoutedScorer`."""
 
     def score_many(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply | RequestError]:
-        """One reply or refusal for each request: a bad one does not fail its neighbours."""
+        """One reply or refusal for each request: a bad one does not fail its neighbours.
+
+        Raises:
+            Unavailable: there is nothing to score with now.
+        """
         ...
 
     def reload_if_changed(self) -> object:
@@ -51,7 +96,10 @@ class Scorer(Protocol):
         ...
 
     def facts(self) -> Mapping[str, Any]:
-        """What is being served: model version, generation, as_of, encoder, counts."""
+        """What is being served: model version, generation, as_of, encoder, counts.
+
+        `refused_generation` says why another generation than the current one is served, if one is.
+        """
         ...
 
 

@@ -1,5 +1,6 @@
 """Small trained runs on hand-made logs full of edges, and packages of them."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,14 @@ from features.schema import SplitConfig
 from ranking.model import RankerConfig, SemanticConfig
 from ranking.run import RunConfig, execute_run
 from ranking.train import TrainingConfig
+from serving.package.generations import (
+    GenerationManifest,
+    activate,
+    current_generation,
+    generation_folder,
+    next_name,
+    seal_generation,
+)
 from serving.packaging.build_package import PackageOptions, build_package
 from tests.features.small_logs import CONFIG, START_US, random_tables, write_tables
 
@@ -73,3 +82,14 @@ def package_small(folder: Path, **options: object) -> Path:
         options=PackageOptions(**{"backend": "eager", "parity_requests": 12, **options}),  # type: ignore[arg-type]
     )
     return folder / "package"
+
+
+def copy_generation(package: Path) -> str:
+    """Make a copy of the live generation the live one, as a refresh that brings nothing new."""
+    before, name = current_generation(package), next_name(package)
+    folder = Path(shutil.copytree(generation_folder(package, before), generation_folder(package, name)))
+    about = GenerationManifest.read(folder)
+    (folder / "manifest.json").unlink()
+    seal_generation(folder, about.model_copy(update={"name": name, "based_on": before}))
+    activate(package, name)
+    return name

@@ -16,10 +16,11 @@ from serving.package.manifest import PackageManifest
 from serving.package.parity import read_requests
 from serving.scoring.predictor import Predictor
 from serving.servers import archive as archive_module
+from serving.servers.archive import archive_package, example_request, torchserve_version
 from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import Body, Endpoint
-from serving.servers.torchserve import RunningServer, archive_package, example_request, torchserve_version
-from tests.serving.servers.test_torchserve import five_free_ports
+from serving.servers.torchserve import RunningServer
+from tests.serving.servers.test_torchserve import free_ports
 
 
 def run(*arguments: object) -> Result:
@@ -59,7 +60,7 @@ def test_the_printed_curl_hands_logged_text_over_and_runs_none_of_it(tmp_path: P
     folder.mkdir()
     body = b'{"query": "it\'s $(touch c) `touch d` \\u0022; touch e"}'
     key_file = folder / "key_file.json"
-    key_file.write_text('{"inference": {"key": "the key"}}')
+    key_file.with_name("inference_key.json").write_text('{"inference": {"key": "the key"}}')
     store = folder / "dashclip"
     if as_folder:
         store.mkdir()
@@ -88,7 +89,7 @@ def test_a_package_is_archived_served_asked_with_the_printed_curl_and_stopped(
     assert done.exit_code == 0, done.output
     assert (store / "server" / "config.properties").is_file()
     try:
-        done = run("serve", store, "--port", five_free_ports())
+        done = run("serve", store, "--port", free_ports())
         assert done.exit_code == 0, done.output
         curl = done.output.split("try it with:\n")[1]
         answer = subprocess.run(["bash", "-c", curl], capture_output=True, check=True).stdout

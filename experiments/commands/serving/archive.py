@@ -6,11 +6,20 @@ from typing import Annotated
 
 import typer
 
+from experiments.commands.serving.route import challengers_of
+
 
 def archive(
     package: Annotated[Path, typer.Argument(help="Folder that `dashclip package` wrote.")],
     store: Annotated[Path, typer.Argument(help="Model store to add it to; made if it is not there.")],
     name: Annotated[str, typer.Option(help="The model's name, part of its URL.")] = "dashclip",
+    challenger: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=PACKAGE: another package that may get a share of the users; repeatable. See "
+            "`dashclip route`."
+        ),
+    ] = None,
     embed: Annotated[
         bool,
         typer.Option(
@@ -29,13 +38,16 @@ def archive(
     from rich.console import Console
 
     from features.artifacts import refuse_to_replace_input
-    from serving.servers.torchserve import SERVER_FOLDER, archive_package
+    from serving.servers.archive import archive_package
+    from serving.servers.torchserve import SERVER_FOLDER
     from serving.servers.torchserve_files import ServerSettings, write_server_files
 
     console = Console()
     refuse_to_replace_input(store / name, package)
     with console.status("building, and scoring once in a fresh interpreter"):
-        built = archive_package(package, store, name=name, embed=embed)
+        built = archive_package(
+            package, store, name=name, embed=embed, challengers=challengers_of(challenger)
+        )
     folder = store / SERVER_FOLDER
     if not (folder / "server.json").exists():
         folder.mkdir(exist_ok=True)

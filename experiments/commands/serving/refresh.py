@@ -30,8 +30,15 @@ def refresh(
     query_table: Annotated[
         Path | None, typer.Option(help="Embedding table of the queries, from the model's own encoder.")
     ] = None,
+    signing_key: Annotated[
+        Path | None, typer.Option(help="Private key that signs the new generation (`dashclip sign`).")
+    ] = None,
     rollback: Annotated[
         bool, typer.Option("--rollback", help="Go back to the generation that was live before this one.")
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Switch although the new generation does not pass the gate."),
     ] = False,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch while verifying.")] = 1,
 ) -> None:
@@ -39,6 +46,7 @@ def refresh(
 
     Writes a new generation beside the live one, checks that the compiled model scores recorded requests with
     it as it should, and switches with one rename; servers notice within a second and answer all along.
+    A generation that is much poorer, older or other than the live one (gate.toml of the package) is refused.
     Products that are new in DATA can be scored from then on. Vectors of another encoder or width are refused.
     The last three generations are kept for `--rollback`.
 
@@ -52,6 +60,7 @@ def refresh(
     from experiments.runtime.progress import progress_bars
     from serving.package.generations import rollback as roll_back
     from serving.package.manifest import EntityKind
+    from serving.package.signature import SigningKey
     from serving.packaging.as_of import snapshot_source
     from serving.packaging.build_generation import vectors_of_table
     from serving.packaging.refresh import refresh as refresh_package
@@ -59,7 +68,7 @@ def refresh(
     torch.set_num_threads(threads)
     console = Console()
     if rollback:
-        if data or product_table or query_table:
+        if data or product_table or query_table or signing_key or force:
             raise typer.BadParameter("takes no other option: it only switches back", param_hint="--rollback")
         left, now = roll_back(package)
         console.print(f"{package}: generation {now} is live again, {left} no longer")
@@ -74,6 +83,8 @@ def refresh(
                 for kind, folder in tables.items()
                 if folder is not None
             },
+            force=force,
+            signing_key=SigningKey.read(signing_key) if signing_key else None,
             progress=bars,
         )
     _show(console, package, done)
@@ -103,10 +114,9 @@ def _show(console: "Console", package: Path, done: "Refreshed") -> None:
         f"recorded requests moved by {done.moved_mean:.2g} on average, {done.moved_most:.2g} at most; "
         f"written, verified and switched in {done.seconds:.1f} s"
     )
-    if done.now.as_of < done.before.as_of:
-        console.print(
-            f"[yellow]note:[/yellow] the snapshot is older than the one before ({done.before.as_of})"
-        )
+    for check in done.gate.checks:
+        if not check.passed:
+            console.print(f"[yellow]forced:[/yellow] {check.sentence}")
     if done.removed:
         console.print(f"removed generation {', '.join(done.removed)}")
 

@@ -97,7 +97,8 @@ def _soak(
     from ranking.run import run_config
     from serving.packaging.as_of import end_of_log_us
     from serving.scoring.predictor import Predictor
-    from serving.servers.torchserve import archive_package, start, stop
+    from serving.servers.archive import archive_package
+    from serving.servers.torchserve import start, stop
     from serving.servers.torchserve_files import ServerSettings
 
     torch.set_num_threads(1)

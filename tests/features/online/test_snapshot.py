@@ -139,6 +139,14 @@ def test_a_moment_before_the_log_is_refused_and_nothing_is_left(market, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_moment_long_after_the_log_counts_nothing(market):
+    late = market.snapshot(NOW_US + 1_000 * DAY_US)
+    assert late.manifest.num_pairs == late.manifest.num_purchases == 0
+    assert {key: int(count_KC.sum()) for key, count_KC in late.counts.items()} == dict.fromkeys(
+        late.counts, 0
+    )
+
+
 def test_ids_of_another_type_than_the_feature_sets_are_refused(market, tmp_path):
     other = Market(tmp_path, WIDE, seed=3, text_ids=True)
     with pytest.raises(SnapshotError, match="user_id is string, but int64 in the feature set"):

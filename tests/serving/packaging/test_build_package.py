@@ -155,7 +155,12 @@ def test_every_file_of_a_package_is_accounted_for(small_run: Path) -> None:
     generation = generation_folder(package, current_generation(package))
     listed = {package / name for name in PackageManifest.read(package).files}
     listed |= {generation / name for name in json.loads((generation / "manifest.json").read_text())["files"]}
-    listed |= {package / "manifest.json", generation / "manifest.json", package / "CURRENT"}
+    listed |= {
+        package / "manifest.json",
+        generation / "manifest.json",
+        package / "CURRENT",
+        package / "gate.toml",
+    }
     found = {path for path in package.rglob("*") if path.is_file() and path.name != ".lock"}
     assert found == listed
 

@@ -1,8 +1,10 @@
 """An archive appears in the store only after it answered a request in a fresh process."""
 
+import dataclasses
 import json
 import logging
 import re
+import socket
 import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
@@ -139,10 +141,52 @@ def test_a_worker_sees_what_is_allowed_of_the_environment_and_nothing_else(tmp_p
         assert hidden.fullmatch(name), name
 
 
-@pytest.mark.parametrize("wrong", [{"port": 80}, {"port": 65_535}, {"workers": 0}, {"batch_delay_ms": 0}])
-def test_settings_that_cannot_work_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        ServerSettings(**wrong)
+@pytest.mark.parametrize(
+    ("name", "value"), [("port", 80), ("port", 65_531), ("workers", 0), ("batch_delay_ms", 0)]
+)
+def test_settings_that_cannot_work_are_refused(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=name):
+        dataclasses.replace(ServerSettings(), **{name: value})  # type: ignore[arg-type]
+
+
+def test_each_port_has_an_address_of_its_own_and_management_stays_where_it_is() -> None:
+    uses = ("inference", "management", "metrics", "grpc_inference", "grpc_management", "probes")
+
+    def addresses(settings: ServerSettings) -> list[str]:
+        return [settings.address_of(use) for use in uses]
+
+    here, there = "127.0.0.1", "10.0.0.7"
+    assert addresses(ServerSettings()) == [here] * 6
+    assert addresses(ServerSettings(address=there)) == [there, here, there, there, here, there]
+    own = ServerSettings(metrics_address="10.0.0.1", grpc_address="10.0.0.2", probe_address="10.0.0.3")
+    assert addresses(own) == [here, here, "10.0.0.1", "10.0.0.2", here, "10.0.0.3"]
+    moved = ServerSettings(management_address=there)
+    assert addresses(moved) == [here, there, here, here, there, here]
+
+
+def test_workers_for_large_requests_are_a_model_of_their_own(package: Path, tmp_path: Path) -> None:
+    built = build_archive(package, tmp_path / "store", version="7", example=EXAMPLE, handler=STAND_IN)
+    text = config_text(tmp_path, built, ServerSettings(workers=3, large_workers=2))
+    lines = dict(line.split("=", 1) for line in text.splitlines())
+    assert lines["load_models"] == "dashclip=dashclip,dashclip-large=dashclip"
+    models = json.loads(lines["models"])
+    assert {name: model["7"]["minWorkers"] for name, model in models.items()} == {
+        "dashclip": 3,
+        "dashclip-large": 2,
+    }
+    assert models["dashclip-large"]["7"]["jobQueueSize"] < models["dashclip"]["7"]["jobQueueSize"]
+
+
+def test_without_tokens_management_is_where_nobody_gets_and_cannot_be_moved(tmp_path: Path) -> None:
+    settings = ServerSettings(address="0.0.0.0", token_authorization=False)
+    assert settings.address_of("management") == settings.address_of("grpc_management") == "127.255.255.255"
+    with pytest.raises(ValueError, match="management_address"):
+        ServerSettings(token_authorization=False, management_address="0.0.0.0")
+    with socket.socket() as nowhere, socket.socket() as caller:
+        nowhere.bind(("127.255.255.255", 0))
+        nowhere.listen()
+        with pytest.raises(OSError, match="unreachable"):
+            caller.connect(nowhere.getsockname())
 
 
 def test_the_access_log_is_off_unless_it_is_asked_for() -> None:

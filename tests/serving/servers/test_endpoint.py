@@ -79,6 +79,14 @@ def test_too_large_a_body_is_413_and_says_the_limit() -> None:
     assert f"{MAX_BODY_BYTES:,}" in json.loads(answer.content)["error"]["advice"]
 
 
+def test_a_large_request_is_told_where_it_is_scored() -> None:
+    endpoint = Endpoint(stand_in_scorer())
+    endpoint.large_at = "/predictions/dashclip-large"
+    small, large = endpoint.answer([body([101]), body(list(range(10**6, 10**6 + 2_000)))])
+    assert (small.status, large.status) == (200, 413)
+    assert "/predictions/dashclip-large" in json.loads(large.content)["error"]["advice"]
+
+
 def test_a_form_is_told_which_content_type_to_use() -> None:
     (answer,) = Endpoint(stand_in_scorer()).answer([Body(b"", FORM)])
     assert answer.status == 400

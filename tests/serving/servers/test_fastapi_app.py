@@ -1,11 +1,12 @@
 """The FastAPI app answers as TorchServe's handler does: they share the endpoint."""
 
+import contextlib
+import itertools
 import json
 import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -112,9 +113,7 @@ def test_health_and_metrics_say_what_is_served(root: str) -> None:
 
 @pytest.mark.slow
 def test_workers_are_counted_together_replaced_when_killed_and_end_with_their_parent(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    url = f"http://127.0.0.1:{free_port()}"
     code = (
         "from serving.servers.fastapi_app import serve\n"
         "from tests.serving.servers.stand_in_handler import stand_in_scorer\n"
@@ -264,6 +263,21 @@ def test_a_worker_is_ready_if_it_scores_its_example_or_has_scored_of_late() -> N
         assert status_of(server, "/ready") == 200
 
 
+def test_bodies_beyond_the_budget_of_memory_are_told_to_come_back_and_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from serving.servers import fastapi_app, lanes
+
+    monkeypatch.setattr(lanes, "BODIES_BYTES", 1_000)
+    with served(fastapi_app.create_app(stand_in_scorer())) as server:
+        for _ in range(3):
+            request = urllib.request.Request(root_of(server) + "/score", b" " * 5_000)
+            with pytest.raises(urllib.error.HTTPError) as error:
+                urllib.request.urlopen(request)
+            assert (error.value.code, error.value.headers["retry-after"]) == (503, "1")
+            assert scored(root_of(server), 1)
+
+
 def test_the_schema_is_offered_only_if_it_is_asked_for(server: Any) -> None:
     from serving.servers.fastapi_app import create_app
 
@@ -272,45 +286,118 @@ def test_the_schema_is_offered_only_if_it_is_asked_for(server: Any) -> None:
         assert status_of(other, "/openapi.json") == 200
 
 
-@pytest.mark.parametrize(
-    ("codes", "times", "why"),
-    [
-        ([None, None], 100, ""),
-        ([-9, None], 9, ""),
-        ([-9, None], 10, "workers died 10 times within a minute"),
-        ([None, 3], 1, "a worker cannot start"),
-    ],
-)
-def test_workers_are_replaced_unless_that_is_no_help(
-    monkeypatch: pytest.MonkeyPatch, codes: list[int | None], times: int, why: str
+def test_a_worker_is_replaced_at_once_and_those_that_die_young_after_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from serving.servers.fastapi_app import Multiprocess, _Supervisor
+    from serving.servers import fastapi_app
 
-    replaced = []
+    now, started = 0.0, []
+
+    class Dead:
+        """A worker that has ended as soon as it is looked at."""
+
+        pid, exitcode = 7, -9
+
+        def __init__(self, *_: object) -> None:
+            self.process = SimpleNamespace(is_alive=lambda: False)
+
+        def start(self) -> None:
+            started.append(now)
+
+        def is_alive(self, timeout: float) -> bool:
+            return False
+
+        def kill(self) -> None:
+            pass
+
+        join = kill
+
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(Multiprocess, "keep_subprocess_alive", lambda self: replaced.append(self))
-    supervisor = _Supervisor(SimpleNamespace(workers=2), [])
-    supervisor.processes = [SimpleNamespace(process=SimpleNamespace(exitcode=code)) for code in codes]
-    for _ in range(times):
+    monkeypatch.setattr(fastapi_app, "Process", Dead)
+    monkeypatch.setattr(fastapi_app, "_clock", lambda: now)
+    supervisor = fastapi_app._Supervisor(SimpleNamespace(workers=1), [], tmp_path)  # type: ignore[arg-type]
+    supervisor.processes = [Dead()]  # type: ignore[list-item]
+    for half_second in range(2_000):
+        now = half_second / 2
         supervisor.keep_subprocess_alive()
-    assert supervisor.why_ended.startswith(why)
-    assert supervisor.should_exit.is_set() == bool(why)
-    assert len(replaced) == times - bool(why)
+        assert supervisor.nobody_serves
+    pauses = [later - earlier for earlier, later in itertools.pairwise(started)]
+    assert started[0] == 0.5
+    assert pauses[:8] == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60], abs=0.51)
+    assert not supervisor.should_exit.is_set()
 
 
 @pytest.mark.slow
-def test_a_server_whose_worker_cannot_start_ends_and_says_so(tmp_path: Path) -> None:
+def test_a_server_that_cannot_open_its_scorer_says_503_at_once_and_serves_once_it_can(tmp_path: Path) -> None:
+    port = free_port()
+    there, state = tmp_path / "there", tmp_path / "state"
     code = (
-        "from functools import partial\nfrom pathlib import Path\n"
-        "from serving.scoring.predictor import Predictor\nfrom serving.servers import fastapi_app\n"
-        "fastapi_app._IMPORT_S = 30\n"
-        f"fastapi_app.serve(partial(Predictor.load, Path({str(tmp_path)!r})), host='127.0.0.1', port=0)\n"
+        "from pathlib import Path\n"
+        "from serving.servers import fastapi_app\n"
+        "from tests.serving.servers.stand_in_handler import stand_in_scorer\n"
+        "def open_scorer():\n"
+        f"    return Path({str(there)!r}).read_text() and stand_in_scorer()\n"
+        "if __name__ == '__main__':\n"
+        f"    fastapi_app.serve(open_scorer, host='127.0.0.1', port={port}, "
+        f"state=Path({str(state)!r}))\n"
     )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.count("is not a package") == 1
-    assert "a worker cannot start" in done.stderr
+    script = tmp_path / "opens_later.py"
+    script.write_text(code)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+        "DATABASE_URL": "a:secret@host",
+    }
+    parent = psutil.Popen(
+        [sys.executable, str(script)], stderr=(tmp_path / "err").open("wb"), env=environment
+    )
+    url = f"http://127.0.0.1:{port}"
+    seen = set()
+    try:
+        wait_until(lambda: listens(port))
+        deadline = time.monotonic() + 240
+        while not there.exists():
+            request = urllib.request.Request(f"{url}/score", EXAMPLE, {"content-type": "application/json"})
+            with pytest.raises(urllib.error.HTTPError) as error:
+                urllib.request.urlopen(request, timeout=30)
+            assert (error.value.code, int(error.value.headers["retry-after"]) >= 1) == (503, True)
+            seen.add(json.loads(error.value.read())["error"]["message"].split(";")[0])
+            assert urllib.request.urlopen(f"{url}/live", timeout=30).status == 200
+            if any("no_model" in said for said in seen):
+                there.write_text("yes")
+            assert time.monotonic() < deadline
+        wait_until(lambda: scored(url, 1))
+        seen_by_worker = workers_of(parent)[0].environ()
+        assert "DATABASE_URL" not in seen_by_worker
+        assert seen_by_worker["PATH"] == os.environ["PATH"]
+        assert (state / "server.pid").read_text() == f"{parent.pid}\n"
+        parent.terminate()
+        assert parent.wait(60) == 0
+    finally:
+        for process in (*workers_of(parent), parent):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+    assert seen == {"no worker is up", "no scores now (no_model)"}
+    printed = (tmp_path / "err").read_text()
+    assert (state / "logs" / "server.jsonl").read_text() == printed
+    lines = [json.loads(line) for line in printed.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+    assert any("cannot be opened" in line["message"] for line in lines)
+    assert not (state / "server.pid").exists()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def status_of(server: Any, path: str) -> int:

@@ -78,7 +78,7 @@ def test_every_series_is_declared_and_the_text_names_it_once() -> None:
     counts.refused(400)
     counts.failed()
     counts.set_snapshot_age(2_000_001.0)
-    assert {name for name, _ in counts.series()} == {name for name in declared if "dashclip" in name}
+    assert {name for name, *_ in counts.series()} == {name for name in declared if "dashclip" in name}
     lines = counts.page().decode().splitlines()
     assert 'dashclip_unknown_total{kind="users"} 1.0' in lines
     assert 'dashclip_latency_seconds_bucket{le="+Inf"} 1.0' in lines

@@ -5,11 +5,13 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -31,18 +33,18 @@ REQUEST = ScoreRequest(user_id=1, query="q", candidates=[101, 7])
 SCORES = [stand_in_score(101), stand_in_score(7)]
 
 
-def five_free_ports() -> int:
-    """The first of five; each process of the suite looks in a place of its own, lest two find the same."""
+def free_ports() -> int:
+    """The first of six; each process of the suite looks in a place of its own, lest two find the same."""
     process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     for first in range(18_080 + 2_000 * process, 60_000, 97):
         try:
-            for port in range(first, first + 5):
+            for port in range(first, first + 6):
                 with socket.socket() as probe:
                     probe.bind(("127.0.0.1", port))
         except OSError:
             continue
         return first
-    raise AssertionError("no five free ports in a row")
+    raise AssertionError("no six free ports in a row")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(store: Path, state: Path) -> Iterator[RunningServer]:
     from serving.servers.archive import find_archive
 
-    settings = ServerSettings(port=five_free_ports(), workers=2, batch_size=4, batch_delay_ms=2)
+    settings = ServerSettings(port=free_ports(), workers=2, batch_size=4, batch_delay_ms=2, token_minutes=1)
     before = sorted(store.rglob("*"))
     os.environ["DASHCLIP_TEST_DATABASE_URL"] = "postgresql://user:secret@host"
     yield start(find_archive(store), settings, state=state)
@@ -204,7 +206,7 @@ def test_measures_reach_prometheus(server: RunningServer) -> None:
         'le="+Inf"',
     )
     deadline = time.monotonic() + 30
-    missing = wanted
+    missing: tuple[str, ...] = wanted
     while missing and time.monotonic() < deadline:
         time.sleep(0.2)
         page = urllib.request.urlopen(server.metrics_url).read().decode()
@@ -212,13 +214,136 @@ def test_measures_reach_prometheus(server: RunningServer) -> None:
     assert not missing
 
 
+def test_probes_need_no_token_and_say_what_is_served_and_nothing_else(server: RunningServer) -> None:
+    with client(server) as one:
+        one.score(REQUEST)
+    assert probe(server, "/live") == (200, {"live": True})
+    assert probe(server, "/token")[0] == 404
+    wait_until(lambda: probe(server, "/ready")[1].get("workers") == 2)
+    status, said = probe(server, "/ready")
+    expected = {"ready": True, "workers": 2, "model_version": ["stand-in"], "generation": ["000001"]}
+    assert (status, said) == (200, {**expected, "fallen_back": False})
+    silent = [socket.create_connection(server.probes, timeout=30) for _ in range(40)]
+    wait_until(lambda: probe(server, "/live")[0] == 200)  # who says nothing holds nobody up for long
+    for connection in silent:
+        connection.close()
+
+
+def test_a_token_is_renewed_before_it_ends_and_who_reads_the_inference_key_notices_nothing(
+    server: RunningServer,
+) -> None:
+    assert server.key_file is not None
+    shared = server.key_file.with_name("inference_key.json")
+    first = shared.read_text()
+    with client(server, key_file=shared, management_url=None, retries=0) as one:
+        wait_until(lambda: bool(one.score(REQUEST)) and shared.read_text() != first)
+        one.score(REQUEST)
+    assert set(json.loads(shared.read_text())) == {"inference"}
+    assert shared.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_killed_worker_is_replaced_while_the_other_goes_on(server: RunningServer) -> None:
     before = worker_pids(server)
     assert len(before) == 2
     os.kill(before[0], signal.SIGKILL)
+    wait_until(lambda: before[0] not in worker_pids(server))
+    outcomes: list[object] = []
     with client(server, retries=4) as one:
         for _ in range(20):
-            assert one.score(REQUEST).scores_N.tolist() == pytest.approx(SCORES)
+            try:
+                outcomes.append(one.score(REQUEST).scores_N.tolist() == pytest.approx(SCORES))
+            except ClientError as error:  # sent to the dead one before TorchServe saw its end
+                outcomes += [str(error), "Worker died" in str(error)]
+    assert all(outcomes)
+    assert sum(isinstance(one, str) for one in outcomes) <= 1
+    assert probe(server, "/ready")[0] == 200
+
+
+def test_in_the_foreground_a_server_without_a_model_says_503_and_heals_and_management_is_closed(
+    tmp_path: Path,
+) -> None:
+    there = tmp_path / "there"
+    there.touch()
+    handler = tmp_path / "handler.py"
+    handler.write_text(
+        "from pathlib import Path\n"
+        "from serving.servers.torchserve_handler import DashclipHandler\n"
+        "from tests.serving.servers.stand_in_handler import stand_in_scorer\n\n"
+        "class OpensLater(DashclipHandler):\n"
+        "    def open(self, settings, model_dir):\n"
+        f"        Path({str(there)!r}).read_text()\n"
+        "        return stand_in_scorer(), None\n"
+    )
+    store = tmp_path / "store"
+    body = b'{"user_id": 1, "query": "q", "candidates": [101]}'
+    build_archive(tmp_path, store, version="1.0", example=body, handler=handler)
+    there.unlink()
+    port = free_ports()
+    state = tmp_path / "state"
+    command = [sys.executable, "-m", "experiments", "serve", str(store), "--foreground", "--no-token"]
+    command += ["--port", str(port), "--state-dir", str(state)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
+        try:
+            wait_until(lambda: running(state) is not None and bool(worker_pids(known(state))))
+            server = known(state)
+            wait_until(lambda: status_of(server, body)[0] == 503)
+            assert int(status_of(server, body)[1] or 0) >= 1
+            assert probe(server, "/live")[0] == 200
+            assert probe(server, "/ready")[0] == 503
+            there.touch()
+            wait_until(lambda: status_of(server, body)[0] == 200)
+            wait_until(lambda: probe(server, "/ready")[0] == 200)
+            for offset in (1, 4):  # management, by HTTP and gRPC
+                for address in ("127.0.0.1", "127.255.255.255", "0.0.0.0"):
+                    with pytest.raises(OSError, match=r"refused|unreachable"):
+                        socket.create_connection((address, port + offset), timeout=5)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(120) == 143
+        finally:
+            stop(state)
+            process.kill()
+            process.wait()
+    lines = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert all({"time", "level", "message"} <= set(line) for line in lines)
+    assert any("there" in line["message"] and line["level"] == "ERROR" for line in lines)
+    assert running(state) is None
+    assert not server.scratch.exists()
+
+
+def known(state: Path) -> RunningServer:
+    server = running(state)
+    assert server is not None
+    return server
+
+
+def status_of(server: RunningServer, body: bytes) -> tuple[int, str | None]:
+    """Status and Retry-After; 0 while nobody listens."""
+    request = urllib.request.Request(server.url, body, {"content-type": "application/json"})
+    try:
+        return urllib.request.urlopen(request, timeout=60).status, None
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["retry-after"]
+    except OSError:
+        return 0, None
+
+
+def probe(server: RunningServer, path: str) -> tuple[int, dict[str, object]]:
+    try:
+        with urllib.request.urlopen(server.probes_url + path, timeout=60) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+    except OSError:
+        return 0, {}
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 240
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_second_server_for_the_store_and_a_taken_port_are_refused(
@@ -228,7 +353,7 @@ def test_a_second_server_for_the_store_and_a_taken_port_are_refused(
 
     archive = find_archive(store)
     with pytest.raises(ServerError, match=r"dashclip stop '.*with a space.*state'"):
-        start(archive, ServerSettings(port=five_free_ports()), state=state)
+        start(archive, ServerSettings(port=free_ports()), state=state)
     other = shutil.copytree(archive.path, tmp_path / "dashclip")
     taken = int(server.url.split(":")[2].split("/")[0])
     with pytest.raises(ServerError, match="--port"):

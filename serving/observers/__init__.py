@@ -1,0 +1,1 @@
+"""What looks at answers that have been given: shadow scoring and the feature log."""

@@ -1,0 +1,231 @@
+"""Clicks find the impression that they belong to, and the tables that come out are as features take them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.inputs.tables import InputTables
+from features.inputs.validation import check_or_raise
+from features.online.request import ScoreRequest
+from features.online.snapshot import Snapshot
+from serving.feature_log.feature_log import FeatureLog, FeatureLogSettings
+from serving.feature_log.join_clicks import Joined, join_clicks, latest_before
+from serving.feature_log.user_keys import read_key
+from serving.package.parity import read_requests
+from serving.scoring.predictor import Predictor
+from serving.servers.measures import Measures
+from tests.serving.small_packages import AS_OF_US
+
+HOUR_US = 3_600_000_000
+UTC_US = pa.timestamp("us", tz="UTC")
+
+
+def slow_latest(keys: list[int], times: list[int], key: int, time: int) -> int:
+    best = -1
+    for row, (own, at) in enumerate(zip(keys, times, strict=True)):
+        if own == key and at <= time and (best < 0 or at >= times[best]):
+            best = row
+    return best
+
+
+EVENTS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5)))
+Events = list[tuple[int, int]]
+
+
+@settings(deadline=None)
+@given(EVENTS, EVENTS)
+def test_the_latest_before_is_that_of_a_loop(rows: Events, asked: Events) -> None:
+    keys, times = [key for key, _ in rows], [time for _, time in rows]
+    found = latest_before(
+        np.array(keys, np.int64).reshape(-1, 1),
+        np.array(times, np.int64),
+        np.array([key for key, _ in asked], np.int64).reshape(-1, 1),
+        np.array([time for _, time in asked], np.int64),
+    )
+    assert found.tolist() == [slow_latest(keys, times, key, time) for key, time in asked]
+
+
+@pytest.fixture
+def served(small_run: Path, tmp_path: Path) -> SimpleNamespace:
+    """A log of the recorded requests, all at the moment of the snapshot and an hour apart, and its folder."""
+    predictor = Predictor.load(small_run / "package")
+    log = FeatureLogSettings(folder=tmp_path / "log", share=1.0, limit_mb=10, key_file=tmp_path / "key")
+    log.prepare()
+    writer = FeatureLog(log, Measures())
+    requests = [
+        replace(request, timestamp_us=AS_OF_US + number * HOUR_US)
+        for number, request in enumerate(read_requests(small_run / "package"))
+    ]
+    for number, request in enumerate(requests):
+        reply = predictor.score(request)
+        writer.saw(request, reply, f"r{number}")
+        if number == 0:
+            writer.saw(request, replace(reply, is_shadow=True, variant="b"), "r0")
+    writer.close()
+    return SimpleNamespace(
+        requests=requests, folder=log.folder, key=read_key(log.key_file), data=small_run / "data"
+    )
+
+
+def clicks_file(path: Path, rows: list[dict[str, object]]) -> Path:
+    columns: dict[str, list[object]] = {name: [row[name] for row in rows] for name in rows[0]}
+    times = pa.array(columns.pop("timestamp"), pa.int64()).cast(UTC_US)
+    pq.write_table(pa.table({"timestamp": times, **columns}), path)
+    return path
+
+
+def join(
+    served: SimpleNamespace, out: Path, clicks: list[dict[str, object]], **changes: object
+) -> tuple[Joined, pa.Table]:
+    path = clicks_file(out.with_name("clicks.parquet"), clicks)
+    fields = {"data": served.data, "key": served.key, "within_us": 24 * HOUR_US, **changes}
+    joined, _ = join_clicks(served.folder, path, out, **fields)  # type: ignore[arg-type]
+    return joined, pq.read_table(out / "impressions" / "served.parquet")
+
+
+def click(request: ScoreRequest, *, after_us: int, place: int = 0, **fields: object) -> dict[str, object]:
+    return {
+        "timestamp": (request.timestamp_us or 0) + after_us,
+        "product_id": request.candidates[place].as_py(),
+        **fields,
+    }
+
+
+def test_every_served_candidate_is_an_impression_and_the_tables_are_valid(
+    served: SimpleNamespace, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    joined, table = join(served, out, [click(served.requests[1], after_us=5, request_id="r1")])
+    expected = [id_ for request in served.requests for id_ in request.candidates.to_pylist()]
+    assert table["product_id"].to_pylist() == expected
+    assert joined.impressions == len(expected)
+    assert joined.requests == len(served.requests)
+    assert joined.share == 1.0
+    users = [request.user_id for request in served.requests for _ in request.candidates]
+    assert table["user_id"].to_pylist() == users
+    assert joined.unknown_users == 0
+    prices = [one for request in served.requests for one in request.candidate_columns["price"]]
+    known = [(None if one is None or np.isnan(one) else one) for one in prices]
+    assert table["price"].to_pylist() == pytest.approx(known, nan_ok=True)
+    stores = [request.context["store_id"] for request in served.requests for _ in request.candidates]
+    assert table["store_id"].to_pylist() == stores
+    assert joined.absent == ()
+    tables = InputTables.open(out)
+    check_or_raise(tables)
+    before = pq.read_table(out / "impressions" / "before.parquet")
+    log = pq.read_table(served.data / "impressions.parquet")
+    past = pc.less(log["timestamp"].cast(pa.int64()), AS_OF_US)
+    assert before.num_rows == joined.before == log.filter(past).num_rows
+    assert tables.rows("purchases") == pq.read_table(served.data / "purchases.parquet").num_rows
+    assert json.loads((out / "source.json").read_text())["joined"]["requests"] == joined.requests
+
+
+@pytest.mark.parametrize("by", ["request_id", "user_id"])
+def test_a_click_counts_for_its_impression_within_the_window(
+    served: SimpleNamespace, tmp_path: Path, by: str
+) -> None:
+    at = next(n for n, one in enumerate(served.requests) if one.user_id is not None)
+    request = served.requests[at]
+    who = {"request_id": f"r{at}", "user_id": request.user_id}
+    place_of = sum(len(one.candidates) for one in served.requests[:at])
+    cases = [(0, True), (1, True), (HOUR_US - 1, True), (HOUR_US, False), (-1, False)]
+    for after_us, counts in cases:
+        one = click(request, after_us=after_us, **{by: who[by]})
+        joined, table = join(served, tmp_path / "out", [one], within_us=HOUR_US)
+        found = pc.indices_nonzero(table["clicked"]).to_pylist()
+        assert found == ([place_of] if counts else []), after_us
+        assert (joined.clicks, joined.clicks_used, joined.clicked) == (1, int(counts), int(counts))
+        if counts:
+            assert table["click_timestamp"].cast(pa.int64())[place_of].as_py() == one["timestamp"]
+
+
+def test_of_two_clicks_the_first_counts_and_strangers_count_for_nothing(
+    served: SimpleNamespace, tmp_path: Path
+) -> None:
+    request = served.requests[0]
+    clicks = [
+        click(request, after_us=9, request_id="r0"),
+        click(request, after_us=4, request_id="r0"),
+        click(request, after_us=1, request_id="unknown"),
+        {**click(request, after_us=1, request_id="r0"), "product_id": 10**6},
+    ]
+    joined, table = join(served, tmp_path / "out", clicks)
+    assert (joined.clicks, joined.clicks_used, joined.clicked) == (4, 2, 1)
+    assert table["click_timestamp"].cast(pa.int64())[0].as_py() == (request.timestamp_us or 0) + 4
+
+
+def test_only_what_was_shown_is_an_impression(served: SimpleNamespace, tmp_path: Path) -> None:
+    one = click(served.requests[0], after_us=1, request_id="r0")
+    joined, table = join(served, tmp_path / "out", [one], shown=1)
+    assert joined.impressions == table.num_rows == len(served.requests)
+
+
+def test_another_key_makes_nobody_of_everybody_and_says_so(served: SimpleNamespace, tmp_path: Path) -> None:
+    one = click(served.requests[0], after_us=1, request_id="r0")
+    joined, table = join(served, tmp_path / "out", [one], key=bytes(32))
+    assert table["user_id"].null_count == table.num_rows
+    known = sum(len(request.candidates) for request in served.requests if request.user_id is not None)
+    assert joined.unknown_users == known > 0
+
+
+def test_a_rank_column_is_the_served_rank_from_one(served: SimpleNamespace, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in served.data.glob("*.parquet"):
+        table = pq.read_table(path)
+        if path.stem == "impressions":
+            table = table.append_column("position", pa.array([1] * table.num_rows, pa.int8()))
+        pq.write_table(table, data / path.name)
+    one = click(served.requests[0], after_us=1, request_id="r0")
+    joined, table = join(served, tmp_path / "plain", [one], data=data)
+    assert (joined.absent, table["position"].null_count) == (("position",), table.num_rows)
+    joined, table = join(served, tmp_path / "ranked", [one], data=data, rank_column="position")
+    count = len(served.requests[0].candidates)
+    assert sorted(table["position"].to_pylist()[:count]) == [*range(1, count + 1)]
+    assert joined.absent == ()
+    with pytest.raises(ValueError, match="'place' is none of the impressions"):
+        join(served, tmp_path / "no", [one], data=data, rank_column="place")
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ([{"timestamp": 1, "product_id": 0}], "needs timestamp, product_id, and request_id or user_id"),
+        ([{"timestamp": 1, "user_id": 0}], "needs timestamp, product_id"),
+        ([{"timestamp": 1, "user_id": 0, "product_id": "a"}], "product_id is string, the tables have int64"),
+        ([{"timestamp": 1, "user_id": 0, "product_id": None}], "product_id"),
+    ],
+)
+def test_clicks_that_cannot_be_used_are_refused(
+    served: SimpleNamespace, tmp_path: Path, rows: list[dict[str, object]], why: str
+) -> None:
+    with pytest.raises(ValueError, match=why):
+        join(served, tmp_path / "out", rows)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_kind_is_left_alone(served: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("x")
+    with pytest.raises(FileExistsError):
+        join(served, tmp_path / "out", [click(served.requests[0], after_us=1, request_id="r0")])
+
+
+def test_no_log_is_said(served: SimpleNamespace, tmp_path: Path) -> None:
+    served.folder = tmp_path / "nothing"
+    with pytest.raises(ValueError, match="holds no feature log"):
+        join(served, tmp_path / "out", [click(served.requests[0], after_us=1, request_id="r0")])
+
+
+def test_the_snapshot_of_the_package_is_at_the_first_request(small_run: Path) -> None:
+    snapshot = Snapshot.open(small_run / "package" / "generations" / "000001" / "snapshot")
+    assert snapshot.manifest.as_of_us == AS_OF_US
