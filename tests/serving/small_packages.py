@@ -93,3 +93,17 @@ def copy_generation(package: Path) -> str:
     seal_generation(folder, about.model_copy(update={"name": name, "based_on": before}))
     activate(package, name)
     return name
+
+
+def write_keys(folder: Path, name: str) -> tuple[Path, Path]:
+    """A private key and its public half, as openssl writes them."""
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric import ed25519
+
+    key = ed25519.Ed25519PrivateKey.generate()
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub.pem"
+    private.write_bytes(key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption()))
+    public.write_bytes(
+        key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+    )
+    return private, public

@@ -17,22 +17,9 @@ from serving.packaging.build_generation import SnapshotSource
 from serving.packaging.refresh import refresh
 from serving.scoring.predictor import Predictor, load_to_serve
 from serving.servers import archive
-from tests.serving.small_packages import AS_OF_US, copy_generation
+from tests.serving.small_packages import AS_OF_US, copy_generation, write_keys
 
-ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
-
-
-def write_keys(folder: Path, name: str) -> tuple[Path, Path]:
-    """A private key and its public half, as openssl writes them."""
-    from cryptography.hazmat.primitives import serialization as form
-
-    key = ed25519.Ed25519PrivateKey.generate()
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub.pem"
-    private.write_bytes(key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption()))
-    public.write_bytes(
-        key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
-    )
-    return private, public
+pytest.importorskip("cryptography")
 
 
 @pytest.fixture

@@ -14,7 +14,13 @@ import yaml
 
 from serving.servers.archive import HANDLER_NAME, SETTINGS_NAME, ArchiveError, build_archive, find_archive
 from serving.servers.json_lines import WORKER_MARK, WorkerLines
-from serving.servers.torchserve_files import ServerSettings, config_text, logging_text, metrics_text
+from serving.servers.torchserve_files import (
+    NOWHERE,
+    ServerSettings,
+    config_text,
+    logging_text,
+    metrics_text,
+)
 
 STAND_IN = Path(__file__).with_name("stand_in_handler.py")
 EXAMPLE = b'{"user_id": 1, "query": "q", "candidates": [101, 2]}'
@@ -117,8 +123,9 @@ def test_management_stays_on_loopback_whatever_predictions_are_bound_to(tmp_path
     text = config_text(tmp_path / "server", find_archive(tmp_path), settings)
     properties = dict(line.split("=", 1) for line in text.splitlines())
     assert properties["inference_address"].startswith("http://0.0.0.0:")
-    assert properties["management_address"].startswith("http://127.0.0.1:")
-    assert properties["grpc_management_address"] == "127.0.0.1"
+    closed_or_loopback = "127.0.0.1" if token else NOWHERE
+    assert properties["management_address"].startswith(f"http://{closed_or_loopback}:")
+    assert properties["grpc_management_address"] == closed_or_loopback
     assert properties["token_expiration_min"] == "90"
 
 
@@ -179,11 +186,11 @@ def test_workers_for_large_requests_are_a_model_of_their_own(package: Path, tmp_
 
 def test_without_tokens_management_is_where_nobody_gets_and_cannot_be_moved(tmp_path: Path) -> None:
     settings = ServerSettings(address="0.0.0.0", token_authorization=False)
-    assert settings.address_of("management") == settings.address_of("grpc_management") == "127.255.255.255"
+    assert settings.address_of("management") == settings.address_of("grpc_management") == NOWHERE
     with pytest.raises(ValueError, match="management_address"):
         ServerSettings(token_authorization=False, management_address="0.0.0.0")
     with socket.socket() as nowhere, socket.socket() as caller:
-        nowhere.bind(("127.255.255.255", 0))
+        nowhere.bind((NOWHERE, 0))
         nowhere.listen()
         with pytest.raises(OSError, match="unreachable"):
             caller.connect(nowhere.getsockname())

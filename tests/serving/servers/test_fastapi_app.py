@@ -278,6 +278,27 @@ def test_bodies_beyond_the_budget_of_memory_are_told_to_come_back_and_forgotten(
             assert scored(root_of(server), 1)
 
 
+@pytest.mark.parametrize("opens_later", [False, True])
+def test_what_is_served_is_counted_for_drift_if_there_is_a_place_for_it(
+    small_run: Path, tmp_path: Path, opens_later: bool
+) -> None:
+    from serving.scoring.predictor import Predictor
+    from serving.servers.drift import read_counts
+    from serving.servers.fastapi_app import create_app
+    from serving.servers.healing import HealingScorer
+
+    predictor = Predictor.load(small_run / "package")
+    scorer = HealingScorer(lambda: predictor) if opens_later else predictor
+    app = create_app(scorer, counts_folder=tmp_path)
+    if isinstance(scorer, HealingScorer):
+        scorer.open()
+    with served(app) as server, ScoreClient(f"{root_of(server)}/score", timeout_s=60) as client:
+        for _ in range(3):
+            client.score(ScoreRequest(user_id=1, query="query 1", candidates=[0, 4]))
+    counts = read_counts(tmp_path, model_version=predictor.manifest.model_version)
+    assert (counts["requests"], sum(counts["scores"])) == (3, 6)
+
+
 def test_the_schema_is_offered_only_if_it_is_asked_for(server: Any) -> None:
     from serving.servers.fastapi_app import create_app
 

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -16,11 +18,13 @@ from ts.model_loader import TsModelLoader
 from ts.service import Service
 
 from experiments.serving_checks.hostile_arrow import stream, views_of_one_text
+from serving.package.signature import SigningKey
 from serving.servers.measures import Series
 from serving.servers.torchserve_files import metrics_text
-from serving.servers.torchserve_handler import _exporter
+from serving.servers.torchserve_handler import DashclipHandler, _exporter
 from serving.wire import arrow_codec
 from tests.serving.servers.stand_in_handler import StandInHandler
+from tests.serving.small_packages import write_keys
 
 ROOT = Path(__file__).resolve().parents[3]
 #: What a worker has no use for; each costs tens of megabytes or seconds.
@@ -173,3 +177,62 @@ def test_a_client_needs_no_torch() -> None:
     code = "import sys, serving.client; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.fixture
+def real_service(metrics: MetricsCacheYamlImpl, package: Path) -> Iterator[Service]:
+    """The handler as it is, on a package of one's own, not yet initialized."""
+    handler = DashclipHandler()
+    service = Service("dashclip", str(package), None, handler.handle, None, 1, metrics_cache=metrics)
+    service.context.model_yaml_config = {"dashclip": {"package": "."}}
+    service.set_cl_socket(None)
+    level, filters = logging.getLogger().level, list(logging.getLogger("ts.metrics.caching_metric").filters)
+    yield service
+    if handler._background is not None:
+        handler._background.stop()
+    logging.getLogger().setLevel(level)
+    logging.getLogger("ts.metrics.caching_metric").filters[:] = filters
+
+
+def test_a_package_that_the_key_of_the_server_has_not_signed_gets_503_until_it_is_signed(
+    real_service: Service, package: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("cryptography")
+    private, public = write_keys(tmp_path, "ours")
+    shutil.copy(public, tmp_path / "trusted_key.pem")  # the metrics' folder is the server's
+    handler = real_service._entry_point.__self__
+    handler.initialize(real_service.context)
+    good = {"body": (package / "parity" / "requests.jsonl").read_bytes().splitlines()[0]}
+    context = predict(real_service, good)
+    assert context.get_response_status(0)[0] == 503
+    assert int(context.get_response_headers(0)["retry-after"]) >= 1
+    SigningKey.read(private).sign_package(package)
+    handler._endpoint.scorer.open()
+    assert predict(real_service, good).get_response_status(0)[0] == 200
+    assert handler._endpoint.scorer.facts()["signature"] == f"checked by {tmp_path / 'trusted_key.pem'}"
+
+
+@pytest.mark.parametrize(("large_model", "status"), [("dashclip-large", 413), ("dashclip", 200), (None, 200)])
+def test_a_worker_refuses_large_requests_if_others_are_there_for_them(
+    metrics: MetricsCacheYamlImpl,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    large_model: str | None,
+    status: int,
+) -> None:
+    nice: list[int] = []
+    monkeypatch.setattr(os, "nice", nice.append)
+    if large_model:
+        (tmp_path / "large_model").write_text(large_model)
+    handler = StandInHandler()
+    service = Service("dashclip", str(tmp_path), None, handler.handle, None, 1, metrics_cache=metrics)
+    service.context.model_yaml_config = {"dashclip": {"package": "."}}
+    service.set_cl_socket(None)
+    handler.initialize(service.context)
+    assert handler._background is not None
+    handler._background.stop()
+    ids = list(range(10**6, 10**6 + 2_000))
+    many = {"body": json.dumps({"user_id": 1, "query": "q", "candidates": ids}).encode()}
+    assert predict(service, many).get_response_status(0)[0] == status
+    assert predict(service, GOOD).get_response_status(0)[0] == 200
+    assert bool(nice) == (large_model == "dashclip"), "it yields the processor to the small ones"
