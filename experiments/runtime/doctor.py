@@ -32,6 +32,9 @@ EXTRAS = {
     "sentence-transformers": "vectors of any such model: `dashclip embed sentence-transformers`",
     "lora": "a language model tuned on grades: `dashclip grade train --grader tuned-model`",
     "mlflow": "runs and their evaluations on an MLflow server: `dashclip train … --mlflow URI`",
+    "abtest": "online experiments planned and analysed: `dashclip abtest`",
+    "spark": "features on a cluster: `dashclip features build … --engine spark`; needs Java 17",
+    "signing": "packages signed, and none other served: `dashclip sign`, `serve --trusted-key`",
     "dev": "tests and checks: `make check`",
 }
 BUILD_EXTRAS = ("cpu", "cuda")
