@@ -8,7 +8,7 @@ of a seed have the same products, queries, grades and users.
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -38,7 +38,11 @@ from features.progress import Progress, silent
 DESCRIPTION = "marketplace.json"
 
 # Positions in the seed's list of children; never renumber, or every marketplace changes.
-_CATALOG, _QUERIES, _MATCHES, _LABELS, _SHOPPERS, _DAYS, _PROMOTIONS, _IMAGES, _RETRIEVAL = range(9)
+_CATALOG, _QUERIES, _MATCHES, _LABELS, _SHOPPERS, _DAYS, _PROMOTIONS, _IMAGES, _RETRIEVAL, _LIVE = range(10)
+
+LivePart = Literal["advertisers", "demand", "orders"]
+#: Likewise never to be put in another order.
+LIVE_PARTS: tuple[LivePart, ...] = get_args(LivePart)
 
 
 def generate(config: MarketplaceConfig, out: Path, *, progress: Progress = silent) -> dict[str, Any]:
@@ -234,3 +238,8 @@ def grade_shares(grade_N: IntArray) -> list[float]:
 def child_seed(config: LogConfig, part: int, *index: int) -> np.random.SeedSequence:
     """The seed of one part of the world or the log."""
     return np.random.SeedSequence(config.seed, spawn_key=(part, *index))
+
+
+def live_seed(config: LogConfig, luck: int, day: int, part: LivePart) -> np.random.SeedSequence:
+    """The seed of one part of a day after the log; other `luck` is another future of the same world."""
+    return child_seed(config, _LIVE, luck, day, LIVE_PARTS.index(part))
