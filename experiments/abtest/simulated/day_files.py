@@ -98,7 +98,7 @@ def write_day(
         write_table(temporary / "slices.parquet", _slices(world, found, day, top_queries))
         write_table(temporary / "latency.parquet", _latency(found, day))
         if found.first_probability_SK is not None:
-            write_table(temporary / "decisions.parquet", _decisions(world, found, day))
+            write_table(temporary / "decisions.parquet", decision_table(world, found, day))
         atomic_write_json(temporary / "day.json", dict(about))
 
 
@@ -244,7 +244,7 @@ def _latency(found: PlayedDay, day: date) -> pa.Table:
     )
 
 
-def _decisions(world: World, found: PlayedDay, day: date) -> pa.Table:
+def decision_table(world: World, found: PlayedDay, day: date) -> pa.Table:
     """How the first position of each served search was decided, over the candidates that could bid."""
     assert found.first_probability_SK is not None
     demand, played = found.demand, found.played
