@@ -41,6 +41,7 @@ class Estimate:
         control, treatment: means, adjusted by CUPED if there was something to adjust by.
         lift: treatment / control - 1; None where the control has nothing.
         difference: treatment - control.
+        lift_error: standard error of the lift by the delta method.
         p: that there is no difference; None where nothing varies.
     """
 
@@ -51,6 +52,7 @@ class Estimate:
     adjusted: bool
     lift: Interval | None
     sequential: Interval | None
+    lift_error: float
     difference: Interval
     sequential_difference: Interval
     p: float | None
@@ -151,6 +153,7 @@ def estimate(
         treatment_units=int(treatment.count()),
         adjusted=adjusted,
         lift=_lift(means, at_one_look),
+        lift_error=_lift_error(means),
         sequential=_lift(
             means, mixture_critical(_ratio(lift_scale, _lift_error(means)), error=1 - CONFIDENCE)
         ),
@@ -226,7 +229,7 @@ def _lift(means: _Means, critical: float) -> Interval | None:
 
 
 def _lift_error(means: _Means) -> float:
-    """Standard error of the lift by the delta method, to choose the width of a sequential interval by."""
+    """Standard error of the lift by the delta method, 0 without a lift."""
     if means.control <= 0:
         return 0.0
     ratio = means.treatment / means.control
