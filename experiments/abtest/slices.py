@@ -3,13 +3,15 @@
 Among many slices some look good by chance. Two remedies, for two questions: false discovery control (Y.
 Benjamini and Y. Hochberg, 1995) says which single slices differ from nothing; shrinkage says how large a lift
 is best believed in. Lifts l_k with standard errors s_k are taken as draws around a common mean m of true
-lifts of variance t^2, estimated as by R. DerSimonian and N. Laird, "Meta-analysis in clinical trials", 1986;
-each is then drawn to m by the share s_k^2 / (s_k^2 + t^2). All on logarithms of treatment / control.
+lifts that deviate by t, so that each is drawn to m by the share s_k^2 / (s_k^2 + t^2). A value of t alone
+would make limits too narrow, so all values count, by their probability (A. Gelman et al., "Bayesian data
+analysis", section 5.4, with the half-normal prior of A. Gelman 2006, https://doi.org/10.1214/06-BA117A). All
+on logarithms of treatment / control.
 
 Slices of searches share users, which makes their lifts a little alike: the Q test then finds differences
 somewhat less often than it could.
 
-Shapes: U units, S slices.
+Shapes: U units, S slices, T deviations.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,6 +30,9 @@ from experiments.abtest.unit_sums import UnitSums
 
 #: Slices of a kind, those with most impressions: chosen without a look at their lifts.
 TOP = 20
+#: Standard deviation of the half-normal prior of t: slices whose lifts differ by more are rare.
+PRIOR_DEVIATION = 0.1
+_DEVIATIONS = np.linspace(0, 5, 401)
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -126,22 +131,31 @@ def shrink(
 
 
 def shrunk_logs(log_S: FloatArray, variance_S: FloatArray) -> tuple[FloatArray, FloatArray, float, float]:
-    """Shrunk values, their standard errors, the deviation of the true ones and the p-value of Cochran's Q.
+    """Shrunk values, their standard errors, the mean deviation of the true ones, and p of Cochran's Q test.
 
-    Two values of variance 1 that differ by 2 are drawn together by half: t^2 is 1.
+    Values that all have one variance keep their order and their mean.
     """
     weight_S = 1 / variance_S
     fixed = weight_S @ log_S / weight_S.sum()
-    heterogeneity = float(weight_S @ np.square(log_S - fixed))
-    freedom = len(log_S) - 1
-    scale = weight_S.sum() - np.square(weight_S).sum() / weight_S.sum()
-    between = max(0.0, (heterogeneity - freedom) / float(scale))
-    mixed_S = 1 / (variance_S + between)
-    mean = mixed_S @ log_S / mixed_S.sum()
-    drawn_S = variance_S * mixed_S
-    error_S = np.sqrt((1 - drawn_S) * variance_S + np.square(drawn_S) / mixed_S.sum())
-    p = float(stats.chi2.sf(heterogeneity, freedom))
-    return drawn_S * mean + (1 - drawn_S) * log_S, error_S, float(np.sqrt(between)), p
+    p = float(stats.chi2.sf(weight_S @ np.square(log_S - fixed), len(log_S) - 1))
+    # T values of the deviation, each with the posterior of the mean and of the values given it.
+    deviation_T = _DEVIATIONS * PRIOR_DEVIATION
+    total_TS = variance_S + np.square(deviation_T)[:, None]
+    spread_T = 1 / (1 / total_TS).sum(axis=1)
+    mean_T = spread_T * (log_S / total_TS).sum(axis=1)
+    evidence_T = (
+        0.5 * np.log(spread_T)
+        - 0.5 * (np.log(total_TS) + np.square(log_S - mean_T[:, None]) / total_TS).sum(axis=1)
+        - 0.5 * np.square(_DEVIATIONS)
+    )
+    weight_T = np.exp(evidence_T - evidence_T.max())
+    weight_T /= weight_T.sum()
+    drawn_TS = variance_S / total_TS
+    value_TS = drawn_TS * mean_T[:, None] + (1 - drawn_TS) * log_S
+    square_TS = (1 - drawn_TS) * variance_S + np.square(drawn_TS) * spread_T[:, None]
+    value_S = weight_T @ value_TS
+    error_S = np.sqrt(weight_T @ (square_TS + np.square(value_TS - value_S)))
+    return value_S, error_S, float(weight_T @ deviation_T), p
 
 
 def false_discovery_adjusted(p_values: Sequence[float | None], *, dependent: bool) -> list[float | None]:
