@@ -100,10 +100,7 @@ def analyse(
         daily=daily,
         heterogeneity=spreads,
         slices=slices,
-        latency_p99_ms=[
-            {"day": day.day.isoformat(), "control": day.control_ms, "treatment": day.treatment_ms}
-            for day in log.latency
-        ],
+        latency_p99_ms=list(log.latency),
     )
 
 

@@ -231,10 +231,23 @@ def _guardrail(
     )
 
 
+#: What happened, may have happened, did not happen.
 _WORSE = {
-    "revenue": ("revenue a user fell", "revenue a user may have fallen"),
-    "error_share": ("the share of failed searches rose", "the share of failed searches may have risen"),
-    "latency_p99": ("the 99th percentile of latency rose", "the 99th percentile of latency may have risen"),
+    "revenue": (
+        "revenue a user fell",
+        "revenue a user may have fallen",
+        "revenue a user did not fall",
+    ),
+    "error_share": (
+        "the share of failed searches rose",
+        "the share of failed searches may have risen",
+        "the share of failed searches did not rise",
+    ),
+    "latency_p99": (
+        "the 99th percentile of latency rose",
+        "the 99th percentile of latency may have risen",
+        "the 99th percentile of latency did not rise",
+    ),
 }
 
 
@@ -245,14 +258,16 @@ def _rail_sentence(name: str, worse: Interval, allowed: float, state: State, *, 
     def text(value: float) -> str:
         return f"{100 * value:.{decimals}f}"
 
-    surely, perhaps = _WORSE[name]
+    surely, perhaps, not_worse = _WORSE[name]
     limit = f"{text(allowed)} {percent} are allowed"
     if worse.low is None or worse.high is None:
         return f"{perhaps} by any amount (too few data for limits; {limit})"
     if state == "broken":
         return f"{surely} by {text(worse.mean)} {percent} ({text(worse.low)} … {text(worse.high)}), {limit}"
     if state == "kept":
-        return f"{perhaps} by {text(max(worse.high, 0.0))} {percent} at most, {limit}"
+        if worse.high <= 0:
+            return f"{not_worse}, {limit}"
+        return f"{perhaps} by {text(worse.high)} {percent} at most, {limit}"
     return f"{perhaps} by up to {text(worse.high)} {percent}, {limit}"
 
 

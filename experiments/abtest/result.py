@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from experiments.abtest.description import Allowed
+from experiments.abtest.experiment_log import DayLatency
 from experiments.statistics.intervals import Interval
 from features.artifacts import ResultFile
 
@@ -163,6 +164,6 @@ class AbtestResult(ResultFile):
     daily: list[DayResult]
     heterogeneity: list[Heterogeneity]
     slices: list[SliceResult]
-    latency_p99_ms: list[dict[str, Any]]
+    latency_p99_ms: list[DayLatency]
     #: Share of re-simulated experiments whose interval held the true lift, where that was measured.
     coverage: float | None = None
