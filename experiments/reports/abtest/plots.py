@@ -174,12 +174,13 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 
 
 def _day_look(axes: Axes, line: DayLine, drawn: Sequence[Limited]) -> None:
-    """Room for the limits for one look of all days but the first quarter, whose width would hide the rest."""
+    """Room for all limits for one look but those of the first quarter, whose width would hide the rest."""
     axes.axhline(0, color=_ZERO, linewidth=1)
     late = [end for lift in drawn[len(drawn) // 4 :] for end in _ends(lift) if np.isfinite(end)]
     if late:
-        furthest = 1.7 * max(abs(end) for end in late) or 1.0
-        axes.set_ylim(-furthest, furthest)
+        low, high = min(0.0, *late), max(0.0, *late)
+        room = 0.35 * (high - low) or 1.0
+        axes.set_ylim(low - room, high + room)
     axes.set_title(line.title)
     axes.grid(axis="y", color="#e4e4e4")
     axes.set_axisbelow(True)

@@ -156,7 +156,7 @@ def _metrics(result: AbtestResult) -> Section:
                 ),
             ),
         ),
-        notes=tuple(f"{METRICS[name].title}: {METRICS[name].meaning}." for name in result.metrics),
+        notes=(" ".join(f"{METRICS[name].title}: {METRICS[name].meaning}." for name in result.metrics),),
     )
 
 
