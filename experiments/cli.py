@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from experiments.commands import bench, config, demo, doctor, init, search, worlds
+from experiments.commands import abtest, bench, config, demo, doctor, init, search, worlds
 from experiments.commands.encoders import (
     embed,
     encode,
@@ -83,6 +83,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "serve": serve.serve,
         "stop": serve.stop,
     },
+    "Experiments": {"abtest": abtest.abtest},
     "Checks": {
         "replay": replay.replay,
         "loadtest": loadtest.loadtest,
