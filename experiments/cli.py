@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from experiments.commands import abtest, bench, config, demo, doctor, init, search, worlds
+from experiments.commands import (
+    abtest,
+    abtest_offpolicy,  # noqa: F401  # adds its command to `abtest`
+    abtest_run,  # noqa: F401  # likewise
+    bench,
+    config,
+    demo,
+    doctor,
+    init,
+    search,
+    worlds,
+)
 from experiments.commands.encoders import (
     embed,
     encode,

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from experiments.commands.abtest import abtest
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 FEW_EFFECTIVE = 100
 
 
+@abtest.command("offpolicy")
 def offpolicy(
     source: Annotated[
         Path,

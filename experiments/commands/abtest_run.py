@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from experiments.commands.abtest import abtest
 from experiments.commands.options import KEY_FILE, MANAGEMENT_URL
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ _POLICY = "a package, or the URL of a model that a server serves"
 _SERVED = "that the server behind the URL of --{0} serves: its snapshot is refreshed every night"
 
 
+@abtest.command("run")
 def run(
     world: Annotated[Path, typer.Argument(help="Folder that `dashclip generate` wrote.")],
     out: Annotated[Path, typer.Argument(help="Folder of the experiment; one that was interrupted goes on.")],
