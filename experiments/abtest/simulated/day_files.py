@@ -31,6 +31,7 @@ from experiments.marketplace.live.advertisers import RESERVE
 from experiments.marketplace.live.demand import Demand
 from experiments.marketplace.live.marketplace import Played, Shown
 from experiments.marketplace.tables import FIRST_USER_ID, LogWriter, write_table
+from experiments.marketplace.world.catalog import FloatArray
 from experiments.marketplace.world.queries import KINDS
 from features.artifacts import atomic_folder, atomic_write_json
 
@@ -39,8 +40,6 @@ EXPECTED = ("clicks", "conversions", "revenue")
 COUNTS = ("searches", "impressions", *EXPECTED, "relevance", "errors")
 #: Slices of queries are of so many: those asked most.
 TOP_QUERIES = 50
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

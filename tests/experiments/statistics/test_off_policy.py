@@ -125,7 +125,7 @@ def test_a_lift_over_itself_is_zero_without_doubt_and_others_hold_the_truth() ->
         count = len(logged.reward_N)
         itself = policy_value(logged, Target(logged.propensity_N, np.full(count, LOGGED @ TRUE)))
         lifts = relative_lift(logged, policy_value(logged, target), itself)
-        held.append([lifts[name].low <= truth <= lifts[name].high for name in (IPS, SNIPS, DOUBLY_ROBUST)])  # type: ignore[operator]
+        held.append([lifts[name].low <= truth <= lifts[name].high for name in (IPS, SNIPS, DOUBLY_ROBUST)])
         same = relative_lift(logged, itself, itself)[IPS]
         assert (same.mean, same.low, same.high) == (0, 0, 0)
     assert (np.mean(held, axis=0) >= 0.91).all()

@@ -78,7 +78,7 @@ def test_estimates_of_every_target_are_unbiased(tables: list[pa.Table]) -> None:
                 [
                     one.values[target].estimates[method].low  # type: ignore[operator]
                     <= one.source.truth[target]
-                    <= one.values[target].estimates[method].high  # type: ignore[operator]
+                    <= one.values[target].estimates[method].high
                     for one in found
                 ]
             )
