@@ -102,7 +102,7 @@ def columns_of(metric: Metric, *, adjusted: bool) -> tuple[str, ...]:
     return (*metric.columns, *before)
 
 
-def tea_metric(metric: Metric, *, adjusted: bool, **power: float) -> RatioOfMeans:
+def tea_metric(metric: Metric, *, adjusted: bool, **power: float | list[float]) -> RatioOfMeans:
     """The metric as tea-tasting has it; `power` is for the analysis of power."""
     covariates = [BEFORE + name for name in metric.columns] if adjusted else []
     return RatioOfMeans(
