@@ -117,6 +117,8 @@ def plan_experiment(
     Raises:
         ExperimentError: the log cannot tell: too short, or the metric that decides has nothing to count.
     """
+    if primary not in PLANNED:
+        raise ExperimentError(f"the metric that decides must be one of {', '.join(PLANNED)}, got {primary!r}")
     with open_past(data) as past:
         longest = min(most_days, past.days // 2)
         windows = []
