@@ -102,8 +102,13 @@ def columns_of(metric: Metric, *, adjusted: bool) -> tuple[str, ...]:
     return (*metric.columns, *before)
 
 
-def tea_metric(metric: Metric, *, adjusted: bool, **power: float) -> RatioOfMeans:
-    """The metric as tea-tasting has it; `power` is for the analysis of power."""
+def tea_metric(metric: Metric, *, adjusted: bool, **power: float | list[float]) -> RatioOfMeans:
+    """The metric as tea-tasting has it.
+
+    Args:
+        power: for the analysis of power. It takes the normal distribution, as SciPy's noncentral t gives NaN
+            far from its centre; of the many users of a plan both say the same.
+    """
     covariates = [BEFORE + name for name in metric.columns] if adjusted else []
     return RatioOfMeans(
         metric.numerator,
@@ -111,7 +116,7 @@ def tea_metric(metric: Metric, *, adjusted: bool, **power: float) -> RatioOfMean
         *[*covariates, None, None][:2],
         confidence_level=CONFIDENCE,
         equal_var=False,
-        use_t=True,
+        use_t=not power,
         **power,
     )
 
