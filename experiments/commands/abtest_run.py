@@ -132,4 +132,6 @@ def _show(console: "Console", out: Path, settings: "RunSettings", finished: "Fin
             f"[red]{finished.failed:,} searches had no scores[/red] and were ordered by bids; the first: "
             f"{finished.first_failure}"
         )
-    console.print(f"next: `dashclip abtest report {out / EXPERIMENT} OUT`", highlight=False, markup=False)
+    console.print(
+        f"next: `dashclip abtest report {out / EXPERIMENT} --out REPORT`", highlight=False, markup=False
+    )

@@ -17,7 +17,7 @@ from features.columns.clock import DAY_US
 
 #: Days before the experiment that covariates count.
 COVARIATE_DAYS = 28
-_COVARIATES = ("searches", "impressions", "clicks", "conversions")
+COVARIATES = ("searches", "impressions", "clicks", "conversions")
 #: A purchase is a conversion if it follows a click on the product within this time.
 _CONVERSION_US = 3_600_000_000
 
@@ -81,7 +81,7 @@ def read_before(world: World, folder: Path) -> Before:
     users = world.shoppers.num_users
     columns: dict[str, npt.NDArray[np.float64]] = {}
     place = counted["user_id"].to_numpy() - FIRST_USER_ID
-    for name in _COVARIATES:
+    for name in COVARIATES:
         columns[f"pre_{name}"] = np.zeros(users)
         columns[f"pre_{name}"][place] = counted[name].cast(pa.float64()).to_numpy()
     bought_U = np.zeros(users, bool)

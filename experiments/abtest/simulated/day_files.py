@@ -6,6 +6,7 @@
       twin_purchases.parquet   what each consumer bought with each policy
       slices.parquet           served counts by consumer and slice
       latency.parquet          milliseconds of served requests
+      scores.npz               what both policies answered [S, K]: the day can be played again with other luck
       decisions.parquet        with exploration: how each first position was decided
       day.json                 counts
 
@@ -37,6 +38,8 @@ from features.artifacts import atomic_folder, atomic_write_json
 
 #: What is counted of each consumer and day, and the part of it that has an expectation.
 EXPECTED = ("clicks", "conversions", "revenue")
+#: What an expectation is named by.
+EXPECTATION = "expected_"
 COUNTS = ("searches", "impressions", *EXPECTED, "relevance", "errors")
 #: Slices of queries are of so many: those asked most.
 TOP_QUERIES = 50
@@ -98,6 +101,8 @@ def write_day(
         write_table(temporary / "latency.parquet", _latency(found, day))
         if found.first_probability_SK is not None:
             write_table(temporary / "decisions.parquet", decision_table(world, found, day))
+        scores = {name: score_SK.astype(np.float32) for name, score_SK in found.asked.score_SK.items()}
+        np.savez_compressed(temporary / "scores.npz", **scores)
         atomic_write_json(temporary / "day.json", dict(about))
 
 
@@ -108,6 +113,19 @@ def read_twin_purchases(folder: Path) -> dict[str, PurchaseRows]:
     columns = {field.name: table[field.name].to_numpy() for field in fields(PurchaseRows)}
     rows = PurchaseRows(**columns)
     return {name: rows.rows(np.flatnonzero(policy == name)) for name in POLICIES}
+
+
+def read_scores(folder: Path) -> dict[str, npt.NDArray[np.float64]]:
+    """What both policies answered on a day, by policy [S, K].
+
+    Raises:
+        ValueError: the day's folder has none.
+    """
+    path = folder / "scores.npz"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: the day cannot be played again")
+    with np.load(path) as scores:
+        return {name: scores[name].astype(np.float64) for name in POLICIES}
 
 
 def served_purchases(bought: Mapping[str, PurchaseRows], variant_U: npt.NDArray[np.str_]) -> PurchaseRows:
@@ -151,7 +169,7 @@ def _served_impressions(found: PlayedDay) -> ImpressionRows:
     )
 
 
-def _counts_of_ads(shown: Shown) -> dict[str, FloatArray]:
+def counts_of_ads(shown: Shown) -> dict[str, FloatArray]:
     """What each shown ad adds to the counts, and to what was to be expected."""
     return {
         "impressions": np.ones(len(shown.search_N)),
@@ -174,7 +192,7 @@ def _twins(found: PlayedDay, day: date) -> pa.Table:
         shown = found.played.shown[policy]
         columns = {
             name: np.bincount(place_S[shown.search_N], weights=value_N, minlength=len(unit_U))
-            for name, value_N in _counts_of_ads(shown).items()
+            for name, value_N in counts_of_ads(shown).items()
         }
         columns["searches"] = np.bincount(place_S, minlength=len(unit_U)).astype(np.float64)
         columns["errors"] = np.bincount(place_S, weights=found.asked.failed_S[policy], minlength=len(unit_U))
@@ -208,7 +226,7 @@ def _slices(world: World, found: PlayedDay, day: date, top_Q: npt.NDArray[np.boo
     for policy, shown in found.played.shown.items():
         mine = np.flatnonzero(_is_served(found, policy, shown))
         user_N, query_N = asked.user_S[shown.search_N[mine]], asked.query_S[shown.search_N[mine]]
-        counts = {name: value_N[mine] for name, value_N in _counts_of_ads(shown).items()}
+        counts = {name: value_N[mine] for name, value_N in counts_of_ads(shown).items()}
         counts = {name: value_N for name, value_N in counts.items() if name in COUNTS}
         frequent = top_Q[query_N]
         for kind, names_N, chosen in (

@@ -3,7 +3,7 @@
 `OUT/experiment` is a folder as `experiments.abtest.experiment_log` describes it, written anew after each day.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,8 @@ from experiments.abtest.description import Description
 from experiments.abtest.experiment_log import write_experiment
 from experiments.abtest.metrics import METRICS
 from experiments.abtest.simulated.before import Before
-from experiments.abtest.simulated.day_files import COUNTS, EXPECTED
-from experiments.abtest.simulated.settings import CONTROL, TREATMENT, RunSettings
+from experiments.abtest.simulated.day_files import COUNTS, EXPECTATION, EXPECTED
+from experiments.abtest.simulated.settings import CONTROL, POLICIES, TREATMENT, RunSettings
 
 
 def write_result(
@@ -24,7 +24,7 @@ def write_result(
 ) -> dict[str, float]:
     """Write the experiment of these days; returns the true lifts."""
     twins = pa.concat_tables(pq.read_table(day / "twins.parquet") for day in days)
-    truth = true_lifts(twins)
+    truth = true_lifts(twin_totals(twins))
     write_experiment(
         folder,
         Description(
@@ -55,28 +55,41 @@ def unit_days(twins: pa.Table, before: Before) -> pa.Table:
     return chosen.sort_by([("day", "ascending"), ("unit", "ascending")])
 
 
-def true_lifts(twins: pa.Table) -> dict[str, float]:
+def twin_totals(twins: pa.Table) -> dict[str, dict[str, float]]:
+    """Sums of all columns of counts by policy; `units` is how many consumers there are."""
+    totals = {}
+    for policy in POLICIES:
+        rows = twins.filter(pc.equal(twins["policy"], policy))
+        names = [*COUNTS, *(EXPECTATION + name for name in EXPECTED)]
+        totals[policy] = {name: float(np.sum(rows[name].to_numpy())) for name in names}
+        totals[policy]["units"] = float(len(pc.unique(rows["unit"])))
+    return totals
+
+
+def true_lifts(totals: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Relative lift of each metric: every consumer with the treatment over every consumer with the control.
 
     Of clicks, conversions and revenue it takes what was to be expected. A metric that is 0 with the control
     has no lift.
+
+    Args:
+        totals: as `twin_totals` makes them.
     """
-    values = {policy: true_values(twins, policy) for policy in (CONTROL, TREATMENT)}
-    return {name: values[TREATMENT][name] / value - 1 for name, value in values[CONTROL].items() if value > 0}
+    values = {policy: _true_values(sums) for policy, sums in totals.items()}
+    return {
+        name: values[TREATMENT][name] / value - 1
+        for name, value in values[CONTROL].items()
+        if value > 0 and name in values[TREATMENT]
+    }
 
 
-def true_values(twins: pa.Table, policy: str) -> dict[str, float]:
-    """Each metric if all consumers had this policy."""
-    rows = twins.filter(pc.equal(twins["policy"], policy))
-    units = len(pc.unique(rows["unit"]))
-
+def _true_values(sums: Mapping[str, float]) -> dict[str, float]:
     def total(count: str) -> float:
-        column = rows[f"expected_{count}" if count in EXPECTED else count]
-        return float(np.sum(column.to_numpy()))
+        return sums[EXPECTATION + count if count in EXPECTED else count]
 
     found = {}
     for name, metric in METRICS.items():
-        below = units if metric.denominator is None else total(metric.denominator)
+        below = sums["units"] if metric.denominator is None else total(metric.denominator)
         if below > 0:
             found[name] = total(metric.numerator) / below
     return found

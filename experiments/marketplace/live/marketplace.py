@@ -6,6 +6,7 @@ drawn once; what a policy decides is what is shown, and what follows from that.
 Shapes: S searches, K candidates of a search, N ads shown, A advertisers, P products.
 """
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -136,6 +137,12 @@ class LiveMarketplace:
             clicks_per_search=log["ctr"] * log["impressions"] / log["searches"],
             luck=luck,
         )
+
+    def with_luck(self, luck: int) -> Self:
+        """The same world and advertisers with other luck; they share what they hold."""
+        other = copy.copy(self)
+        other.luck = luck
+        return other
 
     @property
     def first_day(self) -> int:
