@@ -28,22 +28,27 @@ def coverage(
 
     from experiments.abtest.metrics import METRICS
     from experiments.runtime.progress import progress_bars
+    from experiments.statistics.cells import NONE
     from features.artifacts import atomic_write_json
 
     require_tea_tasting()
     from experiments.abtest.simulated.coverage import CUPED, DAILY, PLAIN, WAYS, measure_coverage
+
+    def percent(value: float | None, form: str) -> str:
+        return NONE if value is None else format(value, form)
 
     console = Console()
     with progress_bars(console) as bars:
         found = measure_coverage(run, repeats=repeats, progress=bars)
     grid = Table("", "true lift", "estimated", *WAYS, "CUPED's width", title="simulated: intervals that hold")
     for name, one in found.items():
+        narrow, wide = one.width[CUPED], one.width[PLAIN]
         grid.add_row(
             METRICS[name].title,
-            f"{one.true_lift:+.2%}",
-            f"{one.estimated:+.2%} ± {2 * one.bias_error:.2%}",
-            *(f"{one.held[way]:.1%}" for way in (PLAIN, CUPED, DAILY)),
-            f"{one.width[CUPED] / one.width[PLAIN]:.2f} x",
+            percent(one.true_lift, "+.2%"),
+            f"{percent(one.estimated, '+.2%')} ± {percent(2 * (one.bias_error or 0), '.2%')}",
+            *(percent(one.held[way], ".1%") for way in (PLAIN, CUPED, DAILY)),
+            f"{narrow / wide:.2f} x" if narrow and wide else NONE,
         )
     console.print(grid)
     console.print(

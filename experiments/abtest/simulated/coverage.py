@@ -8,7 +8,7 @@ Shapes: R repetitions, U consumers.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +35,7 @@ from experiments.marketplace.live.marketplace import (
     memory_of_log,
 )
 from experiments.marketplace.tables import FIRST_USER_ID
+from experiments.statistics.intervals import Interval
 from features.progress import Progress, silent
 from serving.scoring.routing import assign
 
@@ -50,18 +51,18 @@ class Coverage:
 
     Attributes:
         held: share of repetitions whose 95 % interval holds the true lift, by way; of those who look every
-            day: the interval of every day holds that day's.
-        width: mean width of the interval, by way; on the last day.
-        true_lift, estimated: means over repetitions.
+            day: the interval of every day holds that day's. An interval without an end holds all beyond it.
+        width: mean width of the last day's intervals that have both ends, by way.
+        true_lift, estimated: means over repetitions; the estimate is CUPED's.
         bias_error: standard error of the mean difference of the two.
-        repeats: repetitions in which the metric could be measured with limits on both sides.
+        repeats: repetitions in which the metric could be measured.
     """
 
-    held: Mapping[str, float]
-    width: Mapping[str, float]
-    true_lift: float
-    estimated: float
-    bias_error: float
+    held: Mapping[str, float | None]
+    width: Mapping[str, float | None]
+    true_lift: float | None
+    estimated: float | None
+    bias_error: float | None
     repeats: int
 
 
@@ -73,6 +74,11 @@ class _Judged(NamedTuple):
     high: float
     truth: float
     always: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether the interval of the last day holds the truth."""
+        return self.low <= self.truth <= self.high
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def measure_coverage(out: Path, *, repeats: int = 200, progress: Progress = sile
         for name, row in _repeat(again, days, settings, before, salt=f"{settings.salt} {repeat}").items():
             found[name].append(row)
     progress("repetitions", repeats, repeats)
-    return {name: _summary(rows) for name, rows in found.items() if len(rows) > 1}
+    return {name: _summary(rows) for name, rows in found.items() if rows}
 
 
 def _days(out: Path, settings: RunSettings, market: LiveMarketplace) -> list[_Day]:
@@ -123,7 +129,7 @@ def _days(out: Path, settings: RunSettings, market: LiveMarketplace) -> list[_Da
 def _repeat(
     market: LiveMarketplace, days: list[_Day], settings: RunSettings, before: Before, *, salt: str
 ) -> dict[str, dict[str, _Judged]]:
-    """One repetition, by metric and way; without metrics that have no limits."""
+    """One repetition, by metric and way; without metrics that could not be measured."""
     users = market.world.shoppers.num_users
     variant_U = np.array([assign(str(FIRST_USER_ID + user), salt, settings.shares) for user in range(users)])
     treated_U, compared_U = variant_U == TREATMENT, variant_U != HOLDOUT
@@ -160,39 +166,48 @@ def _repeat(
         everyone = UnitSums(treated_U, sums | covariates).of_units(came_U)
         for name, metric in METRICS.items():
             adjusted = everyone.estimate(metric)
-            if adjusted is None or name not in truth or adjusted.sequential is None:
+            if adjusted is None or name not in truth:
                 continue
-            always[name] &= _holds(adjusted.sequential.low, truth[name], adjusted.sequential.high)
-            plain = everyone.estimate(metric, adjusted=False)
-            if place < len(days) - 1 or plain is None:
-                continue
-            row = {}
-            for way, one in zip(WAYS, (plain.lift, adjusted.lift, adjusted.sequential), strict=True):
-                if one is not None and one.low is not None and one.high is not None:
-                    row[way] = _Judged(one.low, one.mean, one.high, truth[name], always[name])
-            if len(row) == len(WAYS):
-                rows[name] = row
+            looked = _judged(adjusted.sequential, truth[name])
+            always[name] &= looked is None or looked.holds
+            if place == len(days) - 1:
+                plain = everyone.estimate(metric, adjusted=False)
+                lifts = (plain and plain.lift, adjusted.lift)
+                row = [*(_judged(lift, truth[name]) for lift in lifts), looked]
+                rows[name] = {
+                    way: one._replace(always=always[name])
+                    for way, one in zip(WAYS, row, strict=True)
+                    if one is not None
+                }
     return rows
 
 
-def _holds(low: float | None, truth: float, high: float | None) -> bool:
-    return (low is None or low <= truth) and (high is None or truth <= high)
+def _judged(lift: Interval | None, truth: float) -> _Judged | None:
+    """A lift without a limit on one side holds all that lies there; None where there is no lift at all."""
+    if lift is None:
+        return None
+    low = -np.inf if lift.low is None else lift.low
+    return _Judged(low, lift.mean, np.inf if lift.high is None else lift.high, truth, always=True)
 
 
 def _summary(rows: list[dict[str, _Judged]]) -> Coverage:
-    held, width = {}, {}
+    held: dict[str, float | None] = {}
+    width: dict[str, float | None] = {}
     for way in WAYS:
-        judged = [row[way] for row in rows]
-        width[way] = float(np.mean([one.high - one.low for one in judged]))
-        held[way] = float(
-            np.mean([one.always if way == DAILY else one.low <= one.truth <= one.high for one in judged])
-        )
-    error_R = np.array([row[CUPED].mean - row[CUPED].truth for row in rows])
+        judged = [row[way] for row in rows if way in row]
+        held[way] = _mean([one.always if way == DAILY else one.holds for one in judged])
+        width[way] = _mean([one.high - one.low for one in judged if np.isfinite(one.high - one.low)])
+    adjusted = [row[CUPED] for row in rows if CUPED in row]
+    error_R = np.array([one.mean - one.truth for one in adjusted])
     return Coverage(
         held=held,
         width=width,
-        true_lift=float(np.mean([row[CUPED].truth for row in rows])),
-        estimated=float(np.mean([row[CUPED].mean for row in rows])),
-        bias_error=float(error_R.std(ddof=1) / np.sqrt(len(rows))),
-        repeats=len(rows),
+        true_lift=_mean([one.truth for one in adjusted]),
+        estimated=_mean([one.mean for one in adjusted]),
+        bias_error=float(error_R.std(ddof=1) / np.sqrt(len(error_R))) if len(error_R) > 1 else None,
+        repeats=len(adjusted),
     )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
