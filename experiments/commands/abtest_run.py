@@ -72,8 +72,9 @@ def run(
 
     from experiments.abtest.simulated.policies import EndpointPolicy, PackagePolicy, Policy
     from experiments.abtest.simulated.run import run_experiment
-    from experiments.abtest.simulated.settings import CONTROL, RunSettings
+    from experiments.abtest.simulated.settings import CONTROL, TREATMENT, RunSettings
     from experiments.runtime.progress import progress_bars
+    from serving.package.generations import current_generation
 
     torch.set_num_threads(1)
     console = Console()
@@ -91,11 +92,16 @@ def run(
         format=body_format,
     )
 
-    def make_policy(name: str, folder: Path) -> Policy:
-        where, served = (control, control_package) if name == CONTROL else (treatment, treatment_package)
-        if not where.startswith(("http://", "https://")):
+    places = {CONTROL: (control, control_package), TREATMENT: (treatment, treatment_package)}
+    for name, (where, served) in places.items():  # before a folder is made for what cannot run
+        if not _is_url(where):
+            current_generation(Path(where))
             if served is not None:
                 raise typer.BadParameter("goes with a URL", param_hint=f"--{name}-package")
+
+    def make_policy(name: str, folder: Path) -> Policy:
+        where, served = places[name]
+        if not _is_url(where):
             return PackagePolicy(Path(where), folder)
         return EndpointPolicy(
             where,
@@ -109,6 +115,10 @@ def run(
     with progress_bars(console, log=out / "run.log" if out.exists() else None) as bars:
         finished = run_experiment(settings, out, make_policy, progress=bars)
     _show(console, out, settings, finished)
+
+
+def _is_url(where: str) -> bool:
+    return where.startswith(("http://", "https://"))
 
 
 def _show(console: "Console", out: Path, settings: "RunSettings", finished: "Finished") -> None:

@@ -44,6 +44,7 @@ from experiments.marketplace.live.marketplace import (
     Twin,
     logged_purchases,
     memory_of_log,
+    read_description,
 )
 from experiments.marketplace.tables import FIRST_USER_ID
 from experiments.marketplace.world.shoppers import PurchaseMemory
@@ -93,6 +94,7 @@ def run_experiment(
         BusyError: another process runs it.
         FileExistsError: `out` holds something else.
     """
+    read_description(settings.world)
     _claim(out, settings)
     with file_lock(out / ".lock", busy=BusyError(f"another process runs the experiment in {out}")):
         return _Run(settings, out, make_policy, progress).to_its_end()
