@@ -49,7 +49,7 @@ class MetricResult(Limited):
     sequential_low: float | None
     sequential_high: float | None
     p: float | None
-    #: After false discovery control over all metrics (Benjamini and Yekutieli).
+    #: After false discovery control over all metrics but the one that decides (Benjamini and Yekutieli).
     p_adjusted: float | None
     #: Whether what units did before the experiment was used (CUPED), and the lift without it.
     cuped: bool

@@ -133,6 +133,15 @@ def test_lost_revenue_stops_what_clicks_alone_would_ship(tmp_path: Path) -> None
     assert "Revenue a user fell by" in result.decision.sentence
 
 
+def test_the_metric_that_decides_stands_alone_and_the_others_are_adjusted_together(tmp_path: Path) -> None:
+    metrics = analysed(tmp_path, world(13, lift=0.1)).metrics
+    assert metrics["ctr"].p_adjusted == metrics["ctr"].p
+    others = sorted((found.p, found.p_adjusted) for name, found in metrics.items() if name != "ctr")
+    factor = sum(1 / rank for rank in range(1, 6))
+    assert others[-1][1] == pytest.approx(min(1.0, factor * others[-1][0]))
+    assert others[0][1] <= min(1.0, 5 * factor * others[0][0]) + 1e-12
+
+
 def test_before_the_planned_end_the_limits_for_all_looks_decide(tmp_path: Path) -> None:
     early = analysed(tmp_path, world(0, lift=0.065, units=6000))
     ctr = early.metrics["ctr"]
