@@ -91,7 +91,7 @@ def day_by_day(lines: Sequence[DayLine]) -> str:
                 (line.wider, _ALL, "95 % at all looks together"),
                 (line.lifts, _ONE, "95 % at one look"),
             ):
-                limits = np.array([_ends(found[place]) for place in known if found])
+                limits = np.array([_band(found[place]) for place in known if found])
                 if len(limits):
                     alpha = 0.9 if colour == _ALL else 0.45
                     axes.fill_between(days, *limits.T, color=colour, alpha=alpha, linewidth=0, label=name)
@@ -211,6 +211,11 @@ def _ends(found: Limited) -> tuple[float, float]:
     if found.low is None or found.high is None:
         return float("nan"), float("nan")
     return 100 * found.low, 100 * found.high
+
+
+def _band(found: Limited) -> tuple[float, float]:
+    """The same, beyond any panel where there are none: every lift is possible then."""
+    return (-1e6, 1e6) if found.low is None or found.high is None else _ends(found)
 
 
 def _percent(found: Limited) -> Interval:
