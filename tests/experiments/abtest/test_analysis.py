@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 import pytest
 
 from experiments.abtest.analysis import analyse_folder, misrouted_units, sample_ratio_p
+from experiments.abtest.decision import latency_ratio
 from experiments.abtest.estimates import aggregated, columns_of, estimate
-from experiments.abtest.experiment_log import ExperimentLog, write_experiment
+from experiments.abtest.experiment_log import DayLatency, ExperimentLog, write_experiment
 from experiments.abtest.metrics import METRICS
 from experiments.abtest.result import AbtestResult
 from serving.scoring.routing import assign
@@ -111,6 +112,17 @@ def test_a_little_slower_than_allowed_is_not_settled_by_noise(tmp_path: Path) ->
     assert result.decision.verdict == "go on"
     assert "The challenger is better" in result.decision.sentence
     assert "not settled yet" in result.decision.sentence
+
+
+def test_the_load_of_a_day_does_not_count_as_latency_of_a_variant() -> None:
+    days = [
+        DayLatency(FIRST_DAY, control, factor * control, 9, 9)
+        for control, factor in ((10.0, 1.2), (80.0, 1.2), (20.0, 1.2))
+    ]
+    ratio = latency_ratio(days)
+    assert (ratio.mean, ratio.low, ratio.high) == pytest.approx((1.2, 1.2, 1.2))
+    one = latency_ratio(days[:1])
+    assert (one.mean, one.low) == (pytest.approx(1.2), None)
 
 
 def test_a_challenger_that_fails_more_searches_is_stopped(tmp_path: Path) -> None:
