@@ -46,10 +46,10 @@ def analyse(
             f"{METRICS[described.primary].meaning}, and needs columns "
             f"{', '.join(METRICS[described.primary].columns)} that are not all 0"
         )
-    adjusted = false_discovery_adjusted([found.p for found, _ in estimates.values()], dependent=True)
+    p_values = _adjusted({name_: found.p for name_, (found, _) in estimates.items()}, described.primary)
     metrics = {
-        name_: _metric_result(found, plain, p_adjusted, (described.true_lift or {}).get(name_))
-        for (name_, (found, plain)), p_adjusted in zip(estimates.items(), adjusted, strict=True)
+        name_: _metric_result(found, plain, p_values[name_], (described.true_lift or {}).get(name_))
+        for name_, (found, plain) in estimates.items()
     }
     progress("measuring the experiment", 1, 3)
     daily = _daily(log, [METRICS[name_] for name_ in metrics], scale)
@@ -129,6 +129,13 @@ def misrouted_units(log: ExperimentLog) -> int | None:
         assign(unit, described.salt, described.shares) != variants[int(treated)]
         for unit, treated in zip(log.units, log.treated_U, strict=True)
     )
+
+
+def _adjusted(p_values: Mapping[str, float | None], primary: str) -> dict[str, float | None]:
+    """The metric that decides was named beforehand and stands alone; the others are adjusted together."""
+    others = [name for name in p_values if name != primary]
+    adjusted = false_discovery_adjusted([p_values[name] for name in others], dependent=True)
+    return {primary: p_values[primary], **dict(zip(others, adjusted, strict=True))}
 
 
 def _metric_result(

@@ -7,6 +7,7 @@ Before the planned end the limits for all looks are read, and those for one look
 an experiment that is looked at until it pleases would otherwise please too often.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from experiments.abtest.description import Allowed, Description
@@ -14,7 +15,7 @@ from experiments.abtest.estimates import Estimate
 from experiments.abtest.experiment_log import DayLatency
 from experiments.abtest.metrics import METRICS
 from experiments.abtest.result import Decision, Guardrail, Limited, MetricResult, State, Verdict
-from experiments.statistics.intervals import Interval, paired_share, surely_negative, surely_positive
+from experiments.statistics.intervals import Interval, paired_difference, surely_negative, surely_positive
 
 #: Below it, units were not drawn as planned. Small: it is looked at every day, and a false alarm is dear.
 SRM_LEVEL = 0.001
@@ -81,17 +82,18 @@ def guardrails(
 
 
 def latency_ratio(latency: Sequence[DayLatency]) -> Interval:
-    """Challenger's 99th percentile over the control's, with Fieller's limits over days.
+    """Challenger's 99th percentile over the control's: geometric mean over days, with Student-t limits.
 
-    Requests of one minute are slow together, so a day is one observation, and both variants share its load.
-    A single day has no limits.
+    Requests of one minute are slow together, so a day is one observation, and both variants share its load,
+    which multiplies both. A single day has no limits.
     """
-    ratio = paired_share(
-        [day.treatment_ms for day in latency],
-        [day.control_ms for day in latency],
+    found = paired_difference(
+        [math.log(day.treatment_ms) for day in latency],
+        [math.log(day.control_ms) for day in latency],
         confidence=LATENCY_CONFIDENCE,
     )
-    return ratio if ratio is not None else Interval(1.0, None, None)
+    low, high = (None if end is None else math.exp(end) for end in (found.low, found.high))
+    return Interval(math.exp(found.mean), low, high)
 
 
 def decide(

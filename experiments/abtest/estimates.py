@@ -216,6 +216,7 @@ def _means(metric: Metric, control: Aggregates, treatment: Aggregates, *, adjust
 
 
 def _lift(means: _Means, critical: float) -> Interval | None:
+    """Fieller's interval; counts are not negative, so no lift is below -100 %."""
     if means.control <= 0:
         return None
     if np.isinf(critical):
@@ -230,7 +231,7 @@ def _lift(means: _Means, critical: float) -> Interval | None:
     )
     if found.low is None or found.high is None:
         return Interval(found.mean - 1, None, None)
-    return Interval(found.mean - 1, found.low - 1, found.high - 1)
+    return Interval(found.mean - 1, max(found.low - 1, -1.0), found.high - 1)
 
 
 def _lift_error(means: _Means) -> float:

@@ -236,6 +236,8 @@ def _read_latency(
     _open(connection, LATENCY, path, ("variant", "day", "ms"))
     _check_filled(connection, LATENCY, path, ("variant", "day", "ms"))
     _check_counts(connection, LATENCY, path, ["ms"], null=False)
+    if _number(connection, f"SELECT count(*) FROM {LATENCY} WHERE ms = 0"):
+        raise ExperimentError(f"{path}, column 'ms': some requests took 0 ms; give finer numbers")
     found = connection.execute(
         f"SELECT day, quantile_cont(ms, 0.99) FILTER (variant = $1) AS control_ms, "
         f"quantile_cont(ms, 0.99) FILTER (variant = $2) AS treatment_ms, "

@@ -49,7 +49,7 @@ class MetricResult(Limited):
     sequential_low: float | None
     sequential_high: float | None
     p: float | None
-    #: After false discovery control over all metrics (Benjamini and Yekutieli).
+    #: After false discovery control over all metrics but the one that decides (Benjamini and Yekutieli).
     p_adjusted: float | None
     #: Whether what units did before the experiment was used (CUPED), and the lift without it.
     cuped: bool
@@ -102,11 +102,13 @@ class Heterogeneity(_Row):
 
     kind: str
     metric: str
+    #: Measured slices, and those left out because too few units have anything to count.
     slices: int
-    #: Cochran's Q test: that all slices have one lift.
-    p: float
+    left_out: int
+    #: Cochran's Q test: that all slices have one lift; None for fewer than two.
+    p: float | None
     #: Standard deviation of the true lifts (of their logarithms), estimated.
-    deviation: float
+    deviation: float | None
 
 
 class Guardrail(_Row):

@@ -24,12 +24,14 @@ from tea_tasting.experiment import ExperimentResult
 
 from experiments.abtest.estimates import Estimate
 from experiments.abtest.experiment_log import ExperimentLog
-from experiments.abtest.metrics import METRICS, SLICE_METRICS
+from experiments.abtest.metrics import METRICS, SLICE_METRICS, Metric
 from experiments.abtest.result import Heterogeneity, Limited, SliceResult
 from experiments.abtest.unit_sums import UnitSums
 
 #: Slices of a kind, those with most impressions: chosen without a look at their lifts.
 TOP = 20
+#: Units of a variant that are to be expected to have clicked (or bought) in a slice, at least.
+LEAST_UNITS = 30
 #: Standard deviation of the half-normal prior of t: slices whose lifts differ by more are rare.
 PRIOR_DEVIATION = 0.1
 _DEVIATIONS = np.linspace(0, 5, 401)
@@ -42,19 +44,22 @@ def slice_results(log: ExperimentLog, everyone: UnitSums) -> tuple[list[SliceRes
     spreads: list[Heterogeneity] = []
     for kind, parts in _kinds(log, everyone):
         for name in SLICE_METRICS:
+            if not everyone.can(METRICS[name]):
+                continue
             found = {
                 part: estimate
                 for part, (sums, zeros) in parts.items()
-                if (estimate := sums.estimate(METRICS[name], zeros=zeros)) is not None
+                if _enough(sums, METRICS[name], everyone.units)
+                and (estimate := sums.estimate(METRICS[name], zeros=zeros)) is not None
             }
-            if not found:
-                continue
             shrunk, spread = shrink(list(found.values()))
-            if spread is not None:
-                deviation, p = spread
-                spreads.append(
-                    Heterogeneity(kind=kind, metric=name, slices=len(found), p=p, deviation=deviation)
+            deviation, p = spread or (None, None)
+            left_out = len(parts) - len(found)
+            spreads.append(
+                Heterogeneity(
+                    kind=kind, metric=name, slices=len(found), left_out=left_out, p=p, deviation=deviation
                 )
+            )
             adjusted = false_discovery_adjusted([one.p for one in found.values()], dependent=False)
             for (part, one), drawn, p_adjusted in zip(found.items(), shrunk, adjusted, strict=True):
                 lift = Limited.of(one.lift)
@@ -73,6 +78,16 @@ def slice_results(log: ExperimentLog, everyone: UnitSums) -> tuple[list[SliceRes
                     )
                 )
     return rows, spreads
+
+
+def _enough(sums: UnitSums, metric: Metric, units: tuple[int, int]) -> bool:
+    """Whether limits by the normal distribution make sense in a slice.
+
+    Of its units with anything to count, each variant is to expect its share: which slices are measured does
+    not depend on who came off better there.
+    """
+    counting = float((sums.sums[metric.numerator] > 0).sum()) if metric.numerator in sums.sums else 0.0
+    return counting * min(units) / sum(units) >= LEAST_UNITS
 
 
 def _kinds(

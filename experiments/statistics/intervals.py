@@ -192,8 +192,8 @@ def fieller(
 
     Fieller 1954, https://doi.org/10.1111/j.2517-6161.1954.tb00159.x
 
-    >>> fieller(3.0, 2.0, part_variance=0.04, whole_variance=0.0, critical=2.0)
-    Interval(mean=1.5, low=1.3, high=1.7)
+    >>> fieller(3.0, 2.0, part_variance=0.25, whole_variance=0.0, critical=2.0)
+    Interval(mean=1.5, low=1.0, high=2.0)
     """
     ratio, scale = part / whole, critical**2
     square, cross = whole**2 - scale * whole_variance, part * whole - scale * covariance

@@ -31,10 +31,10 @@ def mixture_critical(ratio: float, *, error: float = 0.05) -> float:
         ratio: r, squared `scale` over squared standard error; `scale` is chosen before the first look.
 
     Returns:
-        3.03 at its best, where a plain interval has 1.96; infinity without any information.
+        3.04 at its best, where a plain interval has 1.96; infinity without any information.
 
     >>> round(mixture_critical(8.2), 2)
-    3.03
+    3.04
     """
     if not ratio > 0:
         return math.inf

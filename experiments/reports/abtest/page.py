@@ -15,10 +15,11 @@ MARKDOWN = "report.md"
 def write_abtest_report(result: AbtestResult, out: Path, *, command: str) -> list[Path]:
     """Write `result.json`, `report.md` and `report.html` into `out`, each whole or not at all."""
     sections = abtest_sections(result)
-    title = f"The experiment {result.name}"
+    title = f"Online experiment: {result.treatment} against {result.control}"
     lead = (
-        f"The challenger {result.treatment} against the control {result.control}, {result.first_day} to "
-        f"{result.last_day}: lifts are relative, and a user is one observation whatever it did."
+        f"Experiment {result.name}, {result.first_day} to {result.last_day}. Lifts of the challenger "
+        f"({result.treatment}) over the control ({result.control}) are relative, and a user is one "
+        "observation, whatever it did."
     )
     result.write(out / RESULT)
     kind = "**Simulated data.** " if result.simulated else ""

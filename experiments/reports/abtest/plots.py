@@ -7,7 +7,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+from matplotlib.dates import date2num
 from matplotlib.figure import Figure
 
 from experiments.abtest.result import Limited, Trend
@@ -25,6 +25,8 @@ from experiments.statistics.intervals import Interval
 #: One look, all looks, what is true, and the line at no lift.
 _ONE, _ALL, _TRUE, _ZERO = COLOURS[0], "#b9d3e6", COLOURS[1], "#555555"
 _COLUMNS = 3
+#: Days that have room for their names in a panel.
+_DAYS_NAMED = 5
 
 
 class LiftRow(NamedTuple):
@@ -89,7 +91,7 @@ def day_by_day(lines: Sequence[DayLine]) -> str:
                 (line.wider, _ALL, "95 % at all looks together"),
                 (line.lifts, _ONE, "95 % at one look"),
             ):
-                limits = np.array([_ends(found[place]) for place in known if found])
+                limits = np.array([_band(found[place]) for place in known if found])
                 if len(limits):
                     alpha = 0.9 if colour == _ALL else 0.45
                     axes.fill_between(days, *limits.T, color=colour, alpha=alpha, linewidth=0, label=name)
@@ -158,7 +160,7 @@ def latency(days: Sequence[dt.date], control: Sequence[float], treatment: Sequen
         axes.set_ylim(bottom=0)
         axes.set_ylabel("99th percentile, ms")
         axes.grid(axis="y", color="#e4e4e4")
-        _day_axis(axes)
+        _day_axis(axes, days)
         axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
         return svg_of(figure)
 
@@ -185,13 +187,13 @@ def _day_look(axes: Axes, line: DayLine, drawn: Sequence[Limited]) -> None:
     axes.grid(axis="y", color="#e4e4e4")
     axes.set_axisbelow(True)
     axes.xaxis.set_tick_params(labelbottom=True)
-    _day_axis(axes)
+    _day_axis(axes, line.days)
 
 
-def _day_axis(axes: Axes) -> None:
-    locator = AutoDateLocator(maxticks=6)
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+def _day_axis(axes: Axes, days: Sequence[dt.date]) -> None:
+    """Some of the days by name, the last one always."""
+    named = days[:: -max(1, -(-len(days) // _DAYS_NAMED))]
+    axes.set_xticks(_numbers(named), [f"{day.day} {day:%b}" for day in named])
 
 
 def _numbers(days: Sequence[dt.date]) -> list[float]:
@@ -209,6 +211,11 @@ def _ends(found: Limited) -> tuple[float, float]:
     if found.low is None or found.high is None:
         return float("nan"), float("nan")
     return 100 * found.low, 100 * found.high
+
+
+def _band(found: Limited) -> tuple[float, float]:
+    """The same, beyond any panel where there are none: every lift is possible then."""
+    return (-1e6, 1e6) if found.low is None or found.high is None else _ends(found)
 
 
 def _percent(found: Limited) -> Interval:

@@ -125,15 +125,16 @@ def _metrics(result: AbtestResult) -> Section:
         grids=(
             Grid(
                 f"{result.consumers:,} users, {result.days} days. Lift: relative, with 95 % limits at one "
-                "look (Fieller's). p: adjusted for the number of metrics, bold below 0.05. Width: of the "
-                "limits, over that without what users did before (CUPED).",
+                "look (Fieller's). p: of the metric that decides as it is, of the others adjusted for their "
+                "number; bold below 0.05. Width: of the limits, over that without what users did before "
+                "(CUPED).",
                 (
                     "Metric",
                     "Control",
                     "Challenger",
                     "Lift (95 %)",
                     "95 %, all looks",
-                    "p adjusted",
+                    "p",
                     *(("True lift",) if truth else ()),
                     "Width",
                 ),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from experiments.abtest.decision import lift_text
 from experiments.abtest.metrics import METRICS
-from experiments.abtest.result import AbtestResult, SliceResult
+from experiments.abtest.result import AbtestResult, Heterogeneity, SliceResult
 from experiments.reports.abtest import plots
 from experiments.reports.abtest.text import LEVEL, p_text
 from experiments.reports.page import Absent, Grid, Plot, Section, svg_source
@@ -14,28 +14,22 @@ def slices_section(result: AbtestResult) -> Section | Absent:
     """Lifts of slices, alone and shrunk, and whether they differ at all."""
     heading = ("slices", "Slices", "For whom, and for what, is the challenger better?")
     if not result.slices:
-        return Absent(*heading, "The log has neither segments of users nor slices of searches.", None)
+        reason = "The log has neither segments of users nor slices of searches."
+        if result.heterogeneity:
+            reason = "In every slice too few users clicked."
+        return Absent(*heading, reason, None)
     metric = result.primary if any(row.metric == result.primary for row in result.slices) else "ctr"
     rows = [row for row in result.slices if row.metric == metric]
     found = [row for row in rows if row.p_adjusted is not None and row.p_adjusted < LEVEL]
     gains = sum((row.lift or 0) > 0 for row in found)
+    title = METRICS[metric].title
     answer = (
-        f"{len(found)} of {len(rows)} slices differ from the control in {METRICS[metric].title} by more than "
-        f"chance: {gains} gain, {len(found) - gains} lose."
+        f"{len(found)} of {len(rows)} slices differ from the control in {title} by more than chance: {gains} "
+        f"gain, {len(found) - gains} lose."
+        if found
+        else f"None of {len(rows)} slices differs from the control in {title} by more than chance."
     )
-    sentences = []
-    for spread in result.heterogeneity:
-        if spread.metric != metric:
-            continue
-        says = (
-            "have different lifts"
-            if spread.p < LEVEL
-            else "may all have one lift: differences between them are no more than chance would make"
-        )
-        sentences.append(
-            f"{_kind(spread.kind)}: the {spread.slices} slices {says} (Q test, p = {p_text(spread.p)}; the "
-            f"true lifts are estimated to differ by {100 * spread.deviation:.1f} % of the control)."
-        )
+    sentences = [_spread_sentence(spread) for spread in result.heterogeneity if spread.metric == metric]
     grids, shown = [], []
     for kind in dict.fromkeys(row.kind for row in rows):
         of_kind = [row for row in rows if row.kind == kind]
@@ -64,6 +58,25 @@ def slices_section(result: AbtestResult) -> Section | Absent:
             "Of queries and aisles, those with most impressions are shown. p is adjusted for the number of "
             "slices of a kind. Conversions and revenue of each slice are in result.json.",
         ),
+    )
+
+
+def _spread_sentence(spread: Heterogeneity) -> str:
+    left_out = (
+        f" {spread.left_out} of {spread.left_out + spread.slices} are left out: too few users clicked there."
+        if spread.left_out
+        else ""
+    )
+    if spread.p is None or spread.deviation is None:
+        return f"{_kind(spread.kind)}: too few slices to compare.{left_out}"
+    says = (
+        "have different lifts"
+        if spread.p < LEVEL
+        else "may all have one lift: they differ no more than chance would make them"
+    )
+    return (
+        f"{_kind(spread.kind)}: the {spread.slices} slices {says} (Q test, p = {p_text(spread.p)}; the true "
+        f"lifts are estimated to differ by {100 * spread.deviation:.1f} % of the control).{left_out}"
     )
 
 

@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 import pytest
 
 from experiments.abtest.analysis import analyse_folder, misrouted_units, sample_ratio_p
+from experiments.abtest.decision import latency_ratio
 from experiments.abtest.estimates import aggregated, columns_of, estimate
-from experiments.abtest.experiment_log import ExperimentLog, write_experiment
+from experiments.abtest.experiment_log import DayLatency, ExperimentLog, write_experiment
 from experiments.abtest.metrics import METRICS
 from experiments.abtest.result import AbtestResult
 from serving.scoring.routing import assign
@@ -113,6 +114,17 @@ def test_a_little_slower_than_allowed_is_not_settled_by_noise(tmp_path: Path) ->
     assert "not settled yet" in result.decision.sentence
 
 
+def test_the_load_of_a_day_does_not_count_as_latency_of_a_variant() -> None:
+    days = [
+        DayLatency(FIRST_DAY, control, factor * control, 9, 9)
+        for control, factor in ((10.0, 1.2), (80.0, 1.2), (20.0, 1.2))
+    ]
+    ratio = latency_ratio(days)
+    assert (ratio.mean, ratio.low, ratio.high) == pytest.approx((1.2, 1.2, 1.2))
+    one = latency_ratio(days[:1])
+    assert (one.mean, one.low) == (pytest.approx(1.2), None)
+
+
 def test_a_challenger_that_fails_more_searches_is_stopped(tmp_path: Path) -> None:
     table = world(6, lift=0.2)
     failed = pc.and_(pc.equal(table["variant"], "challenger"), pc.greater(table["searches"], 1))
@@ -131,6 +143,15 @@ def test_lost_revenue_stops_what_clicks_alone_would_ship(tmp_path: Path) -> None
     result = analysed(tmp_path, table)
     assert result.decision.verdict == "stop"
     assert "Revenue a user fell by" in result.decision.sentence
+
+
+def test_the_metric_that_decides_stands_alone_and_the_others_are_adjusted_together(tmp_path: Path) -> None:
+    metrics = analysed(tmp_path, world(13, lift=0.1)).metrics
+    assert metrics["ctr"].p_adjusted == metrics["ctr"].p
+    others = sorted((found.p, found.p_adjusted) for name, found in metrics.items() if name != "ctr")
+    factor = sum(1 / rank for rank in range(1, 6))
+    assert others[-1][1] == pytest.approx(min(1.0, factor * others[-1][0]))
+    assert others[0][1] <= min(1.0, 5 * factor * others[0][0]) + 1e-12
 
 
 def test_before_the_planned_end_the_limits_for_all_looks_decide(tmp_path: Path) -> None:

@@ -150,6 +150,13 @@ def test_nothing_to_divide_by_has_no_estimate_and_a_control_of_nothing_no_lift()
     assert found.difference.mean == pytest.approx(found.treatment)
 
 
+def test_no_lift_is_below_minus_100_percent():
+    control = aggregated({"clicks": np.tile([0.0, 1.0, 2.0, 1.0], 3), "impressions": np.full(12, 9.0)})
+    treatment = aggregated({"clicks": np.eye(1, 12)[0], "impressions": np.full(12, 9.0)})
+    found = estimate(METRICS["ctr"], control, treatment, adjusted=False)
+    assert found.lift.low == -1.0 < found.lift.mean < found.lift.high
+
+
 def test_two_variants_that_do_not_vary_differ_by_exactly_nothing():
     arms = [aggregated({"impressions": np.ones(4), "clicks": np.zeros(4)})] * 2
     found = estimate(METRICS["ctr"], *arms, adjusted=False)

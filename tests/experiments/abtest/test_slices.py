@@ -120,6 +120,14 @@ def test_units_that_never_came_to_a_slice_count_as_zero_there(tmp_path: Path) ->
     assert found.low == pytest.approx(expected.lift.low)
 
 
+def test_a_slice_where_too_few_clicked_is_left_out_and_counted(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    rows, spreads = slice_results(log, UnitSums.of_days(log, 0, log.days - 1))
+    assert {row.name for row in rows if row.kind == "aisle"} == {"fruit", "bread", "milk"}
+    [aisles] = [one for one in spreads if (one.kind, one.metric) == ("aisle", "ctr")]
+    assert (aisles.slices, aisles.left_out) == (3, 1)
+
+
 def test_the_groups_of_a_segment_are_units_of_their_own(tmp_path: Path) -> None:
     log = opened(tmp_path)
     everyone = UnitSums.of_days(log, 0, log.days - 1)
