@@ -144,12 +144,12 @@ def _repeat(
         for name, shown in played.shown.items():
             user_N = asked.user_S[shown.search_N]
             counts = {
-                count: np.bincount(user_N, weights=value_N, minlength=users)
+                count: np.bincount(user_N, weights=value_N, minlength=users).astype(np.float64)
                 for count, value_N in counts_of_ads(shown).items()
             }
             counts["searches"] = np.bincount(asked.user_S, minlength=users).astype(np.float64)
             for count, value_U in counts.items():
-                totals[name][count] = totals[name].get(count, 0.0) + value_U
+                totals[name][count] = totals[name].get(count, np.zeros(users)) + value_U
         truth = true_lifts(
             {
                 name: {count: float(value_U.sum()) for count, value_U in sums.items()}
@@ -172,7 +172,7 @@ def _repeat(
             always[name] &= looked is None or looked.holds
             if place == len(days) - 1:
                 plain = everyone.estimate(metric, adjusted=False)
-                lifts = (plain and plain.lift, adjusted.lift)
+                lifts = (plain.lift if plain else None, adjusted.lift)
                 row = [*(_judged(lift, truth[name]) for lift in lifts), looked]
                 rows[name] = {
                     way: one._replace(always=always[name])

@@ -6,7 +6,7 @@
       twin_purchases.parquet   what each consumer bought with each policy
       slices.parquet           served counts by consumer and slice
       latency.parquet          milliseconds of served requests
-      scores.npz               what both policies answered [S, K]: the day can be played again with other luck
+      control_scores.npy, ...  what both policies answered [S, K]: to play the day again with other luck
       decisions.parquet        with exploration: how each first position was decided
       day.json                 counts
 
@@ -101,8 +101,8 @@ def write_day(
         write_table(temporary / "latency.parquet", _latency(found, day))
         if found.first_probability_SK is not None:
             write_table(temporary / "decisions.parquet", decision_table(world, found, day))
-        scores = {name: score_SK.astype(np.float32) for name, score_SK in found.asked.score_SK.items()}
-        np.savez_compressed(temporary / "scores.npz", **scores)
+        for name, score_SK in found.asked.score_SK.items():
+            np.save(temporary / f"{name}_scores.npy", score_SK.astype(np.float32))
         atomic_write_json(temporary / "day.json", dict(about))
 
 
@@ -121,11 +121,11 @@ def read_scores(folder: Path) -> dict[str, npt.NDArray[np.float64]]:
     Raises:
         ValueError: the day's folder has none.
     """
-    path = folder / "scores.npz"
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: the day cannot be played again")
-    with np.load(path) as scores:
-        return {name: scores[name].astype(np.float64) for name in POLICIES}
+    paths = {name: folder / f"{name}_scores.npy" for name in POLICIES}
+    for path in paths.values():
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: the day cannot be played again")
+    return {name: np.load(path).astype(np.float64) for name, path in paths.items()}
 
 
 def served_purchases(bought: Mapping[str, PurchaseRows], variant_U: npt.NDArray[np.str_]) -> PurchaseRows:

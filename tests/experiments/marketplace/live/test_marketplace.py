@@ -91,6 +91,26 @@ def test_an_ad_at_one_position_has_one_luck_whoever_shows_it(market: LiveMarketp
     assert all(seen["a"][key] == seen["b"][key] for key in both)
 
 
+def test_what_is_clicked_below_is_clicked_above(market: LiveMarketplace) -> None:
+    demand = market.demand(market.first_day)
+    memory = nothing_bought(market)
+    twins = {name: Twin(random_scores(demand, seed), memory) for name, seed in (("a", 1), ("b", 2))}
+    played = market.play(demand, twins, np.full(len(demand), "a"))
+    seen = {}
+    for name, shown in played.shown.items():
+        keys = zip(shown.search_N.tolist(), shown.product_N.tolist(), strict=True)
+        answers = zip(shown.position_N.tolist(), shown.clicked_N.tolist(), strict=True)
+        seen[name] = dict(zip(keys, answers, strict=True))
+    moved = [key for key in seen["a"].keys() & seen["b"].keys() if seen["a"][key][0] != seen["b"][key][0]]
+    assert len(moved) > 100
+    clicked_below = 0
+    for key in moved:
+        above, below = sorted((seen["a"][key], seen["b"][key]))
+        clicked_below += below[1]
+        assert above[1] or not below[1]
+    assert clicked_below > 0
+
+
 def test_who_knows_the_truth_wins_more_clicks_than_chance(market: LiveMarketplace) -> None:
     demand = market.demand(market.first_day)
     memory = nothing_bought(market)
