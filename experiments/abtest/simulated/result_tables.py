@@ -24,6 +24,7 @@ def write_result(
 ) -> dict[str, float]:
     """Write the experiment of these days; returns the true lifts."""
     twins = pa.concat_tables(pq.read_table(day / "twins.parquet") for day in days)
+    latency = pa.concat_tables(pq.read_table(day / "latency.parquet") for day in days)
     truth = true_lifts(twin_totals(twins))
     write_experiment(
         folder,
@@ -38,7 +39,7 @@ def write_result(
         ),
         unit_days(twins, before),
         slices=pa.concat_tables(pq.read_table(day / "slices.parquet") for day in days),
-        latency=pa.concat_tables(pq.read_table(day / "latency.parquet") for day in days),
+        latency=latency if len(latency) else None,  # packages are not timed
     )
     return truth
 

@@ -1,5 +1,6 @@
 """A simulated experiment of some days: the same after a kill, the truth of known rankers, and its tables."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -46,6 +47,7 @@ class KnownPolicy(Policy):
         super().__init__()
         self._world, self._knows, self._kill_at_us, self._fails = world, knows, kill_at_us, fails
         self._query = {text: place for place, text in enumerate(world.queries.texts)}
+        self.ms = 1.0
         self.asked: list[ScoreRequest] = []
         self.refreshed_us: list[int] = []
 
@@ -57,7 +59,7 @@ class KnownPolicy(Policy):
         self, requests: Sequence[ScoreRequest]
     ) -> list[tuple[ScoreReply | RequestError | ClientError, float]]:
         self.asked += requests
-        return [(self._one(request), 1.0) for request in requests]
+        return [(self._one(request), self.ms) for request in requests]
 
     def _one(self, request: ScoreRequest) -> ScoreReply | RequestError | ClientError:
         assert request.query is not None
@@ -292,6 +294,15 @@ def test_a_search_without_scores_is_counted_and_shown_by_bids(
     assert errors["treatment"] == finished.failed > 20
     assert finished.first_failure is not None
     assert finished.first_failure.startswith("treatment: status 503")
+
+
+def test_what_was_not_timed_has_no_latency(tmp_path: Path, world_folder: Path, world: World) -> None:
+    policies = {name: KnownPolicy(world, "hash") for name in ("control", "treatment")}
+    for policy in policies.values():
+        policy.ms = math.nan
+    run_experiment(settings_of(world_folder, days=1), tmp_path / "out", lambda name, folder: policies[name])
+    assert not (tmp_path / "out" / "experiment" / "latency.parquet").exists()
+    assert ExperimentLog.open(tmp_path / "out" / "experiment").latency == ()
 
 
 def test_another_experiment_in_the_same_folder_is_refused(
