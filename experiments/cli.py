@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from experiments.commands import bench, config, demo, doctor, init, search, worlds
+from experiments.commands import (
+    abtest,
+    abtest_coverage,  # noqa: F401  # adds its command to `abtest`
+    abtest_offpolicy,  # noqa: F401  # likewise
+    abtest_run,  # noqa: F401  # likewise
+    bench,
+    config,
+    demo,
+    doctor,
+    init,
+    search,
+    worlds,
+)
 from experiments.commands.encoders import (
     embed,
     encode,
@@ -99,6 +111,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "join-clicks": join_clicks.join_clicks,
         "stop": serve.stop,
     },
+    "Experiments": {"abtest": abtest.abtest},
     "Checks": {
         "replay": replay.replay,
         "loadtest": loadtest.loadtest,

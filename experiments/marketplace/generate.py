@@ -5,9 +5,10 @@ has its own child of the seed, so that leaving out images, for one, changes no o
 of a seed have the same products, queries, grades and users.
 """
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from experiments.marketplace.tables import (
     write_relevance,
     write_users,
 )
-from experiments.marketplace.world.catalog import Catalog, IntArray, Shelf, make_catalog
+from experiments.marketplace.world.catalog import BoolArray, Catalog, IntArray, Shelf, make_catalog
 from experiments.marketplace.world.graders import FactsJudge, Judge, Labels, label_pairs
 from experiments.marketplace.world.package_images import write_images
 from experiments.marketplace.world.pools import ProductPools
@@ -37,7 +38,11 @@ from features.progress import Progress, silent
 DESCRIPTION = "marketplace.json"
 
 # Positions in the seed's list of children; never renumber, or every marketplace changes.
-_CATALOG, _QUERIES, _MATCHES, _LABELS, _SHOPPERS, _DAYS, _PROMOTIONS, _IMAGES, _RETRIEVAL = range(9)
+_CATALOG, _QUERIES, _MATCHES, _LABELS, _SHOPPERS, _DAYS, _PROMOTIONS, _IMAGES, _RETRIEVAL, _LIVE = range(10)
+
+LivePart = Literal["advertisers", "demand", "orders"]
+#: Likewise never to be put in another order.
+LIVE_PARTS: tuple[LivePart, ...] = get_args(LivePart)
 
 
 def generate(config: MarketplaceConfig, out: Path, *, progress: Progress = silent) -> dict[str, Any]:
@@ -54,26 +59,56 @@ def generate(config: MarketplaceConfig, out: Path, *, progress: Progress = silen
     """
     with atomic_folder(out, ours=is_marketplace) as folder:
         progress("products", 0, 1)
-        catalog = make_catalog(config, child_seed(config, _CATALOG))
-        queries = make_queries(config, catalog, child_seed(config, _QUERIES))
-        matches = match_pools(catalog, queries, np.random.default_rng(child_seed(config, _MATCHES)))
+        world = make_world(config)
+        catalog, queries, shoppers, judge = world.catalog, world.queries, world.shoppers, world.judge
         progress("products", 1, 1)
-        labels = label_pairs(config, catalog, queries, matches, child_seed(config, _LABELS))
-        shoppers = make_shoppers(config, catalog, child_seed(config, _SHOPPERS))
+        labels = label_pairs(config, catalog, queries, world.matches, child_seed(config, _LABELS))
         write_queries(folder, catalog, queries)
         write_relevance(folder, catalog, queries, labels)
-
-        slates, retrieval = _slates(config, catalog, queries, matches)
-        judge = FactsJudge(queries, catalog)
-        facts = write_log(folder, config, catalog, queries, shoppers, slates, judge, queries.kind_Q, progress)
+        facts = write_log(
+            folder, config, catalog, queries, shoppers, world.slates, judge, queries.kind_Q, progress
+        )
 
         images: list[str | None] = [None] * catalog.num_products
         if config.images:
             images = write_images(folder, catalog, config.image_pixels, child_seed(config, _IMAGES), progress)
         write_products(folder, catalog, images)
-        summary = _summary(catalog, queries, shoppers, labels, facts) | retrieval
+        summary = _summary(catalog, queries, shoppers, labels, facts) | world.retrieval
         describe(folder, config, summary)
     return summary
+
+
+@dataclass(frozen=True)
+class World:
+    """An invented shop before its first day: what its configuration and seed decide."""
+
+    config: MarketplaceConfig
+    catalog: Catalog
+    queries: Queries
+    matches: ProductPools
+    shoppers: Shoppers
+    slates: Slates
+    judge: Judge
+    #: What is known of the retrieval; nothing in the preset mixed, which has none.
+    retrieval: dict[str, Any]
+
+
+def make_world(config: MarketplaceConfig) -> World:
+    """Products, queries and shoppers; the same for the same configuration and seed."""
+    catalog = make_catalog(config, child_seed(config, _CATALOG))
+    queries = make_queries(config, catalog, child_seed(config, _QUERIES))
+    matches = match_pools(catalog, queries, np.random.default_rng(child_seed(config, _MATCHES)))
+    slates, retrieval = _slates(config, catalog, queries, matches)
+    return World(
+        config=config,
+        catalog=catalog,
+        queries=queries,
+        matches=matches,
+        shoppers=make_shoppers(config, catalog, child_seed(config, _SHOPPERS)),
+        slates=slates,
+        judge=FactsJudge(queries, catalog),
+        retrieval=retrieval,
+    )
 
 
 def write_log(
@@ -138,22 +173,19 @@ def _simulate_days(
     tell: Progress,
 ) -> None:
     memory = PurchaseMemory(shoppers.num_users)
-    midnight = datetime(config.start.year, config.start.month, config.start.day, tzinfo=UTC)
-    start_us = int(midnight.timestamp()) * 1_000_000
     pending = None  # conversions that fall on the next day
     slate_size = float(np.dot(SLATE_SIZES, np.arange(1, len(SLATE_SIZES) + 1)))
     total_days = config.history_days + config.days
     for done, day in enumerate(range(-config.history_days, config.days)):
         rng = np.random.default_rng(child_seed(config, _DAYS, done))
-        day_start_us = start_us + day * DAY_US
+        day_start_us = midnight_us(config, day)
         parts = [orders.orders(day, day_start_us, memory, rng)] + ([pending] if pending else [])
         if day >= 0:
             if facts.searches:
                 slate_size = facts.impressions / facts.searches
             target = round(config.impressions * (day + 1) / config.days) - facts.impressions
             count = max(1, round(target / slate_size))
-            week_rng = np.random.default_rng(child_seed(config, _PROMOTIONS, day // 7))
-            promoted_P = promotions(catalog, week_rng)
+            promoted_P = promoted_products(config, catalog, day)
             rows = searches.impressions(day, day_start_us, count, memory, rng, promoted_P)
             log.impressions(rows)
             facts.add_impressions(rows, count, day)
@@ -167,6 +199,17 @@ def _simulate_days(
         facts.add_purchases(bought)
         memory.add(bought.user_N, bought.product_N, day)
         tell("days", done + 1, total_days)
+
+
+def midnight_us(config: LogConfig, day: int) -> int:
+    """When a day begins; day 0 is the first one with impressions."""
+    start = datetime(config.start.year, config.start.month, config.start.day, tzinfo=UTC)
+    return int(start.timestamp()) * 1_000_000 + day * DAY_US
+
+
+def promoted_products(config: LogConfig, catalog: Shelf, day: int) -> BoolArray:
+    """Which products cost less in the week of a day."""
+    return promotions(catalog, np.random.default_rng(child_seed(config, _PROMOTIONS, day // 7)))
 
 
 def _summary(
@@ -195,3 +238,8 @@ def grade_shares(grade_N: IntArray) -> list[float]:
 def child_seed(config: LogConfig, part: int, *index: int) -> np.random.SeedSequence:
     """The seed of one part of the world or the log."""
     return np.random.SeedSequence(config.seed, spawn_key=(part, *index))
+
+
+def live_seed(config: LogConfig, luck: int, day: int, part: LivePart) -> np.random.SeedSequence:
+    """The seed of one part of a day after the log; other `luck` is another future of the same world."""
+    return child_seed(config, _LIVE, luck, day, LIVE_PARTS.index(part))

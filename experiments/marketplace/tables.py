@@ -94,7 +94,15 @@ class RowGroupWriter:
 class LogWriter(ExitStack):
     """Writes impressions, their truth and purchases day by day, numbering the rows."""
 
-    def __init__(self, folder: Path, catalog: Shelf, queries: SearchTraffic) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        catalog: Shelf,
+        queries: SearchTraffic,
+        *,
+        first_impression: int = 1,
+        first_purchase: int = 1,
+    ) -> None:
         super().__init__()
         self._product_ids = pa.array(catalog.product_id_P)
         (folder / "truth").mkdir(exist_ok=True)
@@ -108,7 +116,7 @@ class LogWriter(ExitStack):
         self._truth = file("truth/impressions", IMPRESSIONS_TRUTH)
         self._purchases = file("purchases", PURCHASES)
         self._texts, self._devices = pa.array(queries.texts), pa.array(DEVICES)
-        self._next_impression = self._next_purchase = 1
+        self._next_impression, self._next_purchase = first_impression, first_purchase
 
     def impressions(self, rows: ImpressionRows) -> None:
         """Append one day of impressions and what is true of them."""

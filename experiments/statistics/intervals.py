@@ -12,6 +12,7 @@ Shapes: S seeds, V independent values, N test rows, P clicked rows, Q rows not c
 R resamples, M scored runs.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -139,15 +140,13 @@ def paired_share(
 
     The limits hold every share r for which `paired_difference` of part and r * whole does not exclude zero;
     so they rest on the same assumption, and noise of the whole counts as well. They are None for a single
-    seed, and where the whole itself is not told apart from zero: any share is possible then.
+    seed, and where the whole itself is not told apart from zero (`fieller`).
 
     Returns:
         None if the whole is not positive: there is nothing to have a share of.
 
     Raises:
         ValueError: the two have different lengths, or no seed.
-
-    Fieller 1954, https://doi.org/10.1111/j.2517-6161.1954.tb00159.x
 
     >>> paired_share([1.0, 1.0], [2.0, 2.0])
     Interval(mean=0.5, low=0.5, high=0.5)
@@ -163,13 +162,45 @@ def paired_share(
     share = part_mean / whole_mean
     if seeds == 1:
         return Interval(mean=share, low=None, high=None)
-    scale = stats.t.ppf(0.5 + confidence / 2, seeds - 1) ** 2 / seeds
-    (of_part, of_both), (_, of_whole) = scale * np.cov(part_S, whole_S)
-    square, cross = whole_mean**2 - of_whole, part_mean * whole_mean - of_both
-    if square <= 0:
-        return Interval(mean=share, low=None, high=None)
-    root = np.sqrt(max(0.0, cross**2 - square * (part_mean**2 - of_part)))
-    return Interval(mean=share, low=float((cross - root) / square), high=float((cross + root) / square))
+    (of_part, of_both), (_, of_whole) = np.cov(part_S, whole_S) / seeds
+    return fieller(
+        part_mean,
+        whole_mean,
+        part_variance=float(of_part),
+        whole_variance=float(of_whole),
+        covariance=float(of_both),
+        critical=float(stats.t.ppf(0.5 + confidence / 2, seeds - 1)),
+    )
+
+
+def fieller(
+    part: float,
+    whole: float,
+    *,
+    part_variance: float,
+    whole_variance: float,
+    covariance: float = 0.0,
+    critical: float,
+) -> Interval:
+    """A ratio of two means, with every r for which part - r * whole is at most `critical` errors from zero.
+
+    Args:
+        part_variance, whole_variance, covariance: of the means, as they would vary between samples.
+
+    Returns:
+        No limits where `whole` itself is at most that many errors from zero: any ratio is possible then.
+
+    Fieller 1954, https://doi.org/10.1111/j.2517-6161.1954.tb00159.x
+
+    >>> fieller(3.0, 2.0, part_variance=0.25, whole_variance=0.0, critical=2.0)
+    Interval(mean=1.5, low=1.0, high=2.0)
+    """
+    ratio, scale = part / whole, critical**2
+    square, cross = whole**2 - scale * whole_variance, part * whole - scale * covariance
+    if not square > 0:
+        return Interval(mean=ratio, low=None, high=None)
+    root = math.sqrt(max(0.0, cross**2 - square * (part**2 - scale * part_variance)))
+    return Interval(mean=ratio, low=(cross - root) / square, high=(cross + root) / square)
 
 
 class UserWeightedAuc:

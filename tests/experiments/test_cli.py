@@ -249,6 +249,7 @@ def test_every_command_is_there():
             "features",
             "embed",
             "train",
+            "abtest",
         ),
         *("sweep", "report", "publish", "bench", "config", "encode", "grade", "importance"),
         *("package", "refresh", "replay", "archive", "serve", "stop", "loadtest", "drift", "fuzz", "soak"),

@@ -13,6 +13,7 @@ from experiments.marketplace.world.catalog import BoolArray, FloatArray, IntArra
 #: A click comes this long after its impression at most, and one second at least.
 LONGEST_CLICK_SECONDS = 30 * 60
 _MEDIAN_CLICK_SECONDS = 15.0
+_CLICK_SPREAD = 1.2
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,11 @@ def sigmoid(logit_N: FloatArray) -> FloatArray:
     return np.where(logit_N >= 0, 1.0, np.exp(np.minimum(logit_N, 0))) / (1.0 + np.exp(-np.abs(logit_N)))
 
 
-def click_delays_us(count: int, rng: np.random.Generator) -> IntArray:
-    """Microseconds from impression to click: log-normal, between one second and thirty minutes."""
-    seconds_N = rng.lognormal(np.log(_MEDIAN_CLICK_SECONDS), 1.2, count)
+def click_delays_us(normal_N: FloatArray) -> IntArray:
+    """Microseconds from impression to click: log-normal, between one second and thirty minutes.
+
+    Args:
+        normal_N: standard normal draws; 0 is the median.
+    """
+    seconds_N = _MEDIAN_CLICK_SECONDS * np.exp(_CLICK_SPREAD * normal_N)
     return (np.clip(seconds_N, 1.0, LONGEST_CLICK_SECONDS) * 1e6).astype(np.int64)

@@ -16,7 +16,7 @@ from experiments.marketplace.days.clicks import (
     sigmoid,
 )
 from experiments.marketplace.days.purchases import PurchaseRows, times_of_day_us
-from experiments.marketplace.days.slates import Slates
+from experiments.marketplace.days.slates import ShownAds, Slates
 from experiments.marketplace.world.catalog import BoolArray, Catalog, FloatArray, IntArray, Shelf
 from experiments.marketplace.world.graders import Judge, true_grades
 from experiments.marketplace.world.pools import ProductPools
@@ -36,6 +36,19 @@ _OTHER_DEVICE_SHARE = 0.15
 _OTHER_STORE_SHARE = 0.10
 _PROMOTION_SHARE = 0.12
 _PROMOTION_FACTOR = 0.8
+#: A clicked ad is bought so long after the click: from, to.
+CONVERSION_WAIT_US = (30_000_000, 3_600_000_000)
+
+
+@dataclass(frozen=True)
+class Searches:
+    """Who asks what, when and where, in order of time."""
+
+    time_us_S: IntArray
+    user_S: IntArray
+    query_S: IntArray
+    device_S: IntArray
+    store_S: IntArray
 
 
 @dataclass(frozen=True)
@@ -96,66 +109,76 @@ class SearchSimulator:
     ) -> ImpressionRows:
         """All impressions of `searches` searches; `memory` is as of midnight and is not changed."""
         self._slates.open_day(day)
-        catalog, shoppers = self._catalog, self._shoppers
-        time_us_S = np.sort(day_start_us + times_of_day_us(searches, rng))
-        total = self._searches_before_U[-1]
-        user_S = np.searchsorted(self._searches_before_U, rng.random(searches) * total, side="right")
-        user_S = np.minimum(user_S, shoppers.num_users - 1)
-        query_S = self._draw_queries(user_S, rng)
+        time_us_S, user_S, query_S = self._arrivals(day_start_us, searches, rng)
         ads = self._slates.show(query_S, rng)
-        search_N, product_N = ads.search_N, ads.product_N
+        device_S, store_S = self._places(user_S, rng)
+        asked = Searches(time_us_S, user_S, query_S, device_S, store_S)
+        terms = click_terms(
+            self._config.clicks, self.causes(asked, ads, day, day_start_us, memory, promoted_P)
+        )
+        probability_N = sigmoid(click_logits(self._config.clicks, terms))
+        time_us_N = time_us_S[ads.search_N]
+        return ImpressionRows(
+            time_us_N=time_us_N,
+            user_N=user_S[ads.search_N],
+            query_N=query_S[ads.search_N],
+            product_N=ads.product_N,
+            position_N=ads.position_N,
+            store_N=store_S[ads.search_N],
+            device_N=device_S[ads.search_N],
+            price_N=prices(self._catalog, promoted_P, ads.product_N),
+            grade_N=ads.grade_N,
+            probability_N=probability_N,
+            terms=terms,
+            clicked_N=rng.random(len(time_us_N)) < probability_N,
+            click_time_us_N=time_us_N + click_delays_us(rng.standard_normal(len(time_us_N))),
+        )
 
-        user_N, query_N = user_S[search_N], query_S[search_N]
-        time_us_N = time_us_S[search_N]
-        device_S = np.where(
-            rng.random(searches) < _OTHER_DEVICE_SHARE,
-            rng.integers(0, len(DEVICES), searches),
-            shoppers.device_U[user_S],
-        )
-        store_S = np.where(
-            rng.random(searches) < _OTHER_STORE_SHARE,
-            rng.integers(0, self._config.stores, searches),
-            shoppers.store_U[user_S],
-        )
-        factor_N = np.where(promoted_P[product_N], _PROMOTION_FACTOR, 1.0)
-        causes = ClickCauses(
+    def searches(self, day_start_us: int, count: int, rng: np.random.Generator) -> Searches:
+        """`count` searches of one day, whatever they will be shown."""
+        time_us_S, user_S, query_S = self._arrivals(day_start_us, count, rng)
+        return Searches(time_us_S, user_S, query_S, *self._places(user_S, rng))
+
+    def causes(
+        self,
+        asked: Searches,
+        ads: ShownAds,
+        day: int,
+        day_start_us: int,
+        memory: PurchaseMemory,
+        promoted_P: BoolArray,
+    ) -> ClickCauses:
+        """What the click on each ad depends on."""
+        catalog, shoppers = self._catalog, self._shoppers
+        user_N, query_N = asked.user_S[ads.search_N], asked.query_S[ads.search_N]
+        product_N = ads.product_N
+        return ClickCauses(
             grade_N=ads.grade_N,
             facets_found_N=self._judge.facets_found(query_N, product_N),
             taste_N=taste_affinity(self._config.taste, shoppers, catalog, user_N, product_N),
             quality_N=catalog.quality_P[product_N],
             price_sensitivity_N=shoppers.price_sensitivity_U[user_N],
-            log_relative_price_N=catalog.log_relative_price_P[product_N] + np.log(factor_N),
+            log_relative_price_N=catalog.log_relative_price_P[product_N]
+            + np.log(_price_factors(promoted_P, product_N)),
             position_N=ads.position_N,
-            device_N=device_S[search_N],
+            device_N=asked.device_S[ads.search_N],
             click_tendency_N=shoppers.click_tendency_U[user_N],
-            hour_N=(time_us_N - day_start_us) / 3.6e9,
+            hour_N=(asked.time_us_S[ads.search_N] - day_start_us) / 3.6e9,
             bought_recently_N=memory.bought_recently(user_N, product_N, day, self._config.history_days),
         )
-        terms = click_terms(self._config.clicks, causes)
-        probability_N = sigmoid(click_logits(self._config.clicks, terms))
-        return ImpressionRows(
-            time_us_N=time_us_N,
-            user_N=user_N,
-            query_N=query_N,
-            product_N=product_N,
-            position_N=ads.position_N,
-            store_N=store_S[search_N],
-            device_N=device_S[search_N],
-            price_N=np.round(catalog.price_P[product_N] * factor_N, 2),
-            grade_N=ads.grade_N,
-            probability_N=probability_N,
-            terms=terms,
-            clicked_N=rng.random(len(user_N)) < probability_N,
-            click_time_us_N=time_us_N + click_delays_us(len(user_N), rng),
-        )
+
+    def conversion_chances(self, user_N: IntArray, grade_N: IntArray, day: int) -> FloatArray:
+        """Chance that a clicked ad is bought; 0 for who does not order at all, or not yet."""
+        active_N = self._shoppers.orders_U[user_N] > 0
+        active_N &= self._shoppers.first_order_day_U[user_N] <= day
+        return self._config.conversion_rate * (0.5 + 0.5 * grade_N) * active_N
 
     def conversions(self, rows: ImpressionRows, day: int, rng: np.random.Generator) -> PurchaseRows:
         """Purchases that follow a click within an hour, by users who purchase at all."""
-        buys_N = rng.random(len(rows.user_N)) < self._config.conversion_rate * (0.5 + 0.5 * rows.grade_N)
-        active_N = self._shoppers.orders_U[rows.user_N] > 0
-        active_N &= self._shoppers.first_order_day_U[rows.user_N] <= day
-        wait_us_N = rng.integers(30_000_000, 3_600_000_000, len(buys_N))
-        kept = np.flatnonzero(rows.clicked_N & buys_N & active_N)
+        chance_N = self.conversion_chances(rows.user_N, rows.grade_N, day)
+        buys_N = rng.random(len(rows.user_N)) < chance_N
+        wait_us_N = rng.integers(*CONVERSION_WAIT_US, len(buys_N))
+        kept = np.flatnonzero(rows.clicked_N & buys_N)
         kept = kept[np.argsort((rows.click_time_us_N + wait_us_N)[kept], kind="stable")]
         return PurchaseRows(
             time_us_N=(rows.click_time_us_N + wait_us_N)[kept],
@@ -163,6 +186,31 @@ class SearchSimulator:
             product_N=rows.product_N[kept],
             quantity_N=np.ones(len(kept), np.int32),
         )
+
+    def _arrivals(
+        self, day_start_us: int, count: int, rng: np.random.Generator
+    ) -> tuple[IntArray, IntArray, IntArray]:
+        """When, who and what."""
+        time_us_S = np.sort(day_start_us + times_of_day_us(count, rng))
+        total = self._searches_before_U[-1]
+        user_S = np.searchsorted(self._searches_before_U, rng.random(count) * total, side="right")
+        user_S = np.minimum(user_S, self._shoppers.num_users - 1)
+        return time_us_S, user_S, self._draw_queries(user_S, rng)
+
+    def _places(self, user_S: IntArray, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+        """Device and store of each search, mostly the user's own."""
+        count, shoppers = len(user_S), self._shoppers
+        device_S = np.where(
+            rng.random(count) < _OTHER_DEVICE_SHARE,
+            rng.integers(0, len(DEVICES), count),
+            shoppers.device_U[user_S],
+        )
+        store_S = np.where(
+            rng.random(count) < _OTHER_STORE_SHARE,
+            rng.integers(0, self._config.stores, count),
+            shoppers.store_U[user_S],
+        )
+        return device_S, store_S
 
     def _draw_queries(self, user_S: IntArray, rng: np.random.Generator) -> IntArray:
         """First what sort of product, mostly one the user likes; then how to say it, by traffic."""
@@ -201,3 +249,12 @@ def match_pools(catalog: Catalog, queries: Queries, rng: np.random.Generator) ->
 def promotions(catalog: Shelf, rng: np.random.Generator) -> BoolArray:
     """The products whose price is cut this week."""
     return rng.random(catalog.num_products) < _PROMOTION_SHARE
+
+
+def prices(catalog: Shelf, promoted_P: BoolArray, product_N: IntArray) -> FloatArray:
+    """What each product costs while some are promoted."""
+    return np.round(catalog.price_P[product_N] * _price_factors(promoted_P, product_N), 2)
+
+
+def _price_factors(promoted_P: BoolArray, product_N: IntArray) -> FloatArray:
+    return np.where(promoted_P[product_N], _PROMOTION_FACTOR, 1.0)

@@ -55,6 +55,9 @@ class Slates(Protocol):
     def show(self, query_S: IntArray, rng: np.random.Generator) -> ShownAds:
         """The ads of one search for each query; no product twice in one search."""
 
+    def candidates(self, query_S: IntArray, places: int, rng: np.random.Generator) -> IntArray:
+        """Products [S, places] that may be shown; -1 where a place has none, or one that the search has."""
+
 
 class MixedSlates:
     """Each slot asks one source, from the query's matches to the whole shop; all that are found are shown."""
@@ -86,22 +89,26 @@ class MixedSlates:
 
     def show(self, query_S: IntArray, rng: np.random.Generator) -> ShownAds:
         """The ads of one search for each query; a slate is short if too few sources find a product."""
-        searches = len(query_S)
-        source_SK = rng.choice(len(SOURCE_SHARES), (searches, SLOTS), p=SOURCE_SHARES)
-        product_SK = self._candidates(query_S, source_SK, rng)
-        # A slot without a candidate, or with one that the slate has, tries the type, then the aisle.
-        for source in (1, 2):
-            retry = np.nonzero(_missing_or_repeated(product_SK))
-            product_SK[retry] = self._candidates(
-                query_S[retry[0]], np.full((len(retry[0]), 1), source), rng
-            ).ravel()
-        size_S = rng.choice(SLOTS, searches, p=SLATE_SIZES) + 1
-        usable_SK = ~_missing_or_repeated(product_SK) & (np.arange(SLOTS) < size_S[:, None])
+        product_SK = self.candidates(query_S, SLOTS, rng)
+        size_S = slate_sizes(len(query_S), rng)
+        usable_SK = (product_SK >= 0) & (np.arange(SLOTS) < size_S[:, None])
         grade_SK = _grades(self._judge, query_S, product_SK)
         score_SK = _weight_and_grade(self._log_ad_weight_P[product_SK], grade_SK, rng)
         return _best_first(product_SK, grade_SK, score_SK, usable_SK, size_S)
 
-    def _candidates(self, query_S: IntArray, source_SK: IntArray, rng: np.random.Generator) -> IntArray:
+    def candidates(self, query_S: IntArray, places: int, rng: np.random.Generator) -> IntArray:
+        """Products [S, places], each of a source of its own; -1 where there is none, or one twice."""
+        source_SK = rng.choice(len(SOURCE_SHARES), (len(query_S), places), p=SOURCE_SHARES)
+        product_SK = self._of_sources(query_S, source_SK, rng)
+        # A slot without a candidate, or with one that the slate has, tries the type, then the aisle.
+        for source in (1, 2):
+            retry = np.nonzero(_missing_or_repeated(product_SK))
+            product_SK[retry] = self._of_sources(
+                query_S[retry[0]], np.full((len(retry[0]), 1), source), rng
+            ).ravel()
+        return np.where(_missing_or_repeated(product_SK), -1, product_SK)
+
+    def _of_sources(self, query_S: IntArray, source_SK: IntArray, rng: np.random.Generator) -> IntArray:
         query_SK = np.broadcast_to(query_S[:, None], source_SK.shape)
         product_SK = np.full(source_SK.shape, -1, np.int64)
         for source in range(len(SOURCE_SHARES)):
@@ -139,9 +146,8 @@ class AuctionSlates:
 
     def show(self, query_S: IntArray, rng: np.random.Generator) -> ShownAds:
         """The ads of one search for each query; a slate is short if too few products take part."""
-        searches = len(query_S)
-        product_SK = _places(self._retrieved, query_S, rng)
-        size_S = rng.choice(SLOTS, searches, p=SLATE_SIZES) + 1
+        product_SK = self.candidates(query_S, AUCTION_PLACES, rng)
+        size_S = slate_sizes(len(query_S), rng)
         grade_SK = _grades(self._judge, query_S, product_SK)
         quality_SK = self._catalog.quality_P[product_SK]
         score_SK = (
@@ -150,7 +156,11 @@ class AuctionSlates:
             + _AUCTION_QUALITY_FACTOR * (quality_SK + rng.normal(0.0, _ESTIMATE_NOISE, grade_SK.shape))
             + rng.gumbel(0.0, _CHANCE, grade_SK.shape)
         )
-        return _best_first(product_SK, grade_SK, score_SK, ~_missing_or_repeated(product_SK), size_S)
+        return _best_first(product_SK, grade_SK, score_SK, product_SK >= 0, size_S)
+
+    def candidates(self, query_S: IntArray, places: int, rng: np.random.Generator) -> IntArray:
+        """Products [S, places] drawn from the query's list by auction weight; -1 for one drawn twice."""
+        return _drawn_from(self._retrieved, query_S, places, rng)
 
 
 class ListSlates:
@@ -166,19 +176,28 @@ class ListSlates:
 
     def show(self, query_S: IntArray, rng: np.random.Generator) -> ShownAds:
         """The ads of one search for each query; a slate is short if its list is."""
-        product_SK = _places(self._listed, query_S, rng)
-        size_S = rng.choice(SLOTS, len(query_S), p=SLATE_SIZES) + 1
-        different_SK = ~_missing_or_repeated(product_SK)
+        product_SK = self.candidates(query_S, AUCTION_PLACES, rng)
+        size_S = slate_sizes(len(query_S), rng)
+        different_SK = product_SK >= 0
         usable_SK = different_SK & (np.cumsum(different_SK, axis=1) <= size_S[:, None])
         grade_SK = _grades(self._judge, query_S, product_SK)
         score_SK = _weight_and_grade(self._log_ad_weight_P[product_SK], grade_SK, rng)
         return _best_first(product_SK, grade_SK, score_SK, usable_SK, size_S)
 
+    def candidates(self, query_S: IntArray, places: int, rng: np.random.Generator) -> IntArray:
+        """Products [S, places] drawn from the query's list by auction weight; -1 for one drawn twice."""
+        return _drawn_from(self._listed, query_S, places, rng)
 
-def _places(listed: ProductPools, query_S: IntArray, rng: np.random.Generator) -> IntArray:
-    """`AUCTION_PLACES` draws of each query's list, by auction weight."""
-    query_SK = np.repeat(query_S[:, None], AUCTION_PLACES, axis=1)
-    return listed.draw(query_SK.ravel(), rng).reshape(query_SK.shape).astype(np.int64)
+
+def slate_sizes(searches: int, rng: np.random.Generator) -> IntArray:
+    """How many ads each search has room for."""
+    return rng.choice(SLOTS, searches, p=SLATE_SIZES) + 1
+
+
+def _drawn_from(listed: ProductPools, query_S: IntArray, places: int, rng: np.random.Generator) -> IntArray:
+    query_SK = np.repeat(query_S[:, None], places, axis=1)
+    product_SK = listed.draw(query_SK.ravel(), rng).reshape(query_SK.shape).astype(np.int64)
+    return np.where(_missing_or_repeated(product_SK), -1, product_SK)
 
 
 def _weight_and_grade(

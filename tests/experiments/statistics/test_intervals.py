@@ -11,6 +11,7 @@ from experiments.statistics.intervals import (
     Interval,
     UserWeightedAuc,
     bootstrap_aucs,
+    fieller,
     paired_difference,
     paired_share,
     percentile_interval,
@@ -213,3 +214,30 @@ def test_a_share_of_no_gain_is_none_and_one_seed_gives_no_interval():
     assert paired_share([0.1], [0.2]) == Interval(0.5, None, None)
     with pytest.raises(ValueError, match="same seeds of the part and of the whole"):
         paired_share([0.1], [0.2, 0.3])
+
+
+def inside(
+    ratio: float, part: float, whole: float, variances: tuple[float, float, float], critical: float
+) -> bool:
+    """Whether a test of part - ratio * whole = 0 leaves the ratio possible."""
+    of_part, of_whole, of_both = variances
+    variance = of_part + ratio**2 * of_whole - 2 * ratio * of_both
+    return abs(part - ratio * whole) <= critical * math.sqrt(variance)
+
+
+@pytest.mark.parametrize("covariance", [-0.01, 0.0, 0.02])
+@pytest.mark.parametrize("critical", [1.0, 1.96, 3.0])
+def test_fiellers_limits_are_those_of_all_tests_turned_round(covariance, critical):
+    variances = (0.04, 0.03, covariance)
+    found = fieller(
+        2.1, 2.0, part_variance=0.04, whole_variance=0.03, covariance=covariance, critical=critical
+    )
+    ratios = np.linspace(0, 3, 300_001)
+    kept = [ratio for ratio in ratios if inside(ratio, 2.1, 2.0, variances, critical)]
+    assert found.low == pytest.approx(kept[0], abs=2e-5)
+    assert found.high == pytest.approx(kept[-1], abs=2e-5)
+
+
+def test_fieller_has_no_limits_where_the_whole_may_be_zero():
+    found = fieller(1.0, 0.1, part_variance=0.01, whole_variance=0.01, critical=1.96)
+    assert found == Interval(10.0, None, None)

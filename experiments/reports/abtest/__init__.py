@@ -1,0 +1,1 @@
+"""The page of an online experiment, and the page of its plan."""
