@@ -38,7 +38,8 @@ from features.offline.buckets import Buckets
 from features.offline.fitted_columns import DenseColumn, FittedColumns, SparseColumn
 from features.offline.history import EventWriter
 from features.offline.key_counters import PARTITION_OF_KEY, KeyCounters, KeyCounts, merge_moments
-from features.offline.log_reader import IdIndex, LogError, LogFacts, LogReader
+from features.offline.log_checks import LogError
+from features.offline.log_reader import IdIndex, LogFacts, LogReader
 from features.offline.row_files import RowAssembler, SplitTotals, SplitWriter
 from features.offline.splits import CODE_OF_SPLIT
 from features.offline.time_ordered_log import EncodedLog, Tally

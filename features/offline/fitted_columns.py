@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from features.columns.clock import VALUES_OF_PART, timestamp_part
 from features.columns.transforms import Moments, Transform, from_signed_log, signed_log
 from features.columns.vocabulary import MISSING_ROW, Vocabulary, is_shared_row
-from features.offline.log_reader import KEY_OF_COLUMN, IdIndex, LogError, encode_ids
+from features.offline.log_checks import LogError
+from features.offline.log_reader import KEY_OF_COLUMN, IdIndex, encode_ids
 from features.schema import DenseFeature, SparseFeature
 
 Floats = npt.NDArray[np.float64]
