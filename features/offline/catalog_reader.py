@@ -105,6 +105,6 @@ class CatalogReader:
         return self._connection.sql(sql).to_arrow_table()
 
     def _one(self, sql: str) -> tuple[Any, ...]:
-        row = self._connection.execute(sql).fetchone()
-        assert row is not None
-        return row
+        (row,) = self._connection.execute(sql).fetchall()
+        found: tuple[Any, ...] = row
+        return found

@@ -3,10 +3,10 @@
 Shapes: N impressions of a batch, P products, Q queries.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -79,19 +79,23 @@ class Tally:
                 open_windows=int((rows_N & open_N).sum()),
             )
 
-    @property
-    def rows(self) -> dict[int, int]:
-        """Impressions by code of the split."""
-        return dict(self._rows)
+    def facts(self) -> dict[str, Any]:
+        """For JSON: all but the impressions of each product and query."""
+        return {
+            "labels": {name: label.model_dump() for name, label in self.labels.items()},
+            "train_clicked": self.train_clicked,
+            "train_without_user": self.train_without_user,
+            "rows": [self._rows[code] for code in sorted(self._rows)],
+        }
 
-    def merge(self, part: "Tally") -> None:
-        """Take in what was counted of other rows; the order does not matter."""
-        self.labels = {name: label + part.labels[name] for name, label in self.labels.items()}
-        self.train_impressions_P += part.train_impressions_P
-        self.train_impressions_Q += part.train_impressions_Q
-        self.train_clicked += part.train_clicked
-        self.train_without_user += part.train_without_user
-        self._rows = {code: rows + part.rows[code] for code, rows in self._rows.items()}
+    def merge_facts(self, facts: Mapping[str, Any]) -> None:
+        """Take in the `facts` of other rows; the order does not matter."""
+        for name, label in facts["labels"].items():
+            self.labels[name] += LabelSummary(**label)
+        self.train_clicked += facts["train_clicked"]
+        self.train_without_user += facts["train_without_user"]
+        for code, rows in zip(sorted(self._rows), facts["rows"], strict=True):
+            self._rows[code] += rows
 
     @property
     def train_rows(self) -> int:
