@@ -3,6 +3,7 @@
 pyspark and Java are needed only once a session is asked for.
 """
 
+import importlib.util
 import os
 import re
 import shutil
@@ -27,7 +28,7 @@ _LOG_ERROR = re.compile(r"features\.offline\.log_checks\.LogError: (.*)")
 _PROGRESS_S = 1.0
 
 
-class SparkError(RuntimeError):
+class SparkError(ValueError):
     """Spark cannot start, or stopped a build; says why and what to do."""
 
 
@@ -53,17 +54,13 @@ class SparkEngine:
         Raises:
             SparkError: pyspark or Java is missing, or the session does not start.
         """
-        try:
-            from pyspark.sql import SparkSession
-        except ImportError as error:
-            raise SparkError(
-                f"features on Spark need the package pyspark, which is not installed: {_EXTRA}"
-            ) from error
+        require_spark()
+        from pyspark.sql import SparkSession
+
         running = SparkSession.getActiveSession()
         if running is not None:
             yield cls(running, progress=progress)
             return
-        _check_java()
         local = master is None or master.startswith("local")
         builder = SparkSession.builder.appName("dashclip features build")
         settings = {"spark.sql.adaptive.enabled": "false", "spark.driver.memory": driver_memory}
@@ -71,6 +68,7 @@ class SparkEngine:
             builder = builder.master(master)
         if local:
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+            os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
             settings |= {
                 "spark.driver.bindAddress": "127.0.0.1",
                 "spark.driver.host": "127.0.0.1",
@@ -140,23 +138,25 @@ class SparkEngine:
     def _watched(self, name: str) -> Iterator[None]:
         """Report finished tasks while the block runs."""
         context = self._session.sparkContext
-        group, ended = uuid.uuid4().hex, threading.Event()
+        group, ended, total = uuid.uuid4().hex, threading.Event(), 1
         context.setJobGroup(group, f"dashclip: {name}")
 
         def watch() -> None:
+            nonlocal total
             tracker = context.statusTracker()
             while not ended.wait(_PROGRESS_S):
-                done = total = 0
+                done = tasks = 0
                 for job in tracker.getJobIdsForGroup(group):
                     info = tracker.getJobInfo(job)
                     for stage in info.stageIds if info else ():
                         about = tracker.getStageInfo(stage)
                         done += about.numCompletedTasks if about else 0
-                        total += about.numTasks if about else 0
-                if total:
+                        tasks += about.numTasks if about else 0
+                if tasks:
+                    total = tasks
                     self._report(name, min(done, total - 1), total)
 
-        self._report(name, 0, 1)
+        self._report(name, 0, total)
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
@@ -164,7 +164,7 @@ class SparkEngine:
         finally:
             ended.set()
             watcher.join()
-        self._report(name, 1, 1)
+        self._report(name, total, total)
 
 
 class _Tasks:
@@ -188,7 +188,10 @@ def _group(function: Callable[[pa.Table], pa.Table]) -> Callable[[pa.Table], pa.
     return apply
 
 
-def _check_java() -> None:
+def require_spark() -> None:
+    """Raises SparkError: pyspark is not installed, or there is no Java."""
+    if importlib.util.find_spec("pyspark") is None:
+        raise SparkError(f"features on Spark need the package pyspark, which is not installed: {_EXTRA}")
     home = os.environ.get("JAVA_HOME")
     found = (Path(home) / "bin" / "java").is_file() if home else shutil.which("java") is not None
     if not found:
