@@ -120,20 +120,21 @@ def bench(
         typer.Option(help="Folder of the four tables; generated logs by default.", rich_help_panel=_SPARK),
     ] = None,
     features: Annotated[
-        Path, typer.Option(help="TOML file with the features of DATA.", rich_help_panel=_SPARK)
-    ] = Path("marketplace_features.toml"),
+        Path,
+        typer.Option(help="Config of the features of DATA.", rich_help_panel=_SPARK),
+    ] = Path("marketplace_features"),
 ) -> None:
     """Measure training, features, loader, scaling, spark, encoders, serving; needs a quiet half hour.
 
-    `training` trains the same DCN-v2 with ours and with the peers on the same generated rows, and compares
-    ours with the measured peak of the processor. `features` builds 5 M impressions x 2 M purchases and
-    compares with pandas, value by value. `loader` is rows a second. `scaling` is time and memory at 1, 2, 4
-    and 8 times the rows. `spark` builds the same features by DuckDB and by Spark, and compares every byte; it
-    is left out of `all` where Spark is not installed. The first run installs the peers, which takes some minutes more. `encoders` is
-    products and tuples a second of both stages and of encoding, the share of the measured peak, and a
-    profile; each setting of its options is kept beside the others. `serving` is what the embeddings add to a
-    request's latency, against fetching them from Redis; TorchServe, FastAPI and ONNX Runtime; memory of one
-    more worker, start-up, and 8-bit vectors.
+    `training` trains the same DCN-v2 with ours and with the peers on the same generated rows, and
+    compares ours with the measured peak of the processor. `features` builds 5 M impressions x 2 M
+    purchases and compares with pandas, value by value. `loader` is rows a second. `scaling` is time and
+    memory at 1, 2, 4 and 8 times the rows. `spark` builds the same features by DuckDB and by Spark, and
+    compares every byte; it is left out of `all` where Spark is not installed. The first run installs the
+    peers, which takes some minutes more. `encoders` is products and tuples a second of both stages and of
+    encoding, the share of the measured peak, and a profile; each setting of its options is kept beside
+    the others. `serving` is what the embeddings add to a request's latency, against fetching them from
+    Redis; TorchServe, FastAPI and ONNX Runtime; memory of one more worker, start-up, and 8-bit vectors.
 
     Example: `dashclip bench features`, `dashclip bench encoders --size base --device cuda`
     """
@@ -168,6 +169,7 @@ def bench(
                 continue
             result = _measure(name, out, options, console)
             command = f"dashclip bench {name}{' --quick' if quick else ''}"
+            command += " --data DATA" if name == "spark" and data else ""
             if name == "encoders":
                 run = {"command": command + options.encoder_arguments, **result}
                 result = {"runs": {**(earlier or {"runs": {}})["runs"], options.setting: run}}

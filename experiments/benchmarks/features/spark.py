@@ -41,6 +41,7 @@ def run_spark_benchmark(
     Args:
         config: of the features; that of the scaling benchmark if None.
     """
+    generated = data is None
     if data is None:
         data = work / "spark_logs"
         size = LogSize(benchmark.impressions, benchmark.purchases)
@@ -58,7 +59,11 @@ def run_spark_benchmark(
     manifests = [FeatureSet.open(folder).manifest for folder in (by_duckdb, by_spark)]
     one, many = (manifest.model_dump(mode="json", exclude={"created"}) for manifest in manifests)
     return {
-        "settings": asdict(benchmark),
+        "settings": {
+            name: value
+            for name, value in asdict(benchmark).items()
+            if generated or name in ("master", "driver_memory")
+        },
         "machine": describe_machine(),
         "identical": one == many,
         "files": len(one["checksums"]),

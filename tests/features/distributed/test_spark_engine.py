@@ -31,16 +31,13 @@ def test_spark_writes_the_same_bytes_and_hands_on_what_is_refused(tmp_path):
     ) as engine:
         many = build_distributed(data, tmp_path / "many", CONFIG, engine, buckets=3, hot_rows=60)
         assert without_time(one) == without_time(many)
-        assert {name for name, done, total in seen if done == total} >= {
-            "counting ids",
-            "counting",
-            "learning",
-        }
+        ended = {name for name, done, total in seen if done == total}
+        assert ended >= {"counting ids", "counting", "learning", "adding up", "writing rows"}
 
         def refuse(task: int) -> pa.Table:
             raise LogError(f"task {task} found a row that is none; correct it")
 
-        with pytest.raises(LogError, match="^task 0 found a row that is none; correct it$"):
+        with pytest.raises(LogError, match=r"^task 0 found a row that is none; correct it$"):
             engine.run("refusing", 1, refuse, pa.schema([("bucket", pa.int32())]), ())
 
         def stumble(task: int) -> pa.Table:
