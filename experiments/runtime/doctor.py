@@ -32,6 +32,7 @@ EXTRAS = {
     "sentence-transformers": "vectors of any such model: `dashclip embed sentence-transformers`",
     "lora": "a language model tuned on grades: `dashclip grade train --grader tuned-model`",
     "mlflow": "runs and their evaluations on an MLflow server: `dashclip train … --mlflow URI`",
+    "spark": "features of a log that is too large for one machine: `dashclip features build --engine spark`",
     "dev": "tests and checks: `make check`",
 }
 BUILD_EXTRAS = ("cpu", "cuda")

@@ -95,7 +95,7 @@ def build_distributed(
     """
     refuse_to_replace_input(out, data)
     check_names(config)
-    tables = InputTables.open(data)
+    tables = InputTables.open(data.absolute())  # tasks may run in another folder
     with atomic_folder(out, ours=is_feature_set) as folder:
         scratch = folder.resolve() / "scratch"
         (scratch / "events").mkdir(parents=True)
@@ -149,7 +149,9 @@ class _Build:
         buckets: int | None,
         hot_rows: int,
     ) -> None:
-        logs: list[TableName] = ["impressions", *(["purchases"] if tables.has_purchases else [])]  # type: ignore[list-item]
+        logs: list[TableName] = ["impressions"]
+        if tables.has_purchases:
+            logs.append("purchases")
         rows = sum(tables.rows(name) for name in logs)
         self._buckets = buckets or max(_BUCKETS_PER_TASK * engine.parallelism, -(-rows // _BUCKET_ROWS))
         self._tables, self._config, self._engine = tables, config, engine

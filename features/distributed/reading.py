@@ -247,7 +247,7 @@ class Encoding:
     def _impressions(self, table: InputTable, piece: Piece) -> pa.Table:
         dense, sparse = own_dense(self.config), own_sparse(self.config)
         wanted = {*REQUIRED_OF_IMPRESSIONS, "user_id", "clicked"}
-        wanted |= {feature.column for feature in (*dense, *sparse)}
+        wanted |= {feature.column for feature in dense} | {feature.column for feature in sparse}
         wanted |= {"query"} if self.tables.has_queries else set()
         wanted |= {"click_timestamp"} if self.has_click_times else set()
         rows = _rows(table, piece, sorted(wanted))

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from features.distributed.build import build_distributed
+from features.distributed.engine import Stage
 from features.distributed.spark_engine import SparkEngine, SparkError, require_spark
 from features.offline.build import build
 from features.offline.log_checks import LogError
@@ -16,6 +17,7 @@ from tests.features.distributed.in_process_engine import InProcessEngine
 from tests.features.distributed.test_build import without_time
 from tests.features.small_logs import CONFIG, random_tables, write_tables
 
+ROWS = pa.schema([("bucket", pa.int32())])
 NO_SPARK = importlib.util.find_spec("pyspark") is None or shutil.which("java") is None
 
 
@@ -34,17 +36,26 @@ def test_spark_writes_the_same_bytes_and_hands_on_what_is_refused(tmp_path):
         ended = {name for name, done, total in seen if done == total}
         assert ended >= {"counting ids", "counting", "learning", "adding up", "writing rows"}
 
+        def one_row(task: int) -> pa.Table:
+            return pa.table([[task]], schema=ROWS)
+
+        stages = [Stage(lambda rows: rows, ROWS)] * 3
+        assert len(engine.run("moving", 5, one_row, ROWS, stages)) == 5
+        plan = engine.plan(5, one_row, ROWS, stages)
+        assert plan.count("Exchange hashpartitioning(bucket") == 3, "a shuffle for each stage"
+        assert "Join" not in plan
+
         def refuse(task: int) -> pa.Table:
             raise LogError(f"task {task} found a row that is none; correct it")
 
         with pytest.raises(LogError, match=r"^task 0 found a row that is none; correct it$"):
-            engine.run("refusing", 1, refuse, pa.schema([("bucket", pa.int32())]), ())
+            engine.run("refusing", 1, refuse, ROWS, ())
 
         def stumble(task: int) -> pa.Table:
             return {}[task]
 
         with pytest.raises(SparkError, match="KeyError: 0"):
-            engine.run("stumbling", 1, stumble, pa.schema([("bucket", pa.int32())]), ())
+            engine.run("stumbling", 1, stumble, ROWS, ())
 
 
 def test_without_pyspark_the_extra_is_named(monkeypatch):
