@@ -12,7 +12,6 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -192,12 +191,9 @@ def require_spark() -> None:
     """Raises SparkError: pyspark is not installed, or there is no Java."""
     if importlib.util.find_spec("pyspark") is None:
         raise SparkError(f"features on Spark need the package pyspark, which is not installed: {_EXTRA}")
-    home = os.environ.get("JAVA_HOME")
-    found = (Path(home) / "bin" / "java").is_file() if home else shutil.which("java") is not None
-    if not found:
-        where = f"JAVA_HOME={home} holds none" if home else "no `java` is on the PATH"
+    if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
         raise SparkError(
-            f"Spark needs Java 17 or newer, and {where}; install it (Debian: "
+            "Spark needs Java 17 or newer, and no `java` is on the PATH; install it (Debian: "
             "`apt install openjdk-17-jre-headless`) or set JAVA_HOME"
         )
 

@@ -64,15 +64,14 @@ def test_without_pyspark_the_extra_is_named(monkeypatch):
         require_spark()
 
 
-def test_without_java_it_is_said_where_java_was_sought(monkeypatch, tmp_path):
+def test_without_java_it_is_said_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
     with pytest.raises(SparkError, match="Java 17 or newer, and no `java` is on the PATH"):
         require_spark()
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    with pytest.raises(SparkError, match=f"JAVA_HOME={tmp_path} holds none"):
-        require_spark()
+    require_spark()
 
 
 def test_no_distributed_module_needs_pyspark_before_a_session_is_asked_for(tmp_path):
