@@ -107,10 +107,6 @@ class KeyRoutes:
         later = [_with(of_hot, first_N + number, PURCHASE) for number in range(1, self.slices)]
         return pa.concat_tables([_with(rows, bucket_N, PURCHASE), *later])
 
-    def is_later_slice(self, bucket: int) -> bool:
-        """Whether a bucket is a slice of a hot key, but not its first."""
-        return bucket >= len(self.start_B) and (bucket - len(self.start_B)) % self.slices > 0
-
     def whole_keys(self) -> "KeyRoutes":
         """The same ranges without slices: each hot key has one bucket of its own."""
         return replace(self, slices=1)

@@ -140,7 +140,6 @@ class UserBucket:
     config: FeatureConfig
     splitting: Splitting
     counts: tuple[KeyCounts, ...]
-    routes: KeyRoutes
     user_start: Path
     events: int
     folder: Path
@@ -150,7 +149,6 @@ class UserBucket:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """`rows` are impressions, own and halo, and purchases of a range of users."""
-        bucket = rows.column(BUCKET)[0].as_py()
         bought_N = pc.equal(rows.column(KIND), PURCHASE)
         purchases = rows.filter(bought_N)
         shown = rows.filter(pc.invert(bought_N)).drop_columns(["tie"])
@@ -173,7 +171,6 @@ class UserBucket:
                 users=users if known.any() or len(purchases) else 0,
                 user_N=user_N[known],
                 time_us_N=columns["time_us"][known],
-                write=not self.routes.is_later_slice(bucket),
             )
         results |= {"history_start": offsets_N2[:, 0], "history_end": offsets_N2[:, 1]}
         shown = _with_columns(shown, results)
@@ -189,7 +186,6 @@ class UserBucket:
         users: int,
         user_N: npt.NDArray[np.int32],
         time_us_N: Int64s,
-        write: bool,
     ) -> npt.NDArray[np.int32]:
         """int32[N, 2]: offsets among all purchases of the log."""
         history = self.config.history
@@ -203,7 +199,7 @@ class UserBucket:
         all_U = np.load(self.user_start, mmap_mode="r")[first : first + users]
         # From a place among the bucket's purchases to the place among all.
         shift_U = np.asarray(all_U, np.int64) - start_U
-        if write and len(events):
+        if len(events):  # each slice of a hot user writes the same file
             self._write_events(columns, user_E, shift_U)
         offsets = history_offsets(
             user_N, time_us_N, user_E, columns["time_us"], window=history.window_days * DAY_US
@@ -296,7 +292,6 @@ def shuffles(
                 config=config,
                 splitting=splitting,
                 counts=of_partition[name],
-                routes=routes[name],
                 user_start=user_start,
                 events=events,
                 folder=scratch / "events",
