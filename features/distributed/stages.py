@@ -131,7 +131,6 @@ class UserBucket:
     """Labels, histories and counters of some users' impressions; writes their purchases to the shared disk.
 
     Attributes:
-        history_us: how far back purchases count; None without histories.
         user_start: the file that says where each user's purchases start among all.
         events: how many purchases there are.
         folder: for the purchases of each run of users.
