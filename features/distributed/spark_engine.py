@@ -10,6 +10,7 @@ import shutil
 import sys
 import threading
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -60,13 +61,16 @@ class SparkEngine:
         if running is not None:
             yield cls(running, progress=progress)
             return
-        local = master is None or master.startswith("local")
         builder = SparkSession.builder.appName("dashclip features build")
-        settings = {"spark.sql.adaptive.enabled": "false", "spark.driver.memory": driver_memory}
+        settings = {
+            "spark.sql.adaptive.enabled": "false",
+            "spark.driver.memory": driver_memory,
+            "spark.driver.maxResultSize": "0",  # the ids of the log come to the driver, however many
+        }
         if master is not None:
             builder = builder.master(master)
-        if local:
-            os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        if master is not None and master.startswith("local"):
             os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
             settings |= {
                 "spark.driver.bindAddress": "127.0.0.1",
@@ -104,10 +108,9 @@ class SparkEngine:
         stages: Sequence[Stage],
     ) -> pa.Table:
         """See `Engine.run`."""
-        frame = self._frame(tasks, first, schema, stages)
-        with self._watched(name):
+        with self._configured(tasks), self._watched(name):
             try:
-                table: pa.Table = frame.toArrow()
+                table: pa.Table = self._frame(tasks, first, schema, stages).toArrow()
             except Exception as error:
                 raise _as_sentence(error) from error
         return table.cast(stages[-1].schema if stages else schema)
@@ -116,22 +119,36 @@ class SparkEngine:
         self, tasks: int, first: Callable[[int], pa.Table], schema: pa.Schema, stages: Sequence[Stage]
     ) -> str:
         """Spark's plan of a run: one `Exchange hashpartitioning(bucket)` for each stage."""
-        frame = self._frame(tasks, first, schema, stages)
-        return str(frame._jdf.queryExecution().executedPlan().toString())
+        with self._configured(tasks):
+            frame = self._frame(tasks, first, schema, stages)
+            return str(frame._jdf.queryExecution().executedPlan().toString())
 
     def _frame(
         self, tasks: int, first: Callable[[int], pa.Table], schema: pa.Schema, stages: Sequence[Stage]
     ) -> Any:
         from pyspark.sql.pandas.types import from_arrow_schema
 
-        # A bucket is one task's at once, so more buckets than partitions even out what hashing puts together.
-        self._session.conf.set("spark.sql.shuffle.partitions", str(max(self.parallelism, tasks)))
         frame = self._session.range(0, tasks, 1, tasks).mapInArrow(_Tasks(first), from_arrow_schema(schema))
         for stage in stages:
             frame = frame.groupBy(BUCKET).applyInArrow(
                 _group(stage.function), from_arrow_schema(stage.schema)
             )
         return frame
+
+    @contextmanager
+    def _configured(self, tasks: int) -> Iterator[None]:
+        """Partitions of a shuffle while the block runs; the session may be somebody else's."""
+        name = "spark.sql.shuffle.partitions"
+        before = self._session.conf.get(name)
+        # Fewer than buckets: hashing puts some buckets together, and many even that out.
+        self._session.conf.set(name, str(max(self.parallelism, tasks)))
+        try:
+            with warnings.catch_warnings():
+                # Spark says so of pandas 3, of which nothing is used here.
+                warnings.filterwarnings("ignore", message="PySpark does not yet fully support pandas")
+                yield
+        finally:
+            self._session.conf.set(name, before)
 
     @contextmanager
     def _watched(self, name: str) -> Iterator[None]:
