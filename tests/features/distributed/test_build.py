@@ -1,8 +1,14 @@
 """A distributed build writes what one machine writes, byte for byte, whatever its buckets and hot keys."""
 
+import random
+import tempfile
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from features.distributed.build import build_distributed
 from features.feature_set import Manifest
@@ -12,6 +18,7 @@ from features.offline.log_reader import BATCH_ROWS
 from features.schema import CounterConfig, HistoryConfig, SplitConfig
 from tests.features.distributed.in_process_engine import InProcessEngine
 from tests.features.small_logs import CONFIG, WITHOUT_QUERIES, random_tables, write_tables
+from tests.features.stored_types import plain_tables, write_as_others_would
 
 PER_USER = CONFIG.model_copy(
     update={"split": SplitConfig(method="per_user", validation_share=0.2, test_share=0.2)}
@@ -119,6 +126,36 @@ def test_several_batches_files_and_pieces_are_the_same(tmp_path, monkeypatch):
         many = build_distributed(data, tmp_path / "many", config, InProcessEngine(), buckets=5)
         assert without_time(one) == without_time(many)
         assert len(many.splits["train"].files) == 2
+
+
+@pytest.mark.parametrize("draw", range(3))
+def test_files_types_and_partitions_that_others_write_are_read_the_same(tmp_path, draw):
+    """Types that `validate` accepts, tables in several files and folders, columns in any order."""
+    data = write_as_others_would(tmp_path / "data", plain_tables(1, text_ids=draw == 1), random.Random(draw))
+    one = build(data, tmp_path / "one", CONFIG)
+    many = build_distributed(data, tmp_path / "many", CONFIG, InProcessEngine(), buckets=3, hot_rows=60)
+    assert without_time(one) == without_time(many)
+
+
+@settings(max_examples=4, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(
+    seed=st.integers(10, 10**6),
+    nobody=st.sampled_from([0.0, 0.3]),
+    split=st.sampled_from([CONFIG.split, PER_USER.split]),
+    granularity=st.sampled_from(["exact", "hour", "day"]),
+    windows_days=st.sampled_from([(1,), (1, 3), (2, 5)]),
+    buckets=st.integers(1, 9),
+    hot_rows=st.sampled_from([0, 20, 80, 10**6]),
+)
+def test_any_log_and_setting_gives_the_same(
+    seed, nobody, split, granularity, windows_days, buckets, hot_rows
+):
+    counters = CounterConfig(windows_days=windows_days, granularity=granularity)
+    config = CONFIG.model_copy(update={"counters": counters, "split": split})
+    with tempfile.TemporaryDirectory() as name:
+        tables = random_tables(seed, nobody=nobody)
+        one, many, _ = both(Path(name), tables, config, buckets=buckets, hot_rows=hot_rows)
+    assert one == many
 
 
 def test_what_one_machine_refuses_is_refused_in_the_same_words(tmp_path):
