@@ -28,15 +28,13 @@ from embeddings.stages.runs import VOCABULARY, Start, align, pretrain
 from embeddings.stages.stage1 import PretrainConfig
 from embeddings.stages.stage2 import AlignConfig, check_product_side
 from embeddings.stages.warmup import ImageWarmupConfig, WarmupConfig
-from embeddings.tables.encode import Encoded, EncodedPart, encode_part, encode_products, encode_queries
-from embeddings.tables.sources import Products, Queries, Source
+from embeddings.tables.encode import Encoded, encode_products, encode_queries
 from embeddings.training.run_log import Tracker
 from experiments.config import KeysOf
 from experiments.encoders.first_encoder import warm_start
 from experiments.encoders.retrieval_rows import RandomRow, TableRow, VectorRow, lexical_rows
 from experiments.encoders.table1 import Table1, evaluate_rows
 from experiments.marketplace.judgements import MarketplaceTruth
-from experiments.runtime.parts import Part
 from features.inputs.tables import table_files
 from features.progress import Progress, silent
 
@@ -233,39 +231,6 @@ def encode_tables(
         device=device,
         progress=progress,
     )
-
-
-def encode_tables_part(
-    data: Path,
-    folder: Path,
-    encoder: DashClipEncoder,
-    part: Part,
-    *,
-    inputs: InputConfig,
-    only_new_from: Path | None = None,
-    batch_size: int = 64,
-    device: str = "cpu",
-    progress: Progress = silent,
-) -> dict[str, EncodedPart]:
-    """One part of the shards of both tables, by their folders' names; `encode_tables` then writes them."""
-    catalog = ProductCatalog.open(data, modalities=inputs.modalities, text_columns=inputs.text_columns)
-    sources: dict[str, Source] = {"products": Products(encoder, catalog, batch_size=batch_size, loaders=2)}
-    queries = read_distinct_queries(data)
-    if len(queries):
-        sources["queries"] = Queries(encoder, queries, batch_size=256)
-    return {
-        name: encode_part(
-            encoder,
-            source,
-            folder / name,
-            number=part.number,
-            count=part.count,
-            only_new_from=only_new_from and only_new_from / name,
-            device=device,
-            progress=progress,
-        )
-        for name, source in sources.items()
-    }
 
 
 def measure_retrieval(

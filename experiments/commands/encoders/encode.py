@@ -143,7 +143,8 @@ def run_command(
     """
     from rich.console import Console
 
-    from experiments.encoders.pipeline import encode_tables, encode_tables_part
+    from experiments.encoders.pipeline import encode_tables
+    from experiments.encoders.table_parts import encode_tables_part
     from experiments.runtime.parts import Part
     from experiments.runtime.progress import progress_bars
 
