@@ -24,7 +24,7 @@ def encode_tables_part(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> dict[str, EncodedPart]:
-    """One part of the shards of both tables, by their folders' names; `pipeline.encode_tables` then writes them."""
+    """One part of the shards of both tables, by folder name; `pipeline.encode_tables` then writes them."""
     catalog = ProductCatalog.open(data, modalities=inputs.modalities, text_columns=inputs.text_columns)
     sources: dict[str, Source] = {"products": Products(encoder, catalog, batch_size=batch_size, loaders=2)}
     queries = read_distinct_queries(data)
