@@ -18,7 +18,6 @@ SOFT_CAP_LINES = 400
 LONG_FILES: dict[str, str] = {
     "embeddings/training/loop.py": "one loop: its settings, what a stage is to it, its steps and evaluations",
     "embeddings/stages/stage1.py": "the config, the losses and the batches of one stage of training",
-    "features/offline/log_reader.py": "all SQL on the log: ids, rows, what is refused and what a click is",
     "features/inputs/tables.py": "what a folder of tables holds: the files, columns, types and rows of each",
     "features/online/request.py": "one request and every refusal of a value in it",
 }

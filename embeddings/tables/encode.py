@@ -23,7 +23,7 @@ import torch
 from embeddings.catalog.products import ProductCatalog
 from embeddings.embedding_table import EmbeddingTable, is_table
 from embeddings.encoders.dashclip import DashClipEncoder
-from embeddings.tables.shards import Shard, work_folder
+from embeddings.tables.shards import Shard, WorkFolder, part_of_work_folder, work_folder
 from embeddings.tables.sources import Products, Queries, Rows, Source
 from features.artifacts import refuse_foreign_folder
 from features.progress import Progress, silent
@@ -139,6 +139,103 @@ class _OldTable:
     row_N: Rows
 
 
+@dataclass(frozen=True)
+class EncodedPart:
+    """How many rows of a table's part were encoded by this call, and by an earlier one that was stopped."""
+
+    encoded: int
+    resumed: int
+    copied: int
+
+
+def encode_part(
+    encoder: DashClipEncoder,
+    source: Source,
+    out: Path,
+    *,
+    number: int,
+    count: int,
+    only_new_from: Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: Dtype = "float16",
+    shard_rows: int = SHARD_ROWS,
+    progress: Progress = silent,
+) -> EncodedPart:
+    """Compute part `number` of `count` of a table's shards, for one of several processes on a shared disk.
+
+    No table is written: `encode_products` or `encode_queries` of the same arguments finds the shards of all
+    parts, computes what is missing, and does. Arguments and errors are theirs.
+
+    Raises:
+        WorkFolderBusyError: another process computes this part, or writes the table.
+    """
+    job = _Job.of(encoder, source, Path(out), only_new_from, device=device, dtype=dtype, rows=shard_rows)
+    totals: Counter[str] = Counter()
+    with part_of_work_folder(job.work_folder, number=number, count=count) as work:
+        for shard_number in job.numbers[number - 1 :: count]:
+            totals.update(job.shard(work, shard_number, progress=progress)[1])
+    return EncodedPart(**{name: totals[name] for name in ("encoded", "resumed", "copied")})
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """The shards of one table, checked before the first is computed."""
+
+    encoder: DashClipEncoder
+    source: Source
+    out: Path
+    old: _OldTable | None
+    dtype: Dtype
+    dim: int
+    shard_rows: int
+
+    @classmethod
+    def of(
+        cls,
+        encoder: DashClipEncoder,
+        source: Source,
+        out: Path,
+        only_new_from: Path | None,
+        *,
+        device: torch.device | str,
+        dtype: Dtype,
+        rows: int,
+    ) -> "_Job":
+        if encoder.encoder_id == UNSAVED:
+            raise EncodeError(
+                "vectors carry the id of their encoder, and an unsaved one has none; save it first"
+            )
+        refuse_foreign_folder(out, ours=is_table)
+        _check_ids(source)
+        old = _open_old(Path(only_new_from), encoder, source, dtype=dtype) if only_new_from else None
+        return cls(encoder, source, out, old, dtype, encoder.to(device).config.vector_dim, rows)
+
+    @property
+    def work_folder(self) -> Path:
+        """Where shards lie until the table is written."""
+        return self.out.parent / f".{self.out.name}.encoding"
+
+    @property
+    def numbers(self) -> range:
+        """Of the shards, from 1."""
+        return range(1, -(-len(self.source.ids) // self.shard_rows) + 1)
+
+    def shard(self, work: WorkFolder, number: int, *, progress: Progress) -> tuple[Shard, dict[str, int]]:
+        """A shard, computed unless it is there; and its rows by where they came from."""
+        start = (number - 1) * self.shard_rows
+        rows_C = np.arange(start, min(start + self.shard_rows, len(self.source.ids)), dtype=np.int64)
+        copied = int(np.count_nonzero(self.old.row_N[rows_C])) if self.old else 0
+        key = _key(self.encoder, self.source, rows_C, old=self.old, dtype=self.dtype)
+        shard = work.read(number, key=key)
+        rows = {"copied": copied, "encoded" if shard is None else "resumed": len(rows_C) - copied}
+        if shard is None:
+            shard = _encode_shard(
+                self.source, rows_C, old=self.old, dtype=self.dtype, dim=self.dim, progress=progress
+            )
+            work.write(number, shard, key=key)
+        return shard, rows
+
+
 def _encode(
     encoder: DashClipEncoder,
     source: Source,
@@ -150,27 +247,14 @@ def _encode(
     shard_rows: int,
     progress: Progress,
 ) -> Encoded:
-    out = Path(out)
-    if encoder.encoder_id == UNSAVED:
-        raise EncodeError("vectors carry the id of their encoder, and an unsaved one has none; save it first")
-    refuse_foreign_folder(out, ours=is_table)
-    _check_ids(source)
-    old = _open_old(Path(only_new_from), encoder, source, dtype=dtype) if only_new_from else None
-    rows, dim = len(source.ids), encoder.to(device).config.vector_dim
-    starts = range(0, rows, shard_rows)
+    out, rows = Path(out), len(source.ids)
+    job = _Job.of(encoder, source, out, only_new_from, device=device, dtype=dtype, rows=shard_rows)
     totals: Counter[str] = Counter()
     unreadable: list[tuple[int, str]] = []
-    with work_folder(out.parent / f".{out.name}.encoding") as work:
-        for number, start in enumerate(starts, start=1):
-            rows_C = np.arange(start, min(start + shard_rows, rows), dtype=np.int64)
-            copied = int(np.count_nonzero(old.row_N[rows_C])) if old else 0
-            key = _key(encoder, source, rows_C, old=old, dtype=dtype)
-            shard = work.read(number, key=key)
-            totals["copied"] += copied
-            totals["encoded" if shard is None else "resumed"] += len(rows_C) - copied
-            if shard is None:
-                shard = _encode_shard(source, rows_C, old=old, dtype=dtype, dim=dim, progress=progress)
-                work.write(number, shard, key=key)
+    with work_folder(job.work_folder) as work:
+        for number in job.numbers:
+            shard, of_shard = job.shard(work, number, progress=progress)
+            totals.update(of_shard)
             unreadable += [(row, reason) for row, reason in shard.notes.pop("unreadable", [])]
             totals.update(shard.notes)
         progress(source.plural, rows, rows)
@@ -180,7 +264,7 @@ def _encode(
         table = EmbeddingTable.write(
             out,
             ids=source.ids,
-            vectors_ND=work.join(len(starts), dtype=dtype, dim=dim),
+            vectors_ND=work.join(len(job.numbers), dtype=dtype, dim=job.dim),
             encoder_id=encoder.encoder_id,
             kind=source.kind,
             normalised=True,

@@ -8,8 +8,9 @@ Shapes: C vectors in a shard, N vectors in all, D embedding width.
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import numpy.typing as npt
 from features.artifacts import atomic_write_json, file_lock, replaced_file, sha256_of
 
 LOCK, JOINED = "lock", "vectors.npy"
+#: How often a part looks whether the whole is open, and between two looks.
+_LOOKS, _LOOK_EVERY_S = 50, 0.1
 
 
 class WorkFolderBusyError(ValueError):
@@ -90,13 +93,42 @@ def work_folder(folder: Path) -> Iterator[WorkFolder]:
     """Open or go on with a work folder; it is removed when the block ends well and stays after an error.
 
     Raises:
-        WorkFolderBusyError: another living process has it open.
+        WorkFolderBusyError: another living process has it, or a part of it, open.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    busy = WorkFolderBusyError(
+    with ExitStack() as held:
+        held.enter_context(file_lock(folder / LOCK, busy=_busy(folder)))
+        for lock in sorted(folder.glob(f"{LOCK}-*")):
+            held.enter_context(file_lock(lock, busy=_busy(folder)))
+        yield WorkFolder(folder)
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def part_of_work_folder(
+    folder: Path, *, number: int, count: int, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[WorkFolder]:
+    """Open a work folder for the shards of one part, beside other parts; it stays.
+
+    Raises:
+        WorkFolderBusyError: another living process has this part or the whole open.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder / f"{LOCK}-{number}-of-{count}", busy=_busy(folder)):
+        # Who has the whole open keeps its lock; another part that looks, too, only holds it for a moment.
+        for look in range(_LOOKS):
+            try:
+                with file_lock(folder / LOCK, busy=_busy(folder)):
+                    break
+            except WorkFolderBusyError:
+                if look == _LOOKS - 1:
+                    raise
+                sleep(_LOOK_EVERY_S)
+        yield WorkFolder(folder)
+
+
+def _busy(folder: Path) -> WorkFolderBusyError:
+    return WorkFolderBusyError(
         f"{folder} is in use by another process that writes the same output; wait until it ends, or choose "
         "another output"
     )
-    with file_lock(folder / LOCK, busy=busy):
-        yield WorkFolder(folder)
-        shutil.rmtree(folder)

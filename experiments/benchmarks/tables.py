@@ -11,7 +11,7 @@ from experiments.benchmarks.result_table import ResultTable, machine_note
 from experiments.benchmarks.serving.tables import serving_tables
 from features.artifacts import atomic_write_bytes
 
-PARTS = ("training", "features", "loader", "scaling", "encoders", "serving")
+PARTS = ("training", "features", "loader", "scaling", "spark", "encoders", "serving")
 
 
 def read_result(results: Path, part: str) -> dict[str, Any] | None:
@@ -206,6 +206,33 @@ def _scaling(result: dict[str, Any]) -> list[ResultTable]:
     ]
 
 
+def _spark(result: dict[str, Any]) -> list[ResultTable]:
+    spark, settings = result["spark"], result["settings"]
+    rows = tuple(
+        (
+            title,
+            f"{result[name]['cpu_s']:.1f}",
+            *(_whole(result[name][key]) for key in ("wall_s", "peak_mib")),
+        )
+        for name, title in (("duckdb", "DuckDB, one thread"), ("spark", f"Spark, {settings['master']}"))
+    )
+    same = "every file the same, byte for byte" if result["identical"] else "NOT the same files"
+    return [
+        ResultTable(
+            "Feature build by engine",
+            ("engine", "CPU seconds", "wall seconds", "peak MiB"),
+            rows,
+            (
+                f"{_whole(result['rows'])} impressions, {_whole(result['purchases'])} purchases, "
+                f"{result['columns']} columns, {result['files']} files: {same}. Of Spark's CPU seconds "
+                f"{spark['start_cpu_s']:.1f} passed before the first row was read; heap of Java "
+                f"{settings['driver_memory']}.",
+                machine_note(result),
+            ),
+        )
+    ]
+
+
 _ENCODER_STEPS = {
     "pretrain": "stage 1 step (products)",
     "pretrain_loop": "stage 1, pictures read (products)",
@@ -306,6 +333,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], list[ResultTable]]] = {
     "features": _features,
     "loader": _loader,
     "scaling": _scaling,
+    "spark": _spark,
     "encoders": _encoders,
     "serving": serving_tables,
 }

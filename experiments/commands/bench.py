@@ -21,6 +21,7 @@ class Part(StrEnum):
     FEATURES = "features"
     LOADER = "loader"
     SCALING = "scaling"
+    SPARK = "spark"
     ENCODERS = "encoders"
     SERVING = "serving"
     TABLES = "tables"
@@ -31,6 +32,7 @@ Device = Literal["cpu", "cuda"]
 Precision = Literal["float32", "bfloat16"]
 _PANEL = "Encoders"
 _SERVING = "Serving"
+_SPARK = "Spark"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class _Options:
     batch_rows: int | None
     run: Path
     packages: Path | None
+    data: Path | None
+    features: Path
 
     @property
     def setting(self) -> str:
@@ -111,17 +115,26 @@ def bench(
             rich_help_panel=_SERVING,
         ),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the four tables; generated logs by default.", rich_help_panel=_SPARK),
+    ] = None,
+    features: Annotated[
+        Path,
+        typer.Option(help="Config of the features of DATA.", rich_help_panel=_SPARK),
+    ] = Path("marketplace_features"),
 ) -> None:
-    """Measure training, features, loader, scaling, encoders, serving; needs a quiet machine and 30 minutes.
+    """Measure training, features, loader, scaling, spark, encoders, serving; needs a quiet half hour.
 
-    `training` trains the same DCN-v2 with ours and with the peers on the same generated rows, and compares
-    ours with the measured peak of the processor. `features` builds 5 M impressions x 2 M purchases and
-    compares with pandas, value by value. `loader` is rows a second. `scaling` is time and memory at 1, 2, 4
-    and 8 times the rows. The first run installs the peers, which takes some minutes more. `encoders` is
-    products and tuples a second of both stages and of encoding, the share of the measured peak, and a
-    profile; each setting of its options is kept beside the others. `serving` is what the embeddings add to a
-    request's latency, against fetching them from Redis; TorchServe, FastAPI and ONNX Runtime; memory of one
-    more worker, start-up, and 8-bit vectors.
+    `training` trains the same DCN-v2 with ours and with the peers on the same generated rows, and
+    compares ours with the measured peak of the processor. `features` builds 5 M impressions x 2 M
+    purchases and compares with pandas, value by value. `loader` is rows a second. `scaling` is time and
+    memory at 1, 2, 4 and 8 times the rows. `spark` builds the same features by DuckDB and by Spark, and
+    compares every byte; it is left out of `all` where Spark is not installed. The first run installs the
+    peers, which takes some minutes more. `encoders` is products and tuples a second of both stages and of
+    encoding, the share of the measured peak, and a profile; each setting of its options is kept beside
+    the others. `serving` is what the embeddings add to a request's latency, against fetching them from
+    Redis; TorchServe, FastAPI and ONNX Runtime; memory of one more worker, start-up, and 8-bit vectors.
 
     Example: `dashclip bench features`, `dashclip bench encoders --size base --device cuda`
     """
@@ -143,14 +156,20 @@ def bench(
         batch_rows=batch_rows,
         run=trained,
         packages=packages,
+        data=data,
+        features=features,
     )
     wanted = PARTS if part in (Part.ALL, Part.TABLES) else (part.value,)
     for name in wanted:
         earlier = read_result(out, name) if resume or name == "encoders" else None
         is_measured = earlier is not None and (name != "encoders" or options.setting in earlier["runs"])
         if part is not Part.TABLES and not (resume and is_measured):
+            if part is Part.ALL and name == "spark" and (why := _without_spark()):
+                console.print(f"spark: not measured: {why}")
+                continue
             result = _measure(name, out, options, console)
             command = f"dashclip bench {name}{' --quick' if quick else ''}"
+            command += " --data DATA" if name == "spark" and data else ""
             if name == "encoders":
                 run = {"command": command + options.encoder_arguments, **result}
                 result = {"runs": {**(earlier or {"runs": {}})["runs"], options.setting: run}}
@@ -221,6 +240,20 @@ def _benchmark(name: str, options: _Options, *, work: Path, report: "Progress") 
 
             loader = LoaderBenchmark(200_000, 80_000, seconds=2) if options.quick else LoaderBenchmark()
             return run_loader_benchmark(loader, work=work, progress=report)
+        case "spark":
+            from experiments.benchmarks.features.spark import SparkBenchmark, run_spark_benchmark
+            from experiments.config import load_config
+            from features.distributed.spark_engine import require_spark
+            from features.schema import FeatureConfig
+
+            require_spark()
+            return run_spark_benchmark(
+                SparkBenchmark(20_000, 8_000) if options.quick else SparkBenchmark(),
+                work=work,
+                data=options.data,
+                config=None if options.data is None else load_config(options.features, FeatureConfig),
+                progress=report,
+            )
         case "encoders":
             from experiments.benchmarks.encoders.throughput import run_encoder_benchmark, setting
 
@@ -249,6 +282,17 @@ def _benchmark(name: str, options: _Options, *, work: Path, report: "Progress") 
 
             scaling = ScalingBenchmark(30_000, 12_000) if options.quick else ScalingBenchmark()
             return run_scaling_benchmark(scaling, work=work, progress=report)
+
+
+def _without_spark() -> str | None:
+    """Why Spark cannot be measured."""
+    from features.distributed.spark_engine import SparkError, require_spark
+
+    try:
+        require_spark()
+    except SparkError as error:
+        return str(error)
+    return None
 
 
 def _print(table: Any, console: "Console") -> None:

@@ -20,6 +20,7 @@ from embeddings.training.run_log import Tracker, TrainingLog
 from experiments.config import KeysOf, merged, parse_config
 from experiments.runtime.environment import environment, usable_cores
 from experiments.runtime.job_pool import BUSY, DIED, Job, OnProgress, run_jobs
+from experiments.runtime.parts import WHOLE, Part
 from experiments.sweeps.results import SWEEP, Floor
 from features.artifacts import BusyError, atomic_write_json
 from features.feature_set import FeatureSet
@@ -210,6 +211,7 @@ def execute_sweep(
     command: str | None = None,
     on_progress: OnProgress | None = None,
     tracker: Tracker | None = None,
+    part: Part = WHOLE,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[Path, str | None]:
     """Run what is not finished yet. Calling again after a kill goes on where it stopped.
@@ -221,21 +223,23 @@ def execute_sweep(
         processes: runs at the same time; as many as the cores have threads for if None.
         threads: of each run. Its last digits may depend on them, never on `processes`.
         tracker: gets a run for the sweep, in which those of the rankers are nested.
+        part: whose runs are trained here; the others are left alone.
         sleep: called with seconds while another process trains what is left.
 
     Returns:
-        What went wrong with each run, by folder in the order of `plan`; None where nothing did. A failed run
-        does not stop the others, and leaves `failure.txt` in its folder; one whose process died is tried once
-        more.
+        What went wrong with each run of the part, by folder in the order of `plan`; None where nothing did. A
+        failed run does not stop the others, and leaves `failure.txt` in its folder; one whose process died is
+        tried once more.
 
     Raises:
         ValueError: a run cannot open what it reads, nothing can be learned or measured on the feature set, or
             `out` holds runs of another config or of other inputs. No run was trained then.
     """
-    planned = plan(config, out)
+    sweep = plan(config, out)
+    planned = part.of(sweep)
     waiting = [run for run in planned if not is_finished(run.folder)]
     check_inputs(waiting)
-    for run in planned:
+    for run in sweep:
         check_same_run(run.folder, run.config)
     write_record(config, out, command)
     processes = processes_of(processes, threads=threads)

@@ -90,20 +90,34 @@ class Moments:
     low: float = float("inf")
     high: float = float("-inf")
 
-    def add(self, value_N: Floats) -> None:
-        """Take in one part."""
+    @classmethod
+    def of(cls, value_N: Floats) -> "Moments":
+        """Those of one part."""
         present_N = value_N[~np.isnan(value_N)]
-        self.missing += len(value_N) - len(present_N)
+        missing = len(value_N) - len(present_N)
         if not len(present_N):
-            return
+            return cls(missing=missing)
         mean = float(present_N.mean())
         squares = float(np.square(present_N - mean).sum())
-        total = self.count + len(present_N)
-        gap = mean - self.mean
-        self.squares += squares + gap * gap * self.count * len(present_N) / total
-        self.mean += gap * len(present_N) / total
+        return cls(
+            len(present_N), mean, squares, missing, low=float(present_N.min()), high=float(present_N.max())
+        )
+
+    def add(self, value_N: Floats) -> None:
+        """Take in one part."""
+        self.merge(self.of(value_N))
+
+    def merge(self, part: "Moments") -> None:
+        """Take in those of the next part; floating-point sums depend on the order of the parts."""
+        self.missing += part.missing
+        if not part.count:
+            return
+        total = self.count + part.count
+        gap = part.mean - self.mean
+        self.squares += part.squares + gap * gap * self.count * part.count / total
+        self.mean += gap * part.count / total
         self.count = total
-        self.low, self.high = min(self.low, float(present_N.min())), max(self.high, float(present_N.max()))
+        self.low, self.high = min(self.low, part.low), max(self.high, part.high)
 
     @property
     def sd(self) -> float:

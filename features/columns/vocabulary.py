@@ -110,6 +110,11 @@ def _rows(ids: pa.Array, position_N: npt.NDArray[np.integer], oov_rows: int) -> 
     return row_N
 
 
+def is_shared_row(row_N: npt.NDArray[np.int32], oov_rows: int) -> npt.NDArray[np.bool_]:
+    """Whether each row of a table with `oov_rows` is one that unknown ids share."""
+    return (row_N > MISSING_ROW) & (row_N <= oov_rows)
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The ids of one sparse feature that have their own row, most frequent first."""
@@ -141,10 +146,6 @@ class Vocabulary:
         """Row of each id: 0 for a missing one, one of 1..oov_rows for one that the vocabulary lacks."""
         position = pa.compute.index_in(ids, value_set=self.ids.cast(ids.type)).fill_null(UNKNOWN)
         return _rows(ids, position.to_numpy(zero_copy_only=False), self.oov_rows)
-
-    def is_oov(self, rows_N: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-        """Whether each row is one that unknown ids share."""
-        return (rows_N > MISSING_ROW) & (rows_N <= self.oov_rows)
 
     def table(self) -> pa.Table:
         """id, row, count: one line for each id with its own row."""

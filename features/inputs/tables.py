@@ -11,7 +11,7 @@ alone is enough for them. Both get an `InputTable`: the union of its files' colu
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -127,11 +127,13 @@ class InputTable:
         *,
         batch_size: int = _BATCH_ROWS,
         between_us: tuple[str, int, int] | None = None,
+        row_groups: range | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """The rows for Arrow, in the order of the files; `columns` are all if None.
 
         Args:
             between_us: a column of moments and the first and last microsecond since 1970 that are wanted.
+            row_groups: those of each file that are wanted, all if None; see `of_file`.
         """
         wanted = pa.schema([self.schema.field(name) for name in columns or self.schema.names])
         for path, schema, told in zip(self.files, self.file_schemas, self.partitions, strict=True):
@@ -142,7 +144,9 @@ class InputTable:
             if between_us is not None:
                 name, first_us, last_us = between_us
                 within = _between(ds.field(name), schema.field(name).type, first_us, last_us)
-            stored = ds.dataset([str(path)], format="parquet")
+            stored: ds.Dataset | ds.Fragment = ds.dataset([str(path)], format="parquet")
+            if row_groups is not None:
+                stored = next(iter(stored.get_fragments())).subset(row_group_ids=list(row_groups))
             for batch in stored.to_batches(columns=present, filter=within, batch_size=batch_size):
                 yield pa.RecordBatch.from_arrays(
                     [
@@ -153,6 +157,15 @@ class InputTable:
                     ],
                     schema=wanted,
                 )
+
+    def of_file(self, number: int) -> "InputTable":
+        """The part of the table that one of its files holds; `rows` stays that of all."""
+        return replace(
+            self,
+            files=(self.files[number],),
+            file_schemas=(self.file_schemas[number],),
+            partitions=(self.partitions[number],),
+        )
 
     def to_table(
         self, columns: Sequence[str] | None = None, *, between_us: tuple[str, int, int] | None = None

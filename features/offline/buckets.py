@@ -17,6 +17,13 @@ Columns = dict[str, npt.NDArray[Any]]
 Int32s = npt.NDArray[np.int32]
 
 
+def bucket_of_keys(weight_K: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """The bucket of each key: `count` ranges of about equal weight, of which some may hold no key."""
+    before_K = np.cumsum(weight_K) - weight_K
+    bucket_K: npt.NDArray[np.int64] = before_K * count // max(int(weight_K.sum()), 1)
+    return bucket_K
+
+
 class Buckets:
     """One partition of the rows, by one key. Append all batches, `finish`, then read bucket by bucket."""
 
@@ -29,8 +36,7 @@ class Buckets:
         folder.mkdir(parents=True)
         self._folder = folder
         self.count = count
-        before_K = np.cumsum(weight_K) - weight_K
-        self._bucket_of_K = (before_K * count // max(int(weight_K.sum()), 1)).astype(np.int16)
+        self._bucket_of_K = bucket_of_keys(weight_K, count).astype(np.int16)
         self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
 
     def keys(self, bucket: int) -> tuple[int, int]:

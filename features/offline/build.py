@@ -9,6 +9,7 @@ Shapes: N impressions of a batch.
 
 import re
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,13 +35,14 @@ from features.feature_set import SparseColumn as SparseSummary
 from features.inputs.origin import Origin
 from features.inputs.tables import InputTables
 from features.offline.buckets import Buckets
-from features.offline.fitted_columns import DenseColumn, SparseColumn
+from features.offline.fitted_columns import DenseColumn, FittedColumns, SparseColumn
 from features.offline.history import EventWriter
-from features.offline.key_counters import PARTITION_OF_KEY, KeyCounters, merge_moments
-from features.offline.log_reader import LogError, LogReader
-from features.offline.row_files import RowAssembler, SplitWriter
+from features.offline.key_counters import PARTITION_OF_KEY, KeyCounters, KeyCounts, merge_moments
+from features.offline.log_checks import LogError
+from features.offline.log_reader import IdIndex, LogFacts, LogReader
+from features.offline.row_files import RowAssembler, SplitTotals, SplitWriter
 from features.offline.splits import CODE_OF_SPLIT
-from features.offline.time_ordered_log import EncodedLog
+from features.offline.time_ordered_log import EncodedLog, Tally
 from features.progress import Progress, silent
 from features.schema import CounterKey, FeatureConfig
 
@@ -78,7 +80,7 @@ def build(
         FileExistsError: `out` holds something that is not a feature set.
     """
     refuse_to_replace_input(out, data)
-    _check_names(config)
+    check_names(config)
     tables = InputTables.open(data)
     memory_bytes = memory_limit_bytes(memory_limit)
     if buckets is None:
@@ -132,7 +134,7 @@ def memory_limit_bytes(text: str) -> int:
     return size
 
 
-def _check_names(config: FeatureConfig) -> None:
+def check_names(config: FeatureConfig) -> None:
     """Every column of the row files has its own name, and every vocabulary a file name."""
     names = [feature.name for feature in config.features]
     names += [f"{feature.name}_missing" for feature in config.dense]
@@ -170,13 +172,7 @@ class _Parts:
 def _read(reader: LogReader, folder: Path, scratch: Path, *, buckets: int, report: Progress) -> _Parts:
     """First pass: write ids and events, store and scatter the impressions, learn from the training window."""
     config, indexes, facts = reader.config, reader.indexes, reader.facts
-    for file, column, key in (
-        ("catalog", "product_id", "product"),
-        ("queries", "query", "query"),
-        ("users", "user_id", "user"),
-    ):
-        table = pa.table({column: indexes[key].ids})
-        pq.write_table(table, folder / f"{file}.parquet", compression="zstd")
+    write_ids(folder, indexes)
     users = indexes["user"]
     with_history = config.history is not None
     events = EventWriter(
@@ -203,28 +199,44 @@ def _read(reader: LogReader, folder: Path, scratch: Path, *, buckets: int, repor
     )
     counters = tuple(
         KeyCounters(
-            key,
+            KeyCounts(key, config.counters, products=len(indexes["product"])),
             partitions[PARTITION_OF_KEY[key]],
-            config.counters,
             prior_ctr=log.tally.train_ctr,
-            products=len(indexes["product"]),
         )
         for key in keys
         if config.counters
     )
-    summary = LogSummary(
+    summary = log_summary(reader.tables, facts, indexes, unused_rows=log.tally.unused_rows)
+    return _Parts(log, partitions, events, counters, dense, sparse, len(users), summary)
+
+
+def write_ids(folder: Path, indexes: Mapping[str, IdIndex]) -> None:
+    """Write which product, query and user each index of the row files is."""
+    for file, column, key in (
+        ("catalog", "product_id", "product"),
+        ("queries", "query", "query"),
+        ("users", "user_id", "user"),
+    ):
+        table = pa.table({column: indexes[key].ids})
+        pq.write_table(table, folder / f"{file}.parquet", compression="zstd")
+
+
+def log_summary(
+    tables: InputTables, facts: LogFacts, indexes: Mapping[str, IdIndex], *, unused_rows: int
+) -> LogSummary:
+    """What the manifest says of the input."""
+    return LogSummary(
         impressions=facts.impressions,
-        purchases=int(users.purchases_K.sum()),
+        purchases=int(indexes["user"].purchases_K.sum()),
         products=len(indexes["product"]),
         anonymous_impressions=facts.anonymous_impressions,
         anonymous_purchases=facts.anonymous_purchases,
-        unused_impressions=log.tally.unused_rows,
+        unused_impressions=unused_rows,
         clicks_counted_from="click_timestamp" if facts.has_click_times else "impression_timestamp",
         clicks_without_time=facts.clicks_without_time,
-        absences=reader.tables.absences,
-        constructed=Origin.of(reader.tables.root).constructed,
+        absences=tables.absences,
+        constructed=Origin.of(tables.root).constructed,
     )
-    return _Parts(log, partitions, events, counters, dense, sparse, len(users), summary)
 
 
 def _partitions(keys: tuple[CounterKey, ...]) -> set[str]:
@@ -255,20 +267,20 @@ def _compute(parts: _Parts, config: FeatureConfig, *, threads: int, report: Prog
             )
             partition.write_result("history", bucket, offsets_N2)
         for counter in parts.counters:
-            if PARTITION_OF_KEY[counter.key] == name:
+            if counter.partition == name:
                 moments |= counter.count(bucket, columns)
         partition.discard(bucket)
         return moments
 
     tasks = [(name, bucket) for name, buckets in parts.partitions.items() for bucket in range(buckets.count)]
-    total = {name: ExactMoments() for counter in parts.counters for name in counter.names}
+    total = {name: ExactMoments() for counter in parts.counters for name in counter.counts.names}
     with ThreadPoolExecutor(threads) as pool:
         for done, moments in enumerate(pool.map(compute, tasks), start=1):
             merge_moments(total, moments)
             report("counting", done, len(tasks))
     parts.events.finish()
     for counter in parts.counters:
-        without = parts.log.tally.train_without.get(PARTITION_OF_KEY[counter.key], 0)
+        without = parts.log.tally.train_without.get(counter.partition, 0)
         merge_moments(total, counter.count_absent(without))
     return counter_transforms(total)
 
@@ -282,24 +294,20 @@ def _write(
     report: Progress,
 ) -> Manifest:
     """Third pass: write the vocabularies and the rows; returns the manifest without its checksums."""
-    fitted = {column.feature.name: column.fit() for column in parts.dense}
-    sparse = [(column, column.fit()) for column in parts.sparse]
-    (folder / "vocabularies").mkdir()
-    for _, vocabulary in sparse:
-        path = folder / "vocabularies" / f"{vocabulary.name}.parquet"
-        pq.write_table(vocabulary.table(), path, compression="zstd")
+    fitted = FittedColumns.of(parts.dense, parts.sparse, counter_transforms=transforms)
+    fitted.write_vocabularies(folder)
     tally = parts.log.tally
     writers = {name: SplitWriter(folder, name) for name in CODE_OF_SPLIT}
-    assembler = RowAssembler(
-        users=parts.partitions["user"],
-        tally=tally,
-        dense=parts.dense,
-        counters=parts.counters,
-        counter_transforms=transforms,
-        sparse=sparse,
-    )
+    blocks = [counter.block(transforms) for counter in parts.counters]
+    assembler = RowAssembler(tally, dense=parts.dense, counters=blocks, sparse=fitted.sparse_rows)
+    history = parts.partitions["user"].results("history", columns=2)
+    counted = [(counter.partition, counter.reader()) for counter in parts.counters]
     for number, batch in enumerate(parts.log.batches(), start=1):
-        rows, oov = assembler.next(batch)
+        rows, oov = assembler.rows(
+            batch,
+            offsets_N2=history.next(batch.column("user").to_numpy()),
+            counts=[reader.next(batch.column(key).to_numpy()) for key, reader in counted],
+        )
         split_N = batch.column("split").to_numpy()
         for name, code in CODE_OF_SPLIT.items():
             of_split_N = split_N == code
@@ -309,25 +317,49 @@ def _write(
                 part = rows.filter(pa.array(of_split_N))
                 writers[name].append(part, {key: flags[of_split_N] for key, flags in oov.items()})
         report("writing rows", number, parts.log.count)
+    return manifest_of(
+        config,
+        fitted,
+        dense_names=assembler.dense_names,
+        tally=tally,
+        users=parts.users,
+        events=parts.events.events,
+        totals={name: writer.finish() for name, writer in writers.items()},
+        summary=parts.summary,
+    )
+
+
+def manifest_of(
+    config: FeatureConfig,
+    fitted: FittedColumns,
+    *,
+    dense_names: tuple[str, ...],
+    tally: Tally,
+    users: int,
+    events: int,
+    totals: Mapping[str, SplitTotals],
+    summary: LogSummary,
+) -> Manifest:
+    """The manifest without its checksums, whichever engine did the work."""
     return Manifest(
         config=config,
-        dense_columns=assembler.dense_names,
+        dense_columns=dense_names,
         sparse_columns=tuple(
             SparseSummary(name=vocabulary.name, rows=vocabulary.rows, oov_rows=vocabulary.oov_rows)
-            for _, vocabulary in sparse
+            for vocabulary in fitted.vocabularies
         ),
         num_products=len(tally.train_impressions_P),
         num_queries=len(tally.train_impressions_Q),
-        num_users=parts.users,
-        splits={name: writer.finish() for name, writer in writers.items()},
-        transforms=fitted | transforms,
+        num_users=users,
+        splits={name: total.summary() for name, total in totals.items()},
+        transforms=fitted.transforms,
         counter_prior_ctr=tally.train_ctr if config.counters else None,
-        oov_share={name: writer.oov_share for name, writer in writers.items()},
-        missing_share={name: writer.missing_share for name, writer in writers.items()},
-        empty_history_share={name: writer.empty_history_share for name, writer in writers.items()},
-        events=parts.events.events,
+        oov_share={name: total.oov_share for name, total in totals.items()},
+        missing_share={name: total.missing_share for name, total in totals.items()},
+        empty_history_share={name: total.empty_history_share for name, total in totals.items()},
+        events=events,
         labels=tally.labels,
         checksums={},
-        data=parts.summary,
+        data=summary,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -16,6 +16,9 @@ from features.columns.kernels import history_offsets, next_same_product
 
 _MAX_EVENTS = 2**31 - 1
 
+#: Purchases of which it is known where the user's next one of the same product lies.
+EVENT_SCHEMA = pa.schema([("product", pa.int32()), ("time_us", pa.int64()), ("next", pa.int32())])
+
 
 class EventWriter:
     """Writes `history/` of a feature set and finds the offsets of impressions, a range of users at a time."""
@@ -26,7 +29,8 @@ class EventWriter:
         """
         Args:
             folder: made here.
-            batches: purchases with `product` and `time_us`, in the order of the events.
+            batches: purchases with `product` and `time_us`, in the order of the events; those of EVENT_SCHEMA
+                need no `link`.
             purchases_U: how many of them each user has.
 
         Raises:
@@ -49,6 +53,8 @@ class EventWriter:
             end = position + len(batch)
             self._product_E[position:end] = batch.column("product").to_numpy()
             self._time_us_E[position:end] = batch.column("time_us").to_numpy()
+            if batch.schema == EVENT_SCHEMA:
+                self._next_E[position:end] = batch.column("next").to_numpy()
             position = end
         assert position == self.events, "purchases were lost between counting and reading them"
 

@@ -4,6 +4,7 @@ Shapes: N rows, T tiles (distinct key and time), W windows, C = 2 W raw counts.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from features.offline.buckets import Buckets, Columns, ResultReader
 from features.offline.splits import TRAIN
 from features.schema import CounterConfig, CounterKey
 
+Int32s = npt.NDArray[np.int32]
+
 #: A query x product counter lives in the bucket of its query.
 PARTITION_OF_KEY: dict[CounterKey, str] = {
     "query": "query",
@@ -25,42 +28,52 @@ PARTITION_OF_KEY: dict[CounterKey, str] = {
 }
 
 
-class KeyCounters:
-    """The counters of one key over one partition of the rows."""
+@dataclass(frozen=True)
+class KeyCounts:
+    """How one key is counted: functions of the rows of any bucket, whatever handed them out.
 
-    def __init__(
-        self, key: CounterKey, buckets: Buckets, config: CounterConfig, *, prior_ctr: float, products: int
-    ) -> None:
-        self.key = key
-        self._buckets = buckets
-        self._config = config
-        self._prior_ctr = prior_ctr
-        self._products = products
-        self._unit_us = UNIT_US[config.granularity]
-        self.names = tuple(name for window in config.windows_days for name in counter_names(key, window))
+    Attributes:
+        products: of the catalogue, which numbers pairs of query and product.
+    """
 
-    def count(self, bucket: int, columns: Columns) -> dict[str, ExactMoments]:
-        """Count one bucket, keep the counts of its rows, and return their training moments.
+    key: CounterKey
+    config: CounterConfig
+    products: int
 
-        `columns` has key, time_us, click_us, split and, in the query partition, product.
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The dense columns: impressions, clicks and CTR, window by window."""
+        return tuple(name for window in self.config.windows_days for name in counter_names(self.key, window))
+
+    @property
+    def columns(self) -> int:
+        """Raw counts of a row, C."""
+        return 2 * len(self.config.windows_days)
+
+    def count(self, columns: Columns) -> tuple[Int32s, Int32s]:
+        """int32[T, C] of the tiles, and the tile of each row.
+
+        `columns` has key, time_us, click_us and, of query x product, product. Every row of a key that lies in
+        the longest window before a row, or was clicked there, must be among them.
         """
         counts = windowed_counts(
             self._keys(columns),
             self._units(columns["time_us"]),
             self._click_units(columns["click_us"]),
-            windows=[days * DAY_US // self._unit_us for days in self._config.windows_days],
+            windows=[days * DAY_US // self._unit_us for days in self.config.windows_days],
         )
-        tile_of_row_N = counts.tile_of_row_N
-        both_TC = np.stack([counts.impressions_TW, counts.clicks_TW], axis=2).reshape(
-            len(counts.clicks_TW), -1
-        )
-        self._buckets.write_result(self.key, bucket, both_TC[tile_of_row_N])
-        train_T = np.bincount(tile_of_row_N[columns["split"] == TRAIN], minlength=len(both_TC))
+        both_TC = np.stack([counts.impressions_TW, counts.clicks_TW], axis=2)
+        return both_TC.reshape(len(counts.clicks_TW), -1), counts.tile_of_row_N
+
+    def moments(
+        self, both_TC: Int32s, train_T: npt.NDArray[np.int64], *, prior_ctr: float
+    ) -> dict[str, ExactMoments]:
+        """Moments of counts and CTRs that `train_T` training rows have; any cut into parts merges exactly."""
         moments = {name: ExactMoments() for name in self.names}
         logs = np.log1p(np.arange(int(both_TC.max(initial=0)) + 1))
-        for position, window in enumerate(self._config.windows_days):
+        for position, window in enumerate(self.config.windows_days):
             impressions, clicks, ctr = counter_names(self.key, window)
-            shown_T, clicked_T = counts.impressions_TW[:, position], counts.clicks_TW[:, position]
+            shown_T, clicked_T = both_TC[:, 2 * position], both_TC[:, 2 * position + 1]
             for name, count_T in ((impressions, shown_T), (clicks, clicked_T)):
                 # How many training rows have each count: far fewer logarithms than rows.
                 rows_by_count = np.bincount(count_T, weights=train_T, minlength=len(logs))
@@ -68,33 +81,33 @@ class KeyCounters:
             rate_T = smoothed_ctr(
                 shown_T,
                 clicked_T,
-                prior_impressions=self._config.prior_impressions,
-                prior_ctr=self._prior_ctr,
+                prior_impressions=self.config.prior_impressions,
+                prior_ctr=prior_ctr,
             )
             moments[ctr].add(rate_T, train_T)
         return moments
 
-    def count_absent(self, train_rows: int) -> dict[str, ExactMoments]:
+    def absent_moments(self, train_rows: int, *, prior_ctr: float) -> dict[str, ExactMoments]:
         """Training moments of rows that lack the key: zero counts, hence the prior CTR."""
         moments = {name: ExactMoments() for name in self.names}
         for name, moment in moments.items():
-            value = self._prior_ctr if "_ctr_" in name else 0.0
+            value = prior_ctr if "_ctr_" in name else 0.0
             moment.add(np.array([value]), np.array([train_rows]))
         return moments
 
-    def reader(self) -> ResultReader:
-        """Raw counts of all rows: impressions and clicks of each window."""
-        return self._buckets.results(self.key, columns=2 * len(self._config.windows_days))
+    def block(self, transforms: Mapping[str, Transform], *, prior_ctr: float) -> CounterBlock:
+        """What makes network inputs of raw counts."""
+        return CounterBlock.of(self.key, self.config, transforms, prior_ctr=prior_ctr)
 
-    def block(self, transforms: Mapping[str, Transform]) -> CounterBlock:
-        """What makes network inputs of the counts that `reader` gives."""
-        return CounterBlock.of(self.key, self._config, transforms, prior_ctr=self._prior_ctr)
+    @property
+    def _unit_us(self) -> int:
+        return UNIT_US[self.config.granularity]
 
     def _keys(self, columns: Columns) -> npt.NDArray[np.int64]:
         key_N = columns["key"].astype(np.int64)
         key_N -= key_N.min()
         if self.key == "query_product":
-            key_N *= self._products  # both below 2^31: their product fits
+            key_N *= self.products  # both below 2^31: their product fits
             key_N += columns["product"]
         return key_N
 
@@ -104,6 +117,42 @@ class KeyCounters:
 
     def _click_units(self, click_us_N: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         return np.where(click_us_N == NO_CLICK, NO_CLICK, self._units(click_us_N))
+
+
+class KeyCounters:
+    """The counters of one key over one partition of the rows."""
+
+    def __init__(self, counts: KeyCounts, buckets: Buckets, *, prior_ctr: float) -> None:
+        self.counts = counts
+        self._buckets = buckets
+        self._prior_ctr = prior_ctr
+
+    @property
+    def partition(self) -> str:
+        """The partition that its rows lie in."""
+        return PARTITION_OF_KEY[self.counts.key]
+
+    def count(self, bucket: int, columns: Columns) -> dict[str, ExactMoments]:
+        """Count one bucket, keep the counts of its rows, and return their training moments.
+
+        `columns` is what `KeyCounts.count` reads, and split.
+        """
+        both_TC, tile_of_row_N = self.counts.count(columns)
+        self._buckets.write_result(self.counts.key, bucket, both_TC[tile_of_row_N])
+        train_T = np.bincount(tile_of_row_N[columns["split"] == TRAIN], minlength=len(both_TC))
+        return self.counts.moments(both_TC, train_T, prior_ctr=self._prior_ctr)
+
+    def count_absent(self, train_rows: int) -> dict[str, ExactMoments]:
+        """Training moments of rows that lack the key."""
+        return self.counts.absent_moments(train_rows, prior_ctr=self._prior_ctr)
+
+    def reader(self) -> ResultReader:
+        """Raw counts of all rows: impressions and clicks of each window."""
+        return self._buckets.results(self.counts.key, columns=self.counts.columns)
+
+    def block(self, transforms: Mapping[str, Transform]) -> CounterBlock:
+        """What makes network inputs of the counts that `reader` gives."""
+        return self.counts.block(transforms, prior_ctr=self._prior_ctr)
 
 
 def merge_moments(into: dict[str, ExactMoments], part: dict[str, ExactMoments]) -> None:

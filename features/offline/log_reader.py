@@ -4,23 +4,27 @@ Ids are numbered in sorted order, so numbers depend on the set of ids only, neve
 Shapes: K distinct ids, N impressions, P products.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from features.columns.kernels import NO_CLICK
-from features.columns.transforms import LARGEST
 from features.inputs.blanks import is_missing_sql, without_blanks, without_blanks_sql
 from features.inputs.plain_types import sql_name
 from features.inputs.table_specs import TableName, is_text
 from features.inputs.tables import InputTables
+from features.offline.catalog_reader import CatalogReader
+from features.offline.log_checks import (
+    REQUIRED_OF_IMPRESSIONS,
+    check_columns,
+    check_impressions,
+    check_products_are_known,
+    check_purchases,
+)
 from features.schema import DenseFeature, FeatureConfig, SparseFeature
 
 #: Rows of an encoded batch, and of a row group of the feature set.
@@ -35,10 +39,6 @@ KEY_OF_COLUMN = {"user_id": "user", "product_id": "product", "query": "query"}
 
 #: Microseconds since 1970 of a moment that never comes.
 AFTER_ALL = int(np.iinfo(np.int64).max)
-
-
-class LogError(ValueError):
-    """Rows that no feature can be made of; says how many, the first one, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,22 @@ class LogFacts:
     clicks_without_time: int
 
 
-class LogReader:
+def own_sparse(config: FeatureConfig) -> tuple[SparseFeature, ...]:
+    """Sparse features on impression columns that are not keys, one for each column."""
+    features = {
+        feature.column: feature
+        for feature in config.sparse
+        if feature.source == "impressions" and feature.column not in KEY_OF_COLUMN
+    }
+    return tuple(features.values())
+
+
+def own_dense(config: FeatureConfig) -> tuple[DenseFeature, ...]:
+    """Dense features on impression columns."""
+    return tuple(feature for feature in config.dense if feature.source == "impressions")
+
+
+class LogReader(CatalogReader):
     """The input tables behind one DuckDB connection, with ids numbered.
 
     Use as a context manager. `indexes` holds "user", "product", "query" and `id:<column>` for each further
@@ -77,46 +92,19 @@ class LogReader:
     def __init__(
         self, tables: InputTables, config: FeatureConfig, *, threads: int, memory_limit: str, spill: Path
     ) -> None:
+        super().__init__(tables, threads=threads, memory_limit=memory_limit, spill=spill)
         self.config = config
-        self._connection = duckdb.connect(
-            ":memory:",
-            config={
-                "threads": threads,
-                "memory_limit": memory_limit,
-                "temp_directory": str(spill),
-                "preserve_insertion_order": True,
-            },
-        )
         self.tables = tables = self._without_blank_queries(tables)
-        _check_columns(tables, config)
-        self._check_sizes()
+        check_columns(tables, config)
+        for dense in config.dense:
+            self.check_sizes(dense)
         self.facts = self._facts()
-        self._check_products()
+        self.number_products()
+        self._check_products_are_known()
         self.indexes = {"user": self._index_users(), "product": self._index_products()}
-        self.indexes["query"] = self._index_column("query") if tables.has_queries else _no_ids()
-        for feature in self.own_sparse:
+        self.indexes["query"] = self._index_column("query") if tables.has_queries else no_ids()
+        for feature in own_sparse(config):
             self.indexes[f"id:{feature.column}"] = self._index_column(feature.column)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
-
-    @property
-    def own_sparse(self) -> tuple[SparseFeature, ...]:
-        """Sparse features on impression columns that are not keys, one for each column."""
-        features = {
-            feature.column: feature
-            for feature in self.config.sparse
-            if feature.source == "impressions" and feature.column not in KEY_OF_COLUMN
-        }
-        return tuple(features.values())
-
-    @property
-    def own_dense(self) -> tuple[DenseFeature, ...]:
-        """Dense features on impression columns."""
-        return tuple(feature for feature in self.config.dense if feature.source == "impressions")
 
     def impressions(self) -> Iterator[pa.RecordBatch]:
         """Batches of BATCH_ROWS impressions (the last one shorter), by (timestamp, impression_id).
@@ -142,11 +130,11 @@ class LogReader:
             joins.append(f"LEFT JOIN {_index_table('query')} q ON i.query = q.id")
         else:
             columns.append(f"CAST({NO_ID} AS INTEGER) AS query")
-        for feature in self.own_dense:
+        for feature in own_dense(self.config):
             columns.append(
                 f"CAST(i.{sql_name(feature.column)} AS DOUBLE) AS {sql_name('dense:' + feature.name)}"
             )
-        for number, sparse in enumerate(self.own_sparse):
+        for number, sparse in enumerate(own_sparse(self.config)):
             columns.append(f"coalesce(s{number}.code, {NO_ID}) AS {sql_name('id:' + sparse.column)}")
             joins.append(
                 f"LEFT JOIN {_index_table(sparse.column)} s{number} "
@@ -189,20 +177,6 @@ class LogReader:
             f"ORDER BY user, time_us, {tie}, product"
         )
 
-    def product_column(self, column: str, *, as_number: bool) -> pa.Array:
-        """One column of the catalogue in `product_index` order."""
-        value = f"CAST(c.{sql_name(column)} AS DOUBLE)" if as_number else f"c.{sql_name(column)}"
-        if not as_number and not is_text(self.tables.schema("products").field(column).type):
-            value = f"CAST(c.{sql_name(column)} AS BIGINT)"
-        return (
-            self._arrow(
-                f"SELECT {value} AS value FROM {self._scan('products')} c "
-                "JOIN product_index p ON c.product_id = p.id ORDER BY p.code"
-            )
-            .column("value")
-            .combine_chunks()
-        )
-
     def _without_blank_queries(self, tables: InputTables) -> InputTables:
         """The tables, as ones without queries if every query is blank; footers cannot say so."""
         if not tables.has_queries:
@@ -210,37 +184,6 @@ class LogReader:
         rows = f"FROM {tables.scan_sql('impressions')} WHERE NOT {is_missing_sql('query')}"
         found = self._connection.execute(f"SELECT 1 {rows} LIMIT 1").fetchone()
         return replace(tables, has_queries=found is not None)
-
-    def _check_sizes(self) -> None:
-        """Every number that a dense feature reads is one that its transform can take; NaN is missing."""
-        for feature in self.config.dense:
-            if feature.source == "timestamp":
-                continue
-            value = f"CAST({sql_name(feature.column)} AS DOUBLE)"
-            found = self._connection.execute(
-                f"SELECT {value}, __file, file_row_number FROM "
-                f"{self.tables.scan_sql(feature.source, positions=True)} "
-                f"WHERE abs({value}) > {LARGEST[feature.transform]!r} AND NOT isnan({value}) LIMIT 1"
-            ).fetchone()
-            if found is None:
-                continue
-            number, file, row = found
-            infinite = math.isinf(number)
-            raise LogError(
-                f"{file} row {row}, dense feature {feature.name!r}: column {feature.column!r} of "
-                f"{feature.source} holds "
-                + (
-                    f"an infinite value ({number:g}); "
-                    if infinite
-                    else f"{number:g}, too large for transform = 'standard' (at most "
-                    f"{LARGEST[feature.transform]:.1e}); "
-                )
-                + f"correct it or write null{'' if infinite else ', or use the transform log'}"
-            )
-
-    def _scan(self, table: TableName, *, positions: bool = False) -> str:
-        """What every query reads a table from."""
-        return self.tables.scan_sql(table, positions=positions)
 
     def _click_us(self) -> str:
         """SQL of when impression `i` was clicked; NO_CLICK without a click in its attribution window."""
@@ -254,8 +197,9 @@ class LogReader:
         columns = self.tables.columns("impressions")
         has_time = "click_timestamp" in columns
         late = "click_timestamp IS NULL" if has_time else "true"
-        required = ("impression_id", "timestamp", "product_id")
-        nulls = ", ".join(f"count(*) FILTER (WHERE {is_missing_sql(name)})" for name in required)
+        nulls = ", ".join(
+            f"count(*) FILTER (WHERE {is_missing_sql(name)})" for name in REQUIRED_OF_IMPRESSIONS
+        )
         row = self._one(
             f"SELECT count(*), epoch_us(min(timestamp)), epoch_us(max(timestamp)), "
             "count(*) FILTER (WHERE clicked IS NULL OR CAST(clicked AS BIGINT) NOT IN (0, 1)), "
@@ -264,15 +208,12 @@ class LogReader:
             f"FROM {self._scan('impressions')}"
         )
         count, first_us, last_us, not_a_label, clicks_without_time, anonymous, *missing = row
-        for name, lost in zip(required, missing, strict=True):
-            if lost:
-                raise self._bad_rows("impressions", f"{lost:,} rows have no {name}")
-        if not_a_label:
-            raise self._bad_rows("impressions", f"{not_a_label:,} rows have `clicked` other than 0 and 1")
-        if count >= 2**31:
-            raise LogError(
-                f"{count:,} impressions exceed the {2**31 - 1:,} that row numbers hold; cut the log"
-            )
+        check_impressions(
+            self.tables,
+            rows=count,
+            missing=dict(zip(REQUIRED_OF_IMPRESSIONS, missing, strict=True)),
+            not_a_label=not_a_label,
+        )
         bought = 0
         if self.tables.has_purchases:
             (bought,) = self._one(
@@ -288,46 +229,22 @@ class LogReader:
             clicks_without_time=clicks_without_time,
         )
 
-    def _check_products(self) -> None:
-        """Every product of the logs is in the catalogue, once; no purchase lacks a column."""
-        self._connection.execute(
-            "CREATE TABLE product_index AS SELECT "
-            "CAST(row_number() OVER (ORDER BY product_id) - 1 AS INTEGER) AS code, product_id AS id "
-            f"FROM {self._scan('products')}"
-        )
-        repeated, missing = self._one(
-            "SELECT count(id) - count(DISTINCT id), "
-            f"count(*) FILTER (WHERE {is_missing_sql('id')}) FROM product_index"
-        )
-        if repeated or missing:
-            raise self._bad_rows(
-                "products", f"{repeated:,} rows repeat a product_id and {missing:,} have none"
-            )
+    def _check_products_are_known(self) -> None:
+        """Every product of the logs is in the catalogue; no purchase lacks a column."""
         logs: list[TableName] = ["impressions"]
         if self.tables.has_purchases:
             logs.append("purchases")
-            lost = self._one(
+            (lost,) = self._one(
                 f"SELECT count(*) FILTER (WHERE {is_missing_sql('product_id')} OR timestamp IS NULL) "
                 f"FROM {self._scan('purchases')}"
-            )[0]
-            if lost:
-                raise self._bad_rows("purchases", f"{lost:,} rows lack a product_id or timestamp")
+            )
+            check_purchases(self.tables, lost=lost)
         for table in logs:
-            unknown = self._one(
+            rows, example = self._one(
                 f"SELECT sum(n), min(id) FROM (SELECT product_id AS id, count(*) AS n "
                 f"FROM {self._scan(table)} GROUP BY 1) ANTI JOIN product_index USING (id)"
             )
-            if unknown[0]:
-                raise self._bad_rows(
-                    table, f"{unknown[0]:,} rows name a product that products lacks, such as {unknown[1]!r}"
-                )
-
-    def _bad_rows(self, table: TableName, problem: str) -> LogError:
-        return LogError(
-            f"{self.tables.path_glob(table)}: {problem}; "
-            f"run `dashclip validate {self.tables.root} --out CHECKED --write-clean` and build from "
-            "CHECKED/clean"
-        )
+            check_products_are_known(self.tables, table, rows=rows or 0, example=example)
 
     def _index_users(self) -> IdIndex:
         known = f"WHERE NOT {is_missing_sql('user_id')}"
@@ -337,7 +254,7 @@ class LogReader:
         return self._index("user_index", " UNION ALL ".join(parts))
 
     def _index_products(self) -> IdIndex:
-        ids = self._arrow("SELECT id FROM product_index ORDER BY code").column("id").combine_chunks()
+        ids = self.product_ids()
         shown = self._arrow(
             f"SELECT count(i.product_id) AS n FROM product_index p LEFT JOIN "
             f"{self._scan('impressions')} i ON i.product_id = p.id GROUP BY p.code ORDER BY p.code"
@@ -382,14 +299,6 @@ class LogReader:
         if rows:
             yield pa.Table.from_batches(waiting).combine_chunks().to_batches()[0]
 
-    def _arrow(self, sql: str) -> pa.Table:
-        return self._connection.sql(sql).to_arrow_table()
-
-    def _one(self, sql: str) -> tuple[Any, ...]:
-        row = self._connection.execute(sql).fetchone()
-        assert row is not None
-        return row
-
 
 def encode_ids(values: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int32]]:
     """Distinct values in sorted order and each value's position among them, -1 for null and blank strings.
@@ -403,37 +312,8 @@ def encode_ids(values: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int32]]:
     return ids, position.fill_null(NO_ID).to_numpy(zero_copy_only=False).astype(np.int32)
 
 
-def _check_columns(tables: InputTables, config: FeatureConfig) -> None:
-    """Columns that features read exist and can be read as asked; counters have their keys."""
-    for feature in config.features:
-        if feature.source == "timestamp":
-            continue
-        table: TableName = feature.source
-        dense = isinstance(feature, DenseFeature)
-        wanted_by = f"{'dense' if dense else 'sparse'} feature {feature.name!r}"
-        tables.require_columns(table, (feature.column,), wanted_by=wanted_by)
-        kind = tables.schema(table).field(feature.column).type
-        number = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
-        if dense and not (number or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
-            raise LogError(
-                f"{wanted_by} needs numbers, but column {feature.column!r} of {table} is {kind}; "
-                "make it a sparse feature or cast the column"
-            )
-        if not dense and not (number or is_text(kind)):
-            raise LogError(
-                f"{wanted_by} needs integer or string ids, but column {feature.column!r} of {table} is "
-                f"{kind}; make it a dense feature or cast the column"
-            )
-    keys = config.counters.keys if config.counters else ()
-    asks = [key for key in keys if key.startswith("query")]
-    if asks and not tables.has_queries:
-        left = [key for key in keys if key not in asks]
-        raise LogError(
-            f"counters.keys asks for {asks}, but the impressions have no queries; set counters.keys = {left}"
-        )
-
-
-def _no_ids() -> IdIndex:
+def no_ids() -> IdIndex:
+    """The index of a log without queries."""
     nothing = np.zeros(0, dtype=np.int64)
     return IdIndex(pa.array([], pa.string()), nothing, nothing)
 

@@ -7,6 +7,7 @@ Shapes: N impressions of a batch, P products, Q queries.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.columns.clock import iso
-from features.columns.transforms import Transform
-from features.columns.vocabulary import Vocabulary
+from features.columns.counters import CounterBlock
 from features.feature_set import SplitSummary
-from features.offline.buckets import Buckets
-from features.offline.fitted_columns import DenseColumn, SparseColumn
-from features.offline.key_counters import PARTITION_OF_KEY, KeyCounters
+from features.offline.fitted_columns import DenseColumn, SparseRows
 from features.offline.log_reader import BATCH_ROWS
 from features.offline.splits import NO_QUERY, query_frequency
 from features.offline.time_ordered_log import Tally
 
 ROW_GROUPS_PER_FILE = 64
+
+Int32s = npt.NDArray[np.int32]
 
 
 def row_schema(impression_id: pa.DataType, *, dense: tuple[str, ...], sparse: tuple[str, ...]) -> pa.Schema:
@@ -49,40 +49,92 @@ def row_schema(impression_id: pa.DataType, *, dense: tuple[str, ...], sparse: tu
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in (*head, *features, *slices)])
 
 
-class SplitWriter:
-    """Writes one split's rows as part files of whole row groups, and sums them up."""
+@dataclass
+class SplitTotals:
+    """What some consecutive rows of a split add up to; parts merge in time order."""
 
-    def __init__(self, root: Path, split: str) -> None:
+    rows: int = 0
+    clicked: int = 0
+    without_history: int = 0
+    first_us: int | None = None
+    last_us: int = 0
+    #: By sparse feature: rows whose id the vocabulary lacks, and rows without an id.
+    oov: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, int] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+
+    def add(self, batch: pa.RecordBatch, oov: Mapping[str, npt.NDArray[np.bool_]]) -> None:
+        """Take in rows, at least one; `oov` says for each sparse feature which ids the vocabulary lacks."""
+        time_us_N = batch.column("timestamp").cast(pa.int64()).to_numpy()
+        counted = SplitTotals(
+            rows=len(batch),
+            clicked=int(batch.column("clicked").to_numpy().sum(dtype=np.int64)),
+            without_history=len(batch) - batch.column("slice_has_purchases").true_count,
+            first_us=int(time_us_N[0]),
+            last_us=int(time_us_N[-1]),
+            oov={name: int(np.count_nonzero(oov_N)) for name, oov_N in oov.items()},
+            missing={name: len(batch) - int(np.count_nonzero(batch.column(name).to_numpy())) for name in oov},
+        )
+        self.merge(counted)
+
+    def merge(self, later: "SplitTotals") -> None:
+        """Take in the totals of the rows that follow, at least one."""
+        self.rows += later.rows
+        self.clicked += later.clicked
+        self.without_history += later.without_history
+        self.first_us = later.first_us if self.first_us is None else self.first_us
+        self.last_us = later.last_us
+        for own, others in ((self.oov, later.oov), (self.missing, later.missing)):
+            for name, count in others.items():
+                own[name] = own.get(name, 0) + count
+        self.files += later.files
+
+    def summary(self) -> SplitSummary:
+        """For the manifest; the split has at least one row."""
+        assert self.first_us is not None
+        return SplitSummary(
+            rows=self.rows,
+            clicked=self.clicked,
+            start=iso(self.first_us),
+            end=iso(self.last_us),
+            files=tuple(self.files),
+        )
+
+    @property
+    def oov_share(self) -> dict[str, float]:
+        """Share of the rows whose id the vocabulary lacks, by feature."""
+        return {name: count / self.rows for name, count in self.oov.items()}
+
+    @property
+    def missing_share(self) -> dict[str, float]:
+        """Share of the rows without an id, by feature."""
+        return {name: count / self.rows for name, count in self.missing.items()}
+
+    @property
+    def empty_history_share(self) -> float:
+        """Share of the rows without a purchase in the history window."""
+        return self.without_history / self.rows
+
+
+class SplitWriter:
+    """Writes one split's rows, or those of some of its files, as part files of whole row groups."""
+
+    def __init__(self, root: Path, split: str, *, first_file: int = 0) -> None:
         self._root = root
         self._split = split
+        self._first_file = first_file
         self._writer: pq.ParquetWriter | None = None
         self._groups = 0
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_rows = 0
-        self._files: list[str] = []
-        self._rows = self._clicked = self._without_history = 0
-        self._first_us: int | None = None
-        self._last_us = 0
-        self._oov: dict[str, int] = {}
-        self._missing: dict[str, int] = {}
-        (root / split).mkdir()
+        self._totals = SplitTotals()
+        (root / split).mkdir(parents=True)
 
     def append(self, batch: pa.RecordBatch, oov: dict[str, npt.NDArray[np.bool_]]) -> None:
         """Take rows in time order; `oov` says for each sparse feature which ids the vocabulary lacks."""
         if not len(batch):
             return
-        time_us_N = batch.column("timestamp").cast(pa.int64()).to_numpy()
-        if self._first_us is None:
-            self._first_us = int(time_us_N[0])
-        self._last_us = int(time_us_N[-1])
-        self._rows += len(batch)
-        self._clicked += int(batch.column("clicked").to_numpy().sum(dtype=np.int64))
-        with_history = batch.column("slice_has_purchases").true_count
-        self._without_history += len(batch) - with_history
-        for name, oov_N in oov.items():
-            self._oov[name] = self._oov.get(name, 0) + int(np.count_nonzero(oov_N))
-            missing = len(batch) - int(np.count_nonzero(batch.column(name).to_numpy()))
-            self._missing[name] = self._missing.get(name, 0) + missing
+        self._totals.add(batch, oov)
         self._waiting.append(batch)
         self._waiting_rows += len(batch)
         while self._waiting_rows >= BATCH_ROWS:
@@ -91,42 +143,21 @@ class SplitWriter:
             self._waiting = whole.slice(BATCH_ROWS).to_batches()
             self._waiting_rows -= BATCH_ROWS
 
-    def finish(self) -> SplitSummary:
-        """Write what waits and close; the split has at least one row."""
+    def finish(self) -> SplitTotals:
+        """Write what waits and close; there is at least one row."""
         if self._waiting_rows:
             self._write(pa.Table.from_batches(self._waiting))
         if self._writer is not None:
             self._writer.close()
-        assert self._first_us is not None
-        return SplitSummary(
-            rows=self._rows,
-            clicked=self._clicked,
-            start=iso(self._first_us),
-            end=iso(self._last_us),
-            files=tuple(self._files),
-        )
-
-    @property
-    def oov_share(self) -> dict[str, float]:
-        """Share of the rows whose id the vocabulary lacks, by feature."""
-        return {name: count / self._rows for name, count in self._oov.items()}
-
-    @property
-    def missing_share(self) -> dict[str, float]:
-        """Share of the rows without an id, by feature."""
-        return {name: count / self._rows for name, count in self._missing.items()}
-
-    @property
-    def empty_history_share(self) -> float:
-        """Share of the rows without a purchase in the history window."""
-        return self._without_history / self._rows
+        return self._totals
 
     def _write(self, rows: pa.Table) -> None:
         if self._writer is not None and self._groups == ROW_GROUPS_PER_FILE:
             self._writer.close()
             self._writer = None
         if self._writer is None:
-            name = f"{self._split}/part-{len(self._files):05d}.parquet"
+            number = self._first_file + len(self._totals.files)
+            name = f"{self._split}/part-{number:05d}.parquet"
             self._writer = pq.ParquetWriter(
                 self._root / name,
                 rows.schema,
@@ -134,48 +165,48 @@ class SplitWriter:
                 use_dictionary=False,
                 write_statistics=False,  # nobody filters these columns
             )
-            self._files.append(name)
+            self._totals.files.append(name)
             self._groups = 0
         self._writer.write_table(rows.combine_chunks(), row_group_size=BATCH_ROWS)
         self._groups += 1
 
 
 class RowAssembler:
-    """Turns encoded batches, in their stored order, into rows of the feature set."""
+    """Turns encoded batches with what was counted for them into rows of the feature set."""
 
     def __init__(
         self,
-        *,
-        users: Buckets,
         tally: Tally,
+        *,
         dense: Sequence[DenseColumn],
-        counters: Sequence[KeyCounters],
-        counter_transforms: Mapping[str, Transform],
-        sparse: Sequence[tuple[SparseColumn, Vocabulary]],
+        counters: Sequence[CounterBlock],
+        sparse: Sequence[SparseRows],
     ) -> None:
         self._dense = dense
-        self._counters = [
-            (PARTITION_OF_KEY[counter.key], counter.reader(), counter.block(counter_transforms))
-            for counter in counters
-        ]
+        self._counters = counters
         self._sparse = sparse
-        self._history = users.results("history", columns=2)
         self._seen_P = tally.train_impressions_P > 0
         # The last place is for query -1, no query.
         self._frequency_Q = np.append(query_frequency(tally.train_impressions_Q), np.int8(NO_QUERY))
         self.dense_names = tuple(name for column in dense for name in column.names) + tuple(
-            name for counter in counters for name in counter.names
+            name for block in counters for name in block.names
         )
-        self.sparse_names = tuple(vocabulary.name for _, vocabulary in sparse)
+        self.sparse_names = tuple(rows.name for rows in sparse)
 
     def schema(self, impression_id: pa.DataType) -> pa.Schema:
         """The declared schema of the row files."""
         return row_schema(impression_id, dense=self.dense_names, sparse=self.sparse_names)
 
-    def next(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[str, npt.NDArray[np.bool_]]]:
-        """Rows of the next batch, and for each sparse feature which of its ids the vocabulary lacks."""
+    def rows(
+        self, batch: pa.RecordBatch, *, offsets_N2: Int32s, counts: Sequence[Int32s]
+    ) -> tuple[pa.RecordBatch, dict[str, npt.NDArray[np.bool_]]]:
+        """Rows of a batch, and for each sparse feature which of its ids the vocabulary lacks.
+
+        Args:
+            offsets_N2: where histories start and end.
+            counts: raw counts [N, C] of each counter, in the order of `counters`.
+        """
         key_N = {name: batch.column(name).to_numpy() for name in ("product", "query", "user")}
-        offsets_N2 = self._history.next(key_N["user"])
         start_N, end_N = np.ascontiguousarray(offsets_N2[:, 0]), np.ascontiguousarray(offsets_N2[:, 1])
         columns: dict[str, pa.Array | npt.NDArray[np.generic]] = {
             "impression_id": batch.column("impression_id"),
@@ -192,14 +223,13 @@ class RowAssembler:
         }
         for column in self._dense:
             columns |= column.columns(batch)
-        for partition, reader, block in self._counters:
-            column_NC = block.columns(reader.next(key_N[partition]))
-            columns |= zip(block.names, column_NC.T, strict=True)
+        for block, count_NC in zip(self._counters, counts, strict=True):
+            columns |= zip(block.names, block.columns(count_NC).T, strict=True)
         oov: dict[str, npt.NDArray[np.bool_]] = {}
-        for sparse, vocabulary in self._sparse:
-            row_N = sparse.rows(batch)
-            columns[vocabulary.name] = row_N
-            oov[vocabulary.name] = vocabulary.is_oov(row_N)
+        for sparse in self._sparse:
+            row_N = sparse.of(batch)
+            columns[sparse.name] = row_N
+            oov[sparse.name] = sparse.is_oov(row_N)
         schema = self.schema(batch.schema.field("impression_id").type)
         arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
         return pa.RecordBatch.from_arrays(arrays, schema=schema), oov

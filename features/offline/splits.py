@@ -92,12 +92,20 @@ class PerUserCut:
 
     def codes(self, user_N: npt.NDArray[np.int32]) -> Codes:
         """Split code of each impression of the next batch."""
+        return self.codes_of_ranks(self.ranks(user_N), user_N)
+
+    def ranks(self, user_N: npt.NDArray[np.int32]) -> Int64s:
+        """How many impressions of the user came before each one of the next batch."""
         order_N = np.argsort(user_N, kind="stable")
         sorted_N = user_N[order_N]
         rank_N = np.empty(len(user_N), dtype=np.int64)
         rank_N[order_N] = np.arange(len(user_N)) - np.searchsorted(sorted_N, sorted_N)
         rank_N += self._passed_U[user_N]
         np.add.at(self._passed_U, user_N, 1)
+        return rank_N
+
+    def codes_of_ranks(self, rank_N: Int64s, user_N: npt.NDArray[np.int32]) -> Codes:
+        """Split code of each impression by its place among the user's."""
         codes_N = np.full(len(user_N), TRAIN, dtype=np.int8)
         codes_N[rank_N >= self.validation_from_U[user_N]] = VALIDATION
         codes_N[rank_N >= self.test_from_U[user_N]] = TEST

@@ -3,10 +3,10 @@
 Shapes: N impressions of a batch, P products, Q queries.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,20 @@ import pyarrow as pa
 from features.columns.kernels import NO_CLICK
 from features.feature_set import LabelSummary
 from features.offline.buckets import Buckets
-from features.offline.log_reader import NO_ID, LogReader
-from features.offline.splits import CODE_OF_SPLIT, TEST, TRAIN, UNUSED, PerUserCut, SplitError, TimeCut
+from features.offline.log_reader import NO_ID, LogFacts, LogReader
+from features.offline.splits import (
+    CODE_OF_SPLIT,
+    TEST,
+    TRAIN,
+    UNUSED,
+    Codes,
+    Int64s,
+    PerUserCut,
+    SplitError,
+    TimeCut,
+)
 from features.progress import Progress
-from features.schema import SplitConfig
+from features.schema import FeatureConfig, SplitConfig
 
 
 class Observer(Protocol):
@@ -48,6 +58,44 @@ class Tally:
         split_N = batch.column("split").to_numpy()
         for code in self._rows:
             self._rows[code] += int(np.count_nonzero(split_N == code))
+
+    def count_labels(
+        self,
+        split_N: Codes,
+        *,
+        logged_N: npt.NDArray[np.bool_],
+        counted_N: npt.NDArray[np.bool_],
+        label_N: npt.NDArray[np.bool_],
+        open_N: npt.NDArray[np.bool_],
+    ) -> None:
+        """Take in what became of clicks as logged: counted in their window, and known in time."""
+        for name, code in CODE_OF_SPLIT.items():
+            rows_N = split_N == code
+            self.labels[name] += LabelSummary(
+                rows=int(rows_N.sum()),
+                clicks=int((rows_N & logged_N).sum()),
+                after_window=int((rows_N & logged_N & ~counted_N).sum()),
+                after_split=int((rows_N & counted_N & ~label_N).sum()),
+                open_windows=int((rows_N & open_N).sum()),
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON: all but the impressions of each product and query."""
+        return {
+            "labels": {name: label.model_dump() for name, label in self.labels.items()},
+            "train_clicked": self.train_clicked,
+            "train_without_user": self.train_without_user,
+            "rows": [self._rows[code] for code in sorted(self._rows)],
+        }
+
+    def merge_facts(self, facts: Mapping[str, Any]) -> None:
+        """Take in the `facts` of other rows; the order does not matter."""
+        for name, label in facts["labels"].items():
+            self.labels[name] += LabelSummary(**label)
+        self.train_clicked += facts["train_clicked"]
+        self.train_without_user += facts["train_without_user"]
+        for code, rows in zip(sorted(self._rows), facts["rows"], strict=True):
+            self._rows[code] += rows
 
     @property
     def train_rows(self) -> int:
@@ -83,6 +131,31 @@ class Tally:
                 f"all {self.train_rows:,} training impressions have clicked = {int(self.train_clicked > 0)}"
                 f"{left_out}; a model needs both classes: check the column `clicked` or change [split]"
             )
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """Which clicks are labels: those that were known when the row's split ended (the test split: the log)."""
+
+    attribution_us: int
+    log_ends_us: int
+
+    @classmethod
+    def of(cls, config: FeatureConfig, facts: LogFacts) -> "LabelRule":
+        """A log without click times leaves no window open."""
+        return cls(config.labels.attribution_us if facts.has_click_times else 0, facts.last_us)
+
+    def labels(
+        self, split_N: Codes, last_us_N: Int64s, *, time_us_N: Int64s, click_us_N: Int64s
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Labels, and rows whose window was not over when the label was read.
+
+        Args:
+            last_us_N: the last moment whose clicks a label may use.
+        """
+        label_N = (click_us_N != NO_CLICK) & (click_us_N <= last_us_N)
+        known_us_N = np.where(split_N == TEST, self.log_ends_us, last_us_N)
+        return label_N, time_us_N + self.attribution_us - 1 > known_us_N
 
 
 @dataclass(frozen=True)
@@ -143,13 +216,12 @@ class _Labels:
     """Gives each impression its split, and as `clicked` the label that was known when the split ended."""
 
     def __init__(self, reader: LogReader, tally: Tally) -> None:
-        split, facts = reader.config.split, reader.facts
-        self._summaries = tally.labels
-        self._window_us = reader.config.labels.attribution_us if facts.has_click_times else 0
-        self._log_ends_us = facts.last_us
+        split = reader.config.split
+        self._tally = tally
+        self._rule = LabelRule.of(reader.config, reader.facts)
         self._by_user: PerUserCut | None = None
         if split.method == "global":
-            self._by_time = TimeCut.of(split, first_us=facts.first_us, last_us=facts.last_us)
+            self._by_time = TimeCut.of(split, first_us=reader.facts.first_us, last_us=reader.facts.last_us)
             return
         self._by_user = PerUserCut(split, reader.indexes["user"].impressions_K)
         self._validation_us_U, self._test_us_U = (
@@ -159,29 +231,21 @@ class _Labels:
 
     def batch(self, read: pa.RecordBatch) -> pa.RecordBatch:
         """The batch with its labels and splits; batches must come in time order."""
-        columns = {name: read.column(name).to_numpy() for name in ("time_us", "click_us", "user")}
+        user_N, time_us_N = read.column("user").to_numpy(), read.column("time_us").to_numpy()
         if self._by_user:
-            split_N = self._by_user.codes(columns["user"])
+            split_N = self._by_user.codes(user_N)
             last_us_N = self._by_user.last_click_us(
-                split_N, columns["user"], validation_us_U=self._validation_us_U, test_us_U=self._test_us_U
+                split_N, user_N, validation_us_U=self._validation_us_U, test_us_U=self._test_us_U
             )
         else:
-            split_N = self._by_time.codes(columns["time_us"])
+            split_N = self._by_time.codes(time_us_N)
             last_us_N = self._by_time.last_click_us(split_N)
-        counted_N = columns["click_us"] != NO_CLICK
-        label_N = counted_N & (columns["click_us"] <= last_us_N)
+        click_us_N = read.column("click_us").to_numpy()
+        label_N, open_N = self._rule.labels(split_N, last_us_N, time_us_N=time_us_N, click_us_N=click_us_N)
         logged_N = read.column("clicked").to_numpy() == 1
-        known_us_N = np.where(split_N == TEST, self._log_ends_us, last_us_N)
-        open_N = columns["time_us"] + self._window_us - 1 > known_us_N
-        for name, code in CODE_OF_SPLIT.items():
-            rows_N = split_N == code
-            self._summaries[name] += LabelSummary(
-                rows=int(rows_N.sum()),
-                clicks=int((rows_N & logged_N).sum()),
-                after_window=int((rows_N & logged_N & ~counted_N).sum()),
-                after_split=int((rows_N & counted_N & ~label_N).sum()),
-                open_windows=int((rows_N & open_N).sum()),
-            )
+        self._tally.count_labels(
+            split_N, logged_N=logged_N, counted_N=click_us_N != NO_CLICK, label_N=label_N, open_N=open_N
+        )
         place = read.schema.get_field_index("clicked")
         labelled = read.set_column(place, "clicked", pa.array(label_N.astype(np.int8)))
         return labelled.append_column("split", pa.array(split_N))

@@ -30,7 +30,7 @@ from features.feature_set import FeatureSet
 from features.inputs.table_specs import is_text
 from features.inputs.tables import InputTables
 from features.offline.key_counters import PARTITION_OF_KEY
-from features.offline.log_reader import LogError
+from features.offline.log_checks import LogError
 from features.online.past_log import PastLog
 from features.online.snapshot import (
     KNOWN,

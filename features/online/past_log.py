@@ -13,7 +13,8 @@ import numpy.typing as npt
 from features.columns.clock import iso
 from features.inputs.table_specs import TableName
 from features.inputs.tables import InputTables
-from features.offline.log_reader import NO_ID, LogError, LogReader
+from features.offline.log_checks import LogError
+from features.offline.log_reader import NO_ID, LogReader
 from features.schema import FeatureConfig
 
 #: Impressions that are counted at once, about; at least all of one key.

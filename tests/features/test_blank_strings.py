@@ -8,7 +8,8 @@ import pytest
 
 from features.feature_set import SPLITS, FeatureSet
 from features.offline.build import build
-from features.offline.log_reader import LogError, encode_ids
+from features.offline.log_checks import LogError
+from features.offline.log_reader import encode_ids
 from features.online.build_snapshot import build_snapshot
 from features.online.request import ScoreRequest
 from features.online.request_features import OnlineFeatures

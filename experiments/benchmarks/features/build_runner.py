@@ -1,7 +1,7 @@
 """Our feature build on one thread, in a process of its own.
 
 `python -m experiments.benchmarks.features.build_runner LOGS OUT CONFIG [MEMORY_LIMIT]`, with a name of
-`CONFIGS`.
+`CONFIGS` or a JSON file.
 """
 
 import sys
@@ -38,9 +38,14 @@ CONFIGS = {
 }
 
 
+def config_of(name: str) -> FeatureConfig:
+    """One of `CONFIGS`, or what a JSON file says."""
+    return CONFIGS.get(name) or FeatureConfig.model_validate_json(Path(name).read_text(encoding="utf-8"))
+
+
 def main(logs: str, out: str, config: str, memory_limit: str = "2GB") -> None:
     """Build features from `logs` into `out`."""
-    build(Path(logs), Path(out), CONFIGS[config], threads=1, memory_limit=memory_limit)
+    build(Path(logs), Path(out), config_of(config), threads=1, memory_limit=memory_limit)
 
 
 if __name__ == "__main__":

@@ -126,22 +126,52 @@ def run_command(
     config: CONFIG = Path("encoders_small"),
     batch_size: Annotated[int, typer.Option(min=1, help="Products at a time.")] = 64,
     device: DEVICE = "cpu",
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Encode the I-th of N parts, as one job of an array; no table yet."),
+    ] = None,
 ) -> None:
     """Encode the whole catalogue and all queries to embedding tables; goes on after a kill.
 
     The modalities and text columns are those of the config. Unreadable images are listed in
     OUT/quarantine.parquet, and their products encoded from the title alone.
 
+    Jobs that share OUT can each encode a --part; when all have ended, the same command without it puts the
+    tables together.
+
     Example: `dashclip encode run runs/data runs/encoders/align runs/encoders/tables`
     """
     from rich.console import Console
 
     from experiments.encoders.pipeline import encode_tables
+    from experiments.encoders.table_parts import encode_tables_part
+    from experiments.runtime.parts import Part
     from experiments.runtime.progress import progress_bars
 
     console = Console()
+    own = Part.parse(part) if part else None
     settings, loaded = _read(config, encoder)
     assert loaded is not None  # `encoder` was given
+    if own is not None:
+        with progress_bars(console) as bars:
+            encoded = encode_tables_part(
+                data,
+                out,
+                loaded,
+                own,
+                inputs=settings.inputs,
+                only_new_from=out if only_new else None,
+                batch_size=batch_size,
+                device=device,
+                progress=bars,
+            )
+        for name, rows in encoded.items():
+            console.print(
+                f"{name:<10} part {own}: {rows.encoded:,} encoded now, {rows.resumed:,} by a stopped call, "
+                f"{rows.copied:,} kept"
+            )
+        console.print("when all parts have ended, the same command without --part writes the tables")
+        return
     with progress_bars(console) as bars:
         products, queries = encode_tables(
             data,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -32,11 +32,22 @@ def build_command(
         int | None,
         typer.Option(min=1, help="Buckets of each key; chosen from the memory limit when left out."),
     ] = None,
+    engine: Annotated[
+        Literal["duckdb", "spark"],
+        typer.Option(help="What does the work: DuckDB on this machine, or Spark on one or many."),
+    ] = "duckdb",
+    master: Annotated[
+        str | None,
+        typer.Option(help="Of Spark, such as local[4] or yarn; what it is configured for when left out."),
+    ] = None,
 ) -> None:
     """Build the feature set of a log: histories, counters, vocabularies, splits in time.
 
     Nothing is learned from the validation and test windows, and no feature sees its own time. Tables with a
     bad row are refused; `dashclip validate` lists such rows and separates them.
+
+    Spark writes the same feature set, bit for bit, where a log is too large for one machine. The memory limit
+    is then that of the driver; see docs/scaling.md.
 
     Example: `dashclip features build runs/data runs/features --config marketplace_features.toml`
     """
@@ -44,27 +55,44 @@ def build_command(
 
     from experiments.config import load_config
     from experiments.runtime.progress import progress_bars
+    from features.artifacts import refuse_foreign_folder, refuse_to_replace_input
     from features.inputs.tables import InputTables
     from features.inputs.validation import check_or_raise
-    from features.offline.build import build, memory_limit_bytes
+    from features.offline.build import build, is_feature_set, memory_limit_bytes
     from features.schema import FeatureConfig
 
+    if master is not None and engine != "spark":
+        raise ValueError(f"--master {master} is for --engine spark; add that, or leave it out")
+    if engine == "spark":
+        from features.distributed.spark_engine import require_spark
+
+        require_spark()
     console = Console()
     resolved = load_config(config, FeatureConfig)
+    refuse_to_replace_input(out, data)
+    refuse_foreign_folder(out, ours=is_feature_set)
     with progress_bars(console) as bars:
         bars("checking rows", 0, 1)
         memory = f"{memory_limit_bytes(memory_limit) // 1000}KB"
         check_or_raise(InputTables.open(data), memory_limit=memory, threads=threads)
         bars("checking rows", 1, 1)
-        manifest = build(
-            data,
-            out,
-            resolved,
-            threads=threads,
-            memory_limit=memory_limit,
-            buckets=buckets,
-            progress=bars,
-        )
+        if engine == "spark":
+            from features.distributed.build import build_distributed
+            from features.distributed.spark_engine import SparkEngine
+
+            heap = f"{memory_limit_bytes(memory_limit) // 10**6}m"
+            with SparkEngine.local_or_cluster(master, driver_memory=heap, progress=bars) as spark:
+                manifest = build_distributed(data, out, resolved, spark, buckets=buckets, progress=bars)
+        else:
+            manifest = build(
+                data,
+                out,
+                resolved,
+                threads=threads,
+                memory_limit=memory_limit,
+                buckets=buckets,
+                progress=bars,
+            )
     _print(console, out, manifest)
 
 

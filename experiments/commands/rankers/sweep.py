@@ -11,6 +11,7 @@ from experiments.commands.options import MLFLOW, MLFLOW_EXPERIMENT, tracker_of
 if TYPE_CHECKING:
     from experiments.runtime.job_pool import JobProgress
     from experiments.runtime.mlflow_tracker import MlflowTracker
+    from experiments.runtime.parts import Part
     from experiments.sweeps.sweep import SweepConfig
 
 #: In the sweep's folder: where each run was when, and what failed.
@@ -26,6 +27,10 @@ def sweep(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each run.")] = 1,
     mlflow: MLFLOW = None,
     mlflow_experiment: MLFLOW_EXPERIMENT = "dashclip",
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Train the I-th of N parts of the runs, as one job of an array."),
+    ] = None,
 ) -> None:
     """Train every variant with every seed and compare them with intervals.
 
@@ -33,18 +38,29 @@ def sweep(
     resumed, so the same command continues a stopped sweep; given twice at the same time, the two share the
     runs. OUT/sweep.log has a line now and then for each run, and at once for one that fails.
     `dashclip report OUT` writes the report again without training. With --mlflow the sweep is a run of MLflow
-    that its runs are nested in.
+    that its runs are nested in. With --part the report is left to the part that ends last.
 
-    Example: `dashclip sweep my_sweep.toml runs/my_sweep`
+    Examples: `dashclip sweep my_sweep.toml runs/my_sweep`, `dashclip sweep my_sweep.toml OUT --part 2/8`
     """
     from experiments.commands.rankers.report import report
     from experiments.config import load_config
-    from experiments.sweeps.sweep import SweepConfig
+    from experiments.runtime.parts import WHOLE, Part
+    from experiments.sweeps.sweep import SweepConfig, plan
+    from ranking.run import is_finished
 
+    own = Part.parse(part) if part else WHOLE
     settings, command = load_config(config, SweepConfig), f"dashclip sweep {config} {out}"
     tracker = tracker_of(mlflow, mlflow_experiment)
-    errors = run_sweep(settings, out, processes, command, threads=threads, tracker=tracker)
-    report(out)
+    errors = run_sweep(settings, out, processes, command, threads=threads, tracker=tracker, part=own)
+    left = [run for run in plan(settings, out) if not is_finished(run.folder)]
+    if left and own.count > 1:
+        typer.echo(
+            f"part {own} has ended; {len(left)} runs of the sweep are not finished yet, such as "
+            f"{left[0].name}. The part that ends last writes the report; `dashclip report {out}` does at any "
+            "time"
+        )
+    else:
+        report(out)
     exit_if_failed(errors)
 
 
@@ -56,15 +72,18 @@ def run_sweep(
     *,
     threads: int = 1,
     tracker: "MlflowTracker | None" = None,
+    part: "Part | None" = None,
 ) -> dict[Path, str | None]:
     """Execute the sweep behind one progress bar a running run and one for all, with lines in `LOG`."""
     from rich.console import Console
 
+    from experiments.runtime.parts import WHOLE
     from experiments.runtime.progress import progress_bars
     from experiments.sweeps.sweep import execute_sweep, plan
     from ranking.run import is_finished
 
-    runs = plan(config, out)
+    part = part or WHOLE
+    runs = part.of(plan(config, out))
     ended = {run.name for run in runs if is_finished(run.folder)}
     with progress_bars(Console(), log=out / LOG) as bars:
 
@@ -82,6 +101,7 @@ def run_sweep(
             command=command,
             on_progress=on_progress,
             tracker=tracker,
+            part=part,
         )
 
 

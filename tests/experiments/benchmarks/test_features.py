@@ -13,10 +13,12 @@ from experiments.benchmarks.features.comparison import compare_with_pandas
 from experiments.benchmarks.features.feature_logs import HISTORY_DAYS, LogSize, write_feature_logs
 from experiments.benchmarks.features.pandas_features import pandas_features
 from experiments.benchmarks.features.scaling import ScalingBenchmark, run_scaling_benchmark
+from experiments.benchmarks.features.spark import SparkBenchmark, run_spark_benchmark
 from features.columns.clock import DAY_US
 from features.feature_set import FeatureSet
 from features.offline.build import build
 from features.progress import silent
+from tests.features.distributed.test_spark_engine import NO_SPARK
 
 SIZE = LogSize(3_000, 1_200, products=60, queries=20, days=60)
 
@@ -157,3 +159,14 @@ def test_scaling_builds_and_trains_at_the_size_asked_for(tmp_path: Path) -> None
     found = run_scaling_benchmark(benchmark, work=tmp_path, progress=silent)
     assert found["rows"] == [4_000]
     assert all(seconds > 0 for part in ("build", "training") for seconds in found[part]["cpu_s"])
+
+
+@pytest.mark.spark
+@pytest.mark.skipif(NO_SPARK, reason="needs pyspark and Java 17: make setup EXTRA=spark")
+def test_spark_and_duckdb_are_measured_on_the_tables_given_and_agree(logs: Path, tmp_path: Path) -> None:
+    found = run_spark_benchmark(SparkBenchmark(driver_memory="1g"), work=tmp_path, data=logs, progress=silent)
+    assert found["identical"]
+    assert found["rows"] == len(pq.read_table(logs / "impressions.parquet"))
+    # Java starts alone costs more than the whole build of so few rows by DuckDB.
+    assert found["spark"]["cpu_s"] > found["spark"]["start_cpu_s"] > 1
+    assert found["spark"]["peak_mib"] > found["duckdb"]["peak_mib"]

@@ -88,6 +88,17 @@ def _results() -> dict[str, dict[str, Any]]:
             "build": {"cpu_s": [1.0, 2.0], "peak_mib": [300.0, 301.0]},
             "training": {"cpu_s": [3.0, 4.0], "peak_mib": [500.0, 502.0]},
         },
+        "spark": {
+            **common,
+            "settings": {"master": "local[2]", "driver_memory": "2g"},
+            "identical": True,
+            "files": 20,
+            "rows": 400_000,
+            "purchases": 300_000,
+            "columns": 40,
+            "duckdb": {"cpu_s": 2.0, "wall_s": 3.0, "peak_mib": 300.0},
+            "spark": {"cpu_s": 60.0, "start_cpu_s": 10.0, "wall_s": 70.0, "peak_mib": 1800.0},
+        },
     }
 
 
@@ -115,6 +126,13 @@ def test_a_difference_in_the_features_is_printed_not_hidden() -> None:
     result["identical"] = False
     result["compared"]["differences"] = ["test/user_ctr_7d"]
     assert "different in test/user_ctr_7d" in tables_of("features", result)[0].markdown()
+
+
+def test_files_that_differ_by_engine_are_said_to_differ() -> None:
+    result = _results()["spark"]
+    assert "every file the same" in tables_of("spark", result)[0].markdown()
+    result["identical"] = False
+    assert "NOT the same files" in tables_of("spark", result)[0].markdown()
 
 
 def test_rendering_twice_changes_nothing_and_keeps_the_prose() -> None:

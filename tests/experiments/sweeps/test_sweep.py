@@ -16,6 +16,7 @@ import experiments.sweeps.sweep
 from experiments.config import ConfigError
 from experiments.runtime.environment import cpu_quota
 from experiments.runtime.job_pool import BUSY, DIED, Job, JobProgress, run_job
+from experiments.runtime.parts import Part
 from experiments.sweeps.sweep import execute_sweep, job_of, plan
 from experiments.sweeps.table2 import build_report
 from features.progress import silent
@@ -144,6 +145,71 @@ def test_seeds_added_later_leave_the_finished_runs_alone(folder, tmp_path, monke
     (run / "run.json").write_text("{}")
     execute_sweep(sweep_config(folder, seeds=[1, 2]), tmp_path, processes=1)
     assert started == ["dcn_p_sim_history seed 1", "dcn seed 2", "dcn_p_sim_history seed 2"]
+
+
+def test_parts_of_a_sweep_train_their_own_runs_and_leave_the_others_alone(folder, tmp_path, monkeypatch):
+    trained: list[list[str]] = []
+
+    def only_finish(jobs: list[Job], **_: object) -> dict[str, None]:
+        trained.append([job.name for job in jobs])
+        for job in jobs:
+            job.folder.mkdir(parents=True)
+            (job.folder / "run.json").write_text("{}")
+        return dict.fromkeys(job.name for job in jobs)
+
+    monkeypatch.setattr(experiments.sweeps.sweep, "run_jobs", only_finish)
+    config = sweep_config(folder, seeds=[1, 2, 3])
+    outcomes = [execute_sweep(config, tmp_path, part=Part(number, 4)) for number in (4, 2, 1, 3)]
+    assert trained == [
+        ["dcn_p_sim_history seed 2"],
+        ["dcn_p_sim_history seed 1", "dcn_p_sim_history seed 3"],
+        ["dcn seed 1", "dcn seed 3"],
+        ["dcn seed 2"],
+    ]
+    assert sorted(run for part in outcomes for run in part) == sorted(
+        run.folder for run in plan(config, tmp_path)
+    )
+    record = json.loads((tmp_path / "sweep.json").read_text())
+    assert record["seeds"] == [1, 2, 3], "every part records the whole sweep"
+    assert execute_sweep(config, tmp_path, part=Part(7, 7)) == {}, "more parts than runs"
+
+
+_SHARED = """
+import sys
+from pathlib import Path
+from experiments.sweeps.sweep import execute_sweep
+from tests.experiments.sweeps.small_sweeps import sweep_config
+def main():
+    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    def say(progress):
+        if progress.ended:
+            print(progress.name, progress.error, sep=": ", flush=True)
+    outcomes = execute_sweep(sweep_config(folder), out, processes=1, on_progress=say)
+    assert list(outcomes.values()) == [None] * 4, outcomes
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_two_processes_on_one_sweep_share_its_runs(finished, folder: Path, tmp_path: Path) -> None:
+    """Each run is trained once, by one of them, to the same numbers; none is marked as failed."""
+    script, out = tmp_path / "sweep_script.py", tmp_path / "out"
+    script.write_text(_SHARED)
+    command = [sys.executable, "-W", "ignore", str(script), str(folder), str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    said = [process.communicate()[0].splitlines() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    runs = plan(sweep_config(folder), out)
+    assert {line for lines in said for line in lines} <= {
+        f"{run.name}: {error}" for run in runs for error in (None, BUSY)
+    }
+    assert not list(out.rglob("failure.txt"))
+    for run in runs:
+        alone = finished[0] / run.folder.relative_to(out)
+        assert len(list(run.folder.glob("**/events.out.*"))) == len(list(alone.glob("**/events.out.*")))
+        one, two = (pq.read_table(at / "predictions" / "test.parquet") for at in (run.folder, alone))
+        assert one.equals(two)
 
 
 def test_numbers_do_not_depend_on_how_many_processes_share_the_work_and_a_failed_run_fails_alone(

@@ -12,7 +12,7 @@ import pytest
 from features.columns.clock import DAY_US
 from features.columns.counters import UNIT_US
 from features.feature_set import FeatureSet
-from features.offline.log_reader import LogError
+from features.offline.log_checks import LogError
 from features.online.build_snapshot import build_snapshot
 from features.online.snapshot import Pairs, Snapshot, SnapshotError, schema_fingerprint
 from tests.features.small_logs import START_US, Expected

@@ -1,0 +1,1 @@
+"""A feature set from a log that is spread over many machines, by the same kernels."""
