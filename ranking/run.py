@@ -289,8 +289,8 @@ def execute_run(
             of the feature set has clicks only, or none.
         RankLostError: another rank ended without a word.
     """
-    check_both_classes(config.features)
     with failing_together(ranks or Ranks()), ExitStack() as held:
+        check_both_classes(config.features)
         decided_by_first(ranks or Ranks(), lambda: held.enter_context(run_lock(folder)))
         return execute_locked_run(
             config,
@@ -333,6 +333,7 @@ def execute_locked_run(
     decided_by_first(ranks, lambda: _claim(folder, config, environment, resume=resume))
     # tables that ranks share are built on the CPU: none of them has the memory for all
     run = open_run(config, device=torch.device("cpu") if ranks.in_group else device)
+    parameters = sum(parameter.numel() for parameter in run.ranker.parameters())
     make_loop = None
     if ranks.in_group:
         make_loop = loop_of_ranks(
@@ -381,7 +382,7 @@ def execute_locked_run(
         "device": str(device),
         "threads": torch.get_num_threads(),
         "ranks": ranks.count,
-        "parameters": sum(parameter.numel() for parameter in run.ranker.parameters()),
+        "parameters": parameters,
     }
 
     def finish() -> None:

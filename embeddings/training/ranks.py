@@ -140,6 +140,7 @@ def failing_together(ranks: Ranks) -> Iterator[None]:
         try:
             yield
         except Exception as error:
+            _ignore_termination()  # it has an end already
             if not _is_loss(error):
                 _leave(ranks, f"rank {ranks.rank}: {str(error) or type(error).__name__}")
                 raise
@@ -179,6 +180,11 @@ def _failure(ranks: Ranks) -> str | None:
         return None
 
 
+def _ignore_termination() -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 @contextmanager
 def _terminated_with_an_error() -> Iterator[None]:
     """SIGTERM raises an error meanwhile, so that the rank can say why it ends."""
@@ -187,6 +193,7 @@ def _terminated_with_an_error() -> Iterator[None]:
         return
 
     def end(_number: int, _frame: FrameType | None) -> None:
+        _ignore_termination()
         raise _TerminatedError
 
     before = signal.signal(signal.SIGTERM, end)

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -230,6 +231,18 @@ def resumed_otherwise(rank: Rank) -> dict[str, Any]:
     return resumed(rank, strategy="row_wise")
 
 
+def of_one_process(rank: Rank) -> dict[str, Any]:
+    """Goes on from what a process without torchrun has written."""
+
+    def stop(progress: TrainingProgress, _total: int) -> None:
+        if progress.step == STOP:
+            raise _StopError
+
+    with suppress(_StopError):
+        execute_run(config_of(rank.data), rank.out / "run", environment={}, on_step=stop)
+    return rank.trained(resume=True)
+
+
 def not_a_number(rank: Rank) -> dict[str, Any]:
     """The last rank's third batch has a feature that is no number."""
     taken = ShardedLoop.take_step
@@ -315,6 +328,7 @@ JOBS: dict[str, tuple[Callable[[Rank], dict[str, Any]], int, int]] = {
     "resumed_by_two": (resumed_alike, 2, 60),
     "resumed_by_one": (resumed_otherwise, 1, 60),
     "resumed_by_four": (resumed_otherwise, 4, 60),
+    "of_one_process": (of_one_process, 1, 60),
     "not_a_number": (not_a_number, 2, 60),
     "too_small": (too_small, 2, 60),
     "killed": (killed, 2, 60),
