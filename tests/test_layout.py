@@ -21,6 +21,7 @@ LONG_FILES: dict[str, str] = {
     "embeddings/stages/stage2.py": "the config, the losses and the batches of one stage of training",
     "features/offline/log_reader.py": "all SQL on the log: ids, rows, what is refused and what a click is",
     "features/inputs/tables.py": "what a folder of tables holds: the files, columns, types and rows of each",
+    "ranking/run.py": "one run: its config, its inputs, its folder, and what executes it",
     "features/online/request.py": "one request and every refusal of a value in it",
 }
 BANNED_WORDS = {"util", "utils", "helper", "helpers", "manager", "item", "items", "data", "info", "misc"}

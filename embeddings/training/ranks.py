@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import Store
 from torch.distributed.nn.functional import all_gather
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ class Ranks:
 
     rank: int = 0
     count: int = 1
-    store: dist.Store | None = field(default=None, compare=False, repr=False)
+    store: Store | None = field(default=None, compare=False, repr=False)
 
     @property
     def in_group(self) -> bool:

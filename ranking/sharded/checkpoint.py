@@ -9,9 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from embeddings.training.checkpoint import Checkpoint, CheckpointError, fill_checkpoint, new_checkpoint
 from embeddings.training.ranks import Ranks, decided_by_first
@@ -32,7 +33,7 @@ def add_sharded_checkpoint(
             ranks, lambda: stack.enter_context(new_checkpoint(folder, name, keep=keep))
         )
         try:
-            dcp.save(dict(tensors), checkpoint_id=temporary / TENSORS)
+            save(dict(tensors), checkpoint_id=temporary / TENSORS)
         except CheckpointException as error:  # not an Exception
             raise CheckpointError(f"{folder / name} could not be written: {_first_cause(error)}") from error
 
@@ -50,7 +51,7 @@ def load_sharded_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
         CheckpointError: it is damaged, or lacks one of them.
     """
     try:
-        dcp.load(dict(tensors), checkpoint_id=folder / TENSORS)
+        load(dict(tensors), checkpoint_id=folder / TENSORS)
     except CheckpointException as error:
         raise CheckpointError(
             f"{folder} cannot be read: {_first_cause(error)}; delete it to resume from an older checkpoint, "

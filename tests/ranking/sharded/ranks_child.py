@@ -167,6 +167,10 @@ def spread_vectors(rank: Rank) -> dict[str, Any]:
     return rank.trained(replicated_up_to_gb=0.0, strategy="row_wise")
 
 
+def halved(rank: Rank) -> dict[str, Any]:
+    return rank.trained(strategy="row_wise", exchange="bfloat16")
+
+
 def before_and_after(rank: Rank, **sharding: Any) -> dict[str, Any]:
     """What spreading changes of the weights, and three steps of those that nothing trains."""
     loop = rank.loop(**sharding)
@@ -321,6 +325,7 @@ JOBS: dict[str, tuple[Callable[[Rank], dict[str, Any]], int, int]] = {
     "two_row_wise": (row_wise, 2, 60),
     "four_auto": (auto, 4, 60),
     "spread_vectors": (spread_vectors, 2, 60),
+    "halved": (halved, 2, 60),
     "spread_all": (spread_all, 2, 60),
     "spread_trained": (spread_trained, 2, 60),
     "stopped": (stopped, 2, 60),
