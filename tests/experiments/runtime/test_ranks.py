@@ -19,8 +19,9 @@ CPU = torch.device("cpu")
 
 
 def test_one_process_alone_raises_what_it_did_wrong() -> None:
-    with pytest.raises(ValueError, match="wrong"), one_of_ranks(CPU) as ranks:
+    with one_of_ranks(CPU) as ranks:
         assert ranks == Ranks()
+    with pytest.raises(ValueError, match="wrong"), one_of_ranks(CPU):
         raise ValueError("wrong")
     assert device_of_rank(CPU, Ranks()) == CPU
 
