@@ -331,7 +331,7 @@ def execute_locked_run(
     """`execute_run` for whoever holds the `run_lock` of the folder."""
     device, ranks = device or torch.device("cpu"), ranks or Ranks()
     decided_by_first(ranks, lambda: _claim(folder, config, environment, resume=resume))
-    # tables that ranks share are built on the CPU: none of them has the memory for all
+    # what ranks will share is made on the CPU first: no GPU may have the memory for all of it
     run = open_run(config, device=torch.device("cpu") if ranks.in_group else device)
     parameters = sum(parameter.numel() for parameter in run.ranker.parameters())
     make_loop = None
@@ -381,7 +381,7 @@ def execute_locked_run(
         "precision": str(resolve_precision(config.training.precision, device)).removeprefix("torch."),
         "device": str(device),
         "threads": torch.get_num_threads(),
-        "ranks": ranks.count,
+        "ranks": ranks.count if ranks.in_group else None,
         "parameters": parameters,
     }
 

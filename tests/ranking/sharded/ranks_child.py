@@ -30,6 +30,7 @@ import features.feature_set
 from embeddings.training.checkpoint import newest_checkpoint
 from embeddings.training.ranks import Ranks, gather_objects, join_ranks
 from features.batches.batch import Batch
+from ranking.model import SemanticConfig
 from ranking.optimizer import dense_parameters
 from ranking.run import RunConfig, execute_run, open_run
 from ranking.sharded.config import ShardingConfig
@@ -169,6 +170,14 @@ def spread_vectors(rank: Rank) -> dict[str, Any]:
 
 def halved(rank: Rank) -> dict[str, Any]:
     return rank.trained(strategy="row_wise", exchange="bfloat16")
+
+
+def random_tables(rank: Rank) -> dict[str, Any]:
+    """Vectors that are trained, too; one of their tables has the name of a table of ids."""
+    config = config_of(rank.data, strategy="auto")
+    semantic = SemanticConfig(initialisation="random", widths=(8,))
+    ranker = config.ranker.model_copy(update={"semantic": semantic})
+    return rank.trained(config=config.model_copy(update={"ranker": ranker}))
 
 
 def before_and_after(rank: Rank, **sharding: Any) -> dict[str, Any]:
@@ -326,6 +335,8 @@ JOBS: dict[str, tuple[Callable[[Rank], dict[str, Any]], int, int]] = {
     "four_auto": (auto, 4, 60),
     "spread_vectors": (spread_vectors, 2, 60),
     "halved": (halved, 2, 60),
+    "random_alone": (random_tables, 1, 60),
+    "random_together": (random_tables, 2, 60),
     "spread_all": (spread_all, 2, 60),
     "spread_trained": (spread_trained, 2, 60),
     "stopped": (stopped, 2, 60),
@@ -339,7 +350,7 @@ JOBS: dict[str, tuple[Callable[[Rank], dict[str, Any]], int, int]] = {
     "killed": (killed, 2, 60),
     "failing_disk": (failing_disk, 2, 60),
     "failing_alone": (failing_alone, 2, 60),
-    "silent": (silent, 2, 3),
+    "silent": (silent, 2, 10),
 }
 
 

@@ -37,6 +37,14 @@ def test_every_step_has_the_loss_of_one_rank(outcomes: Outcomes, job: str) -> No
         assert rank["metrics"] == together[0]["metrics"]
 
 
+def test_tables_of_vectors_that_are_trained_are_spread_like_those_of_ids(outcomes: Outcomes) -> None:
+    (alone,), together = outcomes.of("random_alone"), outcomes.of("random_together")
+    np.testing.assert_allclose(together[0]["losses"], alone["losses"], rtol=0, atol=1e-6)
+    spread = {table: sharding for table, sharding, _ in together[0]["plan"] if "semantic" in table}
+    assert len(spread) == 2
+    assert "replicated" not in spread.values()
+
+
 def test_vectors_that_travel_in_half_precision_cost_digits_only(outcomes: Outcomes) -> None:
     exact, halved = (outcomes.of(job)[0]["losses"] for job in ("two_row_wise", "halved"))
     np.testing.assert_allclose(halved, exact, rtol=0, atol=2e-3)
