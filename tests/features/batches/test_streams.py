@@ -85,6 +85,17 @@ def test_streams_and_epochs_are_shuffled_each_in_its_own_way(feature_set: Featur
     assert other != epochs[0]
 
 
+def test_each_stream_drops_other_ids(feature_set: FeatureSet) -> None:
+    stored = rows_and_ids(list(BatchLoader(feature_set, "train", batch_size=100)))
+    batch = next(iter(loader_of(feature_set, batch_size=160)))
+    ids = rows_and_ids([batch])
+    changed_BS = np.array([np.not_equal(stored[row], ids[row]) for row in batch.row_B.tolist()])
+    of_streams = changed_BS.reshape(8, -1)
+    assert 0.05 < of_streams.mean() < 0.35
+    agreement = np.mean([(of_streams[0] == other).mean() for other in of_streams[1:]])
+    assert agreement < 0.8, "equal draws would agree but for ids that were dropped to themselves"
+
+
 @pytest.mark.parametrize("stopped_after", [0, 1, 5, 13])
 def test_another_number_of_ranks_goes_on_where_some_have_stopped(
     feature_set: FeatureSet, stopped_after: int
