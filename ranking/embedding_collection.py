@@ -88,7 +88,11 @@ def frozen_collection(
 
 
 class PooledEmbeddings(nn.Module):
-    """A collection and the order in which its keys are wanted."""
+    """A collection and the order in which its keys are wanted.
+
+    Attributes:
+        frozen: whether nothing trains the tables.
+    """
 
     def __init__(
         self, collection: FusedEmbeddingBagCollection | EmbeddingBagCollection, keys: Sequence[str]
@@ -96,11 +100,18 @@ class PooledEmbeddings(nn.Module):
         super().__init__()
         self.collection = collection
         self.keys = tuple(keys)
+        self.frozen = not any(parameter.requires_grad for parameter in collection.parameters())
+        width = {
+            key: table.embedding_dim
+            for table in collection.embedding_bag_configs()
+            for key in table.feature_names
+        }
+        self._widths = [width[key] for key in keys]
 
     def forward(self, rows: KeyedJaggedTensor) -> list[Tensor]:
         """K mean-pooled bags, each [B, D]; an empty bag is zeros."""
         if rows.stride() == 0:  # fbgemm fails on a batch of none
-            return [torch.zeros(0, width, device=rows.device()) for width in self._widths()]
+            return [torch.zeros(0, width, device=rows.device()) for width in self._widths]
         # one split: K slices would each pad their gradient to the width of all keys in the backward pass
         pooled = self.collection(rows).to_dict()
         return [pooled[key] for key in self.keys]
@@ -115,14 +126,6 @@ class PooledEmbeddings(nn.Module):
         configs = self.collection.embedding_bag_configs()
         name = next(table.name for table in configs if key in table.feature_names)
         return self.collection.embedding_bags[name].weight.detach()
-
-    def _widths(self) -> list[int]:
-        width = {
-            key: table.embedding_dim
-            for table in self.collection.embedding_bag_configs()
-            for key in table.feature_names
-        }
-        return [width[key] for key in self.keys]
 
 
 def _configs(tables: Sequence[TableSpec]) -> list[EmbeddingBagConfig]:

@@ -1,14 +1,16 @@
 """Adam for the dense layers, row-wise Adagrad fused into the tables' backward pass, one schedule for both."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+from torchrec.optim.keyed import KeyedOptimizer
 
 from features.artifacts import StrictModel
+from ranking.embedding_collection import PooledEmbeddings
 from ranking.model import Ranker
 
 
@@ -33,9 +35,7 @@ class RankerOptimizer:
     def __init__(self, ranker: Ranker, config: OptimizerConfig, *, total_steps: int) -> None:
         self.config = config
         self.total_steps = total_steps
-        self._fused = [
-            m.fused_optimizer() for m in ranker.modules() if isinstance(m, FusedEmbeddingBagCollection)
-        ]
+        self._fused = [_optimizer_of(collection) for collection in trained_collections(ranker)]
         self._named = dict(dense_parameters(ranker))
         self._dense = torch.optim.AdamW(
             self._named.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -78,6 +78,16 @@ class RankerOptimizer:
                     tensors[f"fused/{i}/{table}/{key}"] = value
         return tensors
 
+    def begin(self) -> None:
+        """Make Adam's state, zeros, which it would make in its first step: a state is read into it."""
+        for parameter in self._named.values():
+            if not self._dense.state[parameter]:
+                self._dense.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Restore in place.
 
@@ -106,14 +116,30 @@ class RankerOptimizer:
                     value.copy_(saved)
 
 
+def trained_collections(ranker: Ranker) -> list[nn.Module]:
+    """Collections whose tables are trained, by optimizers of their own inside the backward pass."""
+    return [
+        module.collection
+        for module in ranker.modules()
+        if isinstance(module, PooledEmbeddings) and not module.frozen
+    ]
+
+
 def dense_parameters(ranker: Ranker) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters that Adam trains: all but the tables."""
     tables = {
         id(parameter)
         for module in ranker.modules()
-        if isinstance(module, FusedEmbeddingBagCollection)
+        if isinstance(module, PooledEmbeddings)
         for parameter in module.parameters()
     }
     for name, parameter in ranker.named_parameters():
         if parameter.requires_grad and id(parameter) not in tables:
             yield name, parameter
+
+
+def _optimizer_of(collection: Any) -> KeyedOptimizer:
+    """The optimizer of a collection's tables, whether one process holds them or several ranks do."""
+    if isinstance(collection, FusedEmbeddingBagCollection):
+        return collection.fused_optimizer()
+    return collection.fused_optimizer

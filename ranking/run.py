@@ -10,7 +10,7 @@ RUN/config.json        what was asked for, resolved
 
 import hashlib
 import json
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from embeddings.training.checkpoint import read_checkpoint
+from embeddings.training.ranks import Ranks, decided_by_first, failing_together
 from embeddings.training.run_log import Tracker, TrainingLog
 from features.artifacts import BusyError, StrictModel, atomic_write_json, file_lock, replaced_file
 from features.batches.loader import BatchLoader
+from features.batches.streams import StreamLoader
 from features.feature_set import FeatureSet
 from ranking.checkpoint import WEIGHTS, load_ranker_weights
 from ranking.metrics import RankingMetrics, evaluate
@@ -34,7 +36,10 @@ from ranking.model import Ranker, RankerConfig, RankerInputs, build_ranker
 from ranking.precision import resolve_precision
 from ranking.prediction import predict
 from ranking.pretrained_tables import SemanticInputs, join_tables
-from ranking.train import OnStep, TrainingConfig, train
+from ranking.sharded.config import ShardingConfig
+from ranking.sharded.loop import loop_of_ranks
+from ranking.sharded.plan import OnPlan
+from ranking.train import Loader, OnStep, TrainingConfig, train
 
 #: Columns of the test split that travel with the predictions, so that a report needs nothing else.
 _SLICE_COLUMNS = (
@@ -64,6 +69,7 @@ class RunConfig(StrictModel):
     query_table: Path | None = None
     ranker: RankerConfig = RankerConfig()
     training: TrainingConfig = TrainingConfig()
+    sharding: ShardingConfig = ShardingConfig()
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,10 @@ class Run:
         batch_size: int = _EVALUATION_BATCH,
         shuffle_seed: int | None = None,
         id_dropout: float = 0.0,
+        ranks: Ranks | None = None,
     ) -> BatchLoader:
-        """Batches of one split with what this run's ranker reads."""
+        """Batches of one split with what this run's ranker reads; of several ranks, each reads its cover."""
+        rows = self.feature_set.manifest.splits[split].rows
         return BatchLoader(
             self.feature_set,
             split,
@@ -91,6 +99,26 @@ class Run:
             semantic=self.semantic.rows if self.semantic else None,
             shuffle_seed=shuffle_seed,
             id_dropout=id_dropout,
+            part=ranks.cover_of(rows) if ranks and ranks.count > 1 else None,
+        )
+
+    def training_loader(self, ranks: Ranks | None = None) -> Loader:
+        """Shuffled batches of the training window: of one process, or this rank's part of global ones."""
+        training, seed = self.config.training, self.config.seed
+        if ranks is None or not ranks.in_group:
+            return self.loader(
+                "train", batch_size=training.batch_size, shuffle_seed=seed, id_dropout=training.id_dropout
+            )
+        return StreamLoader(
+            self.feature_set,
+            "train",
+            batch_size=training.batch_size,
+            streams=self.config.sharding.streams,
+            rank=ranks.rank,
+            ranks=ranks.count,
+            semantic=self.semantic.rows if self.semantic else None,
+            shuffle_seed=seed,
+            id_dropout=training.id_dropout,
         )
 
 
@@ -202,7 +230,7 @@ def check_same_run(folder: Path, config: RunConfig) -> None:
         ValueError: names the file that differs.
     """
     expected = (
-        ("config.json", config.model_dump(mode="json"), "the config given"),
+        ("config.json", _comparable(config), "the config given"),
         ("inputs.json", input_fingerprints(config), "the feature set or tables as they are now"),
     )
     for name, content, what in expected:
@@ -214,12 +242,19 @@ def check_same_run(folder: Path, config: RunConfig) -> None:
             )
 
 
+def _comparable(config: RunConfig) -> dict[str, Any]:
+    """What decides the numbers: not where tables lie, which may change from one resume to the next."""
+    content = config.model_dump(mode="json")
+    content["sharding"] = {"streams": config.sharding.streams}
+    return content
+
+
 def _as_now(name: str, content: dict[str, Any]) -> dict[str, Any]:
-    """A recorded config with the settings that came later at their defaults, which change nothing."""
+    """A recorded config as `_comparable`, with the settings that came later at their defaults."""
     if name != "config.json":
         return content
     try:
-        return RunConfig.model_validate(content).model_dump(mode="json")
+        return _comparable(RunConfig.model_validate(content))
     except ValidationError:  # of a later release, or damaged: differs in any case
         return content
 
@@ -233,6 +268,8 @@ def execute_run(
     resume: bool = False,
     on_step: OnStep | None = None,
     tracker: Tracker | None = None,
+    ranks: Ranks | None = None,
+    on_plan: OnPlan | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate on the test split, and write the run folder.
 
@@ -240,6 +277,8 @@ def execute_run(
         environment: versions, commit, hardware; stored as it is.
         resume: go on with what `folder` holds, or start if it holds nothing.
         tracker: hears of config, evaluations and test, beside TensorBoard.
+        ranks: of `torchrun`, each of which makes this call; the first one writes.
+        on_plan: called with where the tables lie, before such a training starts.
 
     Returns:
         The content of metrics.json.
@@ -248,9 +287,11 @@ def execute_run(
         BusyError: another process is training in `folder`.
         ValueError: `folder` holds a run already (without `resume`), or one with another config; or a split
             of the feature set has clicks only, or none.
+        RankLostError: another rank ended without a word.
     """
-    check_both_classes(config.features)
-    with run_lock(folder):
+    with failing_together(ranks or Ranks()), ExitStack() as held:
+        check_both_classes(config.features)
+        decided_by_first(ranks or Ranks(), lambda: held.enter_context(run_lock(folder)))
         return execute_locked_run(
             config,
             folder,
@@ -259,6 +300,8 @@ def execute_run(
             resume=resume,
             on_step=on_step,
             tracker=tracker,
+            ranks=ranks,
+            on_plan=on_plan,
         )
 
 
@@ -282,31 +325,43 @@ def execute_locked_run(
     resume: bool = False,
     on_step: OnStep | None = None,
     tracker: Tracker | None = None,
+    ranks: Ranks | None = None,
+    on_plan: OnPlan | None = None,
 ) -> dict[str, Any]:
     """`execute_run` for whoever holds the `run_lock` of the folder."""
-    device = device or torch.device("cpu")
-    _claim(folder, config, environment, resume=resume)
-    run = open_run(config, device=device)
+    device, ranks = device or torch.device("cpu"), ranks or Ranks()
+    decided_by_first(ranks, lambda: _claim(folder, config, environment, resume=resume))
+    # what ranks will share is made on the CPU first: no GPU may have the memory for all of it
+    run = open_run(config, device=torch.device("cpu") if ranks.in_group else device)
+    parameters = sum(parameter.numel() for parameter in run.ranker.parameters())
+    make_loop = None
+    if ranks.in_group:
+        make_loop = loop_of_ranks(
+            run.ranker,
+            config.sharding,
+            batch_size=config.training.batch_size,
+            seed=config.seed,
+            ranks=ranks,
+            device=device,
+            on_plan=on_plan,
+        )
     name, params = f"{config.variant}, seed {config.seed}", config.model_dump(mode="json")
-    with TrainingLog(folder, tracker=tracker, name=name, params=params) as log:
+    with TrainingLog(folder, tracker=tracker, name=name, params=params, writes=ranks.first) as log:
         progress = train(
             run.ranker,
             config.training,
-            training=run.loader(
-                "train",
-                batch_size=config.training.batch_size,
-                shuffle_seed=config.seed,
-                id_dropout=config.training.id_dropout,
-            ),
-            validation=run.loader("validation"),
+            training=run.training_loader(ranks),
+            validation=run.loader("validation", ranks=ranks),
             folder=folder,
             seed=config.seed,
             device=device,
             resume=resume,
             on_step=on_step,
             log=log,
+            make_loop=make_loop,
         )
-        tested = _evaluate_test(run, folder, device=device).to_dict()
+        clicked_N, logit_N = predict(run.ranker, run.loader("test", ranks=ranks), device=device, ranks=ranks)
+        tested = decided_by_first(ranks, lambda: _record_test(run, folder, clicked_N, logit_N).to_dict())
         numbers = {f"test/{name}": value for name, value in tested.items() if isinstance(value, float)}
         log.evaluation(numbers, progress.step)
     metrics = {
@@ -315,23 +370,26 @@ def execute_locked_run(
         "test": tested,
         "coverage": {kind: asdict(c) for kind, c in run.semantic.coverage.items()} if run.semantic else {},
     }
-    atomic_write_json(folder / "metrics.json", metrics)
-    atomic_write_json(
-        folder / "run.json",
-        {
-            "variant": config.variant,
-            "seed": config.seed,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "steps": progress.step,
-            "rows": progress.rows,
-            "training_seconds": progress.seconds,
-            "rows_per_s": progress.rows / progress.seconds if progress.seconds else None,
-            "precision": str(resolve_precision(config.training.precision, device)).removeprefix("torch."),
-            "device": str(device),
-            "threads": torch.get_num_threads(),
-            "parameters": sum(parameter.numel() for parameter in run.ranker.parameters()),
-        },
-    )
+    record = {
+        "variant": config.variant,
+        "seed": config.seed,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "steps": progress.step,
+        "rows": progress.rows,
+        "training_seconds": progress.seconds,
+        "rows_per_s": progress.rows / progress.seconds if progress.seconds else None,
+        "precision": str(resolve_precision(config.training.precision, device)).removeprefix("torch."),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "ranks": ranks.count if ranks.in_group else None,
+        "parameters": parameters,
+    }
+
+    def finish() -> None:
+        atomic_write_json(folder / "metrics.json", metrics)
+        atomic_write_json(folder / "run.json", record)
+
+    decided_by_first(ranks, finish)
     return metrics
 
 
@@ -348,8 +406,10 @@ def _claim(folder: Path, config: RunConfig, environment: dict[str, Any], *, resu
         atomic_write_json(folder / "environment.json", environment)
 
 
-def _evaluate_test(run: Run, folder: Path, *, device: torch.device) -> RankingMetrics:
-    clicked_N, logit_N = predict(run.ranker, run.loader("test"), device=device)
+def _record_test(
+    run: Run, folder: Path, clicked_N: NDArray[np.int8], logit_N: NDArray[np.float32]
+) -> RankingMetrics:
+    """Write the test predictions, and measure them."""
     table = pa.concat_tables(
         pq.read_table(path, columns=list(_SLICE_COLUMNS)) for path in run.feature_set.split_files("test")
     )

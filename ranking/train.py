@@ -14,15 +14,18 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from embeddings.training.base_loop import TrainingDivergedError, TrainingLoop, autocast
 from embeddings.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from embeddings.training.ranks import Ranks, decided_by_first, gather_objects
 from embeddings.training.run_log import LOG_EVERY_STEPS, TrainingLog
 from features.artifacts import StrictModel, atomic_write_json
 from features.batches.batch import Batch
 from features.batches.loader import BatchLoader
-from ranking.checkpoint import WEIGHTS, load_ranker_weights, ranker_weights
+from features.batches.streams import StreamLoader
+from ranking.checkpoint import WEIGHTS, load_ranker_weights, ranker_weights, whole_weights
 from ranking.metrics import log_loss, roc_auc
 from ranking.model import Ranker
 from ranking.optimizer import OptimizerConfig, RankerOptimizer
@@ -84,6 +87,8 @@ class TrainingProgress:
         return cls(**{**content, "history": evaluations})
 
 
+#: Batches to train on; either kind says where it is and goes on from there.
+Loader = BatchLoader | StreamLoader
 #: Called after every step with (progress, total steps).
 OnStep = Callable[[TrainingProgress, int], None]
 
@@ -92,7 +97,7 @@ def train(
     ranker: Ranker,
     config: TrainingConfig,
     *,
-    training: BatchLoader,
+    training: Loader,
     validation: BatchLoader,
     folder: Path,
     seed: int,
@@ -100,6 +105,7 @@ def train(
     resume: bool = False,
     on_step: OnStep | None = None,
     log: TrainingLog | None = None,
+    make_loop: "Callable[..., RankerLoop] | None" = None,
 ) -> TrainingProgress:
     """Train `ranker` in place; it ends with the weights of the best evaluation.
 
@@ -107,6 +113,7 @@ def train(
         folder: receives `checkpoints/`, `best/` and `tensorboard/`.
         resume: go on from the newest checkpoint in `folder`, if there is one.
         log: where numbers go; TensorBoard in `folder` alone if None. The caller closes it.
+        make_loop: makes the loop of what `RankerLoop` takes; that of one process if None.
 
     Raises:
         TrainingDivergedError: a loss is NaN or infinite; the update is not applied.
@@ -117,7 +124,9 @@ def train(
         nullcontext(log) if log is not None else TrainingLog(folder) as opened,
         torch.random.fork_rng(devices=[]),
     ):
-        loop = RankerLoop(ranker, config, training, validation, folder, chosen, on_step, opened)
+        loop = (make_loop or RankerLoop)(
+            ranker, config, training, validation, folder, chosen, on_step, opened
+        )
         torch.manual_seed(seed)
         if resume:
             loop.resume()
@@ -130,12 +139,14 @@ class RankerLoop(TrainingLoop):
 
     step_digits = 10
     checkpoints_kept = 1
+    #: This process among those that train together; alone unless a subclass says otherwise.
+    ranks = Ranks()
 
     def __init__(
         self,
         ranker: Ranker,
         config: TrainingConfig,
-        training: BatchLoader,
+        training: Loader,
         validation: BatchLoader,
         folder: Path,
         device: torch.device,
@@ -169,15 +180,26 @@ class RankerLoop(TrainingLoop):
         return [evaluation.validation_logloss for evaluation in self.progress.history]
 
     def restore(self, saved: Checkpoint, source: Path) -> None:
+        if WEIGHTS not in saved.parts:
+            raise ValueError(
+                f"{source} was written under torchrun, whose batches are other ones; go on with `torchrun "
+                "--nproc-per-node 1 -m experiments train …`, or train again in another folder"
+            )
+        self.check_precision(saved, source)
+        load_ranker_weights(self.ranker, saved.parts[WEIGHTS], source=source)
+        optimizer = saved.parts["optimizer"]
+        torch.set_rng_state(optimizer.pop("random/cpu"))
+        self.optimizer.load_state_tensors(optimizer)
+        self.restore_progress(saved)
+
+    def check_precision(self, saved: Checkpoint, source: Path) -> None:
         if saved.progress["precision"] != self.precision:
             raise ValueError(
                 f"{source} was trained in {saved.progress['precision']}, this machine would go on in "
                 f"{self.precision}; set training.precision, or train again in another folder"
             )
-        load_ranker_weights(self.ranker, saved.parts[WEIGHTS], source=source)
-        optimizer = saved.parts["optimizer"]
-        torch.set_rng_state(optimizer.pop("random/cpu"))
-        self.optimizer.load_state_tensors(optimizer)
+
+    def restore_progress(self, saved: Checkpoint) -> None:
         self.training.load_state_dict(saved.progress["loader"])
         self.progress = TrainingProgress.from_json(saved.progress["training"])
         self.log.resume_at(self.progress.step)
@@ -196,42 +218,57 @@ class RankerLoop(TrainingLoop):
             self.progress.seconds += time.monotonic() - started  # loading included
             if self.on_step:
                 self.on_step(self.progress, self.total_steps)
-            minutes = (time.monotonic() - self.checkpointed_at) / 60
-            self.after_step(self.progress.step, checkpoint=minutes >= self.config.checkpoint_minutes)
+            self.after_step(self.progress.step, checkpoint=self.checkpoint_due())
             if self.stopped:
                 break
             started = time.monotonic()
+
+    def checkpoint_due(self) -> bool:
+        """Whether the last checkpoint is old enough for one between evaluations."""
+        return (time.monotonic() - self.checkpointed_at) / 60 >= self.config.checkpoint_minutes
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits of a batch on the device, in training."""
+        return self.ranker(batch.dense_BF, batch.sparse, batch.semantic)
+
+    def value_of(self, loss: Tensor) -> float:
+        """The loss of the step as a number."""
+        return loss.item()
 
     def take_step(self, batch: Batch) -> None:
         progress, self.batch = self.progress, batch
         factor = self.optimizer.set_learning_rates(progress.step)
         on_device = batch.to(self.device)
         with autocast(self.device, self.precision):
-            logit_B = self.ranker(on_device.dense_BF, on_device.sparse, on_device.semantic)
+            logit_B = self.logits(on_device)
         loss = binary_cross_entropy_with_logits(logit_B.float(), on_device.clicked_B)
-        loss_value = loss.item()
+        loss_value = self.value_of(loss)
         if not np.isfinite(loss_value):
             raise self.diverged(loss_value)
         self.optimizer.update(loss)
+        rows = len(batch) * self.ranks.count
         progress.step += 1
-        progress.rows += len(batch)
-        progress.loss_sum += loss_value * len(batch)
-        progress.loss_rows += len(batch)
+        progress.rows += rows
+        progress.loss_sum += loss_value * rows
+        progress.loss_rows += rows
         if progress.step % LOG_EVERY_STEPS == 0:
             named = {"train/loss": loss_value, "train/learning_rate_factor": factor}
             self.log.step(named, progress.step)
 
     def evaluate(self) -> None:
         progress = self.progress
-        clicked_N, logit_N = predict(self.ranker, self.validation, device=self.device)
+        clicked_N, logit_N = predict(self.ranker, self.validation, device=self.device, ranks=self.ranks)
         if not np.isfinite(logit_N).all():  # the loss was a number, but its gradient was none
             raise self.diverged(float("nan"))
-        evaluation = Evaluation(
-            step=progress.step,
-            rows=progress.rows,
-            train_loss=progress.loss_sum / progress.loss_rows,
-            validation_auc=roc_auc(clicked_N, logit_N),
-            validation_logloss=log_loss(clicked_N, logit_N),
+        evaluation = decided_by_first(
+            self.ranks,
+            lambda: Evaluation(
+                step=progress.step,
+                rows=progress.rows,
+                train_loss=progress.loss_sum / progress.loss_rows,
+                validation_auc=roc_auc(clicked_N, logit_N),
+                validation_logloss=log_loss(clicked_N, logit_N),
+            ),
         )
         progress.loss_sum, progress.loss_rows = 0.0, 0
         progress.history.append(evaluation)
@@ -242,21 +279,27 @@ class RankerLoop(TrainingLoop):
         }
         self.log.evaluation(numbers, progress.step)
         if self.since_best == 0:
-            weights = {WEIGHTS: ranker_weights(self.ranker), "optimizer": {}}
-            write_checkpoint(self.folder / "best", Checkpoint(weights, asdict(evaluation)))
+            weights = {WEIGHTS: whole_weights(self.ranker, self.ranks), "optimizer": {}}
+            best = Checkpoint(weights, asdict(evaluation))
+            decided_by_first(self.ranks, lambda: write_checkpoint(self.folder / "best", best))
         progress.stopped = self.stopped
 
     def state(self) -> Checkpoint:
         self.checkpointed_at = time.monotonic()
         random = {"random/cpu": torch.get_rng_state()}
-        return Checkpoint(
-            {WEIGHTS: ranker_weights(self.ranker), "optimizer": self.optimizer.state_tensors() | random},
-            progress={
-                "training": asdict(self.progress),
-                "loader": self._next_position(),
-                "precision": self.precision,
-            },
-        )
+        tensors = {
+            WEIGHTS: ranker_weights(self.ranker),
+            "optimizer": self.optimizer.state_tensors() | random,
+        }
+        return Checkpoint(tensors, self.progress_state())
+
+    def progress_state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside tensors."""
+        return {
+            "training": asdict(self.progress),
+            "loader": self._next_position(),
+            "precision": self.precision,
+        }
 
     def _next_position(self) -> dict[str, int]:
         state = self.training.state_dict()
@@ -268,15 +311,18 @@ class RankerLoop(TrainingLoop):
         batch = self.batch
         names = self.training.dense_columns
         bad = [names[i] for i in torch.nonzero(~torch.isfinite(batch.dense_BF).all(dim=0)).flatten()]
-        impressions = self.training.impression_ids(batch.row_B.numpy())
+        of_ranks = gather_objects((bad, self.training.impression_ids(batch.row_B.numpy())), self.ranks)
+        bad = [name for name in names if any(name in found for found, _ in of_ranks)]
+        impressions = [impression for _, found in of_ranks for impression in found]
         record = self.folder / "diverged_batch.json"
-        atomic_write_json(record, {"step": self.progress.step, "features": bad, "impressions": impressions})
+        content = {"step": self.progress.step, "features": bad, "impressions": impressions}
+        decided_by_first(self.ranks, lambda: atomic_write_json(record, content))
         cause = (
             f"its dense features {bad} are not finite; clean them in the input"
             if bad
             else "its features are finite, so the weights have diverged; lower the learning rates"
         )
         return TrainingDivergedError(
-            f"the loss of step {self.progress.step} is {loss}: {cause}. The batch's {len(batch)} impressions "
-            f"(first: {impressions[0]!r}) are listed in {record}"
+            f"the loss of step {self.progress.step} is {loss}: {cause}. The batch's {len(impressions)} "
+            f"impressions (first: {impressions[0]!r}) are listed in {record}"
         )

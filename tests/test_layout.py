@@ -19,6 +19,7 @@ LONG_FILES: dict[str, str] = {
     "embeddings/training/loop.py": "one loop: its settings, what a stage is to it, its steps and evaluations",
     "embeddings/stages/stage1.py": "the config, the losses and the batches of one stage of training",
     "features/inputs/tables.py": "what a folder of tables holds: the files, columns, types and rows of each",
+    "ranking/run.py": "one run: its config, its inputs, its folder, and what executes it",
     "features/online/request.py": "one request and every refusal of a value in it",
 }
 BANNED_WORDS = {"util", "utils", "helper", "helpers", "manager", "item", "items", "data", "info", "misc"}

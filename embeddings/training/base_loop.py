@@ -70,8 +70,12 @@ class TrainingLoop(ABC):
         """Evaluate if that is due, and write a checkpoint then, too."""
         if step in self.evaluation_steps:
             self.evaluate()
-        if self.writes and (checkpoint or step in self.evaluation_steps):
-            name = f"step-{step:0{self.step_digits}d}"
+        if checkpoint or step in self.evaluation_steps:
+            self.save(f"step-{step:0{self.step_digits}d}")
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint of that name, if this process writes any."""
+        if self.writes:
             add_checkpoint(self.checkpoints, name, self.state(), keep=self.checkpoints_kept)
 
     def resume(self) -> None:

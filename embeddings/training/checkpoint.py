@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,21 +37,34 @@ class Checkpoint:
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write atomically; an older checkpoint under the same name is replaced."""
     with atomic_folder(folder) as temporary:
-        for part, tensors in checkpoint.parts.items():
-            contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-            save_file(contiguous, temporary / f"{part}.safetensors")
-        atomic_write_json(temporary / PROGRESS, checkpoint.progress)
-        atomic_write_json(temporary / CHECKSUMS, checksums_of(temporary))
+        fill_checkpoint(temporary, checkpoint)
 
 
 def add_checkpoint(folder: Path, name: str, checkpoint: Checkpoint, *, keep: int) -> None:
     """Write `folder`/`name` (step-…) and delete all but the newest `keep`."""
+    with new_checkpoint(folder, name, keep=keep) as temporary:
+        fill_checkpoint(temporary, checkpoint)
+
+
+@contextmanager
+def new_checkpoint(folder: Path, name: str, *, keep: int) -> Iterator[Path]:
+    """A folder to fill that becomes `folder`/`name` (step-…); all but the newest `keep` are deleted then."""
     for ending in ("writing", "tmp"):  # of a process that was killed while it wrote; "tmp" in older folders
         for leftover in folder.glob(f".step-*.{ending}"):
             shutil.rmtree(leftover)
-    write_checkpoint(folder / name, checkpoint)
+    with atomic_folder(folder / name) as temporary:
+        yield temporary
     for old in sorted(folder.glob("step-*"))[:-keep]:
         remove_folder(old)
+
+
+def fill_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write the parts, then checksums of them and of whatever the folder holds besides."""
+    for part, tensors in checkpoint.parts.items():
+        contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        save_file(contiguous, folder / f"{part}.safetensors")
+    atomic_write_json(folder / PROGRESS, checkpoint.progress)
+    atomic_write_json(folder / CHECKSUMS, checksums_of(folder))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -6,8 +6,8 @@ a function of (seed, epoch) alone, so the state of an epoch is one number: how m
 Shapes: N rows of a pool, B impressions, F dense and S sparse features.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +32,30 @@ class FeatureRangeError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Pool:
-    """Decoded row groups, row-major: gathering a shuffled batch reads each row in one piece."""
+class Rows:
+    """Decoded rows, row-major: gathering a shuffled batch reads each row in one piece."""
 
     dense_NF: NDArray[np.float32]
     sparse_NS: NDArray[np.int32]
     index: dict[str, NDArray[Any]]
     row_N: NDArray[np.int64]
 
-    def take(self, rows: NDArray[np.int64]) -> "_Pool":
-        return _Pool(
+    def take(self, rows: NDArray[np.int64]) -> "Rows":
+        return Rows(
             dense_NF=self.dense_NF.take(rows, axis=0),
             sparse_NS=self.sparse_NS.take(rows, axis=0),
             index={name: column.take(rows) for name, column in self.index.items()},
             row_N=self.row_N.take(rows),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Rows"]) -> "Rows":
+        """All rows of the parts, one part after the other."""
+        return cls(
+            dense_NF=np.concatenate([part.dense_NF for part in parts]),
+            sparse_NS=np.concatenate([part.sparse_NS for part in parts]),
+            index={name: np.concatenate([part.index[name] for part in parts]) for name in parts[0].index},
+            row_N=np.concatenate([part.row_N for part in parts]),
         )
 
     def __len__(self) -> int:
@@ -67,6 +77,8 @@ class BatchLoader:
         semantic: SemanticRows | None = None,
         shuffle_seed: int | None = None,
         id_dropout: float = 0.0,
+        part: slice | None = None,
+        stream: int | None = None,
     ) -> None:
         """
         Args:
@@ -74,6 +86,9 @@ class BatchLoader:
             semantic: rows of pretrained tables; without it `Batch.semantic` is empty.
             shuffle_seed: None reads in stored order.
             id_dropout: share of ids replaced by an out-of-vocabulary row, which trains those rows.
+            part: rows of the split that are read; all of them if None.
+            stream: number of a stream (`features.batches.streams`), which draws by itself and shuffles
+                single row groups, since its batches are mixed with those of other streams.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -90,7 +105,10 @@ class BatchLoader:
         self._sparse = [column.name for column in manifest.sparse_columns]
         self._table_rows_S = np.array([column.rows for column in manifest.sparse_columns], np.int64)
         self._oov_rows_S = np.array([column.oov_rows for column in manifest.sparse_columns], np.int32)
-        self._groups = _row_groups(feature_set.split_files(split))
+        self._all_groups = _row_groups(feature_set.split_files(split))
+        self._groups = self._all_groups if part is None else _cut(self._all_groups, part)
+        self._stream = () if stream is None else (1 + stream,)
+        self._pool_groups = POOL_ROW_GROUPS if stream is None else 1
         self._epoch = 0
         self._rows_done = 0
 
@@ -100,8 +118,13 @@ class BatchLoader:
 
     @property
     def rows(self) -> int:
-        """Rows of the split."""
+        """Rows of an epoch: of the split, or of its part."""
         return sum(group.rows for group in self._groups)
+
+    @property
+    def split_rows(self) -> int:
+        """Rows of the split."""
+        return sum(group.rows for group in self._all_groups)
 
     @property
     def dense_columns(self) -> list[str]:
@@ -114,13 +137,14 @@ class BatchLoader:
         Raises:
             ValueError: the split has no such position.
         """
-        outside_B = (row_B < 0) | (row_B >= self.rows)
+        outside_B = (row_B < 0) | (row_B >= self.split_rows)
         if outside_B.any():
             raise ValueError(
-                f"rows of {self.split} must be from 0 to {self.rows - 1:,}, got {int(row_B[outside_B][0]):,}"
+                f"rows of {self.split} must be from 0 to {self.split_rows - 1:,}, got "
+                f"{int(row_B[outside_B][0]):,}"
             )
         id_of: dict[int, Any] = {}
-        for group in self._groups:
+        for group in self._all_groups:
             rows = np.unique(row_B[(row_B >= group.first_row) & (row_B < group.first_row + group.rows)])
             if len(rows):
                 column = pq.ParquetFile(group.path).read_row_group(group.number, ["impression_id"])[0]
@@ -146,12 +170,16 @@ class BatchLoader:
         self._epoch, self._rows_done = state["epoch"], state["rows_done"]
 
     def __iter__(self) -> Iterator[Batch]:
+        return map(self.to_batch, self.batches_of_rows())
+
+    def batches_of_rows(self) -> Iterator[Rows]:
+        """What `iter()` makes batches of: their rows, with ids dropped."""
         epoch, tail = self._epoch, None
         for pool, order in self._pools(epoch, skip_rows=self._rows_done):
             used = 0
             if tail is not None:
                 used = min(self.batch_size - len(tail), len(order))
-                tail = _join(tail, pool.take(order[:used]))
+                tail = Rows.joined([tail, pool.take(order[:used])])
                 if len(tail) < self.batch_size:
                     continue
                 yield self._hand_out(tail)
@@ -165,32 +193,36 @@ class BatchLoader:
             yield self._hand_out(tail)
         self._epoch, self._rows_done = epoch + 1, 0
 
-    def _hand_out(self, rows: _Pool) -> Batch:
-        batch = self._batch(rows)
+    def _hand_out(self, rows: Rows) -> Rows:
+        if self._id_dropout:
+            rows = replace(rows, sparse_NS=self._drop_ids(rows.sparse_NS))
         self._rows_done += len(rows)
-        return batch
+        return rows
 
-    def _pools(self, epoch: int, *, skip_rows: int) -> Iterator[tuple[_Pool, NDArray[np.int64]]]:
+    def _pools(self, epoch: int, *, skip_rows: int) -> Iterator[tuple[Rows, NDArray[np.int64]]]:
         """Pools in the epoch's order with the order of their rows, without the first `skip_rows`."""
         groups = list(self._groups)
         if self._shuffle_seed is not None:
-            shuffled = np.random.default_rng([self._shuffle_seed, epoch, 0]).permutation(len(groups))
+            shuffled = self._generator(epoch, 0).permutation(len(groups))
             groups = [groups[i] for i in shuffled]
-        for first in range(0, len(groups), POOL_ROW_GROUPS):
-            chosen = groups[first : first + POOL_ROW_GROUPS]
+        for first in range(0, len(groups), self._pool_groups):
+            chosen = groups[first : first + self._pool_groups]
             count = sum(group.rows for group in chosen)
             if skip_rows >= count:
                 skip_rows -= count
                 continue
             order = np.arange(count)
             if self._shuffle_seed is not None:
-                order = np.random.default_rng([self._shuffle_seed, epoch, 1 + first]).permutation(count)
+                order = self._generator(epoch, 1 + first).permutation(count)
             yield self._read(chosen), order[skip_rows:]
             skip_rows = 0
 
-    def _read(self, groups: "list[_RowGroup]") -> _Pool:
+    def _generator(self, *purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self._shuffle_seed or 0, *purpose, *self._stream])
+
+    def _read(self, groups: "list[_RowGroup]") -> Rows:
         rows = sum(group.rows for group in groups)
-        pool = _Pool(
+        pool = Rows(
             dense_NF=np.empty((rows, len(self._dense)), np.float32),
             sparse_NS=np.empty((rows, len(self._sparse)), np.int32),
             index={name: np.empty(rows, np.int32) for name in _INDEX_COLUMNS},
@@ -201,6 +233,7 @@ class BatchLoader:
         for group in groups:
             start, end = end, end + group.rows
             table = pq.ParquetFile(group.path).read_row_group(group.number, columns)
+            table = table.slice(group.skipped, group.rows)
             for names, matrix in ((self._dense, pool.dense_NF), (self._sparse, pool.sparse_NS)):
                 if names:
                     np.stack([table[name].to_numpy() for name in names], axis=1, out=matrix[start:end])
@@ -221,19 +254,17 @@ class BatchLoader:
                 "build the feature set again with `dashclip features build`"
             )
 
-    def _batch(self, rows: _Pool) -> Batch:
-        sparse_SB = np.ascontiguousarray(rows.sparse_NS.T)
-        if self._id_dropout:
-            sparse_SB = self._drop_ids(sparse_SB)
+    def to_batch(self, rows: Rows) -> Batch:
+        """Rows of this split as the ranker takes them."""
         return Batch(
             dense_BF=torch.from_numpy(rows.dense_NF),
-            sparse=one_id_each(self._sparse, torch.from_numpy(sparse_SB)),
+            sparse=one_id_each(self._sparse, torch.from_numpy(np.ascontiguousarray(rows.sparse_NS.T))),
             semantic=self._semantic_bags(rows),
             clicked_B=torch.from_numpy(rows.index["clicked"].astype(np.float32)),
             row_B=torch.from_numpy(rows.row_N),
         )
 
-    def _semantic_bags(self, rows: _Pool) -> KeyedJaggedTensor:
+    def _semantic_bags(self, rows: Rows) -> KeyedJaggedTensor:
         if self._semantic is None:
             keys = list(SEMANTIC_KEYS)
             return KeyedJaggedTensor(keys=keys, values=torch.empty(0, dtype=torch.int64), lengths=_NO_LENGTHS)
@@ -242,11 +273,11 @@ class BatchLoader:
             index["product_index"], index["query_index"], index["history_start"], index["history_end"]
         )
 
-    def _drop_ids(self, sparse_SB: NDArray[np.int32]) -> NDArray[np.int32]:
-        rng = np.random.default_rng([self._shuffle_seed or 0, self._epoch, 1, self._rows_done])
-        dropped = rng.random(sparse_SB.shape, dtype=np.float32) < self._id_dropout
-        oov = 1 + sparse_SB % self._oov_rows_S[:, None]
-        result: NDArray[np.int32] = np.where(dropped, oov, sparse_SB).astype(np.int32)
+    def _drop_ids(self, sparse_NS: NDArray[np.int32]) -> NDArray[np.int32]:
+        rng = self._generator(self._epoch, 1, self._rows_done)
+        dropped_SN = rng.random(sparse_NS.shape[::-1], dtype=np.float32) < self._id_dropout
+        oov_NS = 1 + sparse_NS % self._oov_rows_S
+        result: NDArray[np.int32] = np.where(dropped_SN.T, oov_NS, sparse_NS).astype(np.int32)
         return result
 
 
@@ -255,10 +286,13 @@ _NO_LENGTHS = torch.empty(0, dtype=torch.int32)
 
 @dataclass(frozen=True)
 class _RowGroup:
+    """Rows of a row group, or of a part of it: `rows` of them after the first `skipped`."""
+
     path: Path
     number: int
     rows: int
     first_row: int
+    skipped: int = 0
 
 
 def _row_groups(files: list[Path]) -> list[_RowGroup]:
@@ -273,10 +307,12 @@ def _row_groups(files: list[Path]) -> list[_RowGroup]:
     return groups
 
 
-def _join(first: _Pool, second: _Pool) -> _Pool:
-    return _Pool(
-        dense_NF=np.concatenate([first.dense_NF, second.dense_NF]),
-        sparse_NS=np.concatenate([first.sparse_NS, second.sparse_NS]),
-        index={name: np.concatenate([first.index[name], second.index[name]]) for name in first.index},
-        row_N=np.concatenate([first.row_N, second.row_N]),
-    )
+def _cut(groups: list[_RowGroup], part: slice) -> list[_RowGroup]:
+    """Of the row groups, what lies in a part of the split."""
+    cut: list[_RowGroup] = []
+    for group in groups:
+        first = max(group.first_row, part.start)
+        rows = min(group.first_row + group.rows, part.stop) - first
+        if rows > 0:
+            cut.append(replace(group, rows=rows, first_row=first, skipped=first - group.first_row))
+    return cut

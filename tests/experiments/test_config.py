@@ -147,7 +147,7 @@ def test_the_shipped_run_is_one_of_the_demo_and_has_every_key():
         if (cell.config.variant, cell.config.seed) == (run.variant, run.seed)
     ]
     assert run.model_dump() == planned.model_dump(), "change run.toml together with demo.toml"
-    for part in (run, run.ranker, run.ranker.semantic, run.training, run.training.optimizer):
+    for part in (run, run.ranker, run.ranker.semantic, run.training, run.training.optimizer, run.sharding):
         assert part is not None
         with_value = {name for name in type(part).model_fields if getattr(part, name) is not None}
         assert with_value <= part.model_fields_set, "a key with a value is left out of run.toml"

@@ -1,5 +1,6 @@
 """`dashclip train`: one run of one variant."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,9 @@ from experiments.commands.options import MLFLOW, MLFLOW_EXPERIMENT, tracker_of
 
 if TYPE_CHECKING:
     import torch
+    from rich.table import Table
 
+    from ranking.sharded.plan import TablePlace
     from ranking.train import TrainingProgress
 
 
@@ -28,35 +31,43 @@ def train(
     predictions and metrics. With --mlflow, config and evaluations are a run of MLflow as well. Interrupted at
     any point, the same command with `--resume` ends with the same bits.
 
+    Started by `torchrun --nproc-per-node N -m experiments`, N ranks share the tables and each batch
+    ([sharding] of the config, docs/scaling.md); threads are those of a rank then.
+
     Example: `dashclip train run.toml runs/first`
     """
     import torch
     from rich.console import Console
+    from torchrec.distributed.comm import get_local_size
 
     from experiments.config import load_config
     from experiments.runtime.environment import environment, usable_cores
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.ranks import device_of_rank, one_of_ranks
     from experiments.sweeps.sweep import loss_and_rate
     from ranking.run import RunConfig, execute_run
 
-    run, tracker = load_config(config, RunConfig), tracker_of(mlflow, mlflow_experiment)
     chosen = _device(device)
-    torch.set_num_threads(threads or usable_cores())
-    console = Console()
-    with progress_bars(console) as bars:
+    with one_of_ranks(chosen) as ranks:
+        run, tracker = load_config(config, RunConfig), tracker_of(mlflow, mlflow_experiment)
+        torch.set_num_threads(threads or max(1, usable_cores() // get_local_size(ranks.count)))
+        console = Console(quiet=not ranks.first)
+        with progress_bars(console) as bars:
 
-        def on_step(training: "TrainingProgress", total_steps: int) -> None:
-            bars("training", training.step, total_steps, loss_and_rate(training))
+            def on_step(training: "TrainingProgress", total_steps: int) -> None:
+                bars("training", training.step, total_steps, loss_and_rate(training))
 
-        metrics = execute_run(
-            run,
-            out,
-            environment=environment(),
-            device=chosen,
-            resume=resume,
-            on_step=on_step,
-            tracker=tracker,
-        )
+            metrics = execute_run(
+                run,
+                out,
+                environment=environment(),
+                device=device_of_rank(chosen, ranks),
+                resume=resume,
+                on_step=on_step,
+                tracker=tracker,
+                ranks=ranks,
+                on_plan=lambda places: console.print(_plan_table(places)),
+            )
     test = metrics["test"]
     for kind, coverage in metrics["coverage"].items():
         console.print(f"{kind} vectors: {coverage}")
@@ -65,6 +76,26 @@ def train(
         f"calibration {test['calibration']:.3f}  rows {test['rows']:,}"
     )
     console.print(f"written to {out}")
+
+
+def _plan_table(places: "Sequence[TablePlace]") -> "Table":
+    """Where each table lies, and what each rank holds of all."""
+    from rich.table import Table
+
+    table = Table("table", "sharding", "ranks", "GB a rank", title="Tables", title_justify="left")
+    held: dict[int, float] = {}
+    for place in places:
+        ranks = sorted(place.gb_of)
+        shown = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f"{ranks[0]}"
+        table.add_row(place.table, place.sharding, shown, f"{max(place.gb_of.values()):.3g}")
+        for rank, size in place.gb_of.items():
+            held[rank] = held.get(rank, 0.0) + size
+    if held:
+        table.add_section()
+        table.add_row(
+            "all", "", f"{len(held)} ranks", f"{min(held.values()):.3g} to {max(held.values()):.3g}"
+        )
+    return table
 
 
 def _device(name: str) -> "torch.device":

@@ -15,6 +15,9 @@ from safetensors.torch import load_file
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.training.ranks import (
     Ranks,
+    decided_by_first,
+    failing_together,
+    gather_objects,
     gather_rows,
     gather_rows_with_gradient,
     join_ranks,
@@ -107,3 +110,18 @@ def test_each_rank_has_an_equal_part_of_the_rows() -> None:
     assert [list(range(12))[part] for part in parts] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     with pytest.raises(ValueError, match="10 rows cannot be divided among 3 ranks; choose a multiple"):
         Ranks(0, 3).slice_of(10)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 10, 12, 13])
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_covers_are_equally_long_and_leave_no_row_out(rows: int, count: int) -> None:
+    parts = [list(range(rows)[Ranks(rank, count).cover_of(rows)]) for rank in range(count)]
+    assert {len(part) for part in parts} == {-(-rows // count)}
+    assert {row for part in parts for row in part} == set(range(rows))
+
+
+def test_alone_a_rank_decides_and_fails_by_itself() -> None:
+    assert decided_by_first(Ranks(), lambda: 3) == 3
+    assert gather_objects("a", Ranks()) == ["a"]
+    with pytest.raises(KeyError), failing_together(Ranks()):
+        decided_by_first(Ranks(), lambda: {}["nothing"])
