@@ -14,6 +14,7 @@ interval takes their covariance.
 Shapes: U units, K columns.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -31,6 +32,8 @@ FloatArray = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
 #: Scale of sequential intervals where no lift was planned: relative. Too large costs little, too small much.
 LIFT_SCALE = 0.1
+#: With fewer units a variant's mean is not normal: on the first days sequential intervals have no limits yet.
+LEAST_UNITS = 30
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,11 @@ def estimate(
     at_one_look = float(stats.t.ppf(0.5 + CONFIDENCE / 2, means.freedom)) if error > 0 else 0.0
     difference = means.treatment - means.control
     scale = difference_scale if difference_scale is not None else lift_scale * abs(means.control)
-    at_all_looks = mixture_critical(_ratio(scale, error), error=1 - CONFIDENCE)
+    early = min(control.count(), treatment.count()) < LEAST_UNITS
+
+    def at_all_looks(ratio: float) -> float:
+        return math.inf if early else mixture_critical(ratio, error=1 - CONFIDENCE)
+
     return Estimate(
         control=means.control,
         treatment=means.treatment,
@@ -159,11 +166,9 @@ def estimate(
         adjusted=adjusted,
         lift=_lift(means, at_one_look),
         lift_error=_lift_error(means),
-        sequential=_lift(
-            means, mixture_critical(_ratio(lift_scale, _lift_error(means)), error=1 - CONFIDENCE)
-        ),
+        sequential=_lift(means, at_all_looks(_ratio(lift_scale, _lift_error(means)))),
         difference=_around(difference, at_one_look, error),
-        sequential_difference=_around(difference, at_all_looks, error),
+        sequential_difference=_around(difference, at_all_looks(_ratio(scale, error)), error),
         p=None if found is None else float(found.pvalue),
     )
 

@@ -22,7 +22,7 @@ from scipy import stats
 from tea_tasting import adjust_fdr
 from tea_tasting.experiment import ExperimentResult
 
-from experiments.abtest.estimates import Estimate
+from experiments.abtest.estimates import LEAST_UNITS, Estimate
 from experiments.abtest.experiment_log import ExperimentLog
 from experiments.abtest.metrics import METRICS, SLICE_METRICS, Metric
 from experiments.abtest.result import Heterogeneity, Limited, SliceResult
@@ -30,8 +30,6 @@ from experiments.abtest.unit_sums import UnitSums
 
 #: Slices of a kind, those with most impressions: chosen without a look at their lifts.
 TOP = 20
-#: Units of a variant that are to be expected to have clicked (or bought) in a slice, at least.
-LEAST_UNITS = 30
 #: Standard deviation of the half-normal prior of t: slices whose lifts differ by more are rare.
 PRIOR_DEVIATION = 0.1
 _DEVIATIONS = np.linspace(0, 5, 401)
@@ -83,8 +81,8 @@ def slice_results(log: ExperimentLog, everyone: UnitSums) -> tuple[list[SliceRes
 def _enough(sums: UnitSums, metric: Metric, units: tuple[int, int]) -> bool:
     """Whether limits by the normal distribution make sense in a slice.
 
-    Of its units with anything to count, each variant is to expect its share: which slices are measured does
-    not depend on who came off better there.
+    Of its units that clicked (or bought), LEAST_UNITS are to be expected in each variant by its share: which
+    slices are measured does not depend on who came off better there.
     """
     counting = float((sums.sums[metric.numerator] > 0).sum()) if metric.numerator in sums.sums else 0.0
     return counting * min(units) / sum(units) >= LEAST_UNITS

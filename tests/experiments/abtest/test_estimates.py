@@ -158,8 +158,18 @@ def test_no_lift_is_below_minus_100_percent():
 
 
 def test_two_variants_that_do_not_vary_differ_by_exactly_nothing():
-    arms = [aggregated({"impressions": np.ones(4), "clicks": np.zeros(4)})] * 2
+    arms = [aggregated({"impressions": np.ones(40), "clicks": np.zeros(40)})] * 2
     found = estimate(METRICS["ctr"], *arms, adjusted=False)
     assert (found.p, found.lift) == (None, None)
     assert (found.difference.low, found.difference.high) == (0.0, 0.0)
     assert (found.sequential_difference.low, found.sequential_difference.high) == (0.0, 0.0)
+
+
+def test_few_units_have_no_limits_for_all_looks():
+    control, treatment = two_arms(np.random.default_rng(8), units=100)
+    few = {name: values[:29] for name, values in treatment.items()}
+    found, _ = estimated(control, few)
+    assert (found.sequential.low, found.sequential_difference.low) == (None, None)
+    assert found.lift.low is not None
+    enough = {name: values[:30] for name, values in treatment.items()}
+    assert estimated(control, enough)[0].sequential.low is not None
