@@ -20,6 +20,20 @@ NOT_SHIPPED = ("experiments/LOG.md", "experiments/results/")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 #: What runs with an extra alone.
 NEED_AN_EXTRA = {
+    "experiments.abtest.aa_check",
+    "experiments.abtest.analysis",
+    "experiments.abtest.decision",
+    "experiments.abtest.estimates",
+    "experiments.abtest.planning",
+    "experiments.abtest.simulated.coverage",
+    "experiments.abtest.slices",
+    "experiments.abtest.unit_sums",
+    "experiments.reports.abtest.day_sections",
+    "experiments.reports.abtest.page",
+    "experiments.reports.abtest.plan_page",
+    "experiments.reports.abtest.plan_plots",
+    "experiments.reports.abtest.sections",
+    "experiments.reports.abtest.slices",
     "experiments.benchmarks.serving.onnx_ranker",
     "experiments.benchmarks.training.peers.deepctr_torch_runner",
     "experiments.benchmarks.training.peers.fuxictr_runner",

@@ -38,7 +38,7 @@ def serve(
         int, typer.Option(min=1, help="How long a worker waits to fill a batch (TorchServe takes 0 for 100).")
     ] = 1,
     address: Annotated[str, typer.Option(help="Address to bind for predictions.")] = "127.0.0.1",
-    management_address: Annotated[
+    manage_address: Annotated[
         str, typer.Option(help="The same for management, which always needs a token.")
     ] = "127.0.0.1",
     metrics_address: Annotated[
@@ -148,7 +148,7 @@ def serve(
         batch_size=batch_size,
         batch_delay_ms=batch_delay_ms,
         address=address,
-        management_address=management_address,
+        management_address=manage_address,
         metrics_address=metrics_address,
         grpc_address=grpc_address,
         probe_address=probe_address,

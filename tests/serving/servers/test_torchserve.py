@@ -253,7 +253,8 @@ def test_a_killed_worker_is_replaced_while_the_other_goes_on(server: RunningServ
             try:
                 outcomes.append(one.score(REQUEST).scores_N.tolist() == pytest.approx(SCORES))
             except ClientError as error:  # sent to the dead one before TorchServe saw its end
-                outcomes += [str(error), "Worker died" in str(error)]
+                lost = ("Worker died", "timed out")  # and not sent again: it might kill the next one, too
+                outcomes += [str(error), any(words in str(error) for words in lost)]
     assert all(outcomes)
     assert sum(isinstance(one, str) for one in outcomes) <= 1
     assert probe(server, "/ready")[0] == 200
@@ -266,7 +267,9 @@ def test_in_the_foreground_a_server_without_a_model_says_503_and_heals_and_manag
     there.touch()
     handler = tmp_path / "handler.py"
     handler.write_text(
+        "import sys\n"
         "from pathlib import Path\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[3])!r})\n"
         "from serving.servers.torchserve_handler import DashclipHandler\n"
         "from tests.serving.servers.stand_in_handler import stand_in_scorer\n\n"
         "class OpensLater(DashclipHandler):\n"
