@@ -74,7 +74,7 @@ class ServerSettings:
             raise ValueError(f"port {self.port}: six ports from it on are used; choose 1024 to 65530")
         if not self.token_authorization and self.management_address != LOOPBACK:
             raise ValueError(
-                f"management_address (--manage-address) is {self.management_address}, but without tokens whoever reaches it "
+                f"management_address is {self.management_address}, but without tokens whoever reaches it "
                 "could manage: leave it out, or keep the tokens"
             )
         positive = (
