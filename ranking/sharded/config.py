@@ -7,7 +7,6 @@ from pydantic import Field
 from features.artifacts import StrictModel
 
 Strategy = Literal["auto", "table_wise", "row_wise"]
-Exchange = Literal["float32", "float16", "bfloat16"]
 
 
 class ShardingConfig(StrictModel):
@@ -21,8 +20,5 @@ class ShardingConfig(StrictModel):
     rank_memory_gb: Annotated[float, Field(gt=0)] | None = None
     #: Every rank holds all pretrained tables if these have at most so many GB; else they are spread, too.
     replicated_up_to_gb: Annotated[float, Field(ge=0)] = 4.0
-    #: What ranks send each other of embeddings and of their gradients; half the bytes cost digits, in
-    #: training and in what is predicted while tables are spread.
-    exchange: Exchange = "float32"
     #: Streams of rows that make each batch; any number of ranks that divides it trains on the same batches.
     streams: Annotated[int, Field(ge=1, le=4096)] = 8

@@ -13,14 +13,12 @@ import torch
 from torch import nn
 from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.fused_embeddingbag import FusedEmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
     ModuleSharder,
-    QuantizedCommCodecs,
     ShardingPlan,
 )
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -28,7 +26,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from embeddings.training.ranks import Ranks, decided_by_first
 from ranking.embedding_collection import PooledEmbeddings
 from ranking.model import Ranker, TwoTowerRanker
-from ranking.sharded.config import Exchange, ShardingConfig
+from ranking.sharded.config import ShardingConfig
 
 _GB = 1e9
 _FLOAT_BYTES = 4
@@ -78,10 +76,9 @@ def plan_tables(
         ShardingError: the tables do not fit, or the ranker reads a spread table row by row.
     """
     collections = dict(_spread_collections(ranker, config))
-    codecs = _codecs(config.exchange, device)
-    sharders: list[ModuleSharder[nn.Module]] = [_TrainedSharder(codecs)]
+    sharders: list[ModuleSharder[nn.Module]] = [_TrainedSharder()]
     if any(pooled.frozen for pooled in collections.values()):
-        sharders.append(_FrozenSharder(fused_params={"learning_rate": 0.0}, qcomm_codecs_registry=codecs))
+        sharders.append(_FrozenSharder(fused_params={"learning_rate": 0.0}))
     if isinstance(ranker, TwoTowerRanker) and ranker.dashclip_tower.history_tiers is not None:
         _refuse_spread_histories(collections.get("semantic_tables"))
     made = decided_by_first(
@@ -214,15 +211,6 @@ def _rank_memory(config: ShardingConfig, ranks: Ranks, device: torch.device) -> 
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return psutil.virtual_memory().total // get_local_size(ranks.count)
-
-
-def _codecs(exchange: Exchange, device: torch.device) -> dict[str, QuantizedCommCodecs] | None:
-    """How vectors and gradients are packed on their way; None as they are."""
-    if exchange == "float32":
-        return None
-    precision = CommType.FP16 if exchange == "float16" else CommType.BF16
-    packed = QCommsConfig(forward_precision=precision, backward_precision=precision)
-    return get_qcomm_codecs_registry(packed, device=device)
 
 
 class _TrainedSharder(FusedEmbeddingBagCollectionSharder):

@@ -168,10 +168,6 @@ def spread_vectors(rank: Rank) -> dict[str, Any]:
     return rank.trained(replicated_up_to_gb=0.0, strategy="row_wise")
 
 
-def halved(rank: Rank) -> dict[str, Any]:
-    return rank.trained(strategy="row_wise", exchange="bfloat16")
-
-
 def random_tables(rank: Rank) -> dict[str, Any]:
     """Vectors that are trained, too; one of their tables has the name of a table of ids."""
     config = config_of(rank.data, strategy="auto")
@@ -334,7 +330,6 @@ JOBS: dict[str, tuple[Callable[[Rank], dict[str, Any]], int, int]] = {
     "two_row_wise": (row_wise, 2, 60),
     "four_auto": (auto, 4, 60),
     "spread_vectors": (spread_vectors, 2, 60),
-    "halved": (halved, 2, 60),
     "random_alone": (random_tables, 1, 60),
     "random_together": (random_tables, 2, 60),
     "spread_all": (spread_all, 2, 60),
