@@ -51,7 +51,7 @@ from serving.client import ScoreClient
 from serving.packaging.build_package import PackageOptions
 from serving.packaging.refresh import refresh as refresh_package
 from serving.scoring.predictor import Predictor
-from serving.servers.archive import archive_package, example_request
+from serving.servers.torchserve.archive import archive_package, example_request
 from serving.wire.reply import ScoreReply
 
 __all__ = [  # noqa: RUF022 - in the order of the work

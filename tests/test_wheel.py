@@ -37,8 +37,8 @@ NEED_AN_EXTRA = {
     "experiments.benchmarks.serving.onnx_ranker",
     "experiments.benchmarks.training.peers.deepctr_torch_runner",
     "experiments.benchmarks.training.peers.fuxictr_runner",
-    "serving.servers.fastapi_app",
-    "serving.servers.guarded_connection",
+    "serving.servers.fastapi.app",
+    "serving.servers.fastapi.guarded_connection",
 }
 #: Requirements under other names than the modules that they bring.
 MODULES = {"pytest-xdist": "xdist", "import-linter": "importlinter", "ir-measures": "ir_measures"}
@@ -119,7 +119,7 @@ def test_its_metadata_names_the_command_and_every_extra(wheel: Path) -> None:
 
 def test_every_module_can_be_imported_without_any_extra(installed: Path, tmp_path: Path) -> None:
     found = list(imported_names(installed))
-    assert "serving.servers.torchserve_handler" in found
+    assert "serving.servers.torchserve.handler" in found
     code = (
         "import importlib, experiments, sys\n"
         f"assert experiments.__file__.startswith({str(installed)!r}), experiments.__file__\n"

@@ -27,7 +27,7 @@ from features.online.request import ScoreRequest
 from serving.client import ClientError, ScoreClient
 from serving.packaging.as_of import time_us_of
 from serving.scoring.predictor import Predictor
-from serving.servers.torchserve import RunningServer, worker_pids
+from serving.servers.torchserve.server import RunningServer, worker_pids
 from serving.wire import arrow_codec, json_codec
 
 #: A request sent so long after a kill may still be given to the dead worker.

@@ -1,1 +1,1 @@
-"""TorchServe and FastAPI around the predictor."""
+"""From bodies to answers, and what every server counts, tells and heals."""

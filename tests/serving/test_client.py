@@ -17,7 +17,7 @@ from features.online.request import RequestError, ScoreRequest
 from serving.client import ClientError, ScoreClient, Tokens, share_inference_key
 from serving.servers.endpoint import Body, Endpoint
 from serving.wire import arrow_codec
-from tests.serving.servers.stand_in_handler import stand_in_score, stand_in_scorer
+from tests.serving.servers.torchserve.stand_in_handler import stand_in_score, stand_in_scorer
 
 REQUEST = ScoreRequest(user_id=1, query="q", candidates=[101, 7])
 

@@ -15,11 +15,11 @@ from serving.client import ScoreClient
 from serving.feature_log.log_files import logged_files
 from serving.scoring.routed_scorer import ROUTING, Routing
 from serving.scoring.routing import assign
-from serving.servers import archive as archive_module
-from serving.servers.archive import archive_package, example_request, find_archive
-from serving.servers.torchserve import running
+from serving.servers.torchserve import archive as archive_module
+from serving.servers.torchserve.archive import archive_package, example_request, find_archive
+from serving.servers.torchserve.server import running
 from serving.wire.reply import CHAMPION
-from tests.serving.servers.test_torchserve import free_ports
+from tests.serving.servers.torchserve.test_server import free_ports
 
 
 def run(*arguments: object) -> Result:

@@ -15,12 +15,12 @@ from features.online.request import MAX_CANDIDATES
 from serving.package.manifest import PackageManifest
 from serving.package.parity import read_requests
 from serving.scoring.predictor import Predictor
-from serving.servers import archive as archive_module
-from serving.servers.archive import archive_package, example_request, torchserve_version
 from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import Body, Endpoint
-from serving.servers.torchserve import RunningServer
-from tests.serving.servers.test_torchserve import free_ports
+from serving.servers.torchserve import archive as archive_module
+from serving.servers.torchserve.archive import archive_package, example_request, torchserve_version
+from serving.servers.torchserve.server import RunningServer
+from tests.serving.servers.torchserve.test_server import free_ports
 
 
 def run(*arguments: object) -> Result:

@@ -21,9 +21,9 @@ from experiments.runtime.ports import free_ports
 from experiments.serving_checks.loadtest import encoded, http_request
 from features.online.request import ScoreRequest
 from serving.client import Tokens
-from serving.servers.archive import archive_package, build_archive
-from serving.servers.torchserve import start, stop, worker_pids
-from serving.servers.torchserve_files import ServerSettings
+from serving.servers.torchserve.archive import archive_package, build_archive
+from serving.servers.torchserve.files import ServerSettings
+from serving.servers.torchserve.server import start, stop, worker_pids
 from serving.wire import json_codec
 
 _HANDLER = Path(__file__).with_name("noop_handler.py")

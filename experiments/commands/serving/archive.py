@@ -38,9 +38,9 @@ def archive(
     from rich.console import Console
 
     from features.artifacts import refuse_to_replace_input
-    from serving.servers.archive import archive_package
-    from serving.servers.torchserve import SERVER_FOLDER
-    from serving.servers.torchserve_files import ServerSettings, write_server_files
+    from serving.servers.torchserve.archive import archive_package
+    from serving.servers.torchserve.files import ServerSettings, write_server_files
+    from serving.servers.torchserve.server import SERVER_FOLDER
 
     console = Console()
     refuse_to_replace_input(store / name, package)

@@ -25,7 +25,7 @@ def drift(
     from features.artifacts import atomic_write_json
     from serving.package.manifest import PackageManifest
     from serving.servers.drift import DRIFT_FOLDER, drift_of, read_counts
-    from serving.servers.torchserve import state_folder
+    from serving.servers.torchserve.server import state_folder
 
     manifest = PackageManifest.read(package)
     folder = state_folder(counts) / DRIFT_FOLDER

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from experiments.serving_checks.fuzz import Ask
-    from serving.servers.torchserve import RunningServer
+    from serving.servers.torchserve.server import RunningServer
 
 
 def fuzz(
@@ -41,7 +41,7 @@ def fuzz(
     from experiments.runtime.progress import progress_bars
     from experiments.serving_checks.fuzz import fuzz_bodies, run_fuzz
     from serving.package.parity import read_requests
-    from serving.servers.torchserve import running, worker_pids
+    from serving.servers.torchserve.server import running, worker_pids
 
     console = Console()
     server = None if "://" in target else running(Path(target))
@@ -73,7 +73,7 @@ def _memory(target: str, server: "RunningServer | None") -> "Callable[[], dict[i
     import os
 
     from experiments.serving_checks.fuzz import private_mib
-    from serving.servers.torchserve import worker_pids
+    from serving.servers.torchserve.server import worker_pids
 
     if "://" in target:
         return None
@@ -82,7 +82,7 @@ def _memory(target: str, server: "RunningServer | None") -> "Callable[[], dict[i
 
 def _ask(target: str, key_file: Path | None, management_url: str | None) -> "Ask":
     from serving.client import ScoreClient
-    from serving.servers.torchserve import running
+    from serving.servers.torchserve.server import running
 
     if "://" in target:
         client = ScoreClient(

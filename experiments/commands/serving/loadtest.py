@@ -101,7 +101,7 @@ def loadtest(
 
 def _target(url: str, key_file: Path | None, management_url: str | None) -> tuple[str, "Tokens | None"]:
     from serving.client import Tokens
-    from serving.servers.torchserve import running
+    from serving.servers.torchserve.server import running
 
     if "://" in url:
         return url, Tokens(key_file, management_url) if key_file else None

@@ -40,7 +40,7 @@ def route(
     Example: `dashclip route runs/store --share challenger=0.1`
     """
     from serving.scoring.routed_scorer import ROUTING, Routing, RoutingError
-    from serving.servers.torchserve import state_folder
+    from serving.servers.torchserve.server import state_folder
 
     file = (place if (place / ROUTING).is_file() else state_folder(place)) / ROUTING
     if not file.is_file():

@@ -10,8 +10,8 @@ from experiments.commands.serving.route import challengers_of
 
 if TYPE_CHECKING:
     from serving.feature_log.feature_log import FeatureLogSettings
-    from serving.servers.archive import Archive
-    from serving.servers.torchserve import RunningServer
+    from serving.servers.torchserve.archive import Archive
+    from serving.servers.torchserve.server import RunningServer
 
 
 def serve(
@@ -137,9 +137,9 @@ def serve(
         return
     if challenger:
         raise typer.BadParameter("goes with --fastapi, or to `dashclip archive`", param_hint="--challenger")
-    from serving.servers.archive import find_archive
-    from serving.servers.torchserve import SERVER_FOLDER, start
-    from serving.servers.torchserve_files import ServerSettings
+    from serving.servers.torchserve.archive import find_archive
+    from serving.servers.torchserve.files import ServerSettings
+    from serving.servers.torchserve.server import SERVER_FOLDER, start
 
     settings = ServerSettings(
         port=port,
@@ -159,7 +159,7 @@ def serve(
     )
     archive = find_archive(store, name)
     if foreground:
-        from serving.servers.torchserve_foreground import serve_in_foreground
+        from serving.servers.torchserve.foreground import serve_in_foreground
 
         raise typer.Exit(serve_in_foreground(archive, settings, state=state_dir, trusted_key=trusted_key))
     with console.status("") as status:
@@ -191,14 +191,14 @@ def stop(
 
     Example: `dashclip stop runs/store`
     """
-    from serving.servers.torchserve import stop as stop_server
+    from serving.servers.torchserve.server import stop as stop_server
 
     typer.echo("stopped" if stop_server(store) else f"no server runs for {store}")
 
 
 def _curl(archive: "Archive", server: "RunningServer") -> str:
     from serving.client import INFERENCE_KEY_FILE
-    from serving.servers.archive import EXAMPLE_NAME
+    from serving.servers.torchserve.archive import EXAMPLE_NAME
 
     lines = [f"  curl {server.url} -H 'content-type: application/json' \\"]
     if server.key_file is not None:
@@ -241,13 +241,13 @@ def _serve_by_fastapi(
     from functools import partial
 
     try:
-        from serving.servers.fastapi_app import serve as serve_app
+        from serving.servers.fastapi.app import serve as serve_app
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}; install the extra: pip install 'dashclip-ranker[fastapi]'") from None
     from serving.feature_log.feature_log import hand_over
     from serving.observers.assembly import open_scorer
     from serving.scoring.routed_scorer import start_routing
-    from serving.servers.archive import example_request
+    from serving.servers.torchserve.archive import example_request
     from serving.wire.json_codec import encode_request
 
     if state is None and (challengers or log):

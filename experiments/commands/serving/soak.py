@@ -97,9 +97,9 @@ def _soak(
     from ranking.run import run_config
     from serving.packaging.as_of import end_of_log_us
     from serving.scoring.predictor import Predictor
-    from serving.servers.archive import archive_package
-    from serving.servers.torchserve import start, stop
-    from serving.servers.torchserve_files import ServerSettings
+    from serving.servers.torchserve.archive import archive_package
+    from serving.servers.torchserve.files import ServerSettings
+    from serving.servers.torchserve.server import start, stop
 
     torch.set_num_threads(1)
     log = data or log_of_run(run)

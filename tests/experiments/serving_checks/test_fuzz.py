@@ -14,7 +14,7 @@ from features.online.request import RequestError, ScoreRequest
 from serving.client import TOKEN_REFUSED
 from serving.servers.endpoint import Body, Endpoint
 from serving.wire import arrow_codec
-from tests.serving.servers.stand_in_handler import stand_in_scorer
+from tests.serving.servers.torchserve.stand_in_handler import stand_in_scorer
 
 REQUEST = ScoreRequest(
     user_id=1,

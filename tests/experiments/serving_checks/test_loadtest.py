@@ -28,7 +28,7 @@ from features.online.request import ScoreRequest
 from serving.package.parity import read_requests
 from serving.servers.endpoint import Body, Endpoint
 from serving.wire.json_codec import encode_request
-from tests.serving.servers.stand_in_handler import stand_in_scorer
+from tests.serving.servers.torchserve.stand_in_handler import stand_in_scorer
 
 REQUEST = ScoreRequest(
     user_id=1,

@@ -20,7 +20,7 @@ from serving.servers.endpoint import Body
 from serving.servers.healing import HealingScorer
 from serving.wire import arrow_codec, json_codec
 from serving.wire.reply import CHAMPION, ScoreReply, best_first
-from tests.serving.servers.stand_in_handler import stand_in_scorer
+from tests.serving.servers.torchserve.stand_in_handler import stand_in_scorer
 
 
 def body(number: int, **fields: object) -> Body:
@@ -198,8 +198,8 @@ def test_a_challenger_that_cannot_be_opened_hurts_nobody_and_serves_once_it_can(
 
 def test_fastapi_routes_and_logs_by_the_same_assembly(small_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("uvicorn", reason="the extra `fastapi` is not installed")
-    from serving.servers.fastapi_app import create_app
-    from tests.serving.servers.test_fastapi_app import root_of, served
+    from serving.servers.fastapi.app import create_app
+    from tests.serving.servers.fastapi.test_app import root_of, served
 
     package = small_run / "package"
     Routing(shares={"b": 1.0}, shadow=(CHAMPION,)).write(tmp_path / ROUTING)

@@ -16,7 +16,7 @@ from serving.package.signature import SignatureError, SigningKey, TrustedKey, is
 from serving.packaging.build_generation import SnapshotSource
 from serving.packaging.refresh import refresh
 from serving.scoring.predictor import Predictor, load_to_serve
-from serving.servers import archive
+from serving.servers.torchserve import archive
 from tests.serving.small_packages import AS_OF_US, copy_generation, write_keys
 
 pytest.importorskip("cryptography")
@@ -155,7 +155,7 @@ def test_what_is_no_key_is_refused(keys: tuple[Path, Path], tmp_path: Path) -> N
 
 
 def test_a_worker_without_a_key_imports_no_cryptography() -> None:
-    code = "import sys, serving.servers.torchserve_handler; print('cryptography' in sys.modules)"
+    code = "import sys, serving.servers.torchserve.handler; print('cryptography' in sys.modules)"
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

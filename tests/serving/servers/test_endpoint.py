@@ -14,7 +14,7 @@ from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import FORM, Body, Endpoint
 from serving.servers.measures import Series
 from serving.wire import arrow_codec, json_codec
-from tests.serving.servers.stand_in_handler import stand_in_score, stand_in_scorer
+from tests.serving.servers.torchserve.stand_in_handler import stand_in_score, stand_in_scorer
 
 
 def body(candidates: list[int], **fields: object) -> Body:

@@ -11,10 +11,10 @@ import pytest
 
 from serving.scoring.predictor import Predictor
 from serving.servers.endpoint import Body, Endpoint, readiness
+from serving.servers.fastapi.standby import Standby
 from serving.servers.healing import HealingScorer
-from serving.servers.standby import Standby
 from serving.wire.reply import Scorer
-from tests.serving.servers.stand_in_handler import stand_in_scorer
+from tests.serving.servers.torchserve.stand_in_handler import stand_in_scorer
 from tests.serving.small_packages import copy_generation
 
 ASKED = Body(b'{"user_id": 1, "query": "q", "candidates": [101]}')

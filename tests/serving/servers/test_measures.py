@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from serving.servers.measures import LATENCY_BUCKETS_S, Measures, increase
-from serving.servers.torchserve_files import metrics_text
+from serving.servers.torchserve.files import metrics_text
 from serving.wire.reply import ScoreReply
 
 

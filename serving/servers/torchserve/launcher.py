@@ -1,4 +1,4 @@
-"""`python -m serving.servers.torchserve_exec --start ...`: TorchServe's launcher, which becomes TorchServe.
+"""`python -m ….torchserve.launcher --start …`: TorchServe's launcher, which becomes TorchServe.
 
 Its own launcher starts Java as a child and leaves: nobody would then learn how that ended, and its process id
 would come by a file. Here the process is replaced by Java, so whoever started it is its parent.

@@ -44,12 +44,12 @@ from serving.servers.background import Background
 from serving.servers.drift import DRIFT_FOLDER, LiveCounts
 from serving.servers.endpoint import Body, readiness
 from serving.servers.environment import only_allowed
-from serving.servers.guarded_connection import IDLE_S, GuardedConnection
+from serving.servers.fastapi.guarded_connection import IDLE_S, GuardedConnection
+from serving.servers.fastapi.lanes import Lanes
+from serving.servers.fastapi.standby import Standby
 from serving.servers.healing import HealingScorer
 from serving.servers.json_lines import log_as_json
-from serving.servers.lanes import Lanes
 from serving.servers.log_stream import LogStream
-from serving.servers.standby import Standby
 from serving.wire.json_codec import decode_request
 from serving.wire.reply import CHAMPION, Scorer, ScoreReply
 

@@ -4,7 +4,7 @@ import contextlib
 import socket
 from urllib.parse import urlsplit
 
-from serving.servers.torchserve_files import ServerSettings
+from serving.servers.torchserve.files import ServerSettings
 
 
 def taken(settings: ServerSettings) -> str | None:

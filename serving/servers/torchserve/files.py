@@ -14,11 +14,11 @@ import yaml
 from features.artifacts import atomic_write_bytes
 from serving.feature_log.feature_log import FeatureLogSettings, hand_over
 from serving.scoring.routed_scorer import start_routing
-from serving.servers.archive import Archive
 from serving.servers.background import LARGE_MODEL
 from serving.servers.environment import ALLOWED
 from serving.servers.json_lines import ROTATED_KEPT, ROTATED_MB, WORKER_MARK
 from serving.servers.measures import GAUGES, Measures
+from serving.servers.torchserve.archive import Archive
 
 CONFIG_NAME, LOGGING_NAME, METRICS_NAME = "config.properties", "log4j2.xml", "metrics.yaml"
 LOOPBACK = "127.0.0.1"

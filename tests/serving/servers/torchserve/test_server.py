@@ -19,10 +19,10 @@ import pytest
 
 from features.online.request import RequestError, ScoreRequest
 from serving.client import ClientError, ScoreClient, share_inference_key
-from serving.servers.archive import build_archive
-from serving.servers.torchserve import RunningServer, ServerError, running, start, stop, worker_pids
-from serving.servers.torchserve_files import ServerSettings
-from tests.serving.servers.stand_in_handler import stand_in_score
+from serving.servers.torchserve.archive import build_archive
+from serving.servers.torchserve.files import ServerSettings
+from serving.servers.torchserve.server import RunningServer, ServerError, running, start, stop, worker_pids
+from tests.serving.servers.torchserve.stand_in_handler import stand_in_score
 
 pytestmark = [
     pytest.mark.slow,
@@ -67,7 +67,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(store: Path, state: Path) -> Iterator[RunningServer]:
-    from serving.servers.archive import find_archive
+    from serving.servers.torchserve.archive import find_archive
 
     settings = ServerSettings(port=free_ports(), workers=2, batch_size=4, batch_delay_ms=2, token_minutes=1)
     before = sorted(store.rglob("*"))
@@ -269,9 +269,9 @@ def test_in_the_foreground_a_server_without_a_model_says_503_and_heals_and_manag
     handler.write_text(
         "import sys\n"
         "from pathlib import Path\n"
-        f"sys.path.insert(0, {str(Path(__file__).parents[3])!r})\n"
-        "from serving.servers.torchserve_handler import DashclipHandler\n"
-        "from tests.serving.servers.stand_in_handler import stand_in_scorer\n\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[4])!r})\n"
+        "from serving.servers.torchserve.handler import DashclipHandler\n"
+        "from tests.serving.servers.torchserve.stand_in_handler import stand_in_scorer\n\n"
         "class OpensLater(DashclipHandler):\n"
         "    def open(self, settings, model_dir):\n"
         f"        Path({str(there)!r}).read_text()\n"
@@ -285,7 +285,7 @@ def test_in_the_foreground_a_server_without_a_model_says_503_and_heals_and_manag
     state = tmp_path / "state"
     command = [sys.executable, "-m", "experiments", "serve", str(store), "--foreground", "--no-token"]
     command += ["--port", str(port), "--state-dir", str(state)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}
     with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
         try:
@@ -352,7 +352,7 @@ def wait_until(true: Callable[[], bool]) -> None:
 def test_a_second_server_for_the_store_and_a_taken_port_are_refused(
     server: RunningServer, store: Path, state: Path, tmp_path: Path
 ) -> None:
-    from serving.servers.archive import find_archive
+    from serving.servers.torchserve.archive import find_archive
 
     archive = find_archive(store)
     with pytest.raises(ServerError, match=r"dashclip stop '.*with a space.*state'"):

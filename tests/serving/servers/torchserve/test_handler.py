@@ -20,13 +20,13 @@ from ts.service import Service
 from experiments.serving_checks.hostile_arrow import stream, views_of_one_text
 from serving.package.signature import SigningKey
 from serving.servers.measures import Series
-from serving.servers.torchserve_files import metrics_text
-from serving.servers.torchserve_handler import DashclipHandler, _exporter
+from serving.servers.torchserve.files import metrics_text
+from serving.servers.torchserve.handler import DashclipHandler, _exporter
 from serving.wire import arrow_codec
-from tests.serving.servers.stand_in_handler import StandInHandler
+from tests.serving.servers.torchserve.stand_in_handler import StandInHandler
 from tests.serving.small_packages import write_keys
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 #: What a worker has no use for; each costs tens of megabytes or seconds.
 NOT_IN_A_WORKER = (
     "torchrec",
@@ -116,9 +116,9 @@ def test_an_arrow_body_that_announces_much_costs_no_more_than_it_weighs(service:
 
 
 def test_torchserve_finds_exactly_one_class_in_the_handler_file() -> None:
-    import serving.servers.torchserve_handler
+    import serving.servers.torchserve.handler
 
-    handle, initialize = TsModelLoader()._get_class_entry_point(serving.servers.torchserve_handler)
+    handle, initialize = TsModelLoader()._get_class_entry_point(serving.servers.torchserve.handler)
     assert handle.__self__ is initialize.__self__
 
 
@@ -166,7 +166,7 @@ def test_a_worker_says_nothing_per_request(service: Service, caplog: pytest.LogC
 
 def test_a_worker_imports_only_what_it_needs() -> None:
     code = (
-        "import sys, serving.servers.torchserve_handler, serving.servers.background;"
+        "import sys, serving.servers.torchserve.handler, serving.servers.background;"
         f"print([name for name in {NOT_IN_A_WORKER} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

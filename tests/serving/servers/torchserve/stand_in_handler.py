@@ -14,7 +14,7 @@ import numpy as np
 
 from features.online.request import RequestError, ScoreRequest
 from serving.servers.drift import LiveCounts
-from serving.servers.torchserve_handler import DashclipHandler
+from serving.servers.torchserve.handler import DashclipHandler
 from serving.wire.reply import Scorer, ScoreReply, best_first
 
 AS_OF = "2026-01-01T00:00:00+00:00"

@@ -18,11 +18,12 @@ from types import FrameType
 from typing import TextIO
 
 from serving.scoring.backoff import Backoff
-from serving.servers.archive import Archive
-from serving.servers.attendant import Attendant
 from serving.servers.json_lines import log_as_json
 from serving.servers.log_stream import LogStream
-from serving.servers.torchserve import (
+from serving.servers.torchserve.archive import Archive
+from serving.servers.torchserve.attendant import Attendant
+from serving.servers.torchserve.files import ServerSettings
+from serving.servers.torchserve.server import (
     OpenManagementError,
     RunningServer,
     ServerError,
@@ -31,7 +32,6 @@ from serving.servers.torchserve import (
     stop,
     wait_for_scores,
 )
-from serving.servers.torchserve_files import ServerSettings
 
 _log = logging.getLogger(__name__)
 

@@ -25,13 +25,13 @@ from features.online.request import MAX_BODY_BYTES, RequestError, ScoreRequest
 from serving.client import ClientError, ScoreClient
 from serving.servers.json_lines import JsonLines
 from serving.wire.reply import Scorer, ScoreReply
-from tests.serving.servers.stand_in_handler import stand_in_score, stand_in_scorer
+from tests.serving.servers.torchserve.stand_in_handler import stand_in_score, stand_in_scorer
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 uvicorn = pytest.importorskip("uvicorn", reason="the extra `fastapi` is not installed")
-guarded_connection = pytest.importorskip("serving.servers.guarded_connection")
+guarded_connection = pytest.importorskip("serving.servers.fastapi.guarded_connection")
 
 
 GET = b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -42,7 +42,7 @@ EXAMPLE = b'{"user_id": 1, "query": "q", "candidates": [101]}'
 @contextmanager
 def served(app: "FastAPI") -> Iterator[Any]:
     """uvicorn's server in a thread, listening as `serve` does."""
-    from serving.servers.fastapi_app import server_config
+    from serving.servers.fastapi.app import server_config
 
     server = uvicorn.Server(server_config(app))
     listening = socket.create_server(("127.0.0.1", 0))
@@ -78,7 +78,7 @@ def until_closed(connection: socket.socket) -> bytes:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Any]:
-    from serving.servers.fastapi_app import create_app
+    from serving.servers.fastapi.app import create_app
 
     with served(create_app(stand_in_scorer(), example=EXAMPLE)) as server:
         yield server
@@ -115,12 +115,12 @@ def test_health_and_metrics_say_what_is_served(root: str) -> None:
 def test_workers_are_counted_together_replaced_when_killed_and_end_with_their_parent(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     code = (
-        "from serving.servers.fastapi_app import serve\n"
-        "from tests.serving.servers.stand_in_handler import stand_in_scorer\n"
+        "from serving.servers.fastapi.app import serve\n"
+        "from tests.serving.servers.torchserve.stand_in_handler import stand_in_scorer\n"
         f"serve(stand_in_scorer, host='127.0.0.1', port={url.rsplit(':')[-1]}, workers=2)\n"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    parent = psutil.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[3], env=environment)
+    parent = psutil.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[4], env=environment)
     try:
         wait_until(lambda: len(workers_of(parent)) == 2 and scored(url, 1))
         assert scored(url, 29)
@@ -188,7 +188,7 @@ def test_a_second_request_that_does_not_arrive_loses_its_connection_too(
 
 
 def test_a_slow_answer_is_no_slow_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    from serving.servers.fastapi_app import create_app
+    from serving.servers.fastapi.app import create_app
 
     monkeypatch.setattr(guarded_connection, "REQUEST_S", 0.2)
     scorer, going_on = blocked_scorer()
@@ -233,12 +233,12 @@ def blocked_scorer() -> tuple[Scorer, threading.Event]:
 
 
 def test_probes_do_not_wait_for_scores_and_ready_says_that_none_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    from serving.servers import fastapi_app
+    from serving.servers.fastapi import app
 
-    monkeypatch.setattr(fastapi_app, "_PROBE_S", 0.1)
+    monkeypatch.setattr(app, "_PROBE_S", 0.1)
     scorer, going_on = blocked_scorer()
     with (
-        served(fastapi_app.create_app(scorer, example=EXAMPLE)) as server,
+        served(app.create_app(scorer, example=EXAMPLE)) as server,
         connected(server) as connection,
     ):
         connection.sendall(HEAD.replace(b"100", str(len(EXAMPLE)).encode()) + EXAMPLE)
@@ -251,7 +251,7 @@ def test_probes_do_not_wait_for_scores_and_ready_says_that_none_come(monkeypatch
 
 
 def test_a_worker_is_ready_if_it_scores_its_example_or_has_scored_of_late() -> None:
-    from serving.servers.fastapi_app import create_app
+    from serving.servers.fastapi.app import create_app
 
     unwanted = EXAMPLE.replace(b"101", b"14")  # which the stand-in refuses
     with served(create_app(stand_in_scorer(), example=EXAMPLE)) as server:
@@ -266,10 +266,10 @@ def test_a_worker_is_ready_if_it_scores_its_example_or_has_scored_of_late() -> N
 def test_bodies_beyond_the_budget_of_memory_are_told_to_come_back_and_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from serving.servers import fastapi_app, lanes
+    from serving.servers.fastapi import app, lanes
 
     monkeypatch.setattr(lanes, "BODIES_BYTES", 1_000)
-    with served(fastapi_app.create_app(stand_in_scorer())) as server:
+    with served(app.create_app(stand_in_scorer())) as server:
         for _ in range(3):
             request = urllib.request.Request(root_of(server) + "/score", b" " * 5_000)
             with pytest.raises(urllib.error.HTTPError) as error:
@@ -284,7 +284,7 @@ def test_what_is_served_is_counted_for_drift_if_there_is_a_place_for_it(
 ) -> None:
     from serving.scoring.predictor import Predictor
     from serving.servers.drift import read_counts
-    from serving.servers.fastapi_app import create_app
+    from serving.servers.fastapi.app import create_app
     from serving.servers.healing import HealingScorer
 
     predictor = Predictor.load(small_run / "package")
@@ -300,7 +300,7 @@ def test_what_is_served_is_counted_for_drift_if_there_is_a_place_for_it(
 
 
 def test_the_schema_is_offered_only_if_it_is_asked_for(server: Any) -> None:
-    from serving.servers.fastapi_app import create_app
+    from serving.servers.fastapi.app import create_app
 
     assert [status_of(server, path) for path in ("/openapi.json", "/docs", "/redoc")] == [404] * 3
     with served(create_app(stand_in_scorer(), schema=True)) as other:
@@ -310,7 +310,7 @@ def test_the_schema_is_offered_only_if_it_is_asked_for(server: Any) -> None:
 def test_a_worker_is_replaced_at_once_and_those_that_die_young_after_growing_pauses(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from serving.servers import fastapi_app
+    from serving.servers.fastapi import app
 
     now, started = 0.0, []
 
@@ -334,9 +334,9 @@ def test_a_worker_is_replaced_at_once_and_those_that_die_young_after_growing_pau
         join = kill
 
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(fastapi_app, "Process", Dead)
-    monkeypatch.setattr(fastapi_app, "_clock", lambda: now)
-    supervisor = fastapi_app._Supervisor(SimpleNamespace(workers=1), [], tmp_path)  # type: ignore[arg-type]
+    monkeypatch.setattr(app, "Process", Dead)
+    monkeypatch.setattr(app, "_clock", lambda: now)
+    supervisor = app._Supervisor(SimpleNamespace(workers=1), [], tmp_path)  # type: ignore[arg-type]
     supervisor.processes = [Dead()]  # type: ignore[list-item]
     for half_second in range(2_000):
         now = half_second / 2
@@ -354,19 +354,19 @@ def test_a_server_that_cannot_open_its_scorer_says_503_at_once_and_serves_once_i
     there, state = tmp_path / "there", tmp_path / "state"
     code = (
         "from pathlib import Path\n"
-        "from serving.servers import fastapi_app\n"
-        "from tests.serving.servers.stand_in_handler import stand_in_scorer\n"
+        "from serving.servers.fastapi import app\n"
+        "from tests.serving.servers.torchserve.stand_in_handler import stand_in_scorer\n"
         "def open_scorer():\n"
         f"    return Path({str(there)!r}).read_text() and stand_in_scorer()\n"
         "if __name__ == '__main__':\n"
-        f"    fastapi_app.serve(open_scorer, host='127.0.0.1', port={port}, "
+        f"    app.serve(open_scorer, host='127.0.0.1', port={port}, "
         f"state=Path({str(state)!r}))\n"
     )
     script = tmp_path / "opens_later.py"
     script.write_text(code)
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[3]),
+        "PYTHONPATH": str(Path(__file__).parents[4]),
         "DATABASE_URL": "a:secret@host",
     }
     parent = psutil.Popen(

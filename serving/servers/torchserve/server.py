@@ -7,7 +7,7 @@
                       server.json (what is running)
 
 `start` does what `torchserve --start` does from there, and waits for a real prediction: TorchServe's
-own /ping says 200 while no worker lives. An attendant beside it (`serving/servers/attendant.py`) answers
+own /ping says 200 while no worker lives. An attendant beside it (`attendant.py`) answers
 probes and renews tokens.
 """
 
@@ -31,19 +31,19 @@ import psutil
 from features.artifacts import atomic_write_bytes, atomic_write_json
 from serving.client import INFERENCE_KEY_FILE, ClientError, ScoreClient, share_inference_key
 from serving.package.signature import TrustedKey
-from serving.servers.archive import Archive
 from serving.servers.background import TRUSTED_KEY, WORKERS_FOLDER
 from serving.servers.drift import DRIFT_FOLDER
 from serving.servers.environment import allowed, importable
 from serving.servers.healing import NO_MODEL
-from serving.servers.ports import reachable, taken
-from serving.servers.torchserve_files import (
+from serving.servers.torchserve.archive import Archive
+from serving.servers.torchserve.files import (
     CONFIG_NAME,
     LOGGING_NAME,
     ServerSettings,
     large_name,
     write_server_files,
 )
+from serving.servers.torchserve.ports import reachable, taken
 from serving.wire.json_codec import decode_request
 
 SERVER_FOLDER = "server"
@@ -54,7 +54,7 @@ WORKERS_OUTPUT = "workers_output.jsonl"
 EXAMPLE = "example.json"
 _STATE_NAME = "server.json"
 _JAVA_CLASS = "org.pytorch.serve.ModelServer"
-_LAUNCHER = "serving.servers.torchserve_exec"
+_LAUNCHER = "serving.servers.torchserve.launcher"
 _STOP_S = 30.0
 _ATTENDANT_S = 60.0
 _WORKER_END = "Backend worker process died"
@@ -249,7 +249,7 @@ def wait_for_scores(server: RunningServer, folder: Path, *, timeout_s: float) ->
 
 
 def _with_attendant(server: RunningServer, folder: Path) -> RunningServer:
-    command = [sys.executable, "-m", "serving.servers.attendant", str(folder)]
+    command = [sys.executable, "-m", "serving.servers.torchserve.attendant", str(folder)]
     with (folder / "logs" / "console.log").open("ab") as console:
         attendant = subprocess.Popen(
             command,
@@ -334,7 +334,7 @@ def _end_attendant(server: RunningServer) -> None:
     """It ends by itself, a moment later; the port is to be free now."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(server.attendant or 0)
-        if "serving.servers.attendant" in process.cmdline():
+        if "serving.servers.torchserve.attendant" in process.cmdline():
             process.terminate()
             process.wait(_STOP_S)
 

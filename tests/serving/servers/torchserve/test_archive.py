@@ -12,9 +12,15 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from serving.servers.archive import HANDLER_NAME, SETTINGS_NAME, ArchiveError, build_archive, find_archive
 from serving.servers.json_lines import WORKER_MARK, WorkerLines
-from serving.servers.torchserve_files import (
+from serving.servers.torchserve.archive import (
+    HANDLER_NAME,
+    SETTINGS_NAME,
+    ArchiveError,
+    build_archive,
+    find_archive,
+)
+from serving.servers.torchserve.files import (
     NOWHERE,
     ServerSettings,
     config_text,

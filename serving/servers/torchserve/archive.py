@@ -1,7 +1,7 @@
 """A package in a TorchServe model store: as a folder that points to it, or as one .mar file that holds it.
 
     STORE/<name>/     (or STORE/<name>.mar)
-      dashclip_handler.py     copy of `serving/servers/torchserve_handler.py`
+      dashclip_handler.py     copy of `serving/servers/torchserve/handler.py`
       model-config.yaml       where the package is
       example.json            a request that it answers
       MAR-INF/MANIFEST.json   what TorchServe reads first
@@ -33,7 +33,7 @@ from serving.package.parity import read_requests
 from serving.scoring.routed_scorer import check_name
 from serving.wire.json_codec import encode_request
 
-HANDLER = Path(__file__).with_name("torchserve_handler.py")
+HANDLER = Path(__file__).with_name("handler.py")
 HANDLER_NAME = "dashclip_handler.py"
 SETTINGS_NAME = "model-config.yaml"
 EXAMPLE_NAME = "example.json"
@@ -195,7 +195,7 @@ def check_archive(archive: Path, *, name: str, example: bytes) -> None:
     Raises:
         ArchiveError: it did not answer with 200; the error ends as the traceback does.
     """
-    command = [sys.executable, "-m", "serving.servers.archive_check", str(archive.resolve()), name]
+    command = [sys.executable, "-m", "serving.servers.torchserve.archive_check", str(archive.resolve()), name]
     with tempfile.TemporaryDirectory() as elsewhere:
         done = subprocess.run(command, input=example, capture_output=True, cwd=elsewhere, check=False)
     if done.returncode:

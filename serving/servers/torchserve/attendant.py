@@ -23,7 +23,7 @@ from serving.client import ClientError, Tokens, share_inference_key
 from serving.scoring.backoff import Backoff
 from serving.servers.background import WORKERS_FOLDER
 from serving.servers.json_lines import log_as_json
-from serving.servers.torchserve import EXAMPLE, RunningServer, running, worker_pids
+from serving.servers.torchserve.server import EXAMPLE, RunningServer, running, worker_pids
 from serving.wire.json_codec import decode_request
 
 _log = logging.getLogger(__name__)

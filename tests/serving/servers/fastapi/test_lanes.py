@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from features.online.request import ScoreRequest
-from serving.servers import lanes as lanes_module
 from serving.servers.endpoint import Answer, Body, Endpoint
-from serving.servers.lanes import BODIES_BYTES, Lanes
+from serving.servers.fastapi import lanes as lanes_module
+from serving.servers.fastapi.lanes import BODIES_BYTES, Lanes
 from serving.wire import arrow_codec, json_codec
 from serving.wire.body_weight import LARGE_BYTES, LARGE_CANDIDATES, is_large
-from tests.serving.servers.stand_in_handler import stand_in_scorer
+from tests.serving.servers.torchserve.stand_in_handler import stand_in_scorer
 
 
 def request_of(count: int) -> ScoreRequest:

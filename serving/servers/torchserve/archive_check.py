@@ -1,4 +1,4 @@
-"""One answer as a TorchServe worker gives it: `python -m serving.servers.archive_check ARCHIVE NAME < body`.
+"""One answer as a TorchServe worker gives it: `python -m ….torchserve.archive_check ARCHIVE NAME < body`.
 
 A program of its own, because a worker is one, too: what only works inside the process that built an archive
 (a module that is already imported, a path) fails here with its true text.
@@ -10,8 +10,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from serving.servers.archive import HANDLER_NAME
-from serving.servers.torchserve_files import METRICS_NAME, metrics_text
+from serving.servers.torchserve.archive import HANDLER_NAME
+from serving.servers.torchserve.files import METRICS_NAME, metrics_text
 
 
 def answer_once(archive: Path, *, name: str, body: bytes) -> None:

@@ -1,0 +1,1 @@
+"""FastAPI and uvicorn as the second server."""

@@ -1,0 +1,1 @@
+"""TorchServe: started, watched and stopped, and the handler in its workers."""
