@@ -14,8 +14,8 @@ from embeddings.tables.importing import import_vectors
 from embeddings.tables.lsa import embed_lsa
 from embeddings.tables.off_the_shelf import embed_off_the_shelf
 from experiments.config import load_config
+from experiments.encoders.config import EncodersConfig
 from experiments.encoders.pipeline import (
-    EncodersConfig,
     encode_tables,
     measure_retrieval,
     run_align,

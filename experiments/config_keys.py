@@ -23,7 +23,7 @@ from embeddings.grading.language_models.prompt import Prompt
 from experiments.ablation.plan import AblationConfig
 from experiments.config import ConfigError, KeysOf
 from experiments.datasets.own_tables.mapping import ImportMapping
-from experiments.encoders.pipeline import EncodersConfig
+from experiments.encoders.config import EncodersConfig
 from experiments.sweeps.sweep import SweepConfig
 from features.schema import FeatureConfig
 from ranking.run import RunConfig

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from experiments.ablation.run import METRICS_FILE, run_stage_1, run_variant
 from experiments.config import KeysOf, load_config, merged, parse_config
-from experiments.encoders.pipeline import EncodersConfig
+from experiments.encoders.config import EncodersConfig
 from experiments.runtime.job_pool import Job, OnProgress, run_jobs
 from features.artifacts import sha256_of
 from features.inputs.tables import table_files

@@ -16,8 +16,8 @@ from embeddings.relevance.grades import read_grades
 from embeddings.stages.run_folder import ENCODER, ShowReport
 from embeddings.tables.narrow import bytes_per_vector, narrow_table
 from embeddings.training.loop import Report
+from experiments.encoders.config import EncodersConfig
 from experiments.encoders.pipeline import (
-    EncodersConfig,
     encode_tables,
     measure_retrieval,
     run_align,

@@ -51,7 +51,7 @@ def worlds_command(
 
     from experiments.commands.rankers.sweep import exit_if_failed
     from experiments.config import load_config, parse_config
-    from experiments.encoders.pipeline import EncodersConfig
+    from experiments.encoders.config import EncodersConfig
     from experiments.runtime.progress import progress_bars
     from experiments.sweeps.sweep import SweepConfig
     from experiments.worlds.forecast import Forecast

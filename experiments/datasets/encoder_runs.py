@@ -20,8 +20,9 @@ from embeddings.tables.encode import encode_products, encode_queries
 from embeddings.tables.lsa import embed_lsa
 from experiments.datasets.grocery_store_photos import GroceryStoreResults, evaluate_grocery_store
 from experiments.datasets.home_depot_relevance import HomeDepotResults, Vectors, evaluate_home_depot
+from experiments.encoders.config import EncodersConfig
 from experiments.encoders.first_encoder import bert_encoder
-from experiments.encoders.pipeline import EncodersConfig, run_align
+from experiments.encoders.pipeline import run_align
 from experiments.runtime.environment import environment
 from experiments.runtime.progress import Bars
 from features.artifacts import atomic_folder, atomic_write_bytes, atomic_write_json

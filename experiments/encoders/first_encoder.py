@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from embeddings.encoders.bert_checkpoint import OPEN_FIELDS, lacks_images, read_bert
 from embeddings.encoders.dashclip import DashClipEncoder
@@ -11,15 +11,13 @@ from embeddings.encoders.published_weights import PUBLISHED, find_published
 from embeddings.stages.run_folder import ShowReport
 from embeddings.stages.runs import Start, new_encoder, warm_up
 from embeddings.training.run_log import Tracker
-
-if TYPE_CHECKING:
-    from experiments.encoders.pipeline import EncodersConfig
+from experiments.encoders.config import EncodersConfig
 
 
 def first_encoder(
     data: Path,
     folder: Path,
-    config: "EncodersConfig",
+    config: EncodersConfig,
     *,
     published: DashClipEncoder | None = None,
     device: str = "cpu",
@@ -59,7 +57,7 @@ def first_encoder(
 def warm_start(
     data: Path,
     folder: Path,
-    config: "EncodersConfig",
+    config: EncodersConfig,
     start: Start | None,
     *,
     device: str,
@@ -82,7 +80,7 @@ def warm_start(
     )
 
 
-def bert_encoder(model: str | Path, config: "EncodersConfig", **options: Any) -> DashClipEncoder:
+def bert_encoder(model: str | Path, config: EncodersConfig, **options: Any) -> DashClipEncoder:
     """Published text weights as an encoder: a folder, or the name of a model that an installed package holds.
 
     Of the config it takes the size, the fields of `architecture` that the weights leave open, and the seed;

@@ -1,37 +1,27 @@
 """Encoders end to end: train both stages, encode, measure retrieval (table 1) and probes (section 5)."""
 
-import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION, HoldoutConfig, product_roles
 from embeddings.catalog.inputs import read_distinct_queries
-from embeddings.catalog.products import Modality, ProductCatalog
+from embeddings.catalog.products import ProductCatalog
 from embeddings.embedding_table import EmbeddingTable
-from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.evaluation.judgements import Judgements
 from embeddings.evaluation.probe_report import ProbeReport
 from embeddings.evaluation.probes import ProbeLabels, VectorPair, run_probes
 from embeddings.evaluation.retrieval import Pool
 from embeddings.relevance.grades import read_grades
-from embeddings.relevance.sampling import TupleConfig
-from embeddings.stages.alignment import AlignConfig
 from embeddings.stages.run_folder import InputConfig, ShowReport, StageRun
-from embeddings.stages.runs import VOCABULARY, Start, align, pretrain
-from embeddings.stages.stage1 import PretrainConfig
-from embeddings.stages.stage2 import check_product_side
-from embeddings.stages.warmup import ImageWarmupConfig, WarmupConfig
+from embeddings.stages.runs import Start, align, pretrain
 from embeddings.tables.encode import Encoded, encode_products, encode_queries
 from embeddings.training.run_log import Tracker
-from experiments.config import KeysOf
+from experiments.encoders.config import EncodersConfig
 from experiments.encoders.first_encoder import warm_start
 from experiments.encoders.retrieval_rows import RandomRow, TableRow, VectorRow, lexical_rows
 from experiments.encoders.table1 import Table1, evaluate_rows
@@ -41,92 +31,6 @@ from features.progress import Progress, silent
 
 #: What an encoder has gone through, by the stage in its id.
 _AFTER = {"initial": "before stage 1", "pretrained": "after stage 1", "aligned": "after stage 2"}
-#: Parts of an encoder's shape that no config sets: the tokenizer says how many tokens there are, stage 2 what
-#: it kept.
-LEARNED_SHAPE = ("vocab_size", "kept_dims")
-
-
-class EncodersConfig(BaseModel):
-    """Both stages and what they see; one complete TOML of these trains an encoder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    #: Shape to start from: "tiny" shows that it runs, "small" trains on two CPU cores in minutes, "base" is
-    #: BLIP's.
-    size: Size = "small"
-    #: Tokens learned from titles and queries, special ones included; that of the size if None.
-    vocab_size: Annotated[int, Field(ge=100)] | None = None
-    #: Fields of EncoderConfig that differ from those of the size, such as embedding_dim.
-    architecture: Annotated[
-        dict[str, bool | int | float | str],
-        KeysOf(EncoderConfig, without=LEARNED_SHAPE, otherwise="as `size` has it"),
-    ] = {}
-    #: Of the first weights; the stages have seeds of their own.
-    seed: Annotated[int, Field(ge=0)] = 0
-    #: What product embeddings are made of.
-    modalities: tuple[Modality, ...] = ("image", "text")
-    #: Columns of products that are read as its text, one after the other.
-    text_columns: tuple[str, ...] = ("title",)
-    #: Whose grades count; where several grade a pair the first one named here wins. Left out: all that there
-    #: are, human first, then llm, then others by name.
-    sources: tuple[str, ...] | None = None
-    holdout: HoldoutConfig = HoldoutConfig()
-    tuples: TupleConfig = TupleConfig()
-    #: The text warm-up from scratch; None, and training from published weights, leave it out.
-    warmup: WarmupConfig | None = None
-    #: The image warm-up after it, and after text weights that came without images; it needs images, titles
-    #: and a text encoder that knows them. Without "image" among the modalities it is left out.
-    image_warmup: ImageWarmupConfig | None = None
-    #: None leaves stage 1 out, as without images.
-    pretrain: PretrainConfig | None = None
-    #: None leaves stage 2 out, as without grades.
-    align: AlignConfig | None = None
-
-    @model_validator(mode="after")
-    def _images_warm_up_after_text(self) -> Self:
-        if self.image_warmup is not None and self.warmup is None:
-            raise ValueError("[image_warmup] needs a [warmup] section: images learn from titles understood")
-        return self
-
-    @model_validator(mode="after")
-    def _architecture_fits(self) -> Self:
-        known = sorted(set(EncoderConfig.model_fields) - set(LEARNED_SHAPE))
-        for name in self.architecture:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-                hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
-                raise ValueError(f"architecture.{name} is not a part of an encoder; {hint}")
-        try:
-            encoder = EncoderConfig.preset(self.size, vocab_size=VOCABULARY[self.size], **self.architecture)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(["architecture", *map(str, problem["loc"])])
-            sentence = problem["msg"].removeprefix("Value error, ")
-            raise ValueError(f"{where}: {sentence} (got {self.architecture})") from None
-        if encoder.fusion == "completion" and self.align is not None:
-            check_product_side(self.align)
-        if self.align is not None and self.align.kept_dims > encoder.embedding_dim:
-            kept = self.align.kept_dims
-            raise ValueError(f"align.kept_dims ({kept}) exceeds embedding_dim ({encoder.embedding_dim})")
-        return self
-
-    @property
-    def inputs(self) -> InputConfig:
-        """What both stages see of the data."""
-        return InputConfig(modalities=self.modalities, text_columns=self.text_columns, holdout=self.holdout)
-
-    @property
-    def stage1_inputs(self) -> InputConfig:
-        """What stage 1 sees: titles too when products are embedded from images alone, as ITC needs both."""
-        return replace(self.inputs, modalities=("image", "text"))
-
-    def with_seed(self, seed: int) -> "EncodersConfig":
-        """The same with another seed for weights, batches and tuples; the hold-out stays."""
-        names = ("warmup", "image_warmup", "pretrain", "align")
-        parts = {
-            name: part.model_copy(update={"seed": seed}) for name in names if (part := getattr(self, name))
-        }
-        return self.model_copy(update={"seed": seed, **parts})
 
 
 def run_pretrain(

@@ -19,7 +19,8 @@ from embeddings.stages.runs import new_encoder, warm_up
 from embeddings.tables.lsa import embed_lsa
 from embeddings.training.loop import Report
 from experiments.config import parse_config
-from experiments.encoders.pipeline import EncodersConfig, run_align, run_pretrain
+from experiments.encoders.config import EncodersConfig
+from experiments.encoders.pipeline import run_align, run_pretrain
 from experiments.projects.survey import Survey
 from experiments.runtime.environment import environment
 from experiments.sweeps.sweep import SweepConfig, plan

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from experiments.config import parse_config
-from experiments.encoders.pipeline import EncodersConfig
+from experiments.encoders.config import EncodersConfig
 from experiments.projects.configs import (
     Drafted,
     ProjectSize,

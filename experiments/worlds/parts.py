@@ -23,7 +23,8 @@ from embeddings.tables.lsa import embed_lsa
 from embeddings.tables.tfidf import embed_tfidf
 from experiments.ablation.plan import data_checksum
 from experiments.ablation.run import run_stage_1
-from experiments.encoders.pipeline import EncodersConfig, encode_tables, measure_retrieval, run_align
+from experiments.encoders.config import EncodersConfig
+from experiments.encoders.pipeline import encode_tables, measure_retrieval, run_align
 from experiments.marketplace.config import MarketplaceConfig
 from experiments.marketplace.generate import DESCRIPTION, generate
 from experiments.marketplace.oracle import embed_truth

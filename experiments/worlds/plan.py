@@ -18,7 +18,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from experiments.encoders.pipeline import EncodersConfig
+from experiments.encoders.config import EncodersConfig
 from experiments.marketplace.config import Candidates, MarketplaceConfig, Size
 from experiments.marketplace.generate import DESCRIPTION
 from experiments.runtime.job_pool import DIED, Job, OnProgress, run_jobs

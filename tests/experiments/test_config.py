@@ -11,7 +11,7 @@ from experiments.cli import app
 from experiments.commands.config import first_comment, kind_of
 from experiments.config import SHIPPED, ConfigError, load_config
 from experiments.datasets.own_tables.mapping import ImportMapping
-from experiments.encoders.pipeline import EncodersConfig
+from experiments.encoders.config import EncodersConfig
 from experiments.marketplace.config import MarketplaceConfig
 from experiments.sweeps.sweep import SweepConfig, plan
 from features.schema import FeatureConfig, HistoryConfig, SplitConfig

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from embeddings.encoders.dashclip import DashClipEncoder
     from embeddings.stages.run_folder import StageRun
-    from experiments.encoders.pipeline import EncodersConfig
+    from experiments.encoders.config import EncodersConfig
 
 encode = typer.Typer(
     no_args_is_help=True,
@@ -209,7 +209,7 @@ def _read(config: Path, encoder: Path | None) -> tuple[EncodersConfig, DashClipE
     from embeddings.encoders.dashclip import DashClipEncoder
     from embeddings.stages.run_folder import encoder_folder
     from experiments.config import load_config
-    from experiments.encoders.pipeline import EncodersConfig
+    from experiments.encoders.config import EncodersConfig
 
     settings = load_config(config, EncodersConfig)
     if encoder is None:
@@ -225,7 +225,6 @@ def _read_start(
     from embeddings.encoders.bert_checkpoint import is_bert_folder
     from embeddings.encoders.published_weights import PUBLISHED
     from embeddings.stages.run_folder import encoder_folder
-    from experiments.commands.encoders.published_models import print_text_weights
     from experiments.encoders.first_encoder import bert_encoder
 
     if start is None or encoder_folder(start):
@@ -255,3 +254,23 @@ def _print_run(console: Console, run: StageRun) -> None:
     remark = learned_no_completion(run.counts)
     if remark:
         console.print(remark, style="yellow", markup=False, soft_wrap=True)
+
+
+def print_text_weights(console: Console, encoder: DashClipEncoder) -> None:
+    """What was read, and what no published weights are there for."""
+    shape, made = encoder.config, encoder.trained_on or {}
+    console.print(
+        f"{made['source']}: {shape.text_layers} layers of {shape.text_hidden_dim}, {made['pooling']} "
+        f"pooling, {shape.vocab_size:,} tokens, vectors of {shape.vector_dim}"
+        + (f"; licence {made['licence']}" if "licence" in made else ""),
+        soft_wrap=True,
+        markup=False,
+    )
+    for what, prefix in (("query", shape.query_prefix), ("title", shape.title_prefix)):
+        if prefix:
+            console.print(f"before each {what}: {prefix!r}", soft_wrap=True, markup=False)
+    console.print(
+        f"random until trained, as no text model has them: {', '.join(made['random'])}",
+        soft_wrap=True,
+        markup=False,
+    )

@@ -37,7 +37,8 @@ def evaluate_command(
     from embeddings.encoders.dashclip import DashClipEncoder
     from embeddings.stages.run_folder import encoder_folder
     from experiments.config import load_config
-    from experiments.encoders.pipeline import EncodersConfig, measure_retrieval
+    from experiments.encoders.config import EncodersConfig
+    from experiments.encoders.pipeline import measure_retrieval
     from experiments.encoders.title_to_image import measure_title_to_image
     from experiments.reports.table1_text import console_table, to_markdown
     from experiments.runtime.environment import environment
@@ -91,8 +92,9 @@ def probe_command(
     from rich.markdown import Markdown
 
     from experiments.config import load_config
+    from experiments.encoders.config import EncodersConfig
     from experiments.encoders.pictures import write_pictures
-    from experiments.encoders.pipeline import EncodersConfig, measure_probes
+    from experiments.encoders.pipeline import measure_probes
     from experiments.reports.probes_text import to_markdown
     from experiments.runtime.environment import environment
     from experiments.runtime.progress import progress_bars

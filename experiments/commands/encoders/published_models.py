@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from experiments.commands.encoders.encode import encode
+from experiments.commands.encoders.encode import encode, print_text_weights
 from experiments.commands.options import DATA, DEVICE
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from embeddings.encoders.dashclip import DashClipEncoder
+    pass
 
 
 @encode.command("import-blip")
@@ -67,8 +65,8 @@ def from_bert_command(
     from rich.console import Console
 
     from experiments.config import load_config
+    from experiments.encoders.config import EncodersConfig
     from experiments.encoders.first_encoder import bert_encoder
-    from experiments.encoders.pipeline import EncodersConfig
 
     given = {"query_prefix": query_prefix, "title_prefix": title_prefix}
     encoder = bert_encoder(
@@ -113,24 +111,4 @@ def off_the_shelf_command(
         f"{len(tables.products):,} products in {tables.products.folder}; "
         f"{tables.products_without_input:,} have no {modality}",
         soft_wrap=True,
-    )
-
-
-def print_text_weights(console: Console, encoder: DashClipEncoder) -> None:
-    """What was read, and what no published weights are there for."""
-    shape, made = encoder.config, encoder.trained_on or {}
-    console.print(
-        f"{made['source']}: {shape.text_layers} layers of {shape.text_hidden_dim}, {made['pooling']} "
-        f"pooling, {shape.vocab_size:,} tokens, vectors of {shape.vector_dim}"
-        + (f"; licence {made['licence']}" if "licence" in made else ""),
-        soft_wrap=True,
-        markup=False,
-    )
-    for what, prefix in (("query", shape.query_prefix), ("title", shape.title_prefix)):
-        if prefix:
-            console.print(f"before each {what}: {prefix!r}", soft_wrap=True, markup=False)
-    console.print(
-        f"random until trained, as no text model has them: {', '.join(made['random'])}",
-        soft_wrap=True,
-        markup=False,
     )

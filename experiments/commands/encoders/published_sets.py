@@ -50,8 +50,9 @@ def home_depot_command(
     from experiments.config import load_config
     from experiments.datasets.encoder_runs import measure_home_depot, published_rows, write_results
     from experiments.datasets.home_depot_relevance import to_markdown
+    from experiments.encoders.config import EncodersConfig
     from experiments.encoders.first_encoder import first_encoder
-    from experiments.encoders.pipeline import EncodersConfig, run_align
+    from experiments.encoders.pipeline import run_align
     from experiments.runtime.progress import progress_bars
 
     console = Console()
@@ -100,8 +101,9 @@ def grocery_store_command(
         write_results,
     )
     from experiments.datasets.grocery_store_photos import to_markdown
+    from experiments.encoders.config import EncodersConfig
     from experiments.encoders.first_encoder import first_encoder
-    from experiments.encoders.pipeline import EncodersConfig, run_pretrain
+    from experiments.encoders.pipeline import run_pretrain
     from experiments.runtime.progress import progress_bars
 
     console = Console()

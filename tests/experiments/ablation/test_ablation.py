@@ -22,7 +22,8 @@ from experiments.ablation.run import SpentSeconds
 from experiments.ablation.text import console_table, to_markdown
 from experiments.cli import app
 from experiments.config import ConfigError, load_config, parse_config
-from experiments.encoders.pipeline import EncodersConfig, measure_retrieval
+from experiments.encoders.config import EncodersConfig
+from experiments.encoders.pipeline import measure_retrieval
 from experiments.runtime.job_pool import Job
 from experiments.statistics.intervals import Interval, verdict
 from tests.embeddings.small_catalog import write_small_catalog

@@ -21,7 +21,7 @@ from experiments.commands.demo import (
     sweep_config,
 )
 from experiments.config import load_config
-from experiments.encoders.pipeline import EncodersConfig
+from experiments.encoders.config import EncodersConfig
 from experiments.marketplace.config import MarketplaceConfig
 from experiments.sweeps.sweep import PlannedRun, plan, tables_read
 from experiments.worlds.parts import DIM

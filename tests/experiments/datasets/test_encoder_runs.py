@@ -18,7 +18,8 @@ from experiments.config import load_config
 from experiments.datasets.encoder_runs import photos_to_train_on, publish_results, write_table
 from experiments.datasets.grocery_store import import_grocery_store
 from experiments.datasets.home_depot_relevance import OVERLAP, Vectors, evaluate_home_depot
-from experiments.encoders.pipeline import EncodersConfig, run_align
+from experiments.encoders.config import EncodersConfig
+from experiments.encoders.pipeline import run_align
 from tests.embeddings.encoders.small_bert import save_bert, write_modules
 from tests.embeddings.small_encoders import product_parts
 from tests.experiments.datasets.test_grocery_store import published

@@ -13,8 +13,9 @@ from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.dashclip import DashClipEncoder
 from experiments.cli import app
 from experiments.config import load_config, parse_config
+from experiments.encoders.config import EncodersConfig
 from experiments.encoders.first_encoder import bert_encoder, first_encoder
-from experiments.encoders.pipeline import EncodersConfig, run_align, run_pretrain
+from experiments.encoders.pipeline import run_align, run_pretrain
 from tests.embeddings.encoders.small_bert import save_bert, write_modules
 from tests.embeddings.small_catalog import small_tokenizer, write_small_catalog
 from tests.embeddings.training.training_child import INPUTS, TUPLES

@@ -19,7 +19,7 @@ from embeddings.training.loop import Report
 from experiments.api import MarketplaceConfig, generate_marketplace
 from experiments.cli import app
 from experiments.config import load_config
-from experiments.encoders.pipeline import EncodersConfig
+from experiments.encoders.config import EncodersConfig
 from experiments.projects.estimates import PaceKnown, Stopwatch
 from experiments.projects.project import write_project
 from experiments.projects.survey import survey

@@ -8,7 +8,7 @@ import typer
 
 from experiments.commands.worlds import in_words, seeds_of
 from experiments.config import ConfigError, load_config, parse_config
-from experiments.encoders.pipeline import EncodersConfig
+from experiments.encoders.config import EncodersConfig
 from experiments.runtime.job_pool import Job, JobProgress
 from experiments.sweeps.sweep import SweepConfig, tables_read
 from experiments.worlds.forecast import FIRST_GUESS_S, Forecast, kind_of

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from experiments.config import load_config
-from experiments.encoders.pipeline import EncodersConfig
+from experiments.encoders.config import EncodersConfig
 from experiments.encoders.table1 import SliceResult, Table1
 from experiments.runtime.environment import environment
 from experiments.statistics.intervals import Interval
