@@ -258,7 +258,7 @@ def _impressions(
 ) -> tuple[pa.Table, pa.Array, tuple[str, ...]]:
     """The impressions of the log, their ids, and the columns that no request gave."""
     columns: dict[str, Any] = {
-        "impression_id": _new_ids(served.num_rows, tables),
+        "impression_id": _new_ids(served, tables),
         "timestamp": served["timestamp"],
         "user_id": users,
         "query": served["query"],
@@ -295,9 +295,9 @@ def _typed(values: Sequence[Any], field: pa.Field) -> pa.Array:
         ) from None
 
 
-def _new_ids(count: int, tables: InputTables) -> pa.Array:
-    """Ids that no impression of the tables has."""
-    kind, last = pa.int64(), -1
+def _new_ids(served: pa.Table, tables: InputTables) -> pa.Array:
+    """Ids that no impression of the tables has, those of an earlier log among them."""
+    count, kind, last = served.num_rows, pa.int64(), -1
     if tables.has("impressions"):
         ids = tables.table("impressions").to_table(["impression_id"])["impression_id"]
         kind = ids.type
@@ -305,7 +305,8 @@ def _new_ids(count: int, tables: InputTables) -> pa.Array:
             last = max(last, int(pc.max(ids).as_py()))
     if pa.types.is_integer(kind):
         return pa.array(np.arange(last + 1, last + 1 + count), kind)
-    return pa.array([f"served-{number}" for number in range(count)], kind)
+    first_us = served["timestamp"].cast(pa.int64())[0].as_py()  # an earlier log began before it
+    return pa.array([f"served-{first_us}-{number}" for number in range(count)], kind)
 
 
 def feature_names(served: pa.Table) -> list[tuple[str, str]]:

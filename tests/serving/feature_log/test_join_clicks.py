@@ -169,6 +169,30 @@ def test_only_what_was_shown_is_an_impression(served: SimpleNamespace, tmp_path:
     assert joined.impressions == table.num_rows == len(served.requests)
 
 
+def test_a_later_log_joined_to_what_an_earlier_one_made_has_ids_of_its_own(
+    served: SimpleNamespace, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in served.data.glob("*.parquet"):
+        table = pq.read_table(path)
+        if path.stem == "impressions":
+            ids = table["impression_id"].cast(pa.string())
+            table = table.set_column(table.column_names.index("impression_id"), "impression_id", ids)
+        pq.write_table(table, data / path.name)
+    one = click(served.requests[0], after_us=1, request_id="r0")
+    join(served, tmp_path / "first", [one], data=data)
+    for path in served.folder.glob("*/*.parquet"):
+        table = pq.read_table(path)
+        later = pc.add(table["timestamp"].cast(pa.int64()), 48 * HOUR_US).cast(UTC_US)
+        pq.write_table(table.set_column(table.column_names.index("timestamp"), "timestamp", later), path)
+    join(served, tmp_path / "second", [one], data=tmp_path / "first")
+    tables = InputTables.open(tmp_path / "second")
+    check_or_raise(tables)
+    ids = tables.table("impressions").to_table(["impression_id"])["impression_id"]
+    assert len(ids.unique()) == len(ids)
+
+
 def test_another_key_makes_nobody_of_everybody_and_says_so(served: SimpleNamespace, tmp_path: Path) -> None:
     one = click(served.requests[0], after_us=1, request_id="r0")
     joined, table = join(served, tmp_path / "out", [one], key=bytes(32))
