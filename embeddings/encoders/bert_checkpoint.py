@@ -25,7 +25,7 @@ from embeddings.catalog.tokenizer import TextTokenizer
 from embeddings.encoders.config import EncoderConfig, Pooling, Size
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import ProductEncoder, seeded
-from embeddings.encoders.pretrained import CheckpointError, read_tensors, tokenizer_of_folder
+from embeddings.encoders.pretrained import PretrainedError, read_tensors, tokenizer_of_folder
 from embeddings.encoders.sentence_files import CONFIG, Head, head_of, modules_of, prompts_of, weights_file
 from features.artifacts import json_file_has, sha256_of
 
@@ -99,13 +99,13 @@ def read_bert(
         changes: fields of `OPEN_FIELDS`. Prefixes not given are the prompts that the folder names.
 
     Raises:
-        CheckpointError: a file is missing, or the model is not an uncased BERT with GELU layers four times as
+        PretrainedError: a file is missing, or the model is not an uncased BERT with GELU layers four times as
             wide as its state and absolute positions.
     """
     folder = Path(folder)
     unknown = sorted(set(changes) - set(OPEN_FIELDS))
     if unknown:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{unknown[0]} comes with the weights of {folder}; only {', '.join(OPEN_FIELDS)} can be chosen"
         )
     modules = modules_of(folder)
@@ -124,7 +124,7 @@ def read_bert(
     }
     for name in ("max_title_tokens", "max_query_tokens"):
         if given[name] > settings.max_position_embeddings:
-            raise CheckpointError(
+            raise PretrainedError(
                 f"{folder} has positions for {settings.max_position_embeddings} tokens, so {name} must not "
                 f"exceed that; got {given[name]}"
             )
@@ -143,7 +143,7 @@ def read_bert(
     except ValidationError as error:
         problem = error.errors()[0]
         where = "".join(f"{part}: " for part in problem["loc"])
-        raise CheckpointError(f"{folder} does not make an encoder: {where}{problem['msg']}") from None
+        raise PretrainedError(f"{folder} does not make an encoder: {where}{problem['msg']}") from None
     product = seeded(lambda: ProductEncoder(config, enc_id=tokenizer.enc_id), seed)
     _fill(product, text, head, source=weights_path)
     trained_on = {
@@ -174,34 +174,34 @@ def _settings(folder: Path) -> BertSettings:
     try:
         settings = BertSettings.model_validate_json(path.read_bytes())
     except OSError:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{folder} must be a folder with the config.json, weights and tokenizer of a BERT"
         ) from None
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "content"
-        raise CheckpointError(f"{path} is no config of a BERT: {where}: {problem['msg']}") from None
+        raise PretrainedError(f"{path} is no config of a BERT: {where}: {problem['msg']}") from None
     if settings.model_type != "bert":
-        raise CheckpointError(
+        raise PretrainedError(
             f"{folder} must be a BERT (MiniLM, bge, e5 and gte are), its config says "
             f"{settings.model_type!r}, which has other layers or another tokenizer"
         )
     if settings.hidden_act != "gelu":
-        raise CheckpointError(
+        raise PretrainedError(
             f"{folder}: layers must have the exact GELU ('gelu'), got {settings.hidden_act!r}; other "
             "activations give other vectors"
         )
     if settings.position_embedding_type not in (None, "absolute"):
-        raise CheckpointError(
+        raise PretrainedError(
             f"{folder}: positions must be absolute, got {settings.position_embedding_type!r}"
         )
     if settings.intermediate_size != 4 * settings.hidden_size:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{folder}: layers must be four times as wide as the state of {settings.hidden_size}, got "
             f"{settings.intermediate_size}"
         )
     if settings.is_decoder:
-        raise CheckpointError(f"{folder} reads from left to right (is_decoder); an encoder is needed")
+        raise PretrainedError(f"{folder} reads from left to right (is_decoder); an encoder is needed")
     return settings
 
 
@@ -209,7 +209,7 @@ def _tokenizer(folder: Path) -> TextTokenizer:
     tokenizer = tokenizer_of_folder(folder)
     capitals = sum(1 for token in tokenizer.tokens if not token.startswith("[") and re.search("[A-Z]", token))
     if capitals > CAPITALS_SHARE * tokenizer.vocab_size:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{folder}: {capitals:,} of {tokenizer.vocab_size:,} pieces have capital letters, so the model "
             "is cased; only uncased vocabularies are supported"
         )
@@ -234,16 +234,16 @@ def _text_weights(
     text = {name: value.to(torch.float32) for name, value in weights.items()}
     for name in (_WORDS, _POSITIONS, _TYPES):
         if name not in text:
-            raise CheckpointError(f"{source} lacks {name!r}")
+            raise PretrainedError(f"{source} lacks {name!r}")
     words_VH, positions_TH, types = text[_WORDS], text[_POSITIONS], text.pop(_TYPES)
     known = min(tokenizer.dec_id, tokenizer.enc_id)  # tokens of the folder's own vocabulary
     if known + 2 != tokenizer.vocab_size or not 0 <= len(words_VH) - known <= UNUSED_WORDS:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{source} has {len(words_VH):,} word embeddings, but its vocabulary {known:,} tokens; the "
             "tokenizer files must be those of the model"
         )
     if len(positions_TH) != settings.max_position_embeddings:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{source} has {len(positions_TH)} positions, its config says {settings.max_position_embeddings}"
         )
     cls_2H = words_VH[tokenizer.cls_id].expand(2, -1)
@@ -261,16 +261,16 @@ def _fill(product: ProductEncoder, text: dict[str, Tensor], head: Head, *, sourc
     own = product.text.state_dict()
     unknown = sorted(text.keys() - own.keys())
     if unknown:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{source} holds a weight {unknown[0]!r} ({len(unknown)} in all) that the layers of its config "
             "do not have"
         )
     missing = sorted(name for name in own.keys() - text.keys() if "crossattention" not in name)
     if missing:
-        raise CheckpointError(f"{source} lacks {missing[0]!r} ({len(missing)} weights in all)")
+        raise PretrainedError(f"{source} lacks {missing[0]!r} ({len(missing)} weights in all)")
     for name, value in text.items():
         if value.shape != own[name].shape:
-            raise CheckpointError(
+            raise PretrainedError(
                 f"{source}: {name!r} must be {list(own[name].shape)}, as its config says, got "
                 f"{list(value.shape)}"
             )
@@ -281,7 +281,7 @@ def _fill(product: ProductEncoder, text: dict[str, Tensor], head: Head, *, sourc
         projection.bias.zero_()
     else:
         if head.weight_DH.shape != projection.weight.shape:
-            raise CheckpointError(
+            raise PretrainedError(
                 f"{source}: the Dense module takes {head.weight_DH.shape[1]} values, the model gives "
                 f"{projection.in_features}"
             )

@@ -27,7 +27,7 @@ from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import ProductEncoder, seeded
 from embeddings.encoders.pretrained import (
-    CheckpointError,
+    PretrainedError,
     load_pretrained,
     read_model_config,
     read_tensors,
@@ -81,14 +81,14 @@ def encoder_from_checkpoint(
     A file is read as an original `.pth` and needs `vocabulary`, anything else as a folder or hub name.
 
     Raises:
-        CheckpointError: as `convert_blip_pth` and `load_blip_folder`.
+        PretrainedError: as `convert_blip_pth` and `load_blip_folder`.
         EmbeddingTableError: `out` holds something else.
     """
     path = Path(name_or_path)
     trained_on = {"source": path.name if path.exists() else str(name_or_path)}
     if path.is_file() or path.suffix == ".pth":
         if vocabulary is None:
-            raise CheckpointError(
+            raise PretrainedError(
                 f"{path} comes without a vocabulary; give the vocab.txt of bert-base-uncased"
             )
         checkpoint = convert_blip_pth(path, vocabulary=vocabulary)
@@ -121,7 +121,7 @@ def load_blip_folder(
     replaces the tokenizer of the folder. Image and text features equal those of transformers' own class.
 
     Raises:
-        CheckpointError: the checkpoint is not there, is no BLIP, leaves a weight unset, or has a geometry
+        PretrainedError: the checkpoint is not there, is no BLIP, leaves a weight unset, or has a geometry
             that ProductEncoder lacks.
     """
     model = load_blip_retrieval(name_or_folder, text_heads=text_heads)
@@ -129,7 +129,7 @@ def load_blip_folder(
     vision, text = settings.vision_config, settings.text_config
     for part, encoder in (("vision", vision), ("text", text)):
         if encoder.hidden_act != "gelu" or encoder.intermediate_size != 4 * encoder.hidden_size:
-            raise CheckpointError(
+            raise PretrainedError(
                 f"{name_or_folder}: the {part} encoder must have GELU layers four times as wide as its "
                 f"{encoder.hidden_size}, got {encoder.hidden_act!r} and {encoder.intermediate_size}"
             )
@@ -173,7 +173,7 @@ def convert_blip_pth(
     is BERT's (bert-base-uncased) vocab.txt. Read with `weights_only=True`: nothing in the file is executed.
 
     Raises:
-        CheckpointError: the file is not readable that way, lacks a weight or holds one that has no place.
+        PretrainedError: the file is not readable that way, lacks a weight or holds one that has no place.
     """
     original = read_tensors(path)
     weights = {
@@ -189,7 +189,7 @@ def convert_blip_pth(
     text_width = words.shape[1]
     for part, width, heads in (("vision", vision_width, vision_heads), ("text", text_width, text_heads)):
         if heads is None and width % HEAD_WIDTH:
-            raise CheckpointError(
+            raise PretrainedError(
                 f"{path}: the {part} encoder is {width} wide, no multiple of BLIP's heads of {HEAD_WIDTH}; "
                 f"give {part}_heads"
             )
@@ -216,13 +216,13 @@ def original_key(key: str, *, source: str = "the checkpoint") -> str:
     "visual_encoder.blocks.3.norm1.weight" is "vision.encoder.layers.3.layer_norm1.weight".
 
     Raises:
-        CheckpointError: the name has no place in ProductEncoder.
+        PretrainedError: the name has no place in ProductEncoder.
     """
     for pattern, replacement in _RENAMED:
         renamed, count = pattern.subn(replacement, key)
         if count:
             return renamed
-    raise CheckpointError(
+    raise PretrainedError(
         f"{source} holds a weight {key!r} that BLIP's encoders do not have; give a pre-trained or retrieval "
         "checkpoint of salesforce/BLIP"
     )
@@ -234,14 +234,14 @@ def load_blip_retrieval(
     """transformers' own model with its heads checked, float32, in evaluation mode.
 
     Raises:
-        CheckpointError: as `load_pretrained`, or the config has transformers' default of 8 heads for BLIP's
+        PretrainedError: as `load_pretrained`, or the config has transformers' default of 8 heads for BLIP's
             text encoder of width 768.
     """
     config = read_model_config(name_or_folder, model_type="blip")
     if text_heads is not None:
         config.text_config.num_attention_heads = text_heads
     elif (config.text_config.hidden_size, config.text_config.num_attention_heads) == (768, 8):
-        raise CheckpointError(
+        raise PretrainedError(
             f"{name_or_folder}: its config gives the text encoder 8 heads, transformers' default; BLIP was "
             "trained with 12, and 8 load without an error but give other vectors; set "
             "text_config.num_attention_heads to 12 in its config.json, or give text_heads"
@@ -267,7 +267,7 @@ def _assemble(
     config: EncoderConfig, weights: dict[str, Tensor], tokenizer: TextTokenizer, *, source: str
 ) -> BlipCheckpoint:
     if tokenizer.vocab_size != config.vocab_size:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{source} has {config.vocab_size:,} word embeddings, but its vocabulary with [DEC] and [ENC] "
             f"has {tokenizer.vocab_size:,} tokens; give the vocabulary that it was trained with"
         )
@@ -286,7 +286,7 @@ def _assemble(
         product.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         detail = " ".join(str(error).split("\n\t")[1:3]) or str(error)
-        raise CheckpointError(
+        raise PretrainedError(
             f"{source} does not fill a BLIP of {config.vision_layers} + {config.text_layers} layers: {detail}"
         ) from None
     return BlipCheckpoint(config=config, product=product.eval(), tokenizer=tokenizer)
@@ -294,7 +294,7 @@ def _assemble(
 
 def _weight(weights: Mapping[str, Tensor], key: str, path: Path) -> Tensor:
     if key not in weights:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{path} lacks {key!r} (our name of it); captioning and VQA checkpoints do: give a "
             "pre-trained or retrieval checkpoint of salesforce/BLIP"
         )

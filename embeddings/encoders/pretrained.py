@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from embeddings.catalog.tokenizer import TextTokenizer, TokenizerError
 
 
-class CheckpointError(ValueError):
+class PretrainedError(ValueError):
     """Weights that cannot be read or do not fill the model; the message names the file or the keys."""
 
 
@@ -22,17 +22,17 @@ def read_model_config(name_or_folder: str | Path, *, model_type: str) -> Any:
     """The config.json of a checkpoint, which must be of this type ("blip", "clip", ...).
 
     Raises:
-        CheckpointError: there is none, or it is of another type.
+        PretrainedError: there is none, or it is of another type.
     """
     try:
         config = AutoConfig.from_pretrained(name_or_folder)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{name_or_folder} must be a folder with a transformers config.json, or the name of one that the "
             f"hub can be asked for: {first_line(error)}"
         ) from None
     if config.model_type != model_type:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{name_or_folder} must be a {model_type} model, its config says {config.model_type!r}"
         )
     return config
@@ -56,20 +56,20 @@ def load_pretrained(
         unused: what the names of weights begin with that the caller does not use: those may be random.
 
     Raises:
-        CheckpointError: weights are missing, unreadable or of another shape.
+        PretrainedError: weights are missing, unreadable or of another shape.
     """
     try:
         loaded: Any = model_class.from_pretrained(
             name_or_folder, config=config, dtype=dtype, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{name_or_folder} cannot be loaded as {model_class.__name__}: {first_line(error)}"
         ) from None
     model, found = loaded  # a pair, as asked for
     missing = sorted(name for name in found["missing_keys"] if not unused or not name.startswith(unused))
     if missing:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{name_or_folder} leaves {len(missing)} weights of {model_class.__name__} random, first "
             f"{missing[0]!r}; it is a checkpoint for another class: give one that has them all"
         )
@@ -82,25 +82,25 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
     The latter is read with `weights_only=True`: nothing in it is executed.
 
     Raises:
-        CheckpointError: the file is neither, or holds something else than tensors.
+        PretrainedError: the file is neither, or holds something else than tensors.
     """
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(
+            raise PretrainedError(
                 f"{path} must be a file of the safetensors library: {first_line(error)}"
             ) from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{path} must be a PyTorch checkpoint that holds nothing but tensors and plain values: "
             f"{first_line(error)}"
         ) from None
     state = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} must hold a dictionary of tensors, itself or under the key 'model'")
+        raise PretrainedError(f"{path} must hold a dictionary of tensors, itself or under the key 'model'")
     return state
 
 
@@ -108,14 +108,14 @@ def read_vocabulary(path: Path) -> TextTokenizer:
     """A tokenizer.json, or a vocab.txt with one token a line.
 
     Raises:
-        CheckpointError: it is neither, or not of an uncased BERT.
+        PretrainedError: it is neither, or not of an uncased BERT.
     """
     try:
         if path.suffix == ".json":
             return TextTokenizer.load(path)
         return TextTokenizer.from_vocabulary(path.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError, TokenizerError) as error:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{path} must be a tokenizer.json or vocab.txt of an uncased BERT (bert-base-uncased): {error}"
         ) from None
 
@@ -124,18 +124,18 @@ def tokenizer_of_folder(name_or_folder: str | Path) -> TextTokenizer:
     """The tokenizer that transformers makes of a folder, or of a name that the hub knows.
 
     Raises:
-        CheckpointError: there is none, or it is not that of an uncased BERT.
+        PretrainedError: there is none, or it is not that of an uncased BERT.
     """
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name_or_folder)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{name_or_folder} has no readable tokenizer: {first_line(error)}; give its vocabulary"
         ) from None
     try:
         return TextTokenizer.from_json(tokenizer.backend_tokenizer.to_str(), source=str(name_or_folder))
     except (AttributeError, TokenizerError) as error:
-        raise CheckpointError(
+        raise PretrainedError(
             f"the tokenizer must be that of an uncased BERT (WordPiece): {first_line(error)}"
         ) from None
 

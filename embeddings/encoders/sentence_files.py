@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from embeddings.encoders.config import Pooling
-from embeddings.encoders.pretrained import CheckpointError, first_line, read_tensors
+from embeddings.encoders.pretrained import PretrainedError, first_line, read_tensors
 from features.inputs.image_paths import path_in_folder
 
 CONFIG, MODULES, PROMPTS = "config.json", "modules.json", "config_sentence_transformers.json"
@@ -34,7 +34,7 @@ def modules_of(folder: Path) -> list[tuple[str, str]]:
     """Kind and subfolder of what sentence-transformers runs in turn; [] where it left no word.
 
     Raises:
-        CheckpointError: the order is another than layers, pooling, linear maps, normalisation.
+        PretrainedError: the order is another than layers, pooling, linear maps, normalisation.
     """
     path = folder / MODULES
     if not path.exists():
@@ -42,18 +42,18 @@ def modules_of(folder: Path) -> list[tuple[str, str]]:
     try:
         found = [(str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in _read_json(path)]
     except (KeyError, TypeError):
-        raise CheckpointError(
+        raise PretrainedError(
             f"{path} must be the list of modules that sentence-transformers writes"
         ) from None
     kinds = [kind for kind, _ in found]
     if not re.fullmatch(r"Transformer Pooling( Dense)*( Normalize)?", " ".join(kinds)):
-        raise CheckpointError(
+        raise PretrainedError(
             f"{folder}: a text encoder is Transformer, Pooling, perhaps Dense, and Normalize in this order; "
             f"{MODULES} lists {', '.join(kinds) or 'nothing'}"
         )
     for _, name in found:
         if path_in_folder(name) is None:
-            raise CheckpointError(f"{path} names {name!r}, which leads out of the folder")
+            raise PretrainedError(f"{path} names {name!r}, which leads out of the folder")
     return found
 
 
@@ -61,11 +61,11 @@ def head_of(folder: Path, modules: list[tuple[str, str]], pooling: Pooling | Non
     """Pooling as given, or as the folder says; several linear maps are one.
 
     Raises:
-        CheckpointError: the folder does not say, or it pools or maps in a way that our encoders cannot.
+        PretrainedError: the folder does not say, or it pools or maps in a way that our encoders cannot.
     """
     if pooling is None:
         if not modules:
-            raise CheckpointError(
+            raise PretrainedError(
                 f"{folder} does not say how it makes one vector of a text's tokens (no {MODULES}); give "
                 'pooling: "mean" for most sentence encoders, "cls" for those trained on the first token'
             )
@@ -93,11 +93,11 @@ def _pooling(path: Path) -> Pooling:
     for pooling in get_args(Pooling):
         if modes == [pooling]:
             if said.get("include_prompt") is False:
-                raise CheckpointError(
+                raise PretrainedError(
                     f"{path} leaves the prompt out of the pooling, which this encoder cannot"
                 )
             return pooling
-    raise CheckpointError(f"{path}: pooling must be the mean of the tokens or [CLS], got {modes}")
+    raise PretrainedError(f"{path}: pooling must be the mean of the tokens or [CLS], got {modes}")
 
 
 def _dense(folder: Path) -> tuple[Tensor, Tensor]:
@@ -105,13 +105,13 @@ def _dense(folder: Path) -> tuple[Tensor, Tensor]:
     said = _read_object(folder / CONFIG)
     activation = str(said.get("activation_function", "torch.nn.modules.activation.Tanh"))
     if not activation.endswith(".Identity"):
-        raise CheckpointError(
+        raise PretrainedError(
             f"{folder}: a Dense module must be linear, as our projections are; its activation is {activation}"
         )
     weights = read_tensors(weights_file(folder))
     weight_DH = weights.get("linear.weight")
     if weight_DH is None:
-        raise CheckpointError(f"{folder} lacks 'linear.weight'")
+        raise PretrainedError(f"{folder} lacks 'linear.weight'")
     bias_D = weights.get("linear.bias", torch.zeros(len(weight_DH)))
     return weight_DH.double(), bias_D.double()
 
@@ -135,18 +135,18 @@ def weights_file(folder: Path) -> Path:
     """The one file that holds the weights of a model or a module.
 
     Raises:
-        CheckpointError: there is none.
+        PretrainedError: there is none.
     """
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    raise CheckpointError(f"{folder} must hold its weights as one file, {' or '.join(WEIGHTS)}")
+    raise PretrainedError(f"{folder} must hold its weights as one file, {' or '.join(WEIGHTS)}")
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     found = _read_json(path)
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(found).__name__}")
+        raise PretrainedError(f"{path} must hold a JSON object, got {type(found).__name__}")
     return found
 
 
@@ -154,4 +154,4 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} must be a JSON file: {first_line(error)}") from None
+        raise PretrainedError(f"{path} must be a JSON file: {first_line(error)}") from None

@@ -123,7 +123,7 @@ def open_trained(folder: Path, *, device: str = "cpu") -> TrainedGrader:
 
     Raises:
         GradingError: the folder holds no grader, or a part of it is missing or changed.
-        CheckpointError: the model that it was tuned from is gone.
+        PretrainedError: the model that it was tuned from is gone.
         EmbeddingTableError: an embedding table that it reads is gone.
     """
     # transformers takes seconds to import.

@@ -28,7 +28,7 @@ from embeddings.catalog.inputs import read_distinct_queries
 from embeddings.catalog.products import ProductCatalog, prefetch
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.blip_checkpoint import load_blip_retrieval
-from embeddings.encoders.pretrained import CheckpointError, first_line, load_pretrained, read_model_config
+from embeddings.encoders.pretrained import PretrainedError, first_line, load_pretrained, read_model_config
 from embeddings.tables.lsa import holds_only_lsa_tables, write_both_tables
 from features.artifacts import refuse_foreign_folder, refuse_to_replace_input
 from features.progress import Progress, silent
@@ -75,11 +75,11 @@ class OffTheShelfEncoder:
         """Open a folder in transformers' layout, or a name that the hub knows.
 
         Raises:
-            CheckpointError: it is not there, of another kind, lacks tokenizer or image processor, or leaves
+            PretrainedError: it is not there, of another kind, lacks tokenizer or image processor, or leaves
                 a weight of the model random.
         """
         if kind not in _PROCESSORS:
-            raise CheckpointError(f"kind must be one of {', '.join(_PROCESSORS)}, got {kind!r}")
+            raise PretrainedError(f"kind must be one of {', '.join(_PROCESSORS)}, got {kind!r}")
         if kind == "blip":
             model: Any = load_blip_retrieval(name_or_folder)
         else:
@@ -89,14 +89,14 @@ class OffTheShelfEncoder:
             tokenizer = AutoTokenizer.from_pretrained(name_or_folder)
             image_processor = _PROCESSORS[kind].from_pretrained(name_or_folder)
         except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(
+            raise PretrainedError(
                 f"{name_or_folder} must hold the tokenizer and preprocessor_config.json of the model, too: "
                 f"{first_line(error)}"
             ) from None
         words = model.config.text_config.vocab_size
         if not 0 <= words - len(tokenizer) <= UNUSED_WORDS:
             # transformers makes up a tokenizer of special tokens where the folder has none.
-            raise CheckpointError(
+            raise PretrainedError(
                 f"{name_or_folder} has a tokenizer of {len(tokenizer):,} tokens for a model of {words:,} "
                 "words; copy the tokenizer files that belong to the model into the folder"
             )
@@ -163,7 +163,7 @@ def embed_off_the_shelf(
     queries and unreadable images get zero vectors and are counted.
 
     Raises:
-        CheckpointError: the model cannot be loaded whole.
+        PretrainedError: the model cannot be loaded whole.
         ValueError: a table or column is missing, or `out` would replace `data`.
         FileExistsError: `out` holds something else.
     """

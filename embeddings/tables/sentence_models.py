@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from embeddings.catalog.inputs import read_distinct_queries, read_product_texts
 from embeddings.embedding_table import MAX_DIM, EmbeddingTable
-from embeddings.encoders.pretrained import CheckpointError, first_line
+from embeddings.encoders.pretrained import PretrainedError, first_line
 from embeddings.tables.lsa import holds_only_lsa_tables, write_both_tables
 from features.artifacts import refuse_foreign_folder, refuse_to_replace_input
 from features.progress import Progress, silent
@@ -45,7 +45,7 @@ def embed_sentence_model(
         model: a folder, or a name that the hub knows.
 
     Raises:
-        CheckpointError: the library is not installed, cannot open the model, or its vectors fit no table.
+        PretrainedError: the library is not installed, cannot open the model, or its vectors fit no table.
         InputError: there are no products, or they lack a column.
         FileExistsError: `out` holds something else.
         ValueError: `out` would replace `data`.
@@ -59,7 +59,7 @@ def embed_sentence_model(
     queries_QD = _unit_vectors(opened.encode_query, queries.to_pylist(), batch_size, "queries", progress)
     dim = products_ND.shape[1]
     if dim % 4 or dim > MAX_DIM:
-        raise CheckpointError(f"{model} gives vectors of {dim}; a table takes multiples of 4 up to {MAX_DIM}")
+        raise PretrainedError(f"{model} gives vectors of {dim}; a table takes multiples of 4 up to {MAX_DIM}")
     encoder_id = f"sentence-transformers-{_digest(opened)}-{'+'.join(columns)}"
     return write_both_tables(out, (product_ids, products_ND), (queries, queries_QD), encoder_id=encoder_id)
 
@@ -68,19 +68,19 @@ def open_sentence_model(model: str | Path, *, device: str = "cpu") -> Any:
     """The SentenceTransformer of a folder or of a name on the hub.
 
     Raises:
-        CheckpointError: the library is not installed, or cannot open it.
+        PretrainedError: the library is not installed, or cannot open it.
     """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
-        raise CheckpointError(
+        raise PretrainedError(
             "sentence-transformers is not installed; the extra `sentence-transformers` adds it, or use "
             "`dashclip encode from-bert`, which needs no further package"
         ) from None
     try:
         return SentenceTransformer(str(model), device=device)
     except Exception as error:  # whatever the library finds wrong with a folder
-        raise CheckpointError(f"{model} cannot be opened as a sentence model: {first_line(error)}") from error
+        raise PretrainedError(f"{model} cannot be opened as a sentence model: {first_line(error)}") from error
 
 
 def _unit_vectors(

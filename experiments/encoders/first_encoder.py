@@ -87,7 +87,7 @@ def bert_encoder(model: str | Path, config: EncodersConfig, **options: Any) -> D
     `options` of `read_bert` go before those.
 
     Raises:
-        CheckpointError: as `read_bert` and `find_published`.
+        PretrainedError: as `read_bert` and `find_published`.
     """
     folder, name = Path(model), str(model).lower()
     published = None if folder.exists() else PUBLISHED.get(name)

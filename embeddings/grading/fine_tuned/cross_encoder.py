@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from embeddings.catalog.holdout import VALIDATION
-from embeddings.encoders.pretrained import CheckpointError, first_line, load_pretrained
+from embeddings.encoders.pretrained import PretrainedError, first_line, load_pretrained
 from embeddings.encoders.published_weights import find_published
 from embeddings.encoders.sentence_files import modules_of
 from embeddings.grading.classifiers import softmax
@@ -210,7 +210,7 @@ def train_cross_encoder(
     A call that is killed goes on from its last checkpoint. Test queries are not looked at.
 
     Raises:
-        CheckpointError: the start cannot be read, or the checkpoints beside `out` are of another training.
+        PretrainedError: the start cannot be read, or the checkpoints beside `out` are of another training.
         GradingError: train queries lack a grade, or validation queries have none.
         FileExistsError: `out` holds something else.
     """
@@ -268,7 +268,7 @@ def start_folder(start: str) -> Path:
     """The folder of a text encoder, or that of the published one which has this name.
 
     Raises:
-        CheckpointError: there is neither.
+        PretrainedError: there is neither.
     """
     folder = Path(start)
     if not folder.exists():
@@ -281,7 +281,7 @@ def _open_start(folder: Path, *, max_tokens: int) -> tuple[Any, Any]:
     """The encoder and its tokenizer.
 
     Raises:
-        CheckpointError: it is no text encoder, leaves a weight random, or has too few positions.
+        PretrainedError: it is no text encoder, leaves a weight random, or has too few positions.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -289,21 +289,21 @@ def _open_start(folder: Path, *, max_tokens: int) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(folder)
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{folder} must be a folder with config.json, weights and tokenizer of a text encoder: "
             f"{first_line(error)}"
         ) from None
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
-        raise CheckpointError(f"{folder} reads from left to right; a cross-encoder starts from an encoder")
+        raise PretrainedError(f"{folder} reads from left to right; a cross-encoder starts from an encoder")
     if not getattr(tokenizer, "is_fast", False):
-        raise CheckpointError(
+        raise PretrainedError(
             f"{folder} has a tokenizer that cannot tell query from title; it needs a fast one"
         )
     positions = min(
         getattr(config, "max_position_embeddings", None) or max_tokens, tokenizer.model_max_length
     )
     if max_tokens > positions:
-        raise CheckpointError(
+        raise PretrainedError(
             f"{folder} reads {positions} tokens, so max_tokens must not exceed that; got {max_tokens}"
         )
     return load_pretrained(AutoModel, folder, config=config, unused=_POOLER), tokenizer

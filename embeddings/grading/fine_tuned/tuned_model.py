@@ -152,7 +152,7 @@ class TunedModelGrader(TrainedGrader):
         Raises:
             GradingError: it is none, a file is missing or changed, the base model is another, or peft is not
                 installed.
-            CheckpointError: there is no base model.
+            PretrainedError: there is no base model.
         """
         peft = _peft()
         manifest = read_manifest(
@@ -185,7 +185,8 @@ def tune_model(
     A call that is killed goes on from its last checkpoint. Test queries are not looked at.
 
     Raises:
-        CheckpointError: the start cannot be read, or the checkpoints beside `out` are of another training.
+        PretrainedError: the start cannot be read.
+        CheckpointError: the checkpoints beside `out` are of another training.
         GradingError: peft is not installed, grades are missing, the prompt chooses examples by the pair, or
             makes a text longer than the model reads.
         FileExistsError: `out` holds something else.

@@ -100,15 +100,15 @@ class LocalGrader:
         The name is the folder's and a digest of what is in it: other weights are another grader.
 
         Raises:
-            CheckpointError: it holds no causal language model, or leaves a weight random.
+            PretrainedError: it holds no causal language model, or leaves a weight random.
             GradingError: a label is not one token, or the device is not there.
         """
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-        from embeddings.encoders.pretrained import CheckpointError, first_line, load_pretrained
+        from embeddings.encoders.pretrained import PretrainedError, first_line, load_pretrained
 
         if not (folder / "config.json").is_file():
-            raise CheckpointError(
+            raise PretrainedError(
                 f"{folder} must be a folder with config.json, weights and tokenizer of a causal language "
                 "model"
             )
@@ -116,7 +116,7 @@ class LocalGrader:
             config = AutoConfig.from_pretrained(folder)
             tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(
+            raise PretrainedError(
                 f"{folder} lacks a config or tokenizer that transformers can read: {first_line(error)}"
             ) from None
         model = load_pretrained(AutoModelForCausalLM, folder, config=config, dtype="auto")

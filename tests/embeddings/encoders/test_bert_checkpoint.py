@@ -20,7 +20,7 @@ from transformers import BertTokenizer
 from embeddings.catalog.products import ProductCatalog
 from embeddings.encoders.bert_checkpoint import is_bert_folder, lacks_images, read_bert
 from embeddings.encoders.dashclip import DashClipEncoder
-from embeddings.encoders.pretrained import CheckpointError
+from embeddings.encoders.pretrained import PretrainedError
 from embeddings.encoders.published_weights import find_published
 from embeddings.encoders.query_export import export_query_encoder
 from tests.embeddings.encoders.small_bert import (
@@ -198,7 +198,7 @@ def test_pooling_is_what_sentence_transformers_says_unless_it_is_given(
 )
 def test_another_pooling_is_refused(copy: Path, said: Any) -> None:
     write_json(copy / "1_Pooling" / "config.json", said)
-    with pytest.raises(CheckpointError, match=r"pooling must be the mean of the tokens or \[CLS\]"):
+    with pytest.raises(PretrainedError, match=r"pooling must be the mean of the tokens or \[CLS\]"):
         read_bert(copy, size="tiny")
 
 
@@ -304,7 +304,7 @@ def test_a_model_that_would_give_other_vectors_is_refused(
     copy: Path, harm: Callable[[Path], object], sentence: str
 ) -> None:
     harm(copy)
-    with pytest.raises(CheckpointError, match=sentence):
+    with pytest.raises(PretrainedError, match=sentence):
         read_bert(copy, size="tiny")
 
 
@@ -315,17 +315,17 @@ def test_weights_that_would_run_code_are_refused_and_do_not_run(copy: Path, tmp_
 
     (copy / "model.safetensors").unlink()
     torch.save({"embeddings.word_embeddings.weight": Harmful()}, copy / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="nothing but tensors"):
+    with pytest.raises(PretrainedError, match="nothing but tensors"):
         read_bert(copy, size="tiny")
     assert not (tmp_path / "ran").exists()
 
 
 def test_what_comes_with_the_weights_cannot_be_chosen(bert: Path) -> None:
-    with pytest.raises(CheckpointError, match="text_layers comes with the weights"):
+    with pytest.raises(PretrainedError, match="text_layers comes with the weights"):
         read_bert(bert, size="tiny", text_layers=3)
-    with pytest.raises(CheckpointError, match="positions for 64 tokens, so max_title_tokens"):
+    with pytest.raises(PretrainedError, match="positions for 64 tokens, so max_title_tokens"):
         read_bert(bert, size="tiny", max_title_tokens=65)
-    with pytest.raises(CheckpointError, match=r"title_prefix.*must end in a space or punctuation"):
+    with pytest.raises(PretrainedError, match=r"title_prefix.*must end in a space or punctuation"):
         read_bert(bert, size="tiny", title_prefix="query")
 
 
@@ -341,7 +341,7 @@ def test_a_bert_folder_is_told_from_an_encoder_of_ours(bert: Path, tmp_path: Pat
 def test_the_published_minilm_gives_the_vectors_of_transformers() -> None:
     try:
         folder = find_published("all-minilm-l6-v2")
-    except CheckpointError as error:
+    except PretrainedError as error:
         pytest.skip(str(error))
     encoder = read_bert(folder, size="tiny")
     assert (encoder.config.text_layers, encoder.config.text_heads, encoder.config.vector_dim) == (6, 12, 384)

@@ -21,7 +21,7 @@ from embeddings.encoders.blip_checkpoint import (
     resized_positions,
 )
 from embeddings.encoders.dashclip import DashClipEncoder
-from embeddings.encoders.pretrained import CheckpointError
+from embeddings.encoders.pretrained import PretrainedError
 from features.artifacts import sha256_of
 from tests.embeddings.encoders.original_blip import (
     BERT_TOKENS,
@@ -174,19 +174,19 @@ def test_reading_leaves_the_random_state_of_the_caller_alone(pth, vocabulary) ->
 )
 def test_a_pth_without_one_weight_is_refused_by_its_name(lost, tmp_path, vocabulary, original) -> None:
     weights = {name: value for name, value in original.items() if name != lost}
-    with pytest.raises(CheckpointError, match=original_key(lost).replace(".", r"\.")):
+    with pytest.raises(PretrainedError, match=original_key(lost).replace(".", r"\.")):
         converted(save_pth(tmp_path / "lost.pth", weights), vocabulary)
 
 
 @pytest.mark.parametrize("name", ["visual_encoder.head.weight", "text_encoder.pooler.dense.weight", "extra"])
 def test_a_weight_without_a_place_is_refused_by_its_name(name, tmp_path, vocabulary, original) -> None:
     path = save_pth(tmp_path / "more.pth", original | {name: torch.zeros(2)})
-    with pytest.raises(CheckpointError, match=name):
+    with pytest.raises(PretrainedError, match=name):
         converted(path, vocabulary)
 
 
 def test_heads_of_an_unusual_width_must_be_given(pth, vocabulary) -> None:
-    with pytest.raises(CheckpointError, match="give vision_heads"):
+    with pytest.raises(PretrainedError, match="give vision_heads"):
         convert_blip_pth(pth, vocabulary=vocabulary)
 
 
@@ -196,7 +196,7 @@ def test_a_pth_that_would_run_code_is_refused_and_does_not_run(tmp_path, vocabul
             return os.mkdir, (str(tmp_path / "ran"),)
 
     torch.save({"model": Harmful()}, tmp_path / "harmful.pth")
-    with pytest.raises(CheckpointError, match="nothing but tensors"):
+    with pytest.raises(PretrainedError, match="nothing but tensors"):
         converted(tmp_path / "harmful.pth", vocabulary)
     assert not (tmp_path / "ran").exists()
 
@@ -204,20 +204,20 @@ def test_a_pth_that_would_run_code_is_refused_and_does_not_run(tmp_path, vocabul
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut off"])
 def test_a_file_that_is_no_checkpoint_is_refused(content, tmp_path, vocabulary) -> None:
     (tmp_path / "broken.pth").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"broken\.pth must be a PyTorch checkpoint"):
+    with pytest.raises(PretrainedError, match=r"broken\.pth must be a PyTorch checkpoint"):
         converted(tmp_path / "broken.pth", vocabulary)
-    with pytest.raises(CheckpointError, match="absent"):
+    with pytest.raises(PretrainedError, match="absent"):
         converted(tmp_path / "absent.pth", vocabulary)
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
-    with pytest.raises(CheckpointError, match="dictionary of tensors"):
+    with pytest.raises(PretrainedError, match="dictionary of tensors"):
         converted(tmp_path / "list.pth", vocabulary)
 
 
 def test_a_vocabulary_of_another_length_is_refused(pth, tmp_path) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join(BERT_TOKENS[:-1]) + "\n", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=f"{VOCAB} word embeddings"):
+    with pytest.raises(PretrainedError, match=f"{VOCAB} word embeddings"):
         converted(pth, tmp_path / "vocab.txt")
-    with pytest.raises(CheckpointError, match=r"absent\.txt must be"):
+    with pytest.raises(PretrainedError, match=r"absent\.txt must be"):
         converted(pth, tmp_path / "absent.txt")
 
 
@@ -283,7 +283,7 @@ def test_a_folder_without_a_tokenizer_needs_a_vocabulary(tmp_path, folder, vocab
     for path in folder.iterdir():
         if not path.name.startswith("tokenizer"):
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(CheckpointError, match="give the vocabulary that it was trained with"):
+    with pytest.raises(PretrainedError, match="give the vocabulary that it was trained with"):
         load_blip_folder(tmp_path)
     assert load_blip_folder(tmp_path, vocabulary=vocabulary).tokenizer.vocab_size == VOCAB
 
@@ -291,7 +291,7 @@ def test_a_folder_without_a_tokenizer_needs_a_vocabulary(tmp_path, folder, vocab
 def test_a_folder_that_leaves_weights_random_is_refused(tmp_path, folder) -> None:
     captioner = BlipForConditionalGeneration(BlipConfig.from_pretrained(folder))
     captioner.save_pretrained(tmp_path / "captioner")
-    with pytest.raises(CheckpointError, match=r"leaves .* weights of BlipForImageTextRetrieval random"):
+    with pytest.raises(PretrainedError, match=r"leaves .* weights of BlipForImageTextRetrieval random"):
         load_blip_folder(tmp_path / "captioner")
 
 
@@ -308,15 +308,15 @@ def test_text_heads_mend_a_config_that_states_them_wrongly(tmp_path, folder) -> 
 
 def test_the_known_wrong_head_count_of_blip_base_is_refused(tmp_path) -> None:
     BlipConfig().save_pretrained(tmp_path)  # transformers' defaults: a text encoder of 768 with 8 heads
-    with pytest.raises(CheckpointError, match="8 heads, transformers' default; BLIP was trained with 12"):
+    with pytest.raises(PretrainedError, match="8 heads, transformers' default; BLIP was trained with 12"):
         load_blip_folder(tmp_path)
 
 
 def test_a_folder_of_another_model_or_none_is_refused(tmp_path, folder) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="must be a blip model, its config says 'bert'"):
+    with pytest.raises(PretrainedError, match="must be a blip model, its config says 'bert'"):
         load_blip_folder(tmp_path)
-    with pytest.raises(CheckpointError, match="must be a folder with a transformers config"):
+    with pytest.raises(PretrainedError, match="must be a folder with a transformers config"):
         load_blip_folder(tmp_path / "absent")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["vision_config"]["hidden_act"] = "relu"
@@ -325,7 +325,7 @@ def test_a_folder_of_another_model_or_none_is_refused(tmp_path, folder) -> None:
     for path in folder.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
     (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="vision encoder must have GELU"):
+    with pytest.raises(PretrainedError, match="vision encoder must have GELU"):
         load_blip_folder(copy)
 
 
@@ -358,7 +358,7 @@ def test_a_checkpoint_becomes_an_encoder_folder_that_embeds_products_and_queries
 def test_a_pth_becomes_an_encoder_folder_that_names_its_source(
     tmp_path, pth, vocabulary, original, monkeypatch
 ) -> None:
-    with pytest.raises(CheckpointError, match="comes without a vocabulary"):
+    with pytest.raises(PretrainedError, match="comes without a vocabulary"):
         encoder_from_checkpoint(pth, tmp_path / "encoder")
     assert not (tmp_path / "encoder").exists()
     monkeypatch.setattr(blip_checkpoint, "HEAD_WIDTH", VISION // VISION_HEADS)

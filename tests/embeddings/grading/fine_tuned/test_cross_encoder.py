@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModel, BertModel, BertTokenizer
 
 from embeddings.catalog.holdout import TEST, VALIDATION
-from embeddings.encoders.pretrained import CheckpointError
+from embeddings.encoders.pretrained import PretrainedError
 from embeddings.evaluation.linear_probe import macro_f1
 from embeddings.grading.answers import open_grader
 from embeddings.grading.fine_tuned.cross_encoder import (
@@ -25,7 +25,7 @@ from embeddings.grading.fine_tuned.cross_encoder import (
 from embeddings.grading.fine_tuned.training import checkpoints_of
 from embeddings.grading.graders import FeatureGrader
 from embeddings.grading.pairs import GradingError, Pairs
-from embeddings.training.checkpoint import CheckpointError as TrainingCheckpointError
+from embeddings.training.checkpoint import CheckpointError
 from embeddings.training.loop import OptimizerConfig, Report
 from tests.embeddings.grading.fine_tuned.small_encoder import save_encoder
 from tests.embeddings.grading.small_world import HOLDOUT, read_small_world
@@ -158,7 +158,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(
         train_cross_encoder(graded, catalogue, tmp_path / "part", config=config, progress=kill)
     assert not (tmp_path / "part").exists()
     other = config.model_copy(update={"seed": 1})
-    with pytest.raises(TrainingCheckpointError, match="other settings or inputs"):
+    with pytest.raises(CheckpointError, match="other settings or inputs"):
         train_cross_encoder(graded, catalogue, tmp_path / "part", config=other)
     part = train_cross_encoder(graded, catalogue, tmp_path / "part", config=config, progress=kill)
     assert 1 < steps[12] <= 12
@@ -174,14 +174,14 @@ def test_a_start_without_the_pooler_that_nobody_reads_is_taken_and_one_without_a
     train_cross_encoder(graded, catalogue, tmp_path / "out", config=config)
     content = json.loads((bare / "config.json").read_text()) | {"num_hidden_layers": 3}
     (bare / "config.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="leaves 16 weights of AutoModel random"):
+    with pytest.raises(PretrainedError, match="leaves 16 weights of AutoModel random"):
         train_cross_encoder(graded, catalogue, tmp_path / "out", config=config)
 
 
 def test_what_cannot_be_a_start_is_refused_by_name(world: Path, start: Path, tmp_path: Path) -> None:
     catalogue, graded = read_small_world(world)
 
-    def refused(config: CrossEncoderConfig, match: str, error: type[Exception] = CheckpointError) -> None:
+    def refused(config: CrossEncoderConfig, match: str, error: type[Exception] = PretrainedError) -> None:
         with pytest.raises(error, match=match):
             train_cross_encoder(graded, catalogue, tmp_path / "out", config=config)
 

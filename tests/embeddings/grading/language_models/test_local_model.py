@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from embeddings.encoders.pretrained import CheckpointError
+from embeddings.encoders.pretrained import PretrainedError
 from embeddings.grading.language_models.local_model import LocalGrader
 from embeddings.grading.language_models.prompt import Prompt
 from embeddings.grading.pairs import GradingError, Pairs
@@ -182,11 +182,11 @@ def test_other_weights_are_another_grader_and_the_same_ones_are_not(tmp_path: Pa
 
 def test_a_folder_that_is_no_language_model_is_refused(tmp_path: Path) -> None:
     prompt = write_prompt(tmp_path / "p.toml")
-    with pytest.raises(CheckpointError, match=r"must be a folder with config\.json"):
+    with pytest.raises(PretrainedError, match=r"must be a folder with config\.json"):
         LocalGrader.load(tmp_path / "nothing", prompt)
     folder = write_model(tmp_path / "m")
     (folder / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(PretrainedError, match="cannot be loaded"):
         LocalGrader.load(folder, prompt)
     with pytest.raises(GradingError, match="cannot be put on 'nowhere'"):
         LocalGrader.load(write_model(tmp_path / "n"), prompt, device="nowhere")
