@@ -279,6 +279,19 @@ def file_lock(path: Path, *, busy: Exception) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold a folder of runs. The lock lies beside it: a folder of another kind is left as it is.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    busy = BusyError(f"another process is at work in {folder}; wait for it, or stop it")
+    with file_lock(folder.parent / f".{folder.name}.lock", busy=busy):
+        yield
+
+
 def _beside(path: Path) -> Path:
     """A free hidden name in the same folder, hence on the same file system: a rename there is atomic."""
     return path.with_name(f".{path.name}.{uuid4().hex[:12]}.writing")

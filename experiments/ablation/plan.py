@@ -21,7 +21,7 @@ from experiments.ablation.run import METRICS_FILE, run_stage_1, run_variant
 from experiments.config import KeysOf, load_config, merged, parse_config
 from experiments.encoders.config import EncodersConfig
 from experiments.runtime.job_pool import Job, OnProgress, run_jobs
-from features.artifacts import sha256_of
+from features.artifacts import folder_lock, sha256_of
 from features.inputs.tables import table_files
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
@@ -160,16 +160,18 @@ def execute_ablation(
     Raises:
         ConfigError: the settings of a variant are not those of an encoder.
         ValueError: `out` holds results of other settings or data.
+        BusyError: another process is at work in `out`.
     """
     runs = plan(config, out)
     checksum = data_checksum(data)
-    for run in runs:
-        check_same_run(run, data=checksum)
-    return run_jobs(
-        _jobs(config, [run for run in runs if not run.metrics.is_file()], data, checksum, device),
-        processes=processes,
-        on_progress=on_progress,
-    )
+    with folder_lock(out):
+        for run in runs:
+            check_same_run(run, data=checksum)
+        return run_jobs(
+            _jobs(config, [run for run in runs if not run.metrics.is_file()], data, checksum, device),
+            processes=processes,
+            on_progress=on_progress,
+        )
 
 
 def check_same_run(run: PlannedRun, *, data: str) -> None:

@@ -10,7 +10,6 @@ OUT/worlds.json         what the worlds have in common
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,7 +41,7 @@ from experiments.worlds.parts import (
     measure_table1,
     train_encoders,
 )
-from features.artifacts import BusyError, StrictModel, atomic_write_json, file_lock, refuse_foreign_folder
+from features.artifacts import StrictModel, atomic_write_json, folder_lock, refuse_foreign_folder
 from features.schema import FeatureConfig
 from ranking.run import check_same_run, is_finished
 
@@ -268,7 +267,7 @@ def execute_worlds(
         BusyError: another process is at work in `out`.
         FileExistsError, ValueError: `out` holds something else, or other worlds.
     """
-    with worlds_lock(out):
+    with folder_lock(out):
         claim(config, out)
         errors: dict[str, str | None] = {}
         sweeps = plan(config, out)
@@ -280,17 +279,6 @@ def execute_worlds(
             if not any(error and DIED in error for error in errors.values()):
                 break
         return errors
-
-
-def worlds_lock(out: Path) -> AbstractContextManager[None]:
-    """Hold a folder of worlds. The lock lies beside it: a folder of another kind is left as it is.
-
-    Raises:
-        BusyError: another process holds it.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    busy = BusyError(f"another process is at work in {out}; wait for it, or stop it")
-    return file_lock(out.parent / f".{out.name}.lock", busy=busy)
 
 
 def planned_jobs(config: WorldsConfig, out: Path) -> list[Job]:

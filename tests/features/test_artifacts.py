@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 from features.artifacts import (
+    BusyError,
     atomic_folder,
     atomic_write_bytes,
     atomic_write_json,
     checksums_of,
     file_lock,
+    folder_lock,
     json_file_has,
     refuse_to_replace_input,
     remove_folder,
@@ -227,6 +229,17 @@ def test_a_lock_keeps_a_second_process_out_until_its_holder_ends(tmp_path: Path)
         holder.kill()
     with file_lock(tmp_path / ".lock", busy=ValueError("busy")):
         pass
+
+
+def test_a_folder_is_held_by_one_and_its_lock_lies_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "one"
+    with folder_lock(folder):
+        with pytest.raises(BusyError, match=f"at work in {folder}"), folder_lock(folder):
+            pass
+        with folder_lock(tmp_path / "runs" / "two"):
+            pass
+    with folder_lock(folder):
+        assert not folder.exists()
 
 
 def test_a_removed_folder_leaves_its_name_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from experiments.encoders.config import EncodersConfig
 from experiments.encoders.pipeline import measure_retrieval
 from experiments.runtime.job_pool import Job
 from experiments.statistics.intervals import Interval, verdict
+from features.artifacts import BusyError, folder_lock
 from tests.embeddings.small_catalog import write_small_catalog
 
 OPTIMIZER = {"epochs": 1, "batch_size": 16, "learning_rate": 0.002}
@@ -255,6 +256,11 @@ def test_a_finished_ablation_is_not_run_again_and_an_unfinished_run_is(
     run_here(submitted)
     again = json.loads(run.metrics.read_text())
     assert again["test"] == json.loads(content)["test"]
+
+
+def test_two_ablations_at_once_in_one_folder_are_refused(out: Path, data: Path) -> None:
+    with folder_lock(out), pytest.raises(BusyError, match="another process is at work in"):
+        execute_ablation(ablation(), data, out, processes=1)
 
 
 def test_results_of_other_settings_or_other_data_are_refused(

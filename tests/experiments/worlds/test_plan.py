@@ -16,11 +16,11 @@ from experiments.worlds.plan import (
     WorldsConfig,
     claim,
     encoder_seeds,
+    execute_worlds,
     plan,
     planned_jobs,
-    worlds_lock,
 )
-from features.artifacts import BusyError
+from features.artifacts import BusyError, folder_lock
 from features.schema import FeatureConfig
 
 TINY = load_config(Path("encoders_tiny"), EncodersConfig)
@@ -183,12 +183,9 @@ def test_a_folder_of_something_else_is_refused_and_stays(tmp_path: Path) -> None
 
 
 def test_two_calls_at_the_same_time_do_not_share_a_folder(tmp_path: Path) -> None:
-    with (
-        worlds_lock(tmp_path / "out"),
-        pytest.raises(BusyError, match="at work"),
-        worlds_lock(tmp_path / "out"),
-    ):
-        pass
+    with folder_lock(tmp_path / "out"), pytest.raises(BusyError, match="at work"):
+        execute_worlds(worlds(), tmp_path / "out", processes=1)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
