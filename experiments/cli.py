@@ -40,6 +40,7 @@ from experiments.commands.inputs import (
 from experiments.commands.rankers import importance, predict, publish, report, sweep, train
 from experiments.commands.serving import (
     archive,
+    deploy,
     drift,
     fuzz,
     join_clicks,
@@ -107,6 +108,8 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "sign": sign.sign,
         "archive": archive.archive,
         "serve": serve.serve,
+        "deploy": deploy.deploy,
+        "rollback": deploy.rollback,
         "route": route.route,
         "join-clicks": join_clicks.join_clicks,
         "stop": serve.stop,

@@ -67,7 +67,7 @@ class Background:
         if self._export is not None:
             export = self._export
             self._attempt("exporting measures", lambda: export(self._endpoint.measures().series()))
-        if period % _PERIODS_A_STATUS == 0 and self._status_folder is not None:
+        if period % _PERIODS_A_STATUS == 1 and self._status_folder is not None:
             folder = self._status_folder
             self._attempt("the status", lambda: write_status(folder, self._endpoint, self._model_name))
         if period % _PERIODS_A_WRITE == 0:
@@ -96,8 +96,13 @@ class Background:
 
 
 def write_status(folder: Path, endpoint: Endpoint, model_name: str) -> None:
-    """What a worker says of itself, for probes that have no token: generation, and when it last scored."""
+    """What a worker says of itself, for probes that have no token: generation, and when it last scored.
+
+    Beside that, for who may read the folder, why it serves nothing or not the current generation.
+    """
     ago_s = endpoint.scored_s_ago
     scored_at = None if ago_s is None else time.time() - ago_s
-    content = {"model": model_name, **readiness(endpoint.scorer.facts()), "scored_at": scored_at}
+    facts = endpoint.scorer.facts()
+    reasons = {"unavailable": facts.get("unavailable"), "refused": facts.get("refused_generation")}
+    content = {"model": model_name, **readiness(facts), **reasons, "scored_at": scored_at}
     atomic_write_json(folder / f"worker-{os.getpid()}.json", content)

@@ -240,13 +240,14 @@ def unavailable(why: Unavailable) -> Answer:
 
 
 def readiness(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a probe says of a scorer: the generation, and whether it is one it has fallen back to.
+    """What a probe says of a scorer: package and generation, and whether it is one it has fallen back to.
 
-    No reason: it has paths, and whoever may probe need not know them.
+    `package` and `generation_files` are fingerprints: two hosts that say the same serve the same files. No
+    reason and no path: whoever may probe need not know them.
     """
+    said = ("model_version", "package", "generation", "generation_files", "as_of")
     return {
-        "model_version": facts.get("model_version"),
-        "generation": facts.get("generation"),
+        **{name: facts.get(name) for name in said},
         "fallen_back": facts.get("refused_generation") is not None,
     }
 

@@ -36,6 +36,7 @@ _PROBE_S, _REMEMBERED_S = 5.0, 1.0
 _PROBERS = 32
 _REQUEST_S = 5.0
 _PERIOD_S = 0.5
+_SAID = ("model_version", "package", "generation", "generation_files", "as_of")
 _KINDS: tuple[Literal["inference", "management"], ...] = ("inference", "management")
 
 
@@ -78,8 +79,7 @@ class Attendant:
         return ready, {
             "ready": ready,
             "workers": len(said),
-            "model_version": sorted({str(one.get("model_version")) for one in said}),
-            "generation": sorted({str(one.get("generation")) for one in said}),
+            **{what: sorted({str(one.get(what)) for one in said}) for what in _SAID},
             "fallen_back": any(one.get("fallen_back") for one in said),
         }
 

@@ -268,7 +268,7 @@ def _with_attendant(server: RunningServer, folder: Path) -> RunningServer:
         if attendant.poll() is not None:
             break
         time.sleep(0.05)
-    raise ServerError(f"the probes do not answer: {_tail(folder / 'logs' / 'console.log')}")
+    raise ServerError(f"the probes do not answer: {tail_of(folder / 'logs' / 'console.log')}")
 
 
 def _remember(server: RunningServer, folder: Path) -> None:
@@ -362,10 +362,10 @@ def _wait(server: RunningServer, example: bytes, timeout_s: float) -> None:
             except (ClientError, OSError) as error:
                 last = error
             if not server.alive:
-                raise ServerError(f"TorchServe ended: {_tail(server.logs / 'console.log')}")
+                raise ServerError(f"TorchServe ended: {tail_of(server.logs / 'console.log')}")
             ends = _worker_ends(server.logs / WORKERS_OUTPUT)
             if NO_MODEL in str(last):  # a worker goes on trying; whoever starts it wants the reason
-                ends = "The workers' log ends:\n" + _tail(server.logs / "workers.jsonl")
+                ends = "The workers' log ends:\n" + tail_of(server.logs / "workers.jsonl")
             if ends or time.monotonic() > deadline:
                 raise ServerError(f"no worker answers ({last}). {ends}")
             time.sleep(0.1)
@@ -390,7 +390,8 @@ def _check_free(folder: Path, settings: ServerSettings) -> None:
         raise ServerError(why)
 
 
-def _tail(path: Path) -> str:
+def tail_of(path: Path) -> str:
+    """How a log ends."""
     lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.is_file() else []
     return "\n".join(lines[-_SHOWN_LINES:]) or "it said nothing"
 
