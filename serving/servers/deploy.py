@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -176,9 +177,10 @@ def _put(
             progress(step := PARITY)
             compared = rollout.check()
             progress(step := SHIFT)
-            shifted = True
+            shifted = True  # perhaps in part
             rollout.shift()
         progress(step := RECORD)
+        now = now.model_copy(update={"since": datetime.now(UTC).replace(microsecond=0)})
         if rollout is not None:
             rollout.adopt(built)
         elif state is not None and state.is_dir():
@@ -240,11 +242,19 @@ def rollout_of(archive: Archive, state: Path | None, *, timeout_s: float) -> tup
     Raises:
         DeployError: it runs so that nothing can be deployed.
     """
+    from serving.servers.fastapi.rollout import FastApiRollout
+    from serving.servers.fastapi.running import fastapi_state, running_fastapi
     from serving.servers.torchserve.management import ManagementError
     from serving.servers.torchserve.rollout import TorchServeRollout
     from serving.servers.torchserve.server import running, state_folder
 
-    folder = state_folder(state or archive.path.parent)
+    place = state or archive.path.parent
+    if (other := running_fastapi(place)) is not None:
+        if other.archive != archive.name:
+            what = other.archive or "a package; start it with the store instead"
+            raise DeployError(OPEN, f"the server in {fastapi_state(place)} serves {what}")
+        return fastapi_state(place), FastApiRollout(other, fastapi_state(place), archive, timeout_s=timeout_s)
+    folder = state_folder(place)
     server = running(folder)
     if server is None:
         return folder, None

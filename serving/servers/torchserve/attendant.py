@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from serving.client import ClientError, Tokens, share_inference_key
 from serving.scoring.backoff import Backoff
-from serving.servers.background import WORKERS_FOLDER
+from serving.servers.background import DRAINING, WORKERS_FOLDER
 from serving.servers.json_lines import log_as_json
 from serving.servers.torchserve.server import EXAMPLE, RunningServer, running, worker_pids
 from serving.wire.json_codec import decode_request
@@ -75,9 +75,11 @@ class Attendant:
         said = self._statuses()
         model = self.server.url.rsplit("/", 1)[1]  # workers for large requests cannot stand in for the others
         last = max((one["scored_at"] or 0.0 for one in said if one["model"] == model), default=0.0)
-        ready = time.time() - last <= READY_S or self._example_is_scored()
+        draining = (self._state / DRAINING).exists()
+        ready = not draining and (time.time() - last <= READY_S or self._example_is_scored())
         return ready, {
             "ready": ready,
+            "draining": draining,
             "workers": len(said),
             **{what: sorted({str(one.get(what)) for one in said}) for what in _SAID},
             "fallen_back": any(one.get("fallen_back") for one in said),

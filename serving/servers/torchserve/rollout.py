@@ -23,8 +23,9 @@ from serving.servers.background import WORKERS_FOLDER
 from serving.servers.recorded import check_recorded
 from serving.servers.torchserve.archive import RESPONSE_TIMEOUT_S, SETTINGS_NAME, Archive
 from serving.servers.torchserve.files import LARGE_QUEUE, rename_version
+from serving.servers.torchserve.log_ends import tail_of
 from serving.servers.torchserve.management import Management, ManagementError, ModelVersion
-from serving.servers.torchserve.server import EXAMPLE, WORKERS_OUTPUT, RunningServer, tail_of
+from serving.servers.torchserve.server import EXAMPLE, WORKERS_OUTPUT, RunningServer
 from serving.wire.json_codec import decode_request
 
 _LOOK_S = 0.25

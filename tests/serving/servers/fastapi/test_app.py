@@ -310,7 +310,7 @@ def test_the_schema_is_offered_only_if_it_is_asked_for(server: Any) -> None:
 def test_a_worker_is_replaced_at_once_and_those_that_die_young_after_growing_pauses(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from serving.servers.fastapi import app
+    from serving.servers.fastapi import supervisor as module
 
     now, started = 0.0, []
 
@@ -334,9 +334,9 @@ def test_a_worker_is_replaced_at_once_and_those_that_die_young_after_growing_pau
         join = kill
 
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(app, "Process", Dead)
-    monkeypatch.setattr(app, "_clock", lambda: now)
-    supervisor = app._Supervisor(SimpleNamespace(workers=1), [], tmp_path)  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "Process", Dead)
+    monkeypatch.setattr(module, "_clock", lambda: now)
+    supervisor = module.Supervisor(SimpleNamespace(workers=1), [], tmp_path)  # type: ignore[arg-type]
     supervisor.processes = [Dead()]  # type: ignore[list-item]
     for half_second in range(2_000):
         now = half_second / 2
