@@ -253,9 +253,9 @@ def _serve_by_fastapi(
         from serving.servers.fastapi.app import serve as serve_app
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}; install the extra: pip install 'dashclip-ranker[fastapi]'") from None
+    from features.artifacts import MANIFEST
     from serving.feature_log.feature_log import hand_over
     from serving.observers.assembly import open_scorer
-    from features.artifacts import MANIFEST
     from serving.scoring.routed_scorer import start_routing
     from serving.servers.fastapi.archived import open_archived
     from serving.servers.torchserve.archive import example_request, find_archive
