@@ -112,10 +112,8 @@ class Management:
         except ValueError:
             said = {}
         if not 200 <= status < 300:
-            words = said.get("message") if isinstance(said, dict) else None
-            raise ManagementError(
-                f"TorchServe answers {status} to {method} {path}: {words or text[:200]!r}", status=status
-            )
+            words = said.get("message") if isinstance(said, dict) else text[:200]
+            raise ManagementError(f"TorchServe answers {status} to {method} {path}: {words}", status=status)
         return said
 
     def _once(self, method: str, path: str) -> tuple[int, bytes]:

@@ -348,6 +348,27 @@ def test_a_worker_is_replaced_at_once_and_those_that_die_young_after_growing_pau
     assert not supervisor.should_exit.is_set()
 
 
+def test_a_server_that_ends_answers_who_asks_meanwhile_and_says_that_it_was_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from serving.servers.fastapi.app import create_app
+
+    monkeypatch.setattr(guarded_connection, "LAST_S", 0.5)
+    with served(create_app(stand_in_scorer())) as server:
+        idle, asking = connected(server), connected(server)
+        for connection in (idle, asking):
+            connection.sendall(GET)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        server.should_exit = True
+        while server.servers and server.servers[0].is_serving():
+            time.sleep(0.01)
+        asking.sendall(GET)
+        answer = until_closed(asking)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer
+        assert until_closed(idle) == b""
+
+
 @pytest.mark.slow
 def test_a_server_that_cannot_open_its_scorer_says_503_at_once_and_serves_once_it_can(tmp_path: Path) -> None:
     port = free_port()
