@@ -118,8 +118,13 @@ def serve(
     """
     from rich.console import Console
 
+    from features.artifacts import MANIFEST
+    from serving.servers.torchserve.server import SERVER_FOLDER
+
     console = Console()
     if fastapi:
+        if state_dir is None and not (store / MANIFEST).is_file():  # of a store, as TorchServe's
+            state_dir = store / SERVER_FOLDER
         log = _feature_log(feature_log, log_share, log_limit_mb, log_key, state_dir)
         challengers = challengers_of(challenger)
         _serve_by_fastapi(
@@ -140,7 +145,7 @@ def serve(
         raise typer.BadParameter("goes with --fastapi, or to `dashclip archive`", param_hint="--challenger")
     from serving.servers.torchserve.archive import find_archive
     from serving.servers.torchserve.files import ServerSettings
-    from serving.servers.torchserve.server import SERVER_FOLDER, start
+    from serving.servers.torchserve.server import start
 
     settings = ServerSettings(
         port=port,
@@ -259,7 +264,6 @@ def _serve_by_fastapi(
     from serving.scoring.routed_scorer import start_routing
     from serving.servers.fastapi.archived import open_archived
     from serving.servers.torchserve.archive import example_request, find_archive
-    from serving.servers.torchserve.server import SERVER_FOLDER
     from serving.wire.json_codec import encode_request
 
     archive = None if (place / MANIFEST).is_file() else find_archive(place, name)
@@ -269,7 +273,6 @@ def _serve_by_fastapi(
             raise typer.BadParameter("give it to `dashclip archive`", param_hint="--challenger")
         if archive.path.suffix == ".mar":
             raise ValueError(f"{archive.path} is TorchServe's alone; archive the package without --embed")
-        state = state or place / SERVER_FOLDER
         challengers = {name: Path(path) for name, path in archive.challengers().items()}
     if state is None and (challengers or log):
         raise typer.BadParameter("needs --state-dir", param_hint="--challenger, --feature-log")

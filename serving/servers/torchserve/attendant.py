@@ -81,7 +81,7 @@ class Attendant:
             "ready": ready,
             "draining": draining,
             "workers": len(said),
-            **{what: sorted({str(one.get(what)) for one in said}) for what in _SAID},
+            **{what: sorted({str(one[what]) for one in said if one.get(what) is not None}) for what in _SAID},
             "fallen_back": any(one.get("fallen_back") for one in said),
         }
 

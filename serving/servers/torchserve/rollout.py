@@ -70,6 +70,7 @@ class TorchServeRollout:
         self._old: dict[str, ModelVersion] = {}
         self._new: dict[str, str] = {}
         self._package = Path()
+        self._example: ScoreRequest | None = None
 
     def version_for(self, model_version: str, number: int) -> str:
         """What TorchServe will call the new version: as its model, unless that one is registered."""
@@ -83,7 +84,7 @@ class TorchServeRollout:
             for one in self._management.versions(name):
                 if one.version != self._old[name].version:
                     self._management.unregister(name, one.version)
-        self._package = Path(archive.package)
+        self._package, self._example = Path(archive.package), decode_request(archive.example())
         for name in self._urls:
             mine = archive if name == archive.name else _large(archive, name)
             self._new[name] = archive.version
@@ -137,7 +138,8 @@ class TorchServeRollout:
         if self._default() != self._new:
             raise ValueError(f"TorchServe still gives requests to {self._default()}")
         with self._client(self._server.url, self._server.large_url) as client:
-            reply = client.score(_example(self._state))
+            assert self._example is not None
+            reply = client.score(self._example)
         wanted = PackageManifest.read(self._package).model_version
         if reply.model_version != wanted and reply.variant is None:
             raise ValueError(f"{reply.model_version} answers after the shift, not {wanted}")
@@ -215,10 +217,6 @@ def _opened(said: dict[str, Any], wanted: tuple[str, str]) -> bool:
     if said.get("refused"):
         raise ValueError(f"a new worker refuses the current generation: {said['refused']}")
     return (said.get("model_version"), said.get("generation")) == wanted
-
-
-def _example(state: Path) -> ScoreRequest:
-    return decode_request((state / EXAMPLE).read_bytes())
 
 
 def _large(archive: Archive, name: str) -> Archive:
