@@ -25,7 +25,7 @@ help:
 	@echo "make check   what CI runs: format, lint, types, layers, tests"
 	@echo "make bench   speed and memory against peers; tables in docs/benchmarks.md"
 	@echo "make bench-serving  latency, memory and start-up of serving against peers; in docs/benchmarks.md"
-	@echo "make soak    MINUTES=30 of load with killed workers and refreshes, then 50,000 hostile bodies"
+	@echo "make soak    MINUTES=30 of load with killed workers, refreshes, a deployment, then hostile bodies"
 	@echo "make clean   remove the virtual environment and caches; runs/ stays"
 
 setup: $(STAMP) $(ADDED)

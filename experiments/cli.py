@@ -40,7 +40,9 @@ from experiments.commands.inputs import (
 from experiments.commands.rankers import importance, predict, publish, report, sweep, train
 from experiments.commands.serving import (
     archive,
+    deploy,
     drift,
+    fleet,
     fuzz,
     join_clicks,
     loadtest,
@@ -107,7 +109,10 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "sign": sign.sign,
         "archive": archive.archive,
         "serve": serve.serve,
+        "deploy": deploy.deploy,
+        "rollback": deploy.rollback,
         "route": route.route,
+        "fleet": fleet.fleet,
         "join-clicks": join_clicks.join_clicks,
         "stop": serve.stop,
     },

@@ -239,13 +239,13 @@ class Tokens:
         self._management_url = management_url
         self._ca_file = ca_file
 
-    def current(self) -> str:
+    def current(self, kind: Literal["inference", "management"] = "inference") -> str:
         """The token in the file.
 
         Raises:
             ClientError: the file is not there (yet), or not TorchServe's.
         """
-        return self._read("inference")
+        return self._read(kind)
 
     def renewed(self, *, than: str | None) -> str:
         """A token that is not `than`: the file's if another process has renewed it, else a new one.

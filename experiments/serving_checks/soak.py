@@ -1,9 +1,10 @@
-"""A soak: hours of mixed load on TorchServe while workers are killed and generations change under it.
+"""A soak: hours of mixed load on TorchServe while workers are killed, generations and packages change.
 
-Every reply is compared with what its generation must give. A server error is explained only if its request
-was under way when a worker was killed, and only as many a kill as a worker holds requests.
+Every reply is compared with what its package and generation must give. A server error is explained only if
+its request was under way when a worker was killed, and only as many a kill as a worker holds requests.
 """
 
+import itertools
 import os
 import random
 import signal
@@ -21,18 +22,23 @@ import numpy as np
 import psutil
 
 from experiments.serving_checks.fuzz import ALLOWED, FuzzResult, fuzz_bodies, run_fuzz
+from experiments.serving_checks.hostile_arrow import hostile_stream
 from experiments.serving_checks.loadtest import BAD_BODIES
 from experiments.serving_checks.soak_requests import Asked, Expectations
 from features.online.request import ScoreRequest
 from serving.client import ClientError, ScoreClient
 from serving.packaging.as_of import time_us_of
 from serving.scoring.predictor import Predictor
-from serving.servers.torchserve.server import RunningServer, worker_pids
+from serving.servers.torchserve.drain import DRAIN_S
+from serving.servers.torchserve.server import RunningServer, stop, worker_pids
 from serving.wire import arrow_codec, json_codec
 
 #: A request sent so long after a kill may still be given to the dead worker.
 _NOTICED_S = 1.0
 _SAMPLE_S = 5.0
+#: Of the memory of a worker, from which on its growth says something.
+_ENOUGH_SAMPLES = 12
+LOST = "connection lost"
 _TIMEOUT_S = 60.0
 
 
@@ -42,7 +48,9 @@ class SoakPlan:
 
     Attributes:
         rate_per_s: requests of all clients together, at random moments.
-        refreshes: (log, as_of) of each refresh, in turn.
+        refreshes: (log, as_of) of each refresh, in turn; always of the package that is served.
+        other_package: deployed after `deploy_at` of the time, rolled back after `roll_back_at`.
+        bad_share, hostile_share: of the requests: malformed ones, and Arrow streams that announce much.
         in_flight: requests that one worker holds at most: its batch size.
     """
 
@@ -51,6 +59,10 @@ class SoakPlan:
     rate_per_s: float = 100.0
     clients: int = 6
     bad_share: float = 0.01
+    hostile_share: float = 0.01
+    other_package: Path | None = None
+    deploy_at: float = 0.35
+    roll_back_at: float = 0.65
     kill_every_s: float = 60.0
     refresh_every_s: float = 300.0
     in_flight: int = 1
@@ -71,34 +83,39 @@ class SoakResult:
     """What came back.
 
     Attributes:
-        bad_outcomes: answers to bad bodies by status.
+        bad_outcomes, hostile_outcomes: answers to bad and to hostile bodies by status.
+        deployments: what was done and how long it took; of a failure its words in `failed_deployments`.
         memory_s, memory_mib: PSS of the server and its workers.
-        oldest_mib: PSS of the worker that is never killed.
+        oldest_mib: PSS by process id of the workers that are never killed, while each was the oldest.
     """
 
     seconds: float = 0.0
     statuses: Counter[str] = field(default_factory=Counter)
     bad_outcomes: Counter[str] = field(default_factory=Counter)
+    hostile_outcomes: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
     latency_ms: list[float] = field(default_factory=list)
     kills_s: list[float] = field(default_factory=list)
     refreshes: list[str] = field(default_factory=list)
     failed_refreshes: list[str] = field(default_factory=list)
+    deployments: list[str] = field(default_factory=list)
+    failed_deployments: list[str] = field(default_factory=list)
     memory_s: list[float] = field(default_factory=list)
     memory_mib: list[float] = field(default_factory=list)
-    oldest_mib: list[float] = field(default_factory=list)
+    oldest_mib: dict[int, list[float]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 def run_soak(
     server: RunningServer,
     package: Path,
+    store: Path,
     expectations: Expectations,
     plan: SoakPlan,
     *,
     progress: Callable[[float, SoakResult], None],
 ) -> SoakResult:
-    """Load a server of `package` for the planned time; the last generation's replies are checked, too."""
+    """Load the server of a store for the planned time; the last generation's replies are checked, too."""
     result = SoakResult()
     stopped = threading.Event()
     start = time.monotonic()
@@ -112,21 +129,32 @@ def run_soak(
         client.start()
     end_s = 60 * plan.minutes
     kill_s, refresh_s, sample_s = plan.kill_every_s, plan.refresh_every_s, 0.0
+    changes = []
+    if plan.other_package is not None:
+        changes = [(plan.deploy_at, plan.other_package), (plan.roll_back_at, package)]
     refreshing: subprocess.Popen[bytes] | None = None
-    while (now_s := time.monotonic() - start) < end_s or refreshing is not None:
-        if now_s >= kill_s and now_s < end_s:
+    deploying: _Deploying | None = None
+    while (now_s := time.monotonic() - start) < end_s or refreshing is not None or deploying is not None:
+        if now_s >= kill_s and now_s < end_s and deploying is None:
             kill_s += plan.kill_every_s
             _kill_youngest(server, result, start)
         if refreshing is not None and refreshing.poll() is not None:
             _refreshed(refreshing, package, expectations, result)
             refreshing = None
-        if refreshing is None and now_s >= refresh_s and now_s < end_s:
+        if deploying is not None and deploying.process.poll() is not None:
+            package = _deployed(deploying, package, now_s, result)
+            deploying = None
+        idle = refreshing is None and deploying is None
+        if idle and changes and now_s >= changes[0][0] * end_s:
+            _, served = changes.pop(0)
+            deploying = _deploy(store, served, back=not changes, now_s=now_s)
+        elif idle and now_s >= refresh_s and now_s < end_s:
             turn = len(result.refreshes) + len(result.failed_refreshes)
             log, as_of = plan.refreshes[turn % len(plan.refreshes)]
             refreshing = _refresh(package, log, as_of)
             refresh_s += plan.refresh_every_s
-        if now_s >= sample_s:
-            sample_s += _SAMPLE_S
+        if now_s >= sample_s and deploying is None:  # two versions take more than one
+            sample_s = now_s + _SAMPLE_S
             _sample(server, result, now_s)
         progress(min(1.0, now_s / end_s), result)
         time.sleep(0.2)
@@ -157,14 +185,19 @@ def soak_summary(result: SoakResult, expectations: Expectations, plan: SoakPlan)
     wrong_bad = sum(count for status, count in result.bad_outcomes.items() if status != "400")
     tenth = max(1, len(result.memory_mib) // 10)
     settled = result.memory_mib[tenth:] or result.memory_mib
-    oldest = result.oldest_mib[tenth:] or result.oldest_mib
     latency_ms = np.array(result.latency_ms or [np.nan])
     return {
         "minutes": round(result.seconds / 60, 2),
         "requests": sum(result.statuses.values()) + sum(result.bad_outcomes.values()),
         "bad_requests": sum(result.bad_outcomes.values()),
         "bad_requests_not_refused_with_400": wrong_bad,
+        "hostile_requests": sum(result.hostile_outcomes.values()),
+        "hostile_statuses": dict(result.hostile_outcomes),
+        "hostile_not_refused": sum(
+            count for status, count in result.hostile_outcomes.items() if status not in map(str, ALLOWED)
+        ),
         "statuses": dict(result.statuses),
+        "resets": sum(one.outcome == LOST for one in result.failures),
         "wrong_scores": len(expectations.wrong),
         "first_wrong": expectations.wrong[:5],
         "unchecked_replies": len(expectations.waiting),
@@ -177,14 +210,59 @@ def soak_summary(result: SoakResult, expectations: Expectations, plan: SoakPlan)
         "kills": len(result.kills_s),
         "refreshes": len(result.refreshes),
         "failed_refreshes": result.failed_refreshes,
+        "deployments": result.deployments,
+        "failed_deployments": result.failed_deployments,
         "memory_mib_start": _median(settled[:tenth]),
         "memory_mib_end": _median(settled[-tenth:]),
-        "oldest_worker_mib_start": _median(oldest[:tenth]),
-        "oldest_worker_mib_end": _median(oldest[-tenth:]),
+        "worker_growth": worker_growth(list(result.oldest_mib.values())),
         "latency_ms": {f"p{p:g}": float(np.percentile(latency_ms, p)) for p in (50.0, 99.0, 99.9)},
         "clients": plan.clients,
         "rate_per_s": plan.rate_per_s,
     }
+
+
+def worker_growth(mib_by_worker: Sequence[Sequence[float]]) -> float | None:
+    """By which share the memory of a worker grew after its warm-up, most of all; None if none lived long.
+
+    Warm-up is the first quarter of its life; [100] * 20 + [102] * 20 gives 0.02.
+    """
+    grown = []
+    for mib in mib_by_worker:
+        settled = mib[len(mib) // 4 :]
+        if len(mib) >= _ENOUGH_SAMPLES:
+            few = max(3, len(settled) // 5)
+            grown.append(float(np.median(settled[-few:]) / np.median(settled[:few]) - 1))
+    return max(grown, default=None)
+
+
+def drain_under_load(
+    server: RunningServer, store: Path, expectations: Expectations, *, clients: int = 6
+) -> dict[str, Any]:
+    """Stop a server while clients ask without a pause and leave when told to: nobody's answer may be lost."""
+    outcomes: Counter[str] = Counter()
+    lock = threading.Lock()
+
+    def ask(number: int) -> None:
+        with server.client(timeout_s=_TIMEOUT_S) as client:
+            for asked in itertools.cycle(expectations.pool[number::clients]):
+                try:
+                    status = str(client.post(asked.body, asked.content_type)[0])
+                except ClientError as error:
+                    status = str(error.status or LOST)
+                with lock:
+                    outcomes[status] += 1
+                if status != "200":
+                    return
+
+    threads = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1.0)
+    stop(store, drain_s=DRAIN_S)
+    for thread in threads:
+        thread.join(timeout=_TIMEOUT_S)
+    told = sum(count for status, count in outcomes.items() if status not in ("200", LOST))
+    return {"drain_answered": outcomes["200"], "drain_told_to_leave": told, "drain_resets": outcomes[LOST]}
 
 
 def fuzz_server(
@@ -241,6 +319,11 @@ def _send(
     chance = random.Random(plan.seed * 1000 + number)
     with server.client(timeout_s=_TIMEOUT_S) as client:
         while not stopped.wait(chance.expovariate(plan.rate_per_s / plan.clients)):
+            if chance.random() < plan.hostile_share:
+                status = _post(client, hostile_stream(chance), arrow_codec.CONTENT_TYPE)[0]
+                with result.lock:
+                    result.hostile_outcomes[status] += 1
+                continue
             if chance.random() < plan.bad_share:
                 status = _post(client, chance.choice(BAD_BODIES), json_codec.CONTENT_TYPE)[0]
                 with result.lock:
@@ -266,7 +349,7 @@ def _post(client: ScoreClient, body: bytes, content_type: str) -> tuple[str, byt
         status, answer, kind = client.post(body, content_type)
         return str(status), answer, kind
     except ClientError as error:
-        return str(error.status or "connection lost"), b"", ""
+        return str(error.status or LOST), b"", ""
 
 
 def _kill_youngest(server: RunningServer, result: SoakResult, start: float) -> None:
@@ -295,6 +378,39 @@ def _refreshed(
         result.refreshes.append(expectations.add(Predictor.load(package)))
 
 
+@dataclass
+class _Deploying:
+    """A deployment under way, and the package that is served after it."""
+
+    process: subprocess.Popen[bytes]
+    package: Path
+    what: str
+    began_s: float
+
+
+def _deploy(store: Path, package: Path, *, back: bool, now_s: float) -> _Deploying:
+    what = "rollback" if back else "deploy"
+    arguments = ["rollback", str(store)] if back else ["deploy", str(package), str(store)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments", *arguments, "--timeout", "300"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+    return _Deploying(process, package, what, now_s)
+
+
+def _deployed(deploying: _Deploying, package: Path, now_s: float, result: SoakResult) -> Path:
+    """The package that is served now."""
+    said = deploying.process.stderr.read().decode(errors="replace") if deploying.process.stderr else ""
+    if deploying.process.returncode:
+        result.failed_deployments.append(f"{deploying.what}: {said.strip()[-300:]}")
+        return package
+    result.deployments.append(f"{deploying.what} in {now_s - deploying.began_s:.0f} s")
+    return deploying.package
+
+
 def _sample(server: RunningServer, result: SoakResult, now_s: float) -> None:
     try:
         root = psutil.Process(server.pid)
@@ -305,7 +421,7 @@ def _sample(server: RunningServer, result: SoakResult, now_s: float) -> None:
         return
     result.memory_s.append(round(now_s, 1))
     result.memory_mib.append(round(total / 2**20, 1))
-    result.oldest_mib.append(round(oldest_mib, 1))
+    result.oldest_mib.setdefault(oldest.pid, []).append(round(oldest_mib, 1))
 
 
 def _median(values: Sequence[float]) -> float | None:

@@ -99,9 +99,10 @@ def extend_log(log: InputTables, folder: Path) -> Path:
 
 @dataclass
 class Expectations:
-    """Scores of the pool by generation; replies of a generation that is not known yet wait for it.
+    """Scores of the pool by package and generation; replies of one that is not known yet wait for it.
 
     Attributes:
+        by_generation: by "MODEL_VERSION GENERATION".
         wrong: what was wrong, one sentence each.
         waiting: replies whose generation has not been added.
     """
@@ -117,21 +118,25 @@ class Expectations:
     def add(self, predictor: Predictor) -> str:
         """Score the pool by the live generation of a package; check the replies that waited for it.
 
+        Returns:
+            What it is called in `by_generation`.
+
         Raises:
             RequestError: the package refuses a request of the pool.
         """
-        generation = str(predictor.facts()["generation"])
+        facts = predictor.facts()
+        generation = f"{facts['model_version']} {facts['generation']}"
         scores: list[np.ndarray] = []
         for asked in self.pool:
             (reply,) = predictor.score_many([asked.request])
             if isinstance(reply, RequestError):
                 raise reply
-            assert reply.generation == generation
+            assert _served_by(reply) == generation
             scores.append(reply.scores_N)
         with self.lock:
             self.by_generation[generation] = scores
-            ready = [one for one in self.waiting if one[1].generation == generation]
-            self.waiting = [one for one in self.waiting if one[1].generation != generation]
+            ready = [one for one in self.waiting if _served_by(one[1]) == generation]
+            self.waiting = [one for one in self.waiting if _served_by(one[1]) != generation]
             for position, reply in ready:
                 self._check(position, reply)
         return generation
@@ -139,14 +144,15 @@ class Expectations:
     def check(self, position: int, reply: ScoreReply) -> None:
         """Compare a reply to request `position` of the pool with what its generation must give."""
         with self.lock:
-            if reply.generation in self.by_generation:
+            if _served_by(reply) in self.by_generation:
                 self._check(position, reply)
             else:
                 self.waiting.append((position, reply))
 
     def _check(self, position: int, reply: ScoreReply) -> None:
-        expected_N = self.by_generation[reply.generation][position]
-        self.checked[reply.generation] = self.checked.get(reply.generation, 0) + 1
+        served_by = _served_by(reply)
+        expected_N = self.by_generation[served_by][position]
+        self.checked[served_by] = self.checked.get(served_by, 0) + 1
         if reply.scores_N.shape != expected_N.shape:
             self.wrong.append(f"request {position}: {len(reply.scores_N)} scores for {len(expected_N)}")
             return
@@ -154,6 +160,10 @@ class Expectations:
         self.largest_difference = max(self.largest_difference, difference)
         served_N = reply.scores_N[reply.order_N]
         if not difference <= TOLERANCE:
-            self.wrong.append(f"request {position}, generation {reply.generation}: off by {difference:.2g}")
+            self.wrong.append(f"request {position}, {served_by}: off by {difference:.2g}")
         elif (np.diff(served_N) > 0).any() or len(np.unique(reply.order_N)) != len(expected_N):
-            self.wrong.append(f"request {position}, generation {reply.generation}: not ordered by its scores")
+            self.wrong.append(f"request {position}, {served_by}: not ordered by its scores")
+
+
+def _served_by(reply: ScoreReply) -> str:
+    return f"{reply.model_version} {reply.generation}"

@@ -22,6 +22,8 @@ from serving.package.sealed_folder import (
 )
 
 GENERATIONS, CURRENT = "generations", "CURRENT"
+#: Names the live generation where no other one is to become it.
+PINNED = "PINNED"
 SNAPSHOT, VECTORS, PARITY_SCORES = "snapshot", "vectors", "parity_scores.npy"
 #: Generations kept: the live one and what a rollback, and one more, would go back to.
 KEPT = 3
@@ -156,10 +158,57 @@ def activate(package: Path, name: str) -> None:
             f"{package} has no generation {name}; there are {', '.join(generation_names(package))}"
         )
     atomic_write_bytes(package / CURRENT, f"{name}\n".encode())
+    if pinned(package):
+        atomic_write_bytes(package / PINNED, f"{name}\n".encode())
+
+
+def pinned(package: Path) -> bool:
+    """Whether a refresh is refused."""
+    return (package / PINNED).exists()
+
+
+def pin(package: Path) -> str:
+    """Have the live generation stay, whoever refreshes; returns its name."""
+    with locked(package):
+        name = current_generation(package)
+        atomic_write_bytes(package / PINNED, f"{name}\n".encode())
+        return name
+
+
+def unpin(package: Path) -> None:
+    """Let it be refreshed again."""
+    with locked(package):
+        (package / PINNED).unlink(missing_ok=True)
+
+
+def refuse_pinned(package: Path) -> None:
+    """Raises PackageError if the live generation is to stay."""
+    if pinned(package):
+        raise PackageError(
+            f"generation {current_generation(package)} of {package} is pinned; `dashclip refresh {package} "
+            "--unpin` ends that, and --force goes on all the same"
+        )
+
+
+def use(package: Path, name: str) -> tuple[str, str]:
+    """Make a generation that is still there the live one, by its name; returns (from, to). A pin stays.
+
+    Raises:
+        PackageError: it is not there, or damaged.
+    """
+    with locked(package):
+        left = current_generation(package)
+        if name not in generation_names(package):
+            raise PackageError(
+                f"{package} has no generation {name}; there are {', '.join(generation_names(package))}"
+            )
+        GenerationManifest.read(generation_folder(package, name))
+        activate(package, name)
+        return left, name
 
 
 def rollback(package: Path) -> tuple[str, str]:
-    """Go back to the generation that was live before the current one; returns (from, to).
+    """Go back to the generation that was live before the current one; returns (from, to). A pin stays.
 
     Raises:
         PackageError: there is none, or it is no longer there.

@@ -22,6 +22,7 @@ from features.artifacts import (
 from features.progress import Progress, silent
 
 SEAL = "seal"
+_FINGERPRINT = 12
 #: Beside a manifest, if it is signed (`serving/package/signature.py`).
 SIGNATURE = f"{MANIFEST}.sig"
 
@@ -97,6 +98,11 @@ def _refuse_others(
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Write `folder`/manifest.json with a seal: the checksum of everything else in it."""
     atomic_write_json(folder / MANIFEST, {**content, SEAL: _seal_of(content)})
+
+
+def fingerprint_of(folder: Path) -> str:
+    """Twelve characters of the seal: equal where two folders were written with the same files."""
+    return str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))[SEAL])[:_FINGERPRINT]
 
 
 def read_manifest(folder: Path, *, what: str, advice: str) -> dict[str, Any]:

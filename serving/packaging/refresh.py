@@ -23,6 +23,7 @@ from serving.package.generations import (
     locked,
     new_generation,
     next_name,
+    refuse_pinned,
     remove_old,
     seal_generation,
 )
@@ -71,13 +72,13 @@ def refresh(
     """Write, verify and activate a new generation; what is not given stays as it is.
 
     Args:
-        force: activate it although it does not pass the gate.
+        force: activate it although it does not pass the gate, or the live one is pinned.
         signing_key: signs the new generation, as it has to be where the one before is signed.
 
     Raises:
         GateError: it is much poorer, older or other than the live one; says the numbers.
-        PackageError: nothing is given, the live generation is signed and there is no key, the vectors are of
-            another encoder or width, the package is damaged or another refresh is running.
+        PackageError: nothing is given, the live generation is pinned, or signed and there is no key, the
+            vectors are of another encoder or width, the package is damaged or another refresh is running.
         ValueError: the log cannot be used. In every case the live generation stays.
     """
     started = time.monotonic()
@@ -88,6 +89,8 @@ def refresh(
             "vectors (--query-table)"
         )
     with locked(package):
+        if not force:
+            refuse_pinned(package)
         manifest = PackageManifest.read(package)
         limits = GateLimits.of(package)
         for kind, source in vectors.items():

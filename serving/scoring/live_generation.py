@@ -66,6 +66,8 @@ class LiveGeneration:
         self.features = features
         #: Largest difference of the recorded requests' probabilities; None if they were not compared.
         self.parity_difference: float | None = None
+        #: Of its files; empty while it is being written.
+        self.fingerprint = ""
         self._model = model
         self.products = products
         self.queries = queries

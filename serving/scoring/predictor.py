@@ -22,7 +22,7 @@ from serving.package.generations import (
 )
 from serving.package.manifest import ADVICE, FIXED_PARTS, MODEL, QUERY_ENCODER, PackageManifest
 from serving.package.parity import largest_difference, read_requests, read_scores, scores_of
-from serving.package.sealed_folder import PackageError, check_files
+from serving.package.sealed_folder import PackageError, check_files, fingerprint_of
 from serving.package.signature import TrustedKey, is_signed
 from serving.package.tables import open_table
 from serving.scoring.backoff import Backoff
@@ -61,6 +61,7 @@ class Predictor:
         self.manifest = manifest
         self.model = model
         self.live = live
+        self._fingerprint = fingerprint_of(package)
         self._seen = seen
         self._reloading = threading.Lock()
         self._refused = refused
@@ -157,8 +158,10 @@ class Predictor:
         return {
             "model_version": self.manifest.model_version,
             "variant": self.manifest.variant,
+            "package": self._fingerprint,
             "simulated": self.manifest.simulated,
             "generation": generation.name,
+            "generation_files": self.live.fingerprint,
             "as_of": generation.as_of,
             "created": generation.created.isoformat(),
             "encoders": {kind: record.encoder_id for kind, record in generation.vectors.items()},
@@ -230,6 +233,7 @@ def open_checked(
     about = GenerationManifest.read(folder)
     check_files(folder, dict(about.files), verify=verify, advice=GENERATION_ADVICE)
     live = LiveGeneration.open(folder, model, about)
+    live.fingerprint = fingerprint_of(folder)
     if live.manifest.schema_fingerprint != manifest.schema_fingerprint:
         raise PackageError(
             f"{folder} was made with another feature schema than the model "

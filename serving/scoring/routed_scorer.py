@@ -131,6 +131,28 @@ def start_routing(state: Path, challengers: Iterable[str]) -> None:
         Routing.of(names).write(state / ROUTING)
 
 
+def keep_routing(state: Path, challengers: Iterable[str]) -> None:
+    """Have the routing of a server name these challengers and no others.
+
+    Those that it names already keep their shares; what others had goes to the champion.
+    """
+    names = [*challengers]
+    try:
+        before = Routing.read(state / ROUTING)
+    except RoutingError:
+        start_routing(state, names)
+        return
+    routing = Routing.of(names).with_shares({name: before.shares.get(name, 0.0) for name in names})
+    Routing.model_validate(
+        {
+            **before.model_dump(),
+            "shares": dict(routing.shares),
+            "nobody": before.nobody if before.nobody in routing.names else CHAMPION,
+            "shadow": tuple(name for name in before.shadow if name in routing.names),
+        }
+    ).write(state / ROUTING)
+
+
 _ADVICE = "`dashclip route` writes it"
 
 

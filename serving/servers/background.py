@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 WORKERS_FOLDER = "workers"
 #: In a server's folder, if large requests have workers of their own: the name that TorchServe knows them by.
 LARGE_MODEL = "large_model"
+#: In a server's folder while it is being emptied to be ended: new requests are refused.
+DRAINING = "draining"
 #: Whose packages are served, in a server's folder.
 TRUSTED_KEY = "trusted_key.pem"
 _PERIOD_S = 1.0
@@ -38,6 +40,7 @@ class Background:
         export: Callable[[Series], None] | None = None,
         counts_folder: Path | None = None,
         status_folder: Path | None = None,
+        draining_file: Path | None = None,
         model_name: str = "",
         period_s: float = _PERIOD_S,
     ) -> None:
@@ -45,6 +48,7 @@ class Background:
         self._export = export
         self._counts_folder = counts_folder
         self._status_folder = status_folder
+        self._draining_file = draining_file
         self._model_name = model_name
         self._period_s = period_s
         self._stopped = threading.Event()
@@ -67,7 +71,10 @@ class Background:
         if self._export is not None:
             export = self._export
             self._attempt("exporting measures", lambda: export(self._endpoint.measures().series()))
-        if period % _PERIODS_A_STATUS == 0 and self._status_folder is not None:
+        if self._draining_file is not None:
+            self._endpoint.draining = self._draining_file.exists()
+        said_now = self._endpoint.draining or period % _PERIODS_A_STATUS == 1
+        if said_now and self._status_folder is not None:
             folder = self._status_folder
             self._attempt("the status", lambda: write_status(folder, self._endpoint, self._model_name))
         if period % _PERIODS_A_WRITE == 0:
@@ -96,8 +103,20 @@ class Background:
 
 
 def write_status(folder: Path, endpoint: Endpoint, model_name: str) -> None:
-    """What a worker says of itself, for probes that have no token: generation, and when it last scored."""
+    """What a worker says of itself, for probes that have no token: generation, and when it last scored.
+
+    Beside that, for who may read the folder, why it serves nothing or not the current generation.
+    """
     ago_s = endpoint.scored_s_ago
     scored_at = None if ago_s is None else time.time() - ago_s
-    content = {"model": model_name, **readiness(endpoint.scorer.facts()), "scored_at": scored_at}
+    facts = endpoint.scorer.facts()
+    reasons = {"unavailable": facts.get("unavailable"), "refused": facts.get("refused_generation")}
+    content = {
+        "model": model_name,
+        **readiness(facts),
+        **reasons,
+        "scored_at": scored_at,
+        "draining": endpoint.draining,
+        "asked_s_ago": endpoint.asked_s_ago,
+    }
     atomic_write_json(folder / f"worker-{os.getpid()}.json", content)

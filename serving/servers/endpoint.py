@@ -28,6 +28,9 @@ _log = logging.getLogger(__name__)
 
 #: What `curl -d` sends unless it is told otherwise.
 FORM = "application/x-www-form-urlencoded"
+#: Why a server that is about to end gives no scores, and after how many seconds another will.
+DRAINING = "draining"
+_DRAINED_S = 5
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,20 @@ class Endpoint:
         self.live = live
         #: The path that large requests are sent to, if they have workers of their own.
         self.large_at: str | None = None
+        #: The server is about to end: what comes now is told to come back.
+        self.draining = False
         self._measures = measures or Measures()
         self._observers = observers
         self._scored_at: float | None = None
+        self._asked_at: float | None = None
         self._counting = threading.Lock()
 
     def answer(self, bodies: Sequence[Body]) -> list[Answer]:
         """One answer for each body, in order; a bad one does not fail its neighbours."""
         start = time.perf_counter()
+        self._asked_at = time.monotonic()
+        if self.draining:
+            return [self.shed(Unavailable(DRAINING, retry_after_s=_DRAINED_S)) for _ in bodies]
         arrow = [_is_arrow(body) for body in bodies]
         decoded = [
             self._elsewhere(body) or _decoded(body, is_arrow)
@@ -95,6 +104,7 @@ class Endpoint:
         outcomes = [next(replies) if isinstance(one, ScoreRequest) else one for one in decoded]
         answers = [_answer(outcome, is_arrow) for outcome, is_arrow in zip(outcomes, arrow, strict=True)]
         latency_s = time.perf_counter() - start
+        self._asked_at = time.monotonic()
         with self._counting:
             for outcome in outcomes:
                 self._count(outcome, latency_s)
@@ -121,6 +131,11 @@ class Endpoint:
     def scored_s_ago(self) -> float | None:
         """Since a request last got its scores; None if none has."""
         return None if self._scored_at is None else time.monotonic() - self._scored_at
+
+    @property
+    def asked_s_ago(self) -> float | None:
+        """Since a request came or was answered; None if none has."""
+        return None if self._asked_at is None else time.monotonic() - self._asked_at
 
     def measures(self) -> Measures:
         """What was counted up to now."""
@@ -240,13 +255,14 @@ def unavailable(why: Unavailable) -> Answer:
 
 
 def readiness(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a probe says of a scorer: the generation, and whether it is one it has fallen back to.
+    """What a probe says of a scorer: package and generation, and whether it is one it has fallen back to.
 
-    No reason: it has paths, and whoever may probe need not know them.
+    `package` and `generation_files` are fingerprints: two hosts that say the same serve the same files. No
+    reason and no path: whoever may probe need not know them.
     """
+    said = ("model_version", "package", "generation", "generation_files", "as_of")
     return {
-        "model_version": facts.get("model_version"),
-        "generation": facts.get("generation"),
+        **{name: facts.get(name) for name in said},
         "fallen_back": facts.get("refused_generation") is not None,
     }
 

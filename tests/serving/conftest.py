@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ranking.model import SemanticConfig
-from tests.serving.small_packages import package_small, train_small
+from tests.serving.small_packages import package_other, package_small, train_small
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +18,12 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_small(folder, semantic=SemanticConfig(widths=(8,)))
     package_small(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def other_package(small_run: Path) -> Path:
+    """Of the same log, with other weights and columns; not to be changed."""
+    return package_other(small_run)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from features.feature_set import FeatureSet
 from features.offline.build import build
 from features.schema import SplitConfig
 from ranking.model import RankerConfig, SemanticConfig
-from ranking.run import RunConfig, execute_run
+from ranking.run import RunConfig, execute_run, run_config
 from ranking.train import TrainingConfig
 from serving.package.generations import (
     GenerationManifest,
@@ -82,6 +82,22 @@ def package_small(folder: Path, **options: object) -> Path:
         options=PackageOptions(**{"backend": "eager", "parity_requests": 12, **options}),  # type: ignore[arg-type]
     )
     return folder / "package"
+
+
+def package_other(folder: Path) -> Path:
+    """`folder`/other_package: of the same log, with other weights and fewer columns (no vectors)."""
+    config = run_config(folder / "run")
+    changed = {"variant": "other", "seed": 2, "product_table": None, "query_table": None}
+    ranker = config.ranker.model_copy(update={"semantic": None})
+    execute_run(config.model_copy(update={**changed, "ranker": ranker}), folder / "other_run", environment={})
+    build_package(
+        folder / "other_run",
+        folder / "other_package",
+        log=folder / "data",
+        as_of_us=AS_OF_US,
+        options=PackageOptions(backend="eager", parity_requests=12),
+    )
+    return folder / "other_package"
 
 
 def copy_generation(package: Path) -> str:

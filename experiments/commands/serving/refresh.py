@@ -36,9 +36,19 @@ def refresh(
     rollback: Annotated[
         bool, typer.Option("--rollback", help="Go back to the generation that was live before this one.")
     ] = False,
+    use: Annotated[
+        str | None,
+        typer.Option(help="Make this generation the live one, by its name; one that was copied here, too."),
+    ] = None,
+    pin: Annotated[
+        bool, typer.Option("--pin", help="Keep the live generation: refreshes are refused from now on.")
+    ] = False,
+    unpin: Annotated[bool, typer.Option("--unpin", help="End --pin.")] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Switch although the new generation does not pass the gate."),
+        typer.Option(
+            "--force", help="Switch although the new generation does not pass the gate, or one is pinned."
+        ),
     ] = False,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch while verifying.")] = 1,
 ) -> None:
@@ -48,7 +58,7 @@ def refresh(
     it as it should, and switches with one rename; servers notice within a second and answer all along.
     A generation that is much poorer, older or other than the live one (gate.toml of the package) is refused.
     Products that are new in DATA can be scored from then on. Vectors of another encoder or width are refused.
-    The last three generations are kept for `--rollback`.
+    The last three generations are kept for `--rollback` and `--use`.
 
     Example: `dashclip refresh runs/package --data runs/demo/data --product-table
     runs/demo/embeddings/products`
@@ -58,7 +68,10 @@ def refresh(
 
     from embeddings.embedding_table import EmbeddingTable
     from experiments.runtime.progress import progress_bars
+    from serving.package.generations import pin as pin_live
     from serving.package.generations import rollback as roll_back
+    from serving.package.generations import unpin as remove_pin
+    from serving.package.generations import use as use_generation
     from serving.package.manifest import EntityKind
     from serving.package.signature import SigningKey
     from serving.packaging.as_of import snapshot_source
@@ -67,11 +80,18 @@ def refresh(
 
     torch.set_num_threads(threads)
     console = Console()
-    if rollback:
-        if data or product_table or query_table or signing_key or force:
-            raise typer.BadParameter("takes no other option: it only switches back", param_hint="--rollback")
-        left, now = roll_back(package)
-        console.print(f"{package}: generation {now} is live again, {left} no longer")
+    if rollback or use or pin or unpin:
+        if data or product_table or query_table or signing_key or force or (rollback and use):
+            hint = "--rollback, --use, --pin, --unpin"
+            raise typer.BadParameter("only switches, so it takes nothing to refresh with", param_hint=hint)
+        if unpin:
+            remove_pin(package)
+            console.print(f"{package} may be refreshed")
+        if rollback or use:
+            left, now = use_generation(package, use) if use else roll_back(package)
+            console.print(f"{package}: generation {now} is live again, {left} no longer")
+        if pin:
+            console.print(f"{package}: generation {pin_live(package)} is pinned")
         return
     tables: dict[EntityKind, Path | None] = {"product": product_table, "query": query_table}
     with progress_bars(console) as bars:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def serve(
     store: Annotated[
-        Path, typer.Argument(help="Model store that `dashclip archive` filled; a package with --fastapi.")
+        Path, typer.Argument(help="Model store that `dashclip archive` filled; or a package, with --fastapi.")
     ],
     name: Annotated[str | None, typer.Option(help="Which archive, if the store has several.")] = None,
     port: Annotated[
@@ -118,12 +118,18 @@ def serve(
     """
     from rich.console import Console
 
+    from features.artifacts import MANIFEST
+    from serving.servers.torchserve.server import SERVER_FOLDER
+
     console = Console()
     if fastapi:
+        if state_dir is None and not (store / MANIFEST).is_file():  # of a store, as TorchServe's
+            state_dir = store / SERVER_FOLDER
         log = _feature_log(feature_log, log_share, log_limit_mb, log_key, state_dir)
         challengers = challengers_of(challenger)
         _serve_by_fastapi(
             store,
+            name,
             address=address,
             port=port,
             workers=workers,
@@ -139,7 +145,7 @@ def serve(
         raise typer.BadParameter("goes with --fastapi, or to `dashclip archive`", param_hint="--challenger")
     from serving.servers.torchserve.archive import find_archive
     from serving.servers.torchserve.files import ServerSettings
-    from serving.servers.torchserve.server import SERVER_FOLDER, start
+    from serving.servers.torchserve.server import start
 
     settings = ServerSettings(
         port=port,
@@ -186,14 +192,21 @@ def stop(
     store: Annotated[
         Path, typer.Argument(help="Model store that `dashclip serve` was given; or --state-dir.")
     ],
+    drain: Annotated[
+        float, typer.Option(min=0, help="Seconds at most for requests under way; 0 cuts them off.")
+    ] = 10.0,
 ) -> None:
-    """Stop the server of a model store and wait until it is gone.
+    """Stop the server of a model store, once it has answered what it has begun, and wait until it is gone.
+
+    Its /ready says 503 from the beginning, and new requests get 503 with Retry-After.
 
     Example: `dashclip stop runs/store`
     """
+    from serving.servers.fastapi.running import stop_fastapi
     from serving.servers.torchserve.server import stop as stop_server
 
-    typer.echo("stopped" if stop_server(store) else f"no server runs for {store}")
+    stopped = stop_fastapi(store, drain_s=drain) or stop_server(store, drain_s=drain)
+    typer.echo("stopped" if stopped else f"no server runs for {store}")
 
 
 def _curl(archive: "Archive", server: "RunningServer") -> str:
@@ -226,7 +239,8 @@ def _feature_log(
 
 
 def _serve_by_fastapi(
-    package: Path,
+    place: Path,
+    name: str | None,
     *,
     address: str,
     port: int,
@@ -244,12 +258,22 @@ def _serve_by_fastapi(
         from serving.servers.fastapi.app import serve as serve_app
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}; install the extra: pip install 'dashclip-ranker[fastapi]'") from None
+    from features.artifacts import MANIFEST
     from serving.feature_log.feature_log import hand_over
     from serving.observers.assembly import open_scorer
     from serving.scoring.routed_scorer import start_routing
-    from serving.servers.torchserve.archive import example_request
+    from serving.servers.fastapi.archived import open_archived
+    from serving.servers.torchserve.archive import example_request, find_archive
     from serving.wire.json_codec import encode_request
 
+    archive = None if (place / MANIFEST).is_file() else find_archive(place, name)
+    package = place if archive is None else Path(archive.package)
+    if archive is not None:
+        if challengers:
+            raise typer.BadParameter("give it to `dashclip archive`", param_hint="--challenger")
+        if archive.path.suffix == ".mar":
+            raise ValueError(f"{archive.path} is TorchServe's alone; archive the package without --embed")
+        challengers = {name: Path(path) for name, path in archive.challengers().items()}
     if state is None and (challengers or log):
         raise typer.BadParameter("needs --state-dir", param_hint="--challenger, --feature-log")
     opening = partial(
@@ -259,6 +283,14 @@ def _serve_by_fastapi(
         state=state.absolute() if state else None,
         trusted_key=trusted_key.absolute() if trusted_key else None,
     )
+    opening_archive = None
+    if archive is not None:
+        opening_archive = partial(
+            open_archived,
+            state=state.absolute() if state else None,
+            trusted_key=trusted_key.absolute() if trusted_key else None,
+        )
+        opening = partial(opening_archive, archive.path.resolve())
     facts = opening().facts()  # what is wrong with it is said once, not by each worker
     if state is not None:
         start_routing(state, challengers)
@@ -274,4 +306,6 @@ def _serve_by_fastapi(
         example=encode_request(example_request(package)),
         schema=schema,
         state=None if state is None else state.absolute(),
+        archive=None if archive is None else archive.path.resolve(),
+        open_archive=opening_archive,
     )

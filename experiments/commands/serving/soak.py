@@ -20,6 +20,7 @@ _SAY_S = 30.0
 _FAULTS = (
     *("wrong_scores", "unexplained_5xx", "refused_good_requests", "bad_requests_not_refused_with_400"),
     *("unchecked_replies", "failed_refreshes", "fuzz_5xx", "fuzz_faults", "fuzz_dead_workers"),
+    *("hostile_not_refused", "resets", "failed_deployments", "drain_resets"),
 )
 
 
@@ -33,6 +34,13 @@ def soak(
     workers: Annotated[int, typer.Option(min=1, help="Of TorchServe; with one, none is killed.")] = 2,
     kill_every: Annotated[float, typer.Option(min=1, help="Seconds between two killed workers.")] = 60.0,
     refresh_every: Annotated[float, typer.Option(min=1, help="Seconds between two refreshes.")] = 300.0,
+    other_run: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another trained run on the same log, deployed and rolled back in between; the next seed "
+            "beside --run if it is there."
+        ),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with the four tables; that of the run if not given.")
     ] = None,
@@ -42,11 +50,13 @@ def soak(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for soak.json.")] = Path("runs/bench"),
 ) -> None:
-    """Load TorchServe for a long time while workers are killed and generations change, and check every reply.
+    """Load TorchServe for a long time while workers are killed, generations and packages change; check all.
 
-    JSON and Arrow, 1 to 300 candidates, known and unknown users, queries and products, 1 % malformed
-    requests. Scores are compared with those of the generation that a reply names. Exit code 1 if a score was
-    wrong, a server error has no killed worker to explain it, or a fuzzed body was not answered as it should.
+    JSON and Arrow, 1 to 300 candidates, known and unknown users, queries and products, 1 % malformed and 1 %
+    hostile requests; one deployment and one rollback; at the end a stop under load. Scores are compared with
+    those of the package and generation that a reply names. Exit code 1 if a score was wrong, a connection
+    was lost, a server error has no killed worker to explain it, or a hostile body was not answered as it
+    should.
 
     Example: `dashclip soak --minutes 30`, `dashclip soak --minutes 0 --bodies 50000`
     """
@@ -62,7 +72,7 @@ def soak(
     work = (out / "soak.work").absolute()
     shutil.rmtree(work, ignore_errors=True)
     try:
-        found = _soak(console, work, run, data, encoder, plan, bodies=bodies, workers=workers)
+        found = _soak(console, work, run, other_run, data, encoder, plan, bodies=bodies, workers=workers)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     command = f"dashclip soak --minutes {minutes:g} --bodies {bodies}"
@@ -77,6 +87,7 @@ def _soak(
     console: "Console",
     work: Path,
     run: Path,
+    other_run: Path | None,
     data: Path | None,
     encoder: Path | None,
     plan: "SoakPlan",
@@ -91,7 +102,7 @@ def _soak(
     from experiments.runtime.environment import describe_machine
     from experiments.runtime.ports import free_ports
     from experiments.runtime.run_layout import labels_of_run, log_of_run, package_run
-    from experiments.serving_checks.soak import fuzz_server, run_soak, soak_summary
+    from experiments.serving_checks.soak import drain_under_load, fuzz_server, run_soak, soak_summary
     from experiments.serving_checks.soak_requests import Expectations, extend_log, make_pool
     from features.inputs.tables import InputTables
     from ranking.run import run_config
@@ -122,6 +133,13 @@ def _soak(
     plan = replace(plan, refreshes=list(zip(logs, times, strict=True)))
     expectations = Expectations(make_pool(tables, timestamp_us=end_us, size=250, seed=1))
     expectations.add(Predictor.load(package))
+    other_run = other_run or _next_seed(run)
+    if other_run is not None and plan.minutes:
+        console.print(f"making a package of {other_run}")
+        other = work / "other_package"
+        package_run(other_run, other, data=log, encoder=encoder)
+        expectations.add(Predictor.load(other))
+        plan = replace(plan, other_package=other)
     console.print("starting TorchServe")
     settings = ServerSettings(port=free_ports(), workers=workers, token_minutes=10)
     server = start(archive_package(package, store, name="dashclip", embed=False), settings)
@@ -132,6 +150,7 @@ def _soak(
                 result = run_soak(
                     server,
                     package,
+                    store,
                     expectations,
                     plan,
                     progress=lambda share, so_far: say(_so_far(share, so_far, len(expectations.wrong))),
@@ -145,6 +164,9 @@ def _soak(
                     bodies,
                     progress=lambda done: say(f"fuzzing: {done:,} of {bodies:,} bodies"),
                 )
+            if plan.minutes:
+                say("stopping under load")
+                found |= drain_under_load(server, store, expectations)
     finally:
         stop(store)
     machine = describe_machine(("torch", "torchserve", "pyarrow", "numpy"))
@@ -155,6 +177,12 @@ def _soak(
         "workers": workers,
         "machine": machine,
     }
+
+
+def _next_seed(run: Path) -> Path | None:
+    """Another run of the same variant, if there is one beside it."""
+    seeds = sorted(path.parent for path in run.parent.glob("seed-*/run.json"))
+    return next((path for path in seeds if path.name != run.name), None)
 
 
 @contextmanager
@@ -178,7 +206,8 @@ def _so_far(share: float, result: "SoakResult", wrong: int) -> str:
     return (
         f"{100 * share:.0f} %: {sum(result.statuses.values()):,} requests, "
         f"{wrong} wrong scores, {len(result.failures)} failures, "
-        f"{len(result.kills_s)} kills, {len(result.refreshes)} refreshes"
+        f"{len(result.kills_s)} kills, {len(result.refreshes)} refreshes, "
+        f"{len(result.deployments)} deployments"
     )
 
 
@@ -192,13 +221,16 @@ def _show(console: "Console", found: dict[str, Any]) -> None:
             grid.add_row(name.replace("_", " "), f"{value:,.4g}")
         elif isinstance(value, int | str):
             grid.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
-        elif name in ("statuses", "fuzz_statuses", "latency_ms"):
+        elif name == "deployments":
+            grid.add_row(name, ", ".join(value))
+        elif name in ("statuses", "hostile_statuses", "fuzz_statuses", "latency_ms"):
             cells = (f"{key}: {one:,.5g}" for key, one in value.items())
             grid.add_row(name.replace("_", " "), ", ".join(cells))
     console.print(grid)
     for failure in (
         *found.get("first_wrong", ()),
         *found.get("failed_refreshes", ()),
+        *found.get("failed_deployments", ()),
         *found.get("fuzz_faults", ()),
     ):
         console.print(failure, markup=False)

@@ -15,10 +15,9 @@ import signal
 import socket
 import tempfile
 import threading
-import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,16 +27,11 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from prometheus_client.multiprocess import mark_process_dead
 from starlette.requests import ClientDisconnect
-from uvicorn.supervisors import Multiprocess
-from uvicorn.supervisors.multiprocess import Process
 
-from features.artifacts import atomic_write_bytes
-from features.online.request import MAX_BODY_BYTES, ScoreRequest
+from features.online.request import MAX_BODY_BYTES, RequestError, ScoreRequest
 from serving.feature_log.feature_log import FeatureLogSettings
 from serving.observers.assembly import build_endpoint
-from serving.scoring.backoff import Backoff
 from serving.scoring.predictor import Predictor
 from serving.scoring.routed_scorer import RoutedScorer
 from serving.servers.background import Background
@@ -46,30 +40,28 @@ from serving.servers.endpoint import Body, readiness
 from serving.servers.environment import only_allowed
 from serving.servers.fastapi.guarded_connection import IDLE_S, GuardedConnection
 from serving.servers.fastapi.lanes import Lanes
+from serving.servers.fastapi.running import written_down
 from serving.servers.fastapi.standby import Standby
+from serving.servers.fastapi.supervisor import IMPORT_S, Gate, Supervisor, serving_mark
 from serving.servers.healing import HealingScorer
 from serving.servers.json_lines import log_as_json
 from serving.servers.log_stream import LogStream
-from serving.wire.json_codec import decode_request
+from serving.servers.recorded import check_recorded
+from serving.servers.torchserve.archive import Archive
+from serving.wire.json_codec import decode_reply, decode_request, encode_reply
 from serving.wire.reply import CHAMPION, Scorer, ScoreReply
 
 #: Header of a request and its answer: what the logs call it.
 REQUEST_ID = "x-request-id"
-#: In a state folder.
-PID_NAME = "server.pid"
 _LONGEST_ID = 128
 
 _log = logging.getLogger(__name__)
-_clock = time.monotonic
-
-#: A worker that says nothing for so long is replaced; it says nothing while it imports torch.
-_IMPORT_S = 60
 #: A worker that scored this short a time ago is ready; otherwise it is asked to score its example.
 READY_S = 30.0
 #: For that example.
 _PROBE_S = 5.0
-#: Before a worker is replaced; the pause doubles with each that does not live for the longest of them.
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
+#: Between two looks whether a new worker may serve.
+_GATE_S = 0.05
 
 
 def create_app(
@@ -80,6 +72,7 @@ def create_app(
     workers_folder: Path | None = None,
     counts_folder: Path | None = None,
     log: FeatureLogSettings | None = None,
+    gate: Gate | None = None,
 ) -> FastAPI:
     """An app that answers by one predictor, in two lanes with threads of their own: probes never wait.
 
@@ -89,6 +82,7 @@ def create_app(
         counts_folder: for the counts of `dashclip drift`, if the scorer is a package's.
         workers_folder: where prometheus_client counts if there are several workers; /metrics is then of all.
         log: what goes to the feature log.
+        gate: where it waits before it takes a connection.
     """
     endpoint = build_endpoint(scorer, log=log)
 
@@ -106,12 +100,14 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        while gate is not None and not gate.is_open:
+            await asyncio.sleep(_GATE_S)
         background.start()
         if workers_folder is not None:
-            _serving_mark(workers_folder, os.getpid()).touch()
+            serving_mark(workers_folder, os.getpid()).touch()
         yield
         if workers_folder is not None:
-            _serving_mark(workers_folder, os.getpid()).unlink(missing_ok=True)
+            serving_mark(workers_folder, os.getpid()).unlink(missing_ok=True)
         background.stop()
         lanes.shutdown()
         endpoint.close()
@@ -199,6 +195,8 @@ def serve(
     example: bytes | None = None,
     schema: bool = False,
     state: Path | None = None,
+    archive: Path | None = None,
+    open_archive: Callable[[Path], Scorer] | None = None,
 ) -> None:
     """Serve until interrupted, in `workers` processes that share one socket; one that dies is replaced.
 
@@ -207,6 +205,9 @@ def serve(
         example, schema: as for `create_app`.
         state: folder for logs (`logs/server.jsonl`, rotated, beside standard error) and the process id
             (`server.pid`); nothing is written without it.
+        archive: what `open_scorer` opens, if that is an archive of a model store.
+        open_archive: opens another one; with it, and a state folder, `dashclip deploy` puts another package
+            in the place of this one while it serves.
 
     A worker that cannot open its scorer answers 503 and tries again, for ever; while no worker listens, this
     process answers 503 in their place.
@@ -215,14 +216,40 @@ def serve(
         tempfile.TemporaryDirectory(prefix="dashclip-measures-") as folder,
         socket.create_server((host, port), backlog=2048) as listening,
         only_allowed(),
-        _logs_and_pid(state),
+        _found_by(state, url=f"http://{host}:{port}/score", workers=workers, archive=archive),
+        _logs(state),
     ):
         log_as_json()
         # For the workers: prometheus_client reads it as they import it, and then counts in files there.
         os.environ.update(PROMETHEUS_MULTIPROC_DIR=folder)
-        make = partial(_app_of_worker, open_scorer, Path(folder), example=example, schema=schema, state=state)
-        config = server_config(make, factory=True, workers=workers, timeout_worker_healthcheck=_IMPORT_S)
-        supervisor = _Supervisor(config, [listening], Path(folder))
+
+        def config(
+            open_scorer: Callable[[], Scorer], example: bytes | None, gate: Gate | None, package: Path | None
+        ) -> uvicorn.Config:
+            make = partial(
+                _app_of_worker,
+                open_scorer,
+                Path(folder),
+                example=example,
+                schema=schema,
+                state=state,
+                gate=gate,
+                package=package,
+            )
+            return server_config(make, factory=True, workers=workers, timeout_worker_healthcheck=IMPORT_S)
+
+        def config_of(path: Path, gate: Gate | None) -> uvicorn.Config:
+            assert open_archive is not None
+            other = Archive(path, path.name, "")
+            return config(partial(open_archive, path), other.example(), gate, Path(other.package))
+
+        supervisor = Supervisor(
+            config(open_scorer, example, None, None),
+            [listening],
+            Path(folder),
+            state=state,
+            config_of=config_of if open_archive is not None else None,
+        )
         standby = Standby(listening, lambda: supervisor.nobody_serves)
         standby.start()
         try:
@@ -231,16 +258,23 @@ def serve(
             standby.stop()
 
 
+def _found_by(
+    state: Path | None, *, url: str, workers: int, archive: Path | None
+) -> AbstractContextManager[None]:
+    if state is None:
+        return nullcontext()
+    return written_down(state, url=url, workers=workers, archive=archive.name if archive else None)
+
+
 @contextmanager
-def _logs_and_pid(state: Path | None) -> Iterator[None]:
-    """Have what this process and its workers print go to a rotated file, too, and leave the process id."""
+def _logs(state: Path | None) -> Iterator[None]:
+    """Have what this process and its workers print go to a rotated file, too."""
     if state is None:
         yield
         return
     counts = state / DRIFT_FOLDER
     shutil.rmtree(counts, ignore_errors=True)  # of the run before
     counts.mkdir(parents=True)
-    atomic_write_bytes(state / PID_NAME, f"{os.getpid()}\n".encode())
     terminal = os.dup(2)
     reading, writing = os.pipe()
     os.dup2(writing, 2)
@@ -254,7 +288,6 @@ def _logs_and_pid(state: Path | None) -> Iterator[None]:
         os.dup2(terminal, 2)  # the last end of the pipe but for workers, which have ended
         lines.join(10)
         os.close(terminal)
-        (state / PID_NAME).unlink(missing_ok=True)
 
 
 def _write_all(descriptor: int, line: str) -> None:
@@ -268,57 +301,6 @@ def _request_id(given: str | None) -> str:
     return uuid.uuid4().hex
 
 
-class _Supervisor(Multiprocess):
-    """uvicorn's, but a worker that dies young is replaced after a pause, and one is replaced for ever."""
-
-    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], workers_folder: Path) -> None:
-        super().__init__(config, sockets)
-        self._workers_folder = workers_folder
-        self._again: dict[int, Backoff] = {}
-        self._started: dict[int, float] = {}
-
-    def keep_subprocess_alive(self) -> None:
-        """Replace workers that have died, each once that is due."""
-        for place, worker in enumerate(self.processes):
-            if self.should_exit.is_set():
-                return
-            pause = Backoff(first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S, clock=lambda: _clock())
-            again = self._again.setdefault(place, pause)
-            started = self._started.setdefault(place, _clock())
-            if started < float("inf"):
-                if worker.is_alive(timeout=_IMPORT_S):
-                    continue
-                worker.kill()  # it may hang
-                worker.join()
-                if _clock() - started > _LONGEST_PAUSE_S:
-                    again.succeeded()
-                self._forget(worker, again.failed())
-                self._started[place] = float("inf")
-            if again.due:
-                self._started[place] = _clock()
-                self.processes[place] = Process(self.config, self.sockets)
-                self.processes[place].start()
-
-    def _forget(self, worker: Process, pause_s: float) -> None:
-        said = "worker %s ended with code %s; the next one starts in %.1f s"
-        _log.error(said, worker.pid, worker.exitcode, pause_s)
-        mark_process_dead(worker.pid, str(self._workers_folder))
-        _serving_mark(self._workers_folder, worker.pid).unlink(missing_ok=True)
-
-    @property
-    def nobody_serves(self) -> bool:
-        """Whether no worker listens now."""
-        return not any(
-            one.exitcode is None and _serving_mark(self._workers_folder, one.pid).exists()
-            for one in tuple(self.processes)
-        )
-
-
-def _serving_mark(workers_folder: Path, pid: int | None) -> Path:
-    """A file that is there while this worker takes requests."""
-    return workers_folder / f"{pid}.serving"
-
-
 def _app_of_worker(
     open_scorer: Callable[[], Scorer],
     workers_folder: Path,
@@ -326,6 +308,8 @@ def _app_of_worker(
     example: bytes | None,
     schema: bool,
     state: Path | None,
+    gate: Gate | None,
+    package: Path | None,
 ) -> FastAPI:
     log_as_json()
     torch.set_num_threads(1)
@@ -339,9 +323,30 @@ def _app_of_worker(
         workers_folder=workers_folder,
         counts_folder=counts,
         log=None if state is None else FeatureLogSettings.of_server(state),
+        gate=gate,
     )
-    scorer.open()
+    if gate is None or package is None:
+        scorer.open()
+        return app
+    try:
+        scorer.open(raises=True)
+        gate.passed(check_recorded(package, partial(_through_codec, scorer)))
+    except Exception as error:
+        gate.failed(str(error))
+        raise
     return app
+
+
+def _through_codec(scorer: Scorer, request: ScoreRequest) -> ScoreReply:
+    """What a client reads of the reply.
+
+    Raises:
+        RequestError: the request is refused.
+    """
+    (reply,) = scorer.score_many([request])
+    if isinstance(reply, RequestError):
+        raise reply
+    return decode_reply(encode_reply(reply))
 
 
 def _end_with_parent() -> None:

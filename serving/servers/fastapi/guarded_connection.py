@@ -18,6 +18,9 @@ IDLE_S = 75.0
 #: Open in one worker; a process may have 1,024 files, and each answer is made in turn anyway.
 MAX_CONNECTIONS = 512
 
+#: Of a server that ends: whoever asks within this gets an answer, and is told that it is the last.
+LAST_S = 2.0
+
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 )
@@ -30,6 +33,7 @@ class GuardedConnection(H11Protocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._deadline: asyncio.TimerHandle | None = None
+        self._ends = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or refuse it."""
@@ -49,6 +53,8 @@ class GuardedConnection(H11Protocol):
         if self.transport.is_closing():
             return
         super().data_received(data)
+        if self._ends:
+            self._answer_last()
         if self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.transport.is_closing():
             self._watch()
         else:
@@ -58,6 +64,29 @@ class GuardedConnection(H11Protocol):
         """The client left, or was refused."""
         self._unwatch()
         super().connection_lost(error)
+
+    def shutdown(self) -> None:
+        """The server ends: answer what comes, and close.
+
+        uvicorn closes a connection without a request at once; one that is on its way then would be reset.
+        """
+        self._ends = True
+        self._answer_last()
+        self.loop.call_later(LAST_S, self._close_if_idle)
+
+    def _answer_last(self) -> None:
+        if not self._is_idle:
+            self.cycle.keep_alive = False
+            scope = self.cycle.scope
+            scope["headers"] = [*scope["headers"], (b"connection", b"close")]  # has the answer say so
+
+    def _close_if_idle(self) -> None:
+        if self._is_idle and not self.transport.is_closing():
+            super().shutdown()
+
+    @property
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
     def _watch(self) -> None:
         if self._deadline is None:

@@ -61,14 +61,21 @@ class Archive:
     name: str
     version: str
 
+    @property
+    def package(self) -> str:
+        """Where its package lies; relative to the archive if it is inside."""
+        return str(self._settings()["package"])
+
     def challengers(self) -> Mapping[str, str]:
         """Names and packages of those that get a share of the users."""
-        settings = yaml.safe_load(read_member(self.path, SETTINGS_NAME))["dashclip"]
-        return dict(settings.get("challengers", {}))
+        return dict(self._settings().get("challengers", {}))
 
     def example(self) -> bytes:
         """The body of a request that it answers with 200."""
         return read_member(self.path, EXAMPLE_NAME)
+
+    def _settings(self) -> Mapping[str, Any]:
+        return dict(yaml.safe_load(read_member(self.path, SETTINGS_NAME))["dashclip"])
 
 
 def build_archive(
@@ -101,7 +108,7 @@ def build_archive(
     store.mkdir(parents=True, exist_ok=True)
     inside = {"package": PACKAGE_NAME if embed else str(package.resolve()), **(settings or {})}
     if not embed:
-        with atomic_folder(store / name, ours=_is_archive) as folder:
+        with atomic_folder(store / name, ours=is_archive) as folder:
             _fill(folder, name, version=version, example=example, handler=handler, settings=inside)
             check_archive(folder, name=name, example=example)
         (store / f"{name}.mar").unlink(missing_ok=True)
@@ -118,15 +125,23 @@ def build_archive(
         shutil.rmtree(folder)
         check_archive(Path(stage) / f"{name}.mar", name=name, example=example)
         (Path(stage) / f"{name}.mar").replace(store / f"{name}.mar")
-    if _is_archive(store / name):  # the other form of the same model would make the name ambiguous
+    if is_archive(store / name):  # the other form of the same model would make the name ambiguous
         shutil.rmtree(store / name)
     return Archive(store / f"{name}.mar", name, version)
 
 
 def archive_package(
-    package: Path, store: Path, *, name: str, embed: bool, challengers: Mapping[str, Path] | None = None
+    package: Path,
+    store: Path,
+    *,
+    name: str,
+    embed: bool,
+    challengers: Mapping[str, Path] | None = None,
+    version: str | None = None,
 ) -> Archive:
     """Add a package to a store, with an example request from its parity record.
+
+    `version` is TorchServe's name of it; that of the model by default.
 
     Args:
         challengers: packages that may get a share of the users, by name.
@@ -146,7 +161,7 @@ def archive_package(
     return build_archive(
         package,
         store,
-        version=torchserve_version(manifest.model_version),
+        version=version or torchserve_version(manifest.model_version),
         example=encode_request(example_request(package)),
         name=name,
         embed=embed,
@@ -177,7 +192,7 @@ def find_archive(store: Path, name: str | None = None) -> Archive:
     Raises:
         ArchiveError: there is none, or several and no name.
     """
-    entries = [path for path in sorted(store.glob("*")) if _is_archive(path) or path.suffix == ".mar"]
+    entries = [path for path in sorted(store.glob("*")) if is_archive(path) or path.suffix == ".mar"]
     entries = [path for path in entries if not path.name.startswith(".") and name in (None, path.stem)]
     if not entries:
         named = f" {name!r}" if name else ""
@@ -229,7 +244,8 @@ def _fill(
     return manifest
 
 
-def _is_archive(path: Path) -> bool:
+def is_archive(path: Path) -> bool:
+    """Whether a folder is an archive."""
     return (path / "MAR-INF" / "MANIFEST.json").is_file()
 
 

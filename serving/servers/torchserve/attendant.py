@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from serving.client import ClientError, Tokens, share_inference_key
 from serving.scoring.backoff import Backoff
-from serving.servers.background import WORKERS_FOLDER
+from serving.servers.background import DRAINING, WORKERS_FOLDER
 from serving.servers.json_lines import log_as_json
 from serving.servers.torchserve.server import EXAMPLE, RunningServer, running, worker_pids
 from serving.wire.json_codec import decode_request
@@ -36,6 +36,7 @@ _PROBE_S, _REMEMBERED_S = 5.0, 1.0
 _PROBERS = 32
 _REQUEST_S = 5.0
 _PERIOD_S = 0.5
+_SAID = ("model_version", "package", "generation", "generation_files", "as_of")
 _KINDS: tuple[Literal["inference", "management"], ...] = ("inference", "management")
 
 
@@ -74,12 +75,13 @@ class Attendant:
         said = self._statuses()
         model = self.server.url.rsplit("/", 1)[1]  # workers for large requests cannot stand in for the others
         last = max((one["scored_at"] or 0.0 for one in said if one["model"] == model), default=0.0)
-        ready = time.time() - last <= READY_S or self._example_is_scored()
+        draining = (self._state / DRAINING).exists()
+        ready = not draining and (time.time() - last <= READY_S or self._example_is_scored())
         return ready, {
             "ready": ready,
+            "draining": draining,
             "workers": len(said),
-            "model_version": sorted({str(one.get("model_version")) for one in said}),
-            "generation": sorted({str(one.get("generation")) for one in said}),
+            **{what: sorted({str(one[what]) for one in said if one.get(what) is not None}) for what in _SAID},
             "fallen_back": any(one.get("fallen_back") for one in said),
         }
 

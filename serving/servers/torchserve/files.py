@@ -6,6 +6,7 @@ reasons are beside the values.
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ _MAX_REQUEST_BYTES = 6_553_500
 #: The broadcast address of loopback: Linux lets a process listen there and nobody connect (ENETUNREACH).
 NOWHERE = "127.255.255.255"
 #: Large requests that wait: a second's work or two.
-_LARGE_QUEUE = 8
+LARGE_QUEUE = 8
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class ServerSettings:
         token_minutes: how long a token lives.
         large_workers: processes of their own for large requests (`serving/wire/body_weight.py`), at the URL
             of the model with -large; the others then refuse them. 0: all workers take all requests.
-        queue_size: requests that may wait; beyond, TorchServe answers 503. Of large ones `_LARGE_QUEUE`.
+        queue_size: requests that may wait; beyond, TorchServe answers 503. Of large ones `LARGE_QUEUE`.
         log: what goes to the feature log, if anything.
         access_log: one line a request, with its peer's address.
     """
@@ -89,6 +90,14 @@ class ServerSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
     @property
+    def deployable(self) -> bool:
+        """Whether new packages can be deployed while it runs: by tokens, and from this machine alone.
+
+        TorchServe registers any folder of the machine, and an archive is code.
+        """
+        return self.token_authorization and self.management_address == LOOPBACK
+
+    @property
     def ports(self) -> dict[str, int]:
         """Each port by its use."""
         uses = ("inference", "management", "metrics", "grpc_inference", "grpc_management", "probes")
@@ -128,6 +137,19 @@ def write_server_files(
         atomic_write_bytes(folder / LARGE_MODEL, large_name(archive.name).encode())
 
 
+def rename_version(folder: Path, names: Sequence[str], version: str) -> None:
+    """Have config.properties give what it says of models to another version of them."""
+    path = folder / CONFIG_NAME
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("models="):
+            models = json.loads(line.removeprefix("models="))
+            for name in names:
+                models[name] = {version: next(iter(models[name].values()))}
+            lines[number] = f"models={json.dumps(models)}"
+    atomic_write_bytes(path, ("\n".join(lines) + "\n").encode())
+
+
 def config_text(folder: Path, archive: Archive, settings: ServerSettings) -> str:
     """config.properties."""
 
@@ -144,7 +166,7 @@ def config_text(folder: Path, archive: Archive, settings: ServerSettings) -> str
 
     models = {archive.name: model(settings.workers, settings.queue_size)}
     if settings.large_workers:
-        models[large_name(archive.name)] = model(settings.large_workers, _LARGE_QUEUE)
+        models[large_name(archive.name)] = model(settings.large_workers, LARGE_QUEUE)
     store = archive.path.resolve().parent
     properties = {
         "model_store": store,
@@ -152,7 +174,7 @@ def config_text(folder: Path, archive: Archive, settings: ServerSettings) -> str
         "models": json.dumps(models),
         "default_workers_per_model": settings.workers,
         "job_queue_size": settings.queue_size,
-        # Safety: tokens, no address beyond the one given, nothing registered or fetched at run time.
+        # Safety: tokens, no address beyond the one given, nothing fetched at run time; registered only here.
         "disable_token_authorization": str(not settings.token_authorization).lower(),
         "token_expiration_min": settings.token_minutes,
         "inference_address": settings.url("inference"),
@@ -162,7 +184,7 @@ def config_text(folder: Path, archive: Archive, settings: ServerSettings) -> str
         "grpc_management_address": settings.address_of("grpc_management"),
         "grpc_inference_port": settings.ports["grpc_inference"],
         "grpc_management_port": settings.ports["grpc_management"],
-        "enable_model_api": "false",
+        "enable_model_api": str(settings.deployable).lower(),
         "allowed_urls": f"file://{store}/.*",
         "install_py_dep_per_model": "false",
         "blacklist_env_vars": f"(?!({ALLOWED})$).*",

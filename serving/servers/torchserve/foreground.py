@@ -1,7 +1,8 @@
 """TorchServe in the foreground, for containers and systemd: this process stands for it.
 
-Signals are passed on, the exit code is TorchServe's own (143 after SIGTERM, 137 after SIGKILL), and standard
-output has JSON lines alone. Probes and renewal of tokens are part of this process.
+Signals are passed on, SIGTERM once the requests under way are answered; the exit code is TorchServe's own
+(143 after SIGTERM, 137 after SIGKILL), and standard output has JSON lines alone. Probes and renewal of
+tokens are part of this process.
 """
 
 import logging
@@ -22,6 +23,7 @@ from serving.servers.json_lines import log_as_json
 from serving.servers.log_stream import LogStream
 from serving.servers.torchserve.archive import Archive
 from serving.servers.torchserve.attendant import Attendant
+from serving.servers.torchserve.drain import drain
 from serving.servers.torchserve.files import ServerSettings
 from serving.servers.torchserve.server import (
     OpenManagementError,
@@ -29,8 +31,10 @@ from serving.servers.torchserve.server import (
     ServerError,
     launch,
     prepare,
+    running,
     stop,
     wait_for_scores,
+    worker_pids,
 )
 
 _log = logging.getLogger(__name__)
@@ -58,7 +62,7 @@ def serve_in_foreground(
     log_as_json()
     folder = prepare(archive, settings, state=state, trusted_key=trusted_key, console=True)
     asked: list[int] = []
-    with _passing_on(asked) as targets:
+    with _passing_on(asked, folder) as targets:
         server, process = launch(folder, archive, settings, output=subprocess.PIPE)
         targets.append(process)
         for number in asked:  # before there was anybody to tell
@@ -101,14 +105,29 @@ def _settle(
 
 
 @contextmanager
-def _passing_on(asked: list[int]) -> "Iterator[list[subprocess.Popen[bytes]]]":
-    """Signals go to the processes of the list that the block fills; the old handlers come back after it."""
+def _passing_on(asked: list[int], state: Path) -> "Iterator[list[subprocess.Popen[bytes]]]":
+    """Signals go to the processes of the list that the block fills; the old handlers come back after it.
+
+    The first SIGTERM waits for requests under way; a second signal does not.
+    """
     targets: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, _: FrameType | None) -> None:
         asked.append(number)
+        if number == signal.SIGTERM and asked.count(number) == 1:
+            threading.Thread(target=empty_then_send, daemon=True).start()
+        else:
+            send(signal.SIGTERM if number == signal.SIGQUIT else number)
+
+    def empty_then_send() -> None:
+        server = running(state)
+        if server is not None:
+            drain(state, lambda: worker_pids(server))
+        send(signal.SIGTERM)
+
+    def send(number: int) -> None:
         for process in targets:
-            process.send_signal(signal.SIGTERM if number == signal.SIGQUIT else number)
+            process.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
     try:

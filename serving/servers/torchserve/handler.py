@@ -18,7 +18,7 @@ import torch
 from serving.feature_log.feature_log import FeatureLogSettings
 from serving.observers.assembly import build_endpoint, with_challengers
 from serving.scoring.predictor import Predictor, load_to_serve
-from serving.servers.background import LARGE_MODEL, TRUSTED_KEY, WORKERS_FOLDER, Background
+from serving.servers.background import DRAINING, LARGE_MODEL, TRUSTED_KEY, WORKERS_FOLDER, Background
 from serving.servers.drift import DRIFT_FOLDER, LiveCounts
 from serving.servers.endpoint import FORM, Body, Endpoint
 from serving.servers.healing import HealingScorer
@@ -83,6 +83,7 @@ class DashclipHandler:
             export=_exporter(context),
             counts_folder=state / DRIFT_FOLDER,
             status_folder=state / WORKERS_FOLDER,
+            draining_file=state / DRAINING,
             model_name=context.model_name,
         )
         self._background.start()

@@ -31,11 +31,12 @@ import psutil
 from features.artifacts import atomic_write_bytes, atomic_write_json
 from serving.client import INFERENCE_KEY_FILE, ClientError, ScoreClient, share_inference_key
 from serving.package.signature import TrustedKey
-from serving.servers.background import TRUSTED_KEY, WORKERS_FOLDER
+from serving.servers.background import DRAINING, TRUSTED_KEY, WORKERS_FOLDER
 from serving.servers.drift import DRIFT_FOLDER
 from serving.servers.environment import allowed, importable
 from serving.servers.healing import NO_MODEL
 from serving.servers.torchserve.archive import Archive
+from serving.servers.torchserve.drain import drain
 from serving.servers.torchserve.files import (
     CONFIG_NAME,
     LOGGING_NAME,
@@ -43,6 +44,7 @@ from serving.servers.torchserve.files import (
     large_name,
     write_server_files,
 )
+from serving.servers.torchserve.log_ends import tail_of, worker_ends
 from serving.servers.torchserve.ports import reachable, taken
 from serving.wire.json_codec import decode_request
 
@@ -57,8 +59,6 @@ _JAVA_CLASS = "org.pytorch.serve.ModelServer"
 _LAUNCHER = "serving.servers.torchserve.launcher"
 _STOP_S = 30.0
 _ATTENDANT_S = 60.0
-_WORKER_END = "Backend worker process died"
-_SHOWN_LINES = 12
 
 
 class ServerError(ValueError):
@@ -268,7 +268,7 @@ def _with_attendant(server: RunningServer, folder: Path) -> RunningServer:
         if attendant.poll() is not None:
             break
         time.sleep(0.05)
-    raise ServerError(f"the probes do not answer: {_tail(folder / 'logs' / 'console.log')}")
+    raise ServerError(f"the probes do not answer: {tail_of(folder / 'logs' / 'console.log')}")
 
 
 def _remember(server: RunningServer, folder: Path) -> None:
@@ -307,15 +307,20 @@ def _last_started(folder: Path) -> RunningServer | None:
     )
 
 
-def stop(place: Path) -> bool:
+def stop(place: Path, *, drain_s: float = 0.0) -> bool:
     """Stop the server of a store or a state folder and wait until it is gone. False if none ran.
 
     Its tokens and scratch are removed.
+
+    Args:
+        drain_s: how long to wait for requests that are under way, while new ones get 503.
     """
     folder = state_folder(place)
     server = _last_started(folder)
     process = server.process() if server else None
-    if process is not None:
+    if process is not None and server is not None:
+        if drain_s:
+            drain(folder, lambda: worker_pids(server), timeout_s=drain_s)
         family = [process, *process.children(recursive=True)]
         process.terminate()
         _, left = psutil.wait_procs(family, timeout=_STOP_S)
@@ -326,7 +331,8 @@ def stop(place: Path) -> bool:
         shutil.rmtree(server.scratch, ignore_errors=True)
     for name in (KEY_FILE, INFERENCE_KEY_FILE):
         (folder / name).unlink(missing_ok=True)
-    (folder / _STATE_NAME).unlink(missing_ok=True)
+    for name in (_STATE_NAME, DRAINING):
+        (folder / name).unlink(missing_ok=True)
     return process is not None
 
 
@@ -362,23 +368,13 @@ def _wait(server: RunningServer, example: bytes, timeout_s: float) -> None:
             except (ClientError, OSError) as error:
                 last = error
             if not server.alive:
-                raise ServerError(f"TorchServe ended: {_tail(server.logs / 'console.log')}")
-            ends = _worker_ends(server.logs / WORKERS_OUTPUT)
+                raise ServerError(f"TorchServe ended: {tail_of(server.logs / 'console.log')}")
+            ends = worker_ends(server.logs / WORKERS_OUTPUT)
             if NO_MODEL in str(last):  # a worker goes on trying; whoever starts it wants the reason
-                ends = "The workers' log ends:\n" + _tail(server.logs / "workers.jsonl")
+                ends = "The workers' log ends:\n" + tail_of(server.logs / "workers.jsonl")
             if ends or time.monotonic() > deadline:
                 raise ServerError(f"no worker answers ({last}). {ends}")
             time.sleep(0.1)
-
-
-def _worker_ends(log: Path) -> str:
-    """What the workers' log says of a worker that ended; empty if none did."""
-    if not log.is_file():
-        return ""
-    messages = [json.loads(line)["message"] for line in log.read_text(encoding="utf-8").splitlines()]
-    if not any(_WORKER_END in message for message in messages):
-        return ""
-    return "The worker's log ends:\n" + "\n".join(messages[-_SHOWN_LINES:])
 
 
 def _check_free(folder: Path, settings: ServerSettings) -> None:
@@ -388,11 +384,6 @@ def _check_free(folder: Path, settings: ServerSettings) -> None:
         raise ServerError(f"{already}; `dashclip stop {shlex.quote(str(folder))}` ends it")
     if (why := taken(settings)) is not None:
         raise ServerError(why)
-
-
-def _tail(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.is_file() else []
-    return "\n".join(lines[-_SHOWN_LINES:]) or "it said nothing"
 
 
 def _plain(value: object) -> object:

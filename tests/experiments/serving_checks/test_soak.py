@@ -1,12 +1,21 @@
 """The soak's judgement: which failures a killed worker explains, and which scores are wrong."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from experiments.serving_checks.soak import Failure, SoakPlan, SoakResult, explained, soak_summary
+from experiments.serving_checks.soak import (
+    LOST,
+    Failure,
+    SoakPlan,
+    SoakResult,
+    explained,
+    soak_summary,
+    worker_growth,
+)
 from experiments.serving_checks.soak_requests import Expectations, extend_log, make_pool, new_product_ids
 from features.inputs.tables import InputTables
 from serving.wire.reply import ScoreReply, best_first
@@ -22,7 +31,7 @@ def _reply(scores: list[float], generation: str = "000001", order: list[int] | N
 
 
 def _expectations() -> Expectations:
-    return Expectations([], {"000001": [np.array([0.1, 0.3], np.float32)]})
+    return Expectations([], {"model 000001": [np.array([0.1, 0.3], np.float32)]})
 
 
 def test_a_failure_under_way_at_a_kill_is_explained() -> None:
@@ -62,12 +71,36 @@ def test_errors_without_a_kill_are_unexplained_and_refusals_are_counted_apart() 
     result = SoakResult(seconds=60, kills_s=[10.0])
     result.statuses.update({"200": 5, "507": 1, "503": 1, "400": 1})
     result.bad_outcomes.update({"400": 2, "200": 1})
+    result.hostile_outcomes.update({"400": 2, "413": 1, "507": 1, LOST: 1})
     result.failures = [Failure(9.9, 10.1, "507"), Failure(30, 31, "503"), Failure(40, 41, "400")]
     summary = soak_summary(result, _expectations(), PLAN)
     assert (summary["explained_5xx"], summary["unexplained_5xx"]) == (1, 1)
     assert summary["refused_good_requests"] == 1
     assert summary["bad_requests_not_refused_with_400"] == 1
     assert summary["requests"] == 11
+    assert (summary["hostile_requests"], summary["hostile_not_refused"]) == (5, 2)
+
+
+def test_a_lost_connection_is_a_reset_and_no_explained_error() -> None:
+    result = SoakResult(seconds=60, failures=[Failure(30, 31, LOST)])
+    summary = soak_summary(result, _expectations(), PLAN)
+    assert (summary["resets"], summary["unexplained_5xx"]) == (1, 1)
+
+
+def test_growth_is_that_of_the_worker_that_grew_most_after_its_warm_up() -> None:
+    grows = [50.0] * 10 + [100.0] * 15 + [102.0] * 15
+    assert worker_growth([[100.0] * 40, grows]) == pytest.approx(0.02)
+    assert worker_growth([[100.0, 200.0]]) is None  # it has not lived for long
+
+
+def test_scores_of_two_packages_are_told_apart_by_the_reply() -> None:
+    expectations = _expectations()
+    expectations.by_generation["other 000001"] = [np.array([0.2, 0.4], np.float32)]
+    expectations.check(0, replace(_reply([0.2, 0.4]), model_version="other"))
+    assert expectations.wrong == []
+    expectations.check(0, _reply([0.2, 0.4]))
+    assert len(expectations.wrong) == 1
+    assert expectations.checked == {"model 000001": 1, "other 000001": 1}
 
 
 def test_memory_is_compared_between_the_first_and_last_tenth_after_the_start() -> None:

@@ -1,5 +1,6 @@
 """Generations are switched by one rename, kept for a rollback, and never served half-written."""
 
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from serving.package.generations import (
     CURRENT,
+    PINNED,
     GenerationManifest,
     activate,
     current_generation,
@@ -15,11 +17,19 @@ from serving.package.generations import (
     locked,
     new_generation,
     next_name,
+    pin,
+    pinned,
+    refuse_pinned,
     remove_old,
     rollback,
     seal_generation,
+    unpin,
+    use,
 )
 from serving.package.sealed_folder import PackageError
+from serving.scoring.predictor import Predictor
+from serving.servers.endpoint import readiness
+from tests.serving.small_packages import copy_generation
 
 
 def about(name: str, based_on: str | None) -> GenerationManifest:
@@ -144,3 +154,39 @@ def test_two_refreshes_at_once_are_refused(tmp_path: Path) -> None:
         pass
     with locked(tmp_path):  # the lock went with its holder
         pass
+
+
+def test_a_pinned_generation_stays_until_it_is_unpinned_and_a_switch_by_name_takes_the_pin_along(
+    package: Path,
+) -> None:
+    copy_generation(package)
+    assert pin(package) == "000002"
+    with pytest.raises(PackageError, match=r"generation 000002 of .* is pinned; .*--unpin.*--force"):
+        refuse_pinned(package)
+    assert use(package, "000001") == ("000002", "000001")
+    assert current_generation(package) == "000001"
+    assert (package / PINNED).read_text() == "000001\n"
+    unpin(package)
+    refuse_pinned(package)
+    assert not pinned(package)
+
+
+def test_a_generation_by_a_name_that_is_not_there_changes_nothing(package: Path) -> None:
+    copy_generation(package)
+    with pytest.raises(PackageError, match="has no generation 000007; there are 000001, 000002"):
+        use(package, "000007")
+    assert current_generation(package) == "000002"
+
+
+def test_a_generation_that_was_shipped_from_another_host_is_used_by_its_name(
+    package: Path, tmp_path: Path
+) -> None:
+    there = Path(shutil.copytree(package, tmp_path / "there"))
+    name = copy_generation(there)
+    shutil.copytree(generation_folder(there, name), generation_folder(package, name))
+    assert use(package, name) == ("000001", name)
+    said = [readiness(Predictor.load(one).facts()) for one in (package, there)]
+    assert said[0] == said[1]
+    assert said[0]["generation"] == name
+    assert said[0]["package"]
+    assert said[0]["generation_files"]

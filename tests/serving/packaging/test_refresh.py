@@ -13,7 +13,7 @@ import pytest
 from embeddings.embedding_table import EmbeddingTable
 from features.columns.clock import DAY_US
 from features.online.request import ScoreRequest
-from serving.package.generations import current_generation, generation_names, rollback
+from serving.package.generations import current_generation, generation_names, pin, pinned, rollback
 from serving.package.manifest import PackageManifest
 from serving.package.sealed_folder import PackageError
 from serving.package.vectors import SourceVectors
@@ -232,3 +232,17 @@ def test_no_request_fails_or_mixes_generations_while_they_are_exchanged(
     scores = {reply.generation: reply.scores_N.tobytes() for reply in replies}
     assert all(scores[reply.generation] == reply.scores_N.tobytes() for reply in replies)
     assert len(set(scores.values())) == len(scores) > 1
+
+
+def test_a_pinned_generation_is_refreshed_by_force_alone_and_the_pin_goes_along(
+    small_run: Path, package: Path
+) -> None:
+    vectors = {"product": product_vectors(small_run, seed=3)}
+    pin(package)
+    with pytest.raises(PackageError, match="generation 000001 of .* is pinned"):
+        refresh(package, vectors=vectors)
+    assert generation_names(package) == ["000001"]
+    assert refresh(package, vectors=vectors, force=True).now.name == "000002"
+    assert pinned(package)
+    with pytest.raises(PackageError, match="generation 000002 of .* is pinned"):
+        refresh(package, vectors=vectors)

@@ -310,7 +310,7 @@ def test_the_schema_is_offered_only_if_it_is_asked_for(server: Any) -> None:
 def test_a_worker_is_replaced_at_once_and_those_that_die_young_after_growing_pauses(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from serving.servers.fastapi import app
+    from serving.servers.fastapi import supervisor as module
 
     now, started = 0.0, []
 
@@ -334,9 +334,9 @@ def test_a_worker_is_replaced_at_once_and_those_that_die_young_after_growing_pau
         join = kill
 
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(app, "Process", Dead)
-    monkeypatch.setattr(app, "_clock", lambda: now)
-    supervisor = app._Supervisor(SimpleNamespace(workers=1), [], tmp_path)  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "Process", Dead)
+    monkeypatch.setattr(module, "_clock", lambda: now)
+    supervisor = module.Supervisor(SimpleNamespace(workers=1), [], tmp_path)  # type: ignore[arg-type]
     supervisor.processes = [Dead()]  # type: ignore[list-item]
     for half_second in range(2_000):
         now = half_second / 2
@@ -346,6 +346,27 @@ def test_a_worker_is_replaced_at_once_and_those_that_die_young_after_growing_pau
     assert started[0] == 0.5
     assert pauses[:8] == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60], abs=0.51)
     assert not supervisor.should_exit.is_set()
+
+
+def test_a_server_that_ends_answers_who_asks_meanwhile_and_says_that_it_was_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from serving.servers.fastapi.app import create_app
+
+    monkeypatch.setattr(guarded_connection, "LAST_S", 0.5)
+    with served(create_app(stand_in_scorer())) as server:
+        idle, asking = connected(server), connected(server)
+        for connection in (idle, asking):
+            connection.sendall(GET)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        server.should_exit = True
+        while server.servers and server.servers[0].is_serving():
+            time.sleep(0.01)
+        asking.sendall(GET)
+        answer = until_closed(asking)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer
+        assert until_closed(idle) == b""
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ def test_the_configuration_is_safe_and_avoids_the_traps(tmp_path: Path) -> None:
     text = config_text(tmp_path / "server", archive, ServerSettings(workers=2, batch_size=8))
     properties = dict(line.split("=", 1) for line in text.splitlines())
     assert properties["disable_token_authorization"] == "false"
-    assert properties["enable_model_api"] == "false"
+    assert properties["enable_model_api"] == "true"  # by tokens, at loopback
     assert all(
         properties[f"{use}_address"].startswith("http://127.0.0.1:") for use in ("inference", "management")
     )

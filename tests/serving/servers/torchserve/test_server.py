@@ -22,7 +22,7 @@ from serving.client import ClientError, ScoreClient, share_inference_key
 from serving.servers.torchserve.archive import build_archive
 from serving.servers.torchserve.files import ServerSettings
 from serving.servers.torchserve.server import RunningServer, ServerError, running, start, stop, worker_pids
-from tests.serving.servers.torchserve.stand_in_handler import stand_in_score
+from tests.serving.servers.torchserve.stand_in_handler import AS_OF, stand_in_score
 
 pytestmark = [
     pytest.mark.slow,
@@ -158,17 +158,28 @@ def test_the_inference_key_scores_and_cannot_manage(server: RunningServer) -> No
     assert error.value.code == 400
 
 
-def test_remote_models_cannot_be_registered(server: RunningServer) -> None:
+@pytest.mark.parametrize(
+    ("key", "url", "status"),
+    [
+        ("management", "http://127.0.0.1:9/x.mar", 404),
+        ("management", "s3://bucket/x.mar", 404),
+        ("management", "../x", 404),
+        ("inference", "dashclip", 400),  # its token is for predictions
+    ],
+)
+def test_models_from_elsewhere_and_by_other_tokens_cannot_be_registered(
+    server: RunningServer, key: str, url: str, status: int
+) -> None:
     assert server.key_file is not None
-    token = json.loads(server.key_file.read_text())["management"]["key"]
+    token = json.loads(server.key_file.read_text())[key]["key"]
     request = urllib.request.Request(
-        f"{server.management_url}/models?url=http://127.0.0.1:9/x.mar",
+        f"{server.management_url}/models?url={url}",
         method="POST",
         headers={"Authorization": f"Bearer {token}"},
     )
     with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(request)
-    assert error.value.code == 405
+    assert error.value.code == status
 
 
 def test_a_fault_is_a_json_line_with_its_level_and_the_name_of_its_request(server: RunningServer) -> None:
@@ -221,8 +232,10 @@ def test_probes_need_no_token_and_say_what_is_served_and_nothing_else(server: Ru
     assert probe(server, "/token")[0] == 404
     wait_until(lambda: probe(server, "/ready")[1].get("workers") == 2)
     status, said = probe(server, "/ready")
-    expected = {"ready": True, "workers": 2, "model_version": ["stand-in"], "generation": ["000001"]}
-    assert (status, said) == (200, {**expected, "fallen_back": False})
+    facts = {"model_version": ["stand-in"], "generation": ["000001"], "as_of": [AS_OF]}
+    unknown: dict[str, list[str]] = {"package": [], "generation_files": []}
+    state = {"ready": True, "workers": 2, "draining": False, "fallen_back": False}
+    assert (status, said) == (200, {**state, **facts, **unknown})
     silent = [socket.create_connection(server.probes, timeout=30) for _ in range(40)]
     wait_until(lambda: probe(server, "/live")[0] == 200)  # who says nothing holds nobody up for long
     for connection in silent:
