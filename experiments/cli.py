@@ -41,6 +41,7 @@ from experiments.commands.rankers import importance, predict, publish, report, s
 from experiments.commands.serving import (
     archive,
     drift,
+    drift_days,
     fuzz,
     join_clicks,
     loadtest,
@@ -138,6 +139,7 @@ for name, proof in PROOFS.items():
     proofs.command(name)(proof)
 proofs.command("worlds")(worlds.worlds_command)
 proofs.command("publish-worlds")(worlds.publish_worlds_command)
+proofs.command("drift-days")(drift_days.drift_days)
 proofs.command("ablate")(encode_measure.ablate_command)
 proofs.command("publish-encoders")(published_sets.publish_command)
 

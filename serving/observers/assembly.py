@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from serving.drift.live_counts import LiveCounts
 from serving.feature_log.feature_log import FeatureLog, FeatureLogSettings
 from serving.observers.observer import Observer
 from serving.observers.shadow import ShadowScoring
 from serving.scoring.predictor import Predictor, load_to_serve
 from serving.scoring.routed_scorer import ROUTING, RoutedScorer
-from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import Endpoint
 from serving.servers.healing import HealingScorer
 from serving.servers.measures import Measures

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from features.online.request import MAX_BODY_BYTES, RequestError, ScoreRequest
+from serving.drift.live_counts import LiveCounts
 from serving.observers.observer import Observer
-from serving.servers.drift import LiveCounts
 from serving.servers.json_lines import about, at_work
 from serving.servers.measures import Measures
 from serving.wire import arrow_codec, json_codec
@@ -96,8 +96,8 @@ class Endpoint:
         answers = [_answer(outcome, is_arrow) for outcome, is_arrow in zip(outcomes, arrow, strict=True)]
         latency_s = time.perf_counter() - start
         with self._counting:
-            for outcome in outcomes:
-                self._count(outcome, latency_s)
+            for request, outcome in zip(decoded, outcomes, strict=True):
+                self._count(request, outcome, latency_s)
         for request, reply, body in zip(decoded, outcomes, bodies, strict=True):
             if isinstance(request, ScoreRequest) and isinstance(reply, ScoreReply):
                 self._show(request, reply, body.request_id)
@@ -164,12 +164,13 @@ class Endpoint:
             return [None]
         return [reply for request in requests for reply in self._score([request])]
 
-    def _count(self, outcome: "_Outcome", latency_s: float) -> None:
+    def _count(self, request: ScoreRequest | RequestError, outcome: "_Outcome", latency_s: float) -> None:
         if isinstance(outcome, ScoreReply):
             self._scored_at = time.monotonic()
             self._measures.scored(outcome, latency_s=latency_s)
+            assert isinstance(request, ScoreRequest)
             if self.live is not None and outcome.variant in (None, CHAMPION):  # whose features they are
-                self.live.count(outcome.scores_N, outcome.dense_NF)
+                self.live.count(outcome, request.user_id)
         elif isinstance(outcome, RequestError):
             self._measures.refused(outcome.status)
         elif isinstance(outcome, Unavailable):

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
 import tempfile
@@ -35,13 +34,14 @@ from uvicorn.supervisors.multiprocess import Process
 
 from features.artifacts import atomic_write_bytes
 from features.online.request import MAX_BODY_BYTES, ScoreRequest
+from serving.drift.count_files import DRIFT_FOLDER, begin_counts
+from serving.drift.live_counts import LiveCounts
 from serving.feature_log.feature_log import FeatureLogSettings
 from serving.observers.assembly import build_endpoint
 from serving.scoring.backoff import Backoff
 from serving.scoring.predictor import Predictor
 from serving.scoring.routed_scorer import RoutedScorer
 from serving.servers.background import Background
-from serving.servers.drift import DRIFT_FOLDER, LiveCounts
 from serving.servers.endpoint import Body, readiness
 from serving.servers.environment import only_allowed
 from serving.servers.fastapi.guarded_connection import IDLE_S, GuardedConnection
@@ -237,9 +237,7 @@ def _logs_and_pid(state: Path | None) -> Iterator[None]:
     if state is None:
         yield
         return
-    counts = state / DRIFT_FOLDER
-    shutil.rmtree(counts, ignore_errors=True)  # of the run before
-    counts.mkdir(parents=True)
+    begin_counts(state / DRIFT_FOLDER)
     atomic_write_bytes(state / PID_NAME, f"{os.getpid()}\n".encode())
     terminal = os.dup(2)
     reading, writing = os.pipe()

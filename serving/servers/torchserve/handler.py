@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
+from serving.drift.count_files import DRIFT_FOLDER
+from serving.drift.live_counts import LiveCounts
 from serving.feature_log.feature_log import FeatureLogSettings
 from serving.observers.assembly import build_endpoint, with_challengers
 from serving.scoring.predictor import Predictor, load_to_serve
 from serving.servers.background import LARGE_MODEL, TRUSTED_KEY, WORKERS_FOLDER, Background
-from serving.servers.drift import DRIFT_FOLDER, LiveCounts
 from serving.servers.endpoint import FORM, Body, Endpoint
 from serving.servers.healing import HealingScorer
 from serving.servers.json_lines import WorkerLines
