@@ -81,7 +81,7 @@ def remove_old(folder: Path) -> None:
 def begin_counts(folder: Path) -> None:
     """Make the folder of a server that starts; what it holds stays: a day is longer than a run may be.
 
-    But for `worker-*.json`, which counted candidates since the start of a worker: nothing here could use them.
+    But for `worker-*.json`, which counted candidates since the start of a worker: nothing could use them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("worker-*.json"):

@@ -253,7 +253,7 @@ def test_every_command_is_there():
         ),
         *("sweep", "report", "publish", "bench", "config", "encode", "grade", "importance"),
         *("package", "refresh", "replay", "archive", "serve", "stop", "loadtest", "drift", "fuzz", "soak"),
-        *("sign", "route", "join-clicks"),
+        *("sign", "route", "join-clicks", "schema"),
     }
     assert {("features", "build"), ("embed", "lsa"), ("import", "movielens"), ("config", "show")} <= set(
         COMMANDS

@@ -86,7 +86,9 @@ def serve(
         bool,
         typer.Option("--fastapi", help="Serve a package by FastAPI and uvicorn instead, in the foreground."),
     ] = False,
-    schema: Annotated[bool, typer.Option("--schema", help="With --fastapi: offer /openapi.json.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="With --fastapi: offer /schema and /openapi.json.")
+    ] = False,
     challenger: Annotated[
         list[str] | None,
         typer.Option(

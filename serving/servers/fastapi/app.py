@@ -52,6 +52,7 @@ from serving.servers.json_lines import log_as_json
 from serving.servers.log_stream import LogStream
 from serving.wire.json_codec import decode_request
 from serving.wire.reply import CHAMPION, Scorer, ScoreReply
+from serving.wire.request_schema import request_schema
 
 #: Header of a request and its answer: what the logs call it.
 REQUEST_ID = "x-request-id"
@@ -85,7 +86,7 @@ def create_app(
 
     Args:
         example: body of a JSON request that /ready has scored if nothing else was of late.
-        schema: offer /openapi.json.
+        schema: offer /openapi.json, and /schema: what a request may hold.
         counts_folder: for the counts of `dashclip drift`, if the scorer is a package's.
         workers_folder: where prometheus_client counts if there are several workers; /metrics is then of all.
         log: what goes to the feature log.
@@ -96,6 +97,14 @@ def create_app(
         champion = opened.variants[CHAMPION] if isinstance(opened, RoutedScorer) else opened
         if counts_folder is not None and isinstance(champion, Predictor):
             endpoint.live = LiveCounts.of_package(champion.manifest)
+
+    def schema_now() -> dict[str, Any] | None:
+        """What a request may hold, if a package is open."""
+        opened = scorer.scorer if isinstance(scorer, HealingScorer) else scorer
+        champion = opened.variants[CHAMPION] if isinstance(opened, RoutedScorer) else opened
+        if not isinstance(champion, Predictor):
+            return None
+        return request_schema(champion.manifest, champion.live.features)
 
     count_from_now(scorer)
     if isinstance(scorer, HealingScorer):
@@ -166,6 +175,15 @@ def create_app(
     @app.get("/health")
     async def health() -> dict[str, Any]:
         return dict(scorer.facts())
+
+    if schema:
+
+        @app.get("/schema")
+        async def schema_of_requests() -> Response:
+            described = schema_now()
+            return (
+                JSONResponse(described, 200) if described else JSONResponse(None, 503, {"retry-after": "1"})
+            )
 
     @app.get("/metrics")
     async def metrics() -> Response:

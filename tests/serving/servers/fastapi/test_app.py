@@ -308,9 +308,21 @@ def test_what_is_served_is_counted_for_drift_if_there_is_a_place_for_it(
 def test_the_schema_is_offered_only_if_it_is_asked_for(server: Any) -> None:
     from serving.servers.fastapi.app import create_app
 
-    assert [status_of(server, path) for path in ("/openapi.json", "/docs", "/redoc")] == [404] * 3
+    hidden = ("/openapi.json", "/docs", "/redoc", "/schema")
+    assert [status_of(server, path) for path in hidden] == [404] * 4
     with served(create_app(stand_in_scorer(), schema=True)) as other:
         assert status_of(other, "/openapi.json") == 200
+        assert status_of(other, "/schema") == 503  # the stand-in is no package
+
+
+def test_the_schema_of_requests_is_that_of_the_package(small_run: Path) -> None:
+    from serving.scoring.predictor import Predictor
+    from serving.servers.fastapi.app import create_app
+    from serving.wire.request_schema import schema_of_package
+
+    with served(create_app(Predictor.load(small_run / "package"), schema=True)) as server:
+        told = json.loads(urllib.request.urlopen(root_of(server) + "/schema", timeout=60).read())
+    assert told == schema_of_package(small_run / "package")
 
 
 def test_a_worker_is_replaced_at_once_and_those_that_die_young_after_growing_pauses(
