@@ -145,4 +145,4 @@ def test_the_command_prints_it_and_writes_it(
     )
     assert done.exit_code == 0, done.output
     assert "candidates" in done.output
-    assert json.loads(out.read_text()) == described
+    assert json.loads((tmp_path / "schema.json").read_text()) == described
