@@ -39,6 +39,7 @@ NEED_AN_EXTRA = {
     "experiments.benchmarks.training.peers.fuxictr_runner",
     "serving.servers.fastapi.app",
     "serving.servers.fastapi.guarded_connection",
+    "serving.servers.tracing",
 }
 #: Requirements under other names than the modules that they bring.
 MODULES = {"pytest-xdist": "xdist", "import-linter": "importlinter", "ir-measures": "ir_measures"}

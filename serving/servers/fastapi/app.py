@@ -50,6 +50,7 @@ from serving.servers.fastapi.standby import Standby
 from serving.servers.healing import HealingScorer
 from serving.servers.json_lines import log_as_json
 from serving.servers.log_stream import LogStream
+from serving.servers.trace_settings import TraceSettings
 from serving.wire.json_codec import decode_request
 from serving.wire.reply import CHAMPION, Scorer, ScoreReply
 from serving.wire.request_schema import request_schema
@@ -81,6 +82,7 @@ def create_app(
     workers_folder: Path | None = None,
     counts_folder: Path | None = None,
     log: FeatureLogSettings | None = None,
+    traces: TraceSettings | None = None,
 ) -> FastAPI:
     """An app that answers by one predictor, in two lanes with threads of their own: probes never wait.
 
@@ -90,8 +92,9 @@ def create_app(
         counts_folder: for the counts of `dashclip drift`, if the scorer is a package's.
         workers_folder: where prometheus_client counts if there are several workers; /metrics is then of all.
         log: what goes to the feature log.
+        traces: where spans are sent.
     """
-    endpoint = build_endpoint(scorer, log=log)
+    endpoint = build_endpoint(scorer, log=log, traces=traces)
 
     def count_from_now(opened: Scorer) -> None:
         champion = opened.variants[CHAMPION] if isinstance(opened, RoutedScorer) else opened
@@ -144,7 +147,12 @@ def create_app(
                 if len(content) > MAX_BODY_BYTES or not kept:
                     break
             request_id = _request_id(request.headers.get(REQUEST_ID))
-            body = Body(content, request.headers.get("content-type"), request_id)
+            body = Body(
+                content,
+                request.headers.get("content-type"),
+                request_id,
+                request.headers.get("traceparent"),
+            )
             answer = await lanes.answer(body) if kept else lanes.shed_for_memory()
         except ClientDisconnect:
             return Response(status_code=400)  # which nobody reads
@@ -217,12 +225,13 @@ def serve(
     example: bytes | None = None,
     schema: bool = False,
     state: Path | None = None,
+    traces: TraceSettings | None = None,
 ) -> None:
     """Serve until interrupted, in `workers` processes that share one socket; one that dies is replaced.
 
     Args:
         open_scorer: called in each process; picklable, such as `functools.partial(Predictor.load, package)`.
-        example, schema: as for `create_app`.
+        example, schema, traces: as for `create_app`.
         state: folder for logs (`logs/server.jsonl`, rotated, beside standard error) and the process id
             (`server.pid`); nothing is written without it.
 
@@ -238,7 +247,15 @@ def serve(
         log_as_json()
         # For the workers: prometheus_client reads it as they import it, and then counts in files there.
         os.environ.update(PROMETHEUS_MULTIPROC_DIR=folder)
-        make = partial(_app_of_worker, open_scorer, Path(folder), example=example, schema=schema, state=state)
+        make = partial(
+            _app_of_worker,
+            open_scorer,
+            Path(folder),
+            example=example,
+            schema=schema,
+            state=state,
+            traces=traces,
+        )
         config = server_config(make, factory=True, workers=workers, timeout_worker_healthcheck=_IMPORT_S)
         supervisor = _Supervisor(config, [listening], Path(folder))
         standby = Standby(listening, lambda: supervisor.nobody_serves)
@@ -342,6 +359,7 @@ def _app_of_worker(
     example: bytes | None,
     schema: bool,
     state: Path | None,
+    traces: TraceSettings | None,
 ) -> FastAPI:
     log_as_json()
     torch.set_num_threads(1)
@@ -355,6 +373,7 @@ def _app_of_worker(
         workers_folder=workers_folder,
         counts_folder=counts,
         log=None if state is None else FeatureLogSettings.of_server(state),
+        traces=traces,
     )
     scorer.open()
     return app

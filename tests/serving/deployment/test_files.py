@@ -51,9 +51,7 @@ def commands() -> dict[str, list[str]]:
     return {
         "unit": shlex.split(unit[1])[1:],
         "image": json.loads(image[1]),
-        "pod": [
-            one.replace("$(WORKERS)", manifests()["ConfigMap"]["data"]["WORKERS"]) for one in main["args"]
-        ],
+        "pod": [one.replace("$(WORKERS)", workers) for one in main["args"]],
         "init container": init["args"],
         "compose": compose()["services"]["dashclip"]["command"],
         "compose archive": compose()["services"]["archive"]["command"],
