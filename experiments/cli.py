@@ -42,6 +42,7 @@ from experiments.commands.serving import (
     archive,
     deploy,
     drift,
+    drift_days,
     fleet,
     fuzz,
     join_clicks,
@@ -50,6 +51,7 @@ from experiments.commands.serving import (
     refresh,
     replay,
     route,
+    schema,
     serve,
     sign,
     soak,
@@ -107,6 +109,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "package": package.package,
         "refresh": refresh.refresh,
         "sign": sign.sign,
+        "schema": schema.schema,
         "archive": archive.archive,
         "serve": serve.serve,
         "deploy": deploy.deploy,
@@ -143,6 +146,7 @@ for name, proof in PROOFS.items():
     proofs.command(name)(proof)
 proofs.command("worlds")(worlds.worlds_command)
 proofs.command("publish-worlds")(worlds.publish_worlds_command)
+proofs.command("drift-days")(drift_days.drift_days)
 proofs.command("ablate")(encode_measure.ablate_command)
 proofs.command("publish-encoders")(published_sets.publish_command)
 

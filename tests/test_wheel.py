@@ -40,6 +40,7 @@ NEED_AN_EXTRA = {
     "serving.servers.fastapi.app",
     "serving.servers.fastapi.guarded_connection",
     "serving.servers.fastapi.supervisor",
+    "serving.servers.tracing",
 }
 #: Requirements under other names than the modules that they bring.
 MODULES = {"pytest-xdist": "xdist", "import-linter": "importlinter", "ir-measures": "ir_measures"}

@@ -35,6 +35,7 @@ EXTRAS = {
     "abtest": "online experiments planned and analysed: `dashclip abtest`",
     "spark": "features on a cluster: `dashclip features build … --engine spark`; needs Java 17",
     "signing": "packages signed, and none other served: `dashclip sign`, `serve --trusted-key`",
+    "otel": "spans of served requests to OpenTelemetry: `dashclip serve --traces`",
     "dev": "tests and checks: `make check`",
 }
 BUILD_EXTRAS = ("cpu", "cuda")

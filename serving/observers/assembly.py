@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from serving.drift.live_counts import LiveCounts
 from serving.feature_log.feature_log import FeatureLog, FeatureLogSettings
 from serving.observers.observer import Observer
 from serving.observers.shadow import ShadowScoring
 from serving.scoring.predictor import Predictor, load_to_serve
 from serving.scoring.routed_scorer import ROUTING, RoutedScorer
-from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import Endpoint
 from serving.servers.healing import HealingScorer
 from serving.servers.measures import Measures
+from serving.servers.trace_settings import TraceSettings, open_traces
 from serving.wire.reply import Scorer
 
 
@@ -63,15 +64,25 @@ def _open(package: Path, *, heals: bool, trusted_key: Path | None) -> Predictor:
 
 
 def build_endpoint(
-    scorer: Scorer, *, live: LiveCounts | None = None, log: FeatureLogSettings | None = None
+    scorer: Scorer,
+    *,
+    live: LiveCounts | None = None,
+    log: FeatureLogSettings | None = None,
+    traces: TraceSettings | None = None,
 ) -> Endpoint:
     """An endpoint that shadows where the routing says so, and logs features where `log` says so.
 
     Raises:
-        ValueError: the feature log has no key.
+        ValueError: the feature log has no key, or what sends traces is not installed.
     """
     measures = Measures()
     observers: tuple[Observer, ...] = (FeatureLog(log, measures),) if log else ()
     shadows = ShadowScoring(measures, observers=observers)
     # Closed in this order: what shadows still score goes into the log.
-    return Endpoint(scorer, live=live, measures=measures, observers=(shadows, *observers))
+    return Endpoint(
+        scorer,
+        live=live,
+        measures=measures,
+        observers=(shadows, *observers),
+        traces=open_traces(traces) if traces else None,
+    )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from features.artifacts import StrictModel
 from serving.package.sealed_folder import FileRecord, read_sealed, write_manifest
-from serving.package.training_record import TrainingRecord
+from serving.package.training_record import RecordInManifest
 
 MODEL, QUERY_ENCODER, PARITY, SCHEMA = "model", "query_encoder", "parity", "schema"
 #: Everything in a package that is written once.
@@ -64,7 +64,8 @@ class PackageManifest(StrictModel):
         vectors: sources of the vectors of "product" and "query".
         schema_fingerprint: of the feature schema, transforms and vocabularies; snapshots must have the same.
         query_encoder: id of the encoder that embeds unseen queries, if the package has one.
-        training_record: how scores and features were distributed over the test split, for the drift check.
+        training_record: how scores and features were distributed over requests of the test split, for the
+            drift check; None in packages made before requests were counted.
         sources: the paths it was made from, as given: defaults of `dashclip refresh`.
     """
 
@@ -87,7 +88,7 @@ class PackageManifest(StrictModel):
     backend: BackendRecord
     tables: TableType
     parity: ParityRecord
-    training_record: TrainingRecord
+    training_record: RecordInManifest = None
     #: Of the run on its test days; `undefined` says why a metric is null.
     test_metrics: Mapping[str, float | int | Mapping[str, str] | None]
     sources: Mapping[str, str]

@@ -1,85 +1,104 @@
-"""What a model saw while it was evaluated: its scores and dense features, in bins of equal mass.
+"""What a model saw of its test days when they were served: the yardstick of `dashclip drift`.
 
-Part of a package's manifest; `serving/servers/drift.py` compares what a server sees with it.
+Part of a package's manifest. It is made by the packaged model itself, of logged requests, and counted as a
+server counts (`serving/drift`), so that both speak of the same thing: one value a request for what its
+candidates share, one a candidate for the rest.
 
-Shapes: N candidates, F dense columns, E interior edges of E + 1 bins.
+Shapes: N values, E interior edges of E + 1 bins.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import numpy.typing as npt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 BINS = 10
 
 Share = Annotated[float, Field(ge=0, le=1)]
+#: What a column says of a request or a candidate; all but the first two are 0 or 1.
+Kind = Literal["score", "dense", "unknown id", "no purchases", "no product vector", "no query vector"]
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Distribution(_Record):
-    """Shares of values in bins: bin i holds edges[i - 1] < value <= edges[i]; the outer two are open."""
+class WatchedColumn(_Record):
+    """One column and how its values were distributed.
 
+    Bin i holds edges[i - 1] < value <= edges[i]; the outer two are open.
+
+    Attributes:
+        name: as reports call it.
+        by: what is counted once: a request, or each of its candidates.
+        column: the dense or sparse column of the feature set that it is read from, if it is.
+        oov_rows: of a sparse column: unknown ids have the rows 1 to `oov_rows`.
+        shares: of the bins.
+        errors: standard errors of the shares, from how they differ between groups of users.
+        mean: of the values, on the model's scale.
+    """
+
+    name: str
+    by: Literal["request", "candidate"]
+    kind: Kind
+    column: str = ""
+    oov_rows: int = 0
     edges: tuple[float, ...]
     shares: tuple[Share, ...]
+    errors: tuple[Annotated[float, Field(ge=0)], ...]
+    mean: float
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if len(self.shares) != len(self.edges) + 1 or list(self.edges) != sorted(set(self.edges)):
             raise ValueError(f"{len(self.edges)} rising edges bound {len(self.edges) + 1} shares")
+        if len(self.errors) != len(self.shares):
+            raise ValueError(f"{len(self.shares)} shares have as many errors, not {len(self.errors)}")
         return self
 
-    @classmethod
-    def of(cls, values_N: np.ndarray) -> Self:
-        """Bins of about equal mass; a value that fills several of them gets one.
-
-        Raises:
-            ValueError: there are no values, or one is not finite.
-        """
-        if len(values_N) == 0 or not np.isfinite(values_N).all():
-            raise ValueError("a distribution needs at least one value, all of them finite")
-        values_N = values_N.astype(np.float64)
-        edges = np.unique(np.quantile(values_N, np.arange(1, BINS) / BINS, method="lower"))
-        counts = count_bins(values_N, edges)
-        return cls(edges=tuple(edges.tolist()), shares=tuple((counts / counts.sum()).tolist()))
+    @property
+    def is_share(self) -> bool:
+        """Whether its values are 0 and 1, so that its mean is a share."""
+        return self.kind not in ("score", "dense")
 
 
 class TrainingRecord(_Record):
-    """What the model saw while it was evaluated: the yardstick of `dashclip drift`."""
+    """Test days as they would have been served.
 
-    rows: Annotated[int, Field(ge=1)]
-    scores: Distribution
-    features: dict[str, Distribution]
-    #: Shares of impressions whose user, query or product was out of vocabulary or without a vector.
-    unknown_shares: dict[str, Share] = {}
-    empty_history_share: Share | None = None
+    Attributes:
+        requests, candidates: how many were served.
+        groups: groups of users among them.
+    """
 
-    @classmethod
-    def of(
-        cls,
-        scores_N: np.ndarray,
-        dense_NF: np.ndarray,
-        dense_columns: Sequence[str],
-        *,
-        unknown_shares: dict[str, float] | None = None,
-        empty_history_share: float | None = None,
-    ) -> Self:
-        """The record of logged impressions: their predicted probabilities and transformed dense features."""
-        return cls(
-            rows=len(scores_N),
-            scores=Distribution.of(scores_N),
-            features={
-                name: Distribution.of(dense_NF[:, column]) for column, name in enumerate(dense_columns)
-            },
-            unknown_shares=unknown_shares or {},
-            empty_history_share=empty_history_share,
-        )
+    requests: Annotated[int, Field(ge=1)]
+    candidates: Annotated[int, Field(ge=1)]
+    groups: Annotated[int, Field(ge=1)]
+    columns: tuple[WatchedColumn, ...]
 
 
-def count_bins(values_N: np.ndarray, edges_E: np.ndarray) -> np.ndarray:
-    """int64[E + 1], how many values fall in each bin; a value on an edge belongs to the bin below it."""
-    bins_N = np.searchsorted(edges_E, values_N, side="left")
-    return np.bincount(bins_N, minlength=len(edges_E) + 1).astype(np.int64, copy=False)
+def _none_of_impressions(value: Any) -> Any:
+    """None for the record of an earlier version, which counted impressions."""
+    return None if isinstance(value, dict) and "columns" not in value else value
+
+
+#: In a manifest; None where a package was made before requests were counted.
+RecordInManifest = Annotated[TrainingRecord | None, BeforeValidator(_none_of_impressions)]
+
+
+def edges_of(values_N: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Edges of bins of about equal mass; a value that fills several of them gets one.
+
+    Raises:
+        ValueError: there are no values, or one is not finite.
+    """
+    if len(values_N) == 0 or not np.isfinite(values_N).all():
+        raise ValueError("a distribution needs at least one value, all of them finite")
+    values_N = values_N.astype(np.float64)
+    return np.unique(np.quantile(values_N, np.arange(1, BINS) / BINS, method="lower"))
+
+
+def bins_of(values_N: npt.NDArray[np.floating], edges_E: Sequence[float]) -> npt.NDArray[np.int64]:
+    """The bin of each value; one on an edge belongs to the bin below it. Edges [1, 2]: 1 is in 0, 3 in 2."""
+    return np.searchsorted(np.asarray(edges_E), values_N, side="left")

@@ -21,7 +21,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet as pq
 import torch
 
@@ -49,12 +48,12 @@ from serving.package.manifest import (
 from serving.package.parity import TOLERANCE, write_requests, write_scores
 from serving.package.sealed_folder import PackageError, record_files
 from serving.package.tables import ServingTable, open_table, write_table, zero_rows
-from serving.package.training_record import TrainingRecord
 from serving.package.vectors import SourceVectors
 from serving.packaging.build_generation import SnapshotSource, fill_generation, vectors_of_table
 from serving.packaging.from_ranker import request_ranker_of, tables_of, vectors_of
 from serving.packaging.gate import GateLimits
 from serving.packaging.logged_requests import LoggedImpressions
+from serving.packaging.serve_test_days import training_record_of
 from serving.scoring.compile import Backend, BackendChoice, compile_ranker
 from serving.scoring.predictor import TABLES, Predictor
 from serving.scoring.ranker_scorer import table_inputs
@@ -160,7 +159,6 @@ def build_package(
                 candidates=len(rows_C),
                 tolerance=max(TOLERANCE[options.tables], TOLERANCE["float16"] if options.projected else 0),
             ),
-            training_record=_training_record(run.feature_set, logged, offline_M),
             test_metrics=json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))["test"],
             sources=_sources(run_folder, log, run),
             files=record_files(folder, FIXED_PARTS),
@@ -184,8 +182,11 @@ def build_package(
             seal_generation(generation, about)
         activate(folder, name)
         progress("comparing with the run", 0, 1)
-        Predictor.load(folder)
+        predictor = Predictor.load(folder)
         progress("comparing with the run", 1, 1)
+        record = training_record_of(predictor, logged, progress=progress)
+        manifest = manifest.model_copy(update={"training_record": record})
+        manifest.write(folder)
     return manifest
 
 
@@ -305,20 +306,6 @@ def _copy_schema(feature_set: FeatureSet, folder: Path) -> None:
     for name in ("catalog", "queries", "users"):
         nothing = pq.read_schema(feature_set.folder / f"{name}.parquet").empty_table()
         pq.write_table(nothing, folder / f"{name}.parquet")
-
-
-def _training_record(
-    feature_set: FeatureSet, logged: LoggedImpressions, offline_M: npt.NDArray[np.float64]
-) -> TrainingRecord:
-    manifest = feature_set.manifest
-    dense_MF = np.stack([logged.rows[name].to_numpy() for name in manifest.dense_columns], axis=1)
-    return TrainingRecord.of(
-        offline_M,
-        dense_MF,
-        manifest.dense_columns,
-        unknown_shares=dict(manifest.oov_share["test"]),
-        empty_history_share=manifest.empty_history_share.get("test"),
-    )
 
 
 def _sources(run_folder: Path, log: Path, run: Run) -> dict[str, str]:

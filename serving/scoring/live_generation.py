@@ -126,7 +126,6 @@ class LiveGeneration:
             as_of=self.manifest.as_of,
             unknown=rows.unknown,
             history_length=len(rows.history),
-            dense_NF=rows.dense_NF,
             rows=rows,
         )
 

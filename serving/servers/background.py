@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from features.artifacts import atomic_write_json
+from serving.drift.watch import DriftWatch
 from serving.servers.endpoint import Endpoint, place_of, readiness
 from serving.servers.measures import Series
 
@@ -28,6 +29,8 @@ _PERIOD_S = 1.0
 #: Drift counts are written once in so many periods, and what a worker says of itself to the probes.
 _PERIODS_A_WRITE = 15
 _PERIODS_A_STATUS = 5
+#: And so often it is looked whether a window has ended.
+_PERIODS_A_LOOK = 60
 
 
 class Background:
@@ -47,6 +50,7 @@ class Background:
         self._endpoint = endpoint
         self._export = export
         self._counts_folder = counts_folder
+        self._watch = None if counts_folder is None else DriftWatch(counts_folder)
         self._status_folder = status_folder
         self._draining_file = draining_file
         self._model_name = model_name
@@ -79,6 +83,8 @@ class Background:
             self._attempt("the status", lambda: write_status(folder, self._endpoint, self._model_name))
         if period % _PERIODS_A_WRITE == 0:
             self._attempt("drift counts", self._write_counts)
+        if period % _PERIODS_A_LOOK == 1:
+            self._attempt("looking for drift", self._look_for_drift)
 
     def _run(self) -> None:
         period = 0
@@ -92,8 +98,15 @@ class Background:
     def _write_counts(self) -> None:
         live = self._endpoint.live
         if live is not None and self._counts_folder is not None:
-            version = str(self._endpoint.scorer.facts()["model_version"])
-            live.write(self._counts_folder, model_version=version)
+            live.write(self._counts_folder)
+
+    def _look_for_drift(self) -> None:
+        live = self._endpoint.live
+        if live is None or self._watch is None:
+            return
+        seen = self._watch.look(live.record, model_version=live.model_version, now_s=time.time())
+        for report in seen.values():
+            self._endpoint.measures().set_drift(report)
 
     def _attempt(self, what: str, work: Callable[[], None]) -> None:
         try:

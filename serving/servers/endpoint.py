@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from features.online.request import MAX_BODY_BYTES, RequestError, ScoreRequest
+from serving.drift.live_counts import LiveCounts
 from serving.observers.observer import Observer
-from serving.servers.drift import LiveCounts
 from serving.servers.json_lines import about, at_work
 from serving.servers.measures import Measures
+from serving.servers.trace_settings import Traces
 from serving.wire import arrow_codec, json_codec
 from serving.wire.body_weight import is_large
 from serving.wire.reply import CHAMPION, Scorer, ScoreReply, Unavailable
@@ -37,12 +38,14 @@ _DRAINED_S = 5
 class Body:
     """One request as it came. An unknown or absent content type is told by the first bytes.
 
-    `request_id` is what the server calls it; the log names it.
+    `request_id` is what the server calls it; log and traces name it.
     """
 
     content: bytes | bytearray | memoryview
     content_type: str | None = None
     request_id: str | None = None
+    #: W3C header `traceparent`, if it came with one.
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Endpoint:
         live: LiveCounts | None = None,
         measures: Measures | None = None,
         observers: Sequence[Observer] = (),
+        traces: Traces | None = None,
     ) -> None:
         self.scorer = scorer
         self.live = live
@@ -79,13 +83,14 @@ class Endpoint:
         self.draining = False
         self._measures = measures or Measures()
         self._observers = observers
+        self._traces = traces
         self._scored_at: float | None = None
         self._asked_at: float | None = None
         self._counting = threading.Lock()
 
     def answer(self, bodies: Sequence[Body]) -> list[Answer]:
         """One answer for each body, in order; a bad one does not fail its neighbours."""
-        start = time.perf_counter()
+        start, start_ns = time.perf_counter(), time.time_ns()
         self._asked_at = time.monotonic()
         if self.draining:
             return [self.shed(Unavailable(DRAINING, retry_after_s=_DRAINED_S)) for _ in bodies]
@@ -99,24 +104,30 @@ class Endpoint:
             for request, body in zip(decoded, bodies, strict=True)
             if isinstance(request, ScoreRequest)
         ]
+        decoded_ns = time.time_ns()
         with at_work([request_id for _, request_id in requests]):
             replies = iter(self._score(requests) if requests else [])
+        scored_ns = time.time_ns()
         outcomes = [next(replies) if isinstance(one, ScoreRequest) else one for one in decoded]
         answers = [_answer(outcome, is_arrow) for outcome, is_arrow in zip(outcomes, arrow, strict=True)]
         latency_s = time.perf_counter() - start
         self._asked_at = time.monotonic()
         with self._counting:
-            for outcome in outcomes:
-                self._count(outcome, latency_s)
+            for request, outcome in zip(decoded, outcomes, strict=True):
+                self._count(request, outcome, latency_s)
         for request, reply, body in zip(decoded, outcomes, bodies, strict=True):
             if isinstance(request, ScoreRequest) and isinstance(reply, ScoreReply):
                 self._show(request, reply, body.request_id)
+        if self._traces is not None:
+            self._trace(bodies, outcomes, answers, (start_ns, decoded_ns, scored_ns, time.time_ns()))
         return answers
 
     def close(self) -> None:
         """Let the observers finish: the worker ends."""
         for observer in self._observers:
             observer.close()
+        if self._traces is not None:
+            self._traces.close()
 
     def shed(self, why: Unavailable) -> Answer:
         """The answer to a request that is not scored; it is counted."""
@@ -158,6 +169,28 @@ class Endpoint:
             except Exception as error:  # whatever is wrong with it, the request has its answer
                 _log.error("an observer failed: %s", place_of(error), extra=about([request_id]))
 
+    def _trace(
+        self,
+        bodies: Sequence[Body],
+        outcomes: Sequence["_Outcome"],
+        answers: Sequence[Answer],
+        times_ns: tuple[int, int, int, int],
+    ) -> None:
+        assert self._traces is not None
+        for body, outcome, answer in zip(bodies, outcomes, answers, strict=True):
+            reply = outcome if isinstance(outcome, ScoreReply) else None
+            try:
+                self._traces.answered(
+                    times_ns,
+                    request_id=body.request_id,
+                    traceparent=body.traceparent,
+                    status=answer.status,
+                    reply=reply,
+                    batch=len(bodies),
+                )
+            except Exception as error:  # the request has its answer
+                _log.error("tracing failed: %s", place_of(error), extra=about([body.request_id]))
+
     def _elsewhere(self, body: Body) -> RequestError | None:
         """A refusal of what another model is there for."""
         if self.large_at is None or not is_large(body.content):
@@ -179,12 +212,13 @@ class Endpoint:
             return [None]
         return [reply for request in requests for reply in self._score([request])]
 
-    def _count(self, outcome: "_Outcome", latency_s: float) -> None:
+    def _count(self, request: ScoreRequest | RequestError, outcome: "_Outcome", latency_s: float) -> None:
         if isinstance(outcome, ScoreReply):
             self._scored_at = time.monotonic()
             self._measures.scored(outcome, latency_s=latency_s)
+            assert isinstance(request, ScoreRequest)
             if self.live is not None and outcome.variant in (None, CHAMPION):  # whose features they are
-                self.live.count(outcome.scores_N, outcome.dense_NF)
+                self.live.count(outcome, request.user_id)
         elif isinstance(outcome, RequestError):
             self._measures.refused(outcome.status)
         elif isinstance(outcome, Unavailable):

@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
 
+from serving.drift.count_files import KINDS, kind_of
+from serving.drift.watch import WindowReport
 from serving.wire.reply import ScoreReply
 
 #: Upper ends of the latency buckets.
@@ -20,8 +22,18 @@ LATENCY_BUCKETS_S = tuple(ms / 1e3 for ms in (0.5, 1, 1.5, 2, 3, 4, 5, 7.5, 10, 
 SNAPSHOT_AGE = "dashclip_snapshot_age_seconds"
 MODEL_OPEN, REFUSED_GENERATION = "dashclip_model_open", "dashclip_generation_refused"
 ROUTING_REFUSED = "dashclip_routing_refused"
+DRIFT_MOVED, DRIFT_REQUESTS = "dashclip_drift_columns_moved", "dashclip_drift_requests"
+DRIFT_SHIFT = "dashclip_drift_shift"
 #: What goes up and down; all else only grows.
-GAUGES = (SNAPSHOT_AGE, MODEL_OPEN, REFUSED_GENERATION, ROUTING_REFUSED)
+GAUGES = (
+    SNAPSHOT_AGE,
+    MODEL_OPEN,
+    REFUSED_GENERATION,
+    ROUTING_REFUSED,
+    DRIFT_MOVED,
+    DRIFT_REQUESTS,
+    DRIFT_SHIFT,
+)
 _REFUSALS = ("400", "413")
 #: Of `serving.wire.reply.Unavailable`.
 SHED_REASONS = ("no_model", "queue_full", "too_slow", "memory")
@@ -89,8 +101,8 @@ class Measures:
         )
 
         # Of several workers, that of the last to say it: a worker that died says nothing more.
-        def gauge(name: str, meaning: str) -> Gauge:
-            return Gauge(name, meaning, registry=registry, multiprocess_mode="mostrecent")
+        def gauge(name: str, meaning: str, *labels: str) -> Gauge:
+            return Gauge(name, meaning, labels, registry=registry, multiprocess_mode="mostrecent")
 
         self._snapshot_age_s = gauge(SNAPSHOT_AGE, "Since the time of the snapshot.")
         self._model_open = gauge(MODEL_OPEN, "1 if a worker can score, 0 if it answers 503 and tries again.")
@@ -98,6 +110,20 @@ class Measures:
             REFUSED_GENERATION, "1 if the current generation is refused and an older one served."
         )
         self._routing_refused = gauge(ROUTING_REFUSED, "1 while routing.json cannot be used.")
+        self._drift_moved = gauge(
+            DRIFT_MOVED, "Columns that moved in the newest finished hour or day, of all workers.", "window"
+        )
+        self._drift_requests = gauge(DRIFT_REQUESTS, "Requests that were counted in it.", "window")
+        self._drift_shift = gauge(
+            DRIFT_SHIFT,
+            "Share of a column's values that moved in it; 0 with too few requests or users.",
+            "window",
+            "column",
+        )
+        for window in KINDS:
+            self._drift_moved.labels(window)
+            self._drift_requests.labels(window)
+            self._drift_shift.labels(window, "score")
         self._variant_requests.labels("champion", "", "")
         for of_variant in (
             self._variant_candidates,
@@ -170,6 +196,15 @@ class Measures:
     def set_routing_refused(self, refused: bool) -> None:
         """Say whether routing.json cannot be used now."""
         self._routing_refused.set(refused)
+
+    def set_drift(self, report: WindowReport) -> None:
+        """Say what moved in a window that is over."""
+        kind = kind_of(report.window)
+        self._drift_moved.labels(kind).set(len(report.alarms))
+        self._drift_requests.labels(kind).set(report.requests)
+        for one in report.columns:
+            shift = 0.0 if one.verdict.startswith("too few") else one.shift
+            self._drift_shift.labels(kind, one.name).set(shift)
 
     def set_state(self, *, model_open: bool, refused: bool) -> None:
         """Say whether there is something to score with, and whether it is older than it should be."""

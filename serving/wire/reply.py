@@ -60,8 +60,7 @@ class ScoreReply:
         instead_of: the variant that was drawn and refused or failed, so that the champion answered.
         shadows: who is to score it, too; never sent.
         is_shadow: nobody sees these scores.
-        dense_NF: dense features as the model read them; for the drift counts, never sent.
-        rows: all features as the model read them; for the feature log, never sent.
+        rows: all features as the model read them; for drift counts and the feature log, never sent.
     """
 
     scores_N: np.ndarray
@@ -76,7 +75,6 @@ class ScoreReply:
     instead_of: str | None = None
     shadows: tuple[Shadow, ...] = ()
     is_shadow: bool = False
-    dense_NF: np.ndarray | None = None
     rows: "FeatureRows | None" = None
 
 

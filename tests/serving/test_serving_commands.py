@@ -3,23 +3,28 @@
 import json
 import shutil
 import subprocess
+import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
 from experiments.cli import app
 from experiments.commands.serving.serve import _curl
 from features.online.request import MAX_CANDIDATES
+from serving.drift.live_counts import LiveCounts
 from serving.package.manifest import PackageManifest
 from serving.package.parity import read_requests
+from serving.package.sealed_folder import write_manifest
 from serving.scoring.predictor import Predictor
-from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import Body, Endpoint
 from serving.servers.torchserve import archive as archive_module
 from serving.servers.torchserve.archive import archive_package, example_request, torchserve_version
 from serving.servers.torchserve.server import RunningServer
+from serving.wire.reply import ScoreReply
+from tests.serving.drift.made import Clock
 from tests.serving.servers.torchserve.test_server import free_ports
 
 
@@ -149,25 +154,57 @@ def test_the_real_predictor_answers_every_client_error_with_400_or_413(small_run
     assert answer.status == 200
 
 
-def test_drift_of_the_recorded_requests_is_shown_and_a_shift_is_exit_code_1(
+def test_drift_shows_the_windows_names_the_columns_that_moved_and_is_exit_code_1(
     package: Path, tmp_path: Path
 ) -> None:
-    replies = Predictor.load(package).score_many(read_requests(package))
     manifest = PackageManifest.read(package)
-    live = LiveCounts(manifest.training_record, manifest.dense_columns)
-    shifted = LiveCounts(manifest.training_record, manifest.dense_columns, every=1)
-    for _ in range(120):
+    assert manifest.training_record is not None
+    assert manifest.training_record.groups < 16  # the log has few users
+    of_many = manifest.training_record.model_copy(update={"groups": 32})
+    manifest = manifest.model_copy(update={"training_record": of_many})
+    manifest.write(package)
+    requests = read_requests(package)
+    predictor = Predictor.load(package)
+    for name, shift in (("as trained", 0.0), ("moved", 50.0)):
+        clock = Clock(time.time() - 3 * 86_400)
+        live = LiveCounts.of_package(manifest)
+        assert live is not None
+        live._clock, live._pause_s = clock, 0
+        replies = [reply for reply in predictor.score_many(requests) if isinstance(reply, ScoreReply)]
         for reply in replies:
-            shifted.count(reply.scores_N, reply.dense_NF + 50)  # type: ignore[union-attr]
-    shifted.write(tmp_path / "counts", model_version=manifest.model_version)
-    done = run("drift", package, tmp_path / "counts", "--out", tmp_path / "drift.json")
+            assert reply.rows is not None
+            reply.rows.__dict__["dense_NF"] = reply.rows.dense_NF + np.float32(shift)
+        for at in range(600):
+            clock.now_s += 0.001
+            live.count(replies[at % len(replies)], at)
+        live.write(tmp_path / name)
+    (tmp_path / "moved" / "worker-3.json").write_text("{}")
+    done = run("drift", package, tmp_path / "moved", "--out", tmp_path / "drift.json")
     assert done.exit_code == 1, done.output
+    assert "1 files of an earlier version" in done.output
     written = json.loads((tmp_path / "drift.json").read_text())
-    assert {row["verdict"] for row in written["distributions"][1:]} == {"moved"}
-    live.write(tmp_path / "none", model_version=manifest.model_version)
+    day = written["windows"][0]
+    assert (day["requests"], day["is_over"]) == (600, True)
+    prices = [column for column in day["columns"] if column["name"] == "price"]
+    assert [column["verdict"] for column in prices] == ["moved"]
+    assert prices[0]["live"] > prices[0]["trained"]
+    assert {column["by"] for column in day["columns"]} == {"request", "candidate"}
+    with pytest.raises(ValueError, match="no counts of 2020-01-01"):
+        raise run("drift", package, tmp_path / "moved", "--window", "2020-01-01").exception  # type: ignore[misc]
+    (tmp_path / "none").mkdir()
     done = run("drift", package, tmp_path / "none")
     assert done.exit_code == 0, done.output
-    assert "too little seen" in done.output
+    assert "no request" in done.output
+
+
+def test_a_package_whose_record_counted_impressions_is_served_and_its_drift_refused(package: Path) -> None:
+    manifest = PackageManifest.read(package)
+    earlier = {"rows": 3, "scores": {"edges": [], "shares": [1.0]}, "features": {}}
+    write_manifest(package, {**manifest.model_dump(mode="json"), "training_record": earlier})
+    assert LiveCounts.of_package(Predictor.load(package).manifest) is None
+    done = run("drift", package, package.parent)
+    assert isinstance(done.exception, ValueError)
+    assert "make it again with `dashclip package`" in str(done.exception)
 
 
 def test_hostile_bodies_in_process_end_in_scores_or_refusals(small_run: Path) -> None:

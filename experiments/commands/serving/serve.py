@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from serving.feature_log.feature_log import FeatureLogSettings
     from serving.servers.torchserve.archive import Archive
     from serving.servers.torchserve.server import RunningServer
+    from serving.servers.trace_settings import TraceSettings
 
 
 def serve(
@@ -86,7 +87,9 @@ def serve(
         bool,
         typer.Option("--fastapi", help="Serve a package by FastAPI and uvicorn instead, in the foreground."),
     ] = False,
-    schema: Annotated[bool, typer.Option("--schema", help="With --fastapi: offer /openapi.json.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="With --fastapi: offer /schema and /openapi.json.")
+    ] = False,
     challenger: Annotated[
         list[str] | None,
         typer.Option(
@@ -108,6 +111,20 @@ def serve(
         Path | None,
         typer.Option(help="Key that hides the users' ids in the log; made in the state folder if not given."),
     ] = None,
+    traces: Annotated[
+        str | None,
+        typer.Option(
+            help="URL to which spans of requests are sent, by OTLP over HTTP (http://localhost:4318/v1/traces)."
+        ),
+    ] = None,
+    trace_share: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the requests to trace; a traceparent decides for its own.",
+        ),
+    ] = 0.01,
 ) -> None:
     """Start TorchServe on a model store, and wait until it has scored a request.
 
@@ -138,6 +155,7 @@ def serve(
             log=log,
             state=state_dir,
             trusted_key=trusted_key,
+            traces=_traces(traces, trace_share),
             quiet=foreground,
         )
         return
@@ -161,6 +179,7 @@ def serve(
         token_authorization=token,
         token_minutes=token_minutes,
         access_log=access_log,
+        traces=_traces(traces, trace_share),
         log=_feature_log(feature_log, log_share, log_limit_mb, log_key, state_dir or store / SERVER_FOLDER),
     )
     archive = find_archive(store, name)
@@ -238,6 +257,17 @@ def _feature_log(
     return FeatureLogSettings(folder=folder.resolve(), share=share, limit_mb=limit_mb, key_file=key.resolve())
 
 
+def _traces(endpoint: str | None, share: float) -> "TraceSettings | None":
+    """Where spans go; whether they can be sent is found out now, not by each worker."""
+    if endpoint is None:
+        return None
+    from serving.servers.trace_settings import TraceSettings, open_traces
+
+    settings = TraceSettings(endpoint=endpoint, share=share)
+    open_traces(settings).close()
+    return settings
+
+
 def _serve_by_fastapi(
     place: Path,
     name: str | None,
@@ -250,6 +280,7 @@ def _serve_by_fastapi(
     log: "FeatureLogSettings | None",
     state: Path | None,
     trusted_key: Path | None,
+    traces: "TraceSettings | None",
     quiet: bool,
 ) -> None:
     from functools import partial
@@ -308,4 +339,5 @@ def _serve_by_fastapi(
         state=None if state is None else state.absolute(),
         archive=None if archive is None else archive.path.resolve(),
         open_archive=opening_archive,
+        traces=traces,
     )

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
 import tempfile
@@ -30,12 +29,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 
 from features.online.request import MAX_BODY_BYTES, RequestError, ScoreRequest
+from serving.drift.count_files import DRIFT_FOLDER, begin_counts
+from serving.drift.live_counts import LiveCounts
 from serving.feature_log.feature_log import FeatureLogSettings
 from serving.observers.assembly import build_endpoint
 from serving.scoring.predictor import Predictor
 from serving.scoring.routed_scorer import RoutedScorer
 from serving.servers.background import Background
-from serving.servers.drift import DRIFT_FOLDER, LiveCounts
 from serving.servers.endpoint import Body, readiness
 from serving.servers.environment import only_allowed
 from serving.servers.fastapi.guarded_connection import IDLE_S, GuardedConnection
@@ -48,8 +48,10 @@ from serving.servers.json_lines import log_as_json
 from serving.servers.log_stream import LogStream
 from serving.servers.recorded import check_recorded
 from serving.servers.torchserve.archive import Archive
+from serving.servers.trace_settings import TraceSettings
 from serving.wire.json_codec import decode_reply, decode_request, encode_reply
 from serving.wire.reply import CHAMPION, Scorer, ScoreReply
+from serving.wire.request_schema import request_schema
 
 #: Header of a request and its answer: what the logs call it.
 REQUEST_ID = "x-request-id"
@@ -73,23 +75,33 @@ def create_app(
     counts_folder: Path | None = None,
     log: FeatureLogSettings | None = None,
     gate: Gate | None = None,
+    traces: TraceSettings | None = None,
 ) -> FastAPI:
     """An app that answers by one predictor, in two lanes with threads of their own: probes never wait.
 
     Args:
         example: body of a JSON request that /ready has scored if nothing else was of late.
-        schema: offer /openapi.json.
+        schema: offer /openapi.json, and /schema: what a request may hold.
         counts_folder: for the counts of `dashclip drift`, if the scorer is a package's.
         workers_folder: where prometheus_client counts if there are several workers; /metrics is then of all.
         log: what goes to the feature log.
         gate: where it waits before it takes a connection.
+        traces: where spans are sent.
     """
-    endpoint = build_endpoint(scorer, log=log)
+    endpoint = build_endpoint(scorer, log=log, traces=traces)
 
     def count_from_now(opened: Scorer) -> None:
         champion = opened.variants[CHAMPION] if isinstance(opened, RoutedScorer) else opened
         if counts_folder is not None and isinstance(champion, Predictor):
             endpoint.live = LiveCounts.of_package(champion.manifest)
+
+    def schema_now() -> dict[str, Any] | None:
+        """What a request may hold, if a package is open."""
+        opened = scorer.scorer if isinstance(scorer, HealingScorer) else scorer
+        champion = opened.variants[CHAMPION] if isinstance(opened, RoutedScorer) else opened
+        if not isinstance(champion, Predictor):
+            return None
+        return request_schema(champion.manifest, champion.live.features)
 
     count_from_now(scorer)
     if isinstance(scorer, HealingScorer):
@@ -131,7 +143,12 @@ def create_app(
                 if len(content) > MAX_BODY_BYTES or not kept:
                     break
             request_id = _request_id(request.headers.get(REQUEST_ID))
-            body = Body(content, request.headers.get("content-type"), request_id)
+            body = Body(
+                content,
+                request.headers.get("content-type"),
+                request_id,
+                request.headers.get("traceparent"),
+            )
             answer = await lanes.answer(body) if kept else lanes.shed_for_memory()
         except ClientDisconnect:
             return Response(status_code=400)  # which nobody reads
@@ -162,6 +179,15 @@ def create_app(
     @app.get("/health")
     async def health() -> dict[str, Any]:
         return dict(scorer.facts())
+
+    if schema:
+
+        @app.get("/schema")
+        async def schema_of_requests() -> Response:
+            described = schema_now()
+            return (
+                JSONResponse(described, 200) if described else JSONResponse(None, 503, {"retry-after": "1"})
+            )
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -197,12 +223,13 @@ def serve(
     state: Path | None = None,
     archive: Path | None = None,
     open_archive: Callable[[Path], Scorer] | None = None,
+    traces: TraceSettings | None = None,
 ) -> None:
     """Serve until interrupted, in `workers` processes that share one socket; one that dies is replaced.
 
     Args:
         open_scorer: called in each process; picklable, such as `functools.partial(Predictor.load, package)`.
-        example, schema: as for `create_app`.
+        example, schema, traces: as for `create_app`.
         state: folder for logs (`logs/server.jsonl`, rotated, beside standard error) and the process id
             (`server.pid`); nothing is written without it.
         archive: what `open_scorer` opens, if that is an archive of a model store.
@@ -235,6 +262,7 @@ def serve(
                 state=state,
                 gate=gate,
                 package=package,
+                traces=traces,
             )
             return server_config(make, factory=True, workers=workers, timeout_worker_healthcheck=IMPORT_S)
 
@@ -272,9 +300,7 @@ def _logs(state: Path | None) -> Iterator[None]:
     if state is None:
         yield
         return
-    counts = state / DRIFT_FOLDER
-    shutil.rmtree(counts, ignore_errors=True)  # of the run before
-    counts.mkdir(parents=True)
+    begin_counts(state / DRIFT_FOLDER)
     terminal = os.dup(2)
     reading, writing = os.pipe()
     os.dup2(writing, 2)
@@ -310,6 +336,7 @@ def _app_of_worker(
     state: Path | None,
     gate: Gate | None,
     package: Path | None,
+    traces: TraceSettings | None,
 ) -> FastAPI:
     log_as_json()
     torch.set_num_threads(1)
@@ -324,6 +351,7 @@ def _app_of_worker(
         counts_folder=counts,
         log=None if state is None else FeatureLogSettings.of_server(state),
         gate=gate,
+        traces=traces,
     )
     if gate is None or package is None:
         scorer.open()

@@ -20,6 +20,7 @@ from serving.servers.environment import ALLOWED
 from serving.servers.json_lines import ROTATED_KEPT, ROTATED_MB, WORKER_MARK
 from serving.servers.measures import GAUGES, Measures
 from serving.servers.torchserve.archive import Archive
+from serving.servers.trace_settings import TraceSettings
 
 CONFIG_NAME, LOGGING_NAME, METRICS_NAME = "config.properties", "log4j2.xml", "metrics.yaml"
 LOOPBACK = "127.0.0.1"
@@ -50,6 +51,7 @@ class ServerSettings:
             of the model with -large; the others then refuse them. 0: all workers take all requests.
         queue_size: requests that may wait; beyond, TorchServe answers 503. Of large ones `LARGE_QUEUE`.
         log: what goes to the feature log, if anything.
+        traces: where spans are sent, if anywhere.
         access_log: one line a request, with its peer's address.
     """
 
@@ -69,6 +71,7 @@ class ServerSettings:
     heap_mib: int = 512
     access_log: bool = False
     log: FeatureLogSettings | None = None
+    traces: TraceSettings | None = None
 
     def __post_init__(self) -> None:
         if not 1024 <= self.port <= 65_530:
@@ -132,6 +135,7 @@ def write_server_files(
     atomic_write_bytes(folder / METRICS_NAME, metrics_text().encode())
     start_routing(folder, archive.challengers())
     hand_over(settings.log, folder)
+    TraceSettings.hand_over(settings.traces, folder)
     (folder / LARGE_MODEL).unlink(missing_ok=True)
     if settings.large_workers:
         atomic_write_bytes(folder / LARGE_MODEL, large_name(archive.name).encode())

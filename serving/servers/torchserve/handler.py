@@ -15,15 +15,17 @@ from typing import Any
 
 import torch
 
+from serving.drift.count_files import DRIFT_FOLDER
+from serving.drift.live_counts import LiveCounts
 from serving.feature_log.feature_log import FeatureLogSettings
 from serving.observers.assembly import build_endpoint, with_challengers
 from serving.scoring.predictor import Predictor, load_to_serve
 from serving.servers.background import DRAINING, LARGE_MODEL, TRUSTED_KEY, WORKERS_FOLDER, Background
-from serving.servers.drift import DRIFT_FOLDER, LiveCounts
 from serving.servers.endpoint import FORM, Body, Endpoint
 from serving.servers.healing import HealingScorer
 from serving.servers.json_lines import WorkerLines
 from serving.servers.measures import GAUGES, Series, increase
+from serving.servers.trace_settings import TraceSettings
 from serving.wire.reply import Scorer
 
 #: Of an exported value.
@@ -48,6 +50,7 @@ class DashclipHandler:
     def __init__(self) -> None:
         self._endpoint: Endpoint | None = None
         self._background: Background | None = None
+        self._traced = False
         #: Whose packages are served, if not everybody's.
         self.trusted_key: Path | None = None
 
@@ -70,7 +73,11 @@ class DashclipHandler:
             )
 
         healing = HealingScorer(opened)
-        endpoint = self._endpoint = build_endpoint(healing, log=FeatureLogSettings.of_server(state))
+        traces = TraceSettings.of_server(state)
+        self._traced = traces is not None
+        endpoint = self._endpoint = build_endpoint(
+            healing, log=FeatureLogSettings.of_server(state), traces=traces
+        )
         healing.open(raises=not self.heals)
         large_model = state / LARGE_MODEL
         if large_model.is_file():
@@ -97,7 +104,9 @@ class DashclipHandler:
     def handle(self, requests: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch."""
         assert self._endpoint is not None
-        answers = self._endpoint.answer([_body(request, context, i) for i, request in enumerate(requests)])
+        answers = self._endpoint.answer(
+            [_body(request, context, i, traced=self._traced) for i, request in enumerate(requests)]
+        )
         for position, answer in enumerate(answers):
             context.set_response_status(answer.status, _PHRASES[answer.status], position)
             context.set_response_content_type(position, answer.content_type)
@@ -106,7 +115,13 @@ class DashclipHandler:
         return [answer.content for answer in answers]
 
 
-def _body(request: Mapping[str, Any], context: Any, position: int) -> Body:
+def _traceparent(context: Any, position: int) -> str | None:
+    """The header of that name, however it was spelled."""
+    headers = context.get_all_request_header(position)
+    return next((value for name, value in headers.items() if name.lower() == "traceparent"), None)
+
+
+def _body(request: Mapping[str, Any], context: Any, position: int, *, traced: bool) -> Body:
     """The bytes of a request; none if TorchServe took it for a form, which may have altered them."""
     name = "body" if "body" in request else "data" if "data" in request else None
     if name is None:
@@ -115,7 +130,9 @@ def _body(request: Mapping[str, Any], context: Any, position: int) -> Body:
     header = context.get_request_header(position, name)
     kind = header.get("content-type") if isinstance(header, Mapping) else None
     content = content.encode() if isinstance(content, str) else content
-    return Body(content, kind, context.get_request_id(position))
+    return Body(
+        content, kind, context.get_request_id(position), _traceparent(context, position) if traced else None
+    )
 
 
 def _exporter(context: Any) -> Any:

@@ -30,9 +30,9 @@ import psutil
 
 from features.artifacts import atomic_write_bytes, atomic_write_json
 from serving.client import INFERENCE_KEY_FILE, ClientError, ScoreClient, share_inference_key
+from serving.drift.count_files import DRIFT_FOLDER, begin_counts
 from serving.package.signature import TrustedKey
 from serving.servers.background import DRAINING, TRUSTED_KEY, WORKERS_FOLDER
-from serving.servers.drift import DRIFT_FOLDER
 from serving.servers.environment import allowed, importable
 from serving.servers.healing import NO_MODEL
 from serving.servers.torchserve.archive import Archive
@@ -180,9 +180,10 @@ def prepare(
     stop(folder)  # what a server that died has left
     for name in (KEY_FILE, TRUSTED_KEY):  # of the run before, as all here
         (folder / name).unlink(missing_ok=True)
-    for name in ("logs", DRIFT_FOLDER, WORKERS_FOLDER):
+    for name in ("logs", WORKERS_FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir(parents=True, exist_ok=True)
+    begin_counts(folder / DRIFT_FOLDER)
     write_server_files(folder, archive, settings, console=console)
     atomic_write_bytes(folder / EXAMPLE, archive.example())
     if trusted_key is not None:

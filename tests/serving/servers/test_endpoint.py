@@ -2,18 +2,18 @@
 
 import json
 import logging
+import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from features.online.request import MAX_BODY_BYTES, ScoreRequest
-from serving.package.training_record import TrainingRecord
+from serving.drift.count_files import window_of
 from serving.servers.background import Background
-from serving.servers.drift import LiveCounts
 from serving.servers.endpoint import FORM, Body, Endpoint
 from serving.servers.measures import Series
 from serving.wire import arrow_codec, json_codec
+from tests.serving.drift.made import Clock, live_counts, reply, serve, some_record
 from tests.serving.servers.torchserve.stand_in_handler import stand_in_score, stand_in_scorer
 
 
@@ -118,22 +118,35 @@ def test_measures_tell_scored_refused_and_failed() -> None:
     assert series["dashclip_snapshot_age_seconds", ""] > 0
 
 
-def test_the_background_reloads_exports_and_writes_counts(tmp_path: Path) -> None:
+def test_the_background_reloads_and_exports() -> None:
     scorer = stand_in_scorer()
-    record = TrainingRecord.of(np.linspace(0, 1, 50), np.linspace(0, 1, 100).reshape(50, 2), ["a", "b"])
-    live = LiveCounts(record, ["a", "b"])
-    endpoint = Endpoint(scorer, live=live)
+    endpoint = Endpoint(scorer)
     endpoint.answer([body([101])])
     exported: list[Series] = []
-    background = Background(endpoint, export=exported.append, counts_folder=tmp_path, period_s=0.01)
+    background = Background(endpoint, export=exported.append, period_s=0.01)
     background.start()
     while len(exported) < 3:
         pass
     background.stop()
     assert scorer.reloads >= 3  # type: ignore[attr-defined]
     assert exported[0]["dashclip_requests_total", ""] == 1
-    (counts,) = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
-    assert (counts["model_version"], counts["requests"]) == ("stand-in", 1)
+
+
+def test_the_background_writes_counts_and_tells_the_measures_what_moved(tmp_path: Path) -> None:
+    clock = Clock(time.time() - 4 * 3_600)
+    live = live_counts(some_record(), clock)
+    serve(live, clock, tmp_path, requests=600)  # all of one price
+    endpoint = Endpoint(stand_in_scorer(), live=live)
+    clock.now_s = time.time()
+    live.count(reply(), 1)
+    background = Background(endpoint, counts_folder=tmp_path)
+    background.stop()
+    assert len({window_of(path) for path in tmp_path.iterdir()}) >= 3  # the hour of then and now, and a day
+    background.beat(1)
+    series = endpoint.measures().series()
+    assert series["dashclip_drift_requests", "hour"] == 600
+    assert series["dashclip_drift_columns_moved", "hour"] >= 1
+    assert series["dashclip_drift_shift", "hour", "price"] > 0.5
 
 
 def test_what_fails_in_the_background_is_logged_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:

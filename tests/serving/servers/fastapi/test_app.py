@@ -280,13 +280,15 @@ def test_bodies_beyond_the_budget_of_memory_are_told_to_come_back_and_forgotten(
 
 @pytest.mark.parametrize("opens_later", [False, True])
 def test_what_is_served_is_counted_for_drift_if_there_is_a_place_for_it(
-    small_run: Path, tmp_path: Path, opens_later: bool
+    small_run: Path, tmp_path: Path, opens_later: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from serving.drift import live_counts
+    from serving.drift.count_files import read_counts
     from serving.scoring.predictor import Predictor
-    from serving.servers.drift import read_counts
     from serving.servers.fastapi.app import create_app
     from serving.servers.healing import HealingScorer
 
+    monkeypatch.setattr(live_counts, "MOST_A_SECOND", 1e9)
     predictor = Predictor.load(small_run / "package")
     scorer = HealingScorer(lambda: predictor) if opens_later else predictor
     app = create_app(scorer, counts_folder=tmp_path)
@@ -295,16 +297,32 @@ def test_what_is_served_is_counted_for_drift_if_there_is_a_place_for_it(
     with served(app) as server, ScoreClient(f"{root_of(server)}/score", timeout_s=60) as client:
         for _ in range(3):
             client.score(ScoreRequest(user_id=1, query="query 1", candidates=[0, 4]))
-    counts = read_counts(tmp_path, model_version=predictor.manifest.model_version)
-    assert (counts["requests"], sum(counts["scores"])) == (3, 6)
+    record, version = predictor.manifest.training_record, predictor.manifest.model_version
+    assert record is not None
+    windows = read_counts(tmp_path, record, model_version=version).windows
+    days = [tally for window, tally in windows.items() if "T" not in window]  # two around midnight
+    assert sum(day.requests for day in days) == 3
+    assert sum(day.candidates for day in days) == 6
 
 
 def test_the_schema_is_offered_only_if_it_is_asked_for(server: Any) -> None:
     from serving.servers.fastapi.app import create_app
 
-    assert [status_of(server, path) for path in ("/openapi.json", "/docs", "/redoc")] == [404] * 3
+    hidden = ("/openapi.json", "/docs", "/redoc", "/schema")
+    assert [status_of(server, path) for path in hidden] == [404] * 4
     with served(create_app(stand_in_scorer(), schema=True)) as other:
         assert status_of(other, "/openapi.json") == 200
+        assert status_of(other, "/schema") == 503  # the stand-in is no package
+
+
+def test_the_schema_of_requests_is_that_of_the_package(small_run: Path) -> None:
+    from serving.scoring.predictor import Predictor
+    from serving.servers.fastapi.app import create_app
+    from serving.wire.request_schema import schema_of_package
+
+    with served(create_app(Predictor.load(small_run / "package"), schema=True)) as server:
+        told = json.loads(urllib.request.urlopen(root_of(server) + "/schema", timeout=60).read())
+    assert told == schema_of_package(small_run / "package")
 
 
 def test_a_worker_is_replaced_at_once_and_those_that_die_young_after_growing_pauses(

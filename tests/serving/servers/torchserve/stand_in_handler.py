@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from features.online.request import RequestError, ScoreRequest
-from serving.servers.drift import LiveCounts
+from serving.drift.live_counts import LiveCounts
 from serving.servers.torchserve.handler import DashclipHandler
 from serving.wire.reply import Scorer, ScoreReply, best_first
 
@@ -56,7 +56,6 @@ def stand_in_scorer() -> Scorer:
                 as_of=AS_OF,
                 unknown={"users": int(request.user_id is None), "products": ids.count(-1)},
                 history_length=0 if request.history is None else len(request.history),
-                dense_NF=np.repeat(scores_N[:, None], 2, axis=1),
             )
 
     return StandInScorer()

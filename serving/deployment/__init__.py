@@ -1,0 +1,1 @@
+"""Files to run a server by: container, Kubernetes, systemd, and what watches it. See docs/operations.md."""

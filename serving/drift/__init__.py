@@ -1,0 +1,1 @@
+"""What a server sees, hour by hour and day by day, against the test days."""
