@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from features.artifacts import atomic_folder, atomic_write_json, json_file_has, link_or_copy
 from features.columns.clock import iso
 from features.inputs.origin import Origin
+from features.inputs.plain_types import plain_values
 from features.inputs.table_specs import TABLES, TableName
 from features.inputs.tables import InputTables
 from features.progress import Progress, silent
@@ -167,7 +168,7 @@ def _read_clicks(path: Path) -> pa.Table:
     kind = table.schema.field("timestamp").type
     if not pa.types.is_timestamp(kind) or kind.tz is None:
         raise ValueError(f"{path}: timestamp is {kind}; it has to be a timestamp with a time zone")
-    return _set(table, "timestamp", table["timestamp"].cast(_UTC_US))
+    return _set(table, "timestamp", plain_values(table["timestamp"], _UTC_US))
 
 
 def _raw_users(tables: InputTables, clicks: pa.Table, key: bytes) -> dict[str, int | str]:
@@ -287,8 +288,11 @@ def _impressions(
 
 
 def _typed(values: Sequence[Any], field: pa.Field) -> pa.Array:
+    numeric = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+    if numeric:  # true is 1, as for features of a request
+        values = [int(value) if isinstance(value, bool) else value for value in values]
     try:
-        return pa.array(values, field.type)
+        return pa.array(values).cast(field.type)  # `pa.array(values, type)` would make 2 of 2.5
     except (pa.ArrowException, TypeError) as error:
         raise ValueError(
             f"the log has values of {field.name!r} that are no {field.type} as in the tables: {error}"
