@@ -29,6 +29,9 @@ RESERVED_COLUMNS = (
     "slice_query_frequency",
 )
 
+#: Columns of the impressions that are known only afterwards.
+LABEL_COLUMNS = ("clicked", "click_timestamp")
+
 #: What `source = "timestamp"` offers: parts of the impression's UTC time.
 TIMESTAMP_PARTS = ("hour_of_day", "day_of_week")
 
@@ -174,6 +177,11 @@ class FeatureConfig(StrictModel):
         if taken:
             raise ValueError(f"feature names {taken} are reserved for the feature set itself; rename them")
         for feature in self.features:
+            if feature.source == "impressions" and feature.column in LABEL_COLUMNS:
+                raise ValueError(
+                    f"feature {feature.name!r} reads {feature.column!r} of the impressions, which is the "
+                    "label: nobody knows when a product is ranked whether it will be clicked; remove it"
+                )
             if feature.source == "timestamp" and feature.column not in TIMESTAMP_PARTS:
                 raise ValueError(
                     f"feature {feature.name!r} asks for {feature.column!r} of the timestamp; "
