@@ -29,6 +29,9 @@ RESERVED_COLUMNS = (
     "slice_query_frequency",
 )
 
+#: The largest cap of a history: a model may read so many purchases.
+MAX_CAP = 10_000
+
 #: Columns of the impressions that are known only afterwards.
 LABEL_COLUMNS = ("clicked", "click_timestamp")
 
@@ -101,7 +104,7 @@ class HistoryConfig(StrictModel):
     #: How far back purchases count.
     window_days: Annotated[int, Field(ge=1, le=3650)] = 84
     #: At most so many purchases, the newest.
-    cap: Annotated[int, Field(ge=1, le=10_000)] = 50
+    cap: Annotated[int, Field(ge=1, le=MAX_CAP)] = 50
     #: Count a product bought several times once, at its newest purchase.
     deduplicate: bool = False
 
