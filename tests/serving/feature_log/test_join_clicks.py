@@ -297,6 +297,17 @@ def test_a_click_without_a_moment_belongs_to_nothing(by_hand: SimpleNamespace) -
     assert by_hand.joined(by_hand.log({}, {}), clicks)["clicked"].to_pylist() == [1, 0]
 
 
+@pytest.mark.parametrize(("users", "came"), [(["7"], "string"), ([7.0], "double")])
+def test_users_of_clicks_are_of_the_kind_that_the_tables_have(
+    by_hand: SimpleNamespace, users: list[object], came: str
+) -> None:
+    clicks = {"timestamp": pa.array([AS_OF_US], UTC_US), "user_id": users, "product_id": [1]}
+    with pytest.raises(ValueError, match=f"clicks.parquet: user_id is {came}, the tables have int64"):
+        by_hand.joined(by_hand.log({}), clicks)
+    unknown = clicks | {"user_id": pa.array([None], pa.int64())}  # a click of nobody finds no impression
+    assert by_hand.joined(by_hand.log({}), unknown)["clicked"].to_pylist() == [0, 0]
+
+
 def test_live_values_become_a_column_of_the_tables_type_or_are_refused(by_hand: SimpleNamespace) -> None:
     clicks = {"timestamp": pa.array([AS_OF_US], UTC_US), "request_id": ["r0"], "product_id": [1]}
     log = by_hand.log({"store_id": True, "price": 2}, {"store_id": 4.0, "price": None})
