@@ -29,6 +29,12 @@ RESERVED_COLUMNS = (
     "slice_query_frequency",
 )
 
+#: The largest cap of a history: a model may read so many purchases.
+MAX_CAP = 10_000
+
+#: Columns of the impressions that are known only afterwards.
+LABEL_COLUMNS = ("clicked", "click_timestamp")
+
 #: What `source = "timestamp"` offers: parts of the impression's UTC time.
 TIMESTAMP_PARTS = ("hour_of_day", "day_of_week")
 
@@ -98,7 +104,7 @@ class HistoryConfig(StrictModel):
     #: How far back purchases count.
     window_days: Annotated[int, Field(ge=1, le=3650)] = 84
     #: At most so many purchases, the newest.
-    cap: Annotated[int, Field(ge=1, le=10_000)] = 50
+    cap: Annotated[int, Field(ge=1, le=MAX_CAP)] = 50
     #: Count a product bought several times once, at its newest purchase.
     deduplicate: bool = False
 
@@ -174,6 +180,11 @@ class FeatureConfig(StrictModel):
         if taken:
             raise ValueError(f"feature names {taken} are reserved for the feature set itself; rename them")
         for feature in self.features:
+            if feature.source == "impressions" and feature.column in LABEL_COLUMNS:
+                raise ValueError(
+                    f"feature {feature.name!r} reads {feature.column!r} of the impressions, which is the "
+                    "label: nobody knows when a product is ranked whether it will be clicked; remove it"
+                )
             if feature.source == "timestamp" and feature.column not in TIMESTAMP_PARTS:
                 raise ValueError(
                     f"feature {feature.name!r} asks for {feature.column!r} of the timestamp; "

@@ -16,6 +16,7 @@ import http.client
 import json
 import random
 import select
+import socket
 import ssl
 import time
 from pathlib import Path
@@ -187,7 +188,7 @@ class ScoreClient:
         """Open a connection, or keep the one there is unless the server has closed it meanwhile."""
         if self._connection is not None:
             sock = self._connection.sock
-            if sock is not None and not select.select([sock], [], [], 0)[0]:
+            if sock is not None and not _has_news(sock):
                 return
             self.close()
         if self._tls is not None:
@@ -338,6 +339,13 @@ def share_inference_key(key_file: Path) -> Path:
     except OSError as error:
         raise ClientError(f"{path} cannot be written ({error})") from None
     return path
+
+
+def _has_news(sock: socket.socket) -> bool:
+    """Whether something has come, the end of the connection among it. `select` would fail at file 1,024."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _refusal(status: int, body: bytes) -> Exception:

@@ -154,6 +154,25 @@ class CounterBlock:
                 return shown, clicked, row, float(shown_N[row]), float(clicked_N[row])
         return None
 
+    def excess_rate(
+        self, count_NC: npt.NDArray[np.int32], given: Mapping[str, Floats]
+    ) -> tuple[str, float] | None:
+        """A given CTR above 1 that is not the one of its counts, for the reason that `excess_clicks` tells.
+
+        Returns:
+            The first such name, and the CTR; None if all can be.
+        """
+        above = [name for name, value_N in given.items() if self.place[name][0] and (value_N > 1).any()]
+        if not above:
+            return None
+        ctr_WN = self._ctr(self._live_counts(count_NC, given))
+        for name in above:
+            value_N, ctr_N = np.broadcast_arrays(given[name], ctr_WN[self.place[name][1]])
+            excess_N = (value_N > 1) & ~np.isclose(value_N, ctr_N, rtol=1e-6)
+            if excess_N.any():
+                return name, float(value_N[excess_N].max())
+        return None
+
     def _live_counts(self, count_NC: npt.NDArray[np.int32], given: Mapping[str, Floats]) -> Floats:
         """Raw counts [C, N], those of the snapshot where none are given."""
         count_CN = count_NC.T.astype(np.float64, order="C")

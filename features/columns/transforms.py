@@ -5,7 +5,7 @@ Shapes: N impressions.
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -129,8 +129,16 @@ class Moments:
 _SCALE = 2.0**28
 
 
-def _fixed_point(value_T: Floats) -> npt.NDArray[np.int64]:
-    return np.rint(value_T * _SCALE).astype(np.int64)
+#: Squares of values up to this size, counted fewer than 2^26 times, add up to less than 2^63.
+_SMALL = 22.0
+
+
+def _fixed_point(value_T: Floats, *, small: bool) -> npt.NDArray[Any]:
+    """Whole multiples as int64 if `small`, else as Python's integers, which cannot overflow."""
+    scaled_T = np.rint(value_T * _SCALE)
+    if small:
+        return scaled_T.astype(np.int64)
+    return np.array([int(value) for value in scaled_T.tolist()], dtype=object)
 
 
 @dataclass
@@ -138,7 +146,8 @@ class ExactMoments:
     """Mean and sd of weighted values, identical bit for bit in whatever order the parts arrive.
 
     Values are rounded to multiples of 2^-28 and summed as integers, so parts may come from any number of
-    buckets or threads. They must lie in [-22, 22], which logs of counts and CTRs do.
+    buckets or threads. Those in [-22, 22], as logs of counts and nearly all CTRs are, take a fraction of the
+    time of larger ones.
     """
 
     weight: int = 0
@@ -153,14 +162,14 @@ class ExactMoments:
             return
         seen_T, counted_T = value_T[used], weight_T[used]
         low, high = float(seen_T.min()), float(seen_T.max())
-        assert -22 <= low <= high <= 22, "the integer sums would overflow"
         self.bounds = [min(self.bounds[0], low), max(self.bounds[1], high)]
         weight = int(counted_T.sum())
-        if weight >= 2**26:  # int64 sums could overflow: slower, but Python integers cannot
+        small = max(-low, high) <= _SMALL
+        if weight >= 2**26 or not small:  # int64 sums could overflow: slower, but Python integers cannot
             counted_T = counted_T.astype(object)
         self.weight += weight
-        self.total += int(np.dot(_fixed_point(seen_T), counted_T))
-        self.squares += int(np.dot(_fixed_point(np.square(seen_T)), counted_T))
+        self.total += int(np.dot(_fixed_point(seen_T, small=small), counted_T))
+        self.squares += int(np.dot(_fixed_point(np.square(seen_T), small=small), counted_T))
 
     def merge(self, other: "ExactMoments") -> None:
         """Take in what another has gathered."""

@@ -21,11 +21,12 @@ import pyarrow.compute as pc
 from features.columns.id_map import IdKind
 from features.inputs.blanks import without_blank, without_blanks
 from features.inputs.table_specs import is_text
+from features.schema import MAX_CAP
 
 #: Scored in one request at most; more is a matter for retrieval, or for several requests.
 MAX_CANDIDATES = 10_000
-#: Purchases that a request may bring; the model reads fewer (the cap of its feature schema).
-MAX_HISTORY = 1_000
+#: Purchases that a request may bring: as many as any model may read.
+MAX_HISTORY = MAX_CAP
 MAX_QUERY_CHARACTERS = 1_000
 #: Of a request's body; a server's own limit should lie above it, so that the answer can say what to do.
 MAX_BODY_BYTES = 4 << 20

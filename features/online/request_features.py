@@ -250,6 +250,10 @@ class _Reading:
         if not given:
             return self._snapshot.counters[plan.key][at_N]
         count_NC = self._snapshot.counts[plan.key][at_N]
+        excessive = plan.block.excess_rate(count_NC, given)
+        if excessive is not None:
+            came = f"a click-through rate of {excessive[1]:g}"
+            raise RequestError(self._at(excessive[0]), came, "send rates from 0 to 1")
         excess = plan.block.excess_clicks(count_NC, given)
         if excess is not None:
             impressions, clicks, row, shown, clicked = excess
@@ -286,11 +290,7 @@ class _Reading:
                 raise RequestError(
                     self._at(name), "a negative or missing number", "send counts and rates of 0 or more"
                 )
-            is_ctr = block.place[name][0]
-            if is_ctr and not (value_N <= 1).all():
-                came = f"a click-through rate of {value_N.max():g}"
-                raise RequestError(self._at(name), came, "send rates from 0 to 1")
-            if not is_ctr and not (value_N <= MAX_COUNT).all():
+            if not block.place[name][0] and not (value_N <= MAX_COUNT).all():
                 raise RequestError(self._at(name), f"{value_N.max():g}", "send counts of at most a trillion")
             given[name] = value_N
         return given

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from features.artifacts import atomic_folder, atomic_write_json, json_file_has, link_or_copy
 from features.columns.clock import iso
 from features.inputs.origin import Origin
+from features.inputs.plain_types import plain_type, plain_values
 from features.inputs.table_specs import TABLES, TableName
 from features.inputs.tables import InputTables
 from features.progress import Progress, silent
@@ -97,6 +98,9 @@ def join_clicks(
     products = tables.schema("products").field("product_id").type
     served = _set(served, "product_id", _as_ids(served["product_id"], products, where=f"{log}: product_id"))
     asked = _set(asked, "product_id", _as_ids(asked["product_id"], products, where=f"{clicks}: product_id"))
+    if "user_id" in asked.column_names:
+        of_users = _as_kind(asked["user_id"], _user_type(tables, asked), where=f"{clicks}: user_id")
+        asked = _set(asked, "user_id", of_users)
     raw = _raw_users(tables, asked, key)
     click_us_N, used = _first_clicks(served, asked, within_us=within_us, key=key)
     users = pa.array(
@@ -167,7 +171,7 @@ def _read_clicks(path: Path) -> pa.Table:
     kind = table.schema.field("timestamp").type
     if not pa.types.is_timestamp(kind) or kind.tz is None:
         raise ValueError(f"{path}: timestamp is {kind}; it has to be a timestamp with a time zone")
-    return _set(table, "timestamp", table["timestamp"].cast(_UTC_US))
+    return _set(table, "timestamp", plain_values(table["timestamp"], _UTC_US))
 
 
 def _raw_users(tables: InputTables, clicks: pa.Table, key: bytes) -> dict[str, int | str]:
@@ -191,10 +195,19 @@ def _user_type(tables: InputTables, clicks: pa.Table) -> pa.DataType:
 
 
 def _as_ids(ids: pa.ChunkedArray, kind: pa.DataType, *, where: str) -> pa.ChunkedArray:
-    if ids.null_count or pa.types.is_integer(ids.type) is not pa.types.is_integer(kind):
-        came = "holds a null" if ids.null_count else f"is {ids.type}, the tables have {kind}"
-        raise ValueError(f"{where} {came}; every product needs its id of the catalogue")
-    return ids.cast(kind)
+    if ids.null_count:
+        raise ValueError(f"{where} holds a null; every product needs its id of the catalogue")
+    return _as_kind(ids, kind, where=where)
+
+
+def _as_kind(ids: pa.ChunkedArray, kind: pa.DataType, *, where: str) -> pa.ChunkedArray:
+    """Integers as the tables' integers, text as their text: no other value would find its like."""
+    plain = plain_type(ids.type)
+    if pa.types.is_null(plain):
+        return ids.cast(kind)
+    if plain != kind and not (pa.types.is_integer(plain) and pa.types.is_integer(kind)):
+        raise ValueError(f"{where} is {ids.type}, the tables have {kind}; write it as they have it")
+    return pa.chunked_array([plain_values(part, kind) for part in ids.chunks], kind)
 
 
 def _first_clicks(served: pa.Table, clicks: pa.Table, *, within_us: int, key: bytes) -> tuple[Int64s, int]:
@@ -287,8 +300,11 @@ def _impressions(
 
 
 def _typed(values: Sequence[Any], field: pa.Field) -> pa.Array:
+    numeric = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+    if numeric:  # true is 1, as for features of a request
+        values = [int(value) if isinstance(value, bool) else value for value in values]
     try:
-        return pa.array(values, field.type)
+        return pa.array(values).cast(field.type)  # `pa.array(values, type)` would make 2 of 2.5
     except (pa.ArrowException, TypeError) as error:
         raise ValueError(
             f"the log has values of {field.name!r} that are no {field.type} as in the tables: {error}"

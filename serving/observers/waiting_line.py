@@ -27,7 +27,7 @@ class WaitingLine(Generic[WorkT]):
         """
         Args:
             do: done with each piece, in the line's thread; what it raises is logged.
-            room: sum of the sizes that may wait.
+            room: sum of the sizes that may wait; a larger piece is taken where nothing else waits.
             idle: done in the same thread about every `idle_s` seconds, whether or not there is work.
         """
         self._do, self._idle, self._idle_s, self._room = do, idle, idle_s, room
@@ -41,7 +41,7 @@ class WaitingLine(Generic[WorkT]):
     def offer(self, work: WorkT, *, size: int = 1) -> bool:
         """Add a piece; False if there is no room, or the line has ended."""
         with self._changed:
-            if self._stopped or self._size + size > self._room:
+            if self._stopped or (self._size and self._size + size > self._room):
                 return False
             self._waiting.append((work, size))
             self._size += size

@@ -242,7 +242,7 @@ def remove_old(package: Path, *, kept: int = KEPT) -> list[str]:
     removed = [name for name in generation_names(package) if name not in keep]
     for name in removed:
         remove_folder(generation_folder(package, name))
-    for path in (package / GENERATIONS).glob(".*"):
+    for path in (package / GENERATIONS).glob(".*.writing"):  # other hidden things are none of ours
         shutil.rmtree(path)
     return removed
 

@@ -97,14 +97,14 @@ class Predictor:
             live = _open_generation(
                 package, current_generation(package), manifest, model, verify=verify, trusted=trusted
             )
-        except (ValueError, OSError) as error:
+        except Exception as error:
             older = None
             if fall_back:
                 older = _open_older(package, manifest, model, verify=verify, trusted=trusted)
             if older is None:
                 raise
-            live, refused = older, str(error)
-            _log.error("serving generation %s instead of the current one: %s", live.manifest.name, error)
+            live, refused = older, str(error) or type(error).__name__
+            _log.error("serving generation %s instead of the current one: %s", live.manifest.name, refused)
         return cls(package, manifest, model, live, seen=seen, refused=refused, trusted=trusted)
 
     def score(self, request: ScoreRequest) -> ScoreReply:
@@ -199,10 +199,10 @@ class Predictor:
                 _log.info("serving generation %s", name)
             self._refused = None
             self._again.succeeded()
-        except (ValueError, OSError) as error:
-            self._refused = str(error)
+        except Exception as error:  # whatever it is (torch out of memory, say), nobody waits for this thread
+            self._refused = str(error) or type(error).__name__
             self._again.failed()
-            _log.error("keeping generation %s: %s", self.live.manifest.name, error)
+            _log.error("keeping generation %s: %s", self.live.manifest.name, self._refused)
         finally:
             self._reloading.release()
 
@@ -305,7 +305,7 @@ def _open_older(
         if last is None or int(name) <= last:
             try:
                 return _open_generation(package, name, manifest, model, verify=verify, trusted=trusted)
-            except (ValueError, OSError) as error:
+            except Exception as error:
                 _log.error("generation %s cannot be served either: %s", name, error)
     return None
 

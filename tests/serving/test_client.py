@@ -2,6 +2,8 @@
 
 import http.server
 import json
+import os
+import resource
 import select
 import socket
 import ssl
@@ -9,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -158,6 +161,19 @@ def test_a_connection_that_the_server_has_closed_is_opened_again_without_a_retry
         wait_until_closed(client)
         client.score(REQUEST)
     assert server.connections == 2
+
+
+def test_a_process_may_have_more_than_a_thousand_open_files(server: FaultyServer) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+        for _ in range(1_100):
+            stack.callback(os.close, os.dup(0))
+        with ScoreClient(server.url, retries=0) as client:
+            for _ in range(2):
+                client.score(REQUEST)
+    assert server.connections == 1
 
 
 def wait_until_closed(client: ScoreClient) -> None:

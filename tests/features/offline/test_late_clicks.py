@@ -156,3 +156,22 @@ def test_clicks_without_times_are_labels_and_leave_no_window_open(tmp_path):
     for summary in manifest.labels.values():
         assert (summary.after_window, summary.after_split, summary.open_windows) == (0, 0, 0)
     assert manifest.checksums == FeatureSet.open(folder / "features").manifest.checksums
+
+
+def test_a_key_may_have_many_more_clicks_in_a_window_than_impressions(tmp_path):
+    """Shown 200 times at once and clicked most of a day later: a CTR far above 1, as it is counted."""
+    shown_at = START + DAY + HOUR
+    crowd: list[tuple[datetime, datetime | None]] = [(shown_at, shown_at + 20 * HOUR)] * 200
+    after = shown_at + DAY + HOUR  # a window of one day holds their clicks, and none of them
+    counters = CounterConfig(keys=("product",), windows_days=(1,), granularity="exact", prior_impressions=2.0)
+    feature_set = built(
+        tmp_path, [(after, None), *crowd, *PLAIN], CONFIG.model_copy(update={"counters": counters})
+    )
+    rows = pa.concat_tables(pq.read_table(path) for path in feature_set.split_files("train"))
+    at = rows["impression_id"].to_pylist().index(0)
+    manifest = feature_set.manifest
+    transform = manifest.transforms["product_ctr_1d"]
+    # PLAIN has two impressions and a click on each morning, an hour before `after`
+    rate = (201 + 2 * manifest.counter_prior_ctr) / (2 + 2)
+    assert rate > 50
+    assert rows["product_ctr_1d"][at].as_py() == pytest.approx((rate - transform.mean) / transform.sd)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from annotated_types import Le
 
 from features.online.request import (
     MAX_CANDIDATES,
@@ -16,6 +17,7 @@ from features.online.request import (
     ScoreRequest,
     what_came,
 )
+from features.schema import HistoryConfig
 
 
 class Device(StrEnum):
@@ -216,3 +218,9 @@ def test_an_empty_history_is_not_the_snapshots() -> None:
 )
 def test_what_came_is_said_in_words(value: object, words: str) -> None:
     assert what_came(value) == words
+
+
+def test_a_request_may_bring_as_many_purchases_as_any_model_reads():
+    largest = next(kind.le for kind in HistoryConfig.model_fields["cap"].metadata if isinstance(kind, Le))
+    sent = ScoreRequest(user_id=1, query=None, candidates=[1], history=list(range(largest)))
+    assert len(sent.history) == HistoryConfig(cap=largest).cap

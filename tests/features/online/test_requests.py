@@ -171,7 +171,11 @@ def test_live_counts_replace_the_snapshots_and_their_rate_follows(online):
             "20 clicks with 10 impressions",
         ),
         ({"product_impressions_2d": 1e13}, "product_impressions_2d", "1e+13"),
-        ({"product_ctr_2d": 50}, "product_ctr_2d", "a click-through rate of 50"),
+        (
+            {"product_impressions_2d": 0, "product_clicks_2d": 99, "product_ctr_2d": 50},
+            "product_ctr_2d",
+            "a click-through rate of 50",
+        ),
         (
             {"query_impressions_1d": 0, "query_clicks_1d": 1},
             "query_clicks_1d",
@@ -197,18 +201,16 @@ def test_counters_at_their_limits_are_read(online):
     assert (dense(online, found, ctr) == online.snapshot.manifest.transforms[ctr].apply(np.ones(1))).all()
 
 
-def test_a_logged_row_may_have_a_click_whose_impression_lies_before_the_window(online):
+@pytest.mark.parametrize("clicked", [1, 500])  # a CTR below 1, and above
+def test_a_logged_row_may_have_clicks_whose_impressions_lie_before_the_window(online, clicked):
     """Its CTR, which is that of its counts, tells it from counts that contradict each other."""
     manifest = online.snapshot.manifest
     impressions, clicks, ctr = counter_names("product", 1)
-    rate = smoothed_ctr(
-        np.array([0]),
-        np.array([1]),
-        prior_impressions=manifest.config.counters.prior_impressions,
-        prior_ctr=manifest.counter_prior_ctr,
-    )[0]
-    found = online.rows(request(context={impressions: 0, clicks: 1, ctr: rate}))
-    for name, value in ((impressions, 0), (clicks, 1), (ctr, rate)):
+    prior = manifest.config.counters.prior_impressions
+    rate = (clicked + prior * manifest.counter_prior_ctr) / prior
+    assert (rate > 1) == (clicked > 1)
+    found = online.rows(request(context={impressions: 0, clicks: clicked, ctr: rate}))
+    for name, value in ((impressions, 0), (clicks, clicked), (ctr, rate)):
         assert (dense(online, found, name) == manifest.transforms[name].apply(np.array([value]))).all()
 
 

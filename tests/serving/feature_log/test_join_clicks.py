@@ -19,6 +19,7 @@ from features.online.request import ScoreRequest
 from features.online.snapshot import Snapshot
 from serving.feature_log.feature_log import FeatureLog, FeatureLogSettings
 from serving.feature_log.join_clicks import Joined, join_clicks, latest_before
+from serving.feature_log.log_files import write_rows
 from serving.feature_log.user_keys import read_key
 from serving.package.parity import read_requests
 from serving.scoring.predictor import Predictor
@@ -235,6 +236,85 @@ def test_clicks_that_cannot_be_used_are_refused(
     with pytest.raises(ValueError, match=why):
         join(served, tmp_path / "out", rows)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def by_hand(tmp_path: Path) -> SimpleNamespace:
+    """A log of one request, r0: products 1 and 2 with what a client gave of each, and four small tables."""
+    data = tmp_path / "data"
+    data.mkdir()
+    pq.write_table(
+        pa.table({"product_id": [1, 2], "title": ["a", "b"], "aisle": ["x", "x"]}), data / "products.parquet"
+    )
+    impressions = {
+        "impression_id": [1],
+        "timestamp": pa.array([AS_OF_US - HOUR_US], UTC_US),
+        "user_id": [7],
+        "product_id": [1],
+        "clicked": pa.array([0], pa.int8()),
+        "store_id": [3],
+        "price": [1.5],
+    }
+    pq.write_table(pa.table(impressions), data / "impressions.parquet")
+
+    def log(*given: dict[str, object]) -> Path:
+        rows = {
+            "request_id": ["r0"] * len(given),
+            "timestamp": pa.array([AS_OF_US] * len(given), UTC_US),
+            "user": pa.nulls(len(given), pa.string()),
+            "query": pa.nulls(len(given), pa.string()),
+            "product_id": list(range(1, len(given) + 1)),
+            "candidate": list(range(len(given))),
+            "rank": list(range(len(given))),
+            "is_shadow": [False] * len(given),
+            "given": [json.dumps(one) for one in given],
+        }
+        told = json.dumps({"model_version": "m", "share": 1.0, "left_out": []})
+        write_rows(tmp_path / "log", pa.table(rows, metadata={b"dashclip": told.encode()}), limit_bytes=10**6)
+        return tmp_path / "log"
+
+    def joined(log: Path, clicks: dict[str, object]) -> pa.Table:
+        pq.write_table(pa.table(clicks), tmp_path / "clicks.parquet")
+        out = tmp_path / "out"
+        join_clicks(log, tmp_path / "clicks.parquet", out, data=data, key=bytes(32), within_us=HOUR_US)
+        return pq.read_table(out / "impressions" / "served.parquet")
+
+    return SimpleNamespace(log=log, joined=joined)
+
+
+UTC_NS = pa.timestamp("ns", tz="UTC")
+
+
+def test_moments_of_clicks_may_have_nanoseconds_which_are_cut_off(by_hand: SimpleNamespace) -> None:
+    at = pa.array([AS_OF_US * 1000 + 5_999], UTC_NS)
+    table = by_hand.joined(by_hand.log({}, {}), {"timestamp": at, "request_id": ["r0"], "product_id": [2]})
+    assert table["clicked"].to_pylist() == [0, 1]
+    assert table["click_timestamp"].cast(pa.int64()).to_pylist() == [None, AS_OF_US + 5]
+
+
+def test_a_click_without_a_moment_belongs_to_nothing(by_hand: SimpleNamespace) -> None:
+    clicks = {"timestamp": pa.array([AS_OF_US, None], UTC_US), "request_id": ["r0"] * 2, "product_id": [1, 2]}
+    assert by_hand.joined(by_hand.log({}, {}), clicks)["clicked"].to_pylist() == [1, 0]
+
+
+@pytest.mark.parametrize(("users", "came"), [(["7"], "string"), ([7.0], "double")])
+def test_users_of_clicks_are_of_the_kind_that_the_tables_have(
+    by_hand: SimpleNamespace, users: list[object], came: str
+) -> None:
+    clicks = {"timestamp": pa.array([AS_OF_US], UTC_US), "user_id": users, "product_id": [1]}
+    with pytest.raises(ValueError, match=f"clicks.parquet: user_id is {came}, the tables have int64"):
+        by_hand.joined(by_hand.log({}), clicks)
+    unknown = clicks | {"user_id": pa.array([None], pa.int64())}  # a click of nobody finds no impression
+    assert by_hand.joined(by_hand.log({}), unknown)["clicked"].to_pylist() == [0, 0]
+
+
+def test_live_values_become_a_column_of_the_tables_type_or_are_refused(by_hand: SimpleNamespace) -> None:
+    clicks = {"timestamp": pa.array([AS_OF_US], UTC_US), "request_id": ["r0"], "product_id": [1]}
+    log = by_hand.log({"store_id": True, "price": 2}, {"store_id": 4.0, "price": None})
+    table = by_hand.joined(log, clicks)  # true is 1, as in a request
+    assert (table["store_id"].to_pylist(), table["price"].to_pylist()) == ([1, 4], [2.0, None])
+    with pytest.raises(ValueError, match="values of 'store_id' that are no int64 as in the tables"):
+        by_hand.joined(by_hand.log({"store_id": 2.5}), clicks)
 
 
 def test_a_folder_of_another_kind_is_left_alone(served: SimpleNamespace, tmp_path: Path) -> None:

@@ -37,6 +37,25 @@ def test_what_does_not_fit_is_turned_away_at_once_and_fits_again_later() -> None
     assert done == ["first", "second"]
 
 
+def test_a_piece_larger_than_the_room_is_taken_when_nothing_else_waits() -> None:
+    """The largest request for three shadows, say: turned away, it would never be scored."""
+    started, go_on = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def work(name: str) -> None:
+        started.set()
+        go_on.wait(30)
+        done.append(name)
+
+    line = WaitingLine(work, name="test", room=10)
+    assert line.offer("huge", size=30)
+    started.wait(30)
+    assert not line.offer("small", size=1)
+    go_on.set()
+    line.close()
+    assert done == ["huge"]
+
+
 def test_a_failure_is_logged_without_its_words_and_the_next_piece_is_done(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

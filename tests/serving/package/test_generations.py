@@ -120,6 +120,15 @@ def test_what_a_killed_refresh_left_is_removed_by_the_next_one(tmp_path: Path) -
     assert [path.name for path in (tmp_path / "generations").iterdir()] == ["000001"]
 
 
+def test_hidden_things_of_others_beside_the_generations_stay(tmp_path: Path) -> None:
+    write_generation(tmp_path)
+    (tmp_path / "generations" / ".DS_Store").write_bytes(b"")
+    (tmp_path / "generations" / ".snapshot").mkdir()
+    assert remove_old(tmp_path) == []
+    left = sorted(path.name for path in (tmp_path / "generations").iterdir())
+    assert left == [".DS_Store", ".snapshot", "000001"]
+
+
 def test_a_rollback_to_a_deleted_generation_is_refused(tmp_path: Path) -> None:
     for _ in range(2):
         write_generation(tmp_path)

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,3 +88,29 @@ def test_a_refused_generation_is_tried_again_after_growing_pauses_until_it_is_wh
     assert tried == [5, 15, 35]
     assert predictor.facts()["refused_generation"] is None
     assert predictor.score(REQUEST).generation == name
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't allocate memory"), MemoryError()])
+def test_whatever_keeps_a_generation_from_being_opened_is_told_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    about = SimpleNamespace(model_version="m")
+    served = SimpleNamespace(manifest=SimpleNamespace(name="000001"))
+    predictor = Predictor(tmp_path, about, None, served, seen=None)  # type: ignore[arg-type]
+    opened = [error, SimpleNamespace(manifest=SimpleNamespace(name="000002"))]
+
+    def open_generation(*_: object, **__: object) -> object:
+        one = opened.pop(0)
+        if isinstance(one, Exception):
+            raise one
+        return one
+
+    monkeypatch.setattr("serving.scoring.predictor.PackageManifest.read", lambda _: about)
+    monkeypatch.setattr("serving.scoring.predictor._open_generation", open_generation)
+    predictor._again = Backoff(first_s=0, longest_s=0)
+    (tmp_path / "generations" / "000002").mkdir(parents=True)
+    (tmp_path / "CURRENT").write_text("000002\n")
+    assert predictor.reload_if_changed(wait=True)
+    assert (predictor.live.manifest.name, predictor._refused) == ("000001", str(error) or "MemoryError")
+    assert predictor.reload_if_changed(wait=True)
+    assert (predictor.live.manifest.name, predictor._refused) == ("000002", None)
