@@ -6,8 +6,8 @@ Shapes: G graded pairs, P products of the catalogue, Q queries.
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from embeddings.catalog.groups import connected_groups
 from embeddings.catalog.holdout import HoldoutConfig, query_roles, roles_of_groups
 from embeddings.catalog.intents import intent_groups
 from embeddings.evaluation.judgements import Judgements
@@ -86,8 +87,10 @@ class Grades:
     sources: tuple[str, ...]
     product_start_P1: npt.NDArray[np.int64]
     report: GradesReport
-    #: What each query asks for, where the table says it; None without such a column.
-    intents: list[str | None] | None = None
+    #: What queries ask for, as far as the table says it.
+    intent_of: Mapping[str, str] = field(default_factory=dict)
+    #: `queries`, and those that only other sources grade: roles are the same whose grades are read.
+    all_queries: pa.Array | None = None
 
     def __len__(self) -> int:
         return len(self.grade_G)
@@ -95,14 +98,16 @@ class Grades:
     def query_roles(self, holdout: HoldoutConfig) -> npt.NDArray[np.int8]:
         """Role of each query: all queries of one intent have one role, unless `holdout.by` is "spelling".
 
-        Where the table names no intents, a group of `intent_groups` has the role of its most held-out
-        member: a test query stays one whatever queries come later, and a training query that asks for the
-        same leaves training.
+        A query of which the table does not say what it asks for goes by its words: a group of
+        `intent_groups` has the role of its most held-out member. So a test query stays one whatever queries
+        come later, and a training query that asks for the same leaves training, with all of its intent.
+        Whose grades were read makes no difference: what one source's queries hold out, all do.
         """
         if holdout.by == "spelling":
             return query_roles(self.queries, holdout)
-        roles_Q = query_roles(self.queries, holdout, intents=self.intents)
-        return roles_Q if self.intents else roles_of_groups(roles_Q, self.intent_groups())
+        texts = self._known.to_pylist()
+        roles_Q = query_roles(texts, holdout, intents=[self.intent_of.get(text) for text in texts])
+        return roles_of_groups(roles_Q, self._group_of_known)[self._place_Q]
 
     def judgements(self) -> Judgements:
         """The graded pairs as what retrieval is measured by; pairs without a grade are not judged."""
@@ -116,15 +121,30 @@ class Grades:
 
     def intent_groups(self) -> npt.NDArray[np.int64]:
         """Queries that ask for the same thing have one number."""
-        return self._intent_group_Q
+        return self._group_of_known[self._place_Q]
+
+    @property
+    def _known(self) -> pa.Array:
+        return self.queries if self.all_queries is None else self.all_queries
 
     @cached_property
-    def _intent_group_Q(self) -> npt.NDArray[np.int64]:
-        texts = self.queries.to_pylist()
-        if self.intents is None:
+    def _place_Q(self) -> npt.NDArray[np.int64]:
+        """Of each query among the known ones."""
+        return pc.index_in(self.queries, value_set=self._known).to_numpy(zero_copy_only=False)
+
+    @cached_property
+    def _group_of_known(self) -> npt.NDArray[np.int64]:
+        texts = self._known.to_pylist()
+        if not any(text in self.intent_of for text in texts):
             return intent_groups(texts)
-        names = [intent or f"\0{text}" for intent, text in zip(self.intents, texts, strict=True)]
-        return np.unique(names, return_inverse=True)[1].astype(np.int64)
+        names = [self.intent_of.get(text) or f"\0{text}" for text in texts]
+        if all(text in self.intent_of for text in texts):
+            return np.unique(names, return_inverse=True)[1].astype(np.int64)
+        by_words_Q = intent_groups(texts).tolist()
+        untold = {group for text, group in zip(texts, by_words_Q, strict=True) if text not in self.intent_of}
+        keys: list[tuple[int, Hashable]] = [*enumerate(names)]
+        keys += [(row, group) for row, group in enumerate(by_words_Q) if group in untold]
+        return connected_groups(len(texts), keys)
 
 
 def read_grades(data: Path, *, sources: Sequence[str] | None = None, draw_seed: int | None = None) -> Grades:
@@ -157,6 +177,7 @@ def read_grades(data: Path, *, sources: Sequence[str] | None = None, draw_seed: 
             )
         columns += PROBABILITIES
     intent_of: dict[str, str] = {}
+    known: set[str] = set()
     counts = dict.fromkeys(("rows", "other_source_rows", "null_rows", "unknown_product_rows"), 0)
     code_of: dict[str, int] = {}
     parts = []
@@ -165,7 +186,7 @@ def read_grades(data: Path, *, sources: Sequence[str] | None = None, draw_seed: 
     ):
         if draw_seed is not None:
             batch = _drawn(batch, draw_seed, data)
-        parts.append(_usable_rows(batch, product_ids, sources, code_of, counts, data))
+        parts.append(_usable_rows(batch, product_ids, sources, code_of, known, counts, data))
         if has_intents:
             _note_intents(batch, intent_of, data)
     texts = pa.array(list(code_of), pa.string())
@@ -185,7 +206,9 @@ def read_grades(data: Path, *, sources: Sequence[str] | None = None, draw_seed: 
     grades = _one_grade_each(
         key, queries=queries, product_ids=product_ids, sources=tuple(sources), counts=counts
     )
-    return replace(grades, intents=list(map(intent_of.get, queries.to_pylist()))) if has_intents else grades
+    others = known.difference(code_of)
+    everything = pa.array(sorted([*code_of, *others]), pa.string()) if others else None
+    return replace(grades, intent_of=intent_of, all_queries=everything)
 
 
 def sources_of(data: Path) -> tuple[str, ...]:
@@ -253,10 +276,14 @@ def _usable_rows(
     product_ids: pa.Array,
     sources: Sequence[str],
     code_of: dict[str, int],
+    known: set[str],
     counts: dict[str, int],
     data: Path,
 ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-    """Product index, query code, source number and grade of the rows to use; new queries get new codes."""
+    """Product index, query code, source number and grade of the rows to use; new queries get new codes.
+
+    `known` gets the queries of other sources, too.
+    """
     query = without_blanks(batch.column("query").cast(pa.string()))
     source = pc.index_in(batch.column("source").cast(pa.string()), value_set=pa.array(sources, pa.string()))
     product_id = _canonical_ids(batch.column("product_id"))
@@ -269,6 +296,7 @@ def _usable_rows(
     complete = pc.and_(pc.and_(query.is_valid(), product_id.is_valid()), batch.column("grade").is_valid())
     asked = source.is_valid()
     usable = pc.and_(pc.and_(asked, complete), product.is_valid())
+    known.update(query.filter(pc.and_(complete, product.is_valid())).unique().to_pylist())
     counts["rows"] += batch.num_rows
     counts["other_source_rows"] += batch.num_rows - asked.true_count
     counts["null_rows"] += asked.true_count - pc.and_(asked, complete).true_count

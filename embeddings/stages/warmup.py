@@ -32,7 +32,7 @@ from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import ProductEncoder, seeded
 from embeddings.stages.product_parts import BoolArray, ProductParts, has_image_and_title
 from embeddings.training.evaluation import AT_CHANCE, ROWS, Found, evaluation_chunks, found_in_chunk
-from embeddings.training.loop import OptimizerConfig
+from embeddings.training.loop import OptimizerConfig, rows_of_a_step
 from embeddings.training.losses import (
     NO_GROUP,
     Columns,
@@ -224,7 +224,7 @@ class ContrastTask(ABC, Generic[Batch]):
         """Take the usable products of both parts.
 
         Raises:
-            ValueError: there are fewer than four.
+            ValueError: there are fewer than four, or too few for the micro-batches.
         """
         self.train, self.evaluation = (np.flatnonzero(usable_P & part_P) for part_P in parts)
         if len(self.train) < 2 or len(self.evaluation) < 2:
@@ -234,8 +234,8 @@ class ContrastTask(ABC, Generic[Batch]):
             )
         self.encoder, self.catalog, self.seed, self.ranks = encoder, catalog, config.seed, ranks
         self.accumulation = config.accumulation
-        self.batch_rows = min(config.batch_size, len(self.train) // ranks.count * ranks.count)
-        self.steps_per_epoch = max(1, len(self.train) // self.batch_rows)
+        self.batch_rows = rows_of_a_step(config, len(self.train), ranks=ranks, fewest=2)
+        self.steps_per_epoch = len(self.train) // self.batch_rows
 
     @abstractmethod
     def batch(self, rows: npt.NDArray[np.int64], epoch: int | None) -> Batch:

@@ -259,8 +259,10 @@ def _encode(
             totals.update(shard.notes)
         progress(source.plural, rows, rows)
         progress("table", 0, 1)
-        if isinstance(source, Products):  # before the table: a kill in between must not lose its rows
-            source.write_quarantine(out.parent / QUARANTINE, unreadable)
+        if isinstance(source, Products):
+            # Before the table as well: after a kill in between, the table there still lacks what the older
+            # list names, and the next call must encode it.
+            source.write_quarantine(out.parent / QUARANTINE, unreadable, keep_older=True)
         table = EmbeddingTable.write(
             out,
             ids=source.ids,
@@ -269,6 +271,8 @@ def _encode(
             kind=source.kind,
             normalised=True,
         )
+        if isinstance(source, Products):
+            source.write_quarantine(out.parent / QUARANTINE, unreadable)
         progress("table", 1, 1)
     parts = ("encoded", "resumed", "copied", "without_image", "without_title")
     return Encoded(table=table, quarantined=len(unreadable), **{name: totals[name] for name in parts})

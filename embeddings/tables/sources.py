@@ -81,16 +81,26 @@ class Products:
         self._unreadable, self._counts = {}, Counter()
         return notes
 
-    def write_quarantine(self, path: Path, unreadable: list[tuple[int, str]]) -> None:
-        """Which images could not be read and why; an empty table says that all could."""
+    def write_quarantine(
+        self, path: Path, unreadable: list[tuple[int, str]], *, keep_older: bool = False
+    ) -> None:
+        """Which images could not be read and why; an empty table says that all could.
+
+        With `keep_older` the rows of a list that is there stay below.
+        """
         rows = pa.array([row for row, _ in unreadable], pa.int64())
         columns = {
             "product_id": self.ids.take(rows),
             "image": pa.array([str(self._catalog.image_paths[row]) for row, _ in unreadable], pa.string()),
             "reason": pa.array([reason for _, reason in unreadable], pa.string()),
         }
+        table = pa.table(columns)
+        if keep_older and path.is_file():
+            older = pq.read_table(path)
+            if older.schema.equals(table.schema):  # not of a catalogue with ids of another type
+                table = pa.concat_tables([table, older])
         with replaced_file(path) as temporary:
-            pq.write_table(pa.table(columns), temporary)
+            pq.write_table(table, temporary)
 
     def _load(self, rows_B: Rows) -> ProductBatch:
         return self._encoder.load_batch(self._catalog, rows_B, unreadable=self._unreadable)

@@ -261,8 +261,10 @@ def measure_probes(
 ) -> tuple[ProbeReport, VectorPair, VectorPair, ProbeLabels]:
     """The probes of paper section 5 on two folders of tables, as far as the data allow them.
 
-    Like the paper's, the labels are set aside: only grades of held-out queries are used, and aisles of all
-    products, which no stage has seen. Without grades the probe of aisles is left.
+    Like the paper's, the labels are set aside: only grades of held-out queries are used. Aisles are those of
+    all products; stage 2 reads them to draw negatives of other aisles, so what it separates them by is no
+    surprise. Queries of one intent stand on one side of a split over queries. Without grades the probe of
+    aisles is left.
 
     Raises:
         ProbeImpossibleError: there are neither aisles nor grades to probe.
@@ -281,6 +283,7 @@ def measure_probes(
             query_N=grades.query_G.astype(np.int64),
             grade_N=grades.grade_G.astype(np.int64),
             product_group_P=catalog.group_P,
+            query_group_Q=grades.intent_groups(),
         ).restricted_to(grades.query_roles(holdout) != TRAIN)
     pairs = [
         _vectors_of(name, folder, product_ids=catalog.ids, queries=queries)

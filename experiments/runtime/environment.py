@@ -107,7 +107,8 @@ def usable_cores() -> int:
     """Cores that this process may use: those it may run on, or fewer if a container has a smaller quota."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(cores, cpu_quota(Path("/sys/fs/cgroup/cpu.max")) or cores))
+    quota = cpu_quota(Path("/sys/fs/cgroup/cpu.max"))
+    return cores if quota is None else max(1, min(cores, quota))
 
 
 def cpu_quota(cpu_max: Path) -> int | None:

@@ -19,8 +19,10 @@ import pyarrow.parquet as pq
 import torch
 
 from experiments.runtime.run_layout import log_of_run
+from experiments.scoring.rows import ids_like
 from features.columns.clock import DAY_US
 from features.feature_set import FeatureSet
+from features.inputs.plain_types import common_type, plain_type
 from features.inputs.table_specs import TableName
 from features.inputs.tables import InputTables
 from features.offline.build import build
@@ -52,16 +54,19 @@ def predict_impressions(
             None.
 
     Raises:
-        ValueError: an impression is earlier than the test days, a column that features read is missing, or
-            the log is not the one that the run learned from.
+        ValueError: an impression is earlier than the test days or of no known product, a column that features
+            read is missing or of another type than in the log, or the log is not the one that the run learned
+            from.
     """
     chosen = device or torch.device("cpu")
     known = FeatureSet.open(run_config(run).features)
-    ids = impressions["impression_id"].combine_chunks()
+    ids = ids_like(impressions["impression_id"], _test_ids(known).type, name="impression_id")
+    impressions = _with_column(impressions, "impression_id", ids)
+    _refuse_nulls(impressions, ("impression_id",))
     twice = pc.value_counts(ids).filter(pc.greater(pc.struct_field(pc.value_counts(ids), 1), 1))
     if len(twice):
         raise ValueError(f"impression_id {twice[0]['values'].as_py()!r} is there more than once")
-    if ids.type == _test_ids(known).type and pc.all(pc.is_in(ids, _test_ids(known))).as_py():
+    if pc.all(pc.is_in(ids, _test_ids(known))).as_py():
         return _probabilities(run, known.folder, ids, device=chosen)
     log = data or log_of_run(run)
     with tempfile.TemporaryDirectory(prefix="dashclip-predict-") as scratch:
@@ -96,17 +101,8 @@ def _beside_the_log(log: Path, impressions: pa.Table, folder: Path, config: Feat
     _link(tables.files("impressions"), folder / "impressions")
     logged = tables.table("impressions").to_table(["impression_id"])["impression_id"].combine_chunks()
     ids = impressions["impression_id"].combine_chunks()
-    if ids.type != logged.type:
-        try:
-            ids = ids.cast(logged.type)
-        except pa.ArrowInvalid:
-            raise ValueError(
-                f"impression_id is {ids.type} here but {logged.type} in the log; cast it to that"
-            ) from None
-    added = impressions.set_column(
-        impressions.schema.get_field_index("impression_id"), "impression_id", ids
-    ).filter(pc.invert(pc.is_in(ids, logged)))
-    added = _complete(added, config)
+    added = impressions.filter(pc.invert(pc.is_in(ids, logged)))
+    added = _as_logged(_complete(added, config), tables)
     if len(added):
         pq.write_table(added, folder / "impressions" / "asked_for.parquet", coerce_timestamps="us")
     return added
@@ -116,6 +112,52 @@ def _link(files: tuple[Path, ...], folder: Path) -> None:
     folder.mkdir(parents=True)
     for number, path in enumerate(files):
         (folder / f"part-{number:05d}.parquet").symlink_to(path.resolve())
+
+
+def _as_logged(added: pa.Table, log: InputTables) -> pa.Table:
+    """With ids of the log's types.
+
+    Raises:
+        ValueError: a column or a value is none that the log may hold.
+    """
+    schema = log.schema("impressions")
+    for name in ("user_id", "product_id"):
+        added = _with_column(added, name, ids_like(added[name], schema.field(name).type, name=name))
+    for field in added.schema:
+        logged = schema.field(field.name).type if field.name in schema.names else field.type
+        if common_type(plain_type(logged), plain_type(field.type)) is None:
+            offset = "; times need their offset from UTC (2024-05-01T12:00:00Z)"
+            raise ValueError(
+                f"{field.name} is {field.type} here but {logged} in the log; write it as the log has it"
+                + (offset if pa.types.is_timestamp(logged) else "")
+            )
+    _refuse_nulls(added, ("timestamp", "product_id"))
+    if log.has("products"):
+        known = log.table("products").to_table(["product_id"])["product_id"].combine_chunks()
+        unknown = added["product_id"].filter(pc.invert(pc.is_in(added["product_id"], value_set=known)))
+        if len(unknown):
+            raise ValueError(
+                f"{len(unknown):,} impressions name a product that the log's products lack, such as "
+                f"{unknown[0].as_py()!r}; leave them out, or give a log that has it with --data"
+            )
+    wrong = added["clicked"].filter(
+        pc.invert(pc.is_in(pc.cast(added["clicked"], pa.float64()), pa.array([0.0, 1.0])))
+    )
+    if len(wrong):
+        raise ValueError(
+            f"clicked must be 0 or 1, got {wrong[0].as_py()!r}; leave the column out if nobody knows"
+        )
+    return added
+
+
+def _refuse_nulls(rows: pa.Table, names: tuple[str, ...]) -> None:
+    for name in names:
+        if nulls := rows[name].null_count:
+            raise ValueError(f"{nulls:,} of {len(rows):,} impressions have no {name}; give each one")
+
+
+def _with_column(rows: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return rows.set_column(rows.schema.get_field_index(name), name, values)
 
 
 def _complete(added: pa.Table, config: FeatureConfig) -> pa.Table:

@@ -7,8 +7,11 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
 from features.artifacts import replaced_file
+from features.inputs.blanks import without_blanks
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+#: Columns of CSV that stay as they are written: an id 007 is not 7. Where ids are numbers, `ids_like` reads them.
+_TEXTS = ("impression_id", "user_id", "product_id", "query", "text")
 
 
 def read_rows(path: Path, *, needs: tuple[str, ...]) -> pa.Table:
@@ -21,7 +24,8 @@ def read_rows(path: Path, *, needs: tuple[str, ...]) -> pa.Table:
     try:
         if path.suffix in _SEPARATORS:
             parsed = csv.ParseOptions(delimiter=_SEPARATORS[path.suffix])
-            rows = csv.read_csv(path, parse_options=parsed)
+            texts = csv.ConvertOptions(column_types=dict.fromkeys(_TEXTS, pa.string()))
+            rows = csv.read_csv(path, parse_options=parsed, convert_options=texts)
         else:
             rows = pq.read_table(path)
     except pa.ArrowInvalid as error:
@@ -35,6 +39,21 @@ def read_rows(path: Path, *, needs: tuple[str, ...]) -> pa.Table:
     if not len(rows):
         raise ValueError(f"{path} has no rows")
     return rows
+
+
+def ids_like(ids: pa.Array | pa.ChunkedArray, kind: pa.DataType, *, name: str) -> pa.Array:
+    """Ids as the type of those among which they are looked up; blank ones are null.
+
+    Raises:
+        ValueError: one cannot be of that type.
+    """
+    ids = without_blanks(ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
+    try:
+        return ids if ids.type == kind else ids.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise ValueError(
+            f"{name} is {ids.type} here, but must be {kind} as in the data; cast it to that"
+        ) from None
 
 
 def write_rows(rows: pa.Table, path: Path) -> None:

@@ -21,6 +21,7 @@ from embeddings.evaluation.lexical import char_tfidf_scores
 from embeddings.evaluation.linear_probe import unit_vectors
 from embeddings.evaluation.search import search
 from embeddings.stages.run_folder import encoder_folder
+from experiments.scoring.rows import ids_like
 from features.inputs.tables import find_table
 from features.progress import Progress, silent
 
@@ -104,16 +105,21 @@ class VectorSource:
         """Unit vectors of products, [N, D] for these ids, of the whole catalogue if None.
 
         Raises:
-            ValueError: the encoder needs `data` and has none.
+            ValueError: the encoder needs `data` and has none, or the ids are of another type than those known.
         """
         if self.products is not None:
-            ids = ProductCatalog.open(data, modalities=("text",)).ids if ids is None and data else ids
-            return unit_vectors(self.products, self.products.ids if ids is None else ids)
+            known = self.products.ids
+            if ids is not None:
+                return unit_vectors(self.products, ids_like(ids, known.type, name="product_id"))
+            return unit_vectors(
+                self.products, ProductCatalog.open(data, modalities=("text",)).ids if data else known
+            )
         if data is None:
             raise ValueError("an encoder reads titles and images of products: give --data FOLDER")
         catalog = ProductCatalog.open(data)
         if ids is None:
             return self._encode_products(catalog, progress=progress)
+        ids = ids_like(ids, catalog.ids.type, name="product_id")
         row_N = pc.fill_null(pc.index_in(ids, catalog.ids), -1).to_numpy(zero_copy_only=False)
         distinct_U, back_N = np.unique(row_N, return_inverse=True)
         vectors_UD = self._encode_products(catalog, distinct_U[distinct_U >= 0], progress=progress)

@@ -82,6 +82,11 @@ class WorldsConfig(StrictModel):
         for name in self.rivals:
             if name in (DATA, FEATURES, EMBEDDINGS, STAGE_1, DASHCLIP, *TABLES, *self.sweep.variants):
                 raise ValueError(f"a rival needs a name of its own, but {name!r} is taken; choose another")
+            if self.rivals[name].holdout != self.encoders.holdout:
+                raise ValueError(
+                    f"rival {name} must hold out what the encoders do, or it is trained on queries of table "
+                    "1; give its config the same [holdout]"
+                )
         if self.sweep.truth is None:
             raise ValueError(
                 f"sweep {self.sweep.name!r} must name the folder truth: worlds are compared by what they let "
@@ -201,7 +206,7 @@ def table1_files(config: WorldsConfig, out: Path, world: int) -> list[Path]:
 
 
 def check_same_worlds(config: WorldsConfig, out: Path) -> None:
-    """Refuse a folder of other worlds; one that has fewer of the same is fine, and so is an empty one.
+    """Refuse a folder of other worlds; one that has some of the same is fine, and so is an empty one.
 
     Raises:
         FileExistsError: `out` holds something else.
@@ -213,6 +218,12 @@ def check_same_worlds(config: WorldsConfig, out: Path) -> None:
         found = json.loads(path.read_text(encoding="utf-8"))
         expected = _common(config)
         differ = [name for name in expected if found.get(name) != expected[name]]
+        known = found.get("rivals", {})
+        differ += [
+            f"rival {name}"
+            for name, rival in _rivals(config).items()
+            if name in known and known[name] != rival
+        ]
         if differ:
             raise ValueError(
                 f"{out} holds worlds with other {', '.join(differ)} than asked for now ({path} has them); "
@@ -239,12 +250,20 @@ def claim(config: WorldsConfig, out: Path) -> None:
         FileExistsError, ValueError: `out` holds something else, or other worlds.
     """
     check_same_worlds(config, out)
-    atomic_write_json(out / SETTINGS, _common(config))
+    path = out / SETTINGS
+    known = json.loads(path.read_text(encoding="utf-8")).get("rivals", {}) if path.is_file() else {}
+    atomic_write_json(path, {**_common(config), "rivals": {**known, **_rivals(config)}})
 
 
 def _common(config: WorldsConfig) -> dict[str, Any]:
     """What all worlds of a folder must agree on. More worlds, presets, seeds and variants may come later."""
     return config.model_dump(mode="json", include={"size", "encoders", "features"})
+
+
+def _rivals(config: WorldsConfig) -> dict[str, Any]:
+    """Rivals by name. Others may come later, but what was trained under a name stays what it is."""
+    rivals: dict[str, Any] = config.model_dump(mode="json", include={"rivals"})["rivals"]
+    return rivals
 
 
 def execute_worlds(

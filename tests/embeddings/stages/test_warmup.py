@@ -53,6 +53,14 @@ def test_products_without_a_title_take_no_part_and_evaluation_products_are_not_t
     assert len(task.train) + len(task.evaluation) == PRODUCTS - 1
 
 
+def test_micro_batches_have_at_least_two_products(data: Path) -> None:
+    task = task_of(data, batch_size=64, accumulation=4)
+    sizes = [len(batch.group_B) for batch in task.micro_batches(0, 0)]
+    assert sizes == [task.batch_rows // 4] * 4
+    with pytest.raises(ValueError, match="too few for 16 micro-batches"):
+        task_of(data, batch_size=64, accumulation=16)
+
+
 def test_too_few_titles_are_refused_with_their_number(tmp_path: Path) -> None:
     data = write_small_catalog(tmp_path, products=4, without_title={0, 1})
     with pytest.raises(ValueError, match="at least four products with a title, got 2"):

@@ -1,6 +1,7 @@
 """Encoding what is new: the same table as from a full run."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -62,6 +63,25 @@ def test_zeros_and_quarantined_products_of_the_older_table_are_tried_again(
     assert (new.encoded, new.copied) == (3, PRODUCTS - 3)
     assert (new.quarantined, new.table.manifest.zero_vectors) == (1, 0)
     assert pq.read_table(tmp_path / "quarantine.parquet").column("product_id").to_pylist() == [FIRST_ID + 2]
+
+
+def test_a_picture_that_can_be_read_again_counts_whenever_the_call_is_killed(
+    encoder: DashClipEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = write_small_catalog(tmp_path / "data", products=PRODUCTS), tmp_path / "products"
+    picture = data / "images" / "101.png"
+    good = picture.read_bytes()
+    picture.write_bytes(b"broken")
+    encode(encoder, data, out)
+    picture.write_bytes(good)
+    with monkeypatch.context() as patched:
+        patched.setattr(EmbeddingTable, "write", Mock(side_effect=Stopped))
+        with pytest.raises(Stopped):
+            encode(encoder, data, out, only_new_from=out)
+    found = encode(encoder, data, out, only_new_from=out)
+    expected = vectors_by_id(encode(encoder, data, tmp_path / "whole" / "products").table)[101]
+    np.testing.assert_allclose(vectors_by_id(found.table)[101], expected, rtol=0, atol=ROUNDING)
+    assert pq.read_table(tmp_path / "quarantine.parquet").num_rows == 0
 
 
 def test_an_incremental_call_that_was_stopped_goes_on(

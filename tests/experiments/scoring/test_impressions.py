@@ -150,6 +150,29 @@ def test_a_column_that_features_read_may_not_be_left_out(trained):
         predict_impressions(trained.folder, asked.drop_columns(["store_id"]))
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "sentence"),
+    [
+        (
+            "timestamp",
+            pa.array([0, 0], pa.timestamp("us")),
+            "timestamp is timestamp.* need their offset from UTC",
+        ),
+        ("timestamp", pa.array([None, None], UTC_US), "2 of 2 impressions have no timestamp"),
+        ("product_id", pa.array([999_999, 999_998]), "2 impressions name a product that .* such as 999999"),
+        ("product_id", pa.array(["sku-1", "sku-2"]), "product_id is string here, but must be int64"),
+        ("impression_id", pa.array([None, 1]), "1 of 2 impressions have no impression_id"),
+        ("clicked", pa.array([0, 2]), "clicked must be 0 or 1, got 2"),
+    ],
+)
+def test_what_the_log_may_not_hold_is_refused_by_its_column(trained, column, values, sentence):
+    """The folder in which both are put together is gone when the user reads of it."""
+    asked = trained.asked(2).set_column(0, "impression_id", pa.array([900_001, 900_002]))
+    changed = asked.set_column(asked.schema.get_field_index(column), column, values)
+    with pytest.raises(ValueError, match=sentence):
+        predict_impressions(trained.folder, changed)
+
+
 def test_the_command_reads_and_writes_csv(trained, tmp_path):
     import pyarrow.csv as csv
 

@@ -47,6 +47,19 @@ PAIRS = pa.table(
 )
 
 
+def test_ids_of_another_type_are_read_as_those_of_the_data_or_refused(data, encoder, tables):
+    texts = PAIRS.set_column(1, "product_id", PAIRS["product_id"].cast(pa.string()))
+    words = PAIRS.set_column(1, "product_id", pa.array(["sku-1"] * len(PAIRS)))
+    for source, folder in (
+        (VectorSource.open(encoder, None), data),
+        (VectorSource.open(encoder, tables), None),
+    ):
+        expected = score_pairs(PAIRS, source, data=folder)
+        assert np.array_equal(score_pairs(texts, source, data=folder), expected, equal_nan=True)
+        with pytest.raises(ValueError, match="product_id is string here, but must be int64"):
+            score_pairs(words, source, data=folder)
+
+
 def test_an_encoder_and_the_tables_that_it_made_give_the_same_cosines(data, encoder, tables):
     asked = VectorSource.open(encoder, tables)
     computed = score_pairs(PAIRS, VectorSource.open(encoder, None), data=data)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import typer
 
+from embeddings.catalog.holdout import HoldoutConfig
 from experiments.commands.worlds import in_words, seeds_of
 from experiments.config import ConfigError, load_config, parse_config
 from experiments.encoders.config import EncodersConfig
@@ -161,6 +162,15 @@ def test_a_folder_of_worlds_with_other_settings_is_refused(
         claim(worlds(**changes), out)
 
 
+def test_a_rival_keeps_the_recipe_that_its_name_was_trained_with(tmp_path: Path) -> None:
+    out, other = tmp_path / "out", TINY.model_copy(update={"seed": 5})
+    claim(worlds(rivals={"one": TINY}), out)
+    claim(worlds(rivals={"two": other}), out)
+    with pytest.raises(ValueError, match="worlds with other rival one than asked for now"):
+        claim(worlds(rivals={"one": other, "two": other}), out)
+    claim(worlds(rivals={"one": TINY, "two": other}), out)
+
+
 def test_a_run_with_other_settings_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     out = tmp_path / "out"
     config = worlds(worlds=(3,), presets=("mixed",))
@@ -204,6 +214,10 @@ def test_two_calls_at_the_same_time_do_not_share_a_folder(tmp_path: Path) -> Non
         ),
         ({"rivals": {"one": TINY.model_copy(update={"pretrain": None})}}, "encoders of one need both stages"),
         ({"rivals": {"../x": TINY}}, "rivals"),
+        (
+            {"rivals": {"one": TINY.model_copy(update={"holdout": HoldoutConfig(seed=1)})}},
+            "rival one must hold out what the encoders do",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
