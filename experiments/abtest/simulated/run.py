@@ -60,6 +60,11 @@ CHUNK = 512
 FAILED_SCORE = 0.1
 
 MakePolicy = Callable[[str, Path], Policy]
+Tell = Callable[[str], None]
+
+
+def _tell_nobody(sentence: str) -> None:
+    """Sentences that nobody reads."""
 
 
 @dataclass(frozen=True)
@@ -81,28 +86,46 @@ class Finished:
     refreshed: Mapping[str, bool]
 
 
+def claim(settings: RunSettings, out: Path) -> None:
+    """Make the folder of an experiment, or find that it holds this one.
+
+    Raises:
+        ValueError: `out` holds an experiment with other settings, or the world cannot go on.
+        FileExistsError: `out` holds something else.
+    """
+    read_description(settings.world)
+    _claim(out, settings)
+
+
 def run_experiment(
-    settings: RunSettings, out: Path, make_policy: MakePolicy, *, progress: Progress = silent
+    settings: RunSettings,
+    out: Path,
+    make_policy: MakePolicy,
+    *,
+    progress: Progress = silent,
+    tell: Tell = _tell_nobody,
 ) -> Finished:
     """Run an experiment, or what is left of it, in the folder `out`.
 
     Args:
         make_policy: a policy of `control` or `treatment`, given that name and a folder of its own.
+        tell: called with a sentence after each day that was played.
 
     Raises:
-        ValueError: `out` holds an experiment with other settings, or the world cannot go on.
+        ValueError: what `claim` refuses.
+        FileExistsError: likewise.
         BusyError: another process runs it.
-        FileExistsError: `out` holds something else.
     """
-    read_description(settings.world)
-    _claim(out, settings)
+    claim(settings, out)
     with file_lock(out / ".lock", busy=BusyError(f"another process runs the experiment in {out}")):
-        return _Run(settings, out, make_policy, progress).to_its_end()
+        return _Run(settings, out, make_policy, progress, tell).to_its_end()
 
 
 class _Run:
-    def __init__(self, settings: RunSettings, out: Path, make_policy: MakePolicy, progress: Progress) -> None:
-        self._settings, self._out, self._progress = settings, out, progress
+    def __init__(
+        self, settings: RunSettings, out: Path, make_policy: MakePolicy, progress: Progress, tell: Tell
+    ) -> None:
+        self._settings, self._out, self._progress, self._tell = settings, out, progress, tell
         progress("the world", 0, 1)
         self._market = LiveMarketplace.open(
             settings.world, searches_per_day=settings.searches_per_day, luck=settings.luck
@@ -135,7 +158,7 @@ class _Run:
             folder = day_folder(self._out, day)
             played = not folder.exists()
             if played:
-                self._play(day, folder)
+                self._play(day, folder, done=done)
             self._take_in(day, folder)
             if played or done == len(days) - 1:
                 made = [day_folder(self._out, known) for known in days[: done + 1]]
@@ -153,7 +176,7 @@ class _Run:
             refreshed=about[-1]["refreshed"],
         )
 
-    def _play(self, day: int, folder: Path) -> None:
+    def _play(self, day: int, folder: Path, *, done: int) -> None:
         started = time.monotonic()
         market, settings = self._market, self._settings
         demand = market.demand(day)
@@ -162,7 +185,10 @@ class _Run:
             for name, rows in self._bought.items()
         }
         self._refresh(demand)
+        asking = time.monotonic()
         asked, first_failure = self._ask(demand, histories)
+        asking = time.monotonic() - asking
+        requests = len(POLICIES) * len(self._searches_with_candidates(demand))
         variant_S = self._variant_U[demand.asked.user_S]
         treated_S = variant_S == TREATMENT
         twins = {name: Twin(asked.score_SK[name], self._memory[name]) for name in POLICIES}
@@ -203,8 +229,15 @@ class _Run:
                 "budgets_ended": int((played.left_A < RESERVE).sum()),
                 "left_out": {name: sorted(policy.left_out) for name, policy in self._policies.items()},
                 "refreshed": self._refreshed,
+                "requests": requests,
+                "requests_seconds": round(asking, 1),
                 "seconds": round(time.monotonic() - started, 1),
             },
+        )
+        self._tell(
+            f"day {done + 1} of {settings.days}, {calendar_day(self._world, day)}: {len(demand):,} searches, "
+            f"{requests:,} requests at {requests / max(asking, 1e-3):,.0f}/s, {int(failed_S.sum()):,} "
+            f"searches without scores; {time.monotonic() - started:.0f} s in all"
         )
 
     def _refresh(self, demand: Demand) -> None:
