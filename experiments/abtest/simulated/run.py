@@ -150,7 +150,7 @@ class _Run:
 
     def to_its_end(self) -> Finished:
         settings, market = self._settings, self._market
-        _link_log(settings.world, self._out / LOG)
+        link_log(settings.world, self._out / LOG)
         days = range(market.first_day, market.first_day + settings.days)
         truth: dict[str, float] = {}
         for done, day in enumerate(days):
@@ -188,7 +188,7 @@ class _Run:
         asking = time.monotonic()
         asked, first_failure = self._ask(demand, histories)
         asking = time.monotonic() - asking
-        requests = len(POLICIES) * len(self._searches_with_candidates(demand))
+        requests = len(POLICIES) * len(searches_with_candidates(demand))
         variant_S = self._variant_U[demand.asked.user_S]
         treated_S = variant_S == TREATMENT
         twins = {name: Twin(asked.score_SK[name], self._memory[name]) for name in POLICIES}
@@ -241,7 +241,7 @@ class _Run:
         )
 
     def _refresh(self, demand: Demand) -> None:
-        probes = self._searches_with_candidates(demand)[:1]
+        probes = searches_with_candidates(demand)[:1]
         for name, policy in self._policies.items():
             for search in probes.tolist():
                 probe = request(self._world, demand, search, None, window_days=0)
@@ -254,7 +254,7 @@ class _Run:
         failed_S = {name: np.zeros(len(demand), bool) for name in POLICIES}
         ms_S = {name: np.full(len(demand), np.nan) for name in POLICIES}
         first_failure = None
-        searches = self._searches_with_candidates(demand)
+        searches = searches_with_candidates(demand)
         window_days = self._world.config.history_days
         stage = f"requests of {calendar_day(self._world, demand.day)}"
         for first in range(0, len(searches), CHUNK):
@@ -297,9 +297,10 @@ class _Run:
     def _midnight_us(self, day: int) -> int:
         return midnight_us(self._world.config, day)
 
-    @staticmethod
-    def _searches_with_candidates(demand: Demand) -> npt.NDArray[np.int64]:
-        return np.flatnonzero((demand.product_SK >= 0).any(axis=1))
+
+def searches_with_candidates(demand: Demand) -> npt.NDArray[np.int64]:
+    """Those that a policy can be asked about."""
+    return np.flatnonzero((demand.product_SK >= 0).any(axis=1))
 
 
 def day_folder(out: Path, day: int) -> Path:
@@ -332,7 +333,7 @@ def _claim(out: Path, settings: RunSettings) -> None:
     atomic_write_json(out / SETTINGS, settings.model_dump(mode="json"))
 
 
-def _link_log(world: Path, log: Path) -> None:
+def link_log(world: Path, log: Path) -> None:
     """The world's tables in folders that days can be added to; those of an earlier start are linked anew."""
     if log.exists():
         remove_folder(log)

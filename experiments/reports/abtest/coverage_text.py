@@ -38,7 +38,7 @@ def coverage_sentences(found: Coverage) -> list[str]:
         "on average. Searches, scores and purchase histories are those of one run; who sees which variant, "
         "what is clicked and which budgets end are drawn anew.",
         f"95 % intervals at one look, as the report gives them: {verdict}"
-        + (f"; {', '.join(outside)} do not." if outside else "."),
+        + (f"; not so: {', '.join(outside)}." if outside else "."),
         "Read every day, an interval counts only if it held the true lift of every day until then. Those of "
         "one look do not promise that; those of all looks do. In brackets: exact binomial 95 % limits.",
     ]
