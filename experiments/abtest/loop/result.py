@@ -1,15 +1,14 @@
 """What a closed loop came to: `result.json`."""
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from experiments.abtest.loop.measures import Exposure, Measured, Value
-from experiments.abtest.loop.settings import LoopSettings
+from experiments.abtest.loop.settings import Arm, LoopSettings
 from features.artifacts import ResultFile
 
 RESULT = "result.json"
-Arm = Literal["greedy", "explored", "logging"]
 
 
 class Week(BaseModel):

@@ -21,35 +21,34 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from experiments.abtest.loop.measures import Value, asked_again, exposure, measure
-from experiments.abtest.loop.result import RESULT, Arm, LoopResult, Week
-from experiments.abtest.loop.served_days import AloneInTheWorld, Scores, read_counts, scores_of
-from experiments.abtest.loop.settings import ARMS, EXPLORED, LOGGING, WEEK_DAYS, LoopSettings
+from experiments.abtest.loop.ranker import fresh_scores, packaged
+from experiments.abtest.loop.result import RESULT, LoopResult, Week
+from experiments.abtest.loop.served_days import AloneInTheWorld, Scores, read_counts
+from experiments.abtest.loop.settings import (
+    ARMS,
+    EXPLORED,
+    LOGGING,
+    WEEK_DAYS,
+    Arm,
+    LoopSettings,
+)
+from experiments.abtest.simulated.claim import claim_folder
 from experiments.abtest.simulated.policies import PackagePolicy
-from experiments.abtest.simulated.requests import request
-from experiments.abtest.simulated.run import searches_with_candidates
-from experiments.marketplace.generate import midnight_us
 from experiments.marketplace.live.demand import Demand
 from experiments.marketplace.live.log_policy import log_policy_scores
 from experiments.marketplace.live.marketplace import LiveMarketplace, read_description
 from experiments.marketplace.world.catalog import FloatArray
 from experiments.runtime.environment import environment
-from experiments.runtime.run_layout import package_run
-from features.artifacts import BusyError, atomic_write_json, file_lock, remove_folder
-from features.columns.clock import iso
+from features.artifacts import BusyError, atomic_write_json, file_lock
 from features.offline.build import build, is_feature_set
 from features.progress import Progress, silent
 from ranking.run import execute_run, is_finished
-from serving.package.generations import current_generation
-from serving.package.sealed_folder import PackageError
-from serving.packaging.build_package import PackageOptions
 
 SETTINGS = "loop.json"
 #: Added to the luck of the weeks for the searches that rankers are measured on, which nobody else asks.
 _MEASURING_LUCK = 1_000_000
 #: An impression with a lower chance at its position would hardly have been there without exploration.
 _BY_CHANCE = 0.5
-#: Compiled in a second; latency is not measured here.
-_PACKAGE = PackageOptions(backend="torchscript", parity_requests=16)
 
 
 def run_loop(
@@ -89,18 +88,7 @@ def claim(settings: LoopSettings, out: Path) -> None:
         FileExistsError: `out` holds something else.
     """
     read_description(settings.world)
-    if (out / SETTINGS).is_file():
-        before = LoopSettings.model_validate_json((out / SETTINGS).read_bytes()).model_dump()
-        now = settings.model_dump()
-        if changed := [name for name in now if before[name] != now[name]]:
-            raise ValueError(
-                f"{out} holds a loop with other settings (other {', '.join(changed)}); choose another folder"
-            )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is no loop; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(out / SETTINGS, settings.model_dump(mode="json"))
+    claim_folder(out, settings, file=SETTINGS, what="a loop")
 
 
 class _Arm:
@@ -124,9 +112,10 @@ class _Arm:
             return Week.model_validate_json(path.read_bytes())
         # The log ends here with the day before: days of this week that are there already are taken in later.
         run = self._trained(number, first_day)
-        policy = self._policy(number, run, first_day)
+        policy = packaged(run, self._folder / f"week-{number}", self._alone)
         asked = asked_again(self._asked, first_day)
-        measured = measure(self._measuring, asked, self._scores(policy, asked), self._alone.memory)
+        score_SK = fresh_scores(policy, self._alone, asked, self._progress)
+        measured = measure(self._measuring, asked, score_SK, self._alone.memory)
         explore = self._settings.explore if self._arm == EXPLORED else 0.0
         folders = [self._alone.serve(self._served_by(policy), explore=explore) for _ in days]
         metrics = _json(run / "metrics.json")
@@ -156,31 +145,14 @@ class _Arm:
             execute_run(config, run, environment=environment(), resume=True)
         return run
 
-    def _policy(self, number: int, run: Path, first_day: int) -> PackagePolicy:
-        folder = self._folder / f"week-{number}"
-        package = folder / "package"
-        if not _is_package(package):
-            as_of = iso(midnight_us(self._market.world.config, first_day))
-            package_run(run, package, data=self._alone.log, as_of=as_of, options=_PACKAGE)
-        if (folder / "working").exists():  # of a week that was not finished; its snapshot is of a later day
-            remove_folder(folder / "working")
-        return PackagePolicy(package, folder / "working")
-
-    def _scores(self, policy: PackagePolicy, demand: Demand) -> FloatArray:
-        """Of the policy with the snapshot of the midnight before."""
-        probe = searches_with_candidates(demand)[0]
-        policy.refresh(
-            self._alone.log,
-            demand.start_us,
-            probe=request(self._market.world, demand, int(probe), None, window_days=0),
-        )
-        return scores_of(policy, self._market.world, demand, self._progress)
-
     def _served_by(self, policy: PackagePolicy) -> Scores:
         def logged(demand: Demand) -> FloatArray:
             return log_policy_scores(self._market.world, demand, luck=self._settings.luck)
 
-        return logged if self._arm == LOGGING else lambda demand: self._scores(policy, demand)
+        def ranked(demand: Demand) -> FloatArray:
+            return fresh_scores(policy, self._alone, demand, self._progress)
+
+        return logged if self._arm == LOGGING else ranked
 
 
 def _explored(folders: list[Path]) -> float:
@@ -193,11 +165,3 @@ def _explored(folders: list[Path]) -> float:
 def _json(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
-
-
-def _is_package(folder: Path) -> bool:
-    try:
-        current_generation(folder)
-    except PackageError:
-        return False
-    return True

@@ -1,7 +1,7 @@
 """What a closed loop is: decided once, kept in `loop.json`, and the same after a restart."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,10 @@ from ranking.run import RunConfig
 
 #: Who decides what an arm shows: its own ranker, the same with some slates at random, or the policy that
 #: wrote the world's log, beside which a ranker is trained that nobody sees.
-GREEDY, EXPLORED, LOGGING = "greedy", "explored", "logging"
+Arm = Literal["greedy", "explored", "logging"]
+GREEDY: Arm = "greedy"
+EXPLORED: Arm = "explored"
+LOGGING: Arm = "logging"
 ARMS = (GREEDY, EXPLORED, LOGGING)
 WEEK_DAYS = 7
 #: Of a week's log the last day but one ends the training, and the last one is the run's test day.

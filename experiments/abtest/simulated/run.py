@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from experiments.abtest.simulated.before import Before, read_before
+from experiments.abtest.simulated.claim import claim_folder
 from experiments.abtest.simulated.day_files import (
     Asked,
     PlayedDay,
@@ -48,7 +49,7 @@ from experiments.marketplace.live.marketplace import (
 )
 from experiments.marketplace.tables import FIRST_USER_ID
 from experiments.marketplace.world.shoppers import PurchaseMemory
-from features.artifacts import BusyError, atomic_write_json, file_lock, link_or_copy, remove_folder
+from features.artifacts import BusyError, file_lock, link_or_copy, remove_folder
 from features.inputs.tables import table_files
 from features.progress import Progress, silent
 from serving.scoring.routing import assign
@@ -94,7 +95,7 @@ def claim(settings: RunSettings, out: Path) -> None:
         FileExistsError: `out` holds something else.
     """
     read_description(settings.world)
-    _claim(out, settings)
+    claim_folder(out, settings, file=SETTINGS, what="an experiment")
 
 
 def run_experiment(
@@ -318,19 +319,6 @@ def read_settings(out: Path) -> RunSettings:
     if not path.is_file():
         raise ValueError(f"{out} has no {SETTINGS}: `dashclip abtest run` has not written it")
     return RunSettings.model_validate_json(path.read_text(encoding="utf-8"))
-
-
-def _claim(out: Path, settings: RunSettings) -> None:
-    if (out / SETTINGS).is_file():
-        before, now = read_settings(out).model_dump(), settings.model_dump()
-        if changed := [name for name in now if before[name] != now[name]]:
-            said = ", ".join(f"{name} was {before[name]}, now {now[name]}" for name in changed)
-            raise ValueError(f"{out} holds an experiment with other settings ({said}); choose another folder")
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is no experiment; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(out / SETTINGS, settings.model_dump(mode="json"))
 
 
 def link_log(world: Path, log: Path) -> None:
