@@ -54,7 +54,8 @@ def agreement_markdown(found: Agreement) -> str:
             "",
             f"**Simulated data.** Each ranker served {found.settings.days} days of "
             f"{found.searches_per_day:,} searches alone. Gains and lifts are over {baseline}; a lift is of "
-            "what was to be expected, without noise. AUC and log loss are of the test days of the world's log.",
+            "what was to be expected, without noise. AUC and log loss are of the test days of the world's "
+            "log.",
             "",
             *table,
             "",
