@@ -9,7 +9,9 @@ from typer.core import TyperGroup
 
 from experiments.commands import (
     abtest,
-    abtest_coverage,  # noqa: F401  # adds its command to `abtest`
+    abtest_agreement,  # noqa: F401  # adds its command to `abtest`
+    abtest_coverage,  # noqa: F401  # likewise
+    abtest_loop,  # noqa: F401  # likewise
     abtest_offpolicy,  # noqa: F401  # likewise
     abtest_run,  # noqa: F401  # likewise
     bench,

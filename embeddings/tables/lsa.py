@@ -36,6 +36,8 @@ from features.progress import Progress, silent
 FIT_TEXTS = 200_000
 CHUNK_TEXTS = 16_384
 POWER_ITERATIONS = 4
+#: Of a text whose terms lie outside all components, rounding alone is left: it has no direction.
+_NO_DIRECTION = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +214,9 @@ def reduced(
         for start in range(0, len(texts), CHUNK_TEXTS):
             progress(stage, start, len(texts))
             chunk = [normalise_text(text or "") for text in texts[start : start + CHUNK_TEXTS]]
-            vectors_ND[start : start + len(chunk), :components] = normalize(svd.transform(tfidf(chunk)))
+            reduced_NC = svd.transform(tfidf(chunk))
+            reduced_NC[np.linalg.norm(reduced_NC, axis=1) < _NO_DIRECTION] = 0.0
+            vectors_ND[start : start + len(chunk), :components] = normalize(reduced_NC)
         progress(stage, len(texts), len(texts))
         return vectors_ND
 

@@ -22,12 +22,18 @@ from serving.scoring.routing import assign
 
 
 def analyse(
-    log: ExperimentLog, *, name: str, command: str | None = None, progress: Progress = silent
+    log: ExperimentLog,
+    *,
+    name: str,
+    command: str | None = None,
+    coverage: Mapping[str, float] | None = None,
+    progress: Progress = silent,
 ) -> AbtestResult:
     """Measure everything that the log has the columns for.
 
     Args:
         name: of the experiment, for headings.
+        coverage: by metric, how often intervals of experiments like this one hold the true lift.
 
     Raises:
         ValueError: the metric that decides cannot be measured.
@@ -48,7 +54,13 @@ def analyse(
         )
     p_values = _adjusted({name_: found.p for name_, (found, _) in estimates.items()}, described.primary)
     metrics = {
-        name_: _metric_result(found, plain, p_values[name_], (described.true_lift or {}).get(name_))
+        name_: _metric_result(
+            found,
+            plain,
+            p_values[name_],
+            true_lift=(described.true_lift or {}).get(name_),
+            coverage=(coverage or {}).get(name_),
+        )
         for name_, (found, plain) in estimates.items()
     }
     progress("measuring the experiment", 1, 3)
@@ -101,12 +113,26 @@ def analyse(
         heterogeneity=spreads,
         slices=slices,
         latency_p99_ms=list(log.latency),
+        coverage=(coverage or {}).get(described.primary),
     )
 
 
-def analyse_folder(folder: Path, *, command: str | None = None, progress: Progress = silent) -> AbtestResult:
-    """`analyse` of an experiment on disk."""
-    return analyse(ExperimentLog.open(folder), name=folder.resolve().name, command=command, progress=progress)
+def analyse_folder(
+    folder: Path,
+    *,
+    name: str | None = None,
+    command: str | None = None,
+    coverage: Mapping[str, float] | None = None,
+    progress: Progress = silent,
+) -> AbtestResult:
+    """`analyse` of an experiment on disk; it has the name of its folder if none is given."""
+    return analyse(
+        ExperimentLog.open(folder),
+        name=name or folder.resolve().name,
+        command=command,
+        coverage=coverage,
+        progress=progress,
+    )
 
 
 def sample_ratio_p(units: Mapping[str, int], description: Description) -> float:
@@ -139,7 +165,12 @@ def _adjusted(p_values: Mapping[str, float | None], primary: str) -> dict[str, f
 
 
 def _metric_result(
-    found: Estimate, plain: Estimate | None, p_adjusted: float | None, true_lift: float | None
+    found: Estimate,
+    plain: Estimate | None,
+    p_adjusted: float | None,
+    *,
+    true_lift: float | None,
+    coverage: float | None,
 ) -> MetricResult:
     lift, sequential = Limited.of(found.lift), Limited.of(found.sequential)
     without = Limited.of(plain.lift if plain is not None else None)
@@ -158,6 +189,7 @@ def _metric_result(
         without_cuped=without,
         cuped_narrowing=width / width_without if found.adjusted and width and width_without else None,
         true_lift=true_lift,
+        coverage=coverage,
     )
 
 

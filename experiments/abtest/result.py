@@ -57,6 +57,8 @@ class MetricResult(Limited):
     #: Width of the interval over its width without CUPED.
     cuped_narrowing: float | None
     true_lift: float | None
+    #: Share of re-simulated experiments of this size whose interval held the true lift, if it was measured.
+    coverage: float | None = None
 
     @property
     def sequential(self) -> Limited:
@@ -167,5 +169,5 @@ class AbtestResult(ResultFile):
     heterogeneity: list[Heterogeneity]
     slices: list[SliceResult]
     latency_p99_ms: list[DayLatency]
-    #: Share of re-simulated experiments whose interval held the true lift, where that was measured.
+    #: That of the metric that decides.
     coverage: float | None = None

@@ -15,9 +15,14 @@ abtest = typer.Typer(
 )
 
 
+def has_tea_tasting() -> bool:
+    """Whether the analysis of experiments can run."""
+    return importlib.util.find_spec("tea_tasting") is not None
+
+
 def require_tea_tasting() -> None:
     """Raises ValueError, with what to install, where the analysis of experiments cannot run."""
-    if importlib.util.find_spec("tea_tasting") is None:
+    if not has_tea_tasting():
         raise ValueError(
             "the analysis of experiments needs tea-tasting, which is not installed; "
             "`pip install 'dashclip-ranker[abtest]'` brings it"
@@ -27,7 +32,10 @@ def require_tea_tasting() -> None:
 @abtest.command("report")
 def report(
     experiment: Annotated[
-        Path, typer.Argument(help="Folder of an experiment: experiment.json and unit_days.parquet or .csv.")
+        Path,
+        typer.Argument(
+            help="Folder of an experiment (experiment.json, unit_days.parquet or .csv), or of `abtest run`."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Where to write the report; the folder itself if not given.")
@@ -40,6 +48,9 @@ def report(
     ratio, guardrails, days, and slices. docs/abtest.md says which columns the tables have. Writes
     result.json, report.md and report.html.
 
+    Given the folder of `abtest run`, it judges the experiment in it, with the coverage that `abtest coverage`
+    left there.
+
     Example: `dashclip abtest report runs/abtest`
     """
     from rich.console import Console
@@ -51,12 +62,15 @@ def report(
     from experiments.abtest.analysis import analyse_folder
     from experiments.abtest.decision import lift_text
     from experiments.abtest.metrics import METRICS
+    from experiments.abtest.simulated.coverage import experiment_in
     from experiments.reports.abtest.page import write_abtest_report
 
     console = Console()
     command = f"dashclip abtest report {experiment}"
     with progress_bars(console) as bars:
-        result = analyse_folder(experiment, command=command, progress=bars)
+        folder, coverage = experiment_in(experiment)
+        name = experiment.resolve().name
+        result = analyse_folder(folder, name=name, command=command, coverage=coverage, progress=bars)
     with console.status("drawing"):
         written = write_abtest_report(result, out or experiment, command=command)
     for name, found in result.metrics.items():
@@ -68,6 +82,18 @@ def report(
     )
     for path in written:
         console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def write_run_report(run: Path) -> list[Path]:
+    """The report on the experiment of `abtest run`, into its own folder; needs tea-tasting."""
+    from experiments.abtest.analysis import analyse_folder
+    from experiments.abtest.simulated.coverage import experiment_in
+    from experiments.reports.abtest.page import write_abtest_report
+
+    command = f"dashclip abtest report {run}"
+    folder, coverage = experiment_in(run)
+    result = analyse_folder(folder, name=run.resolve().name, command=command, coverage=coverage)
+    return write_abtest_report(result, run, command=command)
 
 
 @abtest.command("plan")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from experiments.commands.abtest import abtest
+from experiments.commands.abtest import abtest, has_tea_tasting, write_run_report
 from experiments.commands.options import KEY_FILE, MANAGEMENT_URL
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def run(
     both rankers score the same candidates; an auction by bid and score decides what is shown; clicks,
     purchases and what they change in the following days are drawn from the known model, with the same luck
     for both. Each night snapshots are refreshed from what was served. The true lift is computed from click
-    probabilities over all consumers. OUT/experiment is what `dashclip abtest report` reads.
+    probabilities over all consumers. OUT/experiment is what `dashclip abtest report` reads; its result.json,
+    report.md and report.html are written into OUT at the end, and OUT/run.log has a line for each day.
 
     Example: `dashclip abtest run runs/demo/data runs/abtest --control runs/dcn_package --treatment
     runs/package --searches-per-day 20000`
@@ -71,7 +72,7 @@ def run(
     from rich.console import Console
 
     from experiments.abtest.simulated.policies import EndpointPolicy, PackagePolicy, Policy
-    from experiments.abtest.simulated.run import run_experiment
+    from experiments.abtest.simulated.run import claim, run_experiment
     from experiments.abtest.simulated.settings import CONTROL, TREATMENT, RunSettings
     from experiments.runtime.progress import progress_bars
     from serving.package.generations import current_generation
@@ -112,20 +113,31 @@ def run(
             management_url=management_url,
         )
 
-    with progress_bars(console, log=out / "run.log" if out.exists() else None) as bars:
-        finished = run_experiment(settings, out, make_policy, progress=bars)
-    _show(console, out, settings, finished)
+    claim(settings, out)
+    with progress_bars(console, log=out / "run.log") as bars:
+        finished = run_experiment(settings, out, make_policy, progress=bars, tell=bars.say)
+    _show(console, settings, finished)
+    if not has_tea_tasting():
+        console.print(
+            f"next: `pip install 'dashclip-ranker[abtest]'`, then `dashclip abtest report {out}`",
+            highlight=False,
+            markup=False,
+        )
+        return
+    with console.status("measuring"):
+        written = write_run_report(out)
+    for path in written:
+        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _is_url(where: str) -> bool:
     return where.startswith(("http://", "https://"))
 
 
-def _show(console: "Console", out: Path, settings: "RunSettings", finished: "Finished") -> None:
+def _show(console: "Console", settings: "RunSettings", finished: "Finished") -> None:
     from rich.table import Table
 
     from experiments.abtest.metrics import METRICS
-    from experiments.abtest.simulated.run import EXPERIMENT
 
     grid = Table("", "true lift", title=f"{settings.days} simulated days, {finished.searches:,} searches")
     for name, lift in finished.true_lift.items():
@@ -142,6 +154,3 @@ def _show(console: "Console", out: Path, settings: "RunSettings", finished: "Fin
             f"[red]{finished.failed:,} searches had no scores[/red] and were ordered by bids; the first: "
             f"{finished.first_failure}"
         )
-    console.print(
-        f"next: `dashclip abtest report {out / EXPERIMENT} --out REPORT`", highlight=False, markup=False
-    )

@@ -40,7 +40,7 @@ DESCRIPTION = "marketplace.json"
 # Positions in the seed's list of children; never renumber, or every marketplace changes.
 _CATALOG, _QUERIES, _MATCHES, _LABELS, _SHOPPERS, _DAYS, _PROMOTIONS, _IMAGES, _RETRIEVAL, _LIVE = range(10)
 
-LivePart = Literal["advertisers", "demand", "orders"]
+LivePart = Literal["advertisers", "demand", "orders", "log policy"]
 #: Likewise never to be put in another order.
 LIVE_PARTS: tuple[LivePart, ...] = get_args(LivePart)
 

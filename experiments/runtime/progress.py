@@ -85,7 +85,7 @@ class Bars:
         bar, first = self._bar_of[stage]
         if note is None:
             elapsed = self._display.tasks[self._display.task_ids.index(bar)].elapsed or 0.0
-            note = f"{(done - first) / elapsed:,.0f}/s" if elapsed > 0.5 and done > first else ""
+            note = _rate(done - first, elapsed) if total > 1 else ""
         self._display.update(bar, completed=done, total=total, note=note)
         if self._clock() - self._line_at.setdefault(stage, self._clock()) >= LINE_EVERY_S:
             self._line_at[stage] = self._clock()
@@ -132,6 +132,10 @@ class Bars:
         else:
             self._say(f"{job.name} failed: {job.error}", style="red")
 
+    def say(self, line: str) -> None:
+        """A line above the bars, and in the log."""
+        self._say(line)
+
     def _say(self, line: str, *, on_terminal: bool = True, style: str | None = None) -> None:
         """A line above the bars, and in the log; one that a bar shows anyway is no line on a terminal."""
         if on_terminal or not self._display.console.is_terminal:
@@ -139,3 +143,10 @@ class Bars:
             self._display.console.print(shown, soft_wrap=True)
         if self._log is not None:
             print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}", file=self._log, flush=True)
+
+
+def _rate(done: int, seconds: float) -> str:
+    """As "1,165/s"; where one takes seconds or longer, as "12 s each"."""
+    if seconds <= 0.5 or done <= 0:
+        return ""
+    return f"{done / seconds:,.0f}/s" if done >= seconds else f"{seconds / done:,.0f} s each"

@@ -1,213 +1,212 @@
 """How often do intervals hold the true lift? A run is played again with other luck and another salt.
 
-Searches, candidates, scores and what consumers had bought are those of the run; who sees which variant, what
-is clicked and which budgets end are drawn anew each time. So every repetition is a small experiment of its
-own, with a true lift of its own that hardly differs.
+    RUN/repetitions.jsonl   a line for each repetition, written when it is done: a stopped call goes on
+        coverage.json       what they came to; `dashclip abtest report RUN` puts it into result.json
 
-Shapes: R repetitions, U consumers.
+Shapes: R repetitions.
 """
 
-import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+from scipy import stats
 
-from experiments.abtest.metrics import BEFORE, COUNTED, METRICS
-from experiments.abtest.simulated.before import COVARIATES, Before, read_before
-from experiments.abtest.simulated.day_files import (
-    counts_of_ads,
-    read_scores,
-    read_twin_purchases,
+from experiments.abtest.metrics import METRICS
+from experiments.abtest.simulated.repetition import (
+    CUPED,
+    PLAIN,
+    WAYS,
+    FinishedRun,
+    Judged,
+    Repetition,
 )
-from experiments.abtest.simulated.result_tables import true_lifts
-from experiments.abtest.simulated.run import day_folder, read_settings
-from experiments.abtest.simulated.settings import CONTROL, HOLDOUT, POLICIES, TREATMENT, RunSettings
-from experiments.abtest.unit_sums import UnitSums
-from experiments.marketplace.live.demand import Demand
-from experiments.marketplace.live.marketplace import (
-    LiveMarketplace,
-    Twin,
-    logged_purchases,
-    memory_of_log,
-)
-from experiments.marketplace.tables import FIRST_USER_ID
-from experiments.statistics.intervals import Interval
+from experiments.abtest.simulated.run import EXPERIMENT, SETTINGS, read_settings
+from experiments.abtest.simulated.settings import RunSettings
+from experiments.runtime.environment import environment
+from features.artifacts import BusyError, ResultFile, atomic_write_bytes, file_lock
 from features.progress import Progress, silent
-from serving.scoring.routing import assign
 
-FloatArray = npt.NDArray[np.float64]
-Sums = dict[str, FloatArray]
-PLAIN, CUPED, DAILY = "plain", "CUPED", "looked at every day"
-WAYS = (PLAIN, CUPED, DAILY)
+COVERAGE, REPETITIONS = "coverage.json", "repetitions.jsonl"
 
 
-@dataclass(frozen=True)
-class Coverage:
+class _Row(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class Share(_Row):
+    """A share of repetitions, between its exact binomial 95 % limits (Clopper and Pearson 1934)."""
+
+    share: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, held: Sequence[bool]) -> "Share":
+        """Of all repetitions, those in which something held."""
+        found = stats.binomtest(sum(held), len(held)).proportion_ci(confidence_level=0.95, method="exact")
+        return cls(share=sum(held) / len(held), low=float(found.low), high=float(found.high))
+
+
+class WayCoverage(_Row):
+    """Of one way to make an interval.
+
+    Attributes:
+        last_day: share of repetitions whose interval of the last day holds the true lift.
+        every_day: share of those in which the interval of *every* day holds the true lift until that day, as
+            who looks each day would see it. Only the sequential intervals promise it.
+        width: mean width of the last day's intervals that have both ends.
+    """
+
+    last_day: Share
+    every_day: Share
+    width: float | None
+
+
+class MetricCoverage(_Row):
     """Of one metric over all repetitions.
 
     Attributes:
-        held: share of repetitions whose 95 % interval holds the true lift, by way; of those who look every
-            day: the interval of every day holds that day's. An interval without an end holds all beyond it.
-        width: mean width of the last day's intervals that have both ends, by way.
-        true_lift, estimated: means over repetitions; the estimate is CUPED's.
+        ways: by the names of `repetition.WAYS`; CUPED is missing where nothing is known of before.
+        reported: the way whose interval `dashclip abtest report` gives at one look.
+        cuped_width: mean of the ratio of widths, CUPED over plain.
+        cuped_narrower: share of repetitions in which CUPED's interval is the narrower one.
+        true_lift, estimated: means over repetitions; the estimate is the reported one.
         bias_error: standard error of the mean difference of the two.
         repeats: repetitions in which the metric could be measured.
     """
 
-    held: Mapping[str, float | None]
-    width: Mapping[str, float | None]
-    true_lift: float | None
-    estimated: float | None
+    ways: dict[str, WayCoverage]
+    reported: str
+    cuped_width: float | None
+    cuped_narrower: Share | None
+    true_lift: float
+    estimated: float
     bias_error: float | None
     repeats: int
 
-
-class _Judged(NamedTuple):
-    """One repetition of one metric: the interval of the last day, its truth, and whether each day's held."""
-
-    low: float
-    mean: float
-    high: float
-    truth: float
-    always: bool
-
     @property
-    def holds(self) -> bool:
-        """Whether the interval of the last day holds the truth."""
-        return self.low <= self.truth <= self.high
+    def held(self) -> float:
+        """Share of repetitions whose reported interval holds the true lift."""
+        return self.ways[self.reported].last_day.share
 
 
-@dataclass(frozen=True)
-class _Day:
-    demand: Demand
-    twins: Mapping[str, Twin]
+class Coverage(ResultFile):
+    """`coverage.json`: of an experiment of this size, how often its intervals hold the true lift."""
+
+    simulated: bool = True
+    command: str | None
+    environment: dict[str, Any]
+    settings: RunSettings
+    repeats: int
+    #: Compared consumers, mean over repetitions.
+    consumers: float
+    metrics: dict[str, MetricCoverage]
 
 
-def measure_coverage(out: Path, *, repeats: int = 200, progress: Progress = silent) -> dict[str, Coverage]:
+def measure_coverage(
+    out: Path, *, repeats: int = 200, command: str | None = None, progress: Progress = silent
+) -> Coverage:
     """Repeat the finished run in `out` and judge each repetition as `dashclip abtest report` would.
+
+    Repetitions that an earlier call left in `out` are not played again.
 
     Raises:
         ValueError: `out` holds no finished run.
+        BusyError: another process repeats it.
     """
     settings = read_settings(out)
-    market = LiveMarketplace.open(
-        settings.world, searches_per_day=settings.searches_per_day, luck=settings.luck
-    )
-    before = read_before(market.world, settings.world)
-    days = _days(out, settings, market)
-    found: dict[str, list[dict[str, _Judged]]] = {name: [] for name in METRICS}
-    for repeat in range(repeats):
-        progress("repetitions", repeat, repeats)
-        again = market.with_luck(settings.luck + 1 + repeat)
-        for name, row in _repeat(again, days, settings, before, salt=f"{settings.salt} {repeat}").items():
-            found[name].append(row)
-    progress("repetitions", repeats, repeats)
-    return {name: _summary(rows) for name, rows in found.items() if rows}
-
-
-def _days(out: Path, settings: RunSettings, market: LiveMarketplace) -> list[_Day]:
-    """Demand, scores and memories of each day of the run."""
-    memory = memory_of_log(market.world, logged_purchases(market.world, settings.world))
-    memories = {name: copy.deepcopy(memory) for name in POLICIES}
-    days = []
-    for day in range(market.first_day, market.first_day + settings.days):
-        folder = day_folder(out, day)
-        if not folder.is_dir():
-            raise ValueError(f"{folder} is missing: the run is not finished; `dashclip abtest run` goes on")
-        scores = read_scores(folder)
-        twins = {name: Twin(scores[name], copy.deepcopy(memories[name])) for name in POLICIES}
-        days.append(_Day(market.demand(day), twins))
-        for name, rows in read_twin_purchases(folder).items():
-            memories[name].add(rows.user_N, rows.product_N, day)
-    return days
-
-
-def _repeat(
-    market: LiveMarketplace, days: list[_Day], settings: RunSettings, before: Before, *, salt: str
-) -> dict[str, dict[str, _Judged]]:
-    """One repetition, by metric and way; without metrics that could not be measured."""
-    users = market.world.shoppers.num_users
-    variant_U = np.array([assign(str(FIRST_USER_ID + user), salt, settings.shares) for user in range(users)])
-    treated_U, compared_U = variant_U == TREATMENT, variant_U != HOLDOUT
-    covariates = {BEFORE + name: before.units[BEFORE + name].to_numpy() for name in COVARIATES}
-    totals: dict[str, Sums] = {name: {} for name in POLICIES}
-    always = dict.fromkeys(METRICS, True)
-    rows: dict[str, dict[str, _Judged]] = {}
-    for place, day in enumerate(days):
-        asked = day.demand.asked
-        served_S = np.where(treated_U[asked.user_S], TREATMENT, CONTROL)
-        played = market.play(day.demand, day.twins, served_S, explore=settings.explore)
-        for name, shown in played.shown.items():
-            user_N = asked.user_S[shown.search_N]
-            counts = {
-                count: np.bincount(user_N, weights=value_N, minlength=users).astype(np.float64)
-                for count, value_N in counts_of_ads(shown).items()
-            }
-            counts["searches"] = np.bincount(asked.user_S, minlength=users).astype(np.float64)
-            for count, value_U in counts.items():
-                totals[name][count] = totals[name].get(count, np.zeros(users)) + value_U
-        truth = true_lifts(
-            {
-                name: {count: float(value_U.sum()) for count, value_U in sums.items()}
-                | {"units": float((sums["searches"] > 0).sum())}
-                for name, sums in totals.items()
-            }
-        )
-        came_U = (totals[CONTROL]["searches"] > 0) & compared_U
-        sums: Sums = {
-            name: np.where(treated_U, totals[TREATMENT][name], totals[CONTROL][name])
-            for name in COUNTED
-            if name in totals[CONTROL]
-        }
-        everyone = UnitSums(treated_U, sums | covariates).of_units(came_U)
-        for name, metric in METRICS.items():
-            adjusted = everyone.estimate(metric)
-            if adjusted is None or name not in truth:
-                continue
-            looked = _judged(adjusted.sequential, truth[name])
-            always[name] &= looked is None or looked.holds
-            if place == len(days) - 1:
-                plain = everyone.estimate(metric, adjusted=False)
-                lifts = (plain.lift if plain else None, adjusted.lift)
-                row = [*(_judged(lift, truth[name]) for lift in lifts), looked]
-                rows[name] = {
-                    way: one._replace(always=always[name])
-                    for way, one in zip(WAYS, row, strict=True)
-                    if one is not None
-                }
-    return rows
-
-
-def _judged(lift: Interval | None, truth: float) -> _Judged | None:
-    """A lift without a limit on one side holds all that lies there; None where there is no lift at all."""
-    if lift is None:
-        return None
-    low = -np.inf if lift.low is None else lift.low
-    return _Judged(low, lift.mean, np.inf if lift.high is None else lift.high, truth, always=True)
-
-
-def _summary(rows: list[dict[str, _Judged]]) -> Coverage:
-    held: dict[str, float | None] = {}
-    width: dict[str, float | None] = {}
-    for way in WAYS:
-        judged = [row[way] for row in rows if way in row]
-        held[way] = _mean([one.always if way == DAILY else one.holds for one in judged])
-        width[way] = _mean([one.high - one.low for one in judged if np.isfinite(one.high - one.low)])
-    adjusted = [row[CUPED] for row in rows if CUPED in row]
-    error_R = np.array([one.mean - one.truth for one in adjusted])
+    busy = BusyError(f"another process repeats the experiment in {out}")
+    with file_lock(out / ".coverage.lock", busy=busy):
+        found = list(_repetitions(out, settings, repeats, progress))
+    metrics = {
+        name: _summary([one.judged[name] for one in found if name in one.judged])
+        for name in METRICS
+        if any(name in one.judged for one in found)
+    }
     return Coverage(
-        held=held,
-        width=width,
-        true_lift=_mean([one.truth for one in adjusted]),
-        estimated=_mean([one.mean for one in adjusted]),
-        bias_error=float(error_R.std(ddof=1) / np.sqrt(len(error_R))) if len(error_R) > 1 else None,
-        repeats=len(adjusted),
+        command=command,
+        environment=environment(),
+        settings=settings,
+        repeats=repeats,
+        consumers=float(np.mean([one.consumers for one in found])),
+        metrics=metrics,
     )
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+def experiment_in(folder: Path) -> tuple[Path, dict[str, float] | None]:
+    """Where an experiment lies, and what is known of its coverage by metric.
+
+    A folder of `dashclip abtest run` holds both; any other folder is the experiment itself.
+    """
+    if not (folder / SETTINGS).is_file():
+        return folder, None
+    path = folder / COVERAGE
+    if not path.is_file():
+        return folder / EXPERIMENT, None
+    found = Coverage.model_validate_json(path.read_bytes())
+    return folder / EXPERIMENT, {name: one.held for name, one in found.metrics.items()}
+
+
+def _repetitions(out: Path, settings: RunSettings, repeats: int, progress: Progress) -> Iterator[Repetition]:
+    path = out / REPETITIONS
+    known = _read_lines(path)
+    run = FinishedRun(out, settings)  # also where all are known: a run that is not finished has no coverage
+    # Without a line that a kill has cut.
+    atomic_write_bytes(path, "".join(json.dumps(line) + "\n" for line in known).encode())
+    with path.open("a", encoding="utf-8") as file:
+        progress("repetitions", min(len(known), repeats), repeats)
+        for repeat in range(len(known), repeats):
+            line = {"repeat": repeat, **run.again(repeat).content()}
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            known.append(line)
+            progress("repetitions", repeat + 1, repeats)
+    yield from (Repetition.of(line) for line in known[:repeats])
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines, up to the first that is not the next number."""
+    found: list[dict[str, Any]] = []
+    if not path.is_file():
+        return found
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break
+        if line["repeat"] != len(found):
+            break
+        found.append(line)
+    return found
+
+
+def _summary(rows: Sequence[Mapping[str, Judged]]) -> MetricCoverage:
+    rows = [row for row in rows if PLAIN in row]
+    ways = {}
+    for way in WAYS:
+        if judged := [row[way] for row in rows if way in row]:
+            widths = [one.width for one in judged if one.width is not None]
+            ways[way] = WayCoverage(
+                last_day=Share.of([one.holds for one in judged]),
+                every_day=Share.of([one.every_day for one in judged]),
+                width=float(np.mean(widths)) if widths else None,
+            )
+    reported = CUPED if CUPED in ways else PLAIN
+    pairs = [(row[CUPED].width, row[PLAIN].width) for row in rows if CUPED in row]
+    ratios = [narrow / wide for narrow, wide in pairs if narrow is not None and wide]
+    chosen = [row[reported] for row in rows if reported in row]
+    error_R = np.array([one.mean - one.truth for one in chosen])
+    return MetricCoverage(
+        ways=ways,
+        reported=reported,
+        cuped_width=float(np.mean(ratios)) if ratios else None,
+        cuped_narrower=Share.of([ratio < 1 for ratio in ratios]) if ratios else None,
+        true_lift=float(np.mean([one.truth for one in chosen])),
+        estimated=float(np.mean([one.mean for one in chosen])),
+        bias_error=float(error_R.std(ddof=1) / np.sqrt(len(error_R))) if len(error_R) > 1 else None,
+        repeats=len(chosen),
+    )

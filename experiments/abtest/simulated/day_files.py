@@ -150,22 +150,26 @@ def _served_impressions(found: PlayedDay) -> ImpressionRows:
         parts.append({field.name: getattr(shown, field.name)[mine] for field in fields(Shown)})
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.lexsort((rows["position_N"], rows["search_N"]))
-    rows = {name: column[order] for name, column in rows.items()}
-    search_N, asked = rows["search_N"], demand.asked
+    return impression_rows(demand, Shown(**{name: column[order] for name, column in rows.items()}))
+
+
+def impression_rows(demand: Demand, shown: Shown) -> ImpressionRows:
+    """Shown ads as rows of the log."""
+    search_N, asked = shown.search_N, demand.asked
     return ImpressionRows(
         time_us_N=asked.time_us_S[search_N],
         user_N=asked.user_S[search_N],
         query_N=asked.query_S[search_N],
-        product_N=rows["product_N"],
-        position_N=rows["position_N"],
+        product_N=shown.product_N,
+        position_N=shown.position_N,
         store_N=asked.store_S[search_N],
         device_N=asked.device_S[search_N],
-        price_N=demand.shop_price_SK[search_N, rows["place_N"]],
-        grade_N=rows["grade_N"],
-        probability_N=rows["probability_N"],
+        price_N=demand.shop_price_SK[search_N, shown.place_N],
+        grade_N=shown.grade_N,
+        probability_N=shown.probability_N,
         terms={},
-        clicked_N=rows["clicked_N"],
-        click_time_us_N=rows["click_time_us_N"],
+        clicked_N=shown.clicked_N,
+        click_time_us_N=shown.click_time_us_N,
     )
 
 

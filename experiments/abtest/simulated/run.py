@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from experiments.abtest.simulated.before import Before, read_before
+from experiments.abtest.simulated.claim import claim_folder
 from experiments.abtest.simulated.day_files import (
     Asked,
     PlayedDay,
@@ -48,7 +49,7 @@ from experiments.marketplace.live.marketplace import (
 )
 from experiments.marketplace.tables import FIRST_USER_ID
 from experiments.marketplace.world.shoppers import PurchaseMemory
-from features.artifacts import BusyError, atomic_write_json, file_lock, link_or_copy, remove_folder
+from features.artifacts import BusyError, file_lock, link_or_copy, remove_folder
 from features.inputs.tables import table_files
 from features.progress import Progress, silent
 from serving.scoring.routing import assign
@@ -60,6 +61,11 @@ CHUNK = 512
 FAILED_SCORE = 0.1
 
 MakePolicy = Callable[[str, Path], Policy]
+Tell = Callable[[str], None]
+
+
+def _tell_nobody(sentence: str) -> None:
+    """Sentences that nobody reads."""
 
 
 @dataclass(frozen=True)
@@ -81,28 +87,46 @@ class Finished:
     refreshed: Mapping[str, bool]
 
 
+def claim(settings: RunSettings, out: Path) -> None:
+    """Make the folder of an experiment, or find that it holds this one.
+
+    Raises:
+        ValueError: `out` holds an experiment with other settings, or the world cannot go on.
+        FileExistsError: `out` holds something else.
+    """
+    read_description(settings.world)
+    claim_folder(out, settings, file=SETTINGS, what="an experiment")
+
+
 def run_experiment(
-    settings: RunSettings, out: Path, make_policy: MakePolicy, *, progress: Progress = silent
+    settings: RunSettings,
+    out: Path,
+    make_policy: MakePolicy,
+    *,
+    progress: Progress = silent,
+    tell: Tell = _tell_nobody,
 ) -> Finished:
     """Run an experiment, or what is left of it, in the folder `out`.
 
     Args:
         make_policy: a policy of `control` or `treatment`, given that name and a folder of its own.
+        tell: called with a sentence after each day that was played.
 
     Raises:
-        ValueError: `out` holds an experiment with other settings, or the world cannot go on.
+        ValueError: what `claim` refuses.
+        FileExistsError: likewise.
         BusyError: another process runs it.
-        FileExistsError: `out` holds something else.
     """
-    read_description(settings.world)
-    _claim(out, settings)
+    claim(settings, out)
     with file_lock(out / ".lock", busy=BusyError(f"another process runs the experiment in {out}")):
-        return _Run(settings, out, make_policy, progress).to_its_end()
+        return _Run(settings, out, make_policy, progress, tell).to_its_end()
 
 
 class _Run:
-    def __init__(self, settings: RunSettings, out: Path, make_policy: MakePolicy, progress: Progress) -> None:
-        self._settings, self._out, self._progress = settings, out, progress
+    def __init__(
+        self, settings: RunSettings, out: Path, make_policy: MakePolicy, progress: Progress, tell: Tell
+    ) -> None:
+        self._settings, self._out, self._progress, self._tell = settings, out, progress, tell
         progress("the world", 0, 1)
         self._market = LiveMarketplace.open(
             settings.world, searches_per_day=settings.searches_per_day, luck=settings.luck
@@ -127,7 +151,7 @@ class _Run:
 
     def to_its_end(self) -> Finished:
         settings, market = self._settings, self._market
-        _link_log(settings.world, self._out / LOG)
+        link_log(settings.world, self._out / LOG)
         days = range(market.first_day, market.first_day + settings.days)
         truth: dict[str, float] = {}
         for done, day in enumerate(days):
@@ -135,7 +159,7 @@ class _Run:
             folder = day_folder(self._out, day)
             played = not folder.exists()
             if played:
-                self._play(day, folder)
+                self._play(day, folder, done=done)
             self._take_in(day, folder)
             if played or done == len(days) - 1:
                 made = [day_folder(self._out, known) for known in days[: done + 1]]
@@ -153,7 +177,7 @@ class _Run:
             refreshed=about[-1]["refreshed"],
         )
 
-    def _play(self, day: int, folder: Path) -> None:
+    def _play(self, day: int, folder: Path, *, done: int) -> None:
         started = time.monotonic()
         market, settings = self._market, self._settings
         demand = market.demand(day)
@@ -162,7 +186,10 @@ class _Run:
             for name, rows in self._bought.items()
         }
         self._refresh(demand)
+        asking = time.monotonic()
         asked, first_failure = self._ask(demand, histories)
+        asking = time.monotonic() - asking
+        requests = len(POLICIES) * len(searches_with_candidates(demand))
         variant_S = self._variant_U[demand.asked.user_S]
         treated_S = variant_S == TREATMENT
         twins = {name: Twin(asked.score_SK[name], self._memory[name]) for name in POLICIES}
@@ -203,12 +230,19 @@ class _Run:
                 "budgets_ended": int((played.left_A < RESERVE).sum()),
                 "left_out": {name: sorted(policy.left_out) for name, policy in self._policies.items()},
                 "refreshed": self._refreshed,
+                "requests": requests,
+                "requests_seconds": round(asking, 1),
                 "seconds": round(time.monotonic() - started, 1),
             },
         )
+        self._tell(
+            f"day {done + 1} of {settings.days}, {calendar_day(self._world, day)}: {len(demand):,} searches, "
+            f"{requests:,} requests at {requests / max(asking, 1e-3):,.0f}/s, {int(failed_S.sum()):,} "
+            f"searches without scores; {time.monotonic() - started:.0f} s in all"
+        )
 
     def _refresh(self, demand: Demand) -> None:
-        probes = self._searches_with_candidates(demand)[:1]
+        probes = searches_with_candidates(demand)[:1]
         for name, policy in self._policies.items():
             for search in probes.tolist():
                 probe = request(self._world, demand, search, None, window_days=0)
@@ -221,7 +255,7 @@ class _Run:
         failed_S = {name: np.zeros(len(demand), bool) for name in POLICIES}
         ms_S = {name: np.full(len(demand), np.nan) for name in POLICIES}
         first_failure = None
-        searches = self._searches_with_candidates(demand)
+        searches = searches_with_candidates(demand)
         window_days = self._world.config.history_days
         stage = f"requests of {calendar_day(self._world, demand.day)}"
         for first in range(0, len(searches), CHUNK):
@@ -264,9 +298,10 @@ class _Run:
     def _midnight_us(self, day: int) -> int:
         return midnight_us(self._world.config, day)
 
-    @staticmethod
-    def _searches_with_candidates(demand: Demand) -> npt.NDArray[np.int64]:
-        return np.flatnonzero((demand.product_SK >= 0).any(axis=1))
+
+def searches_with_candidates(demand: Demand) -> npt.NDArray[np.int64]:
+    """Those that a policy can be asked about."""
+    return np.flatnonzero((demand.product_SK >= 0).any(axis=1))
 
 
 def day_folder(out: Path, day: int) -> Path:
@@ -286,20 +321,7 @@ def read_settings(out: Path) -> RunSettings:
     return RunSettings.model_validate_json(path.read_text(encoding="utf-8"))
 
 
-def _claim(out: Path, settings: RunSettings) -> None:
-    if (out / SETTINGS).is_file():
-        before, now = read_settings(out).model_dump(), settings.model_dump()
-        if changed := [name for name in now if before[name] != now[name]]:
-            said = ", ".join(f"{name} was {before[name]}, now {now[name]}" for name in changed)
-            raise ValueError(f"{out} holds an experiment with other settings ({said}); choose another folder")
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is no experiment; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(out / SETTINGS, settings.model_dump(mode="json"))
-
-
-def _link_log(world: Path, log: Path) -> None:
+def link_log(world: Path, log: Path) -> None:
     """The world's tables in folders that days can be added to; those of an earlier start are linked anew."""
     if log.exists():
         remove_folder(log)

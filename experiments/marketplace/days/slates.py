@@ -28,7 +28,7 @@ SOURCE_SHARES = (0.42, 0.30, 0.18, 0.10)
 AUCTION_PLACES = 12
 # What orders the ads, in units of the score: log auction weight, the platform's estimate of the grade,
 # chance, and in an auction its estimate of the product's quality too. An estimate is off by this much noise.
-_WEIGHT_FACTOR = 0.5
+WEIGHT_FACTOR = 0.5
 _GRADE_FACTOR = 0.7
 _AUCTION_GRADE_FACTOR = 1.2
 _AUCTION_QUALITY_FACTOR = 0.4
@@ -57,6 +57,9 @@ class Slates(Protocol):
 
     def candidates(self, query_S: IntArray, places: int, rng: np.random.Generator) -> IntArray:
         """Products [S, places] that may be shown; -1 where a place has none, or one that the search has."""
+
+    def order(self, product_SK: IntArray, grade_SK: IntArray, rng: np.random.Generator) -> FloatArray:
+        """What the log's ads are ordered by [S, K], the best first, whoever of them takes part."""
 
 
 class MixedSlates:
@@ -93,8 +96,11 @@ class MixedSlates:
         size_S = slate_sizes(len(query_S), rng)
         usable_SK = (product_SK >= 0) & (np.arange(SLOTS) < size_S[:, None])
         grade_SK = _grades(self._judge, query_S, product_SK)
-        score_SK = _weight_and_grade(self._log_ad_weight_P[product_SK], grade_SK, rng)
-        return _best_first(product_SK, grade_SK, score_SK, usable_SK, size_S)
+        return _best_first(product_SK, grade_SK, self.order(product_SK, grade_SK, rng), usable_SK, size_S)
+
+    def order(self, product_SK: IntArray, grade_SK: IntArray, rng: np.random.Generator) -> FloatArray:
+        """Bid, what the platform believes of the relevance, and chance."""
+        return _weight_and_grade(self._log_ad_weight_P[product_SK], grade_SK, rng)
 
     def candidates(self, query_S: IntArray, places: int, rng: np.random.Generator) -> IntArray:
         """Products [S, places], each of a source of its own; -1 where there is none, or one twice."""
@@ -149,14 +155,18 @@ class AuctionSlates:
         product_SK = self.candidates(query_S, AUCTION_PLACES, rng)
         size_S = slate_sizes(len(query_S), rng)
         grade_SK = _grades(self._judge, query_S, product_SK)
+        order_SK = self.order(product_SK, grade_SK, rng)
+        return _best_first(product_SK, grade_SK, order_SK, product_SK >= 0, size_S)
+
+    def order(self, product_SK: IntArray, grade_SK: IntArray, rng: np.random.Generator) -> FloatArray:
+        """Bid, what the platform believes of relevance and quality, and chance."""
         quality_SK = self._catalog.quality_P[product_SK]
-        score_SK = (
-            _WEIGHT_FACTOR * self._log_ad_weight_P[product_SK]
+        return (
+            WEIGHT_FACTOR * self._log_ad_weight_P[product_SK]
             + _AUCTION_GRADE_FACTOR * (grade_SK + rng.normal(0.0, _ESTIMATE_NOISE, grade_SK.shape))
             + _AUCTION_QUALITY_FACTOR * (quality_SK + rng.normal(0.0, _ESTIMATE_NOISE, grade_SK.shape))
             + rng.gumbel(0.0, _CHANCE, grade_SK.shape)
         )
-        return _best_first(product_SK, grade_SK, score_SK, product_SK >= 0, size_S)
 
     def candidates(self, query_S: IntArray, places: int, rng: np.random.Generator) -> IntArray:
         """Products [S, places] drawn from the query's list by auction weight; -1 for one drawn twice."""
@@ -181,8 +191,11 @@ class ListSlates:
         different_SK = product_SK >= 0
         usable_SK = different_SK & (np.cumsum(different_SK, axis=1) <= size_S[:, None])
         grade_SK = _grades(self._judge, query_S, product_SK)
-        score_SK = _weight_and_grade(self._log_ad_weight_P[product_SK], grade_SK, rng)
-        return _best_first(product_SK, grade_SK, score_SK, usable_SK, size_S)
+        return _best_first(product_SK, grade_SK, self.order(product_SK, grade_SK, rng), usable_SK, size_S)
+
+    def order(self, product_SK: IntArray, grade_SK: IntArray, rng: np.random.Generator) -> FloatArray:
+        """Bid, what the platform believes of the relevance, and chance."""
+        return _weight_and_grade(self._log_ad_weight_P[product_SK], grade_SK, rng)
 
     def candidates(self, query_S: IntArray, places: int, rng: np.random.Generator) -> IntArray:
         """Products [S, places] drawn from the query's list by auction weight; -1 for one drawn twice."""
@@ -205,7 +218,7 @@ def _weight_and_grade(
 ) -> FloatArray:
     """What orders ads that are all shown: bid, what the platform believes of the relevance, and chance."""
     return (
-        _WEIGHT_FACTOR * log_ad_weight_SK
+        WEIGHT_FACTOR * log_ad_weight_SK
         + _GRADE_FACTOR * (grade_SK + rng.normal(0.0, _ESTIMATE_NOISE, grade_SK.shape))
         + rng.gumbel(0.0, _CHANCE, grade_SK.shape)
     )

@@ -55,6 +55,7 @@ class Shown:
         price_N: what a click costs the advertiser.
         charged_N: what was paid: 0 without a click, less than the price where the budget ended.
         conversion_chance_N: chance that a click is followed by a purchase.
+        propensity_N: chance with which the ad was at its position.
     """
 
     search_N: IntArray
@@ -70,6 +71,7 @@ class Shown:
     bought_N: BoolArray
     purchase_time_us_N: IntArray
     charged_N: FloatArray
+    propensity_N: FloatArray
 
 
 @dataclass(frozen=True)
@@ -162,18 +164,26 @@ class LiveMarketplace:
         served_S: npt.NDArray[np.str_],
         *,
         explore: float = 0.0,
+        whole_slates: bool = False,
     ) -> Played:
         """Hold all auctions of a day and draw what shoppers do.
 
         Args:
             served_S: name of the twin that was really served in each search: its clicks cost its advertisers.
             explore: share of searches whose first position is drawn.
+            whole_slates: draw all positions of those searches, not the first alone.
         """
         day, advertisers = demand.day, self.advertisers
         search_S = np.arange(len(demand))
         user_S = demand.asked.user_S
         explored_S = self._luck("explore", user_S, day, search_S) < explore
         choice_S = self._luck("choice", user_S, day, search_S)
+        order_SK = None
+        if whole_slates:
+            order_SK = np.zeros(demand.product_SK.shape)
+            drawn = np.flatnonzero(explored_S)
+            keys = (user_S[drawn, None], day, drawn[:, None], demand.product_SK[drawn])
+            order_SK[drawn] = self._luck("order", *keys)
         advertiser_SK = advertisers.advertiser_P[demand.product_SK]
         left_A = advertisers.daily_budget_A.copy()
         full_bid_SK = np.where(demand.product_SK >= 0, advertisers.bid_P[demand.product_SK], 0.0)
@@ -190,6 +200,7 @@ class LiveMarketplace:
                     explore=explore,
                     explored_S=explored_S[rows],
                     choice_S=choice_S[rows],
+                    order_SK=None if order_SK is None else order_SK[rows],
                 )
                 auctions[name].append(auction)
                 parts[name].append(self._answers(demand, rows.start, auction, twin.memory))
@@ -268,6 +279,7 @@ class LiveMarketplace:
             bought_N=clicked_N & (self._luck("buy", *keys) < chance_N),
             purchase_time_us_N=click_time_us_N + wait_us_N,
             charged_N=price_N * clicked_N,
+            propensity_N=auction.chance_SK[row_N, slot_N],
         )
 
     def _probabilities(self, demand: Demand, ads: ShownAds, memory: PurchaseMemory) -> FloatArray:

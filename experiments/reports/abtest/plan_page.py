@@ -203,7 +203,7 @@ def _aa(plan: Plan) -> Section | Absent:
             Plot(
                 "p-values of A/A tests",
                 f"{users:,} users of the log, drawn again by the routing that serves, each time with another "
-                "salt. Dashed: what each bar should be, but for chance.",
+                "salt. Dashed: what each bar should be; shaded: where 95 of 100 bars lie by chance.",
                 svg_source(
                     plan_plots.aa_histograms(
                         [(METRICS[name].title, check) for name, check in plan.aa.items()]

@@ -6,6 +6,7 @@ from typing import Literal
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import stats
 
 from experiments.abtest.aa_check import AaCheck
 from experiments.abtest.metrics import METRICS
@@ -69,18 +70,25 @@ def durations(found: MetricPlan) -> str:
 
 
 def aa_histograms(checks: Sequence[tuple[str, AaCheck]]) -> str:
-    """p-values of each metric in bins: level bars, but for chance, are what there should be."""
+    """p-values of each metric in bins: level bars are what there should be, within the band of chance."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH_INCHES, 2.5), layout="constrained")
+        width = WIDTH_INCHES * max(len(checks), 2) / max(len(checks), 3)
+        figure = Figure(figsize=(width, 2.6), layout="constrained")
         grid = figure.subplots(1, len(checks), sharey=True, squeeze=False)
         for axes, (title, check) in zip(grid.flat, checks, strict=True):
             bins = len(check.histogram)
             starts = [place / bins for place in range(bins)]
+            low, high = stats.binom.interval(0.95, check.rerandomisations, 1 / bins)
+            axes.axhspan(low, high, color=COLOURS[1], alpha=0.13, linewidth=0)
             axes.bar(
                 starts, check.histogram, width=1 / bins, align="edge", color="#8fb8d6", edgecolor="white"
             )
             axes.axhline(check.rerandomisations / bins, color=COLOURS[1], linestyle="--", linewidth=1.2)
             axes.set_title(title)
+            axes.set_xlim(0, 1)
+            axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+            axes.grid(axis="y", color="#e4e4e4")
+            axes.set_axisbelow(True)
             axes.set_xlabel("p-value")
         grid[0, 0].set_ylabel("A/A tests")
         return svg_of(figure)

@@ -128,8 +128,8 @@ def single_days(lines: Sequence[DayLine]) -> str:
                 "o",
                 color=_ONE,
                 markersize=4.5,
-                label="a day alone, 95 %",
             )
+            axes.plot([], [], "o-", color=_ONE, markersize=4.5, linewidth=1.8, label="a day alone, 95 %")
             if line.trend is not None and known:
                 numbers = np.array(_numbers([day for day, _ in known]))
                 logs = np.log1p([float(lift.lift or 0) for _, lift in known])
@@ -157,9 +157,10 @@ def latency(days: Sequence[dt.date], control: Sequence[float], treatment: Sequen
             (treatment, COLOURS[0], "o", "challenger"),
         ):
             axes.plot(_numbers(days), list(values), f"{marker}-", color=colour, markersize=4.5, label=name)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.12 * max(*control, *treatment))
         axes.set_ylabel("99th percentile, ms")
         axes.grid(axis="y", color="#e4e4e4")
+        axes.set_axisbelow(True)
         _day_axis(axes, days)
         axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
         return svg_of(figure)

@@ -114,6 +114,8 @@ def _metrics(result: AbtestResult) -> Section:
     sentences += [] if better or worse else ["No metric is told apart from the control."]
     if truth:
         sentences.append(_truth_sentence(result))
+    if (coverage := coverage_sentence(result)) is not None:
+        sentences.append(coverage)
     primary = result.metrics[result.primary]
     return Section(
         "metrics",
@@ -158,6 +160,21 @@ def _metrics(result: AbtestResult) -> Section:
             ),
         ),
         notes=(" ".join(f"{METRICS[name].title}: {METRICS[name].meaning}." for name in result.metrics),),
+    )
+
+
+def coverage_sentence(result: AbtestResult) -> str | None:
+    """How often intervals hold the true lift, if somebody measured it."""
+    found = {
+        METRICS[name].title: metric.coverage
+        for name, metric in result.metrics.items()
+        if metric.coverage is not None
+    }
+    if not found:
+        return None
+    shares = listed([f"{100 * share:.1f} % ({title})" for title, share in found.items()])
+    return (
+        f"Of this experiment, simulated again and again, the 95 % intervals hold the true lift in {shares}."
     )
 
 

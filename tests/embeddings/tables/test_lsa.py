@@ -203,3 +203,11 @@ def test_a_half_written_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"impressions\.parquet .* is not a complete Parquet file"):
         embed_lsa(data, tmp_path / "lsa")
     assert not (tmp_path / "lsa").exists()
+
+
+def test_a_text_outside_all_components_has_zeros_and_no_direction_of_rounding() -> None:
+    words = ["bbbb", "cccc", "dddd", "ffff", "gggg", "hhhh", "kkkk"]
+    titles = [word for word in words[:4] for _ in range(30)] + words[4:] * 3
+    found = lsa_vectors(titles, words, dim=4, seed=0)
+    np.testing.assert_allclose(np.linalg.norm(found.queries_QD, axis=1), [1, 1, 1, 1, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found.products_ND[-9:], axis=1), 0, atol=1e-6)

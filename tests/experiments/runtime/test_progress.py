@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from embeddings.training.loop import Report
 from experiments.cli import app
 from experiments.runtime.job_pool import BUSY, JobProgress
-from experiments.runtime.progress import LINE_EVERY_S, progress_bars
+from experiments.runtime.progress import LINE_EVERY_S, _rate, progress_bars
 from tests.embeddings.small_catalog import write_small_catalog
 
 #: A rate at which nothing is learned.
@@ -86,6 +86,21 @@ def test_a_terminal_has_bars_and_only_the_lines_that_no_bar_shows(tmp_path: Path
     assert SAID[-1] in shown
     assert "began" not in shown
     assert "4 of 8" not in shown
+
+
+def test_a_rate_below_one_a_second_is_said_by_its_inverse() -> None:
+    assert _rate(3_000, 2.5) == "1,200/s"
+    assert _rate(3, 36.0) == "12 s each"
+    assert _rate(0, 36.0) == _rate(5, 0.1) == ""
+
+
+def test_what_somebody_has_to_say_is_a_line_on_the_terminal_and_in_the_log(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+    with progress_bars(console, log=tmp_path / "run.log") as bars:
+        bars.say("day 1 of 10: 3,000 searches")
+    assert isinstance(console.file, io.StringIO)
+    assert "day 1 of 10: 3,000 searches" in console.file.getvalue()
+    assert (tmp_path / "run.log").read_text()[20:] == "day 1 of 10: 3,000 searches\n"
 
 
 def test_every_stage_has_a_bar_of_its_own():

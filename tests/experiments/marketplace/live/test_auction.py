@@ -40,6 +40,46 @@ def test_it_equals_an_auction_held_one_by_one() -> None:
         np.testing.assert_allclose(auction.price_SK[search, :entered], [price for _, price in slow])
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_chance_of_a_position_is_how_often_an_ad_is_there_and_adds_up_to_one(whole: bool) -> None:
+    rng = np.random.default_rng(3)
+    count, explore = 60_000, 0.4
+    bid_SK, score_SK = np.tile([0.4, 1.0, 0.0, 0.7], (count, 1)), np.tile([0.5, 0.25, 0.9, 0.1], (count, 1))
+    auction = hold_auction(
+        bid_SK,
+        score_SK,
+        explore=explore,
+        explored_S=rng.random(count) < explore,
+        choice_S=rng.random(count),
+        order_SK=rng.random((count, 4)) if whole else None,
+    )
+    assert (auction.chance_SK[:, 3] == 0).all(), "the last place is that of the ad that stayed out"
+    for position in range(3):
+        total = 0.0
+        for candidate in (0, 1, 3):
+            there = auction.place_SK[:, position] == candidate
+            chances = np.unique(auction.chance_SK[there, position])
+            assert len(chances) <= 1
+            total += chances.sum()
+            if len(chances):
+                assert there.mean() == pytest.approx(chances[0], abs=0.01)
+        # An ad that cannot be at a position has no chance there, so that nothing is missing.
+        assert total == pytest.approx(1.0)
+    np.testing.assert_allclose(auction.chance_SK[:, 0], auction.propensity_S)
+
+
+def test_a_slate_drawn_whole_costs_the_reserve_price_and_leaves_the_others_as_they_are() -> None:
+    bid_SK, score_SK = np.tile([0.4, 1.0, 0.7], (2, 1)), np.tile([0.5, 0.25, 0.1], (2, 1))
+    order_SK = np.array([[0.1, 0.2, 0.9], [0.0, 0.0, 0.0]])
+    explored_S = np.array([True, False])
+    auction = hold_auction(bid_SK, score_SK, explore=0.5, explored_S=explored_S, order_SK=order_SK)
+    greedy = hold_auction(bid_SK, score_SK)
+    assert auction.place_SK[0].tolist() == [2, 1, 0]
+    assert (auction.price_SK[0] == RESERVE).all()
+    np.testing.assert_array_equal(auction.place_SK[1], greedy.place_SK[1])
+    np.testing.assert_array_equal(auction.price_SK[1], greedy.price_SK[1])
+
+
 def test_nobody_pays_more_than_the_bid_or_less_than_the_reserve_price() -> None:
     rng = np.random.default_rng(1)
     bid_SK = np.maximum(rng.lognormal(-2, 1.0, (500, 6)), RESERVE)
