@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 REPOSITORY = Path(__file__).parents[2]
-#: A look goes through all processes of the machine, so a long run is looked at less often, up to once a second.
+#: A look goes through all processes of the machine, so a long run is looked at less often.
 _SAMPLE_S = (0.05, 1.0)
 _LOOKS = 200
 #: One thread in every numerical library, so that processor seconds compare.
@@ -32,8 +32,8 @@ class BenchmarkError(ValueError):
 class Measurement:
     """What one command cost.
 
-    `peak_mib` is the largest sum of resident memory over the process tree, `scratch_mib` how much more the watched
-    folder held in between than at the end.
+    `peak_mib` is the largest sum of resident memory over the process tree, `scratch_mib` how much more the
+    watched folder held in between than at the end.
     """
 
     cpu_s: float
@@ -108,7 +108,7 @@ def bytes_in(folder: Path) -> int:
 def _follow(
     process: subprocess.Popen[bytes], watched: Path | None
 ) -> tuple[resource.struct_rusage, int, int]:
-    """Wait for the end of the process; its resource usage, peak memory and peak of the watched folder in bytes."""
+    """Wait for the end of the process; its usage, peak memory and peak of the watched folder in bytes."""
     peak_bytes = most_on_disk = 0
     root = psutil.Process(process.pid)
     started = time.perf_counter()

@@ -1,13 +1,13 @@
 """The whole way from a log to a served request, at sizes up to the paper's: what each step costs.
 
 Each step is a command of `dashclip`, in a process of its own on one thread, and is written down when it ends:
-a measurement that was cut off goes on with the step that it was in. The shop has the same products, queries and
-grades at every size, so that what grows is the log: `USER_IMPRESSIONS` impressions a user, over the same days.
+a measurement that was cut off goes on with the step that it was in. The shop has the same products, queries
+and grades at every size, so what grows is the log: `USER_IMPRESSIONS` impressions a user, over the same days.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,15 +51,16 @@ def steps_of(benchmark: ScaleBenchmark, rows: int, folder: Path) -> list[Step]:
     """Every step at one size; what is served is trained first."""
     data, features, vectors = folder / "data", folder / "features", folder / "vectors"
     sweep, package = folder / "sweep", folder / "package"
+    width = ("--dim", str(benchmark.lsa_dim))
     one_thread = ("--threads", "1", "--memory-limit", benchmark.memory_limit)
     marketplace = ("--size", benchmark.shop, "--seed", str(benchmark.seed), "--no-images")
     log = ("--impressions", str(rows), "--users", str(max(1, rows // USER_IMPRESSIONS)))
+    train = ("sweep", str(folder / "sweep.toml"), str(sweep), "--processes", "1")
     trained = [(seed, variant) for seed in benchmark.training_seeds for variant in (_FULL, _BASELINE)]
     trainings = [
         Step(
             f"train {variant}, seed {seed}",
-            ("sweep", str(folder / "sweep.toml"), str(sweep), "--processes", "1")
-            + ("--part", f"{number}/{len(trained)}"),
+            (*train, "--part", f"{number}/{len(trained)}"),
             sweep / variant / f"seed-{seed}",
         )
         for number, (seed, variant) in enumerate(trained, start=1)
@@ -73,7 +74,7 @@ def steps_of(benchmark: ScaleBenchmark, rows: int, folder: Path) -> list[Step]:
             ("features", "build", str(data), str(features), "--config", "marketplace_features", *one_thread),
             features,
         ),
-        Step("embed lsa", ("embed", "lsa", str(data), str(vectors), "--dim", str(benchmark.lsa_dim)), vectors),
+        Step("embed lsa", ("embed", "lsa", str(data), str(vectors), *width), vectors),
         trainings[0],
         Step("package", ("package", first_run, str(package), "--data", str(data)), package),
         Step("one request", ("replay", first_run, str(package), "--data", str(data), "--limit", "1")),
@@ -87,57 +88,60 @@ def run_scale_benchmark(
     *,
     work: Path,
     earlier: Mapping[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], None] = lambda _: None,
     progress: Progress,
     measure: Measure = measure_module,
 ) -> dict[str, Any]:
     """Take every step at every size, and return `scale.json`.
 
     Args:
-        work: what the steps write, some 250 bytes an impression; a size is removed when it is through. What an
-            earlier call has measured there is kept.
+        work: for what the steps write, about 250 bytes an impression; removed when a size is through. Steps
+            that an earlier call has taken there are not taken again.
         earlier: a `scale.json`, whose other sizes are kept.
+        save: called with the result so far after each step.
 
     Raises:
         BenchmarkError: a step failed; the same call goes on with it.
     """
     sizes: dict[str, Any] = dict((earlier or {}).get("sizes", {}))
+
+    def result() -> dict[str, Any]:
+        return {
+            "settings": {name: value for name, value in asdict(benchmark).items() if name != "rows"},
+            "machine": describe_machine(),
+            "sizes": dict(sorted(sizes.items(), key=lambda size: int(size[0]))),
+        }
+
     for rows in benchmark.rows:
         folder = work / str(rows)
         folder.mkdir(parents=True, exist_ok=True)
-        sizes[str(rows)] = _take(
-            steps_of(benchmark, rows, folder),
-            benchmark,
-            folder,
-            report=lambda step, done, of, rows=rows: progress(f"{rows:,} impressions: {step}", done, of),
-            measure=measure,
-        )
+        (folder / "sweep.toml").write_text(_sweep(benchmark, folder), encoding="utf-8")
+        steps = steps_of(benchmark, rows, folder)
+        taken = _Taken(folder)
+        for done, step in enumerate(steps):
+            progress(f"{rows:,} impressions: {step.name}", done, len(steps))
+            if step.name not in taken.steps:
+                taken.add(step, measure("experiments", *step.arguments, watched=folder))
+            sizes[str(rows)] = taken.summary()
+            save(result())
+        progress(f"{rows:,} impressions", len(steps), len(steps))
         shutil.rmtree(folder)
-    ordered = dict(sorted(sizes.items(), key=lambda size: int(size[0])))
-    return {
-        "settings": {name: value for name, value in asdict(benchmark).items() if name != "rows"},
-        "machine": describe_machine(),
-        "sizes": ordered,
-    }
+    return result()
 
 
-def _take(
-    steps: Sequence[Step],
-    benchmark: ScaleBenchmark,
-    folder: Path,
-    *,
-    report: Progress,
-    measure: Measure,
-) -> dict[str, Any]:
-    """All steps of one size that were not taken yet; facts of the log, and every step's cost."""
-    written = folder / "steps.json"
-    taken: dict[str, Any] = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
-    (folder / "sweep.toml").write_text(_sweep(benchmark, folder), encoding="utf-8")
-    for done, step in enumerate(steps):
-        report(step.name, done, len(steps))
-        if step.name in taken:
-            continue
-        measured = measure("experiments", *step.arguments, watched=folder)
-        taken[step.name] = {
+class _Taken:
+    """What the steps of one size have cost so far; kept in its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file = folder / "steps.json"
+        self.steps: dict[str, Any] = {}
+        if self._file.exists():
+            self.steps = json.loads(self._file.read_text(encoding="utf-8"))
+
+    def add(self, step: Step, measured: Measurement) -> None:
+        """Write down what a step has cost, and on which commit."""
+        self.steps[step.name] = {
             "cpu_s": measured.cpu_s,
             "seconds": measured.wall_s,
             "peak_mib": measured.peak_mib,
@@ -145,23 +149,22 @@ def _take(
             "scratch_mib": measured.scratch_mib,
             "commit": commit(),
         }
-        atomic_write_json(written, taken)
-    report("done", len(steps), len(steps))
-    return {**_facts(folder), "steps": taken}
+        atomic_write_json(self._file, self.steps)
 
-
-def _facts(folder: Path) -> dict[str, Any]:
-    """How large the log is, and what the rankers have learnt."""
-    log = json.loads((folder / "data" / "marketplace.json").read_text(encoding="utf-8"))["summary"]
-    names = ("impressions", "purchases", "products", "users", "queries", "labels")
-    runs = {
-        path.parent.parent.name + "/" + path.parent.name: json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted((folder / "sweep").glob("*/seed-*/metrics.json"))
-    }
-    return {
-        **{name: log[name] for name in names},
-        "test_auc": {name: run["test"]["auc"] for name, run in runs.items()},
-    }
+    def summary(self) -> dict[str, Any]:
+        """How large the log is, what the rankers have learnt, and each step's cost."""
+        data = self._folder / "data" / "marketplace.json"
+        log = json.loads(data.read_text(encoding="utf-8"))["summary"]
+        runs = {
+            "/".join(path.parts[-3:-1]): json.loads(path.read_text(encoding="utf-8"))
+            for path in sorted((self._folder / "sweep").glob("*/seed-*/metrics.json"))
+        }
+        names = ("impressions", "purchases", "products", "users", "queries", "labels")
+        return {
+            **{name: log[name] for name in names},
+            "test_auc": {name: run["test"]["auc"] for name, run in runs.items()},
+            "steps": self.steps,
+        }
 
 
 def _sweep(benchmark: ScaleBenchmark, folder: Path) -> str:
