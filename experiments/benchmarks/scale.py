@@ -7,8 +7,8 @@ and grades at every size, so what grows is the log: `USER_IMPRESSIONS` impressio
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,9 @@ class ScaleBenchmark:
     memory_limit: str = "2GB"
     lsa_dim: int = 64
     seed: int = 0
+
+
+QUICK = ScaleBenchmark(rows=(12_000,), shop="tiny", batch_size=256)
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,7 @@ def run_scale_benchmark(
     benchmark: ScaleBenchmark,
     *,
     work: Path,
-    earlier: Mapping[str, Any] | None = None,
-    save: Callable[[dict[str, Any]], None] = lambda _: None,
+    out: Path,
     progress: Progress,
     measure: Measure = measure_module,
 ) -> dict[str, Any]:
@@ -97,20 +99,20 @@ def run_scale_benchmark(
     Args:
         work: for what the steps write, about 250 bytes an impression; removed when a size is through. Steps
             that an earlier call has taken there are not taken again.
-        earlier: a `scale.json`, whose other sizes are kept.
-        save: called with the result so far after each step.
+        out: folder of `scale.json`, written anew after each step. Other sizes that it holds are kept if they
+            were measured with the same settings.
 
     Raises:
         BenchmarkError: a step failed; the same call goes on with it.
     """
-    sizes: dict[str, Any] = dict((earlier or {}).get("sizes", {}))
+    settings = json.loads(json.dumps(asdict(replace(benchmark, rows=()))))
+    file = out / "scale.json"
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    sizes: dict[str, Any] = earlier["sizes"] if earlier.get("settings") == settings else {}
 
     def result() -> dict[str, Any]:
-        return {
-            "settings": {name: value for name, value in asdict(benchmark).items() if name != "rows"},
-            "machine": describe_machine(),
-            "sizes": dict(sorted(sizes.items(), key=lambda size: int(size[0]))),
-        }
+        ordered = dict(sorted(sizes.items(), key=lambda size: int(size[0])))
+        return {"settings": settings, "machine": describe_machine(), "sizes": ordered}
 
     for rows in benchmark.rows:
         folder = work / str(rows)
@@ -123,7 +125,7 @@ def run_scale_benchmark(
             if step.name not in taken.steps:
                 taken.add(step, measure("experiments", *step.arguments, watched=folder))
             sizes[str(rows)] = taken.summary()
-            save(result())
+            atomic_write_json(file, {"command": "dashclip bench scale", **result()})
         progress(f"{rows:,} impressions", len(steps), len(steps))
         shutil.rmtree(folder)
     return result()
