@@ -6,10 +6,14 @@ from typing import Any
 from experiments.benchmarks.result_table import ResultTable, machine_note
 
 _NONE = "-"
+#: Assumed, not any provider's: a virtual CPU, which is one hardware thread.
+VCPU_HOUR_DOLLARS = 0.04
+#: Steps that a shop with a log of its own has not, or that do not grow with the log.
+_NOT_OF_A_LOG = ("generate", "embed lsa", "package", "one request")
 
 
 def scale_tables(result: dict[str, Any]) -> list[ResultTable]:
-    """CPU seconds, peak memory and disk of each step at each size."""
+    """CPU seconds, peak memory, rates and disk of each step at each size."""
     sizes = list(result["sizes"].values())
     steps = list(dict.fromkeys(name for size in sizes for name in size["steps"]))
     millions = [f"{size['impressions'] / 1e6:.3g} M" for size in sizes]
@@ -44,6 +48,14 @@ def scale_tables(result: dict[str, Any]) -> list[ResultTable]:
         _commits(sizes, millions),
         machine_note(result),
     )
+    largest = sizes[-1]
+    rates = []
+    for name in steps:
+        if name in _NOT_OF_A_LOG or name not in largest["steps"]:
+            continue
+        by_size = [_a_million(size, name) for size in sizes]
+        hours = largest["steps"][name]["cpu_s"] / largest["impressions"] * 1e9 / 3600
+        rates.append((name, *by_size, f"{hours:.1f}", f"{hours * VCPU_HOUR_DOLLARS:.2f}"))
     disk = tuple(row for row in grid(("disk_mib", "scratch_mib")) if set(row[1:]) - {_NONE, "0"})
     return [
         ResultTable(
@@ -51,6 +63,15 @@ def scale_tables(result: dict[str, Any]) -> list[ResultTable]:
             heads("CPU s", "peak MiB"),
             (*grid(("cpu_s", "peak_mib")), total),
             notes,
+        ),
+        ResultTable(
+            "What a million impressions cost, and 10^9",
+            ("step", *(f"CPU s a million, {size}" for size in millions), "CPU hours for 10^9", "dollars"),
+            tuple(rates),
+            (
+                f"The last two columns take the rate of {millions[-1]} as it is, and "
+                f"{VCPU_HOUR_DOLLARS} dollars a CPU hour, an assumed price; nothing of 10^9 rows was run.",
+            ),
         ),
         ResultTable(
             "What the steps write",
@@ -93,6 +114,11 @@ def scale_png(result: dict[str, Any]) -> bytes:
 
 def _figure(step: dict[str, Any] | None, figure: str) -> str:
     return _NONE if step is None else f"{step[figure]:,.0f}"
+
+
+def _a_million(size: dict[str, Any], name: str) -> str:
+    step = size["steps"].get(name)
+    return _NONE if step is None else f"{step['cpu_s'] / size['impressions'] * 1e6:.1f}"
 
 
 def _sum(size: dict[str, Any], figure: str) -> float:

@@ -99,7 +99,7 @@ def test_tables_and_picture_have_every_step_also_where_a_size_lacks_it(tmp_path)
     del cut["steps"]["package"]
     found = {"command": "dashclip bench scale", **found}
     found["sizes"]["5000000"] = cut
-    costs, disk = scale_tables(found)
+    costs, rates, disk = scale_tables(found)
     assert costs.columns == (
         "step",
         "CPU s, 0.012 M",
@@ -109,5 +109,7 @@ def test_tables_and_picture_have_every_step_also_where_a_size_lacks_it(tmp_path)
     )
     assert {row[0]: row[1:] for row in costs.rows}["package"] == ("2", "-", "100", "-")
     assert costs.rows[-1] == ("all steps", "22", "20", "100", "100")
+    # 2 s for 5 M impressions are 0.4 s a million, and 0.11 hours for 10^9.
+    assert rates.rows[0] == ("validate", "166.7", "0.4", "0.1", "0.00")
     assert {row[0] for row in disk.rows} >= {"generate", "features build"}
     assert scale_png(found).startswith(b"\x89PNG")
