@@ -302,9 +302,9 @@ def _benchmark(name: str, options: _Options, *, work: Path, report: "Progress") 
             from experiments.benchmarks.scale import QUICK as QUICK_SCALE
             from experiments.benchmarks.scale import ScaleBenchmark, run_scale_benchmark
 
-            sizes = QUICK_SCALE if options.quick else ScaleBenchmark()
-            sizes = replace(sizes, rows=options.rows or sizes.rows)
-            return run_scale_benchmark(sizes, work=work, out=work.parent, progress=report)
+            whole_way = QUICK_SCALE if options.quick else ScaleBenchmark()
+            whole_way = replace(whole_way, rows=options.rows or whole_way.rows)
+            return run_scale_benchmark(whole_way, work=work, out=work.parent, progress=report)
         case _:
             from experiments.benchmarks.features.scaling import ScalingBenchmark, run_scaling_benchmark
 
