@@ -210,11 +210,11 @@ def checked_manifest(
     error: Callable[[str], Exception],
     advice: str,
 ) -> ManifestT:
-    """The content of a manifest; its `format` must be the one that `model` reads. See `read_manifest`."""
+    """The content of a manifest; its `format` must be one that `model` reads. See `read_manifest`."""
     found = content.get("format") if isinstance(content, dict) else None
-    (wanted,) = get_args(model.model_fields["format"].annotation)
-    if found != wanted:
-        why = f"it has format {found!r}, this version reads {wanted}"
+    known = get_args(model.model_fields["format"].annotation)
+    if found not in known:
+        why = f"it has format {found!r}, this version reads {' and '.join(map(str, known))}"
         raise error(f"{path} is not the manifest of {what} as it should be: {why}; {advice}")
     try:
         return model.model_validate(content)

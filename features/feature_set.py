@@ -87,9 +87,12 @@ class LogSummary(StrictModel):
 
 
 class Manifest(StrictModel):
-    """manifest.json of a feature set; `format` rises when an old reader would misread the new one."""
+    """manifest.json of a feature set; `format` rises when an old reader would misread the new one.
 
-    format: Literal[1] = 1
+    2: places in histories have 64 bits, because there are 2^31 purchases or more.
+    """
+
+    format: Literal[1, 2] = 1
     config: FeatureConfig
     dense_columns: tuple[str, ...]
     sparse_columns: tuple[SparseColumn, ...]
@@ -162,12 +165,13 @@ class FeatureSet:
         """int32[E]: the product of each purchase, events sorted by (user_index, timestamp, purchase_id)."""
         return self._history("product_index")
 
-    def history_next_same_product(self) -> npt.NDArray[np.int32]:
-        """int32[E]: index of the user's next purchase of the same product, E when there is none."""
+    def history_next_same_product(self) -> npt.NDArray[np.integer]:
+        """[E]: index of the user's next purchase of the same product, E when there is none."""
         return self._history("next_same_product")
 
     def _history(self, name: str) -> npt.NDArray[Any]:
-        return np.load(self.folder / "history" / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        mapped = np.load(self.folder / "history" / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        return np.asarray(mapped)  # still mapped, without the cost of the subclass at each access
 
 
 def _column(path: Path, name: str) -> pa.Array:

@@ -76,7 +76,7 @@ def _purchases(feature_set: FeatureSet, product_rows_P: NDArray[np.int64]) -> Pu
     history = feature_set.manifest.config.history
     if history is None:
         return None
-    return PurchaseBags.build(
+    return PurchaseBags(
         feature_set.history_product_index(),
         feature_set.history_next_same_product(),
         product_rows_P,

@@ -17,7 +17,9 @@ from typing import Any
 import psutil
 
 REPOSITORY = Path(__file__).parents[2]
-_SAMPLE_S = 0.05
+#: A look goes through all processes of the machine, so a long run is looked at less often.
+_SAMPLE_S = (0.05, 1.0)
+_LOOKS = 200
 #: One thread in every numerical library, so that processor seconds compare.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
@@ -28,15 +30,22 @@ class BenchmarkError(ValueError):
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one command cost. `peak_mib` is the largest sum of resident memory over the process tree."""
+    """What one command cost.
+
+    `peak_mib` is the largest sum of resident memory over the process tree, `scratch_mib` how much more the
+    watched folder held in between than at the end.
+    """
 
     cpu_s: float
     wall_s: float
     peak_mib: float
     output: str
+    scratch_mib: float = 0.0
 
 
-def measure_module(module: str, *arguments: object, python: Path | None = None) -> Measurement:
+def measure_module(
+    module: str, *arguments: object, python: Path | None = None, watched: Path | None = None
+) -> Measurement:
     """Run `python -m module arguments` on one thread and measure it; with our own interpreter if None.
 
     Processor seconds are user + system of the process and all its finished children. The peak is sampled: the
@@ -56,7 +65,7 @@ def measure_module(module: str, *arguments: object, python: Path | None = None) 
             env={**os.environ, **_ONE_THREAD},
         )
         try:
-            usage, peak_bytes = _follow(process)
+            usage, peak_bytes, most_on_disk = _follow(process, watched)
         except BaseException:
             process.kill()
             process.wait()
@@ -72,6 +81,7 @@ def measure_module(module: str, *arguments: object, python: Path | None = None) 
             wall_s=wall_s,
             peak_mib=peak_bytes / 2**20,
             output=output.read(),
+            scratch_mib=(most_on_disk - bytes_in(watched)) / 2**20 if watched else 0.0,
         )
 
 
@@ -86,17 +96,34 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def _follow(process: subprocess.Popen[bytes]) -> tuple[resource.struct_rusage, int]:
-    """Wait for the end of the process; its resource usage and peak memory in bytes."""
-    peak_bytes = 0
+def bytes_in(folder: Path) -> int:
+    """What all files of a folder hold together, as far as they stay while they are counted."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def _follow(
+    process: subprocess.Popen[bytes], watched: Path | None
+) -> tuple[resource.struct_rusage, int, int]:
+    """Wait for the end of the process; its usage, peak memory and peak of the watched folder in bytes."""
+    peak_bytes = most_on_disk = 0
     root = psutil.Process(process.pid)
+    started = time.perf_counter()
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
             process.returncode = os.waitstatus_to_exitcode(status)
-            return usage, peak_bytes
+            if watched is not None:
+                most_on_disk = max(most_on_disk, bytes_in(watched))
+            return usage, peak_bytes, most_on_disk
         peak_bytes = max(peak_bytes, _tree_bytes(root), _high_water_bytes(process.pid))
-        time.sleep(_SAMPLE_S)
+        if watched is not None:
+            most_on_disk = max(most_on_disk, bytes_in(watched))
+        shortest, longest = _SAMPLE_S
+        time.sleep(min(max((time.perf_counter() - started) / _LOOKS, shortest), longest))
 
 
 def _tree_bytes(root: psutil.Process) -> int:

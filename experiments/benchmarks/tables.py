@@ -2,16 +2,19 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.result_table import ResultTable, machine_note
+from experiments.benchmarks.scale_report import scale_tables
 from experiments.benchmarks.serving.tables import serving_tables
 from features.artifacts import atomic_write_bytes
 
 PARTS = ("training", "features", "loader", "scaling", "spark", "encoders", "serving")
+#: Measured when it is asked for by name, since it takes hours; its tables stand in a document of their own.
+SCALE = "scale"
 
 
 def read_result(results: Path, part: str) -> dict[str, Any] | None:
@@ -57,9 +60,9 @@ def render_document(document: str, results: dict[str, dict[str, Any]]) -> str:
     return document
 
 
-def update_document(path: Path, results: Path) -> list[str]:
+def update_document(path: Path, results: Path, *, parts: Sequence[str] = PARTS) -> list[str]:
     """Write the tables of `results` into the document at `path`; the parts that were found."""
-    found = {part: result for part in PARTS if (result := read_result(results, part)) is not None}
+    found = {part: result for part in parts if (result := read_result(results, part)) is not None}
     rendered = render_document(path.read_text(encoding="utf-8"), found)
     atomic_write_bytes(path, rendered.encode())
     return list(found)
@@ -336,6 +339,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], list[ResultTable]]] = {
     "spark": _spark,
     "encoders": _encoders,
     "serving": serving_tables,
+    SCALE: scale_tables,
 }
 
 

@@ -1,6 +1,6 @@
 """`dashclip bench`: speed and memory, measured against peers and against the limit of the machine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,6 +24,7 @@ class Part(StrEnum):
     SPARK = "spark"
     ENCODERS = "encoders"
     SERVING = "serving"
+    SCALE = "scale"
     TABLES = "tables"
 
 
@@ -33,6 +34,7 @@ Precision = Literal["float32", "bfloat16"]
 _PANEL = "Encoders"
 _SERVING = "Serving"
 _SPARK = "Spark"
+_SCALE = "Scale"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class _Options:
     packages: Path | None
     data: Path | None
     features: Path
+    rows: tuple[int, ...]
 
     @property
     def setting(self) -> str:
@@ -123,6 +126,13 @@ def bench(
         Path,
         typer.Option(help="Config of the features of DATA.", rich_help_panel=_SPARK),
     ] = Path("marketplace_features"),
+    rows: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Impressions of a log, such as 5e6; give it several times. 1, 5 and 50 million by default.",
+            rich_help_panel=_SCALE,
+        ),
+    ] = None,
 ) -> None:
     """Measure training, features, loader, scaling, spark, encoders, serving; needs a quiet half hour.
 
@@ -136,12 +146,17 @@ def bench(
     the others. `serving` is what the embeddings add to a request's latency, against fetching them from
     Redis; TorchServe, FastAPI and ONNX Runtime; memory of one more worker, start-up, and 8-bit vectors.
 
+    `scale` is no part of `all`: each command from `generate` to a served request, for logs up to the paper's
+    size, which takes an hour or two, 4 GB of memory and 15 GB of disk. Cut off, it goes on where it was, and
+    sizes that were measured before stay. Its tables go to scaling.md beside `--docs`.
+
     Example: `dashclip bench features`, `dashclip bench encoders --size base --device cuda`
     """
     from rich.console import Console
 
-    from experiments.benchmarks.tables import PARTS, read_result, tables_of, update_document
-    from features.artifacts import atomic_write_json
+    from experiments.benchmarks.scale_report import scale_png
+    from experiments.benchmarks.tables import PARTS, SCALE, read_result, tables_of, update_document
+    from features.artifacts import atomic_write_bytes, atomic_write_json
 
     console = Console()
     options = _Options(
@@ -158,8 +173,9 @@ def bench(
         packages=packages,
         data=data,
         features=features,
+        rows=tuple(round(number) for number in rows or ()),
     )
-    wanted = PARTS if part in (Part.ALL, Part.TABLES) else (part.value,)
+    wanted = {Part.ALL: PARTS, Part.TABLES: (*PARTS, SCALE)}.get(part, (part.value,))
     for name in wanted:
         earlier = read_result(out, name) if resume or name == "encoders" else None
         is_measured = earlier is not None and (name != "encoders" or options.setting in earlier["runs"])
@@ -174,6 +190,8 @@ def bench(
                 run = {"command": command + options.encoder_arguments, **result}
                 result = {"runs": {**(earlier or {"runs": {}})["runs"], options.setting: run}}
             atomic_write_json(out / f"{name}.json", {"command": command, **result})
+            if name == SCALE:
+                atomic_write_bytes(out / "scale.png", scale_png(result))
         if (found := read_result(out, name)) is None:
             console.print(f"{name}: not measured yet")
             continue
@@ -187,11 +205,13 @@ def bench(
         )
     else:
         update_document(docs, out)
-        console.print(f"results in {out}, tables in {docs}")
+        if (of_scale := docs.with_name("scaling.md")).exists():
+            update_document(of_scale, out, parts=(SCALE,))
+        console.print(f"results in {out}, tables in {docs.parent}")
 
 
 def _measure(name: str, out: Path, options: _Options, console: "Console") -> dict[str, Any]:
-    """Run one part behind a progress bar; its scratch data is removed whatever happens."""
+    """Run one part behind a progress bar; its scratch data is removed whatever happens, but for `scale`."""
     import shutil
 
     from experiments.runtime.progress import progress_bars
@@ -209,7 +229,8 @@ def _measure(name: str, out: Path, options: _Options, console: "Console") -> dic
         try:
             return _benchmark(name, options, work=work, report=report)
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            if name != Part.SCALE:
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def _benchmark(name: str, options: _Options, *, work: Path, report: "Progress") -> dict[str, Any]:
@@ -277,6 +298,13 @@ def _benchmark(name: str, options: _Options, *, work: Path, report: "Progress") 
                 run=options.run,
                 progress=report,
             )
+        case "scale":
+            from experiments.benchmarks.scale import QUICK as QUICK_SCALE
+            from experiments.benchmarks.scale import ScaleBenchmark, run_scale_benchmark
+
+            whole_way = QUICK_SCALE if options.quick else ScaleBenchmark()
+            whole_way = replace(whole_way, rows=options.rows or whole_way.rows)
+            return run_scale_benchmark(whole_way, work=work, out=work.parent, progress=report)
         case _:
             from experiments.benchmarks.features.scaling import ScalingBenchmark, run_scaling_benchmark
 

@@ -24,7 +24,13 @@ from features.feature_set import FeatureSet
 
 #: Row groups shuffled together: 4 x 65,536 rows keep memory near 60 MB at 60 columns and mix days well.
 POOL_ROW_GROUPS = 4
-_INDEX_COLUMNS = ("clicked", "product_index", "query_index", "history_start", "history_end")
+_INDEX_COLUMNS: dict[str, type[np.integer]] = {
+    "clicked": np.int32,
+    "product_index": np.int32,
+    "query_index": np.int32,
+    "history_start": np.int64,
+    "history_end": np.int64,
+}
 
 
 class FeatureRangeError(ValueError):
@@ -225,7 +231,7 @@ class BatchLoader:
         pool = Rows(
             dense_NF=np.empty((rows, len(self._dense)), np.float32),
             sparse_NS=np.empty((rows, len(self._sparse)), np.int32),
-            index={name: np.empty(rows, np.int32) for name in _INDEX_COLUMNS},
+            index={name: np.empty(rows, dtype) for name, dtype in _INDEX_COLUMNS.items()},
             row_N=np.concatenate([np.arange(g.first_row, g.first_row + g.rows) for g in groups]),
         )
         columns = [*_INDEX_COLUMNS, *self._dense, *self._sparse]

@@ -8,7 +8,6 @@ Shapes: B impressions, P products, Q queries, E purchases, L purchases in all ba
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
@@ -19,84 +18,79 @@ from features.batches.batch import SEMANTIC_KEYS, bags
 
 Int = NDArray[np.int64]
 
-#: Purchases that are looked at together where repeats are removed, about; 8 MB an array.
+#: Purchases that are looked at together, about; 8 MB an array.
 _EVENTS_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
 class PurchaseBags:
-    """Purchases of all users, each user's oldest first, without those whose product has no vector.
+    """Bags of what each impression's user had purchased, read from the purchases of all users.
+
+    These are files of the feature set, memory-mapped: no process holds them, and those of one machine share
+    what the system keeps of them. Only what a batch needs is read, newest first, until its bags are full.
 
     Attributes:
-        row_E: row of the product table, never 0.
+        product_E: index of the product of each purchase, each user's oldest first.
         next_same_product_E: index of the user's next purchase of the same product, or E.
-        kept_before: [E_all + 1], how many of the first i purchases are kept; maps stored offsets to these.
+        row_P: row of each product in the pretrained table; without one (0) its purchases are left out.
         cap: at most so many purchases a bag, the newest ones.
         deduplicate: keep only the newest purchase of each product; applied before the cap.
     """
 
-    row_E: Int
-    next_same_product_E: Int
-    kept_before: Int
+    product_E: NDArray[np.int32]
+    next_same_product_E: NDArray[np.integer]
+    row_P: Int
     cap: int
     deduplicate: bool
 
-    @classmethod
-    def build(
-        cls,
-        event_product_index: NDArray[np.int32],
-        next_same_product: NDArray[np.int32],
-        product_rows_P: Int,
-        *,
-        cap: int,
-        deduplicate: bool,
-    ) -> Self:
-        """Resolve products to table rows once, so that a batch costs one gather."""
-        row = product_rows_P[event_product_index]
-        kept = row != 0
-        kept_before = np.concatenate([[0], np.cumsum(kept)])
-        return cls(
-            row_E=row[kept],
-            next_same_product_E=kept_before[next_same_product[kept]],
-            kept_before=kept_before,
-            cap=cap,
-            deduplicate=deduplicate,
-        )
-
-    def expand(self, start_B: NDArray[np.int32], end_B: NDArray[np.int32]) -> tuple[Int, NDArray[np.int32]]:
+    def expand(
+        self, start_B: NDArray[np.integer], end_B: NDArray[np.integer]
+    ) -> tuple[Int, NDArray[np.int32]]:
         """Rows of each impression's history, newest first.
 
         Returns:
             rows [L] and how many of them belong to each impression [B].
         """
-        first_B, last_B = self.kept_before[start_B], self.kept_before[end_B]
-        if not self.deduplicate:
-            first_B = np.maximum(first_B, last_B - self.cap)
-        length_B = last_B - first_B
-        if not self.deduplicate:
-            return self.row_E[_newest_first(last_B, length_B)], length_B.astype(np.int32)
-        # The cap counts after repeats are gone, so whole windows are read: a batch of a user with 50,000
-        # purchases would be hundreds of millions of them at once.
-        part_B = (np.cumsum(length_B) - 1) // _EVENTS_AT_ONCE
-        cuts = np.flatnonzero(np.diff(part_B)) + 1
-        parts = [
-            self._distinct(last, length)
-            for last, length in zip(np.split(last_B, cuts), np.split(length_B, cuts), strict=True)
-        ]
-        rows_L, kept_B = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        return rows_L, kept_B
+        first_B: Int = start_B.astype(np.int64)
+        last_B: Int = end_B.astype(np.int64)
+        wanted_B = np.full(len(end_B), self.cap)
+        open_I = np.flatnonzero(last_B > first_B)
+        rows, impressions = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        while len(open_I):
+            # One look is enough unless products lack a vector or repeat: as many purchases as a bag holds.
+            # What is still open then looks back further at a time, as memory allows.
+            at_once = max(_EVENTS_AT_ONCE // len(open_I), 1)
+            if len(rows) == 1:
+                at_once = min(at_once, self.cap)
+            length_I = np.minimum(last_B[open_I] - first_B[open_I], at_once)
+            event_L = _newest_first(last_B[open_I], length_I)
+            impression_L = np.repeat(open_I, length_I)
+            row_L = self.row_P[self.product_E[event_L]]
+            keep_L = row_L != 0
+            if self.deduplicate:
+                keep_L &= self.next_same_product_E[event_L] >= end_B[impression_L]
+            keep_L = _first_of_each(keep_L, length_I, wanted_B[open_I])
+            rows.append(row_L[keep_L])
+            impressions.append(impression_L[keep_L])
+            last_B[open_I] -= length_I
+            wanted_B -= np.bincount(impressions[-1], minlength=len(wanted_B))
+            open_I = open_I[(wanted_B[open_I] > 0) & (last_B[open_I] > first_B[open_I])]
+        kept_B = (self.cap - wanted_B).astype(np.int32)
+        row_L = np.concatenate(rows)
+        if len(rows) > 2:  # each look found some of an impression's rows
+            row_L = row_L[np.argsort(np.concatenate(impressions), kind="stable")]
+        return row_L, kept_B
 
-    def _distinct(self, last_B: Int, length_B: Int) -> tuple[Int, NDArray[np.int32]]:
-        """`expand` without repeated products."""
-        event_L = _newest_first(last_B, length_B)
-        impression_L = np.repeat(np.arange(len(length_B)), length_B)
-        newest_L = self.next_same_product_E[event_L] >= last_B[impression_L]
-        newest_before_L: Int = np.cumsum(newest_L) - newest_L
-        bag_start_B = np.cumsum(length_B) - length_B
-        seen_L = newest_before_L - np.append(newest_before_L, 0)[bag_start_B][impression_L]
-        keep_L = newest_L & (seen_L < self.cap)
-        kept_B = np.bincount(impression_L[keep_L], minlength=len(length_B))
-        return self.row_E[event_L[keep_L]], kept_B.astype(np.int32)
+
+def _first_of_each(keep_L: NDArray[np.bool_], length_I: Int, wanted_I: Int) -> NDArray[np.bool_]:
+    """Those to keep without those beyond the first `wanted_I` of each impression."""
+    if (length_I <= wanted_I).all():
+        return keep_L
+    before_L: Int = np.cumsum(keep_L) - keep_L
+    start_I = np.cumsum(length_I) - length_I
+    seen_L: Int = before_L - np.repeat(before_L[start_I], length_I)
+    within_L: NDArray[np.bool_] = keep_L & (seen_L < np.repeat(wanted_I, length_I))
+    return within_L
 
 
 def _newest_first(last_B: Int, length_B: Int) -> Int:
@@ -125,8 +119,8 @@ class SemanticRows:
         self,
         product_B: NDArray[np.int32],
         query_B: NDArray[np.int32],
-        start_B: NDArray[np.int32],
-        end_B: NDArray[np.int32],
+        start_B: NDArray[np.integer],
+        end_B: NDArray[np.integer],
     ) -> KeyedJaggedTensor:
         """Bags under `SEMANTIC_KEYS`; index -1 means that the impression has no product or query."""
         product, product_length = _zero_or_one(self.product_P, product_B)

@@ -101,7 +101,7 @@ class CounterBlock:
             _ctr_sd_W=ctr_sd_W,
         )
 
-    def columns(self, count_NC: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+    def columns(self, count_NC: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
         """What the network reads of raw counts, [N, 3 W]; each column is contiguous."""
         count_CN = np.ascontiguousarray(count_NC.T)
         top = int(count_CN.max(initial=0))

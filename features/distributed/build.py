@@ -276,7 +276,6 @@ class _Build:
             raise too_large(self._config.dense[number], value, file=file, row=row)
         check_impressions(
             self._tables,
-            rows=total(shown, "rows"),
             missing={name: sum(note["missing"][name] for note in shown) for name in REQUIRED_OF_IMPRESSIONS},
             not_a_label=total(shown, "not_a_label"),
         )

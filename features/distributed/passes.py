@@ -240,6 +240,7 @@ class Writing:
             dense=self.dense,
             counters=[count.block(self.transforms, prior_ctr=self.prior_ctr) for count in self.counts],
             sparse=self.sparse,
+            offset_dtype=self.log.schema.field("history_start").type.to_pandas_dtype(),
         )
 
     def __call__(self, task: int) -> pa.Table:

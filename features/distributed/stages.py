@@ -22,7 +22,7 @@ from features.distributed.engine import BUCKET, Stage
 from features.distributed.reading import HOUR_US
 from features.distributed.routing import KIND, OWN, PURCHASE, KeyRoutes
 from features.distributed.stored_log import StoredLog
-from features.offline.history import EVENT_SCHEMA
+from features.offline.history import EVENT_SCHEMA, offset_dtype
 from features.offline.key_counters import PARTITION_OF_KEY, KeyCounts
 from features.offline.log_reader import AFTER_ALL, NO_ID
 from features.offline.splits import Codes, Int64s, PerUserCut, TimeCut
@@ -37,8 +37,6 @@ LABELLED: tuple[tuple[str, pa.DataType], ...] = (
     ("split", pa.int8()),
     ("logged", pa.bool_()),
     ("open", pa.bool_()),
-    ("history_start", pa.int32()),
-    ("history_end", pa.int32()),
 )
 
 
@@ -161,7 +159,7 @@ class UserBucket:
         )
         user_N = np.where(known, columns["user"] - first, NO_ID).astype(np.int32)
         results = self.splitting.label(columns, user_N)
-        offsets_N2 = np.zeros((len(shown), 2), np.int32)
+        offsets_N2 = np.zeros((len(shown), 2), offset_dtype(self.events))
         if self.config.history is not None:
             users = 1 + max(int(user_N.max(initial=0)), int(of_events_E.max(initial=first)) - first)
             offsets_N2[known] = self._histories(
@@ -185,8 +183,8 @@ class UserBucket:
         users: int,
         user_N: npt.NDArray[np.int32],
         time_us_N: Int64s,
-    ) -> npt.NDArray[np.int32]:
-        """int32[N, 2]: offsets among all purchases of the log."""
+    ) -> Int64s:
+        """[N, 2]: offsets among all purchases of the log."""
         history = self.config.history
         assert history is not None
         order = [(name, "ascending") for name in ("user", "time_us", "tie", "product")]
@@ -204,8 +202,9 @@ class UserBucket:
             user_N, time_us_N, user_E, columns["time_us"], window=history.window_days * DAY_US
         )
         if not len(events):
-            return np.stack([shift_U[user_N]] * 2, axis=1).astype(np.int32)
-        return (np.stack(offsets, axis=1) + shift_U[user_N][:, None]).astype(np.int32)
+            return np.stack([shift_U[user_N]] * 2, axis=1)
+        places_N2: Int64s = np.stack(offsets, axis=1).astype(np.int64)
+        return places_N2 + shift_U[user_N][:, None]
 
     def _write_events(self, columns: Mapping[str, npt.NDArray[Any]], user_E: Int64s, shift_U: Int64s) -> None:
         """One file for each run of consecutive purchases, named by where it starts among all."""
@@ -213,9 +212,7 @@ class UserBucket:
         next_E = next_same_product(user_E, columns["product"])
         last_E = next_E == len(user_E)
         next_E = np.where(last_E, self.events, place_E[np.where(last_E, 0, next_E)])
-        events = pa.table(
-            [columns["product"], columns["time_us"], next_E.astype(np.int32)], schema=EVENT_SCHEMA
-        )
+        events = pa.table([columns["product"], columns["time_us"], next_E], schema=EVENT_SCHEMA)
         starts = [0, *(np.flatnonzero(np.diff(place_E) != 1) + 1).tolist(), len(place_E)]
         for start, end in itertools.pairwise(starts):
             path = self.folder / f"{int(place_E[start]):012d}.arrow"
@@ -278,6 +275,8 @@ def shuffles(
     order = ["user", *(name for name in ("query", "product") if of_partition[name])]
     onward: list[tuple[Routes, str]] = [*((routes[name], name) for name in order[1:]), (times, "time_us")]
     fields = [field for field in start if field.name != "tie"] + [pa.field(*pair) for pair in LABELLED]
+    offset = pa.from_numpy_dtype(offset_dtype(events))
+    fields += [pa.field(f"history_{end}", offset) for end in ("start", "end")]
     stages: list[Stage] = []
     for name, (route, key) in zip(order, onward, strict=True):
         fields += [

@@ -36,7 +36,7 @@ from features.inputs.origin import Origin
 from features.inputs.tables import InputTables
 from features.offline.buckets import Buckets
 from features.offline.fitted_columns import DenseColumn, FittedColumns, SparseColumn
-from features.offline.history import EventWriter
+from features.offline.history import EventWriter, offset_dtype
 from features.offline.key_counters import PARTITION_OF_KEY, KeyCounters, KeyCounts, merge_moments
 from features.offline.log_checks import LogError
 from features.offline.log_reader import IdIndex, LogFacts, LogReader
@@ -50,8 +50,8 @@ from features.schema import CounterKey, FeatureConfig
 _BUCKET_BYTES_PER_ROW = 256
 #: Larger buckets fall out of the processor's caches: 2 M rows took 12.8 CPU-seconds in 1 bucket, 11.8 in 4.
 _BUCKET_ROWS = 500_000
-#: Each of three partitions keeps that many files open while it is written; systems allow about a thousand.
-_MAX_BUCKETS = 256
+#: More buckets than this are made where memory asks for them, not for the caches: each costs opened files.
+_BUCKETS_FOR_CACHES = 256
 _BYTES_OF_UNIT = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _LEAST_MEMORY_BYTES = 200 * 10**6
 
@@ -86,12 +86,9 @@ def build(
     if buckets is None:
         rows = tables.rows("impressions") + (tables.rows("purchases") if tables.has_purchases else 0)
         fit_in_memory = memory_bytes // (4 * threads * _BUCKET_BYTES_PER_ROW)
-        buckets = max(-(-rows // fit_in_memory), min(-(-rows // _BUCKET_ROWS), _MAX_BUCKETS))
-    if not 1 <= buckets <= _MAX_BUCKETS:
-        raise ValueError(
-            f"{buckets} buckets are asked for, 1 to {_MAX_BUCKETS} work; "
-            "raise the memory limit or set the buckets"
-        )
+        buckets = max(-(-rows // fit_in_memory), min(-(-rows // _BUCKET_ROWS), _BUCKETS_FOR_CACHES))
+    if buckets < 1:
+        raise ValueError(f"{buckets} buckets are asked for; it must be 1 or more")
     with atomic_folder(out, ours=is_feature_set) as folder:
         scratch = folder / "scratch"
         scratch.mkdir()
@@ -299,8 +296,14 @@ def _write(
     tally = parts.log.tally
     writers = {name: SplitWriter(folder, name) for name in CODE_OF_SPLIT}
     blocks = [counter.block(transforms) for counter in parts.counters]
-    assembler = RowAssembler(tally, dense=parts.dense, counters=blocks, sparse=fitted.sparse_rows)
-    history = parts.partitions["user"].results("history", columns=2)
+    assembler = RowAssembler(
+        tally,
+        dense=parts.dense,
+        counters=blocks,
+        sparse=fitted.sparse_rows,
+        offset_dtype=parts.events.offset_dtype,
+    )
+    history = parts.partitions["user"].results("history", columns=2, dtype=parts.events.offset_dtype)
     counted = [(counter.partition, counter.reader()) for counter in parts.counters]
     for number, batch in enumerate(parts.log.batches(), start=1):
         rows, oov = assembler.rows(
@@ -342,6 +345,7 @@ def manifest_of(
 ) -> Manifest:
     """The manifest without its checksums, whichever engine did the work."""
     return Manifest(
+        format=1 if offset_dtype(events) == np.int32 else 2,
         config=config,
         dense_columns=dense_names,
         sparse_columns=tuple(

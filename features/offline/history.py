@@ -14,10 +14,17 @@ from numpy.lib.format import open_memmap
 
 from features.columns.kernels import history_offsets, next_same_product
 
-_MAX_EVENTS = 2**31 - 1
-
 #: Purchases of which it is known where the user's next one of the same product lies.
-EVENT_SCHEMA = pa.schema([("product", pa.int32()), ("time_us", pa.int64()), ("next", pa.int32())])
+EVENT_SCHEMA = pa.schema([("product", pa.int32()), ("time_us", pa.int64()), ("next", pa.int64())])
+
+
+#: So many events, and no more, have places that fit into 32 bits.
+_EVENTS_OF_INT32 = 2**31 - 1
+
+
+def offset_dtype(events: int) -> np.dtype[np.integer]:
+    """Of places among so many events, 0 to `events`: int32 as long as they fit, then int64."""
+    return np.dtype(np.int32 if events <= _EVENTS_OF_INT32 else np.int64)
 
 
 class EventWriter:
@@ -32,22 +39,15 @@ class EventWriter:
             batches: purchases with `product` and `time_us`, in the order of the events; those of EVENT_SCHEMA
                 need no `link`.
             purchases_U: how many of them each user has.
-
-        Raises:
-            ValueError: more events than int32 offsets can number.
         """
         folder.mkdir(parents=True)
         self.user_start_U = np.concatenate([[0], np.cumsum(purchases_U)])
         self.events = int(self.user_start_U[-1])
-        if self.events > _MAX_EVENTS:
-            raise ValueError(
-                f"{self.events:,} purchases exceed the {_MAX_EVENTS:,} that offsets can number; "
-                "leave out the oldest purchases"
-            )
+        self.offset_dtype = offset_dtype(self.events)
         np.save(folder / "user_start.npy", self.user_start_U)
         self._product_E = _new(folder / "product_index.npy", np.int32, self.events)
         self._time_us_E = _new(folder / "timestamp_us.npy", np.int64, self.events)
-        self._next_E = _new(folder / "next_same_product.npy", np.int32, self.events)
+        self._next_E = _new(folder / "next_same_product.npy", self.offset_dtype, self.events)
         position = 0
         for batch in batches:
             end = position + len(batch)
@@ -72,13 +72,13 @@ class EventWriter:
         first_user: int,
         last_user: int,
         window_us: int,
-    ) -> npt.NDArray[np.int32]:
-        """int32[N, 2]: where the histories of impressions of users first..last - 1 start and end."""
+    ) -> npt.NDArray[np.integer]:
+        """[N, 2] of `offset_dtype`: where histories of impressions of users first..last - 1 start and end."""
         start, end, user_E = self._range(first_user, last_user)
         offsets = history_offsets(
             user_N - np.int32(first_user), time_us_N, user_E, self._time_us_E[start:end], window=window_us
         )
-        return np.stack(offsets, axis=1) + np.int32(start)
+        return np.stack(offsets, axis=1).astype(self.offset_dtype) + self.offset_dtype.type(start)
 
     def finish(self) -> None:
         """Flush the arrays to disk."""
@@ -92,7 +92,7 @@ class EventWriter:
         return int(starts[0]), int(starts[-1]), user_E
 
 
-def _new(path: Path, dtype: type[np.generic], length: int) -> npt.NDArray[Any]:
+def _new(path: Path, dtype: npt.DTypeLike, length: int) -> npt.NDArray[Any]:
     if length == 0:  # an empty file cannot be memory-mapped
         np.save(path, np.zeros(0, dtype=dtype))
         return np.zeros(0, dtype=dtype)

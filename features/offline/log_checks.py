@@ -27,10 +27,8 @@ def bad_rows(tables: InputTables, table: TableName, problem: str) -> LogError:
     )
 
 
-def check_impressions(
-    tables: InputTables, *, rows: int, missing: Mapping[str, int], not_a_label: int
-) -> None:
-    """Raises LogError: required values are missing, a label is none, or rows cannot be numbered.
+def check_impressions(tables: InputTables, *, missing: Mapping[str, int], not_a_label: int) -> None:
+    """Raises LogError: required values are missing, or a label is none.
 
     Args:
         missing: rows without it, of each of `REQUIRED_OF_IMPRESSIONS`.
@@ -41,8 +39,6 @@ def check_impressions(
             raise bad_rows(tables, "impressions", f"{missing[name]:,} rows have no {name}")
     if not_a_label:
         raise bad_rows(tables, "impressions", f"{not_a_label:,} rows have `clicked` other than 0 and 1")
-    if rows >= 2**31:
-        raise LogError(f"{rows:,} impressions exceed the {2**31 - 1:,} that row numbers hold; cut the log")
 
 
 def check_purchases(tables: InputTables, *, lost: int) -> None:

@@ -20,6 +20,7 @@ from features.inputs.tables import InputTables
 from features.offline.catalog_reader import CatalogReader
 from features.offline.log_checks import (
     REQUIRED_OF_IMPRESSIONS,
+    LogError,
     check_columns,
     check_impressions,
     check_products_are_known,
@@ -29,6 +30,8 @@ from features.schema import DenseFeature, FeatureConfig, SparseFeature
 
 #: Rows of an encoded batch, and of a row group of the feature set.
 BATCH_ROWS = 65_536
+
+_MAX_IDS = 2**31 - 1
 
 #: Of a row without that id. An impression without a user is nobody's: strangers share no counters, no history
 #: and no order in time, only the row 0 of a sparse feature.
@@ -48,6 +51,14 @@ class IdIndex:
     ids: pa.Array
     impressions_K: npt.NDArray[np.int64]
     purchases_K: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if len(self.ids) > _MAX_IDS:
+            example = self.ids[0].as_py()
+            raise LogError(
+                f"{len(self.ids):,} distinct ids of one kind, such as {example!r}, exceed the {_MAX_IDS:,} "
+                "that numbers of 32 bits hold; merge rare ones, or leave the column out"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -210,7 +221,6 @@ class LogReader(CatalogReader):
         count, first_us, last_us, not_a_label, clicks_without_time, anonymous, *missing = row
         check_impressions(
             self.tables,
-            rows=count,
             missing=dict(zip(REQUIRED_OF_IMPRESSIONS, missing, strict=True)),
             not_a_label=not_a_label,
         )

@@ -28,8 +28,10 @@ ROW_GROUPS_PER_FILE = 64
 Int32s = npt.NDArray[np.int32]
 
 
-def row_schema(impression_id: pa.DataType, *, dense: tuple[str, ...], sparse: tuple[str, ...]) -> pa.Schema:
-    """Columns of a row file, none of which holds nulls."""
+def row_schema(
+    impression_id: pa.DataType, *, offset: pa.DataType, dense: tuple[str, ...], sparse: tuple[str, ...]
+) -> pa.Schema:
+    """Columns of a row file, none of which holds nulls; `offset` is the type of the histories' places."""
     head: list[tuple[str, pa.DataType]] = [
         ("impression_id", impression_id),
         ("timestamp", pa.timestamp("us", tz="UTC")),
@@ -37,8 +39,8 @@ def row_schema(impression_id: pa.DataType, *, dense: tuple[str, ...], sparse: tu
         ("product_index", pa.int32()),
         ("query_index", pa.int32()),
         ("user_index", pa.int32()),
-        ("history_start", pa.int32()),
-        ("history_end", pa.int32()),
+        ("history_start", offset),
+        ("history_end", offset),
     ]
     features = [(name, pa.float32()) for name in dense] + [(name, pa.int32()) for name in sparse]
     slices: list[tuple[str, pa.DataType]] = [
@@ -181,7 +183,9 @@ class RowAssembler:
         dense: Sequence[DenseColumn],
         counters: Sequence[CounterBlock],
         sparse: Sequence[SparseRows],
+        offset_dtype: npt.DTypeLike,
     ) -> None:
+        self._offset = pa.from_numpy_dtype(offset_dtype)
         self._dense = dense
         self._counters = counters
         self._sparse = sparse
@@ -195,10 +199,16 @@ class RowAssembler:
 
     def schema(self, impression_id: pa.DataType) -> pa.Schema:
         """The declared schema of the row files."""
-        return row_schema(impression_id, dense=self.dense_names, sparse=self.sparse_names)
+        return row_schema(
+            impression_id, offset=self._offset, dense=self.dense_names, sparse=self.sparse_names
+        )
 
     def rows(
-        self, batch: pa.RecordBatch, *, offsets_N2: Int32s, counts: Sequence[Int32s]
+        self,
+        batch: pa.RecordBatch,
+        *,
+        offsets_N2: npt.NDArray[np.integer],
+        counts: Sequence[npt.NDArray[np.integer]],
     ) -> tuple[pa.RecordBatch, dict[str, npt.NDArray[np.bool_]]]:
         """Rows of a batch, and for each sparse feature which of its ids the vocabulary lacks.
 

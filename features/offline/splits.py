@@ -22,7 +22,7 @@ CODE_OF_SPLIT = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 NO_QUERY, TAIL, TORSO, HEAD = -1, 0, 1, 2
 _HEAD_SHARE, _TORSO_SHARE = 0.5, 0.9
 #: More impressions than any log has.
-_NEVER = np.int64(2**31)
+_NEVER = np.int64(2**63 - 1)
 
 Codes = npt.NDArray[np.int8]
 Int64s = npt.NDArray[np.int64]

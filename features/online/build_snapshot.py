@@ -31,6 +31,7 @@ from features.inputs.table_specs import is_text
 from features.inputs.tables import InputTables
 from features.offline.key_counters import PARTITION_OF_KEY
 from features.offline.log_checks import LogError
+from features.online.growing_array import GrowingArray
 from features.online.past_log import PastLog
 from features.online.snapshot import (
     KNOWN,
@@ -207,28 +208,30 @@ def _sparse(
 
 
 def _write_history(log: PastLog, folder: Path, *, as_of_us: int, window_us: int) -> int:
-    """Purchases that an impression at the moment sees."""
-    user: list[Int32s] = [np.zeros(0, np.int32)]
-    product: list[Int32s] = [np.zeros(0, np.int32)]
-    time_us: list[Int64s] = [np.zeros(0, np.int64)]
-    for batch in log.purchases():
-        columns = {name: batch.column(name).to_numpy() for name in ("user", "product", "time_us")}
-        recent = columns["time_us"] >= as_of_us - window_us
-        user.append(columns["user"][recent])
-        product.append(columns["product"][recent])
-        time_us.append(columns["time_us"][recent])
-    user_E, time_us_E = np.concatenate(user), np.concatenate(time_us)
-    users = len(log.indexes["user"])
-    start_U, end_U = history_offsets(
-        np.arange(users), np.full(users, as_of_us), user_E, time_us_E, window=window_us
-    )
-    assert int((end_U - start_U).sum()) == len(user_E), "the kernel sees other purchases than were read"
+    """Purchases that an impression at the moment sees, from the log to their files a batch at a time."""
     (folder / "history").mkdir()
-    after_U = np.concatenate([[0], np.cumsum(end_U - start_U, dtype=np.int64)])
-    np.save(folder / "history" / "start.npy", after_U)
-    np.save(folder / "history" / "product.npy", np.concatenate(product))
-    np.save(folder / "history" / "time_us.npy", time_us_E)
-    return len(user_E)
+    per_user_U = np.zeros(len(log.indexes["user"]), np.int64)
+    with (
+        GrowingArray(folder / "history" / "product.npy", np.int32) as product_E,
+        GrowingArray(folder / "history" / "time_us.npy", np.int64) as time_us_E,
+    ):
+        for batch in log.purchases():
+            columns = {name: batch.column(name).to_numpy() for name in ("user", "product", "time_us")}
+            recent = columns["time_us"] >= as_of_us - window_us
+            if not recent.any():
+                continue
+            user_N, time_us_N = columns["user"][recent], columns["time_us"][recent]
+            first, users = int(user_N[0]), int(user_N[-1]) - int(user_N[0]) + 1
+            start_U, end_U = history_offsets(
+                np.arange(users), np.full(users, as_of_us), user_N - first, time_us_N, window=window_us
+            )
+            seen_U = end_U - start_U
+            assert int(seen_U.sum()) == len(user_N), "the kernel sees other purchases than were read"
+            per_user_U[first : first + users] += seen_U
+            product_E.append(columns["product"][recent])
+            time_us_E.append(time_us_N)
+    np.save(folder / "history" / "start.npy", np.concatenate([[0], np.cumsum(per_user_U)]))
+    return int(per_user_U.sum())
 
 
 def _write_counters(log: PastLog, folder: Path, config: CounterConfig, *, as_of_us: int) -> int:

@@ -18,7 +18,7 @@ from features.offline.log_reader import NO_ID, LogReader
 from features.schema import FeatureConfig
 
 #: Impressions that are counted at once, about; at least all of one key.
-_RANGE_ROWS = 4_000_000
+_RANGE_ROWS = 1_000_000
 
 
 class PastLog(LogReader):

@@ -66,7 +66,7 @@ def _all_known(feature_set: FeatureSet) -> SemanticRows:
     history = manifest.config.history
     product_P = np.arange(1, manifest.num_products + 1)
     assert history is not None, "the benchmark's features have histories"
-    purchases = PurchaseBags.build(
+    purchases = PurchaseBags(
         feature_set.history_product_index(),
         feature_set.history_next_same_product(),
         product_P,

@@ -80,7 +80,7 @@ def semantic_rows() -> SemanticRows:
     return SemanticRows(
         product_P=product_P,
         query_Q=np.append(np.arange(1, QUERIES + 1), 0),
-        purchases=PurchaseBags.build(bought, np.full(60, 60, np.int32), product_P, cap=5, deduplicate=False),
+        purchases=PurchaseBags(bought, np.full(60, 60, np.int32), product_P, cap=5, deduplicate=False),
     )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.lib.format import open_memmap
 
 from features.batches import pretrained_rows
 from features.batches.pretrained_rows import PurchaseBags, SemanticRows
@@ -37,7 +38,7 @@ def test_bags_follow_the_definition(monkeypatch, events_at_once, log, cap, dedup
     monkeypatch.setattr(pretrained_rows, "_EVENTS_AT_ONCE", events_at_once)
     users, rows = log
     events = np.array([product for purchases in users for product in purchases], np.int32)
-    bags = PurchaseBags.build(
+    bags = PurchaseBags(
         events,
         np.array(next_same(users), np.int32),
         np.array(rows, np.int64),
@@ -65,10 +66,57 @@ def test_bags_follow_the_definition(monkeypatch, events_at_once, log, cap, dedup
     assert got == expected
 
 
+@given(logs(), st.integers(1, 4), st.booleans(), st.data())
+def test_bags_read_from_a_file_are_those_of_purchases_resolved_in_memory(log, cap, deduplicate, data) -> None:
+    """Until purchases were left where they are, each process held a row and a count of every one of them."""
+    users, rows = log
+    events = np.array([product for purchases in users for product in purchases], np.int32)
+    next_E, row_P = np.array(next_same(users), np.int32), np.array(rows, np.int64)
+    places = st.lists(st.integers(0, len(users) - 1), min_size=1, max_size=6)
+    bounds = np.cumsum([0, *map(len, users)])
+    starts, ends = [], []
+    for user in data.draw(places):
+        first = data.draw(st.integers(int(bounds[user]), int(bounds[user + 1])))
+        starts.append(first)
+        ends.append(data.draw(st.integers(first, int(bounds[user + 1]))))
+    start_B, end_B = np.array(starts, np.int32), np.array(ends, np.int32)
+
+    row_E = row_P[events]
+    kept_before = np.concatenate([[0], np.cumsum(row_E != 0)])
+    next_kept_E, row_E = kept_before[next_E[row_E != 0]], row_E[row_E != 0]
+    expected, lengths = [], []
+    for first, last in zip(kept_before[start_B], kept_before[end_B], strict=True):
+        events_L = np.arange(last - 1, first - 1, -1)
+        if deduplicate:
+            events_L = events_L[next_kept_E[events_L] >= last]
+        expected += row_E[events_L[:cap]].tolist()
+        lengths.append(len(events_L[:cap]))
+
+    bags = PurchaseBags(events, next_E, row_P, cap=cap, deduplicate=deduplicate)
+    found, length_B = bags.expand(start_B, end_B)
+    assert (found.tolist(), length_B.tolist()) == (expected, lengths)
+    assert (found.dtype, length_B.dtype) == (np.int64, np.int32)
+
+
+@pytest.mark.parametrize("deduplicate", [False, True])
+def test_purchases_beyond_2_to_the_31_are_found_in_a_mapped_file(tmp_path, deduplicate) -> None:
+    """The file has holes: it takes no room, and nothing but what a batch needs is read."""
+    first, events = 2**31 + 5, 2**31 + 12
+    product_E = open_memmap(tmp_path / "product_index.npy", mode="w+", dtype=np.int32, shape=(events,))
+    next_E = open_memmap(tmp_path / "next.npy", mode="w+", dtype=np.int64, shape=(events,))
+    product_E[first:events] = [1, 2, 1, 3, 0, 2, 1]
+    next_E[first:events] = [first + 2, first + 5, first + 6, events, events, events, events]
+    row_P = np.array([0, 10, 20, 30])
+    bags = PurchaseBags(product_E, next_E, row_P, cap=4, deduplicate=deduplicate)
+    found, length_B = bags.expand(np.array([first, first + 1]), np.array([events, first + 3]))
+    longer = [10, 20, 30] if deduplicate else [10, 20, 30, 10]
+    assert (found.tolist(), length_B.tolist()) == ([*longer, 10, 20], [len(longer), 2])
+
+
 def test_a_batch_of_a_user_with_50_000_purchases_needs_no_memory_for_all_of_them_at_once() -> None:
     events, products, impressions, cap = 50_000, 40, 400, 30
     product_E = np.arange(events) % products
-    bags = PurchaseBags.build(
+    bags = PurchaseBags(
         product_E.astype(np.int32),
         np.minimum(np.arange(events) + products, events).astype(np.int32),
         np.arange(1, products + 1),
@@ -103,7 +151,7 @@ def test_a_missing_product_query_or_vector_gives_an_empty_bag() -> None:
 
 
 def test_the_newest_purchases_survive_the_cap() -> None:
-    bags = PurchaseBags.build(
+    bags = PurchaseBags(
         np.array([0, 1, 2], np.int32),
         np.array([3, 3, 3], np.int32),
         np.array([7, 8, 9]),

@@ -1,15 +1,22 @@
 """What is scattered to buckets comes back row by row."""
 
+import resource
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from features.offline import buckets as buckets_module
 from features.offline.buckets import Buckets
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 40])
-def test_results_return_to_their_rows_whatever_the_number_of_buckets(tmp_path, count):
+@pytest.mark.parametrize("count", [1, 2, 5, 40, 1_000, 40_000])
+@pytest.mark.parametrize(("waiting", "ahead"), [(0, 1), (256, 8 * 2**20)])
+def test_results_return_to_their_rows_whatever_the_number_of_buckets(
+    tmp_path, monkeypatch, count, waiting, ahead
+):
+    monkeypatch.setattr(buckets_module, "_WAITING_ROWS", waiting)
+    monkeypatch.setattr(buckets_module, "_AHEAD_BYTES", ahead)
     rng = np.random.default_rng(count)
     batches = [rng.integers(-1, 12, size).astype(np.int32) for size in (50, 1, 30)]
     weights = np.bincount(np.concatenate(batches) + 1, minlength=13)[1:]
@@ -48,3 +55,31 @@ def test_buckets_share_the_traffic_and_cover_every_key(tmp_path):
     assert all(left[1] == right[0] for left, right in pairwise(ranges))
     hot = next(bucket for bucket, (low, high) in enumerate(ranges) if low <= 2 < high)
     assert ranges[hot][1] == 3  # nothing follows the hot key into its bucket
+
+
+def test_results_of_64_bits_come_back_whole_and_those_never_written_are_zero(tmp_path):
+    buckets = Buckets(tmp_path / "user", weight_K=np.array([1, 1]), count=2)
+    key_N = np.array([0, 1, 0], np.int32)
+    buckets.append(key_N, {"key": key_N})
+    buckets.finish()
+    buckets.write_result("history", 0, np.array([[2**40, 2**40 + 1], [3, 4]]))
+    found = buckets.results("history", columns=2, dtype=np.int64).next(key_N)
+    assert found.tolist() == [[2**40, 2**40 + 1], [0, 0], [3, 4]]
+
+
+def test_a_thousand_buckets_need_no_thousand_open_files(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    keys = np.arange(1_000, dtype=np.int32)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+    try:
+        buckets = Buckets(tmp_path / "user", weight_K=np.ones(1_000, np.int64), count=1_000)
+        for _ in range(3):
+            buckets.append(keys, {"key": keys})
+        buckets.finish()
+        for bucket in range(1_000):
+            assert buckets.read(bucket)["key"].tolist() == [bucket] * 3
+            buckets.write_result("twice", bucket, np.full((3, 1), 2 * bucket, np.int32))
+        reader = buckets.results("twice", columns=1)
+        assert all((reader.next(keys)[:, 0] == 2 * keys).all() for _ in range(3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

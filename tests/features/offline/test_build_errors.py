@@ -10,6 +10,8 @@ import pytest
 
 from features.feature_set import FeatureSet, FeatureSetError
 from features.offline.build import build, memory_limit_bytes
+from features.offline.log_checks import LogError
+from features.offline.log_reader import IdIndex
 from features.schema import DenseFeature, SparseFeature, SplitConfig
 from tests.features.small_logs import CONFIG, random_tables, write_tables
 
@@ -237,10 +239,10 @@ def test_a_feature_name_that_is_no_file_name_is_refused(tmp_path):
     assert "cannot be a file name" in refused(tmp_path, random_tables(1), config)
 
 
-def test_more_buckets_than_files_can_be_open_are_refused(tmp_path):
+def test_no_bucket_is_refused(tmp_path):
     data = write_tables(tmp_path / "data", random_tables(1))
-    with pytest.raises(ValueError, match="257 buckets are asked for, 1 to 256 work"):
-        build(data, tmp_path / "features", CONFIG, buckets=257)
+    with pytest.raises(ValueError, match="0 buckets are asked for; it must be 1 or more"):
+        build(data, tmp_path / "features", CONFIG, buckets=0)
 
 
 def test_a_changed_or_missing_file_is_named_on_opening(tmp_path):
@@ -296,3 +298,9 @@ def test_a_build_never_replaces_its_input(tmp_path):
         with pytest.raises(ValueError, match="would replace the input"):
             build(data, out, CONFIG, threads=1)
     assert sorted(data.iterdir()) == before
+
+
+def test_more_ids_than_32_bits_number_are_refused():
+    nothing = np.zeros(0, np.int64)
+    with pytest.raises(LogError, match=r"2,147,483,648 distinct ids of one kind.* exceed the 2,147,483,647"):
+        IdIndex(pa.nulls(2**31), nothing, nothing)

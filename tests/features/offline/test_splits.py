@@ -81,3 +81,9 @@ def test_without_training_traffic_every_query_is_tail():
 def test_times_print_in_utc_even_before_1970():
     assert iso(0) == "1970-01-01T00:00:00+00:00"
     assert iso(-1) == "1969-12-31T23:59:59.999999+00:00"
+
+
+def test_nobody_only_trains_however_many_impressions_have_no_user():
+    cut = PerUserCut(SplitConfig(method="per_user", validation_share=0.2, test_share=0.2), np.array([10]))
+    cut._passed_U[-1] = 2**40
+    assert cut.codes(np.array([-1, -1], np.int32)).tolist() == [TRAIN, TRAIN]

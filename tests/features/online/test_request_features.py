@@ -122,7 +122,7 @@ def test_a_history_is_the_bag_of_the_loader(tmp_path, deduplicate):
     market = Market(tmp_path, CONFIG.model_copy(update={"history": history}))
     feature_set = market.feature_set
     product_row_P = np.array([0, 1, 2, 0, 3, 4, 5])
-    bags = PurchaseBags.build(
+    bags = PurchaseBags(
         feature_set.history_product_index(),
         feature_set.history_next_same_product(),
         product_row_P,
