@@ -1,6 +1,7 @@
 """The ablation of the encoders: variants x seeds, trained, encoded and measured; resumable at any moment.
 
-OUT/pretrain/<fingerprint>/       stage 1, shared by all runs that agree on what it depends on
+OUT/pretrain/<fingerprint>/       what comes before stage 2, shared by all runs that agree on what it depends on:
+                                  stage 1, or the warm-ups alone without it
     <variant>/seed-<n>/align/     stage 2
                        tables/    vectors of all products and of the held-out queries
                        metrics.json
@@ -99,13 +100,13 @@ class AblationConfig(BaseModel):
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A variant with a seed: its settings, its folder, and its stage 1, which others may share."""
+    """A variant with a seed: its settings, its folder, and what comes before stage 2, which others may share."""
 
     variant: str
     seed: int
     config: EncodersConfig
     folder: Path
-    #: What stage 1 sees and where it lies; None without stage 1.
+    #: What stage 1 or the warm-ups without it see, and where they lie; None where stage 2 comes first.
     stage_1: EncodersConfig | None
     stage_1_folder: Path | None
 
@@ -151,7 +152,7 @@ def execute_ablation(
 ) -> dict[str, str | None]:
     """Train and measure what is not finished yet. Calling again after a kill goes on where it stopped.
 
-    Every stage 1 and every run is a job in a process of its own, with one thread. A failed job leaves
+    Every stage 1, or set of warm-ups, and every run is a job in a process of its own, with one thread. A failed job leaves
     `failure.txt` in its folder and stops only those that need it.
 
     Returns:
@@ -211,10 +212,13 @@ def _base(config: AblationConfig) -> dict[str, Any]:
 
 def _planned(variant: str, seed: int, config: EncodersConfig, out: Path) -> PlannedRun:
     stage_1, folder = None, None
-    if config.pretrain is not None:
-        # The same record of inputs for all runs that share it.
-        stage_1 = config.model_copy(update={"modalities": ("image", "text")})
-        depends_on = json.dumps(stage_1.model_dump(mode="json", include=_STAGE_1), sort_keys=True)
+    if config.pretrain is not None or config.warmup is not None:
+        # The same record of inputs for all runs that share it. Without stage 1 images that nobody reads do
+        # not warm up.
+        both = config.pretrain is not None
+        stage_1 = config.model_copy(update={"modalities": ("image", "text")} if both else {})
+        include = _STAGE_1 if both else _STAGE_1 | {"modalities"}
+        depends_on = json.dumps(stage_1.model_dump(mode="json", include=include), sort_keys=True)
         folder = out / PRETRAIN / hashlib.sha256(depends_on.encode()).hexdigest()[:12]
     return PlannedRun(variant, seed, config, out / variant / f"seed-{seed}", stage_1, folder)
 
@@ -222,12 +226,13 @@ def _planned(variant: str, seed: int, config: EncodersConfig, out: Path) -> Plan
 def _jobs(
     config: AblationConfig, runs: Sequence[PlannedRun], data: Path, checksum: str, device: str
 ) -> list[Job]:
-    """Stage 1 just before the first run that needs it."""
+    """Stage 1, or the warm-ups without it, just before the first run that needs them."""
     jobs: dict[str, Job] = {}
     for run in runs:
         needs: tuple[str, ...] = ()
         if run.stage_1 is not None and run.stage_1_folder is not None:
-            needs = (f"stage 1 {run.stage_1_folder.name} seed {run.seed}",)
+            kind = "warm-ups" if run.stage_1.pretrain is None else "stage 1"
+            needs = (f"{kind} {run.stage_1_folder.name} seed {run.seed}",)
             work = partial(run_stage_1, data, run.stage_1_folder, run.stage_1, device)
             jobs.setdefault(needs[0], Job(needs[0], work, run.stage_1_folder))
         work = partial(

@@ -16,6 +16,7 @@ from embeddings.relevance.grades import read_grades
 from embeddings.stages.run_folder import ENCODER, ShowReport
 from embeddings.tables.narrow import bytes_per_vector, narrow_table
 from embeddings.training.loop import Report
+from experiments.encoders.first_encoder import first_encoder
 from experiments.encoders.pipeline import (
     EncodersConfig,
     encode_tables,
@@ -28,15 +29,29 @@ from features.artifacts import atomic_write_json
 from features.progress import Progress
 
 METRICS_FILE = "metrics.json"
+#: In the folder of stage 1, with or without one.
+WARMUP = "warmup"
 #: Seconds spent are saved this often, so that a killed job loses little of the count.
 SAVE_EVERY_S = 10.0
 
 
 def run_stage_1(data: Path, folder: Path, config: EncodersConfig, device: str, tell: Progress) -> None:
-    """Stage 1 to `folder`; a finished one is left as it is."""
+    """Stage 1 to `folder`, or the warm-ups alone without it; finished ones are left as they are."""
     seconds = SpentSeconds(folder / "seconds.json")
     with seconds.on("stage_1") as tick:
-        run_pretrain(data, folder, config, device=device, show=_show(tell, "stage 1", tick))
+        if config.pretrain is None:
+            show = _show(tell, "warm-ups", tick)
+            first_encoder(data, folder / WARMUP, config, device=device, show=show)
+        else:
+            run_pretrain(data, folder, config, device=device, show=_show(tell, "stage 1", tick))
+
+
+def encoder_before_stage_2(folder: Path, config: EncodersConfig) -> DashClipEncoder:
+    """What `run_stage_1` left in `folder` with that config."""
+    if config.pretrain is not None:
+        return DashClipEncoder.load(folder / ENCODER)
+    images = config.image_warmup is not None and "image" in config.modalities
+    return DashClipEncoder.load(folder / WARMUP / ("image" if images else "text") / ENCODER)
 
 
 def run_variant(
@@ -51,14 +66,14 @@ def run_variant(
     widths: Sequence[int],
     device: str,
 ) -> None:
-    """Stage 2 from the encoder of `stage_1` (from scratch if None), tables, and last of all metrics.json.
+    """Stage 2 from what `run_stage_1` left in `stage_1` (from scratch if None), tables, and last metrics.json.
 
     Args:
         identity: what else goes into metrics.json: whose results these are.
         widths: at which the first coordinates are measured alone, if the encoder has more.
     """
     spent = SpentSeconds(folder / "seconds.json")
-    start = None if stage_1 is None else DashClipEncoder.load(stage_1 / ENCODER)
+    start = None if stage_1 is None else encoder_before_stage_2(stage_1, config)
     with spent.on("stage_2") as tick:
         run = run_align(
             data,

@@ -22,7 +22,7 @@ from experiments.ablation.run import SpentSeconds
 from experiments.ablation.text import console_table, to_markdown
 from experiments.cli import app
 from experiments.config import ConfigError, load_config, parse_config
-from experiments.encoders.pipeline import EncodersConfig, measure_retrieval
+from experiments.encoders.pipeline import EncodersConfig, measure_retrieval, run_align
 from experiments.runtime.job_pool import Job
 from experiments.statistics.intervals import Interval, verdict
 from tests.embeddings.small_catalog import write_small_catalog
@@ -127,6 +127,31 @@ def test_what_stage_1_depends_on(settings: dict[str, Any], shares: bool) -> None
     variants = {"default": {"title": "a"}, "other": {"title": "b", "settings": settings}}
     default, other = plan(ablation(variants=variants, seeds=[1]), Path())
     assert (default.stage_1_folder == other.stage_1_folder) is shares
+
+
+def test_without_stage_1_variants_share_their_warm_ups(data: Path, tmp_path: Path) -> None:
+    """And stage 2 has the encoder that it would have warmed up itself."""
+    base = BASE | {"pretrain": None, "warmup": OPTIMIZER, "modalities": ["text"]}
+    variants = {
+        "default": {"title": "a"},
+        "other": {"title": "b", "settings": {"align": {"temperature": 0.1}}},
+        "longer": {"title": "c", "settings": {"warmup": {"epochs": 2}}},
+        "images": {"title": "d", "settings": {"modalities": ["image", "text"]}},
+    }
+    config = ablation(base=base, variants=variants, seeds=[1])
+    default, other, longer, images = plan(config, tmp_path)
+    assert default.stage_1_folder == other.stage_1_folder
+    assert len({run.stage_1_folder for run in (default, longer, images)}) == 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder_ablation, "run_jobs", run_here)
+        done = execute_ablation(
+            ablation(base=base, variants={"default": {"title": "a"}}, seeds=[1]), data, tmp_path, processes=1
+        )
+    assert len(done) == 2 and all(error is None for error in done.values())
+    alone = run_align(data, tmp_path / "alone", default.config).encoder
+    found = json.loads(default.metrics.read_text())
+    assert found["encoder_id"] == alone.encoder_id
+    assert "stage_1" in found["seconds"]
 
 
 def test_each_stage_1_comes_once_and_before_those_that_need_it(
