@@ -1,7 +1,7 @@
 """The ablation of the encoders: variants x seeds, trained, encoded and measured; resumable at any moment.
 
-OUT/pretrain/<fingerprint>/       what comes before stage 2, shared by all runs that agree on what it depends on:
-                                  stage 1, or the warm-ups alone without it
+OUT/pretrain/<fingerprint>/       stage 1, or the warm-ups without it, shared by all runs that agree on what
+                                  it depends on
     <variant>/seed-<n>/align/     stage 2
                        tables/    vectors of all products and of the held-out queries
                        metrics.json
@@ -19,7 +19,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from experiments.ablation.run import METRICS_FILE, run_stage_1, run_variant
-from experiments.config import KeysOf, load_config, merged, parse_config
+from experiments.config import ConfigError, KeysOf, load_config, merged, parse_config
 from experiments.encoders.pipeline import EncodersConfig
 from experiments.runtime.job_pool import Job, OnProgress, run_jobs
 from features.artifacts import sha256_of
@@ -28,8 +28,8 @@ from features.inputs.tables import table_files
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 PRETRAIN = "pretrain"
-#: Sections that a variant may leave out, which TOML has no null for.
-_LEFT_OUT = (PRETRAIN, "warmup", "image_warmup")
+#: Sections that a variant may leave out, which TOML has no null for. Without `align` it is what comes before.
+_LEFT_OUT = (PRETRAIN, "warmup", "image_warmup", "align")
 #: What stage 1 depends on.
 _STAGE_1 = {
     "size",
@@ -53,8 +53,8 @@ class VariantConfig(BaseModel):
 
     #: What tables call it.
     title: str
-    #: Over those of the base, key by key; a section of `_LEFT_OUT` that is `false` is left out. `modalities`
-    #: are those of stage 2 and of the tables; the warm-ups and stage 1 see images and titles always.
+    #: Over those of the base, key by key; `pretrain`, `warmup`, `image_warmup` and `align` are left out if
+    #: `false`. `modalities` are those of stage 2 and of the tables; stage 1 sees images and titles always.
     settings: Annotated[dict[str, Any], KeysOf(EncodersConfig)] = {}
     #: Those of the ablation if None.
     seeds: Seeds | None = None
@@ -100,7 +100,7 @@ class AblationConfig(BaseModel):
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A variant with a seed: its settings, its folder, and what comes before stage 2, which others may share."""
+    """A variant with a seed: its settings, its folder, and what comes before stage 2, perhaps shared."""
 
     variant: str
     seed: int
@@ -132,6 +132,10 @@ def plan(config: AblationConfig, out: Path) -> list[PlannedRun]:
         content = merged(common, variant.settings)
         content |= {section: None for section in _LEFT_OUT if content.get(section) is False}
         settings[name] = parse_config(content, EncodersConfig, where=f"variant {name!r}")
+        if settings[name].align is None and settings[name].pretrain is None and settings[name].warmup is None:
+            raise ConfigError(
+                f"variant {name!r} must train something; give it [warmup], [pretrain] or [align]"
+            )
     seeds = dict.fromkeys(seed for name in config.variants for seed in config.seeds_of(name))
     return [
         _planned(name, seed, settings[name].with_seed(seed), out)
@@ -152,8 +156,8 @@ def execute_ablation(
 ) -> dict[str, str | None]:
     """Train and measure what is not finished yet. Calling again after a kill goes on where it stopped.
 
-    Every stage 1, or set of warm-ups, and every run is a job in a process of its own, with one thread. A failed job leaves
-    `failure.txt` in its folder and stops only those that need it.
+    Every stage 1 (or the warm-ups without it) and every run is a job in a process of its own, with one
+    thread. A failed job leaves `failure.txt` in its folder and stops only those that need it.
 
     Returns:
         What went wrong with each job that was not finished yet, None where nothing did.

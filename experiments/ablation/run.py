@@ -66,7 +66,9 @@ def run_variant(
     widths: Sequence[int],
     device: str,
 ) -> None:
-    """Stage 2 from what `run_stage_1` left in `stage_1` (from scratch if None), tables, and last metrics.json.
+    """Stage 2 from what `run_stage_1` left in `stage_1` (from scratch if None), tables, last metrics.json.
+
+    Without stage 2 in the config the tables are of what it would have started from.
 
     Args:
         identity: what else goes into metrics.json: whose results these are.
@@ -74,16 +76,20 @@ def run_variant(
     """
     spent = SpentSeconds(folder / "seconds.json")
     start = None if stage_1 is None else encoder_before_stage_2(stage_1, config)
-    with spent.on("stage_2") as tick:
-        run = run_align(
-            data,
-            folder / "align",
-            config,
-            start=start,
-            device=device,
-            show=_show(tell, "stage 2", tick),
-            progress=_with_tick(tell, tick),
-        )
+    if config.align is None:
+        assert start is not None
+        encoder = start
+    else:
+        with spent.on("stage_2") as tick:
+            encoder = run_align(
+                data,
+                folder / "align",
+                config,
+                start=start,
+                device=device,
+                show=_show(tell, "stage 2", tick),
+                progress=_with_tick(tell, tick),
+            ).encoder
     tables = folder / "tables"
     with spent.on("encode") as tick:
         grades = read_grades(data)
@@ -91,7 +97,7 @@ def run_variant(
         encode_tables(
             data,
             tables,
-            run.encoder,
+            encoder,
             inputs=config.inputs,
             queries=queries.filter(pa.array(held_out_Q)),
             device=device,
@@ -104,7 +110,7 @@ def run_variant(
         **identity,
         "config": config.model_dump(mode="json"),
         "stage_1": stage_1 and stage_1.name,
-        "encoder_id": run.encoder.encoder_id,
+        "encoder_id": encoder.encoder_id,
         "k": k,
         "seconds": shared | spent.spent,
         **measured,
