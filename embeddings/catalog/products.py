@@ -146,6 +146,11 @@ class ProductBatch:
     def __len__(self) -> int:
         return len(self.index_B)
 
+    def take(self, rows: slice | torch.Tensor, *, tokens: int | None = None) -> "ProductBatch":
+        """Some of its products, with so many tokens of their titles."""
+        part = {name: tensor[rows] for name, tensor in vars(self).items()}
+        return ProductBatch(**{**part, **{name: part[name][:, :tokens] for name in ("ids_BT", "mask_BT")}})
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "ProductBatch":
         """The same batch with every tensor on `device`."""
         return ProductBatch(

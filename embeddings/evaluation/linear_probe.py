@@ -24,6 +24,8 @@ FloatArray = npt.NDArray[np.float64]
 
 #: Inverse strengths of regularisation that are tried, weakest last.
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
+#: Quantiles of a score that are tried as cutoffs.
+CUTOFFS = 101
 #: More steps change nothing that the intervals could see.
 MAX_STEPS = 300
 
@@ -71,6 +73,29 @@ def linear_probe(
             best = score, strength, predicted_N
     assert best is not None
     return Probe(predicted_N=best[2], strength=best[1])
+
+
+def best_cutoffs(score_N: npt.NDArray[np.floating], grade_N: npt.NDArray[np.integer]) -> tuple[float, float]:
+    """Two cutoffs of a score that part three grades with the best macro F1; a score above both is the best.
+
+    The balanced probe gives each grade the same weight, so it calls too much irrelevant where that is rare.
+    Quantiles of the scores are tried, `CUTOFFS` of them.
+
+    >>> low, high = best_cutoffs(np.array([0.1, 0.2, 0.4, 0.5, 0.8, 0.9]), np.array([0, 0, 1, 1, 2, 2]))
+    >>> 0.2 <= low < 0.4, 0.5 <= high < 0.8
+    (True, True)
+    """
+    tried_Q = np.unique(np.quantile(score_N, np.linspace(0, 1, CUTOFFS)))
+    is_grade_NC = np.asarray(grade_N)[:, None] == np.arange(3)
+    below_QC = np.array([is_grade_NC[score_N <= cutoff].sum(axis=0) for cutoff in tried_Q])
+    low_I, high_I = np.triu_indices(len(tried_Q))
+    below_low_IC, below_high_IC = below_QC[low_I], below_QC[high_I]
+    labelled_C = is_grade_NC.sum(axis=0)
+    f1_I = np.zeros(len(low_I))
+    for grade, part_IC in enumerate((below_low_IC, below_high_IC - below_low_IC, labelled_C - below_high_IC)):
+        f1_I += 2 * part_IC[:, grade] / (part_IC.sum(axis=1) + labelled_C[grade]).clip(1)
+    best = int(f1_I.argmax())
+    return float(tried_Q[low_I[best]]), float(tried_Q[high_I[best]])
 
 
 def unit_vectors(table: EmbeddingTable, ids: pa.Array) -> npt.NDArray[np.float32]:

@@ -90,6 +90,8 @@ class AlignBatch(NamedTuple):
     """One micro-batch with each distinct product and query once."""
 
     products: ProductBatch
+    #: Which of them are encoded together, and how many tokens their titles have at most.
+    product_chunks: list[tuple[slice, int]]
     #: Image tokens of the products that have an image, when the image encoder is frozen; else None.
     image_GIH: Tensor | None
     #: Token ids and masks of the distinct queries, chunk by chunk, in the order of the query numbers.
@@ -267,12 +269,17 @@ class Alignment(nn.Module):
 
     def vectors(self, batch: AlignBatch) -> tuple[Tensor, Tensor]:
         """Unit vectors of the distinct products (U, D) and queries (V, D)."""
-        if batch.image_GIH is None:
-            product_UD = self.product(batch.products)
-        else:
-            with_image = batch.products.has_image_B.nonzero().squeeze(1)
-            product_UD = self.product.embed(batch.products, batch.image_GIH, with_image)
-        return product_UD, torch.cat([self.query(ids, mask) for ids, mask in batch.query_chunks])
+        parts, images = [], 0
+        for rows, tokens in batch.product_chunks:
+            chunk = batch.products.take(rows, tokens=tokens)
+            if batch.image_GIH is None:
+                parts.append(self.product(chunk))
+                continue
+            with_image = chunk.has_image_B.nonzero().squeeze(1)
+            image_GIH = batch.image_GIH[images : images + len(with_image)]
+            images += len(with_image)
+            parts.append(self.product.embed(chunk, image_GIH, with_image))
+        return torch.cat(parts), torch.cat([self.query(ids, mask) for ids, mask in batch.query_chunks])
 
 
 def freeze_product_side(product: ProductEncoder, side: ProductSide) -> None:

@@ -1,8 +1,8 @@
 """Stage 2: aligning the query encoder and the product encoder by PQC (paper section 3.2.2).
 
 Tuples (product, positive query, K negative queries) come from the relevance data. A step encodes each
-distinct product and query of its batch once, queries in chunks of alike length. With a frozen image encoder
-the image tokens of the catalogue are computed once, if they fit.
+distinct product and query of its batch once, in chunks of alike length. With a frozen image encoder the
+image tokens of the catalogue are computed once, if they fit.
 
 Shapes: B tuples of a micro-batch, U distinct products and V distinct queries among them, K negatives and
 C = 1 + K queries of a tuple, P products of the catalogue, G products with an image, I image tokens, H hidden
@@ -30,8 +30,13 @@ from embeddings.training.loop import rows_of_a_step
 from embeddings.training.losses import NO_GROUP
 from embeddings.training.ranks import Ranks, sum_over_ranks
 
-#: Queries that are encoded together; short ones are not padded to the longest of the batch.
-QUERY_CHUNK = 256
+#: Texts of a batch are encoded in so many chunks of alike length; short ones are not padded to the longest.
+CHUNKS = 4
+#: Rows and tokens of a chunk are multiples of these where texts allow: a processor's kernels for bfloat16 are
+#: built and kept for each shape that they meet, and came to gigabytes (experiments/LOG.md).
+CHUNK_ROWS, CHUNK_TOKENS = 16, 4
+#: Products whose images are encoded together.
+IMAGE_CHUNK = 256
 #: Image tokens of the catalogue are kept in memory up to this size.
 IMAGE_CACHE_BYTES = 2 << 30
 #: Validation tuples that are looked at, at most: enough for two digits of the loss.
@@ -228,10 +233,10 @@ class AlignTask:
         query_V, query_BC = np.unique(
             np.concatenate([tuple_BC[:, 1:].ravel(), pair_B3[:, 1]]), return_inverse=True
         )
-        product_B, pair_product_B = np.split(product_B, [len(rows)])
         query_BC, pair_query_B = np.split(query_BC, [len(rows) * (tuple_BC.shape[1] - 1)])
         chunks, place_V = self._query_chunks(query_V)
-        products, image_GIH = self._products(product_U)
+        products, image_GIH, place_U, product_chunks = self._products(product_U)
+        product_B, pair_product_B = np.split(place_U[product_B], [len(rows)])
         title_queries = None
         if draw is not None and self.config.title_query_weight > 0:
             title_queries = self._title_queries(products, draw)
@@ -244,6 +249,7 @@ class AlignTask:
             relevant_BV = torch.from_numpy(known_BV[:, np.argsort(place_V)]).to(self.device)
         return AlignBatch(
             products=products.to(self.device),
+            product_chunks=product_chunks,
             image_GIH=image_GIH,
             query_chunks=chunks,
             product_B=torch.from_numpy(product_B).to(self.device),
@@ -278,25 +284,31 @@ class AlignTask:
         self, query_V: npt.NDArray[np.int64]
     ) -> tuple[list[tuple[Tensor, Tensor]], npt.NDArray[np.int64]]:
         """Token ids of the queries in chunks of alike length, and where each query went."""
-        length_V = self.query_lengths[query_V]
-        order_V = np.argsort(length_V, kind="stable")
-        place_V = np.empty(len(query_V), np.int64)
-        place_V[order_V] = np.arange(len(query_V))
+        order_V, parts = length_chunks(self.query_lengths[query_V])
         chunks = []
-        for start in range(0, len(query_V), QUERY_CHUNK):
-            part = query_V[order_V[start : start + QUERY_CHUNK]]
-            width = int(self.query_lengths[part].max())
+        for rows, width in parts:
+            part = query_V[order_V[rows]]
             ids_VT, mask_VT = (tokens_QT[part, :width].to(self.device) for tokens_QT in self.query_tokens)
             chunks.append((ids_VT, mask_VT))
+        place_V = np.argsort(order_V)
         return chunks, place_V
 
-    def _products(self, product_U: npt.NDArray[np.int64]) -> tuple[ProductBatch, Tensor | None]:
+    def _products(
+        self, product_U: npt.NDArray[np.int64]
+    ) -> tuple[ProductBatch, Tensor | None, npt.NDArray[np.int64], list[tuple[slice, int]]]:
+        """The products by length of title, cached image tokens, where each product went, and the chunks."""
         if self.image_cache is None:
-            return self.encoder.load_batch(self.catalog, product_U, unreadable=self.unreadable), None
-        products = self.encoder.load_batch(self.titles, product_U, image_size=1)
-        slot_U = self.image_slot_P[product_U]
+            products = self.encoder.load_batch(self.catalog, product_U, unreadable=self.unreadable)
+        else:
+            products = self.encoder.load_batch(self.titles, product_U, image_size=1)
+        order_U, chunks = length_chunks(products.mask_BT.sum(dim=1).numpy())
+        products = products.take(torch.from_numpy(order_U))
+        if self.image_cache is None:
+            return products, None, np.argsort(order_U), chunks
+        slot_U = self.image_slot_P[product_U[order_U]]
         image_GIH = self.image_cache[slot_U[slot_U >= 0]].to(self.device)
-        return replace(products, has_image_B=torch.from_numpy(slot_U >= 0)), image_GIH
+        products = replace(products, has_image_B=torch.from_numpy(slot_U >= 0))
+        return products, image_GIH, np.argsort(order_U), chunks
 
     @torch.no_grad()
     def _cache_image_tokens(self) -> Tensor | None:
@@ -309,8 +321,8 @@ class AlignTask:
             return None
         vision, parts = self.encoder.product.eval(), []
         with_image: list[npt.NDArray[np.int64]] = []
-        for start in range(0, len(used), QUERY_CHUNK):
-            index = used[start : start + QUERY_CHUNK].astype(np.int64)
+        for start in range(0, len(used), IMAGE_CHUNK):
+            index = used[start : start + IMAGE_CHUNK].astype(np.int64)
             batch = self.encoder.load_batch(self.catalog, index, unreadable=self.unreadable)
             has_image_B = batch.has_image_B.numpy()
             with_image.append(index[has_image_B])
@@ -319,6 +331,28 @@ class AlignTask:
                 parts.append(vision.image_tokens(pixels).cpu())
         self.image_slot_P[np.concatenate(with_image)] = np.arange(sum(map(len, with_image)))
         return torch.cat(parts) if parts else torch.zeros((0, tokens, config.vision_hidden_dim))
+
+
+def length_chunks(
+    length_N: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int64], list[tuple[slice, int]]]:
+    """An order [N] of texts by length, shortest first, and chunks of it: places, and tokens that they need.
+
+    The shortest texts have what is left after chunks of equal size.
+
+    >>> order_N, chunks = length_chunks(np.array([7, 3, 3, 30, 5]))
+    >>> order_N.tolist(), chunks
+    ([1, 2, 4, 0, 3], [(slice(0, 5, None), 32)])
+    """
+    order_N = np.argsort(length_N, kind="stable")
+    rows = -(-len(order_N) // (CHUNKS * CHUNK_ROWS)) * CHUNK_ROWS
+    stops = range(len(order_N), 0, -rows)
+    places = [slice(max(0, stop - rows), stop) for stop in reversed(stops)]
+    longest = (int(length_N[order_N[place]].max()) for place in places)
+    return order_N, [
+        (place, -(-tokens // CHUNK_TOKENS) * CHUNK_TOKENS)
+        for place, tokens in zip(places, longest, strict=True)
+    ]
 
 
 def check_product_side(config: AlignConfig) -> None:

@@ -1,6 +1,7 @@
 """The ablation of the encoders: variants x seeds, trained, encoded and measured; resumable at any moment.
 
-OUT/pretrain/<fingerprint>/       stage 1, shared by all runs that agree on what it depends on
+OUT/pretrain/<fingerprint>/       stage 1, or the warm-ups without it, shared by all runs that agree on what
+                                  it depends on
     <variant>/seed-<n>/align/     stage 2
                        tables/    vectors of all products and of the held-out queries
                        metrics.json
@@ -18,7 +19,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from experiments.ablation.run import METRICS_FILE, run_stage_1, run_variant
-from experiments.config import KeysOf, load_config, merged, parse_config
+from experiments.config import ConfigError, KeysOf, load_config, merged, parse_config
 from experiments.encoders.config import EncodersConfig
 from experiments.runtime.job_pool import Job, OnProgress, run_jobs
 from features.artifacts import folder_lock, sha256_of
@@ -27,8 +28,8 @@ from features.inputs.tables import table_files
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 PRETRAIN = "pretrain"
-#: Sections that a variant may leave out, which TOML has no null for.
-_LEFT_OUT = (PRETRAIN, "warmup", "image_warmup")
+#: Sections that a variant may leave out, which TOML has no null for. Without `align` it is what comes before.
+_LEFT_OUT = (PRETRAIN, "warmup", "image_warmup", "align")
 #: What stage 1 depends on.
 _STAGE_1 = {
     "size",
@@ -52,8 +53,8 @@ class VariantConfig(BaseModel):
 
     #: What tables call it.
     title: str
-    #: Over those of the base, key by key; a section of `_LEFT_OUT` that is `false` is left out. `modalities`
-    #: are those of stage 2 and of the tables; the warm-ups and stage 1 see images and titles always.
+    #: Over those of the base, key by key; `pretrain`, `warmup`, `image_warmup` and `align` are left out if
+    #: `false`. `modalities` are those of stage 2 and of the tables; stage 1 sees images and titles always.
     settings: Annotated[dict[str, Any], KeysOf(EncodersConfig)] = {}
     #: Those of the ablation if None.
     seeds: Seeds | None = None
@@ -99,13 +100,13 @@ class AblationConfig(BaseModel):
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A variant with a seed: its settings, its folder, and its stage 1, which others may share."""
+    """A variant with a seed: its settings, its folder, and what comes before stage 2, perhaps shared."""
 
     variant: str
     seed: int
     config: EncodersConfig
     folder: Path
-    #: What stage 1 sees and where it lies; None without stage 1.
+    #: What stage 1 or the warm-ups without it see, and where they lie; None where stage 2 comes first.
     stage_1: EncodersConfig | None
     stage_1_folder: Path | None
 
@@ -131,6 +132,10 @@ def plan(config: AblationConfig, out: Path) -> list[PlannedRun]:
         content = merged(common, variant.settings)
         content |= {section: None for section in _LEFT_OUT if content.get(section) is False}
         settings[name] = parse_config(content, EncodersConfig, where=f"variant {name!r}")
+        if settings[name].align is None and settings[name].pretrain is None and settings[name].warmup is None:
+            raise ConfigError(
+                f"variant {name!r} must train something; give it [warmup], [pretrain] or [align]"
+            )
     seeds = dict.fromkeys(seed for name in config.variants for seed in config.seeds_of(name))
     return [
         _planned(name, seed, settings[name].with_seed(seed), out)
@@ -151,8 +156,8 @@ def execute_ablation(
 ) -> dict[str, str | None]:
     """Train and measure what is not finished yet. Calling again after a kill goes on where it stopped.
 
-    Every stage 1 and every run is a job in a process of its own, with one thread. A failed job leaves
-    `failure.txt` in its folder and stops only those that need it.
+    Every stage 1 (or the warm-ups without it) and every run is a job in a process of its own, with one
+    thread. A failed job leaves `failure.txt` in its folder and stops only those that need it.
 
     Returns:
         What went wrong with each job that was not finished yet, None where nothing did.
@@ -213,10 +218,13 @@ def _base(config: AblationConfig) -> dict[str, Any]:
 
 def _planned(variant: str, seed: int, config: EncodersConfig, out: Path) -> PlannedRun:
     stage_1, folder = None, None
-    if config.pretrain is not None:
-        # The same record of inputs for all runs that share it.
-        stage_1 = config.model_copy(update={"modalities": ("image", "text")})
-        depends_on = json.dumps(stage_1.model_dump(mode="json", include=_STAGE_1), sort_keys=True)
+    if config.pretrain is not None or config.warmup is not None:
+        # The same record of inputs for all runs that share it. Without stage 1 images that nobody reads do
+        # not warm up.
+        both = config.pretrain is not None
+        stage_1 = config.model_copy(update={"modalities": ("image", "text")} if both else {})
+        include = _STAGE_1 if both else _STAGE_1 | {"modalities"}
+        depends_on = json.dumps(stage_1.model_dump(mode="json", include=include), sort_keys=True)
         folder = out / PRETRAIN / hashlib.sha256(depends_on.encode()).hexdigest()[:12]
     return PlannedRun(variant, seed, config, out / variant / f"seed-{seed}", stage_1, folder)
 
@@ -224,12 +232,13 @@ def _planned(variant: str, seed: int, config: EncodersConfig, out: Path) -> Plan
 def _jobs(
     config: AblationConfig, runs: Sequence[PlannedRun], data: Path, checksum: str, device: str
 ) -> list[Job]:
-    """Stage 1 just before the first run that needs it."""
+    """Stage 1, or the warm-ups without it, just before the first run that needs them."""
     jobs: dict[str, Job] = {}
     for run in runs:
         needs: tuple[str, ...] = ()
         if run.stage_1 is not None and run.stage_1_folder is not None:
-            needs = (f"stage 1 {run.stage_1_folder.name} seed {run.seed}",)
+            kind = "warm-ups" if run.stage_1.pretrain is None else "stage 1"
+            needs = (f"{kind} {run.stage_1_folder.name} seed {run.seed}",)
             work = partial(run_stage_1, data, run.stage_1_folder, run.stage_1, device)
             jobs.setdefault(needs[0], Job(needs[0], work, run.stage_1_folder))
         work = partial(

@@ -17,6 +17,7 @@ from embeddings.stages.run_folder import ENCODER, ShowReport
 from embeddings.tables.narrow import bytes_per_vector, narrow_table
 from embeddings.training.loop import Report
 from experiments.encoders.config import EncodersConfig
+from experiments.encoders.first_encoder import first_encoder
 from experiments.encoders.pipeline import (
     encode_tables,
     measure_retrieval,
@@ -28,15 +29,29 @@ from features.artifacts import atomic_write_json
 from features.progress import Progress
 
 METRICS_FILE = "metrics.json"
+#: In the folder of stage 1, with or without one.
+WARMUP = "warmup"
 #: Seconds spent are saved this often, so that a killed job loses little of the count.
 SAVE_EVERY_S = 10.0
 
 
 def run_stage_1(data: Path, folder: Path, config: EncodersConfig, device: str, tell: Progress) -> None:
-    """Stage 1 to `folder`; a finished one is left as it is."""
+    """Stage 1 to `folder`, or the warm-ups alone without it; finished ones are left as they are."""
     seconds = SpentSeconds(folder / "seconds.json")
     with seconds.on("stage_1") as tick:
-        run_pretrain(data, folder, config, device=device, show=_show(tell, "stage 1", tick))
+        if config.pretrain is None:
+            show = _show(tell, "warm-ups", tick)
+            first_encoder(data, folder / WARMUP, config, device=device, show=show)
+        else:
+            run_pretrain(data, folder, config, device=device, show=_show(tell, "stage 1", tick))
+
+
+def encoder_before_stage_2(folder: Path, config: EncodersConfig) -> DashClipEncoder:
+    """What `run_stage_1` left in `folder` with that config."""
+    if config.pretrain is not None:
+        return DashClipEncoder.load(folder / ENCODER)
+    images = config.image_warmup is not None and "image" in config.modalities
+    return DashClipEncoder.load(folder / WARMUP / ("image" if images else "text") / ENCODER)
 
 
 def run_variant(
@@ -51,24 +66,30 @@ def run_variant(
     widths: Sequence[int],
     device: str,
 ) -> None:
-    """Stage 2 from the encoder of `stage_1` (from scratch if None), tables, and last of all metrics.json.
+    """Stage 2 from what `run_stage_1` left in `stage_1` (from scratch if None), tables, last metrics.json.
+
+    Without stage 2 in the config the tables are of what it would have started from.
 
     Args:
         identity: what else goes into metrics.json: whose results these are.
         widths: at which the first coordinates are measured alone, if the encoder has more.
     """
     spent = SpentSeconds(folder / "seconds.json")
-    start = None if stage_1 is None else DashClipEncoder.load(stage_1 / ENCODER)
-    with spent.on("stage_2") as tick:
-        run = run_align(
-            data,
-            folder / "align",
-            config,
-            start=start,
-            device=device,
-            show=_show(tell, "stage 2", tick),
-            progress=_with_tick(tell, tick),
-        )
+    start = None if stage_1 is None else encoder_before_stage_2(stage_1, config)
+    if config.align is None:
+        assert start is not None
+        encoder = start
+    else:
+        with spent.on("stage_2") as tick:
+            encoder = run_align(
+                data,
+                folder / "align",
+                config,
+                start=start,
+                device=device,
+                show=_show(tell, "stage 2", tick),
+                progress=_with_tick(tell, tick),
+            ).encoder
     tables = folder / "tables"
     with spent.on("encode") as tick:
         grades = read_grades(data)
@@ -76,7 +97,7 @@ def run_variant(
         encode_tables(
             data,
             tables,
-            run.encoder,
+            encoder,
             inputs=config.inputs,
             queries=queries.filter(pa.array(held_out_Q)),
             device=device,
@@ -89,7 +110,7 @@ def run_variant(
         **identity,
         "config": config.model_dump(mode="json"),
         "stage_1": stage_1 and stage_1.name,
-        "encoder_id": run.encoder.encoder_id,
+        "encoder_id": encoder.encoder_id,
         "k": k,
         "seconds": shared | spent.spent,
         **measured,

@@ -117,11 +117,11 @@ def _widths(report: AblationReport) -> list[str]:
 
 def _how_measured() -> str:
     return (
-        "Metrics are those of table 1. Minutes: training alone, mean of the runs, each on one core; stage 1 "
-        "counts in full for every variant that uses it, though variants share it. Differences are paired by "
-        "seed; in brackets a 95 % Student-t interval over seeds, which covers the noise of training, not "
-        'that of other queries. "above" and "below": the interval lies on that side of zero. Of many '
-        "comparisons one in twenty does so by chance."
+        "Metrics are those of table 1. Minutes: training alone, mean of the runs, each on one core; stage 1, "
+        "or the warm-ups without it, counts in full for every variant that uses it, though variants share "
+        "it. Differences are paired by seed; in brackets a 95 % Student-t interval over seeds, which covers "
+        'the noise of training, not that of other queries. "above" and "below": the interval lies on that '
+        "side of zero. Of many comparisons one in twenty does so by chance."
     )
 
 

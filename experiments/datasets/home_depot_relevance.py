@@ -18,11 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from embeddings.catalog.holdout import HoldoutConfig
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.evaluation.lexical import Scorer, char_tfidf_scores, token_overlap, tuned_bm25
-from embeddings.evaluation.linear_probe import GroupedHits, group_resamples, linear_probe, unit_vectors
+from embeddings.evaluation.linear_probe import (
+    GroupedHits,
+    best_cutoffs,
+    group_resamples,
+    linear_probe,
+    unit_vectors,
+)
 from embeddings.relevance.grades import GRADES, read_grades
 from experiments.statistics.cells import Intervals, interval_of, markdown_table, with_limits
 from experiments.statistics.intervals import Interval, UserWeightedAuc
@@ -69,6 +76,8 @@ class HomeDepotResults(ResultFile):
     #: Of the three grades.
     macro_f1: Intervals
     macro_f1_of_the_score: Intervals
+    #: By two cutoffs of the score instead of a probe, those of the best macro F1 on validation queries.
+    macro_f1_of_cutoffs: Intervals = Field(default_factory=dict)
     recall: dict[str, dict[str, float]]
     auc_differences: Intervals
     macro_f1_differences: Intervals
@@ -138,6 +147,7 @@ def evaluate_home_depot(
         auc_high_vs_irrelevant={name: interval_of(row.auc_R) for name, row in measured.items()},
         macro_f1={name: interval_of(row.macro_f1_R) for name, row in measured.items()},
         macro_f1_of_the_score={name: row.score_macro_f1 for name, row in measured.items()},
+        macro_f1_of_cutoffs={name: row.cutoffs_macro_f1 for name, row in measured.items()},
         recall={name: row.recall for name, row in measured.items()},
         auc_differences=_differences({name: row.auc_R for name, row in measured.items()}),
         macro_f1_differences=_differences({name: row.macro_f1_R for name, row in measured.items()}),
@@ -206,7 +216,10 @@ def to_markdown(results: HomeDepotResults) -> str:
         "",
     ]
     heading = ["Row", "AUC high against irrelevant", "Macro F1, 3 grades", "Macro F1 of the score alone"]
-    figures = (results.auc_high_vs_irrelevant, results.macro_f1, results.macro_f1_of_the_score)
+    figures = [results.auc_high_vs_irrelevant, results.macro_f1, results.macro_f1_of_the_score]
+    if results.macro_f1_of_cutoffs:
+        heading.append("Macro F1 of two cutoffs")
+        figures.append(results.macro_f1_of_cutoffs)
     lines += markdown_table(
         [*heading, "Recall irrelevant", "moderate", "high"],
         (
@@ -227,7 +240,8 @@ def to_markdown(results: HomeDepotResults) -> str:
         "",
         "In brackets 95 % intervals from resamples of whole queries, paired in differences. F1 and recall "
         f"are those of probes trained on the pairs of {results.queries['validation']:,} validation "
-        "queries, which stopped stage 2 but taught no encoder. "
+        "queries, which stopped stage 2 but taught no encoder; all grades weigh the same there. The two "
+        "cutoffs of the score are those of the best macro F1 on the same queries. "
         f"{results.products_seen_in_training:.1%} of the test pairs have a product that is graded for a "
         "train query, too. Token overlap (share of the query's words that the title contains) reaches "
         f"{results.token_overlap_auc_of_all_queries:.4f} over the pairs of all queries.",
@@ -240,6 +254,7 @@ def to_markdown(results: HomeDepotResults) -> str:
 class _Measured:
     encoder_id: str
     score_macro_f1: Interval
+    cutoffs_macro_f1: Interval
     recall: dict[str, float]
     pairs_without_vector: int
     #: The estimate first, then the resamples.
@@ -264,9 +279,15 @@ def _measure(
     choose_N = np.zeros_like(held_out_N)
     choose_N[held_out_N] = np.unique(pairs.group_N[held_out_N], return_inverse=True)[1] % 3 == 0
 
+    def hits(predicted_N: npt.NDArray[np.integer]) -> GroupedHits:
+        return GroupedHits(pairs.grade_N[test_N], predicted_N, test_group_N)
+
     def probe(read_NF: npt.NDArray[np.floating]) -> GroupedHits:
         found = linear_probe(read_NF, pairs.grade_N, train_N=held_out_N & ~choose_N, validation_N=choose_N)
-        return GroupedHits(pairs.grade_N[test_N], found.predicted_N[test_N], test_group_N)
+        return hits(found.predicted_N[test_N])
+
+    cutoffs = best_cutoffs(features.score_N[held_out_N], pairs.grade_N[held_out_N])
+    by_cutoffs = hits(np.searchsorted(cutoffs, features.score_N[test_N], side="left"))
 
     of_score = probe(features.score_N[:, None])
     of_all = (
@@ -277,6 +298,7 @@ def _measure(
     return _Measured(
         encoder_id=features.encoder_id,
         score_macro_f1=interval_of(of_score.macro_f1(weights_RQ)),
+        cutoffs_macro_f1=interval_of(by_cutoffs.macro_f1(weights_RQ)),
         recall={name: float(recall) for name, recall in zip(GRADES, recall_C, strict=True)},
         pairs_without_vector=int(np.count_nonzero(features.missing_N[test_N])),
         auc_R=auc_R,

@@ -32,6 +32,8 @@ from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError, Pairs
 from embeddings.grading.people import link_other_tables
 from embeddings.grading.run import RELEVANCE
 from embeddings.relevance.grades import PROBABILITIES
+from experiments.config import load_config
+from experiments.encoders.config import EncodersConfig
 from features.artifacts import (
     ResultFile,
     StrictModel,
@@ -179,7 +181,10 @@ def drawn(pairs: Pairs, share: float, seed: int) -> npt.NDArray[np.bool_]:
 
 
 def ablation_toml(plan: SharePlan) -> str:
-    """Variants that differ in whose grades stage 2 trains on, and in nothing else."""
+    """Variants that differ in whose grades stage 2 trains on, and in nothing else.
+
+    What comes before stage 2 is one of them where the config has that.
+    """
     base = json.dumps(plan.config, ensure_ascii=False)
     lines = [
         "# What stage 2 gains when people grade a share of the pairs, and a grader the rest.",
@@ -190,9 +195,15 @@ def ablation_toml(plan: SharePlan) -> str:
 
     def variant(name: str, title: str, sources: Sequence[str]) -> None:
         lines.extend(["", f"[variants.{name}]", f'title = "{title}"'])
-        lines.append(f"settings.sources = {json.dumps(list(sources), ensure_ascii=False)}")
+        if sources:
+            lines.append(f"settings.sources = {json.dumps(list(sources), ensure_ascii=False)}")
+        else:
+            lines.append("settings.align = false")
 
     variant("people", "People's grades of all pairs", plan.sources)
+    encoders = load_config(Path(plan.config), EncodersConfig)
+    if encoders.warmup is not None or encoders.pretrain is not None:
+        variant("no_grades", "No grades: what stage 2 starts from", ())
     for share in plan.shares:
         name, shown = percent(share), f"{100 * share:.3g} %"
         people, model = f"people_{name}", f"model_{name}"

@@ -53,7 +53,7 @@ from serving.packaging.build_generation import SnapshotSource, fill_generation, 
 from serving.packaging.from_ranker import request_ranker_of, tables_of, vectors_of
 from serving.packaging.gate import GateLimits
 from serving.packaging.logged_requests import LoggedImpressions
-from serving.packaging.serve_test_days import training_record_of
+from serving.packaging.serve_test_days import RECORD_REQUESTS, training_record_of
 from serving.scoring.compile import Backend, BackendChoice, compile_ranker
 from serving.scoring.predictor import TABLES, Predictor
 from serving.scoring.ranker_scorer import table_inputs
@@ -163,6 +163,7 @@ def build_package(
             sources=_sources(run_folder, log, run),
             files=record_files(folder, FIXED_PARTS),
         )
+        asked = [one.request for one in logged.requests(limit=RECORD_REQUESTS)]
         del logged  # a kilobyte an impression, while the snapshot needs memory of its own
         manifest.write(folder)
         GateLimits().write(folder)
@@ -185,7 +186,7 @@ def build_package(
         progress("comparing with the run", 0, 1)
         predictor = Predictor.load(folder)
         progress("comparing with the run", 1, 1)
-        record = training_record_of(predictor, logged, progress=progress)
+        record = training_record_of(predictor, asked, progress=progress)
         manifest = manifest.model_copy(update={"training_record": record})
         manifest.write(folder)
     return manifest

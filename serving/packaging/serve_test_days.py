@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from features.online.request import ScoreRequest
 from features.progress import Progress, silent
 from serving.drift.watched import record_of, watched_columns
 from serving.package.training_record import TrainingRecord
-from serving.packaging.logged_requests import LoggedImpressions, spread
 from serving.scoring.predictor import Predictor
 from serving.wire.reply import ScoreReply
 
@@ -16,9 +16,9 @@ RECORD_REQUESTS = 4_000
 
 
 def training_record_of(
-    predictor: Predictor, logged: LoggedImpressions, *, progress: Progress = silent
+    predictor: Predictor, requests: Sequence[ScoreRequest], *, progress: Progress = silent
 ) -> TrainingRecord:
-    """What a package answers to logged requests.
+    """What a package answers to logged requests (`RECORD_REQUESTS` of them are enough).
 
     They come with counters and purchases as they were, and without what no server is told (the position): as
     live traffic does, but for the age of the snapshot.
@@ -31,18 +31,16 @@ def training_record_of(
         if getattr(feature, "serving_value", None) is not None
     ]
     served: list[tuple[int | str | None, ScoreReply]] = []
-    groups = spread(logged.groups(), RECORD_REQUESTS)
-    for done, rows_N in enumerate(groups):
+    for done, request in enumerate(requests):
         if done % 100 == 0:
-            progress("serving the test days", done, len(groups))
-        request = logged.request(rows_N)
+            progress("serving the test days", done, len(requests))
         asked = replace(
             request,
             context=_without(request.context, untold),
             candidate_columns=_without(request.candidate_columns, untold),
         )
         served.append((request.user_id, predictor.score(asked)))
-    progress("serving the test days", len(groups), len(groups))
+    progress("serving the test days", len(requests), len(requests))
     return record_of(
         watched_columns(snapshot, manifest.request_columns, manifest.entities),
         served,

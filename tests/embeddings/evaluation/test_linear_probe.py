@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from embeddings.evaluation.linear_probe import GroupedHits, group_resamples, linear_probe, macro_f1
+from embeddings.evaluation.linear_probe import (
+    GroupedHits,
+    best_cutoffs,
+    group_resamples,
+    linear_probe,
+    macro_f1,
+)
 
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=40)
 
@@ -41,6 +47,19 @@ def test_a_weight_counts_the_rows_of_a_group_that_often(rows, weights):
     classes, predicted, _ = zip(*repeated, strict=True)
     assert hits.macro_f1(weights_RG)[0] == pytest.approx(macro_f1(classes, predicted))
     assert hits.accuracy(weights_RG)[0] == pytest.approx(np.equal(classes, predicted).mean())
+
+
+def test_no_other_cutoffs_among_the_scores_have_a_better_macro_f1():
+    rng = np.random.default_rng(0)
+    grade_N = rng.choice(3, 80, p=[0.1, 0.3, 0.6])
+    score_N = np.round(grade_N + rng.normal(0, 1.2, 80), 1)
+
+    def by(low, high):
+        return macro_f1(grade_N, np.searchsorted((low, high), score_N, side="left"))
+
+    tried = np.unique(score_N)  # fewer than the quantiles that are tried
+    best = max(by(low, high) for low in tried for high in tried if low <= high)
+    assert by(*best_cutoffs(score_N, grade_N)) == pytest.approx(best)
 
 
 def test_resamples_draw_as_many_groups_as_there_are_and_repeat_by_seed():

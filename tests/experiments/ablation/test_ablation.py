@@ -23,7 +23,7 @@ from experiments.ablation.text import console_table, to_markdown
 from experiments.cli import app
 from experiments.config import ConfigError, load_config, parse_config
 from experiments.encoders.config import EncodersConfig
-from experiments.encoders.pipeline import measure_retrieval
+from experiments.encoders.pipeline import measure_retrieval, run_align
 from experiments.runtime.job_pool import Job
 from experiments.statistics.intervals import Interval, verdict
 from features.artifacts import BusyError, folder_lock
@@ -129,6 +129,42 @@ def test_what_stage_1_depends_on(settings: dict[str, Any], shares: bool) -> None
     variants = {"default": {"title": "a"}, "other": {"title": "b", "settings": settings}}
     default, other = plan(ablation(variants=variants, seeds=[1]), Path())
     assert (default.stage_1_folder == other.stage_1_folder) is shares
+
+
+def test_without_stage_1_variants_share_their_warm_ups(data: Path, tmp_path: Path) -> None:
+    """And stage 2 has the encoder that it would have warmed up itself."""
+    base = BASE | {"pretrain": None, "warmup": OPTIMIZER, "modalities": ["text"]}
+    variants = {
+        "default": {"title": "a"},
+        "other": {"title": "b", "settings": {"align": {"temperature": 0.1}}},
+        "longer": {"title": "c", "settings": {"warmup": {"epochs": 2}}},
+        "images": {"title": "d", "settings": {"modalities": ["image", "text"]}},
+        "no_grades": {"title": "e", "settings": {"align": False}},
+    }
+    config = ablation(base=base, variants=variants, seeds=[1])
+    default, other, longer, images, none = plan(config, tmp_path)
+    assert default.stage_1_folder == other.stage_1_folder == none.stage_1_folder
+    assert len({run.stage_1_folder for run in (default, longer, images)}) == 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder_ablation, "run_jobs", run_here)
+        kept = {name: variants[name] for name in ("default", "no_grades")}
+        done = execute_ablation(ablation(base=base, variants=kept, seeds=[1]), data, tmp_path, processes=1)
+    assert len(done) == 3
+    assert all(error is None for error in done.values())
+    alone = run_align(data, tmp_path / "alone", default.config).encoder
+    found = json.loads(default.metrics.read_text())
+    assert found["encoder_id"] == alone.encoder_id
+    assert "stage_1" in found["seconds"]
+    without = json.loads(none.metrics.read_text())
+    assert without["encoder_id"].startswith("dashclip-initial-")
+    assert "stage_2" not in without["seconds"]
+    assert without["test"]["metrics"] != found["test"]["metrics"]
+
+
+def test_a_variant_that_trains_nothing_is_refused() -> None:
+    variants = VARIANTS | {"none": {"title": "x", "settings": {"align": False, "pretrain": False}}}
+    with pytest.raises(ConfigError, match=r"variant 'none' must train something"):
+        plan(ablation(variants=variants), Path())
 
 
 def test_each_stage_1_comes_once_and_before_those_that_need_it(

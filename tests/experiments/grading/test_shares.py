@@ -10,7 +10,7 @@ from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
 from embeddings.relevance.grades import read_grades
 from experiments.ablation.plan import AblationConfig, plan
 from experiments.config import load_config
-from experiments.grading.shares import SharePlan, Shares, drawn, write_shares
+from experiments.grading.shares import SharePlan, Shares, ablation_toml, drawn, write_shares
 from tests.embeddings.grading.small_world import write_small_world
 
 Pair = tuple[str, object]
@@ -83,7 +83,7 @@ def test_the_variants_differ_in_whose_grades_they_train_on_and_in_nothing_else(
 ) -> None:
     _, out, _ = written
     runs = plan(load_config(out / "ablation.toml", AblationConfig), out / "runs")
-    sources = {run.variant: run.config.sources for run in runs if run.seed == 1}
+    sources = {run.variant: run.config.sources for run in runs if run.seed == 1 and run.config.align}
     assert sources == {
         "people": ("human",),
         "people_25": ("people_25",),
@@ -94,8 +94,17 @@ def test_the_variants_differ_in_whose_grades_they_train_on_and_in_nothing_else(
         "model_50": ("model_50",),
     }
     first = runs[0].config
-    assert all(run.config.model_copy(update={"sources": first.sources}) == first for run in runs[:7])
+    graded = [run for run in runs if run.config.align]
+    assert all(run.config.model_copy(update={"sources": first.sources}) == first for run in graded[:7])
+    [none] = [run for run in runs if run.seed == 1 and run.config.align is None]
+    assert none.variant == "no_grades"
+    assert none.config == first.model_copy(update={"align": None, "sources": None})
+    assert none.stage_1_folder == runs[0].stage_1_folder
     assert len({run.stage_1_folder for run in runs}) == 5, "one stage 1 for each seed"
+
+
+def test_without_anything_before_stage_2_there_is_no_variant_without_grades() -> None:
+    assert "no_grades" not in ablation_toml(SharePlan(shares=(0.5,), config="encoders_home_depot_published"))
 
 
 def test_probabilities_of_the_model_can_be_drawn_from(written: tuple[Path, Path, Shares]) -> None:
