@@ -239,10 +239,10 @@ def test_a_pinned_generation_is_refreshed_by_force_alone_and_the_pin_goes_along(
 ) -> None:
     vectors = {"product": product_vectors(small_run, seed=3)}
     pin(package)
-    with pytest.raises(PackageError, match="generation 000001 of .* is pinned"):
+    with pytest.raises(PackageError, match=r"generation 000001 of .* is pinned"):
         refresh(package, vectors=vectors)
     assert generation_names(package) == ["000001"]
     assert refresh(package, vectors=vectors, force=True).now.name == "000002"
     assert pinned(package)
-    with pytest.raises(PackageError, match="generation 000002 of .* is pinned"):
+    with pytest.raises(PackageError, match=r"generation 000002 of .* is pinned"):
         refresh(package, vectors=vectors)
