@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from experiments.serving_checks.soak import SoakPlan, SoakResult
+    from experiments.serving_checks.soak_counts import SoakPlan, SoakResult
 
 #: Said so often where there is no terminal.
 _SAY_S = 30.0
@@ -64,7 +64,7 @@ def soak(
 
     from rich.console import Console
 
-    from experiments.serving_checks.soak import SoakPlan
+    from experiments.serving_checks.soak_counts import SoakPlan
     from features.artifacts import atomic_write_json
 
     console = Console()
@@ -102,7 +102,8 @@ def _soak(
     from experiments.runtime.environment import describe_machine
     from experiments.runtime.ports import free_ports
     from experiments.runtime.run_layout import labels_of_run, log_of_run, package_run
-    from experiments.serving_checks.soak import drain_under_load, fuzz_server, run_soak, soak_summary
+    from experiments.serving_checks.soak import drain_under_load, fuzz_server, run_soak
+    from experiments.serving_checks.soak_counts import soak_summary
     from experiments.serving_checks.soak_requests import Expectations, extend_log, make_pool
     from features.inputs.tables import InputTables
     from ranking.run import run_config

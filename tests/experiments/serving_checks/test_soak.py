@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from experiments.serving_checks.soak import (
+from experiments.serving_checks.soak_counts import (
     LOST,
     Failure,
     SoakPlan,
