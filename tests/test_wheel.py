@@ -43,7 +43,13 @@ NEED_AN_EXTRA = {
     "serving.servers.tracing",
 }
 #: Requirements under other names than the modules that they bring.
-MODULES = {"pytest-xdist": "xdist", "import-linter": "importlinter", "ir-measures": "ir_measures"}
+MODULES = {
+    "pytest-xdist": "xdist",
+    "import-linter": "importlinter",
+    "ir-measures": "ir_measures",
+    "opentelemetry-sdk": "opentelemetry",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+}
 
 
 def required(requirements: list[str]) -> set[str]:

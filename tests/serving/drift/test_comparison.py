@@ -15,6 +15,7 @@ from serving.drift.comparison import (
     moved,
     p_value,
     population_stability,
+    two_sided_t,
 )
 from tests.serving.drift.made import some_record, some_values, tally_of
 
@@ -40,6 +41,15 @@ def test_the_p_value_is_students_with_both_errors_and_counts_the_bins() -> None:
     p = p_value(shares, error, live, np.full(2, 0.04), units=(300, 1_000), groups=32)
     t = 0.1 / math.hypot(0.03, 0.04)  # both above what independent values would have: .029 and .016
     assert p == pytest.approx(2 * 2 * stats.t.sf(t, 31))
+
+
+@given(st.floats(0, 40), st.integers(1, 40))
+def test_students_t_is_that_of_scipy(t: float, degrees: int) -> None:
+    assert two_sided_t(t, degrees) == pytest.approx(2 * stats.t.sf(t, degrees), rel=1e-6, abs=1e-13)
+
+
+def test_one_with_one_degree_of_freedom_leaves_a_half() -> None:
+    assert two_sided_t(1.0, 1) == pytest.approx(0.5)
 
 
 def test_a_live_column_that_does_not_vary_is_given_the_variation_of_training() -> None:
