@@ -7,11 +7,10 @@ from experiments.abtest.loop.measures import OWN, TRAFFIC, UNIFORM
 from experiments.abtest.loop.result import RESULT, LoopResult, Week
 from experiments.abtest.loop.settings import EXPLORED, GREEDY, LOGGING
 from experiments.reports.abtest.loop_plots import weeks_figure
-from experiments.reports.abtest.page import MARKDOWN
 from experiments.reports.page import Absent, Grid, Plot, Section, svg_source
 from experiments.reports.plot_style import png_of, svg_of
 from experiments.reports.sections_page import write_sections_page
-from experiments.reports.sections_text import sections_markdown
+from experiments.reports.sections_text import MARKDOWN, sections_markdown
 from experiments.statistics.cells import NONE
 from features.artifacts import atomic_write_bytes
 from features.inputs.origin import Origin
