@@ -60,6 +60,10 @@ def loop(
         luck=luck,
     )
     command = f"dashclip abtest loop {world} {out} --config {config} --weeks {weeks} --explore {explore:g}"
+    if searches_per_day:
+        command += f" --searches-per-day {searches_per_day}"
+    if luck:
+        command += f" --luck {luck}"
     claim(settings, out)
     with progress_bars(console, log=out / "loop.log") as bars:
         result = run_loop(settings, out, command=command, progress=bars)

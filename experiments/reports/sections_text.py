@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from experiments.reports.page import Absent, Grid, Section
 from experiments.statistics.cells import markdown_table
 
+MARKDOWN = "report.md"
+
 
 def sections_markdown(sections: Sequence[Section | Absent], *, title: str, lead: str) -> str:
     """Question, answer, sentences, tables and notes of each section; cells keep their words."""

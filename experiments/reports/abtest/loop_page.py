@@ -3,22 +3,25 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.abtest.loop.measures import LOGGED, OWN, UNIFORM
+from experiments.abtest.loop.measures import OWN, TRAFFIC, UNIFORM
 from experiments.abtest.loop.result import RESULT, LoopResult, Week
 from experiments.abtest.loop.settings import EXPLORED, GREEDY, LOGGING
 from experiments.reports.abtest.loop_plots import weeks_figure
-from experiments.reports.abtest.page import MARKDOWN
 from experiments.reports.page import Absent, Grid, Plot, Section, svg_source
-from experiments.reports.plot_style import svg_of
+from experiments.reports.plot_style import png_of, svg_of
 from experiments.reports.sections_page import write_sections_page
-from experiments.reports.sections_text import sections_markdown
+from experiments.reports.sections_text import MARKDOWN, sections_markdown
+from experiments.statistics.cells import NONE
 from features.artifacts import atomic_write_bytes
 from features.inputs.origin import Origin
 
+PICTURE = "weeks.png"
+
 
 def write_loop_report(result: LoopResult, out: Path) -> list[Path]:
-    """Write `report.md` and `report.html` into `out`, each whole or not at all."""
+    """Write `report.md`, `report.html` and their plot, `weeks.png`, into `out`, each whole or not at all."""
     sections = loop_sections(result)
+    atomic_write_bytes(out / PICTURE, png_of(weeks_figure(result, arms_of(result))))
     title = f"The closed loop: {result.settings.ranker.variant}, {result.settings.weeks} weeks"
     lead = (
         "Each week's ranker was trained on the log of the week before, by the policy of its arm: greedy "
@@ -39,7 +42,7 @@ def write_loop_report(result: LoopResult, out: Path) -> list[Path]:
         rests_on=f"; its numbers are in {RESULT}.",
         facts=((f"{result.settings.weeks}", "weeks"), (f"{len(arms_of(result))}", "arms")),
     )
-    return [out / RESULT, out / MARKDOWN, page]
+    return [out / RESULT, out / MARKDOWN, out / PICTURE, page]
 
 
 def arms_of(result: LoopResult) -> list[tuple[str, str]]:
@@ -125,19 +128,15 @@ def loop_sections(result: LoopResult) -> list[Section | Absent]:
                 _grid(
                     result,
                     "AUC to expect, and promised over true clicks, of the week's ranker at the first "
-                    "position: of what it shows itself, of uniform slates, of what the log policy shows. Own "
-                    "log: AUC of the run on the last day of the log it learnt from.",
+                    "position: of what it shows itself (own), of uniform slates, of what the log policy "
+                    "shows (logged). Own log: AUC of the run on the last day of the log it learnt from.",
                     (
-                        ("AUC, own", lambda week: f"{week.measured.traffic[OWN].auc:.4f}"),
-                        ("Uniform", lambda week: f"{week.measured.traffic[UNIFORM].auc:.4f}"),
-                        ("Log policy", lambda week: f"{week.measured.traffic[LOGGED].auc:.4f}"),
+                        *((f"AUC, {kind}", _auc_of(kind)) for kind in TRAFFIC),
                         (
-                            "Own log",
-                            lambda week: f"{week.run_auc:.4f}" if week.run_auc is not None else "–",
+                            "AUC, own log",
+                            lambda week: f"{week.run_auc:.4f}" if week.run_auc is not None else NONE,
                         ),
-                        ("Promised, own", lambda week: f"{week.measured.traffic[OWN].calibration:.2f}"),
-                        ("Uniform ", lambda week: f"{week.measured.traffic[UNIFORM].calibration:.2f}"),
-                        ("Log policy ", lambda week: f"{week.measured.traffic[LOGGED].calibration:.2f}"),
+                        *((f"Promised, {kind}", _promised_of(kind)) for kind in TRAFFIC),
                     ),
                 ),
             ),
@@ -163,6 +162,14 @@ def loop_sections(result: LoopResult) -> list[Section | Absent]:
             ),
         ),
     ]
+
+
+def _auc_of(kind: str) -> Callable[[Week], str]:
+    return lambda week: f"{week.measured.traffic[kind].auc:.4f}"
+
+
+def _promised_of(kind: str) -> Callable[[Week], str]:
+    return lambda week: f"{week.measured.traffic[kind].calibration:.2f}"
 
 
 def _grid(result: LoopResult, caption: str, columns: tuple[tuple[str, Callable[[Week], str]], ...]) -> Grid:

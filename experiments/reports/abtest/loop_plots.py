@@ -11,12 +11,12 @@ from experiments.reports.plot_style import COLOURS, MARKERS, STYLE, WIDTH_INCHES
 
 #: Title of a panel and what it shows of a week.
 PANELS: tuple[tuple[str, Callable[[Week], float]], ...] = (
-    ("True CTR on the same searches, %", lambda week: 100 * week.measured.value.ctr),
+    ("True CTR, %", lambda week: 100 * week.measured.value.ctr),
     ("True revenue a search", lambda week: week.measured.value.revenue),
     ("AUC on uniform slates", lambda week: week.measured.traffic[UNIFORM].auc),
     ("AUC on own traffic", lambda week: week.measured.traffic[OWN].auc),
-    ("Promised over true clicks, own traffic", lambda week: week.measured.traffic[OWN].calibration),
-    ("Products shown in the week, %", lambda week: 100 * week.exposure.shown),
+    ("Promised / true clicks, own", lambda week: week.measured.traffic[OWN].calibration),
+    ("Products shown, %", lambda week: 100 * week.exposure.shown),
 )
 
 
@@ -27,7 +27,7 @@ def weeks_figure(result: LoopResult, arms: Sequence[tuple[str, str]]) -> Figure:
         arms: names of arms and what to call them.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH_INCHES, 5.6), layout="constrained")
+        figure = Figure(figsize=(0.82 * WIDTH_INCHES, 4.9), layout="constrained")
         panels = figure.subplots(2, 3).flat
         for axes, (title, value_of) in zip(panels, PANELS, strict=True):
             for (arm, name), colour, marker in zip(arms, COLOURS, MARKERS, strict=False):
@@ -42,7 +42,7 @@ def weeks_figure(result: LoopResult, arms: Sequence[tuple[str, str]]) -> Figure:
                 )
             axes.set_title(title)
             axes.set_xticks([week.week for week in result.of(arms[0][0])])
-            axes.set_xlabel("Week")
+            axes.set_xlabel("Week", labelpad=1)
             axes.grid(axis="y", color="#e4e4e4")
             axes.set_axisbelow(True)
         handles, labels = figure.axes[0].get_legend_handles_labels()

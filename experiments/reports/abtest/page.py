@@ -5,11 +5,9 @@ from pathlib import Path
 from experiments.abtest.result import RESULT, AbtestResult
 from experiments.reports.abtest.sections import abtest_sections
 from experiments.reports.sections_page import write_sections_page
-from experiments.reports.sections_text import sections_markdown
+from experiments.reports.sections_text import MARKDOWN, sections_markdown
 from features.artifacts import atomic_write_bytes
 from features.inputs.origin import Origin
-
-MARKDOWN = "report.md"
 
 
 def write_abtest_report(result: AbtestResult, out: Path, *, command: str) -> list[Path]:
