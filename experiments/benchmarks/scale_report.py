@@ -44,6 +44,7 @@ def scale_tables(result: dict[str, Any]) -> list[ResultTable]:
         f"Simulated. {logs}. One shop: {shop['products']:,} products, {shop['queries']:,} queries, "
         f"{shop['labels']:,} grades. One thread, memory limit of validation and features "
         f"{settings['memory_limit']}, batches of {settings['batch_size']:,}, one epoch.",
+        "The last training writes table 2, too, as the last part of a sweep does; then it is written alone.",
         f"Test AUC (simulated): {aucs}.",
         _commits(sizes, millions),
         machine_note(result),
