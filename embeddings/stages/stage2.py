@@ -26,15 +26,11 @@ from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.relevance.build_tuples import MODERATE, Grades, TupleSet
 from embeddings.stages.alignment import TEMPERATURE_RANGE, AlignBatch, AlignConfig, Alignment, GradedPairs
 from embeddings.training.evaluation import AT_CHANCE, ROWS
+from embeddings.training.length_chunks import length_chunks
 from embeddings.training.loop import rows_of_a_step
 from embeddings.training.losses import NO_GROUP
 from embeddings.training.ranks import Ranks, sum_over_ranks
 
-#: Texts of a batch are encoded in so many chunks of alike length; short ones are not padded to the longest.
-CHUNKS = 4
-#: Rows and tokens of a chunk are multiples of these where texts allow: a processor's kernels for bfloat16 are
-#: built and kept for each shape that they meet, and came to gigabytes (experiments/LOG.md).
-CHUNK_ROWS, CHUNK_TOKENS = 16, 4
 #: Products whose images are encoded together.
 IMAGE_CHUNK = 256
 #: Image tokens of the catalogue are kept in memory up to this size.
@@ -331,28 +327,6 @@ class AlignTask:
                 parts.append(vision.image_tokens(pixels).cpu())
         self.image_slot_P[np.concatenate(with_image)] = np.arange(sum(map(len, with_image)))
         return torch.cat(parts) if parts else torch.zeros((0, tokens, config.vision_hidden_dim))
-
-
-def length_chunks(
-    length_N: npt.NDArray[np.int64],
-) -> tuple[npt.NDArray[np.int64], list[tuple[slice, int]]]:
-    """An order [N] of texts by length, shortest first, and chunks of it: places, and tokens that they need.
-
-    The shortest texts have what is left after chunks of equal size.
-
-    >>> order_N, chunks = length_chunks(np.array([7, 3, 3, 30, 5]))
-    >>> order_N.tolist(), chunks
-    ([1, 2, 4, 0, 3], [(slice(0, 5, None), 32)])
-    """
-    order_N = np.argsort(length_N, kind="stable")
-    rows = -(-len(order_N) // (CHUNKS * CHUNK_ROWS)) * CHUNK_ROWS
-    stops = range(len(order_N), 0, -rows)
-    places = [slice(max(0, stop - rows), stop) for stop in reversed(stops)]
-    longest = (int(length_N[order_N[place]].max()) for place in places)
-    return order_N, [
-        (place, -(-tokens // CHUNK_TOKENS) * CHUNK_TOKENS)
-        for place, tokens in zip(places, longest, strict=True)
-    ]
 
 
 def check_product_side(config: AlignConfig) -> None:

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import embeddings.stages.stage2
+import embeddings.training.length_chunks
 from embeddings.catalog.products import ProductCatalog
 from embeddings.relevance.build_tuples import read_grades
 from embeddings.stages.alignment import GRADE_START, TEMPERATURE_RANGE, AlignBatch
-from embeddings.stages.stage2 import AlignTask, Tuples, length_chunks
+from embeddings.stages.stage2 import AlignTask, Tuples
 from embeddings.training.loop import train, trained_parameters
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import (
@@ -304,8 +304,8 @@ def test_a_learned_temperature_is_held_in_its_range(data: Path, tuples: Tuples) 
 def test_each_distinct_query_is_encoded_once_among_queries_of_its_length(
     data: Path, tuples: Tuples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embeddings.stages.stage2, "CHUNK_ROWS", 2)
-    monkeypatch.setattr(embeddings.stages.stage2, "CHUNK_TOKENS", 1)
+    monkeypatch.setattr(embeddings.training.length_chunks, "CHUNK_ROWS", 2)
+    monkeypatch.setattr(embeddings.training.length_chunks, "CHUNK_TOKENS", 1)
     batch = batches_of(align_task(data, tuples))[0]
     assert len(batch.query_chunks) > 1
     rows = [row for ids, mask in batch.query_chunks for row in zip(ids.tolist(), mask.tolist(), strict=True)]
@@ -325,31 +325,14 @@ def test_chunks_of_alike_length_change_no_vector(
         whole = batches_of(task)[0]
         assert len(whole.product_chunks) == 1
         with monkeypatch.context() as patch:
-            patch.setattr(embeddings.stages.stage2, "CHUNK_ROWS", 2)
-            patch.setattr(embeddings.stages.stage2, "CHUNK_TOKENS", 1)
+            patch.setattr(embeddings.training.length_chunks, "CHUNK_ROWS", 2)
+            patch.setattr(embeddings.training.length_chunks, "CHUNK_TOKENS", 1)
             parted = batches_of(task)[0]
         assert len(parted.product_chunks) > 1
         assert torch.equal(parted.products.index_B, whole.products.index_B)
         with torch.no_grad():
             for one, other in zip(task.module.vectors(whole), task.module.vectors(parted), strict=True):
                 torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
-
-
-def test_batches_of_texts_have_few_shapes() -> None:
-    """A kernel is built for each: 300 batches of 100 to 128 texts with 5 to 48 tokens."""
-    rng = np.random.default_rng(0)
-    shapes, padded, widest = set(), 0, 0
-    for _ in range(300):
-        length_N = rng.poisson(18, rng.integers(100, 129)).clip(5, 48)
-        order_N, chunks = length_chunks(length_N)
-        assert sorted(order_N.tolist()) == list(range(len(length_N)))
-        for rows, tokens in chunks:
-            assert (length_N[order_N[rows]] <= tokens).all()
-            shapes.add((rows.stop - rows.start, tokens))
-            padded += (rows.stop - rows.start) * tokens
-        widest += len(length_N) * length_N.max()
-    assert len(shapes) < 150
-    assert padded < 0.8 * widest
 
 
 def test_bfloat16_evaluates_nearly_the_same(data: Path, tuples: Tuples) -> None:
