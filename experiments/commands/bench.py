@@ -140,7 +140,8 @@ def bench(
     """
     from rich.console import Console
 
-    from experiments.benchmarks.tables import PARTS, read_result, tables_of, update_document
+    from experiments.benchmarks.document import update_document
+    from experiments.benchmarks.tables import PARTS, read_result, tables_of
     from features.artifacts import atomic_write_json
 
     console = Console()

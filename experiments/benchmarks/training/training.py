@@ -6,6 +6,7 @@ Speeds are rows per processor second on one thread: processor time is what a clu
 steadier of the two clocks.
 """
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from experiments.benchmarks.training.roofline import (
     measure_peaks,
     roofline_rows_per_s,
 )
+from experiments.benchmarks.training.step_profile import step_shares
 from experiments.runtime.environment import describe_machine
 from features.artifacts import atomic_folder
 from features.progress import Progress
@@ -177,6 +179,7 @@ def summarise(
             **{run.trainer: run.outcome["auc"] for run in runs if run.part == "train"},
         },
         "precisions": _precisions(runs),
+        "profile": _profiles(runs, trainers=trainers, speeds=ours, peaks=peaks),
         "roofline": {
             "flop_per_row": SHAPE.flop_per_row,
             "embedding_bytes_per_row": SHAPE.embedding_bytes_per_row,
@@ -204,6 +207,30 @@ def summarise(
             for name, speed in speeds.items()
         },
     }
+
+
+def _profiles(
+    runs: Sequence[Run], *, trainers: dict[str, Trainer], speeds: dict[str, Any], peaks: MachinePeaks
+) -> dict[str, Any]:
+    """Of each precision, where a step goes; a step has as many rows as one of the benchmark."""
+    profiles = {}
+    for name, speed in speeds.items():
+        precision = trainers[name].precision
+        found = [run.outcome["profile"] for run in runs if run.trainer == name and run.outcome["profile"]]
+        if not found:
+            continue
+        rows = found[0]["rows"]
+        loaded = [profile["loader"]["rows"] / profile["loader"]["cpu_s"] for profile in found]
+        profiles[precision] = step_shares(
+            found,
+            rows=rows,
+            step_ms=1e3 * rows / speed["step_rows_per_cpu_s"]["median"],
+            loader_ms=1e3 * rows / statistics.median(loaded),
+            shape=SHAPE,
+            gflops=peaks.float32_gflops if precision == "float32" else peaks.bfloat16_gflops,
+            copy_gb_per_s=peaks.copy_gb_per_s,
+        )
+    return profiles
 
 
 def _criteo_like_folder(benchmark: TrainingBenchmark, work: Path, progress: Progress) -> tuple[Path, float]:
