@@ -38,13 +38,20 @@ def _speed(result: dict[str, Any]) -> ResultTable:
             "float32": result["float32_ratio_to_fastest_peer"],
         }
         notes.append(
-            "Against the fastest peer: "
+            "Against the fastest peer (of those in float32, in float32): "
             + ", ".join(f"{ratio:.2f}x in {precision}" for precision, ratio in ratios.items())
             + "."
         )
     if result.get("ratio_to_torcheasyrec"):
         notes.append(
-            f"Against TorchEasyRec in its fastest precision: {result['ratio_to_torcheasyrec']:.2f}x."
+            f"Against TorchEasyRec: {result['ratio_to_torcheasyrec']:.2f}x, each in its fastest precision; "
+            f"{result['float32_ratio_to_torcheasyrec']:.2f}x, both in float32."
+        )
+    if result.get("load_average_before", 0) > 0.5:
+        notes.append(
+            f"**The machine was shared**: its load average was {result['load_average_before']:.1f} on "
+            f"{result['machine']['cores']} cores before the run; caches and memory were shared, too. "
+            "Wall times say nothing."
         )
     precisions = result["precisions"]
     if precisions:
@@ -134,8 +141,8 @@ def _profile(profiles: dict[str, Any]) -> ResultTable:
         (
             f"Processor time of a step of {_whole(totals[0]['rows'])} rows, by operator; MB are what "
             "operators read and write, as if nothing stayed in a cache. The limit: products at the measured "
-            "peak, then the MB of all other parts at the measured speed of copies; its share is limit / step, "
-            "and may count memory that a cache has served.",
+            "peak, then the MB of all other parts at the measured speed of copies; its share is limit / step "
+            "and counts memory that a cache has served.",
         ),
     )
 
