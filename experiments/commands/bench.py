@@ -80,7 +80,7 @@ def bench(
     peers: Annotated[
         bool,
         typer.Option(
-            help="Measure FuxiCTR, DeepCTR-Torch and torchrec's DLRM_DCN too, the first two in own environments."
+            help="Measure FuxiCTR, DeepCTR-Torch and torchrec's DLRM_DCN too; the first two are installed."
         ),
     ] = True,
     bfloat16: Annotated[

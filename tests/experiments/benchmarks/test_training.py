@@ -189,6 +189,27 @@ def test_emulated_bfloat16_is_reported_but_neither_chosen_nor_mixed_into_float32
     assert result["auc"] == {"best_reachable": 0.9, "ours": 0.75}
 
 
+def test_each_precision_is_compared_with_peers_of_its_own() -> None:
+    speeds = {"ours": 90, "ours_bfloat16": 200, "torcheasyrec": 60, "torcheasyrec_bfloat16": 100, "other": 30}
+    of = {name: "bfloat16" if "bfloat16" in name else "float32" for name in speeds}
+    runs = [_run(name, "train", speed, precision=of[name]) for name, speed in speeds.items()]
+    trainers = {name: _trainer(name, of[name]) for name in speeds}
+    result = summarise(runs, trainers=trainers, peaks=MachinePeaks(100, 100, 10), best_auc=0.9)
+    assert result["precision"] == "bfloat16"
+    assert result["ratio_to_torcheasyrec"] == pytest.approx(2.0)
+    assert result["float32_ratio_to_torcheasyrec"] == pytest.approx(1.5)
+    assert result["ratio_to_fastest_peer"] == pytest.approx(2.0)
+    assert result["float32_ratio_to_fastest_peer"] == pytest.approx(1.5)
+    without = [run for run in runs if "torcheasyrec" not in run.trainer]
+    result = summarise(
+        without,
+        trainers={name: trainers[name] for name in ("ours", "ours_bfloat16", "other")},
+        peaks=MachinePeaks(100, 100, 10),
+        best_auc=0.9,
+    )
+    assert result["ratio_to_torcheasyrec"] is None
+
+
 def test_the_profile_of_each_precision_is_in_the_result() -> None:
     kinds = {kind: {"ms": 10.0, "mb": 0.0} for kind in KINDS}
     profile = {"kinds": kinds, "operators": [], "rows": 100, "loader": {"rows": 1000, "cpu_s": 0.05}}
