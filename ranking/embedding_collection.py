@@ -116,6 +116,17 @@ class PooledEmbeddings(nn.Module):
         pooled = self.collection(rows).to_dict()
         return [pooled[key] for key in self.keys]
 
+    def joined(self, rows: KeyedJaggedTensor) -> Tensor:
+        """The same bags side by side [B, E]; no copy if the collection has them in this order."""
+        if rows.stride() == 0:
+            return torch.zeros(0, sum(self._widths), device=rows.device())
+        pooled = self.collection(rows)
+        if tuple(pooled.keys()) == self.keys:
+            joined: Tensor = pooled.values()
+            return joined
+        by_key = pooled.to_dict()
+        return torch.cat([by_key[key] for key in self.keys], dim=1)
+
     def vectors(self, key: str, rows: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
         """Vectors [L, D] in all bags of `key`, not pooled and without gradient, and each bag's length [B]."""
         bag = rows[key]

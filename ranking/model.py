@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from features.artifacts import StrictModel
+from ranking.dense_layers import Mlp, mlp
 from ranking.embedding_collection import (
     PooledEmbeddings,
     TableSpec,
     frozen_collection,
     trainable_collection,
 )
-from ranking.towers import DashClipTower, DcnTower, Similarities, mlp
+from ranking.towers import DashClipTower, DcnTower, Similarities
 
 Entity = Literal["product", "query", "history"]
 Widths = tuple[Annotated[int, Field(ge=1, le=16_384)], ...]
@@ -155,7 +156,7 @@ class DcnRanker(nn.Module):
 
     def forward(self, dense_BF: Tensor, sparse: KeyedJaggedTensor, semantic: KeyedJaggedTensor) -> Tensor:
         """Logits of a click [B]; `semantic` is not read."""
-        dcn_BH = self.dcn_tower(dense_BF, self.sparse_tables(sparse))
+        dcn_BH = self.dcn_tower(dense_BF, [self.sparse_tables.joined(sparse)])
         return self.head(dcn_BH).squeeze(1)
 
 
@@ -181,7 +182,7 @@ class SimilarityRanker(nn.Module):
         """Logits of a click [B]."""
         similarity_BC = self.similarities(self.semantic_tables(semantic))
         dense_BK = torch.cat([dense_BF, similarity_BC], dim=1)
-        return self.head(self.dcn_tower(dense_BK, self.sparse_tables(sparse))).squeeze(1)
+        return self.head(self.dcn_tower(dense_BK, [self.sparse_tables.joined(sparse)])).squeeze(1)
 
 
 class TwoTowerRanker(nn.Module):
@@ -205,7 +206,7 @@ class TwoTowerRanker(nn.Module):
 
     def forward(self, dense_BF: Tensor, sparse: KeyedJaggedTensor, semantic: KeyedJaggedTensor) -> Tensor:
         """Logits of a click [B]."""
-        dcn_BH = self.dcn_tower(dense_BF, self.sparse_tables(sparse))
+        dcn_BH = self.dcn_tower(dense_BF, [self.sparse_tables.joined(sparse)])
         purchases = None if self.dashclip_tower.history_tiers is None else self.purchases(semantic)
         dashclip_BH = self.dashclip_tower(self.semantic_tables(semantic), purchases)
         return self.head(torch.cat([dcn_BH, dashclip_BH], dim=1)).squeeze(1)
@@ -312,7 +313,7 @@ def _head(width: int, config: RankerConfig, click_rate: float) -> nn.Sequential:
     top = mlp(width, config.top_widths, dropout=config.dropout)
     last = nn.Linear(config.top_widths[-1] if config.top_widths else width, 1)
     nn.init.constant_(last.bias, math.log(click_rate / (1 - click_rate)))
-    return nn.Sequential(*top, last)
+    return Mlp(*top, last)
 
 
 def _semantic_tables(

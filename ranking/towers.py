@@ -11,21 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ranking.cross_network import cross_network
+from ranking.dense_layers import autocast_dtype, join_columns, mlp
 
 #: GEMM widths are padded to this multiple: a width of 429 runs at 58 % of the speed of 432 on a CPU.
 _WIDTH_MULTIPLE = 16
 #: Fully connected layers over the history tiers.
 HISTORY_WIDTHS = (64, 32)
-
-
-def mlp(width: int, hidden: Sequence[int], *, dropout: float) -> nn.Sequential:
-    """Linear, ReLU (and dropout) for each hidden width; the identity for none."""
-    layers: list[nn.Module] = []
-    for inner in hidden:
-        layers += [nn.Linear(width, inner), nn.ReLU()]
-        layers += [nn.Dropout(dropout)] if dropout else []
-        width = inner
-    return nn.Sequential(*layers)
 
 
 class DcnTower(nn.Module):
@@ -68,7 +59,7 @@ class DcnTower(nn.Module):
     def inputs(self, dense_BF: Tensor, embeddings: list[Tensor]) -> Tensor:
         """What the layers read [B, N]: dense features, id embeddings, padding."""
         padding_BP = self.padding.expand(dense_BF.shape[0], -1)
-        return torch.cat([dense_BF, *embeddings, padding_BP], dim=1)
+        return join_columns([dense_BF, *embeddings, padding_BP], autocast_dtype(dense_BF))
 
     def forward(self, dense_BF: Tensor, embeddings: list[Tensor]) -> Tensor:
         """[B, H]."""

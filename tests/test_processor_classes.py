@@ -38,6 +38,7 @@ SENSITIVE = (
     "embeddings/training/test_pqc_loss.py",
     "embeddings/training/test_title_token_loss.py",
     "ranking/test_cross_network.py",
+    "ranking/test_dense_layers.py",
     "ranking/test_model.py",
     "ranking/test_precision.py",
     "ranking/test_towers.py",

@@ -44,9 +44,15 @@ class Measurement:
 
 
 def measure_module(
-    module: str, *arguments: object, python: Path | None = None, watched: Path | None = None
+    module: str,
+    *arguments: object,
+    python: Path | None = None,
+    imports: Sequence[Path] = (),
+    watched: Path | None = None,
 ) -> Measurement:
     """Run `python -m module arguments` on one thread and measure it; with our own interpreter if None.
+
+    It also finds what lies in the folders `imports`.
 
     Processor seconds are user + system of the process and all its finished children. The peak is sampled: the
     sum of resident memory over the process tree, or one process's own high-water mark where that is larger.
@@ -62,7 +68,7 @@ def measure_module(
             stdout=output,
             stderr=errors,
             cwd=REPOSITORY,
-            env={**os.environ, **_ONE_THREAD},
+            env={**os.environ, **_ONE_THREAD, **_import_path(imports)},
         )
         try:
             usage, peak_bytes, most_on_disk = _follow(process, watched)
@@ -83,6 +89,10 @@ def measure_module(
             output=output.read(),
             scratch_mib=(most_on_disk - bytes_in(watched)) / 2**20 if watched else 0.0,
         )
+
+
+def _import_path(folders: Sequence[Path]) -> dict[str, str]:
+    return {"PYTHONPATH": os.pathsep.join(map(str, folders))} if folders else {}
 
 
 def last_json(measurement: Measurement) -> Any:

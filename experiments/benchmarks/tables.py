@@ -1,8 +1,7 @@
-"""Benchmark results as tables: for the terminal, and in docs/benchmarks.md between markers."""
+"""Benchmark results as tables."""
 
 import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from experiments.benchmarks.result_table import ResultTable, machine_note
 from experiments.benchmarks.scale_report import scale_tables
 from experiments.benchmarks.serving.tables import serving_tables
-from features.artifacts import atomic_write_bytes
+from experiments.benchmarks.training.tables import training_tables
 
 PARTS = ("training", "features", "loader", "scaling", "spark", "encoders", "serving")
 #: Measured when it is asked for by name, since it takes hours; its tables stand in a document of their own.
@@ -38,101 +37,6 @@ def read_result(results: Path, part: str) -> dict[str, Any] | None:
 def tables_of(part: str, result: dict[str, Any]) -> list[ResultTable]:
     """The tables of one part."""
     return _TABLES[part](result)
-
-
-def render_document(document: str, results: dict[str, dict[str, Any]]) -> str:
-    """`document` with the tables of each measured part between its markers; other parts stay as they are.
-
-    Raises:
-        ValueError: a part's markers are missing.
-    """
-    for part, result in results.items():
-        start, end = f"<!-- bench:{part} -->\n", f"<!-- /bench:{part} -->"
-        before, *middle = re.split(f"{start}.*?{end}", document, flags=re.DOTALL)
-        if len(middle) == 1:
-            text = "\n\n".join(table.markdown() for table in tables_of(part, result))
-            document = f"{before}{start}\n{text}\n\n{end}{middle[0]}"
-        else:
-            raise ValueError(
-                f"the document needs <!-- bench:{part} --> and then <!-- /bench:{part} --> exactly once, "
-                f"but has them {len(middle)} times; put them where the table of {part!r} shall stand"
-            )
-    return document
-
-
-def update_document(path: Path, results: Path, *, parts: Sequence[str] = PARTS) -> list[str]:
-    """Write the tables of `results` into the document at `path`; the parts that were found."""
-    found = {part: result for part in parts if (result := read_result(results, part)) is not None}
-    rendered = render_document(path.read_text(encoding="utf-8"), found)
-    atomic_write_bytes(path, rendered.encode())
-    return list(found)
-
-
-def _training(result: dict[str, Any]) -> list[ResultTable]:
-    auc, settings = result["auc"], result["settings"]
-    rows = []
-    for name, trainer in result["trainers"].items():
-        loop, step = trainer["loop_rows_per_cpu_s"], trainer["step_rows_per_cpu_s"]
-        rows.append(
-            (
-                trainer["title"],
-                f"{_whole(loop['median'])} ({_whole(loop['low'])} to {_whole(loop['high'])})",
-                _whole(step["median"]),
-                _whole(trainer["loop_rows_per_s"]["median"]),
-                f"{auc[name]:.4f}" if name in auc else "",
-                _whole(trainer["peak_mib"]),
-            )
-        )
-    notes = [
-        f"{_whole(settings['rows'])} rows, batch {_whole(settings['batch_size'])}, one thread, "
-        f"{settings['rounds']} alternating rounds. "
-        f"AUC after one epoch; the true click probabilities reach {auc['best_reachable']:.4f}."
-    ]
-    if result["ratio_to_fastest_peer"]:
-        ratios = {
-            result["precision"]: result["ratio_to_fastest_peer"],
-            "float32": result["float32_ratio_to_fastest_peer"],
-        }
-        notes.append(
-            "Against the fastest peer: "
-            + ", ".join(f"{ratio:.2f}x in {precision}" for precision, ratio in ratios.items())
-            + "."
-        )
-    precisions = result["precisions"]
-    if precisions:
-        notes.append(
-            f"AUC after the same {_whole(precisions['rows'])} rows: "
-            f"float32 {precisions['auc']['float32']:.4f}, "
-            f"bfloat16 {precisions['auc']['bfloat16']:.4f} (difference {precisions['difference']:+.4f}); "
-            "few steps of training, so this shows that they agree, not how well they rank."
-        )
-    columns = ("trainer", "rows per CPU-second", "step only", "rows/s (wall)", "AUC", "peak MiB")
-    speed = ResultTable("Training speed", columns, tuple(rows), (*notes, machine_note(result)))
-    return [speed, _roofline(result)]
-
-
-def _roofline(result: dict[str, Any]) -> ResultTable:
-    roofline = result["roofline"]
-    rows = tuple(
-        (
-            precision,
-            f"{roofline[f'{precision}_gflops']:.1f}",
-            _whole(roofline["rows_per_s"][precision]),
-            f"{100 * share:.0f} %",
-            f"{100 * roofline['end_to_end_share'][precision]:.0f} %",
-        )
-        for precision, share in roofline["step_share"].items()
-    )
-    return ResultTable(
-        "Share of the roofline, one core",
-        ("precision", "GEMM peak GFLOPS", "limit rows/s", "training step", "end to end"),
-        rows,
-        (
-            f"{roofline['flop_per_row'] / 1e6:.2f} MFLOP and "
-            f"{roofline['embedding_bytes_per_row'] / 1e3:.1f} kB of embedding rows a training row; "
-            f"copies ran at {roofline['copy_gb_per_s']:.1f} GB/s.",
-        ),
-    )
 
 
 def _features(result: dict[str, Any]) -> list[ResultTable]:
@@ -332,7 +236,7 @@ _STAGES = ("pretrain", "align", "encode")
 
 
 _TABLES: dict[str, Callable[[dict[str, Any]], list[ResultTable]]] = {
-    "training": _training,
+    "training": training_tables,
     "features": _features,
     "loader": _loader,
     "scaling": _scaling,

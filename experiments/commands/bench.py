@@ -45,6 +45,7 @@ class _Options:
     peers: bool
     bfloat16: bool
     environments: Path
+    torcheasyrec: Path | None
     size: Size
     device: Device
     precision: Precision
@@ -80,12 +81,19 @@ def bench(
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the parts that are already in OUT.")] = False,
     peers: Annotated[
-        bool, typer.Option(help="Measure FuxiCTR and DeepCTR-Torch too, each in an environment of its own.")
+        bool,
+        typer.Option(
+            help="Measure FuxiCTR, DeepCTR-Torch and torchrec's DLRM_DCN too; the first two are installed."
+        ),
     ] = True,
     bfloat16: Annotated[
         bool, typer.Option(help="Measure bfloat16 too; slow where the processor has no units for it.")
     ] = True,
     environments: Annotated[Path, typer.Option(help="Folder for the peers' environments.")] = Path(".venvs"),
+    torcheasyrec: Annotated[
+        Path | None,
+        typer.Option(help="Checkout of TorchEasyRec, to measure training beside it, too."),
+    ] = None,
     docs: Annotated[
         Path, typer.Option(help="Document whose tables are rewritten, except after --quick.")
     ] = Path("docs/benchmarks.md"),
@@ -154,8 +162,9 @@ def bench(
     """
     from rich.console import Console
 
+    from experiments.benchmarks.document import update_document
     from experiments.benchmarks.scale_report import scale_png
-    from experiments.benchmarks.tables import PARTS, SCALE, read_result, tables_of, update_document
+    from experiments.benchmarks.tables import PARTS, SCALE, read_result, tables_of
     from features.artifacts import atomic_write_bytes, atomic_write_json
 
     console = Console()
@@ -164,6 +173,7 @@ def bench(
         peers=peers,
         bfloat16=bfloat16,
         environments=environments.absolute(),
+        torcheasyrec=torcheasyrec,
         size=size,
         device=device,
         precision=precision,
@@ -185,6 +195,7 @@ def bench(
                 continue
             result = _measure(name, out, options, console)
             command = f"dashclip bench {name}{' --quick' if quick else ''}"
+            command += " --torcheasyrec CHECKOUT" if name == "training" and torcheasyrec else ""
             command += " --data DATA" if name == "spark" and data else ""
             if name == "encoders":
                 run = {"command": command + options.encoder_arguments, **result}
@@ -249,6 +260,7 @@ def _benchmark(name: str, options: _Options, *, work: Path, report: "Progress") 
                 environments=options.environments,
                 with_peers=options.peers,
                 with_bfloat16=options.bfloat16,
+                torcheasyrec=options.torcheasyrec,
                 progress=report,
             )
         case "features":

@@ -198,6 +198,16 @@ def test_pooled_embeddings_come_in_the_order_asked_for() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("keys", [SEMANTIC_KEYS, SEMANTIC_KEYS[::-1]])
+@pytest.mark.parametrize("size", [0, 6])
+def test_joined_embeddings_are_the_single_ones_side_by_side(keys: tuple[str, ...], size: int) -> None:
+    ranker = build_ranker(RANKERS["product + query + history"], inputs(), seed=1)
+    assert isinstance(ranker, TwoTowerRanker)
+    tables = PooledEmbeddings(ranker.semantic_tables.collection, keys)
+    rows = batch(size).semantic
+    assert torch.equal(tables.joined(rows), torch.cat(tables(rows), dim=1))
+
+
 def test_a_tower_without_its_table_is_refused() -> None:
     without_queries = RankerInputs(3, {"user": 4}, {"product": inputs().vectors["product"]})
     with pytest.raises(ValueError, match="needs query embeddings, which were not given"):

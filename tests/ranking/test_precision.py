@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ranking.precision import has_bfloat16_units, resolve_precision
+from ranking.precision import has_bfloat16_units, onednn_multiplies_float32, resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -42,3 +42,21 @@ def test_a_named_precision_is_used_on_any_processor(monkeypatch: pytest.MonkeyPa
 
 def test_this_machine_answers() -> None:
     assert resolve_precision("auto", CPU) is (torch.bfloat16 if has_bfloat16_units(CPU) else torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("onednn", "units", "expected"),
+    [
+        (True, {"cpu_name": "AMD EPYC", "avx512_f": True}, True),
+        (True, {"cpu_name": "Intel(R) Xeon(R) Processor", "avx512_f": True}, False),  # MKL uses them there
+        (True, {"cpu_name": "AMD EPYC", "avx512_f": False}, False),
+        (False, {"cpu_name": "AMD EPYC", "avx512_f": True}, False),  # oneDNN was held to a lesser one
+        (True, {}, False),
+    ],
+)
+def test_onednn_multiplies_float32_only_where_mkl_leaves_units_unused(
+    monkeypatch: pytest.MonkeyPatch, onednn: bool, units: dict[str, object], expected: bool
+) -> None:
+    _processor(monkeypatch, onednn=onednn, **units)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert onednn_multiplies_float32.__wrapped__() is expected

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ranking.towers import DashClipTower, DcnTower, HistoryTiers, mlp
+from ranking.dense_layers import mlp
+from ranking.towers import DashClipTower, DcnTower, HistoryTiers
 from tests.tolerances import float32_error
 
 

@@ -4,11 +4,14 @@ The loop reads Parquet through our loader (the peers' loops start from arrays in
 of `ranking.train`; evaluations and checkpoints are left out, as they are for the peers.
 """
 
+from collections import deque
+from dataclasses import asdict
 from typing import cast
 
 import torch
 
 from experiments.benchmarks.training.peers import protocol
+from experiments.benchmarks.training.step_profile import profile_steps
 from experiments.benchmarks.training.training_steps import training_steps
 from features.feature_set import FeatureSet
 from ranking.metrics import roc_auc
@@ -48,8 +51,13 @@ def main() -> None:
         auc = roc_auc(*steps.scores("test"))
         ready = [batch for batch, _ in zip(steps.training, range(request.step_batches), strict=False)]
         step = protocol.measure(sum(len(batch) for batch in ready), lambda: steps.take(ready))
+        profile = profile_steps(lambda: steps.take(ready), steps=len(ready))
+        loader = protocol.measure(steps.training.rows, lambda: deque(steps.training, maxlen=0))
+        profile |= {"rows": request.batch_size, "loader": asdict(loader)}
         libraries = ("torch", "torchrec", "fbgemm-gpu-cpu", "numpy")
-        protocol.report(loop, step, auc, steps.ranker, libraries, precision=request.precision)
+        protocol.report(
+            loop, step, auc, steps.ranker, libraries, precision=request.precision, profile=profile
+        )
 
 
 if __name__ == "__main__":

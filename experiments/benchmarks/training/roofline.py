@@ -16,6 +16,8 @@ from itertools import pairwise
 
 import torch
 
+from ranking.dense_layers import input_gradient, linear, weight_gradient
+
 #: Big enough to reach the peak, small enough to repeat; the second has the shape of a cross layer.
 _PRODUCT_SHAPES = ((1024, 1024, 1024), (4096, 432, 432))
 #: A GPU needs more work in one product to reach its peak; the second has the shape of a transformer's layer.
@@ -51,6 +53,11 @@ class DcnShape:
         weights += sum(a * b for a, b in pairwise(widths))
         weights += width + widths[-1]
         return 3 * 2 * weights
+
+    @property
+    def looked_up_bytes_per_row(self) -> int:
+        """Bytes of embedding rows read for one row, and written where the layers read them."""
+        return self.sparse_features * 4 * 2 * self.embedding_dim
 
     @property
     def embedding_bytes_per_row(self) -> int:
@@ -111,13 +118,22 @@ def measure_product_peak(dtype: torch.dtype, *, seconds: float, device: torch.de
     shapes = _PRODUCT_SHAPES if device.type == "cpu" else _CUDA_PRODUCT_SHAPES
     ones = partial(torch.ones, dtype=dtype, device=device)
     for m, k, n in shapes:
-        layouts = (
-            (ones(m, k), ones(n, k).t()),
-            (ones(m, k), ones(k, n)),
-            (ones(k, m).t(), ones(k, n)),
-        )
-        for left, right in layouts:
-            times = _repeat(partial(torch.mm, left, right), seconds / (len(shapes) * len(layouts)), device)
+        works = [
+            partial(torch.mm, left, right)
+            for left, right in (
+                (ones(m, k), ones(n, k).t()),
+                (ones(m, k), ones(k, n)),
+                (ones(k, m).t(), ones(k, n)),
+            )
+        ]
+        if device.type == "cpu":  # the ranker's own may go to another library
+            works += [
+                partial(linear, ones(m, k), ones(n, k), None),
+                partial(input_gradient, ones(m, k), ones(k, n)),
+                partial(weight_gradient, ones(k, m), ones(k, n)),
+            ]
+        for work in works:
+            times = _repeat(work, seconds / (len(shapes) * len(works)), device)
             best = max(best, 2e-9 * m * k * n / min(times))
     return best
 

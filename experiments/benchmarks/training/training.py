@@ -6,6 +6,8 @@ Speeds are rows per processor second on one thread: processor time is what a clu
 steadier of the two clocks.
 """
 
+import os
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +26,11 @@ from experiments.benchmarks.training.criteo_like import (
 )
 from experiments.benchmarks.training.peers import protocol
 from experiments.benchmarks.training.peers.environments import PEERS, ensure_environment
+from experiments.benchmarks.training.peers.torcheasyrec import (
+    RUNNER,
+    prepared_checkout,
+    torcheasyrec_version,
+)
 from experiments.benchmarks.training.roofline import (
     DcnShape,
     MachinePeaks,
@@ -31,6 +38,7 @@ from experiments.benchmarks.training.roofline import (
     measure_peaks,
     roofline_rows_per_s,
 )
+from experiments.benchmarks.training.step_profile import step_shares
 from experiments.runtime.environment import describe_machine
 from features.artifacts import atomic_folder
 from features.progress import Progress
@@ -43,6 +51,7 @@ SHAPE = DcnShape(
     deep_widths=protocol.DEEP_WIDTHS,
 )
 OURS = "ours"
+TORCHEASYREC = "torcheasyrec"
 _OURS_MODULE = "experiments.benchmarks.training.ours_runner"
 
 
@@ -75,13 +84,15 @@ QUICK = TrainingBenchmark(rows=200_000, short_rows=24_576, tiny_rows=8_192, roun
 
 @dataclass(frozen=True)
 class Trainer:
-    """One column of the comparison: what runs, in which precision, by whose interpreter (ours if None)."""
+    """One row of the comparison: what runs, in which precision, by whose interpreter (ours if None)."""
 
     name: str
     title: str
     module: str
     precision: str = "float32"
     python: Path | None = None
+    #: Folders that it imports from as well.
+    imports: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,9 +112,15 @@ def run_training_benchmark(
     environments: Path,
     with_peers: bool,
     with_bfloat16: bool,
+    torcheasyrec: Path | None = None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Make the data and the peers' environments, run all trainers in turn, and return `training.json`."""
+    """Make the data and the peers' environments, run all trainers in turn, and return `training.json`.
+
+    Args:
+        torcheasyrec: a checkout of TorchEasyRec, which is a peer then.
+    """
+    load = os.getloadavg()[0]
     data, best_auc = _criteo_like_folder(benchmark, work, progress)
     peaks = [measure_peaks()]
     bfloat16_is_native = peaks[0].bfloat16_gflops > peaks[0].float32_gflops
@@ -120,6 +137,9 @@ def run_training_benchmark(
         )
         for peer in (PEERS if with_peers else ())
     ]
+    if torcheasyrec is not None:
+        imports = prepared_checkout(torcheasyrec, environments, progress=progress)
+        peers += _torcheasyrec(torcheasyrec_version(torcheasyrec), imports, bfloat16=bfloat16_is_native)
     schedule = [
         (trainer, "train" if round_number == 0 else "train_short")
         for round_number in range(benchmark.rounds)
@@ -138,6 +158,7 @@ def run_training_benchmark(
     return {
         "settings": asdict(benchmark),
         "machine": describe_machine(),
+        "load_average_before": load,
         **summarise(runs, trainers=trainers, peaks=best_peaks(peaks), best_auc=best_auc),
     }
 
@@ -161,6 +182,18 @@ def summarise(
     chosen = max(ours, key=lambda name: ours[name]["loop_rows_per_cpu_s"]["median"])
     ours_speed = ours[chosen]["loop_rows_per_cpu_s"]["median"]
     fastest_peer = max((speed["loop_rows_per_cpu_s"]["median"] for speed in peers.values()), default=None)
+    fastest_float32 = max(
+        (
+            speed["loop_rows_per_cpu_s"]["median"]
+            for name, speed in peers.items()
+            if trainers[name].precision == "float32"
+        ),
+        default=None,
+    )
+    torcheasyrec = max(
+        (speed["loop_rows_per_cpu_s"]["median"] for name, speed in peers.items() if TORCHEASYREC in name),
+        default=None,
+    )
     float32_speed = ours[OURS]["loop_rows_per_cpu_s"]["median"]
     roofline = {
         precision: roofline_rows_per_s(SHAPE, gflops=gflops, copy_gb_per_s=peaks.copy_gb_per_s)
@@ -171,12 +204,17 @@ def summarise(
         "precision": trainers[chosen].precision,
         "peers": {name: speed["loop_rows_per_cpu_s"]["median"] for name, speed in peers.items()},
         "ratio_to_fastest_peer": ours_speed / fastest_peer if fastest_peer else None,
-        "float32_ratio_to_fastest_peer": float32_speed / fastest_peer if fastest_peer else None,
+        "float32_ratio_to_fastest_peer": float32_speed / fastest_float32 if fastest_float32 else None,
+        "ratio_to_torcheasyrec": ours_speed / torcheasyrec if torcheasyrec else None,
+        "float32_ratio_to_torcheasyrec": (
+            float32_speed / peers[TORCHEASYREC]["loop_rows_per_cpu_s"]["median"] if torcheasyrec else None
+        ),
         "auc": {
             "best_reachable": best_auc,
             **{run.trainer: run.outcome["auc"] for run in runs if run.part == "train"},
         },
         "precisions": _precisions(runs),
+        "profile": _profiles(runs, trainers=trainers, speeds=ours, peaks=peaks),
         "roofline": {
             "flop_per_row": SHAPE.flop_per_row,
             "embedding_bytes_per_row": SHAPE.embedding_bytes_per_row,
@@ -206,6 +244,39 @@ def summarise(
     }
 
 
+def _torcheasyrec(version: str, imports: Sequence[Path], *, bfloat16: bool) -> list[Trainer]:
+    """Its trainers; in bfloat16 only where that is no emulation."""
+    of = {"float32": TORCHEASYREC} | ({"bfloat16": f"{TORCHEASYREC}_bfloat16"} if bfloat16 else {})
+    return [
+        Trainer(name, f"TorchEasyRec {version}, {precision}", RUNNER, precision, imports=tuple(imports))
+        for precision, name in of.items()
+    ]
+
+
+def _profiles(
+    runs: Sequence[Run], *, trainers: dict[str, Trainer], speeds: dict[str, Any], peaks: MachinePeaks
+) -> dict[str, Any]:
+    """Of each precision, where a step goes; a step has as many rows as one of the benchmark."""
+    profiles = {}
+    for name, speed in speeds.items():
+        precision = trainers[name].precision
+        found = [run.outcome["profile"] for run in runs if run.trainer == name and run.outcome["profile"]]
+        if not found:
+            continue
+        rows = found[0]["rows"]
+        loaded = [profile["loader"]["rows"] / profile["loader"]["cpu_s"] for profile in found]
+        profiles[precision] = step_shares(
+            found,
+            rows=rows,
+            step_ms=1e3 * rows / speed["step_rows_per_cpu_s"]["median"],
+            loader_ms=1e3 * rows / statistics.median(loaded),
+            shape=SHAPE,
+            gflops=peaks.float32_gflops if precision == "float32" else peaks.bfloat16_gflops,
+            copy_gb_per_s=peaks.copy_gb_per_s,
+        )
+    return profiles
+
+
 def _criteo_like_folder(benchmark: TrainingBenchmark, work: Path, progress: Progress) -> tuple[Path, float]:
     """The folder with the rows in both forms, and the test AUC of the true click probabilities."""
     rows = draw_rows(benchmark.rows, seed=benchmark.seed, progress=progress)
@@ -230,6 +301,7 @@ def _run(trainer: Trainer, part: str, data: Path, benchmark: TrainingBenchmark) 
         f"--seed={benchmark.seed}",
         f"--precision={trainer.precision}",
         python=trainer.python,
+        imports=trainer.imports,
     )
     return Run(trainer.name, part, last_json(measurement), measurement.peak_mib)
 

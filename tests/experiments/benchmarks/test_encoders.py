@@ -21,6 +21,7 @@ from embeddings.catalog.images import load_image
 from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.modules import ProductEncoder, vision_config
 from embeddings.stages.runs import VOCABULARY
+from experiments.benchmarks.document import render_document
 from experiments.benchmarks.encoders.products import CatalogSize, full_size_tokenizer, write_products
 from experiments.benchmarks.encoders.step_timing import Observed, Schedule, StepObserver, count_flop
 from experiments.benchmarks.encoders.throughput import (
@@ -31,7 +32,7 @@ from experiments.benchmarks.encoders.throughput import (
     run_encoder_benchmark,
     setting,
 )
-from experiments.benchmarks.tables import render_document, tables_of
+from experiments.benchmarks.tables import tables_of
 from experiments.cli import app
 
 CPU = torch.device("cpu")
@@ -222,8 +223,11 @@ def test_a_compiled_run_stands_beside_the_eager_one_and_a_gpu_is_named(run: dict
 
 def test_the_document_has_a_place_for_the_encoders_and_keeps_it(run: dict[str, Any]) -> None:
     document = (REPOSITORY / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    results = {"encoders": {"runs": {"tiny, cpu, float32": run}}}
+    other = run | {"machine": run["machine"] | {"instructions": ["avx2", "amx_bf16"]}}
+    results = {"encoders": {"runs": {"tiny, cpu, float32": run, "tiny, cpu, bfloat16": other}}}
     once = render_document(document, results)
+    on_amx = once.split("<!-- bench:encoders -->")[1].split("<!-- on:AMX -->")[1]
+    assert "**Encoders: tiny, cpu, bfloat16**" in on_amx.split("<!-- /on:AMX -->")[0]
     assert "**Encoders: tiny, cpu, float32**" in once
     assert render_document(once, results) == once
 

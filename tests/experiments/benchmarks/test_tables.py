@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from experiments.benchmarks.tables import PARTS, render_document, tables_of, update_document
+from experiments.benchmarks.document import CLASSES, processor_class, render_document, update_document
+from experiments.benchmarks.tables import PARTS, tables_of
+from experiments.benchmarks.training.step_profile import KINDS
 from experiments.cli import app
 
 REPOSITORY = Path(__file__).parents[3]
@@ -50,6 +52,15 @@ def _results() -> dict[str, dict[str, Any]]:
             "ratio_to_fastest_peer": 2.5,
             "float32_ratio_to_fastest_peer": 2.5,
             "precisions": {"rows": 8192, "auc": {"float32": 0.6, "bfloat16": 0.5995}, "difference": -0.0005},
+            "profile": {
+                "float32": {
+                    "rows": 4096,
+                    "ms": 140.0,
+                    "kinds": {kind: {"ms": 20.0, "share": 1 / 7, "mb": 50.0} for kind in KINDS},
+                    "limit_ms": {"products": 90.0, "memory": 8.0},
+                    "share_of_limit": 0.7,
+                }
+            },
             "roofline": {
                 "flop_per_row": 5_617_008,
                 "embedding_bytes_per_row": 8_528,
@@ -113,11 +124,14 @@ def test_every_table_is_rectangular_and_says_what_it_was_measured_on() -> None:
 
 
 def test_the_training_table_gives_speeds_ratio_and_share_of_the_roofline() -> None:
-    speed, roofline = tables_of("training", _results()["training"])
+    speed, profile, roofline = tables_of("training", _results()["training"])
     assert speed.rows[0] == ("Ours", "10,000 (9,999 to 10,001)", "10,500", "9,500", "0.7612", "1,234")
     assert "2.50x" in speed.markdown()
     assert "(difference -0.0005)" in speed.markdown()
     assert roofline.rows == (("float32", "75.0", "13,000", "80 %", "77 %"),)
+    assert profile.rows[0] == ("matrix products", "20.0", "14 %", "50")
+    assert profile.rows[-2] == ("**a step**", "140.0", "100 %", "350")
+    assert profile.rows[-1] == ("limit: products + memory", "90.0 + 8.0", "70 %", "")
 
 
 def test_a_difference_in_the_features_is_printed_not_hidden() -> None:
@@ -142,6 +156,48 @@ def test_rendering_twice_changes_nothing_and_keeps_the_prose() -> None:
     assert "How to read the numbers" in once
     for part in PARTS:
         assert once.count(f"<!-- bench:{part} -->") == 1
+
+
+@pytest.mark.parametrize(
+    ("instructions", "expected"),
+    [
+        ([], "other"),
+        (["avx2"], "AVX2"),
+        (["avx2", "avx512f"], "AVX-512"),
+        (["avx2", "avx512f", "avx512_bf16"], "AVX512-BF16"),
+        (["avx2", "avx512f", "avx512_bf16", "amx_bf16"], "AMX"),
+    ],
+)
+def test_the_class_of_a_processor_is_that_of_its_fastest_matrix_products(
+    instructions: list[str], expected: str
+) -> None:
+    assert processor_class({"instructions": instructions}) == expected
+    assert expected in CLASSES
+
+
+def test_results_of_another_class_of_processor_stand_beside_those_that_are_there() -> None:
+    document = "a\n<!-- bench:loader -->\n<!-- /bench:loader -->\nz\n"
+    loader = _results()["loader"]
+    amx = {**MACHINE, "processor": "Newer CPU", "instructions": ["avx2", "amx_bf16"]}
+    first = render_document(document, {"loader": loader | {"machine": amx}})
+    both = render_document(first, {"loader": loader})
+    assert both.index("### On AVX2: Example CPU") < both.index("### On AMX: Newer CPU")
+    assert both.startswith("a\n")
+    assert both.endswith("-->\nz\n")
+    replaced = render_document(both, {"loader": loader | {"rows": 123_456}})
+    assert "123,456 rows" in replaced
+    assert "900,000 rows" not in replaced.split("<!-- on:AMX -->")[0]
+    assert replaced.count("### On") == 2
+    assert replaced.split("<!-- on:AMX -->")[1] == both.split("<!-- on:AMX -->")[1]
+
+
+def test_a_table_that_stands_in_no_class_is_refused_and_not_lost() -> None:
+    document = "<!-- bench:loader -->\n**Loader**\n<!-- /bench:loader -->\n"
+    with pytest.raises(ValueError, match=r"must stand between <!-- on:CLASS --> .* '\*\*Loader\*\*' outside"):
+        render_document(document, {"loader": _results()["loader"]})
+    document = "<!-- bench:loader -->\n<!-- on:Z80 -->\n<!-- /on:Z80 -->\n<!-- /bench:loader -->\n"
+    with pytest.raises(ValueError, match="the classes Z80"):
+        render_document(document, {"loader": _results()["loader"]})
 
 
 def test_parts_that_were_not_measured_keep_their_old_tables(tmp_path: Path) -> None:

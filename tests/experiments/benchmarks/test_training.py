@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,6 +29,7 @@ from experiments.benchmarks.training.criteo_like import (
     write_peer_arrays,
 )
 from experiments.benchmarks.training.roofline import DcnShape, MachinePeaks, roofline_rows_per_s
+from experiments.benchmarks.training.step_profile import KINDS
 from experiments.benchmarks.training.training import SHAPE, Run, Trainer, summarise
 from features.batches.loader import BatchLoader
 from features.feature_set import FeatureSet
@@ -131,7 +133,13 @@ def test_the_roofline_of_one_row_by_hand() -> None:
 
 
 def _run(
-    trainer: str, part: str, rows_per_cpu_s: float, *, auc: float = 0.7, precision: str = "float32"
+    trainer: str,
+    part: str,
+    rows_per_cpu_s: float,
+    *,
+    auc: float = 0.7,
+    precision: str = "float32",
+    profile: dict[str, Any] | None = None,
 ) -> Run:
     cost = {"rows": 1000, "cpu_s": 1000 / rows_per_cpu_s, "wall_s": 2000 / rows_per_cpu_s}
     outcome = {
@@ -141,6 +149,7 @@ def _run(
         "parameters": 1,
         "precision": precision,
         "versions": {},
+        "profile": profile,
     }
     return Run(trainer, part, outcome, peak_mib=100)
 
@@ -178,6 +187,40 @@ def test_emulated_bfloat16_is_reported_but_neither_chosen_nor_mixed_into_float32
     assert result["precisions"]["auc"] == {"bfloat16": 0.61, "float32": 0.62}
     assert result["precisions"]["difference"] == pytest.approx(-0.01)
     assert result["auc"] == {"best_reachable": 0.9, "ours": 0.75}
+
+
+def test_each_precision_is_compared_with_peers_of_its_own() -> None:
+    speeds = {"ours": 90, "ours_bfloat16": 200, "torcheasyrec": 60, "torcheasyrec_bfloat16": 100, "other": 30}
+    of = {name: "bfloat16" if "bfloat16" in name else "float32" for name in speeds}
+    runs = [_run(name, "train", speed, precision=of[name]) for name, speed in speeds.items()]
+    trainers = {name: _trainer(name, of[name]) for name in speeds}
+    result = summarise(runs, trainers=trainers, peaks=MachinePeaks(100, 100, 10), best_auc=0.9)
+    assert result["precision"] == "bfloat16"
+    assert result["ratio_to_torcheasyrec"] == pytest.approx(2.0)
+    assert result["float32_ratio_to_torcheasyrec"] == pytest.approx(1.5)
+    assert result["ratio_to_fastest_peer"] == pytest.approx(2.0)
+    assert result["float32_ratio_to_fastest_peer"] == pytest.approx(1.5)
+    without = [run for run in runs if "torcheasyrec" not in run.trainer]
+    result = summarise(
+        without,
+        trainers={name: trainers[name] for name in ("ours", "ours_bfloat16", "other")},
+        peaks=MachinePeaks(100, 100, 10),
+        best_auc=0.9,
+    )
+    assert result["ratio_to_torcheasyrec"] is None
+
+
+def test_the_profile_of_each_precision_is_in_the_result() -> None:
+    kinds = {kind: {"ms": 10.0, "mb": 0.0} for kind in KINDS}
+    profile = {"kinds": kinds, "operators": [], "rows": 100, "loader": {"rows": 1000, "cpu_s": 0.05}}
+    runs = [_run("ours", "train", 1000, profile=profile), _run("fast", "train", 10)]
+    trainers = {name: _trainer(name) for name in ("ours", "fast")}
+    result = summarise(runs, trainers=trainers, peaks=MachinePeaks(100, 10, 10), best_auc=0.9)
+    found = result["profile"]["float32"]
+    # a step of 100 rows takes 100 ms, its operators 7 x 10; the loader 5 ms more
+    assert found["kinds"]["rest"]["ms"] == pytest.approx(30)
+    assert found["kinds"]["loader"]["ms"] == pytest.approx(5)
+    assert set(result["profile"]) == {"float32"}
 
 
 def test_a_measured_command_reports_its_memory_and_output() -> None:

@@ -25,6 +25,8 @@ class Peer:
     name: str
     title: str
     module: str
+    #: Whether it needs an environment of its own; what is installed here already runs by our interpreter.
+    isolated: bool = True
 
     @property
     def requirements(self) -> Path:
@@ -40,17 +42,25 @@ class Peer:
 PEERS = (
     Peer(name="fuxictr", title="FuxiCTR 2.3.10", module="fuxictr"),
     Peer(name="deepctr-torch", title="DeepCTR-Torch 0.3.0", module="deepctr_torch"),
+    Peer(
+        name="torchrec-dlrm-dcn",
+        title="torchrec 1.8.0, DLRM_DCN",
+        module="torchrec_dlrm_dcn",
+        isolated=False,
+    ),
 )
 
 
 def ensure_environment(peer: Peer, folder: Path, *, progress: Progress = silent) -> Path:
     """The interpreter of `peer`'s environment under `folder`, installed now unless it is there already.
 
-    A changed requirements file makes the environment anew.
+    That of a peer that is not isolated is ours. A changed requirements file makes the environment anew.
 
     Raises:
         PeerEnvironmentError: pip failed.
     """
+    if not peer.isolated:
+        return Path(sys.executable)
     environment = folder / peer.name
     stamp = environment / "installed.sha256"
     wanted = hashlib.sha256(peer.requirements.read_bytes() + TORCH_REQUIREMENT.encode()).hexdigest()

@@ -52,7 +52,8 @@ class Outcome:
     """One run of one trainer.
 
     `loop` is its own training loop over one epoch with its own batching; `step` repeats the training step on
-    batches that lie ready as tensors. `auc` is that of the test rows after the epoch.
+    batches that lie ready as tensors. `auc` is that of the test rows after the epoch. `profile` is ours
+    alone: what `step_profile.profile_steps` gives, and what reading an epoch costs.
     """
 
     loop: Cost
@@ -61,6 +62,7 @@ class Outcome:
     parameters: int
     precision: str
     versions: dict[str, str]
+    profile: dict[str, Any] | None = None
 
 
 def read_request() -> Request:
@@ -100,7 +102,14 @@ def auc_of(clicked_N: NDArray[Any], scores_N: NDArray[Any]) -> float:
 
 
 def report(
-    loop: Cost, step: Cost, auc: float, model: Any, libraries: Iterable[str], *, precision: str = "float32"
+    loop: Cost,
+    step: Cost,
+    auc: float,
+    model: Any,
+    libraries: Iterable[str],
+    *,
+    precision: str = "float32",
+    profile: dict[str, Any] | None = None,
 ) -> None:
     """Print the outcome as the last line of standard output, with the versions of `libraries`."""
     outcome = Outcome(
@@ -110,6 +119,7 @@ def report(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         precision=precision,
         versions={name: version(name) for name in libraries},
+        profile=profile,
     )
     print(json.dumps(asdict(outcome)), flush=True)
 
