@@ -143,7 +143,7 @@ def join_clicks(
 def _read_log(log: Path, shown: int | None) -> tuple[pa.Table, float]:
     """What users were answered, by time, and the smallest share of the requests that was logged."""
     files = [*logged_files(log)] if log.is_dir() else []
-    parts = [file.table() for file in files]
+    parts = [table for file in files if (table := file.table()) is not None]
     if not parts:
         raise ValueError(f"{log} holds no feature log; `dashclip serve --feature-log` writes one")
     table = pa.concat_tables(parts, promote_options="default")

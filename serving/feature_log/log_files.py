@@ -48,9 +48,12 @@ class LoggedFile:
     share: float
     left_out: tuple[str, ...]
 
-    def table(self) -> pa.Table:
-        """Its rows."""
-        return pq.read_table(self.path)
+    def table(self) -> pa.Table | None:
+        """Its rows; None if a worker has removed it meanwhile to make room."""
+        try:
+            return pq.read_table(self.path)
+        except FileNotFoundError:
+            return None
 
 
 def rows_of(
@@ -142,14 +145,17 @@ def make_room(log: Path, limit_bytes: int, *, besides: Path | None = None) -> No
 
 
 def logged_files(log: Path) -> Iterator[LoggedFile]:
-    """All files, oldest first within each model version.
+    """All files, oldest first within each model version; one that goes meanwhile, to make room, is none.
 
     Raises:
         ValueError: a file is not of a feature log.
     """
     for path in sorted(log.glob("*/*.parquet")):
         if not path.name.startswith("."):
-            told = _told(pq.read_schema(path), path)
+            try:
+                told = _told(pq.read_schema(path), path)
+            except FileNotFoundError:
+                continue
             yield LoggedFile(path, told["model_version"], told["share"], tuple(told["left_out"]))
 
 

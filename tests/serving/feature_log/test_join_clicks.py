@@ -19,7 +19,7 @@ from features.online.request import ScoreRequest
 from features.online.snapshot import Snapshot
 from serving.feature_log.feature_log import FeatureLog, FeatureLogSettings
 from serving.feature_log.join_clicks import Joined, join_clicks, latest_before
-from serving.feature_log.log_files import write_rows
+from serving.feature_log.log_files import logged_files, write_rows
 from serving.feature_log.user_keys import read_key
 from serving.package.parity import read_requests
 from serving.scoring.predictor import Predictor
@@ -295,6 +295,23 @@ def test_moments_of_clicks_may_have_nanoseconds_which_are_cut_off(by_hand: Simpl
 def test_a_click_without_a_moment_belongs_to_nothing(by_hand: SimpleNamespace) -> None:
     clicks = {"timestamp": pa.array([AS_OF_US, None], UTC_US), "request_id": ["r0"] * 2, "product_id": [1, 2]}
     assert by_hand.joined(by_hand.log({}, {}), clicks)["clicked"].to_pylist() == [1, 0]
+
+
+def test_a_file_that_a_worker_removes_meanwhile_to_make_room_is_passed_over(
+    by_hand: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = by_hand.log({"store_id": 1})
+    by_hand.log({"store_id": 2})
+    by_hand.log({"store_id": 3})
+    files = logged_files(log)
+    seen = [next(files)]
+    first, second, _ = sorted(log.glob("*/*.parquet"))
+    second.unlink()
+    seen += files  # the second one is gone before it is looked at
+    first.unlink()  # and the first one before its rows are read
+    monkeypatch.setattr("serving.feature_log.join_clicks.logged_files", lambda _: iter(seen))
+    clicks = {"timestamp": pa.array([AS_OF_US], UTC_US), "request_id": ["r0"], "product_id": [1]}
+    assert by_hand.joined(log, clicks)["store_id"].to_pylist() == [3]
 
 
 @pytest.mark.parametrize(("users", "came"), [(["7"], "string"), ([7.0], "double")])
