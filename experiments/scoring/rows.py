@@ -10,7 +10,7 @@ from features.artifacts import replaced_file
 from features.inputs.blanks import without_blanks
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
-#: Columns of CSV that stay as they are written, as an id 007 is not 7; `ids_like` makes numbers where it must.
+#: Columns of CSV that stay as they are written, as an id 007 is not 7; `ids_like` makes numbers of them.
 _TEXTS = ("impression_id", "user_id", "product_id", "query", "text")
 
 
