@@ -141,12 +141,20 @@ class Estimate:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def bootstrap(per_query: Mapping[str, FloatArray], *, n: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+def bootstrap(
+    per_query: Mapping[str, FloatArray],
+    *,
+    n: int = 1000,
+    seed: int = 0,
+    groups_Q: IntArray | None = None,
+) -> dict[str, Estimate]:
     """Mean of each metric over queries, with the central 95 % of n resamples of whole queries.
 
+    Queries of one number in `groups_Q` are drawn together: those that ask for the same thing find the same.
+
     All metrics see the same resamples, and so do two calls with equal seeds and numbers of queries. NaN
-    values are left out and counted. A constant has an interval of width zero; fewer than two values have
-    none.
+    values are left out and counted. A constant has an interval of width zero; values of fewer than two groups
+    have none.
     """
     if not per_query:
         return {}
@@ -154,10 +162,13 @@ def bootstrap(per_query: Mapping[str, FloatArray], *, n: int = 1000, seed: int =
     valid_QM = ~np.isnan(values_QM)
     filled_QM = np.where(valid_QM, values_QM, 0.0)
     count = len(values_QM)
+    group_Q = np.arange(count) if groups_Q is None else np.unique(groups_Q, return_inverse=True)[1]
+    groups = int(group_Q.max(initial=-1)) + 1
     generator = np.random.default_rng(seed)
     means_RM = np.full((n, values_QM.shape[1]), np.nan)
     for resample in range(n if count else 0):
-        weight_Q = np.bincount(generator.integers(0, count, count), minlength=count).astype(np.float64)
+        drawn_G = np.bincount(generator.integers(0, groups, groups), minlength=groups)
+        weight_Q = drawn_G[group_Q].astype(np.float64)
         size_M = weight_Q @ valid_QM
         np.divide(weight_Q @ filled_QM, size_M, out=means_RM[resample], where=size_M > 0)
     estimates = {}
@@ -165,9 +176,8 @@ def bootstrap(per_query: Mapping[str, FloatArray], *, n: int = 1000, seed: int =
         known = int(valid_QM[:, column].sum())
         drawn_R = means_RM[:, column]
         drawn_R = drawn_R[~np.isnan(drawn_R)]
-        low, high = (
-            np.quantile(drawn_R, [0.025, 0.975]).tolist() if known > 1 and len(drawn_R) else (None,) * 2
-        )
+        several = len(np.unique(group_Q[valid_QM[:, column]])) > 1
+        low, high = np.quantile(drawn_R, [0.025, 0.975]).tolist() if several and len(drawn_R) else (None,) * 2
         estimates[name] = Estimate(
             mean=float(filled_QM[:, column].sum() / known) if known else None,
             low=low,
@@ -179,12 +189,20 @@ def bootstrap(per_query: Mapping[str, FloatArray], *, n: int = 1000, seed: int =
 
 
 def paired_differences(
-    candidate: Mapping[str, FloatArray], baseline: Mapping[str, FloatArray], *, n: int = 1000, seed: int = 0
+    candidate: Mapping[str, FloatArray],
+    baseline: Mapping[str, FloatArray],
+    *,
+    n: int = 1000,
+    seed: int = 0,
+    groups_Q: IntArray | None = None,
 ) -> dict[str, Estimate]:
     """Mean of candidate - baseline for the metrics of both, each query against itself.
 
     What makes a query hard for both cancels, so the interval is narrower than two intervals suggest.
     """
     return bootstrap(
-        {name: candidate[name] - baseline[name] for name in candidate if name in baseline}, n=n, seed=seed
+        {name: candidate[name] - baseline[name] for name in candidate if name in baseline},
+        n=n,
+        seed=seed,
+        groups_Q=groups_Q,
     )

@@ -192,17 +192,18 @@ def measure_retrieval(
         rows["random"] = RandomRow()
         rows |= lexical_rows(catalog.ids, catalog.titles, judged(VALIDATION), pool=pool, k=k)
     rows |= {name: VectorRow(*_both_tables(folder)) for name, folder in tables.items()}
+    group_Q = grades.intent_groups()
     evaluate = partial(
         evaluate_rows,
         rows,
         judgements,
+        intents_Q=group_Q[role_Q == role],
         k=k,
         pool=pool,
         candidate=candidate,
         resamples=resamples,
         progress=progress,
     )
-    group_Q = grades.intent_groups()
     seen_Q = np.isin(group_Q, group_Q[role_Q == TRAIN])[role_Q == role]
     slices = {"intent_unseen": ~seen_Q, "intent_seen": seen_Q}
     if truth is None:

@@ -1,19 +1,21 @@
 """Table 1: how well rows (random, BM25, LSA, encoders) retrieve products, and `table1.json`.
 
-Metrics and their meaning: `embeddings.evaluation.retrieval.retrieval_metrics`. Intervals are over queries.
+Metrics and their meaning: `embeddings.evaluation.retrieval.retrieval_metrics`. Intervals are over queries,
+those of one intent drawn together where it is known.
 
 Shapes: P products, Q queries, K places.
 """
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from embeddings.evaluation.judgements import BoolArray, Judgements
+from embeddings.evaluation.judgements import BoolArray, IntArray, Judgements
 from embeddings.evaluation.retrieval import (
     METRICS,
     POOLS,
@@ -69,6 +71,8 @@ class Table1(SliceResult, _Setting):
     slices: dict[str, SliceResult] = Field(default_factory=dict)
     missing: dict[str, Missing] = Field(default_factory=dict)
     bootstrap_resamples: int = 0
+    #: What resamples draw whole.
+    drawn: Literal["queries", "intents"] = "queries"
     created: str | None = None
     command: str | None = None
     environment: dict[str, Any] = Field(default_factory=dict)
@@ -86,6 +90,7 @@ def evaluate_rows(
     candidate: str = "dashclip",
     query_slices: Mapping[str, BoolArray] | None = None,
     product_slices: Mapping[str, BoolArray] | None = None,
+    intents_Q: IntArray | None = None,
     resamples: int = 1000,
     seed: int = 0,
     progress: Progress = silent,
@@ -95,6 +100,9 @@ def evaluate_rows(
     A slice of queries reuses the rankings. A slice of products is another catalogue: only the masked
     products compete and count, so its numbers compare between rows, not with those of the whole catalogue.
     Empty slices are left out. Differences exist when `candidate` is one of the rows.
+
+    Args:
+        intents_Q: numbers; queries of one are drawn together for the intervals.
 
     Raises:
         ValueError: there is no query, a mask has the wrong length, a slice is named "all" or twice, or the
@@ -115,20 +123,23 @@ def evaluate_rows(
             found[name] = retrieval_metrics(ranked_QK, graded, k)
         return found
 
-    def summarise(graded: Judgements, measured: dict[str, PerQuery]) -> SliceResult:
+    def summarise(
+        graded: Judgements, measured: dict[str, PerQuery], groups_Q: IntArray | None
+    ) -> SliceResult:
         others = [name for name in measured if name != candidate] if candidate in measured else []
-        best = bootstrap(retrieval_metrics(best_ranking(graded, k), graded, k), n=resamples, seed=seed)
+        draw = partial(bootstrap, n=resamples, seed=seed, groups_Q=groups_Q)
+        best = draw(retrieval_metrics(best_ranking(graded, k), graded, k))
         return SliceResult(
             queries=len(graded),
             products=len(graded.products),
             queries_with_value={metric_key(metric, k): found.queries for metric, found in best.items()},
-            rows={
-                name: _intervals(bootstrap(values, n=resamples, seed=seed), k)
-                for name, values in measured.items()
-            },
+            rows={name: _intervals(draw(values), k) for name, values in measured.items()},
             differences={
                 name: _intervals(
-                    paired_differences(measured[candidate], measured[name], n=resamples, seed=seed), k
+                    paired_differences(
+                        measured[candidate], measured[name], n=resamples, seed=seed, groups_Q=groups_Q
+                    ),
+                    k,
                 )
                 for name in others
             },
@@ -143,11 +154,13 @@ def evaluate_rows(
                 row: {metric: values_Q[mask_Q] for metric, values_Q in values.items()}
                 for row, values in everything.items()
             }
-            slices[name] = summarise(judgements.select_queries(mask_Q), part)
+            slices[name] = summarise(
+                judgements.select_queries(mask_Q), part, None if intents_Q is None else intents_Q[mask_Q]
+            )
     for name, mask_P in product_slices.items():
         if mask_P.any():
             fewer = judgements.select_products(mask_P)
-            slices[name] = summarise(fewer, measure(fewer))
+            slices[name] = summarise(fewer, measure(fewer), intents_Q)
     progress("done", len(rows), len(rows))
     return Table1(
         k=k,
@@ -156,10 +169,11 @@ def evaluate_rows(
         simulated=simulated,
         title=title,
         description=description,
-        **dict(summarise(judgements, everything)),
+        **dict(summarise(judgements, everything, intents_Q)),
         slices=slices,
         missing={name: row.missing(judgements) for name, row in rows.items()},
         bootstrap_resamples=resamples,
+        drawn="queries" if intents_Q is None else "intents",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

@@ -126,5 +126,5 @@ def _how_measured(table: Table1) -> str:
         f"of the first highly relevant product, 0 beyond {table.k}. Recall and MRR are means over the "
         f"{recall:,} queries that have a highly relevant product, nDCG over the {ndcg:,} that have any "
         f"relevant one. In brackets: 95 % interval from {table.bootstrap_resamples:,} bootstrap resamples of "
-        "whole queries."
+        f"whole {table.drawn}."
     )

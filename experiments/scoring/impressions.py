@@ -122,7 +122,8 @@ def _as_logged(added: pa.Table, log: InputTables) -> pa.Table:
     """
     schema = log.schema("impressions")
     for name in ("user_id", "product_id"):
-        added = _with_column(added, name, ids_like(added[name], schema.field(name).type, name=name))
+        if name in schema.names:
+            added = _with_column(added, name, ids_like(added[name], schema.field(name).type, name=name))
     for field in added.schema:
         logged = schema.field(field.name).type if field.name in schema.names else field.type
         if common_type(plain_type(logged), plain_type(field.type)) is None:

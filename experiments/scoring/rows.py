@@ -10,8 +10,7 @@ from features.artifacts import replaced_file
 from features.inputs.blanks import without_blanks
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
-#: Columns of CSV that stay as they are written: an id 007 is not 7. Where ids are numbers, `ids_like` reads
-#: them.
+#: Columns of CSV that stay as they are written, as an id 007 is not 7; `ids_like` makes numbers of them.
 _TEXTS = ("impression_id", "user_id", "product_id", "query", "text")
 
 

@@ -105,8 +105,7 @@ class VectorSource:
         """Unit vectors of products, [N, D] for these ids, of the whole catalogue if None.
 
         Raises:
-            ValueError: the encoder needs `data` and has none, or the ids are of another type than those
-                known.
+            ValueError: the encoder needs `data` and has none, or an id cannot be of the type of those known.
         """
         if self.products is not None:
             known = self.products.ids

@@ -415,3 +415,15 @@ def test_paired_differences_cancel_what_is_hard_for_both():
     single = [bootstrap(rows, n=400)["mrr"] for rows in (base, better)]
     assert single[0].high > single[1].low, "the two intervals overlap widely"
     assert paired_differences(base, base, n=20)["mrr"] == bootstrap({"mrr": np.zeros(400)}, n=20)["mrr"]
+
+
+def test_queries_of_one_group_count_as_one_draw() -> None:
+    """Each of 40 values five times over tells no more than once."""
+    value_Q = np.random.default_rng(0).random(40)
+    once = bootstrap({"ndcg": value_Q})["ndcg"]
+    repeated, groups_Q = np.repeat(value_Q, 5), np.repeat(np.arange(40), 5)
+    assert bootstrap({"ndcg": repeated}, groups_Q=groups_Q)["ndcg"].low == pytest.approx(once.low)
+    assert bootstrap({"ndcg": repeated})["ndcg"].low > once.low + 0.02
+    difference = paired_differences({"a": repeated}, {"a": 0 * repeated}, groups_Q=groups_Q)["a"]
+    assert (difference.low, difference.high) == pytest.approx((once.low, once.high))
+    assert bootstrap({"ndcg": value_Q}, groups_Q=np.zeros(40, int))["ndcg"].low is None
