@@ -353,7 +353,7 @@ def test_a_server_that_ends_answers_who_asks_meanwhile_and_says_that_it_was_the_
 ) -> None:
     from serving.servers.fastapi.app import create_app
 
-    monkeypatch.setattr(guarded_connection, "LAST_S", 0.5)
+    monkeypatch.setattr(guarded_connection, "LAST_S", 3.0)
     with served(create_app(stand_in_scorer())) as server:
         idle, asking = connected(server), connected(server)
         for connection in (idle, asking):
