@@ -112,7 +112,7 @@ class Management:
         except ValueError:
             said = {}
         if not 200 <= status < 300:
-            words = said.get("message") if isinstance(said, dict) else repr(text[:200])
+            words = said.get("message") if isinstance(said, dict) else text[:200].decode(errors="replace")
             raise ManagementError(f"TorchServe answers {status} to {method} {path}: {words}", status=status)
         return said
 
