@@ -115,6 +115,7 @@ def _columns(report: "WindowReport", transforms: dict[str, "Transform"]) -> Any:
 
     title = f"{report.window}: {report.requests:,} requests, {report.candidates:,} candidates"
     table = Table("column", "counted by", "training", "live", "moved share", "PSI", "verdict", title=title)
+    table.columns[0].overflow = "fold"
     for one in report.columns:
         table.add_row(
             one.name,

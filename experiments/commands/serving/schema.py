@@ -36,6 +36,7 @@ def schema(
     console.print(fields)
     title = "names in context and candidate_columns; an Arrow body has the latter as columns"
     columns = Table("name", "given for a", "type", "range", "if absent", title=title, title_justify="left")
+    columns.columns[0].overflow = "fold"  # a name that is cut helps nobody
     for one in described["inputs"]:
         columns.add_row(one["name"], one["given_for"], _types(one), _range(one), one["if_absent"])
     console.print(columns)
