@@ -52,7 +52,7 @@ def scale_tables(result: dict[str, Any]) -> list[ResultTable]:
     largest = sizes[-1]
     rates = []
     for name in steps:
-        if name in _NOT_OF_A_LOG or name not in largest["steps"]:
+        if name in _NOT_OF_A_LOG or name not in largest["steps"] or _repeats(name, result):
             continue
         by_size = [_a_million(size, name) for size in sizes]
         hours = largest["steps"][name]["cpu_s"] / largest["impressions"] * 1e9 / 3600
@@ -84,14 +84,15 @@ def scale_tables(result: dict[str, Any]) -> list[ResultTable]:
 
 
 def scale_png(result: dict[str, Any]) -> bytes:
-    """CPU seconds and peak memory of each step against the impressions, on logarithmic axes."""
+    """CPU seconds and peak memory of each step, trainings of the first seed, on logarithmic axes."""
     import matplotlib
     from matplotlib.figure import Figure
 
     from experiments.reports.plot_style import COLOURS, MARKERS, STYLE, WIDTH_INCHES, png_of
 
     sizes = list(result["sizes"].values())
-    steps = list(dict.fromkeys(name for size in sizes for name in size["steps"]))
+    names = dict.fromkeys(name for size in sizes for name in size["steps"])
+    steps = [name for name in names if not _repeats(name, result)]
     panels = (("cpu_s", "CPU seconds on one thread"), ("peak_mib", "Peak memory, MiB"))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, 5), layout="constrained")
@@ -115,6 +116,12 @@ def scale_png(result: dict[str, Any]) -> bytes:
 
 def _figure(step: dict[str, Any] | None, figure: str) -> str:
     return _NONE if step is None else f"{step[figure]:,.0f}"
+
+
+def _repeats(step: str, result: dict[str, Any]) -> bool:
+    """Whether a step trains what was trained with an earlier seed."""
+    first = result["settings"]["training_seeds"][0]
+    return step.startswith("train ") and not step.endswith(f"seed {first}")
 
 
 def _a_million(size: dict[str, Any], name: str) -> str:
