@@ -89,10 +89,10 @@ class RankerOptimizer:
                 }
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore in place.
+        """Restore in place. That dense layers are the same ones is for the weights to tell, which are read first.
 
         Raises:
-            ValueError: `tensors` come from a ranker with other layers.
+            ValueError: `tensors` come from a ranker with other tables.
         """
         for name, parameter in self._named.items():
             prefix = f"dense/{name}/"
