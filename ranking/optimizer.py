@@ -89,7 +89,7 @@ class RankerOptimizer:
                 }
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore in place. That dense layers are the same ones is for the weights to tell, which are read first.
+        """Restore in place. Weights are read first: they tell whether dense layers are the same ones.
 
         Raises:
             ValueError: `tensors` come from a ranker with other tables.
