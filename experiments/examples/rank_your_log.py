@@ -31,7 +31,8 @@ def parquet_tables(data: Path, out: Path) -> Path:
     """The folder of Parquet tables: DATA itself, or OUT with DATA's CSV files converted."""
     for path in data.glob("*.csv"):
         out.mkdir(parents=True, exist_ok=True)
-        pq.write_table(csv.read_csv(path), out / f"{path.stem}.parquet", coerce_timestamps="us")
+        parquet = out / f"{path.stem}.parquet"
+        pq.write_table(csv.read_csv(path), parquet, coerce_timestamps="us", allow_truncated_timestamps=True)
     return out if out.exists() else data
 
 

@@ -104,7 +104,8 @@ def _beside_the_log(log: Path, impressions: pa.Table, folder: Path, config: Feat
     added = impressions.filter(pc.invert(pc.is_in(ids, logged)))
     added = _as_logged(_complete(added, config), tables)
     if len(added):
-        pq.write_table(added, folder / "impressions" / "asked_for.parquet", coerce_timestamps="us")
+        asked_for = folder / "impressions" / "asked_for.parquet"
+        pq.write_table(added, asked_for, coerce_timestamps="us", allow_truncated_timestamps=True)
     return added
 
 

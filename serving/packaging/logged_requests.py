@@ -116,7 +116,7 @@ class LoggedImpressions:
                         context[name] = value_M[first].item()
                     else:
                         columns[name] = value_M[rows_N]
-        product_N = self._products.take(pa.array(self.rows["product_index"].to_numpy()[rows_N]))
+        product_N = self._products.take(self.rows["product_index"].take(pa.array(rows_N)).combine_chunks())
         return ScoreRequest(
             user_id=self._users[index["user"]].as_py() if index["user"] >= 0 else None,
             query=self._queries[index["query"]].as_py() if index["query"] >= 0 else None,

@@ -84,6 +84,17 @@ def test_impressions_beside_the_log_get_what_the_run_predicted_with_them_in_it(t
     assert np.array_equal(got, expected)
 
 
+def test_nanoseconds_of_a_moment_are_cut_off(trained, tmp_path):
+    data, asked = withheld(trained, tmp_path / "data")
+    renamed = asked.set_column(0, "impression_id", pc.add(asked["impression_id"], 100_000))
+    nanoseconds = pc.add(pc.multiply(renamed["timestamp"].cast(pa.int64()), 1_000), 999)
+    fine = renamed.set_column(
+        renamed.column_names.index("timestamp"), "timestamp", nanoseconds.cast(pa.timestamp("ns", tz="UTC"))
+    )
+    got = predict_impressions(trained.folder, fine, data=data)
+    assert np.array_equal(got, predict_impressions(trained.folder, renamed, data=data))
+
+
 def test_without_clicks_nobody_clicked_what_is_asked_for(trained, tmp_path):
     data, asked = withheld(trained, tmp_path / "data")
     renamed = asked.set_column(0, "impression_id", pc.add(asked["impression_id"], 100_000))
