@@ -27,8 +27,15 @@ def scale_tables(result: dict[str, Any]) -> list[ResultTable]:
     def heads(*figures: str) -> tuple[str, ...]:
         return ("step", *(f"{figure}, {size}" for figure in figures for size in millions))
 
-    total = ("all steps", *(f"{_sum(size, 'cpu_s'):,.0f}" for size in sizes))
-    total = (*total, *(f"{max(step['peak_mib'] for step in size['steps'].values()):,.0f}" for size in sizes))
+    whole = [set(size["steps"]) == set(steps) for size in sizes]
+    seconds = [f"{_sum(size, 'cpu_s'):,.0f}" for size in sizes]
+    peaks = [f"{max(step['peak_mib'] for step in size['steps'].values()):,.0f}" for size in sizes]
+    totals = [
+        of_size if is_whole else _NONE
+        for figures in (seconds, peaks)
+        for of_size, is_whole in zip(figures, whole, strict=True)
+    ]
+    total = ("all steps", *totals)
     settings = result["settings"]
     logs = "; ".join(
         f"{size['impressions']:,} impressions, {size['users']:,} users, {size['purchases']:,} purchases"
