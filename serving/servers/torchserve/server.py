@@ -59,6 +59,7 @@ _JAVA_CLASS = "org.pytorch.serve.ModelServer"
 _LAUNCHER = "serving.servers.torchserve.launcher"
 _STOP_S = 30.0
 _ATTENDANT_S = 60.0
+_BECOMING_S = 5.0
 
 
 class ServerError(ValueError):
@@ -108,7 +109,7 @@ class RunningServer:
         """Its process; None if that has ended, even if another one has its number now."""
         try:
             process = psutil.Process(self.pid)
-            command = process.cmdline()
+            command = _command_of(process)
             ours = _JAVA_CLASS in command or _LAUNCHER in command  # which becomes the other
             here = Path(process.cwd()) == self.logs.parent
             return process if ours and here and process.status() != psutil.STATUS_ZOMBIE else None
@@ -344,6 +345,16 @@ def _end_attendant(server: RunningServer) -> None:
         if "serving.servers.torchserve.attendant" in process.cmdline():
             process.terminate()
             process.wait(_STOP_S)
+
+
+def _command_of(process: psutil.Process) -> list[str]:
+    """What it was called with. Linux shows nothing at the moment when it becomes another program."""
+    deadline = time.monotonic() + _BECOMING_S
+    while not (command := process.cmdline()) and time.monotonic() < deadline:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            break
+        time.sleep(0.01)
+    return command
 
 
 def worker_pids(server: RunningServer) -> list[int]:

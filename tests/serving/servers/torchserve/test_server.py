@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import psutil
@@ -45,6 +46,23 @@ def free_ports() -> int:
             continue
         return first
     raise AssertionError("no six free ports in a row")
+
+
+def test_a_server_lives_while_it_becomes_another_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher becomes Java, and for a moment Linux shows no command at all."""
+    code = [sys.executable, "-c", "import time; time.sleep(60)", "org.pytorch.serve.ModelServer"]
+    with subprocess.Popen(code, cwd=tmp_path) as process:
+        server = RunningServer(process.pid, "", "", "", None, tmp_path / "logs", tmp_path)
+        assert server.alive
+        shown = psutil.Process.cmdline
+        looks = count()
+        monkeypatch.setattr(psutil.Process, "cmdline", lambda self: shown(self) if next(looks) > 2 else [])
+        calls = [server.alive]
+        process.kill()
+        process.wait()
+        assert [*calls, server.alive] == [True, False]
 
 
 @pytest.fixture(scope="module")
