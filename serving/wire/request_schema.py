@@ -199,8 +199,9 @@ def _fields(features: OnlineFeatures) -> dict[str, Schema]:
 def _of_counters(part: Part) -> Iterable[Input]:
     for counter in part.counters:
         for name in counter.block.names:
-            is_ctr = counter.block.place[name][0]
-            schema = {"type": "number", "minimum": 0, "maximum": 1 if is_ctr else MAX_COUNT}
+            schema: dict[str, Any] = {"type": "number", "minimum": 0}
+            if not counter.block.place[name][0]:  # a CTR may exceed 1, with the counts that it is of
+                schema["maximum"] = MAX_COUNT
             yield Input(name, False, "looked up", schema, "double")
 
 

@@ -60,4 +60,6 @@ def _range(schema: "Mapping[str, Any]") -> str:
         return f"at most {schema['maxLength']:,} characters"
     if "maximum" in schema and schema["maximum"] < 2**62:
         return f"{schema['minimum']:g} to {schema['maximum']:g}"
+    if "maximum" not in schema and "minimum" in schema:
+        return f"from {schema['minimum']:g}"
     return ""

@@ -96,6 +96,7 @@ def test_whatever_keeps_a_generation_from_being_opened_is_told_and_tried_again(
 ) -> None:
     about = SimpleNamespace(model_version="m")
     served = SimpleNamespace(manifest=SimpleNamespace(name="000001"))
+    monkeypatch.setattr("serving.scoring.predictor.fingerprint_of", lambda _: "p")
     predictor = Predictor(tmp_path, about, None, served, seen=None)  # type: ignore[arg-type]
     opened = [error, SimpleNamespace(manifest=SimpleNamespace(name="000002"))]
 
