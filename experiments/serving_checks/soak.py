@@ -180,14 +180,12 @@ def _send(
     with server.client(timeout_s=_TIMEOUT_S) as client:
         while not stopped.wait(chance.expovariate(plan.rate_per_s / plan.clients)):
             if chance.random() < plan.hostile_share:
-                status = _post(client, hostile_stream(chance), arrow_codec.CONTENT_TYPE)[0]
-                with result.lock:
-                    result.hostile_outcomes[status] += 1
+                outcomes, body = result.hostile_outcomes, hostile_stream(chance)
+                _send_wrong(client, body, arrow_codec.CONTENT_TYPE, result, outcomes, start)
                 continue
             if chance.random() < plan.bad_share:
-                status = _post(client, chance.choice(BAD_BODIES), json_codec.CONTENT_TYPE)[0]
-                with result.lock:
-                    result.bad_outcomes[status] += 1
+                outcomes, body = result.bad_outcomes, chance.choice(BAD_BODIES)
+                _send_wrong(client, body, json_codec.CONTENT_TYPE, result, outcomes, start)
                 continue
             position = chance.randrange(len(expectations.pool))
             asked: Asked = expectations.pool[position]
@@ -202,6 +200,25 @@ def _send(
             if status == "200":
                 codec = arrow_codec if kind == arrow_codec.CONTENT_TYPE else json_codec
                 expectations.check(position, codec.decode_reply(answer))
+
+
+def _send_wrong(
+    client: ScoreClient,
+    body: bytes,
+    content_type: str,
+    result: SoakResult,
+    outcomes: Counter[str],
+    start: float,
+) -> None:
+    """Send what is to be refused. A server error is a failure as for a good request: a kill may explain it."""
+    sent_s = time.monotonic() - start
+    status = _post(client, body, content_type)[0]
+    answered_s = time.monotonic() - start
+    with result.lock:
+        if status.startswith("5") or status == LOST:
+            result.failures.append(Failure(sent_s, answered_s, status))
+        else:
+            outcomes[status] += 1
 
 
 def _post(client: ScoreClient, body: bytes, content_type: str) -> tuple[str, bytes, str]:

@@ -1,5 +1,6 @@
 """The soak's judgement: which failures a killed worker explains, and which scores are wrong."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from experiments.serving_checks import soak
 from experiments.serving_checks.soak_counts import (
     LOST,
     Failure,
@@ -79,6 +81,17 @@ def test_errors_without_a_kill_are_unexplained_and_refusals_are_counted_apart() 
     assert summary["bad_requests_not_refused_with_400"] == 1
     assert summary["requests"] == 11
     assert (summary["hostile_requests"], summary["hostile_not_refused"]) == (5, 2)
+
+
+@pytest.mark.parametrize(("status", "fails"), [("400", False), ("200", False), ("507", True), (LOST, True)])
+def test_a_wrong_body_that_a_killed_worker_held_is_a_failure_that_the_kill_explains(
+    monkeypatch: pytest.MonkeyPatch, *, status: str, fails: bool
+) -> None:
+    monkeypatch.setattr(soak, "_post", lambda *_: (status, b"", ""))
+    result = SoakResult()
+    soak._send_wrong(None, b"", "", result, result.bad_outcomes, time.monotonic())  # type: ignore[arg-type]
+    assert [one.outcome for one in result.failures] == [status] * fails
+    assert result.bad_outcomes == ({} if fails else {status: 1})
 
 
 def test_a_lost_connection_is_a_reset_and_no_explained_error() -> None:
