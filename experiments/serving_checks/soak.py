@@ -210,7 +210,7 @@ def _send_wrong(
     outcomes: Counter[str],
     start: float,
 ) -> None:
-    """Send what is to be refused. A server error is a failure as for a good request: a kill may explain it."""
+    """Send what is to be refused. A server error is a failure, which a kill may explain."""
     sent_s = time.monotonic() - start
     status = _post(client, body, content_type)[0]
     answered_s = time.monotonic() - start

@@ -6,9 +6,8 @@
                       logs/*.jsonl; drift/ (live counts); workers/ (what each says of itself);
                       server.json (what is running)
 
-`start` does what `torchserve --start` does from there, and waits for a real prediction: TorchServe's
-own /ping says 200 while no worker lives. An attendant beside it (`attendant.py`) answers
-probes and renews tokens.
+`start` does what `torchserve --start` does from there, and waits for a real prediction: TorchServe's own
+/ping says 200 while no worker lives. An attendant beside it (`attendant.py`) answers probes and renews tokens.
 """
 
 import contextlib
@@ -351,8 +350,6 @@ def _command_of(process: psutil.Process) -> list[str]:
     """What it was called with. Linux shows nothing at the moment when it becomes another program."""
     deadline = time.monotonic() + _BECOMING_S
     while not (command := process.cmdline()) and time.monotonic() < deadline:
-        if process.status() == psutil.STATUS_ZOMBIE:
-            break
         time.sleep(0.01)
     return command
 
