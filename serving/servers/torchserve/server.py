@@ -7,7 +7,7 @@
                       server.json (what is running)
 
 `start` does what `torchserve --start` does from there, and waits for a real prediction: TorchServe's own
-/ping says 200 while no worker lives. An attendant beside it (`attendant.py`) answers probes and renews tokens.
+/ping says 200 while no worker lives. An attendant beside it (`attendant.py`) answers probes, renews tokens.
 """
 
 import contextlib
