@@ -439,7 +439,8 @@ def test_a_server_that_cannot_open_its_scorer_says_503_at_once_and_serves_once_i
         for process in (*workers_of(parent), parent):
             with contextlib.suppress(psutil.Error):
                 process.kill()
-    assert seen == {"no worker is up", "no scores now (no_model)"}
+    expected = {"no worker is up", "no scores now (no_model)"}
+    assert expected <= seen <= expected | {"no scores now (too_slow)"}  # the last on a busy machine
     printed = (tmp_path / "err").read_text()
     assert (state / "logs" / "server.jsonl").read_text() == printed
     lines = [json.loads(line) for line in printed.splitlines()]
