@@ -44,20 +44,16 @@ from experiments.commands.serving import (
     archive,
     deploy,
     drift,
-    drift_days,
     fleet,
-    fuzz,
     join_clicks,
-    loadtest,
     package,
     refresh,
-    replay,
     route,
     schema,
     serve,
     sign,
-    soak,
 )
+from experiments.commands.serving_checks import drift_days, fuzz, loadtest, replay, soak
 from experiments.runtime.quiet import quiet_imports
 
 
