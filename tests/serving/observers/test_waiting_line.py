@@ -17,43 +17,42 @@ def test_work_is_done_in_order_and_closing_waits_for_it() -> None:
     assert not line.offer(1)
 
 
+class Held:
+    """Work that waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.started, self.go_on = threading.Event(), threading.Event()
+        self.done: list[str] = []
+
+    def work(self, name: str) -> None:
+        self.started.set()
+        self.go_on.wait(30)
+        self.done.append(name)
+
+
 def test_what_does_not_fit_is_turned_away_at_once_and_fits_again_later() -> None:
-    started, go_on = threading.Event(), threading.Event()
-    done: list[str] = []
-
-    def work(name: str) -> None:
-        started.set()
-        go_on.wait(30)
-        done.append(name)
-
-    line = WaitingLine(work, name="test", room=10)
+    held = Held()
+    line = WaitingLine(held.work, name="test", room=10)
     assert line.offer("first", size=6)
-    started.wait(30)
+    held.started.wait(30)
     assert line.offer("second", size=4), "what is being done counts until it is done"
     assert not line.offer("third", size=1)
     assert not line.offer("huge", size=11)
-    go_on.set()
+    held.go_on.set()
     line.close()
-    assert done == ["first", "second"]
+    assert held.done == ["first", "second"]
 
 
 def test_a_piece_larger_than_the_room_is_taken_when_nothing_else_waits() -> None:
     """The largest request for three shadows, say: turned away, it would never be scored."""
-    started, go_on = threading.Event(), threading.Event()
-    done: list[str] = []
-
-    def work(name: str) -> None:
-        started.set()
-        go_on.wait(30)
-        done.append(name)
-
-    line = WaitingLine(work, name="test", room=10)
+    held = Held()
+    line = WaitingLine(held.work, name="test", room=10)
     assert line.offer("huge", size=30)
-    started.wait(30)
+    held.started.wait(30)
     assert not line.offer("small", size=1)
-    go_on.set()
+    held.go_on.set()
     line.close()
-    assert done == ["huge"]
+    assert held.done == ["huge"]
 
 
 def test_a_failure_is_logged_without_its_words_and_the_next_piece_is_done(
