@@ -81,4 +81,4 @@ def open_traces(settings: TraceSettings) -> Traces:
         from serving.servers.tracing import SentTraces
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}; install the extra: pip install 'dashclip-ranker[otel]'") from None
-    return SentTraces.to_collector(settings)
+    return SentTraces.to_collector(settings.endpoint, share=settings.share)

@@ -19,7 +19,6 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from serving.servers.trace_settings import TraceSettings
 from serving.wire.reply import ScoreReply
 
 _SERVICE = "dashclip"
@@ -40,9 +39,9 @@ class SentTraces:
         self._propagator = TraceContextTextMapPropagator()
 
     @classmethod
-    def to_collector(cls, settings: TraceSettings) -> Self:
+    def to_collector(cls, endpoint: str, *, share: float) -> Self:
         """To a collector, by OTLP over HTTP."""
-        return cls(BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.endpoint)), share=settings.share)
+        return cls(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)), share=share)
 
     def answered(
         self,
