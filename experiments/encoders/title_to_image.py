@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from embeddings.catalog.holdout import agreed_holdout
 from embeddings.catalog.products import Modality, ProductCatalog
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.dashclip import DashClipEncoder
@@ -69,8 +70,10 @@ def measure_title_to_image(
     The vectors of titles alone and of images alone go to `out`/NAME/. An image of a lookalike is right, too.
 
     Raises:
-        ValueError: no product that was kept from training has an image and a title.
+        ValueError: no product that was kept from training has an image and a title, or an encoder was
+            trained with another hold-out than `inputs` have or than another one.
     """
+    agreed_holdout({name: encoder.holdout for name, encoder in encoders.items()}, inputs.holdout)
     catalog = ProductCatalog.open(data, text_columns=inputs.text_columns)
     both_P = has_image_and_title(catalog)
     train_P = ProductParts.of(catalog, inputs.holdout).train_P
