@@ -17,6 +17,7 @@ from embeddings.evaluation.probe_report import ProbeReport
 from embeddings.evaluation.probes import ProbeLabels, VectorPair, run_probes
 from embeddings.evaluation.retrieval import Pool
 from embeddings.relevance.grades import read_grades
+from embeddings.stages.product_parts import unseen_products
 from embeddings.stages.run_folder import InputConfig, ShowReport, StageRun
 from embeddings.stages.runs import Start, align, pretrain
 from embeddings.tables.encode import Encoded, encode_products, encode_queries
@@ -212,12 +213,13 @@ def measure_retrieval(
     if truth is None:
         description = "graded pairs of held-out queries"
         return evaluate(simulated=False, description=description, query_slices=slices)
+    tested_P = product_roles(catalog.ids, holdout) == TEST
     return evaluate(
         simulated=True,
         description="simulated marketplace, complete simulated truth",
         query_slices={**slices, **truth.kind_masks(judgements.queries)},
         product_slices={
-            "held-out products": product_roles(catalog.ids, holdout) == TEST,
+            "held-out products": tested_P & unseen_products(ProductCatalog.open(data), holdout),
             "products whose title hides a fact": truth.hides_fact_P,
         },
     )

@@ -1,6 +1,7 @@
 """Which image belongs to a title: what can be measured of an encoder without queries and grades.
 
-Titles of products that no stage was trained on, against the images of the whole catalogue.
+Titles of products that no stage was trained on, nor on a lookalike, against the images of the whole
+catalogue.
 
 Shapes: P products, I products with an image, Q titles, K places.
 """
@@ -18,7 +19,7 @@ from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.evaluation.judgements import HIGHLY_RELEVANT, FloatArray, IntArray, Judgements
 from embeddings.evaluation.search import pair_scores, search
-from embeddings.stages.product_parts import ProductParts, has_image_and_title
+from embeddings.stages.product_parts import has_image_and_title, unseen_products
 from embeddings.stages.run_folder import InputConfig
 from experiments.datasets.encoder_runs import write_table
 from experiments.encoders.retrieval_rows import Missing, RandomRow, TableRow
@@ -76,12 +77,12 @@ def measure_title_to_image(
     agreed_holdout({name: encoder.holdout for name, encoder in encoders.items()}, inputs.holdout)
     catalog = ProductCatalog.open(data, text_columns=inputs.text_columns)
     both_P = has_image_and_title(catalog)
-    train_P = ProductParts.of(catalog, inputs.holdout).train_P
-    asked = np.flatnonzero(both_P & ~train_P)
+    asked = np.flatnonzero(both_P & unseen_products(catalog, inputs.holdout))
     if not len(asked):
         raise ValueError(
-            "title-to-image retrieval needs products with an image and a title that no stage was trained on; "
-            f"of {len(catalog):,} products {int(both_P.sum()):,} have both, and none of those is held out"
+            "title-to-image retrieval needs products with an image and a title that no stage was trained on, "
+            f"nor on a lookalike; of {len(catalog):,} products {int(both_P.sum()):,} have both, and none of "
+            "those is held out"
         )
     shown = np.flatnonzero([path is not None for path in catalog.image_paths])
     query_J, product_J = np.nonzero(catalog.group_P[asked][:, None] == catalog.group_P[shown])
