@@ -103,22 +103,6 @@ def cpu_model() -> str:
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
-def usable_cores() -> int:
-    """Cores that this process may use: those it may run on, or fewer if a container has a smaller quota."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = cpu_quota(Path("/sys/fs/cgroup/cpu.max"))
-    return cores if quota is None else max(1, min(cores, quota))
-
-
-def cpu_quota(cpu_max: Path) -> int | None:
-    """Whole cores of a control group's quota ("200000 100000" is 2); None where there is none ("max ...")."""
-    if not cpu_max.exists():
-        return None
-    quota, period = cpu_max.read_text().split()
-    return None if quota == "max" else int(quota) // int(period)
-
-
 def _memory_gib() -> float:
     return round(psutil.virtual_memory().total / 2**30, 1)
 
