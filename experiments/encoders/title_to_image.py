@@ -85,7 +85,7 @@ def measure_title_to_image(
             "those is held out"
         )
     shown = np.flatnonzero([path is not None for path in catalog.image_paths])
-    query_J, product_J = np.nonzero(catalog.group_P[asked][:, None] == catalog.group_P[shown])
+    query_J, product_J = _pairs_of_equals(catalog.group_P[asked], catalog.group_P[shown])
     judgements = Judgements.from_pairs(
         queries=catalog.ids.take(pa.array(asked)),
         products=catalog.ids.take(pa.array(shown)),
@@ -120,3 +120,14 @@ def measure_title_to_image(
         candidate=candidate if candidate in encoders else next(iter(encoders), candidate),
         progress=progress,
     )
+
+
+def _pairs_of_equals(value_Q: IntArray, value_I: IntArray) -> tuple[IntArray, IntArray]:
+    """All (q, i) with value_Q[q] == value_I[i], by q, then i; memory grows with the pairs alone."""
+    order_I = np.argsort(value_I, kind="stable")
+    sorted_I = value_I[order_I]
+    first_Q = np.searchsorted(sorted_I, value_Q, side="left")
+    count_Q = np.searchsorted(sorted_I, value_Q, side="right") - first_Q
+    query_J = np.repeat(np.arange(len(value_Q)), count_Q)
+    place_J = np.arange(len(query_J)) - np.repeat(np.cumsum(count_Q) - count_Q, count_Q)
+    return query_J, order_I[first_Q[query_J] + place_J]

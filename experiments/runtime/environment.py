@@ -25,6 +25,7 @@ _PACKAGES = (
     "faiss-cpu",
 )
 _BENCHMARKED = ("torch", "torchrec", "fbgemm-gpu-cpu", "duckdb", "pyarrow", "pandas", "numpy")
+_UNKNOWN = "unknown"
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
@@ -43,17 +44,22 @@ def environment() -> dict[str, Any]:
 
 
 def provenance_of(command: str | None, environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The command of many runs, and what these recorded about themselves: they may come from elsewhere."""
+    """The command of many runs, and what these recorded about themselves: they may come from elsewhere.
+
+    What an older record lacks is "unknown".
+    """
 
     def distinct(values: Iterable[Any]) -> str:
-        return ", ".join(sorted({str(value) for value in values}))
+        return ", ".join(sorted({_UNKNOWN if value is None else str(value) for value in values}))
 
     return {
         "command": command,
-        "commit": distinct(run["commit"] for run in environments),
-        "created": min(run["created"] for run in environments),
-        "machine": distinct(f"{run['cores']} cores of {run['cpu']}" for run in environments),
-        "torch": distinct(run["packages"]["torch"] for run in environments),
+        "commit": distinct(run.get("commit") for run in environments),
+        "created": min((run["created"] for run in environments if "created" in run), default=_UNKNOWN),
+        "machine": distinct(
+            f"{run.get('cores', _UNKNOWN)} cores of {run.get('cpu', _UNKNOWN)}" for run in environments
+        ),
+        "torch": distinct(run.get("packages", {}).get("torch") for run in environments),
     }
 
 
