@@ -89,7 +89,8 @@ def settings_of(
         "ranks": ranks.count,
     }
     earlier = (start.trained_on or {}).get("settings", {})
-    if earlier.get("products") == settings["products"] and start.holdout != inputs.holdout:
+    other = start.holdout not in (None, inputs.holdout)
+    if other and earlier.get("products") == settings["products"]:
         raise StageError(
             f"stages on one catalogue must hold out the same of it, but {start.encoder_id}, which is to be "
             "trained further, had another [holdout]: it has seen what this stage would be measured on; take "
