@@ -89,7 +89,7 @@ def join(
 ) -> tuple[Joined, pa.Table]:
     path = clicks_file(out.with_name("clicks.parquet"), clicks)
     fields = {"data": served.data, "key": served.key, "within_us": 24 * HOUR_US, **changes}
-    joined, _ = join_clicks(served.folder, path, out, **fields)  # type: ignore[arg-type]
+    joined, _ = join_clicks(served.folder, path, out, **fields)
     return joined, pq.read_table(out / "impressions" / "served.parquet")
 
 
