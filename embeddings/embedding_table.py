@@ -6,6 +6,7 @@ A folder with `vectors.npy` (row 0 zeros = missing), `ids.parquet` (the id at po
 Shapes: N rows with the missing row, D embedding width, M ids asked for.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,6 +60,8 @@ class TableManifest(StrictModel):
     #: Ids whose vector is all zeros: the encoder had nothing to say, so they act like missing ids.
     zero_vectors: Annotated[int, Field(ge=0)]
     created: datetime
+    #: What was kept from the training of the encoder, a `HoldoutConfig`; None where no record says so.
+    holdout: dict[str, bool | int | float | str] | None = None
     checksums: dict[str, str]
 
 
@@ -160,11 +163,12 @@ class EmbeddingTable:
         kind: Kind,
         normalised: bool,
         created: datetime | None = None,
+        holdout: Mapping[str, bool | int | float | str] | None = None,
     ) -> Self:
         """Write a table and open it; the vector of `ids[i]` is `vectors_ND[i]` (no missing row: it is added).
 
         `normalised=True` is a claim that is checked: every vector has norm 1 or is all zeros. An existing
-        table at `folder` is replaced only once the new one is complete.
+        table at `folder` is replaced only once the new one is complete. `holdout` goes into the manifest.
 
         Raises:
             EmbeddingTableError: ids are null, duplicate or neither int64 nor string; vectors are not float16
@@ -188,6 +192,7 @@ class EmbeddingTable:
                 count=len(ids),
                 zero_vectors=zero_vectors,
                 created=created or datetime.now(UTC),
+                holdout=None if holdout is None else dict(holdout),
                 checksums=checksums_of(temporary, (VECTORS, IDS)),
             )
             (temporary / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -9,9 +9,9 @@ Shapes: Q queries, P products.
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,59 @@ class HoldoutConfig(StrictModel):
                 "no query would be left to train on"
             )
         return self
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any] | None) -> Self | None:
+        """What a training wrote down; one without `by` is from before intents counted, when spellings did."""
+        return None if record is None else cls.model_validate({"by": "spelling"} | dict(record))
+
+
+def recorded_holdout(trained_on: Mapping[str, Any] | None) -> HoldoutConfig | None:
+    """What was kept from an encoder, by its own record (`DashClipEncoder.trained_on`), the last stage first.
+
+    None: no stage left a record.
+    """
+    found = None
+    while trained_on and found is None:
+        found = trained_on.get("settings", {}).get("inputs", {}).get("holdout")
+        trained_on = trained_on.get("previous")
+    return HoldoutConfig.of_record(found)
+
+
+def agreed_holdout(
+    recorded: Mapping[str, HoldoutConfig | None], asked: HoldoutConfig | None = None
+) -> HoldoutConfig:
+    """The hold-out that all of `recorded`, by name, were trained with; `asked` where none has a record.
+
+    Judged by another, an encoder is asked for queries that it was trained on. Without either, the default.
+
+    Raises:
+        ValueError: two were trained with different ones, or with another than `asked`.
+    """
+    known = {name: holdout for name, holdout in recorded.items() if holdout is not None}
+    if not known:
+        return asked or HoldoutConfig()
+    first, agreed = next(iter(known.items()))
+    for name, holdout in known.items():
+        if holdout != agreed:
+            raise ValueError(
+                f"what is compared must have been trained with one hold-out, but {name} was trained with "
+                f"{_differing(holdout, agreed)}, {first} with {_differing(agreed, holdout)}; compare them "
+                "one by one"
+            )
+    if asked is not None and asked != agreed:
+        raise ValueError(
+            f"{first} must be measured on what was kept from its training, which was by "
+            f"{_differing(agreed, asked)}, but the config says {_differing(asked, agreed)}; give the config "
+            "that it was trained with, or none: its record says what was held out"
+        )
+    return agreed
+
+
+def _differing(one: HoldoutConfig, other: HoldoutConfig) -> str:
+    """What of a hold-out another has otherwise, as "seed = 1, by = spelling"."""
+    mine, its = one.model_dump(), other.model_dump()
+    return ", ".join(f"{key} = {value}" for key, value in mine.items() if value != its[key])
 
 
 def query_key(text: str) -> str:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from embeddings.catalog.holdout import HoldoutConfig, recorded_holdout
 from embeddings.catalog.products import ProductBatch, ProductCatalog, load_batch
 from embeddings.catalog.tokenizer import SEP, SPECIAL_TOKENS, TextTokenizer, TokenBatch, TokenizerError
 from embeddings.encoders.completion import Completion
@@ -122,6 +123,11 @@ class DashClipEncoder:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.product.text_proj.weight.device
+
+    @property
+    def holdout(self) -> HoldoutConfig | None:
+        """What was kept from its training; None where nothing of ours was trained, or no record says so."""
+        return recorded_holdout(self.trained_on)
 
     def title_tokens(self, titles: Sequence[str | None]) -> TokenBatch:
         """Token ids of titles, with the prefix and the cut of the config."""

@@ -49,6 +49,19 @@ class ProductParts(NamedTuple):
         return cls.of(ProductCatalog.open(data, text_columns=text_columns), config)
 
 
+def unseen_products(catalog: ProductCatalog, config: HoldoutConfig) -> BoolArray:
+    """Products that are new to encoders, (P,): no stage is trained on them, nor on one that looks like them.
+
+    Test products are drawn one by one, so that the role of none depends on others; a size variant of some is
+    trained on. Where few titles stand for many products (`validation_within_groups`) looking alike says
+    little, and only the products themselves count. The catalogue as for `ProductParts.of`.
+    """
+    train_P = ProductParts.of(catalog, config).train_P
+    if config.validation_within_groups:
+        return ~train_P
+    return ~np.isin(catalog.group_P, catalog.group_P[train_P])
+
+
 def has_image_and_title(catalog: ProductCatalog) -> npt.NDArray[np.bool_]:
     """Products with both an image path and a title, (P,)."""
     shown_P = np.array([path is not None for path in catalog.image_paths], bool)

@@ -70,8 +70,12 @@ def settings_of(
     tables: Sequence[str] = ("products",),
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything that decides a run's weights: a finished run is opened only by equal settings."""
-    return {
+    """Everything that decides a run's weights: a finished run is opened only by equal settings.
+
+    Raises:
+        StageError: `start` was trained on these products with another hold-out.
+    """
+    settings = {
         "stage": stage,
         "config": config.model_dump(mode="json"),
         **(more or {}),
@@ -84,6 +88,15 @@ def settings_of(
         **{name: table_fingerprint(data, name) for name in tables},
         "ranks": ranks.count,
     }
+    earlier = (start.trained_on or {}).get("settings", {})
+    other = start.holdout not in (None, inputs.holdout)
+    if other and earlier.get("products") == settings["products"]:
+        raise StageError(
+            f"stages on one catalogue must hold out the same of it, but {start.encoder_id}, which is to be "
+            "trained further, had another [holdout]: it has seen what this stage would be measured on; take "
+            "the [holdout] that it was trained with, or start anew"
+        )
+    return settings
 
 
 def train_in(

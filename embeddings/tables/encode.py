@@ -270,6 +270,7 @@ def _encode(
             encoder_id=encoder.encoder_id,
             kind=source.kind,
             normalised=True,
+            holdout=None if encoder.holdout is None else encoder.holdout.model_dump(mode="json"),
         )
         if isinstance(source, Products):
             source.write_quarantine(out.parent / QUARANTINE, unreadable)

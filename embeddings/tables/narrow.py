@@ -38,6 +38,7 @@ def narrow_table(table: EmbeddingTable, out: Path, dim: int) -> EmbeddingTable:
         encoder_id=f"{table.manifest.encoder_id}-first-{dim}",
         kind=table.manifest.kind,
         normalised=True,
+        holdout=table.manifest.holdout,
     )
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from embeddings.catalog.holdout import HoldoutConfig, agreed_holdout
 from embeddings.catalog.inputs import read_distinct_queries
 from embeddings.catalog.products import Modality, ProductCatalog
 from embeddings.embedding_table import EmbeddingTable, is_table
@@ -47,6 +48,8 @@ def measure_home_depot(
 ) -> HomeDepotResults:
     """Lexical scores, LSA, the folders of `rows` (with both tables) and `encoder`, on the test queries.
 
+    What is held out is that of the config, which must be what `encoder` and the rows were trained with.
+
     LSA's tables go to `out`/lsa, those of the encoder to `out`/tables. Every row of vectors is
     fused with lexical scores as well.
     """
@@ -58,7 +61,9 @@ def measure_home_depot(
         name: Vectors(*(EmbeddingTable.load(folder / kind) for kind in ("products", "queries")))
         for name, folder in folders.items()
     }
-    return evaluate_home_depot(data, vectors, holdout=config.holdout, fused=tuple(vectors), progress=progress)
+    recorded = {name: HoldoutConfig.of_record(row.products.manifest.holdout) for name, row in vectors.items()}
+    holdout = agreed_holdout({**recorded, DASHCLIP: encoder.holdout}, config.holdout)
+    return evaluate_home_depot(data, vectors, holdout=holdout, fused=tuple(vectors), progress=progress)
 
 
 def published_rows(

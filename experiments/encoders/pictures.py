@@ -28,6 +28,8 @@ FloatArray = npt.NDArray[np.floating]
 
 #: Points of a t-SNE picture: more hide each other, and the time grows faster than they do.
 MAX_POINTS = 1_500
+#: t-SNE of fewer points says nothing.
+LEAST_POINTS = 8
 #: Aisles that get a look of their own, the largest; the others are grey.
 MAX_AISLES = 28
 #: Beyond it the numbers in the cells of a confusion matrix cannot be read.
@@ -52,9 +54,12 @@ def write_pictures(
     *,
     seed: int,
 ) -> list[Path]:
-    """Pictures of what was probed, as PNG and SVG in `folder`; the paths, PNG and SVG of one in turn."""
+    """Pictures of what was probed, as PNG and SVG in `folder`; the paths, PNG and SVG of one in turn.
+
+    Without `LEAST_POINTS` products that have an aisle and vectors there is no t-SNE.
+    """
     figures = {}
-    if "aisle" in report.probes:
+    if "aisle" in report.probes and _usable(before, after, labels.aisles).sum() >= LEAST_POINTS:
         figures["tsne_by_aisle"] = tsne_by_aisle(before, after, labels.aisles, seed=seed)
     if len(labels.grade_N):
         figures["cosines_by_grade"] = cosines_by_grade(before, after, labels)
@@ -86,14 +91,23 @@ def tsne_positions(vectors_ND: FloatArray, *, seed: int) -> npt.NDArray[np.float
     """t-SNE of the directions of vectors, [N, 2]; it starts from their PCA, so it is repeatable.
 
     Raises:
-        ValueError: fewer than 8 points.
+        ValueError: fewer than `LEAST_POINTS`.
     """
-    if len(vectors_ND) < 8:
-        raise ValueError(f"t-SNE needs at least 8 vectors, got {len(vectors_ND)}")
+    if len(vectors_ND) < LEAST_POINTS:
+        raise ValueError(f"t-SNE needs at least {LEAST_POINTS} vectors, got {len(vectors_ND)}")
     length_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
     unit_ND = np.divide(vectors_ND, length_N1, out=np.zeros_like(vectors_ND), where=length_N1 > 0)
     perplexity = min(30.0, (len(vectors_ND) - 1) / 3)
     return TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(unit_ND)
+
+
+def _usable(before: VectorPair, after: VectorPair, aisles: Sequence[str | None]) -> npt.NDArray[np.bool_]:
+    """Products with an aisle and a vector on both sides, (P,)."""
+    has_aisle_P = np.array([bool(aisle) for aisle in aisles], bool)
+    usable_P: npt.NDArray[np.bool_] = (
+        has_aisle_P & before.products_PD.any(axis=1) & after.products_PD.any(axis=1)
+    )
+    return usable_P
 
 
 def tsne_by_aisle(
@@ -104,8 +118,7 @@ def tsne_by_aisle(
     Products without aisle or with an all-zero vector on either side are left out; at most MAX_POINTS drawn.
     """
     aisle_P = np.array([aisle or "" for aisle in aisles], dtype=np.str_)
-    usable_P = (aisle_P != "") & before.products_PD.any(axis=1) & after.products_PD.any(axis=1)
-    usable_N = np.flatnonzero(usable_P)
+    usable_N = np.flatnonzero(_usable(before, after, aisles))
     chosen_N = np.sort(np.random.default_rng(seed).permutation(usable_N)[:MAX_POINTS])
     names, counts = np.unique(aisle_P[usable_N], return_counts=True)
     shown = sorted(names[np.argsort(-counts, kind="stable")][:MAX_AISLES].tolist())

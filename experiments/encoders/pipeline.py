@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION, HoldoutConfig, product_roles
+from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION, HoldoutConfig, agreed_holdout, product_roles
 from embeddings.catalog.inputs import read_distinct_queries
 from embeddings.catalog.products import ProductCatalog
-from embeddings.embedding_table import EmbeddingTable
+from embeddings.embedding_table import EmbeddingTable, is_table
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.evaluation.judgements import Judgements
 from embeddings.evaluation.probe_report import ProbeReport
 from embeddings.evaluation.probes import ProbeLabels, VectorPair, run_probes
 from embeddings.evaluation.retrieval import Pool
 from embeddings.relevance.grades import read_grades
+from embeddings.stages.product_parts import unseen_products
 from embeddings.stages.run_folder import InputConfig, ShowReport, StageRun
 from embeddings.stages.runs import Start, align, pretrain
 from embeddings.tables.encode import Encoded, encode_products, encode_queries
@@ -142,7 +143,7 @@ def measure_retrieval(
     data: Path,
     tables: Mapping[str, Path],
     *,
-    holdout: HoldoutConfig,
+    holdout: HoldoutConfig | None = None,
     role: int = TEST,
     baselines: bool = True,
     candidate: str = "dashclip",
@@ -152,6 +153,7 @@ def measure_retrieval(
 ) -> Table1:
     """Table 1 on the held-out queries: random, BM25 and the rows of `tables` (folders with both tables).
 
+    What is held out, the tables say themselves (`held_out_of`); `holdout` is for those that do not.
     `role` takes the validation queries instead of the test queries, and without `baselines` the rows of
     `tables` stand alone.
 
@@ -159,7 +161,8 @@ def measure_retrieval(
     other data the graded pairs judge, and the graded products of a query compete.
 
     Raises:
-        ValueError: there are no grades, no query is held out, or a table is missing.
+        ValueError: there are no grades, no query is held out, a table is missing, or its encoder was trained
+            with another hold-out than `holdout` or than another one's.
     """
     if not table_files(data, "relevance"):
         raise ValueError(
@@ -167,6 +170,7 @@ def measure_retrieval(
             "`dashclip encode evaluate DATA OUT --row NAME=ENCODER` measures which image belongs to a title, "
             "and `dashclip encode probe` what vectors know of aisles"
         )
+    holdout = held_out_of(tables, holdout)
     catalog = ProductCatalog.open(data, modalities=("text",))
     grades = read_grades(data)
     role_Q = grades.query_roles(holdout)
@@ -209,15 +213,32 @@ def measure_retrieval(
     if truth is None:
         description = "graded pairs of held-out queries"
         return evaluate(simulated=False, description=description, query_slices=slices)
+    tested_P = product_roles(catalog.ids, holdout) == TEST
     return evaluate(
         simulated=True,
         description="simulated marketplace, complete simulated truth",
         query_slices={**slices, **truth.kind_masks(judgements.queries)},
         product_slices={
-            "held-out products": product_roles(catalog.ids, holdout) == TEST,
+            "held-out products": tested_P & unseen_products(ProductCatalog.open(data), holdout),
             "products whose title hides a fact": truth.hides_fact_P,
         },
     )
+
+
+def held_out_of(tables: Mapping[str, Path], asked: HoldoutConfig | None = None) -> HoldoutConfig:
+    """What was kept from the encoders of these folders of tables: `agreed_holdout` of their manifests.
+
+    Raises:
+        ValueError: they disagree with each other or with `asked`.
+        EmbeddingTableError: a table cannot be read.
+    """
+    recorded: dict[str, HoldoutConfig | None] = {}
+    for name, folder in tables.items():
+        for kind in ("products", "queries"):
+            if is_table(folder / kind):
+                found = EmbeddingTable.load(folder / kind, verify=False).manifest.holdout
+                recorded[f"{name}/{kind}"] = HoldoutConfig.of_record(found)
+    return agreed_holdout(recorded, asked)
 
 
 def _both_tables(folder: Path) -> tuple[EmbeddingTable, EmbeddingTable]:
@@ -257,7 +278,7 @@ def measure_probes(
     before: Path,
     after: Path,
     *,
-    holdout: HoldoutConfig,
+    holdout: HoldoutConfig | None = None,
     progress: Progress = silent,
 ) -> tuple[ProbeReport, VectorPair, VectorPair, ProbeLabels]:
     """The probes of paper section 5 on two folders of tables, as far as the data allow them.
@@ -265,12 +286,13 @@ def measure_probes(
     Like the paper's, the labels are set aside: only grades of held-out queries are used. Aisles are those of
     all products; stage 2 reads them to draw negatives of other aisles, so what it separates them by is no
     surprise. Queries of one intent stand on one side of a split over queries. Without grades the probe of
-    aisles is left.
+    aisles is left. `holdout` as in `measure_retrieval`.
 
     Raises:
         ProbeImpossibleError: there are neither aisles nor grades to probe.
-        ValueError: a table is missing or of another data set.
+        ValueError: a table is missing or of another data set, or hold-outs differ.
     """
+    holdout = held_out_of({"before": before, "after": after}, holdout)
     catalog = ProductCatalog.open(data)
     none = np.empty(0, np.int64)
     queries = pa.array([], pa.string())

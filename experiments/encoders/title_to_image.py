@@ -1,6 +1,7 @@
 """Which image belongs to a title: what can be measured of an encoder without queries and grades.
 
-Titles of products that no stage was trained on, against the images of the whole catalogue.
+Titles of products that no stage was trained on, nor on a lookalike, against the images of the whole
+catalogue.
 
 Shapes: P products, I products with an image, Q titles, K places.
 """
@@ -12,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from embeddings.catalog.holdout import agreed_holdout
 from embeddings.catalog.products import Modality, ProductCatalog
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.evaluation.judgements import HIGHLY_RELEVANT, FloatArray, IntArray, Judgements
 from embeddings.evaluation.search import pair_scores, search
-from embeddings.stages.product_parts import ProductParts, has_image_and_title
+from embeddings.stages.product_parts import has_image_and_title, unseen_products
 from embeddings.stages.run_folder import InputConfig
 from experiments.datasets.encoder_runs import write_table
 from experiments.encoders.retrieval_rows import Missing, RandomRow, TableRow
@@ -69,19 +71,21 @@ def measure_title_to_image(
     The vectors of titles alone and of images alone go to `out`/NAME/. An image of a lookalike is right, too.
 
     Raises:
-        ValueError: no product that was kept from training has an image and a title.
+        ValueError: no product that was kept from training has an image and a title, or an encoder was
+            trained with another hold-out than `inputs` have or than another one.
     """
+    agreed_holdout({name: encoder.holdout for name, encoder in encoders.items()}, inputs.holdout)
     catalog = ProductCatalog.open(data, text_columns=inputs.text_columns)
     both_P = has_image_and_title(catalog)
-    train_P = ProductParts.of(catalog, inputs.holdout).train_P
-    asked = np.flatnonzero(both_P & ~train_P)
+    asked = np.flatnonzero(both_P & unseen_products(catalog, inputs.holdout))
     if not len(asked):
         raise ValueError(
-            "title-to-image retrieval needs products with an image and a title that no stage was trained on; "
-            f"of {len(catalog):,} products {int(both_P.sum()):,} have both, and none of those is held out"
+            "title-to-image retrieval needs products with an image and a title that no stage was trained on, "
+            f"nor on a lookalike; of {len(catalog):,} products {int(both_P.sum()):,} have both, and none of "
+            "those is held out"
         )
     shown = np.flatnonzero([path is not None for path in catalog.image_paths])
-    query_J, product_J = np.nonzero(catalog.group_P[asked][:, None] == catalog.group_P[shown])
+    query_J, product_J = _pairs_of_equals(catalog.group_P[asked], catalog.group_P[shown])
     judgements = Judgements.from_pairs(
         queries=catalog.ids.take(pa.array(asked)),
         products=catalog.ids.take(pa.array(shown)),
@@ -116,3 +120,14 @@ def measure_title_to_image(
         candidate=candidate if candidate in encoders else next(iter(encoders), candidate),
         progress=progress,
     )
+
+
+def _pairs_of_equals(value_Q: IntArray, value_I: IntArray) -> tuple[IntArray, IntArray]:
+    """All (q, i) with value_Q[q] == value_I[i], by q, then i; memory grows with the pairs alone."""
+    order_I = np.argsort(value_I, kind="stable")
+    sorted_I = value_I[order_I]
+    first_Q = np.searchsorted(sorted_I, value_Q, side="left")
+    count_Q = np.searchsorted(sorted_I, value_Q, side="right") - first_Q
+    query_J = np.repeat(np.arange(len(value_Q)), count_Q)
+    place_J = np.arange(len(query_J)) - np.repeat(np.cumsum(count_Q) - count_Q, count_Q)
+    return query_J, order_I[first_Q[query_J] + place_J]

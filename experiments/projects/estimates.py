@@ -119,6 +119,8 @@ class Stopwatch:
     def __call__(self, report: Report) -> None:
         now = time.monotonic()
         if report.step <= _STEPS_BEFORE:
+            # A training may end before its pace is known: then its start counts as well.
+            self.seconds += now - self._begun
             self._begun, self._first = now, report.step
             return
         self.seconds = (now - self._begun) / (report.step - self._first) * report.total_steps

@@ -161,7 +161,8 @@ def _retrieval_summary(table: dict[str, Any], name: str) -> str:
         cells = [row_title(key), *(f"{row[measure]:.3f}" for measure in measures)]
         cells[4] += f" [{row['ndcg_at_10_low']:.3f}, {row['ndcg_at_10_high']:.3f}]"
         rows.append(cells)
-    heading = ("", "Graded Rel", "Recall@10", "Precision@10", "nDCG@10 [95 % over queries]", "MRR@10")
+    interval = f"nDCG@10 [95 % over {table.get('drawn', 'queries')}]"
+    heading = ("", "Graded Rel", "Recall@10", "Precision@10", interval, "MRR@10")
     lines = [
         f"**Table 1, retrieval** ({kind}; {table['queries']:,} held-out queries, {table['description']}; "
         f"[whole table](../experiments/results/{name}.md)):",

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from experiments.runtime.environment import cpu_model, installed_versions, usable_cores
+from experiments.runtime.environment import cpu_model, installed_versions
+from features.machine import usable_cores, usable_memory_bytes
 
 Status = Literal["ok", "optional", "warn", "fail"]
 
@@ -310,7 +311,7 @@ def _busy_cores() -> float:
 def _available_memory() -> int:
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    return min(int(psutil.virtual_memory().available), usable_memory_bytes())
 
 
 def _requirements() -> list[str]:

@@ -25,6 +25,7 @@ _PACKAGES = (
     "faiss-cpu",
 )
 _BENCHMARKED = ("torch", "torchrec", "fbgemm-gpu-cpu", "duckdb", "pyarrow", "pandas", "numpy")
+_UNKNOWN = "unknown"
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
@@ -43,17 +44,22 @@ def environment() -> dict[str, Any]:
 
 
 def provenance_of(command: str | None, environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The command of many runs, and what these recorded about themselves: they may come from elsewhere."""
+    """The command of many runs, and what these recorded about themselves: they may come from elsewhere.
+
+    What an older record lacks is "unknown".
+    """
 
     def distinct(values: Iterable[Any]) -> str:
-        return ", ".join(sorted({str(value) for value in values}))
+        return ", ".join(sorted({_UNKNOWN if value is None else str(value) for value in values}))
 
     return {
         "command": command,
-        "commit": distinct(run["commit"] for run in environments),
-        "created": min(run["created"] for run in environments),
-        "machine": distinct(f"{run['cores']} cores of {run['cpu']}" for run in environments),
-        "torch": distinct(run["packages"]["torch"] for run in environments),
+        "commit": distinct(run.get("commit") for run in environments),
+        "created": min((run["created"] for run in environments if "created" in run), default=_UNKNOWN),
+        "machine": distinct(
+            f"{run.get('cores', _UNKNOWN)} cores of {run.get('cpu', _UNKNOWN)}" for run in environments
+        ),
+        "torch": distinct(run.get("packages", {}).get("torch") for run in environments),
     }
 
 
@@ -101,22 +107,6 @@ def commit() -> str | None:
 def cpu_model() -> str:
     """Name of the processor as the system gives it."""
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: those it may run on, or fewer if a container has a smaller quota."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = cpu_quota(Path("/sys/fs/cgroup/cpu.max"))
-    return cores if quota is None else max(1, min(cores, quota))
-
-
-def cpu_quota(cpu_max: Path) -> int | None:
-    """Whole cores of a control group's quota ("200000 100000" is 2); None where there is none ("max ...")."""
-    if not cpu_max.exists():
-        return None
-    quota, period = cpu_max.read_text().split()
-    return None if quota == "max" else int(quota) // int(period)
 
 
 def _memory_gib() -> float:

@@ -33,6 +33,7 @@ from ranking.run import load_run, run_config
 
 #: What `predict_impressions` needs of each row, whatever the features are.
 NEEDED = ("impression_id", "timestamp", "user_id", "product_id")
+_MOMENTS = ("click_timestamp", "timestamp")
 _OTHER_TABLES: tuple[TableName, ...] = ("products", "purchases")
 
 
@@ -149,6 +150,14 @@ def _as_logged(added: pa.Table, log: InputTables) -> pa.Table:
         raise ValueError(
             f"clicked must be 0 or 1, got {wrong[0].as_py()!r}; leave the column out if nobody knows"
         )
+    if "click_timestamp" in added.column_names:
+        moments = (added[name].cast(pa.timestamp("us", "UTC"), safe=False) for name in _MOMENTS)
+        early = added.filter(pc.less(*moments))
+        if len(early):
+            raise ValueError(
+                f"{len(early):,} impressions were clicked before they were shown, such as "
+                f"{early['impression_id'][0].as_py()!r}; correct click_timestamp, or leave the column out"
+            )
     return added
 
 

@@ -9,7 +9,6 @@ Shapes: M compared impressions, N candidates of a request.
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
@@ -121,7 +120,7 @@ def _compare(
     if not rows:
         raise ValueError("no served impression could be compared: see the log's times and the split")
     row_K = np.concatenate(rows)
-    given = [orjson.loads(text) for text in mine["given"].to_pylist()]
+    given = _names_given(mine["given"])
     found = []
     length_K, own_K = mine["history_length"].to_numpy()[row_K], np.concatenate(history)
     given_K = mine["history_given"].to_numpy()[row_K]
@@ -143,7 +142,14 @@ def _compare(
     return ServedSkew(len(row_K), refused, tuple(order))
 
 
-def _live(column: str, given: list[dict[str, Any]], config: FeatureConfig) -> np.ndarray:
+def _names_given(texts: pa.ChunkedArray) -> list[frozenset[str]]:
+    """What each row's request gave a value of; a log has few such sets, and each is kept once."""
+    known: dict[frozenset[str], frozenset[str]] = {}
+    found = (frozenset(orjson.loads(text.as_py())) for text in texts)
+    return [known.setdefault(names, names) for names in found]
+
+
+def _live(column: str, given: list[frozenset[str]], config: FeatureConfig) -> np.ndarray:
     """Whether each row's value came with its request, or would have to."""
     of_impressions = {f.column for f in config.features if f.source == "impressions"} - {*OWN_FIELDS}
     if column in of_impressions:

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from experiments.runtime.environment import usable_cores
 from experiments.runtime.job_pool import prepare_process, run_job
 from experiments.sweeps.sweep import PlannedRun, job_of, processes_of
+from features.machine import usable_cores
 from features.progress import silent
 from ranking.run import is_finished
 

@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from embeddings.training.run_log import Tracker, TrainingLog
 from experiments.config import KeysOf, merged, parse_config
-from experiments.runtime.environment import environment, usable_cores
+from experiments.runtime.environment import environment
 from experiments.runtime.job_pool import BUSY, DIED, Job, OnProgress, run_jobs
 from experiments.runtime.parts import WHOLE, Part
 from experiments.sweeps.results import SWEEP, Floor
 from features.artifacts import BusyError, atomic_write_json
 from features.feature_set import FeatureSet
+from features.machine import usable_cores
 from features.progress import Progress
 from ranking.model import RankerConfig
 from ranking.popularity import popularity_floor_of

@@ -6,6 +6,7 @@ a function of (seed, epoch) alone, so the state of an epoch is one number: how m
 Shapes: N rows of a pool, B impressions, F dense and S sparse features.
 """
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,9 @@ from features.feature_set import FeatureSet
 
 #: Row groups shuffled together: 4 x 65,536 rows keep memory near 60 MB at 60 columns and mix days well.
 POOL_ROW_GROUPS = 4
+#: Names the stream of draws that drop ids: no pool has such a number, and numbers of zeros at the end, as of
+#: the first batch, would name none (NumPy takes [7, 1] and [7, 1, 0] for one seed).
+_ID_DROPOUT = zlib.crc32(b"id dropout")
 _INDEX_COLUMNS: dict[str, type[np.integer]] = {
     "clicked": np.int32,
     "product_index": np.int32,
@@ -91,7 +95,7 @@ class BatchLoader:
             split: "train", "validation" or "test".
             semantic: rows of pretrained tables; without it `Batch.semantic` is empty.
             shuffle_seed: None reads in stored order.
-            id_dropout: share of ids replaced by an out-of-vocabulary row, which trains those rows.
+            id_dropout: share of known ids replaced by an out-of-vocabulary row, which trains those rows.
             part: rows of the split that are read; all of them if None.
             stream: number of a stream (`features.batches.streams`), which draws by itself and shuffles
                 single row groups, since its batches are mixed with those of other streams.
@@ -280,10 +284,12 @@ class BatchLoader:
         )
 
     def _drop_ids(self, sparse_NS: NDArray[np.int32]) -> NDArray[np.int32]:
-        rng = self._generator(self._epoch, 1, self._rows_done)
+        """A share of the known ids becomes unknown: those that are missing or unknown stay as they are."""
+        rng = self._generator(self._epoch, _ID_DROPOUT, self._rows_done)
         dropped_SN = rng.random(sparse_NS.shape[::-1], dtype=np.float32) < self._id_dropout
+        dropped_NS = dropped_SN.T & (sparse_NS > self._oov_rows_S)
         oov_NS = 1 + sparse_NS % self._oov_rows_S
-        result: NDArray[np.int32] = np.where(dropped_SN.T, oov_NS, sparse_NS).astype(np.int32)
+        result: NDArray[np.int32] = np.where(dropped_NS, oov_NS, sparse_NS).astype(np.int32)
         return result
 
 

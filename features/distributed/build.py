@@ -278,6 +278,7 @@ class _Build:
             self._tables,
             missing={name: sum(note["missing"][name] for note in shown) for name in REQUIRED_OF_IMPRESSIONS},
             not_a_label=total(shown, "not_a_label"),
+            clicked_before_shown=total(shown, "clicked_before_shown"),
         )
         check_purchases(self._tables, lost=total(bought, "lost"))
         return LogFacts(

@@ -115,8 +115,10 @@ class Counting:
         time_us_N = _microseconds(rows.column("timestamp"))
         clicked = rows.column("clicked").cast(pa.int64())
         is_label = pc.fill_null(pc.is_in(clicked, value_set=pa.array([0, 1])), False)
-        without_time = pc.equal(clicked, 1)
+        without_time, clicked_before_shown = pc.equal(clicked, 1), 0
         if "click_timestamp" in names:
+            early = pc.less(rows.column("click_timestamp"), rows.column("timestamp"))
+            clicked_before_shown = _true(early)
             without_time = pc.and_(without_time, pc.is_null(rows.column("click_timestamp")))
         counts.add("user", rows.column("user_id"), shown=True)
         counts.add("product", rows.column("product_id"), shown=True)
@@ -129,6 +131,7 @@ class Counting:
             "rows": len(rows),
             "missing": {name: _missing(rows.column(name)) for name in REQUIRED_OF_IMPRESSIONS},
             "not_a_label": len(rows) - _true(is_label),
+            "clicked_before_shown": clicked_before_shown,
             "clicks_without_time": _true(without_time),
             "anonymous": _missing(rows.column("user_id")),
             "first_us": int(time_us_N.min()),

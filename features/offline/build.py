@@ -68,7 +68,9 @@ def build(
 ) -> Manifest:
     """Write the feature set of `data` to the folder `out`, which appears whole or not at all.
 
-    Only an older feature set or an empty folder is replaced.
+    Only an older feature set or an empty folder is replaced. Refused are rows of which no feature or label
+    can be made. Rows that can hardly be true (copies, odd times and prices) are not looked for: call
+    `features.inputs.validation.check_or_raise` first, as `dashclip features build` does.
 
     Args:
         memory_limit: such as "2GB". Half is the engine's; a quarter bounds the buckets. Id lists come on top.

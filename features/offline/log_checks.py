@@ -27,18 +27,26 @@ def bad_rows(tables: InputTables, table: TableName, problem: str) -> LogError:
     )
 
 
-def check_impressions(tables: InputTables, *, missing: Mapping[str, int], not_a_label: int) -> None:
-    """Raises LogError: required values are missing, or a label is none.
+def check_impressions(
+    tables: InputTables, *, missing: Mapping[str, int], not_a_label: int, clicked_before_shown: int
+) -> None:
+    """Raises LogError: required values are missing, a label is none, or a click came before its impression.
+
+    Such a click would be counted among what was known when its own impression was shown.
 
     Args:
         missing: rows without it, of each of `REQUIRED_OF_IMPRESSIONS`.
         not_a_label: rows with `clicked` other than 0 and 1.
+        clicked_before_shown: rows whose `click_timestamp` is earlier than their `timestamp`.
     """
     for name in REQUIRED_OF_IMPRESSIONS:
         if missing[name]:
             raise bad_rows(tables, "impressions", f"{missing[name]:,} rows have no {name}")
     if not_a_label:
         raise bad_rows(tables, "impressions", f"{not_a_label:,} rows have `clicked` other than 0 and 1")
+    if clicked_before_shown:
+        problem = f"{clicked_before_shown:,} rows have a `click_timestamp` before their `timestamp`"
+        raise bad_rows(tables, "impressions", problem)
 
 
 def check_purchases(tables: InputTables, *, lost: int) -> None:

@@ -208,21 +208,24 @@ class LogReader(CatalogReader):
         columns = self.tables.columns("impressions")
         has_time = "click_timestamp" in columns
         late = "click_timestamp IS NULL" if has_time else "true"
+        early = "epoch_us(click_timestamp) < epoch_us(timestamp)" if has_time else "false"
         nulls = ", ".join(
             f"count(*) FILTER (WHERE {is_missing_sql(name)})" for name in REQUIRED_OF_IMPRESSIONS
         )
         row = self._one(
             f"SELECT count(*), epoch_us(min(timestamp)), epoch_us(max(timestamp)), "
             "count(*) FILTER (WHERE clicked IS NULL OR CAST(clicked AS BIGINT) NOT IN (0, 1)), "
+            f"count(*) FILTER (WHERE {early}), "
             f"count(*) FILTER (WHERE CAST(clicked AS BIGINT) = 1 AND {late}), "
             f"count(*) FILTER (WHERE {is_missing_sql('user_id')}), {nulls} "
             f"FROM {self._scan('impressions')}"
         )
-        count, first_us, last_us, not_a_label, clicks_without_time, anonymous, *missing = row
+        count, first_us, last_us, not_a_label, early_clicks, clicks_without_time, anonymous, *missing = row
         check_impressions(
             self.tables,
             missing=dict(zip(REQUIRED_OF_IMPRESSIONS, missing, strict=True)),
             not_a_label=not_a_label,
+            clicked_before_shown=early_clicks,
         )
         bought = 0
         if self.tables.has_purchases:

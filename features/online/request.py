@@ -10,6 +10,7 @@ Shapes: N candidates.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import partial
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 
 from features.columns.id_map import IdKind
 from features.inputs.blanks import without_blank, without_blanks
+from features.inputs.plain_types import plain_values
 from features.inputs.table_specs import is_text
 from features.schema import MAX_CAP
 
@@ -251,7 +253,7 @@ _PLAIN = frozenset({*_KINDS, type(None)})
 
 
 def _plain(value: Any) -> Any:
-    """Scalars of NumPy and members of an enum as Python's own str, int, float or bool; the rest as it is."""
+    """Scalars of NumPy, decimals and members of an enum as Python's own; the rest as it is."""
     if type(value) in _PLAIN:
         return value
     if isinstance(value, str):
@@ -260,7 +262,10 @@ def _plain(value: Any) -> Any:
         return bool(value)
     if isinstance(value, int | np.integer):
         return int(value)
-    return float(value) if isinstance(value, float | np.floating) else value
+    if isinstance(value, float | np.floating):
+        return float(value)
+    # The float nearest to a decimal, as tables have it.
+    return float(str(value).replace("s", "")) if isinstance(value, Decimal) else value
 
 
 def _plain_list(values: Sequence[Any]) -> list[Any]:
@@ -449,6 +454,8 @@ def _column_of_arrow(name: str, values: pa.Array | pa.ChunkedArray) -> Candidate
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+    if pa.types.is_decimal(kind):
+        values, kind = plain_values(values, pa.float64()), pa.float64()
     numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if not (numeric or is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
         raise RequestError(name, f"a column of {values.type}", "send numbers, strings or booleans")

@@ -15,8 +15,8 @@ class ShardingConfig(StrictModel):
     #: "table_wise" keeps each table on one rank, "row_wise" spreads the rows of each over all ranks, "auto"
     #: spreads the rows of those that are larger than a quarter of what a rank would hold on average.
     strategy: Strategy = "auto"
-    #: Memory of a rank for tables and their optimizer in GB; its GPU's, or its share of the machine's, if
-    #: left out.
+    #: Memory of a rank for tables and their optimizer in GB; its GPU's, or its share of what the machine or
+    #: the container has, if left out.
     rank_memory_gb: Annotated[float, Field(gt=0)] | None = None
     #: Every rank holds all pretrained tables if these have at most so many GB; else they are spread, too.
     replicated_up_to_gb: Annotated[float, Field(ge=0)] = 4.0

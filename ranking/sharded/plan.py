@@ -8,7 +8,6 @@ with a learning rate of 0.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import psutil
 import torch
 from torch import nn
 from torchrec.distributed.comm import get_local_size
@@ -24,6 +23,7 @@ from torchrec.distributed.types import (
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from embeddings.training.ranks import Ranks, decided_by_first
+from features.machine import usable_memory_bytes
 from ranking.embedding_collection import PooledEmbeddings
 from ranking.model import Ranker, TwoTowerRanker
 from ranking.sharded.config import ShardingConfig
@@ -210,7 +210,7 @@ def _rank_memory(config: ShardingConfig, ranks: Ranks, device: torch.device) -> 
         return int(config.rank_memory_gb * _GB)
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return psutil.virtual_memory().total // get_local_size(ranks.count)
+    return usable_memory_bytes() // get_local_size(ranks.count)
 
 
 class _TrainedSharder(FusedEmbeddingBagCollectionSharder):

@@ -3,10 +3,11 @@
 Shapes: N served candidates, C clicks, U users.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +18,13 @@ import pyarrow.parquet as pq
 
 from features.artifacts import atomic_folder, atomic_write_json, json_file_has, link_or_copy
 from features.columns.clock import iso
+from features.columns.counters import QUANTITIES
 from features.inputs.origin import Origin
 from features.inputs.plain_types import plain_type, plain_values
 from features.inputs.table_specs import TABLES, TableName
 from features.inputs.tables import InputTables
 from features.progress import Progress, silent
+from features.schema import CounterKey
 from serving.feature_log.log_files import DENSE, SPARSE, logged_files
 from serving.feature_log.user_keys import hidden_user
 
@@ -30,6 +33,10 @@ Int64s = npt.NDArray[np.int64]
 _UTC_US = pa.timestamp("us", tz="UTC")
 #: Of the impressions; what else a log's impressions have comes from live values.
 _OWN = tuple(column.name for column in TABLES["impressions"].columns if column.name != "price")
+#: Counters that came with a request: features count for themselves.
+_COUNTER = re.compile(rf"({'|'.join(get_args(CounterKey))})_({'|'.join(QUANTITIES)})_\d+d")
+#: Logged rows whose live values are Python's objects at a time.
+_CHUNK_ROWS = 65_536
 #: A description in `out`, by which the folder is known for ours.
 _SOURCE, _OURS = "source.json", "joined"
 
@@ -103,10 +110,7 @@ def join_clicks(
         asked = _set(asked, "user_id", of_users)
     raw = _raw_users(tables, asked, key)
     click_us_N, used = _first_clicks(served, asked, within_us=within_us, key=key)
-    users = pa.array(
-        [None if name is None else raw.get(name) for name in served["user"].to_pylist()],
-        _user_type(tables, asked),
-    )
+    users = _mapped(served["user"], raw.get, _user_type(tables, asked))
     progress("writing tables", 2, 3)
     first_us = int(pc.min(served["timestamp"]).cast(pa.int64()).as_py())
     before = _before(tables, first_us)
@@ -207,7 +211,13 @@ def _as_kind(ids: pa.ChunkedArray, kind: pa.DataType, *, where: str) -> pa.Chunk
         return ids.cast(kind)
     if plain != kind and not (pa.types.is_integer(plain) and pa.types.is_integer(kind)):
         raise ValueError(f"{where} is {ids.type}, the tables have {kind}; write it as they have it")
-    return pa.chunked_array([plain_values(part, kind) for part in ids.chunks], kind)
+    try:
+        return pa.chunked_array([plain_values(part, kind) for part in ids.chunks], kind)
+    except pa.ArrowInvalid:
+        largest = pc.max(ids).as_py()
+        raise ValueError(
+            f"{where} holds {largest}, beyond the 64-bit signed integers of the tables; no id is so large"
+        ) from None
 
 
 def _first_clicks(served: pa.Table, clicks: pa.Table, *, within_us: int, key: bytes) -> tuple[Int64s, int]:
@@ -215,8 +225,8 @@ def _first_clicks(served: pa.Table, clicks: pa.Table, *, within_us: int, key: by
     if "request_id" in clicks.column_names:
         keys = served["request_id"], clicks["request_id"].cast(pa.string())
     else:
-        hidden = [None if one is None else hidden_user(one, key) for one in clicks["user_id"].to_pylist()]
-        keys = served["user"], pa.chunked_array([pa.array(hidden, pa.string())])
+        hidden = _mapped(clicks["user_id"], lambda one: hidden_user(one, key), pa.string())
+        keys = served["user"], pa.chunked_array([hidden])
     who = _codes(*keys)
     what = _codes(served["product_id"], clicks["product_id"])
     at = tuple(table["timestamp"].cast(pa.int64()).to_numpy() for table in (served, clicks))
@@ -229,6 +239,13 @@ def _first_clicks(served: pa.Table, clicks: pa.Table, *, within_us: int, key: by
     click_us_N = np.full(served.num_rows, never)
     np.minimum.at(click_us_N, row_C[found_C], at[1][found_C])
     return np.where(click_us_N == never, -1, click_us_N), len(found_C)
+
+
+def _mapped(values: pa.ChunkedArray, change: Callable[[Any], Any], kind: pa.DataType) -> pa.Array:
+    """Each value changed, and only once where it recurs; null stays null."""
+    encoded = values.combine_chunks().dictionary_encode()
+    changed = [None if one is None else change(one) for one in encoded.dictionary.to_pylist()]
+    return pa.array(changed, kind).take(encoded.indices)
 
 
 def _codes(served: pa.ChunkedArray, clicks: pa.ChunkedArray) -> tuple[Int64s, Int64s]:
@@ -279,35 +296,71 @@ def _impressions(
         "clicked": pa.array(click_us_N >= 0).cast(pa.int8()),
         "click_timestamp": pa.array(click_us_N, mask=click_us_N < 0).cast(_UTC_US),
     }
-    schema = before.schema if before is not None else pa.schema([])
-    given = [orjson.loads(text) for text in served["given"].to_pylist()]
-    absent = []
-    for field in schema:
-        if field.name in _OWN:
-            continue
-        values = [one.get(field.name) for one in given]
-        if field.name == rank_column and all(value is None for value in values):
-            values = [rank + 1 for rank in served["rank"].to_pylist()]
-        columns[field.name] = _typed(values, field)
-        if columns[field.name].null_count == len(values):
-            absent.append(field.name)
-    if rank_column is not None and rank_column not in columns:
-        raise ValueError(
-            f"rank column {rank_column!r} is none of the impressions of {tables.root}; there are "
-            f"{', '.join(name for name in schema.names if name not in _OWN) or 'none'}"
+    kinds = None if before is None else {field.name: field.type for field in before.schema}
+    given = _given(served, kinds)
+    if rank_column is not None:
+        if kinds is not None and rank_column not in given:
+            raise ValueError(
+                f"rank column {rank_column!r} is none of the impressions of {tables.root}; there are "
+                f"{', '.join(given) or 'none'}"
+            )
+        if rank_column not in given or given[rank_column].null_count == served.num_rows:
+            kind = pa.int64() if kinds is None else kinds[rank_column]
+            given[rank_column] = _cast(pc.add(served["rank"].cast(pa.int64()), 1), rank_column, kind)
+    absent = tuple(name for name, values in given.items() if values.null_count == served.num_rows)
+    return pa.table(columns | given), columns["impression_id"], absent
+
+
+def _given(served: pa.Table, kinds: Mapping[str, pa.DataType] | None) -> dict[str, pa.ChunkedArray]:
+    """The live values of the requests, by column [N]: of those of `kinds`, or of all but counters if None.
+
+    A part of the log at a time: as Python's objects it would take many times its size.
+    """
+    parts = []
+    for first in range(0, served.num_rows, _CHUNK_ROWS):
+        given = [orjson.loads(text) for text in served["given"].slice(first, _CHUNK_ROWS).to_pylist()]
+        names = kinds
+        if names is None:
+            found = {name for one in given for name in one if not _COUNTER.fullmatch(name)}
+            names = dict.fromkeys(sorted(found))
+        parts.append(
+            pa.table(
+                {
+                    name: _typed([one.get(name) for one in given], name, kind)
+                    for name, kind in names.items()
+                    if name not in _OWN
+                }
+            )
         )
-    return pa.table(columns), columns["impression_id"], tuple(absent)
+    try:
+        table = pa.concat_tables(parts, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ValueError(f"the log has values of several kinds in one column: {error}") from None
+    return {name: table[name] for name in table.column_names}
 
 
-def _typed(values: Sequence[Any], field: pa.Field) -> pa.Array:
-    numeric = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+def _typed(values: Sequence[Any], name: str, kind: pa.DataType | None) -> pa.Array:
+    """As `kind`, or as what they are if None."""
+    numeric = (
+        any(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        if kind is None
+        else pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    )
     if numeric:  # true is 1, as for features of a request
         values = [int(value) if isinstance(value, bool) else value for value in values]
     try:
-        return pa.array(values).cast(field.type)  # `pa.array(values, type)` would make 2 of 2.5
+        array = pa.array(values)
+    except (pa.ArrowException, TypeError, OverflowError) as error:
+        raise ValueError(f"the log has values of several kinds in {name!r}: {error}") from None
+    return array if kind is None else _cast(array, name, kind)  # `pa.array(values, kind)` makes 2 of 2.5
+
+
+def _cast(values: Any, name: str, kind: pa.DataType) -> Any:
+    try:
+        return values.cast(kind)
     except (pa.ArrowException, TypeError) as error:
         raise ValueError(
-            f"the log has values of {field.name!r} that are no {field.type} as in the tables: {error}"
+            f"the log has values of {name!r} that are no {kind} as in the tables: {error}"
         ) from None
 
 
@@ -322,7 +375,8 @@ def _new_ids(served: pa.Table, tables: InputTables) -> pa.Array:
     if pa.types.is_integer(kind):
         return pa.array(np.arange(last + 1, last + 1 + count), kind)
     first_us = served["timestamp"].cast(pa.int64())[0].as_py()  # an earlier log began before it
-    return pa.array([f"served-{first_us}-{number}" for number in range(count)], kind)
+    numbers = pa.array(range(count), pa.int64()).cast(pa.string())
+    return pc.binary_join_element_wise("served", str(first_us), numbers, "-").cast(kind)
 
 
 def feature_names(served: pa.Table) -> list[tuple[str, str]]:

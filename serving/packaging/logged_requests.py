@@ -23,7 +23,7 @@ from features.columns.transforms import Transform
 from features.feature_set import FeatureSet
 from features.inputs.tables import InputTables
 from features.online.plan import SHARED_KEYS, impression_columns
-from features.online.request import MAX_HISTORY, ScoreRequest
+from features.online.request import MAX_CANDIDATES, MAX_HISTORY, ScoreRequest
 from features.progress import Progress, silent
 from features.schema import CounterKey, FeatureConfig
 
@@ -81,7 +81,10 @@ class LoggedImpressions:
         return len(self.rows)
 
     def groups(self) -> list[npt.NDArray[np.int64]]:
-        """Rows of each request: impressions of one user, query, moment and context; in the split's order."""
+        """Rows of each request: impressions of one user, query, moment and context; in the split's order.
+
+        More than a request may hold, as of nobody in a log of whole hours, are several requests.
+        """
         time_us_M = self.rows["timestamp"].cast(pa.int64()).to_numpy()
         keys = [_code(self.rows[name].to_numpy()) for name in ("user_index", "query_index")]
         keys += [_code(time_us_M)]
@@ -89,7 +92,12 @@ class LoggedImpressions:
         _, request_M = np.unique(np.stack(keys, axis=1), axis=0, return_inverse=True)
         order = np.argsort(request_M, kind="stable")
         cuts = np.flatnonzero(np.diff(request_M[order])) + 1
-        groups = [rows.astype(np.int64) for rows in np.split(order, cuts)] if len(order) else []
+        whole = np.split(order, cuts) if len(order) else []
+        groups = [
+            rows_N[first : first + MAX_CANDIDATES].astype(np.int64)
+            for rows_N in whole
+            for first in range(0, len(rows_N), MAX_CANDIDATES)
+        ]
         return sorted(groups, key=lambda rows_N: int(rows_N[0]))
 
     def request(self, rows_N: npt.NDArray[np.int64], *, live: bool = True) -> ScoreRequest:

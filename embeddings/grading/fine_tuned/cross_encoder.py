@@ -29,13 +29,13 @@ from embeddings.encoders.sentence_files import modules_of
 from embeddings.grading.classifiers import softmax
 from embeddings.grading.decision import Decision
 from embeddings.grading.fine_tuned.training import (
+    FineTunedManifest,
     FineTuningConfig,
     GradeTask,
     by_length,
     checkpoints_of,
     fine_tune,
     refuse_before_training,
-    said_of_training,
 )
 from embeddings.grading.lessons import lessons_of
 from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError, Pairs
@@ -43,8 +43,6 @@ from embeddings.grading.trained import (
     ADVICE,
     WEIGHTS,
     TrainedGrader,
-    TrainedManifest,
-    TrainingConfig,
     is_grader,
 )
 from embeddings.relevance.grades import GRADES
@@ -84,25 +82,11 @@ class CrossEncoderConfig(FineTuningConfig):
     )
 
 
-class CrossEncoderManifest(TrainedManifest):
+class CrossEncoderManifest(FineTunedManifest):
     """What `manifest.json` of a cross-encoder says."""
 
     format: Literal["cross-encoder-1"] = "cross-encoder-1"
     config: CrossEncoderConfig
-    #: Steps until the best loss on validation queries, that loss, and the loss of knowing the shares alone.
-    steps: int
-    validation_loss: float
-    validation_loss_at_chance: float
-
-    @property
-    def training(self) -> TrainingConfig:
-        """Its settings."""
-        return self.config
-
-    @property
-    def read(self) -> str:
-        """How long it learnt."""
-        return said_of_training(self.steps, self.validation_loss, self.validation_loss_at_chance)
 
 
 class PairClassifier(nn.Module):

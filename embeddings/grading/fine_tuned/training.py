@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from embeddings.grading.lessons import Lessons
 from embeddings.grading.pairs import GradingError, Pairs
-from embeddings.grading.trained import TrainingConfig, is_grader
+from embeddings.grading.trained import TrainedManifest, TrainingConfig, is_grader
 from embeddings.relevance.grades import GRADES
 from embeddings.training.evaluation import AT_CHANCE, ROWS
 from embeddings.training.loop import (
@@ -54,6 +54,29 @@ class FineTuningConfig(TrainingConfig):
         """
         said = self.model_dump()
         return type(self).model_validate(said | {"optimizer": said["optimizer"] | changes})
+
+
+class FineTunedManifest(TrainedManifest):
+    """What `manifest.json` of a fine-tuned model says, whichever it is."""
+
+    config: FineTuningConfig
+    #: Steps until the best loss on validation queries, that loss, and the loss of knowing the shares alone.
+    steps: int
+    validation_loss: float
+    validation_loss_at_chance: float
+
+    @property
+    def training(self) -> TrainingConfig:
+        """Its settings."""
+        return self.config
+
+    @property
+    def read(self) -> str:
+        """How long it learnt, and how well it knows validation pairs."""
+        return (
+            f"{self.steps:,} steps, validation loss {self.validation_loss:.3f} (of the grades' shares "
+            f"{self.validation_loss_at_chance:.3f})"
+        )
 
 
 class GradeBatch(NamedTuple):
@@ -224,11 +247,6 @@ def refuse_before_training(graded_validation: int, out: Path) -> None:
 def checkpoints_of(out: Path) -> Path:
     """Where the checkpoints of a grader in training lie: hidden, beside its folder."""
     return out.with_name(f".{out.name}.training")
-
-
-def said_of_training(steps: int, loss: float, at_chance: float) -> str:
-    """How long a model learnt, and how well it knows validation pairs."""
-    return f"{steps:,} steps, validation loss {loss:.3f} (of the grades' shares {at_chance:.3f})"
 
 
 def _fingerprint(lessons: Lessons, config: FineTuningConfig, start: str) -> str:

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from embeddings.catalog.holdout import VALIDATION
 from embeddings.grading.decision import Decision
 from embeddings.grading.fine_tuned.training import (
+    FineTunedManifest,
     FineTuningConfig,
     GradeTask,
     checkpoints_of,
     fine_tune,
     refuse_before_training,
-    said_of_training,
 )
 from embeddings.grading.language_models.local_model import LocalGrader, PaddedTokens
 from embeddings.grading.language_models.prompt import Prompt
@@ -37,8 +37,6 @@ from embeddings.grading.trained import (
     ADVICE,
     WEIGHTS,
     TrainedGrader,
-    TrainedManifest,
-    TrainingConfig,
     is_grader,
 )
 from embeddings.relevance.grades import GRADES
@@ -78,7 +76,7 @@ class TunedModelConfig(FineTuningConfig):
     )
 
 
-class TunedModelManifest(TrainedManifest):
+class TunedModelManifest(FineTunedManifest):
     """What `manifest.json` of a tuned model says."""
 
     format: Literal["tuned-model-1"] = "tuned-model-1"
@@ -88,19 +86,6 @@ class TunedModelManifest(TrainedManifest):
     prompt_sha: str
     #: Name of the model that the adapter belongs to, with a digest of its files.
     base: str
-    steps: int
-    validation_loss: float
-    validation_loss_at_chance: float
-
-    @property
-    def training(self) -> TrainingConfig:
-        """Its settings."""
-        return self.config
-
-    @property
-    def read(self) -> str:
-        """How long it learnt."""
-        return said_of_training(self.steps, self.validation_loss, self.validation_loss_at_chance)
 
 
 class LabelLogits(nn.Module):

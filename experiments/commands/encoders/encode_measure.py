@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,14 @@ import typer
 
 from experiments.commands.encoders.encode import encode
 from experiments.commands.options import CONFIG, DATA, DEVICE, ENCODERS, TABLE, named_folders
+
+MEASURED_CONFIG = Annotated[
+    Path | None,
+    typer.Option(
+        help="Config of the encoders, where no record says what was held out; one that contradicts a record "
+        "is refused. Without: the record, else `encoders_small`."
+    ),
+]
 
 
 @encode.command("evaluate")
@@ -22,7 +31,7 @@ def evaluate_command(
             "compared."
         ),
     ],
-    config: CONFIG = Path("encoders_small"),
+    config: MEASURED_CONFIG = None,
     k: Annotated[int, typer.Option("--k", min=1, help="Places that count.")] = 10,
     device: DEVICE = "cpu",
 ) -> None:
@@ -34,6 +43,7 @@ def evaluate_command(
     """
     from rich.console import Console
 
+    from embeddings.catalog.holdout import agreed_holdout
     from embeddings.encoders.dashclip import DashClipEncoder
     from embeddings.stages.run_folder import encoder_folder
     from experiments.config import load_config
@@ -46,26 +56,30 @@ def evaluate_command(
     from features.artifacts import atomic_write_bytes
 
     console = Console()
-    settings = load_config(config, EncodersConfig)
+    settings = load_config(config or Path("encoders_small"), EncodersConfig)
+    asked = settings.holdout if config else None
     folders = named_folders(row)
     encoders = {name: found for name, folder in folders.items() if (found := encoder_folder(folder))}
     tables = {name: folder for name, folder in folders.items() if name not in encoders}
     measured = {}
     with progress_bars(console) as bars:
         if tables:
-            measured["table1"] = measure_retrieval(data, tables, holdout=settings.holdout, k=k, progress=bars)
+            measured["table1"] = measure_retrieval(data, tables, holdout=asked, k=k, progress=bars)
         if encoders:
+            opened = {name: DashClipEncoder.load(folder) for name, folder in encoders.items()}
+            holdout = agreed_holdout({name: encoder.holdout for name, encoder in opened.items()}, asked)
             measured["title_to_image"] = measure_title_to_image(
                 data,
-                {name: DashClipEncoder.load(folder) for name, folder in encoders.items()},
+                opened,
                 out / "title_to_image",
-                inputs=settings.stage1_inputs,
+                inputs=replace(settings.stage1_inputs, holdout=holdout),
                 k=k,
                 device=device,
                 progress=bars,
             )
     command = ["dashclip encode evaluate", str(data), str(out), *(f"--row {named}" for named in row)]
-    made = {"command": " ".join([*command, f"--config {config} --k {k}"]), "environment": environment()}
+    command += [*([f"--config {config}"] if config else []), f"--k {k}"]
+    made = {"command": " ".join(command), "environment": environment()}
     for name, table in measured.items():
         console.print(console_table(table))
         table.model_copy(update=made).write(out / f"{name}.json")
@@ -79,7 +93,7 @@ def probe_command(
     before: Annotated[Path, typer.Argument(help="Tables of an encoder before a stage, as runs/initial.")],
     after: Annotated[Path, typer.Argument(help="Tables of the encoder after it.")],
     out: Annotated[Path, typer.Argument(help="Folder for probes.json, probes.md and pictures/.")],
-    config: CONFIG = Path("encoders_small"),
+    config: MEASURED_CONFIG = None,
     pictures: Annotated[bool, typer.Option(help="Draw t-SNE, cosines by grade, confusions.")] = True,
 ) -> None:
     """The probes of paper section 5: aisle and relevance classifiers on frozen vectors, and pictures.
@@ -101,13 +115,13 @@ def probe_command(
     from features.artifacts import atomic_write_bytes
 
     console = Console()
-    settings = load_config(config, EncodersConfig)
+    asked = load_config(config, EncodersConfig).holdout if config else None
     with progress_bars(console) as bars:
         report, before_pair, after_pair, labels = measure_probes(
-            data, before, after, holdout=settings.holdout, progress=bars
+            data, before, after, holdout=asked, progress=bars
         )
     markdown = to_markdown(report)
-    command = f"dashclip encode probe {data} {before} {after} {out} --config {config}"
+    command = f"dashclip encode probe {data} {before} {after} {out}{f' --config {config}' if config else ''}"
     made = {"command": command, "environment": environment()}
     report.model_copy(update=made).write(out / "probes.json")
     atomic_write_bytes(out / "probes.md", markdown.encode())

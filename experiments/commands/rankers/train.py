@@ -41,10 +41,11 @@ def train(
     from torchrec.distributed.comm import get_local_size
 
     from experiments.config import load_config
-    from experiments.runtime.environment import environment, usable_cores
+    from experiments.runtime.environment import environment
     from experiments.runtime.progress import progress_bars
     from experiments.runtime.ranks import device_of_rank, one_of_ranks
     from experiments.sweeps.sweep import loss_and_rate
+    from features.machine import usable_cores
     from ranking.run import RunConfig, execute_run
 
     chosen = _device(device)

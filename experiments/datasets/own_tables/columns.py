@@ -7,6 +7,7 @@ Blank strings are missing, as everywhere (`features.inputs.blanks`).
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import duckdb
 
@@ -285,7 +286,7 @@ def _time(
     return Reading(spec.name, sql, raw, place, refusals)
 
 
-def _one(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple:  # type: ignore[type-arg]
-    row = connection.execute(sql).fetchone()
+def _one(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
+    row: tuple[Any, ...] | None = connection.execute(sql).fetchone()
     assert row is not None
     return row

@@ -253,12 +253,13 @@ class ImportMapping(StrictModel):
                 "impressions.constructed makes impressions of purchases and purchases.from_clicks makes "
                 "purchases of impressions; leave one out"
             )
-        for name, made, key in (
+        makers: tuple[tuple[TableName, bool, str], ...] = (
             ("products", self.products.from_logs, "from_logs"),
             ("impressions", self.impressions.constructed is not None, "constructed"),
             ("purchases", self.purchases.from_clicks, "from_clicks"),
-        ):
-            if made and self.table(name).file is not None:  # type: ignore[arg-type]
+        )
+        for name, made, key in makers:
+            if made and self.table(name).file is not None:
                 raise ValueError(f"{name}.file names a table and {name}.{key} makes one; leave one out")
         for table in TABLES:
             for column in self.table(table).absent:

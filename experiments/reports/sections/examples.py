@@ -117,7 +117,7 @@ def _wanted(
     graded = read_grades(data) if table_files(data, "relevance") else None
     drawn_from = "all queries that have a vector"
     if graded is not None:
-        recorded = _holdout(folder)
+        recorded = HoldoutConfig.of_record(table.manifest.holdout) or _holdout(folder)
         held_out = graded.queries.filter(pa.array(graded.query_roles(recorded or HoldoutConfig()) == TEST))
         among = known.filter(pc.is_in(known, held_out.cast(known.type)))
         if len(among):
@@ -154,7 +154,7 @@ def _holdout(folder: Path) -> HoldoutConfig | None:
     for record in training_records(folder).values():
         recorded = record.settings.get("inputs", {}).get("holdout")
         if recorded:
-            return HoldoutConfig.model_validate(recorded)
+            return HoldoutConfig.of_record(recorded)
     return None
 
 

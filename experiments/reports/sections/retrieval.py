@@ -47,8 +47,8 @@ def retrieval_section(sweep: Path, *, file: str = FILE) -> Section | None:
     plots = [
         Plot(
             "All queries",
-            "Mean over queries with its 95 % interval over queries. Dotted: what the best possible order "
-            "reaches. Each panel has its own scale.",
+            f"Mean over queries with its 95 % interval over {record.drawn}. Dotted: what the best possible "
+            "order reaches. Each panel has its own scale.",
             svg_source(evidence_plots.retrieval(record, keys)),
         )
     ]
@@ -106,7 +106,7 @@ def _grid(record: Table1, keys: dict[str, str]) -> Grid:
     names = list(record.rows)
     place = names.index(record.candidate) if record.candidate in names else -1
     bold = frozenset((place, column) for column in range(len(keys) + 1))
-    caption = "Mean over queries (95 % interval over queries"
+    caption = f"Mean over queries (95 % interval over {record.drawn}"
     if record.bootstrap_resamples:
         caption += f", {record.bootstrap_resamples:,} resamples"
     return Grid(f"{caption}).", ("Row", *keys.values()), (*rows, best), bold)

@@ -41,12 +41,13 @@ class Standby:
         self._answerers.shutdown(wait=False, cancel_futures=True)
 
     def _run(self) -> None:
+        asked = select.poll()  # `select` itself fails at file 1,024
+        asked.register(self._listening, select.POLLIN)
         while not self._stopped.is_set():
             if not self._needed():
                 self._stopped.wait(_LOOK_S)
                 continue
-            ready, _, _ = select.select([self._listening], [], [], _LOOK_S)
-            if ready:
+            if asked.poll(1000 * _LOOK_S):
                 try:
                     connection, _ = self._listening.accept()
                 except OSError:  # a worker that has just come up was faster, or the client left

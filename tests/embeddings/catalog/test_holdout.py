@@ -18,6 +18,7 @@ from embeddings.catalog.holdout import (
     query_groups,
     query_key,
     query_roles,
+    recorded_holdout,
     roles_of_groups,
 )
 from embeddings.catalog.tokenizer import TextTokenizer, words_of
@@ -179,3 +180,20 @@ def test_nulls_are_refused_with_their_position() -> None:
 def test_nonsense_shares_are_refused(wrong: dict) -> None:
     with pytest.raises(ValidationError):
         HoldoutConfig(**wrong)
+
+
+def test_the_last_stage_with_a_record_says_what_was_held_out() -> None:
+    def stage(holdout: HoldoutConfig | None, previous: dict | None) -> dict:
+        inputs = {} if holdout is None else {"holdout": holdout.model_dump(mode="json")}
+        return {"settings": {"inputs": inputs}, "previous": previous}
+
+    seeds = [HoldoutConfig(seed=seed) for seed in (1, 2)]
+    assert recorded_holdout(stage(seeds[1], stage(seeds[0], None))) == seeds[1]
+    assert recorded_holdout(stage(None, stage(seeds[0], {"source": "published"}))) == seeds[0]
+    assert recorded_holdout({"source": "published"}) is None
+    assert recorded_holdout(None) is None
+
+
+def test_a_record_from_before_intents_counted_held_out_spellings() -> None:
+    record = HoldoutConfig(seed=4).model_dump(mode="json", exclude={"by"})
+    assert HoldoutConfig.of_record(record) == HoldoutConfig(seed=4, by="spelling")

@@ -85,7 +85,7 @@ def test_lengths_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             tmp_path / "t",
             config=TupleConfig(),
             seed=0,
-            query_mask=np.ones(30, np.int64),  # type: ignore[arg-type]
+            query_mask=np.ones(30, np.int64),
         )
 
 

@@ -11,7 +11,7 @@ import torch
 
 from embeddings.catalog.holdout import TEST, HoldoutConfig, product_roles
 from embeddings.catalog.products import ProductCatalog
-from embeddings.stages.product_parts import ProductParts
+from embeddings.stages.product_parts import ProductParts, unseen_products
 from embeddings.stages.run_folder import InputConfig, StageError
 from embeddings.stages.runs import align, pretrain, warm_up
 from embeddings.stages.stage1 import PretrainTask
@@ -215,3 +215,24 @@ def test_the_run_of_a_stage_keeps_its_best_evaluation_beside_chance(data: Path, 
         inputs=InputConfig(),
     )
     assert (again.best, again.counts) == (run.best, run.counts)
+
+
+def test_a_test_product_whose_size_variant_is_trained_on_is_not_new(tmp_path: Path) -> None:
+    data = write_small_catalog(tmp_path, products=48)
+    config = HoldoutConfig(test_product_share=0.3)
+    catalog = ProductCatalog.open(data)
+    tested = np.flatnonzero(product_roles(catalog.ids, config) == TEST).tolist()
+    trained = np.flatnonzero(ProductParts.of(catalog, config).train_P).tolist()
+    assert unseen_products(catalog, config)[tested].all(), "here nothing looks alike"
+    table = pq.read_table(data / "products.parquet")
+    titles = table["title"].to_pylist()
+    titles[tested[0]], titles[trained[0]] = "Cola, 330 ml", "Cola, 6 x 1 l"
+    titles[tested[1]], titles[tested[2]] = "Tea, 50 g", "Tea, 100 g"
+    pq.write_table(table.set_column(1, "title", [titles]), data / "products.parquet")
+    catalog = ProductCatalog.open(data)
+    unseen_P = unseen_products(catalog, config)
+    assert not unseen_P[tested[0]]
+    assert unseen_P[tested[1:]].all(), "both variants are kept from training"
+    assert not (unseen_P & ProductParts.of(catalog, config).train_P).any()
+    few_titles = config.model_copy(update={"validation_within_groups": True})
+    assert unseen_products(catalog, few_titles)[tested].all()

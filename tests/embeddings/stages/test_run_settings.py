@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from embeddings.encoders.dashclip import DashClipEncoder
-from embeddings.stages.run_folder import StageRun
+from embeddings.stages.run_folder import StageError, StageRun
 from embeddings.stages.runs import align, pretrain, warm_up
 from embeddings.stages.warmup import ImageWarmupConfig, WarmupConfig
 from embeddings.training.loop import Report
@@ -129,3 +129,15 @@ def test_queries_are_made_of_titles_that_products_do_not_show(data: Path, tmp_pa
     short_align(data, tmp_path, config=config, inputs=replace(INPUTS, modalities=("image",)), show=show)
     assert losses
     assert min(losses) > 0
+
+
+def test_a_stage_refuses_an_encoder_that_was_trained_on_these_products_with_another_hold_out(
+    data: Path, tmp_path: Path
+) -> None:
+    start = STAGES["text warm-up"](data, tmp_path / "warmup", small_encoder()).encoder
+    other = replace(INPUTS, holdout=INPUTS.holdout.model_copy(update={"seed": 5}))
+    config = pretrain_config(epochs=1)
+    with pytest.raises(StageError, match=r"hold out the same of it, .* had another \[holdout\]"):
+        pretrain(data, tmp_path / "stage 1", start=start, config=config, inputs=other)
+    elsewhere = write_small_catalog(tmp_path / "elsewhere", products=PRODUCTS + 8)
+    pretrain(elsewhere, tmp_path / "another", start=start, config=config, inputs=other)  # unseen, all of it

@@ -1,6 +1,7 @@
 """Pictures of encoders: drawn for every shape of the labels, the same bytes for the same numbers."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,16 @@ def test_all_pictures_are_written_and_can_be_opened(tmp_path: Path) -> None:
                 assert min(picture.size) > 300
         else:
             assert path.read_bytes().startswith(b"<?xml")
+
+
+def test_too_few_products_for_a_map_leave_that_picture_out_and_no_other(tmp_path: Path) -> None:
+    before, after, labels = small_world()
+    report = run_probes(before, after, labels, config=ProbeConfig(seeds=(0,), hidden_dim=4, max_epochs=1))
+    report = report.model_copy(update={"probes": {"aisle": report.probes["aisle"]}})
+    few = replace(labels, aisles=[*labels.aisles[:7], *[None] * (len(labels.aisles) - 7)])
+    names = {path.name for path in write_pictures(tmp_path, before, after, few, report, seed=0)}
+    assert "recall_by_aisle.png" in names
+    assert not any(name.startswith("tsne") for name in names)
 
 
 def test_the_same_numbers_give_the_same_bytes() -> None:

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from embeddings.catalog.holdout import HoldoutConfig
@@ -16,7 +19,7 @@ from embeddings.tables.encode import encode_products
 from experiments.cli import app
 from experiments.encoders.pipeline import encoder_titles, measure_probes, measure_retrieval
 from experiments.encoders.table1 import Table1
-from experiments.encoders.title_to_image import measure_title_to_image
+from experiments.encoders.title_to_image import _pairs_of_equals, measure_title_to_image
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import small_encoder
 
@@ -148,3 +151,11 @@ def test_without_images_title_to_image_retrieval_says_what_is_missing(tmp_path: 
     data = write_small_catalog(tmp_path / "data", products=24, without_image=set(range(24)))
     with pytest.raises(ValueError, match=r"needs products with an image and a title .* 0 have both"):
         measure_title_to_image(data, {}, tmp_path, inputs=InputConfig())
+
+
+@given(st.lists(st.integers(0, 4)), st.lists(st.integers(0, 4)))
+def test_pairs_of_equals_are_those_of_the_whole_matrix(asked: list[int], shown: list[int]) -> None:
+    one, other = np.array(asked, np.int64), np.array(shown, np.int64)
+    found = _pairs_of_equals(one, other)
+    for got, expected in zip(found, np.nonzero(one[:, None] == other), strict=True):
+        assert got.tolist() == expected.tolist()

@@ -233,6 +233,15 @@ def test_a_training_is_timed_by_its_pace_and_ended_when_that_is_known(monkeypatc
     assert watch.seconds == pytest.approx(100)
 
 
+def test_a_training_that_ends_before_its_pace_is_known_took_what_it_took(monkeypatch):
+    clock = iter([0.0, 50.0, 90.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    watch = Stopwatch()
+    for step in (1, 2):
+        watch(Report("stage", "rows", step, 2, {}, 1.0, None))
+    assert watch.seconds == 90.0
+
+
 def test_a_folder_without_tables_is_refused_by_a_sentence(tmp_path):
     with pytest.raises(InputError, match="products"):
         survey(tmp_path)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -348,3 +349,13 @@ def test_a_broken_file_is_an_error_of_its_reader(tmp_path):
 )
 def test_names_are_listed_as_in_a_sentence(names, words):
     assert listed(names) == words
+
+
+def test_intervals_over_whole_intents_are_called_so(tmp_path, undrawn):
+    graded = shop()
+    rows = {"random": RandomRow(), "dashclip": vector_row(tmp_path / "tables")}
+    for intents_Q, drawn in ((None, "queries"), (np.arange(len(graded)), "intents")):
+        evaluate_rows(rows, graded, intents_Q=intents_Q, **MEASURE).write(tmp_path / "table1.json")
+        section = retrieval_section(tmp_path)
+        assert f"interval over {drawn}" in section.plots[0].caption
+        assert f"(95 % interval over {drawn}" in section.grids[0].caption

@@ -165,3 +165,17 @@ def test_simulated_results_come_first() -> None:
     }
     text = render_readme(README, {"a": {**table, "simulated": False}, "b": table})
     assert text.index("results/b.md") < text.index("results/a.md")
+
+
+@pytest.mark.parametrize(("record", "drawn"), [({}, "queries"), ({"drawn": "intents"}, "intents")])
+def test_table_1_says_what_its_intervals_are_over(record, drawn):
+    row = dict.fromkeys(("graded_rel", "recall_at_10", "precision_at_10", "ndcg_at_10", "mrr"), 0.5)
+    row |= {"ndcg_at_10_low": 0.4, "ndcg_at_10_high": 0.6}
+    table = {
+        "pool": "catalogue",
+        "simulated": True,
+        "queries": 9,
+        "description": "made up",
+        "rows": {"lsa": row},
+    }
+    assert f"nDCG@10 [95 % over {drawn}]" in render_readme(README, {"t": table | record})

@@ -174,6 +174,11 @@ def test_a_column_that_features_read_may_not_be_left_out(trained):
         ("product_id", pa.array(["sku-1", "sku-2"]), "product_id is string here, but must be int64"),
         ("impression_id", pa.array([None, 1]), "1 of 2 impressions have no impression_id"),
         ("clicked", pa.array([0, 2]), "clicked must be 0 or 1, got 2"),
+        (
+            "click_timestamp",
+            pa.array([None, 1], UTC_US),
+            "1 impressions were clicked before they were shown, such as 900002",
+        ),
     ],
 )
 def test_what_the_log_may_not_hold_is_refused_by_its_column(trained, column, values, sentence):

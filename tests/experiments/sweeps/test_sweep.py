@@ -14,8 +14,6 @@ import pytest
 
 import experiments.sweeps.sweep
 from experiments.config import ConfigError
-from experiments.runtime import environment
-from experiments.runtime.environment import cpu_quota
 from experiments.runtime.job_pool import BUSY, DIED, Job, JobProgress, run_job
 from experiments.runtime.parts import Part
 from experiments.sweeps.sweep import execute_sweep, job_of, plan
@@ -407,24 +405,3 @@ def test_a_worker_that_dies_takes_no_other_run_along(folder: Path, tmp_path: Pat
     outcomes = execute_sweep(sweep_config(folder, seeds=[1]), tmp_path / "out", processes=1)
     assert rounds == [2, 2]
     assert list(outcomes.values()) == [None, None]
-
-
-@pytest.mark.parametrize(
-    "content, cores", [("max 100000\n", None), ("200000 100000\n", 2), ("50000 100000", 0)]
-)
-def test_the_quota_of_a_container_is_read_in_whole_cores(
-    tmp_path: Path, content: str, cores: int | None
-) -> None:
-    (tmp_path / "cpu.max").write_text(content)
-    assert cpu_quota(tmp_path / "cpu.max") == cores
-
-
-def test_a_container_with_less_than_a_core_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    for quota, cores in ((0, 1), (3, 3), (None, 8)):
-        monkeypatch.setattr(environment, "cpu_quota", lambda _, quota=quota: quota)
-        monkeypatch.setattr(environment.os, "sched_getaffinity", lambda _: range(8), raising=False)
-        assert environment.usable_cores() == cores
-
-
-def test_a_machine_without_control_groups_has_no_quota(tmp_path: Path) -> None:
-    assert cpu_quota(tmp_path / "cpu.max") is None

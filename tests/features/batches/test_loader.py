@@ -139,6 +139,36 @@ def test_id_dropout_gives_out_of_vocabulary_rows_in_its_share(feature_set: Featu
     assert 0.25 < np.mean(changed) < 0.35
 
 
+def test_id_dropout_leaves_missing_and_unknown_ids_as_they_are(feature_set: FeatureSet) -> None:
+    plain = BatchLoader(feature_set, "train", batch_size=10_000, shuffle_seed=1)
+    dropped = BatchLoader(feature_set, "train", batch_size=10_000, shuffle_seed=1, id_dropout=0.9)
+    shared, missing = 0, 0
+    for before, after in zip(plain, dropped, strict=True):
+        for column in feature_set.manifest.sparse_columns:
+            a, b = before.sparse[column.name].values(), after.sparse[column.name].values()
+            kept = a <= column.oov_rows
+            assert a[kept].equal(b[kept])
+            shared += int(kept.sum())
+            missing += int((a == 0).sum())
+    assert shared >= missing > 0
+
+
+def test_every_random_stream_of_an_epoch_is_one_of_its_own(
+    feature_set: FeatureSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, states = np.random.default_rng, []
+
+    def noted(seed: list[int]) -> np.random.Generator:
+        states.append(tuple(np.random.SeedSequence(seed).generate_state(4).tolist()))
+        return make(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", noted)
+    loader = BatchLoader(feature_set, "train", batch_size=60, shuffle_seed=3, id_dropout=0.1)
+    batches = len(list(loader)) + len(list(loader))
+    assert len(states) > batches
+    assert len(set(states)) == len(states)
+
+
 def test_id_dropout_draws_anew_in_every_epoch_batch_and_seed(feature_set: FeatureSet) -> None:
     size, column = 60, "day_of_week"  # a column without out-of-vocabulary ids: a dropped one always shows
 

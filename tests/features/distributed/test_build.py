@@ -2,6 +2,7 @@
 
 import random
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -174,6 +175,13 @@ def test_what_one_machine_refuses_is_refused_in_the_same_words(tmp_path):
         "label": changed("clicked", [2] * count),
         "product": changed("product_id", [999] * count),
         "id": changed("impression_id", [None, *range(count - 1)]),
+        "clicked before shown": changed(
+            "click_timestamp",
+            [
+                *(time - timedelta(seconds=1) for time in shown["timestamp"].to_pylist()[:2]),
+                *[None] * (count - 2),
+            ],
+        ),
         "infinite": changed("price", [float("inf"), *[1.0] * (count - 1)]),
         "bought": {
             **tables,

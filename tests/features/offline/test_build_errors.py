@@ -84,6 +84,18 @@ def test_a_label_other_than_0_and_1_is_refused(tmp_path):
     assert "1 rows have `clicked` other than 0 and 1" in refused(tmp_path, tables)
 
 
+def test_clicks_before_their_impressions_are_refused_as_they_would_say_of_it_what_comes(tmp_path):
+    tables = random_tables(1)
+    shown = tables["impressions"]
+    moments = shown.column("timestamp").to_pylist()
+    clicks = [moments[0] - timedelta(microseconds=1), moments[1], *[None] * (len(moments) - 2)]
+    clicks = pa.array(clicks, shown.schema.field("timestamp").type)
+    tables["impressions"] = with_column(shown, "click_timestamp", clicks)
+    message = refused(tmp_path, tables)
+    assert "1 rows have a `click_timestamp` before their `timestamp`" in message
+    assert "--write-clean" in message
+
+
 def test_a_null_where_a_value_is_required_is_refused(tmp_path):
     tables = random_tables(1)
     products = tables["impressions"].column("product_id").to_pylist()

@@ -1,5 +1,6 @@
 """A request is either one shape after construction, or a refusal that says what to do."""
 
+from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
 from typing import Any
 
@@ -129,6 +130,18 @@ def test_a_column_with_missing_values_is_a_list_and_one_without_an_array() -> No
     assert read["shelf"] == [3, 4]
     assert isinstance(read["position"], np.ndarray)
     assert read["position"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("as_array", [list, pa.array, lambda values: np.array(values, object)])
+def test_decimals_are_the_floats_nearest_to_them_as_in_tables(as_array: Any) -> None:
+    price = Decimal("1234567890123.4567")
+    made = request(candidate_columns={"price": as_array([price, None])}, context={"budget": price})
+    assert made.candidate_columns["price"] == [1234567890123.4567, None]
+    assert made.context["budget"] == 1234567890123.4567
+    whole = request(candidate_columns={"price": as_array([price, price])}).candidate_columns["price"]
+    assert list(whole) == [1234567890123.4567] * 2
+    with pytest.raises(RequestError, match=r"context.budget: nan came"):
+        request(context={"budget": Decimal("sNaN")})
 
 
 def test_scalars_of_numpy_and_members_of_enums_become_pythons_own() -> None:

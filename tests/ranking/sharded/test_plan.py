@@ -77,3 +77,10 @@ def test_single_purchases_are_read_of_replicated_tables_alone() -> None:
     ranker = build_ranker(random, inputs(), seed=1)
     with pytest.raises(ShardingError, match="set history_tiers = 0, or train in one process"):
         plan_tables(ranker, ShardingConfig(), ranks=Ranks(), device=CPU, rows=8)
+
+
+def test_ranks_share_what_a_container_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ranking.sharded.plan.usable_memory_bytes", lambda: 100)
+    ranker = build_ranker(RANKERS["dcn"], inputs(), seed=1)
+    with pytest.raises(ShardingError, match=r"do not fit 1 ranks of 1e-07 GB"):
+        plan_tables(ranker, ShardingConfig(), ranks=Ranks(), device=CPU, rows=8)

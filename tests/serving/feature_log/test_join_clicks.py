@@ -89,7 +89,7 @@ def join(
 ) -> tuple[Joined, pa.Table]:
     path = clicks_file(out.with_name("clicks.parquet"), clicks)
     fields = {"data": served.data, "key": served.key, "within_us": 24 * HOUR_US, **changes}
-    joined, _ = join_clicks(served.folder, path, out, **fields)  # type: ignore[arg-type]
+    joined, _ = join_clicks(served.folder, path, out, **fields)
     return joined, pq.read_table(out / "impressions" / "served.parquet")
 
 
@@ -279,7 +279,7 @@ def by_hand(tmp_path: Path) -> SimpleNamespace:
         join_clicks(log, tmp_path / "clicks.parquet", out, data=data, key=bytes(32), within_us=HOUR_US)
         return pq.read_table(out / "impressions" / "served.parquet")
 
-    return SimpleNamespace(log=log, joined=joined)
+    return SimpleNamespace(log=log, joined=joined, data=data)
 
 
 UTC_NS = pa.timestamp("ns", tz="UTC")
@@ -332,6 +332,55 @@ def test_live_values_become_a_column_of_the_tables_type_or_are_refused(by_hand: 
     assert (table["store_id"].to_pylist(), table["price"].to_pylist()) == ([1, 4], [2.0, None])
     with pytest.raises(ValueError, match="values of 'store_id' that are no int64 as in the tables"):
         by_hand.joined(by_hand.log({"store_id": 2.5}), clicks)
+
+
+@pytest.mark.parametrize("rows_at_a_time", [1, 65_536])
+def test_without_a_table_of_impressions_all_live_values_are_kept_but_counters(
+    by_hand: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, rows_at_a_time: int
+) -> None:
+    monkeypatch.setattr("serving.feature_log.join_clicks._CHUNK_ROWS", rows_at_a_time)
+    (by_hand.data / "impressions.parquet").unlink()
+    clicks = {"timestamp": pa.array([AS_OF_US], UTC_US), "request_id": ["r0"], "product_id": [1]}
+    given = {"device": "phone", "price": 2, "user_clicks_7d": 3, "query_product_ctr_28d": 0.5, "query": "x"}
+    table = by_hand.joined(by_hand.log(given, {"price": 2.5, "night": True}), clicks)
+    assert table["price"].to_pylist() == [2.0, 2.5]
+    assert table["device"].to_pylist() == ["phone", None]
+    assert table["night"].to_pylist() == [None, True]
+    assert table["query"].null_count == 2, "the log has it in a column of its own"
+    assert not {"user_clicks_7d", "query_product_ctr_28d"} & {*table.column_names}
+    with pytest.raises(ValueError, match=r"values of several kinds in .*device"):
+        by_hand.joined(by_hand.log({"device": "phone"}, {"device": 7}), clicks)
+
+
+def test_a_log_is_read_a_part_at_a_time_with_the_same_outcome(
+    served: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clicks = [click(served.requests[0], after_us=1, request_id="r0")]
+    whole = join(served, tmp_path / "whole", clicks, rank_column="price")
+    monkeypatch.setattr("serving.feature_log.join_clicks._CHUNK_ROWS", 3)
+    parts = join(served, tmp_path / "parts", clicks, rank_column="price")
+    assert (whole[0], whole[1]) == (parts[0], parts[1])
+
+
+def test_without_a_table_of_impressions_a_rank_column_is_made(
+    by_hand: SimpleNamespace, tmp_path: Path
+) -> None:
+    (by_hand.data / "impressions.parquet").unlink()
+    clicks = {"timestamp": pa.array([AS_OF_US], UTC_US), "request_id": ["r0"], "product_id": [1]}
+    pq.write_table(pa.table(clicks), tmp_path / "clicks.parquet")
+    given = {"key": bytes(32), "within_us": HOUR_US, "rank_column": "position"}
+    join_clicks(
+        by_hand.log({}, {}), tmp_path / "clicks.parquet", tmp_path / "out", data=by_hand.data, **given
+    )
+    assert pq.read_table(tmp_path / "out/impressions/served.parquet")["position"].to_pylist() == [1, 2]
+
+
+@pytest.mark.parametrize("column", ["product_id", "user_id"])
+def test_an_id_beyond_64_bits_is_refused_in_a_sentence(by_hand: SimpleNamespace, column: str) -> None:
+    clicks = {"timestamp": pa.array([AS_OF_US], UTC_US), "user_id": [7], "product_id": [1]}
+    clicks[column] = pa.array([2**63 + 5], pa.uint64())
+    with pytest.raises(ValueError, match=f"{column} holds 9223372036854775813, beyond the 64-bit signed"):
+        by_hand.joined(by_hand.log({}), clicks)
 
 
 def test_a_folder_of_another_kind_is_left_alone(served: SimpleNamespace, tmp_path: Path) -> None:

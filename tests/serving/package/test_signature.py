@@ -19,7 +19,7 @@ from serving.scoring.predictor import Predictor, load_to_serve
 from serving.servers.torchserve import archive
 from tests.serving.small_packages import AS_OF_US, copy_generation, write_keys
 
-pytest.importorskip("cryptography")
+pytest.importorskip("cryptography", reason="the extra `signing` is not installed")
 
 
 @pytest.fixture

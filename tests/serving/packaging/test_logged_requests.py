@@ -37,6 +37,20 @@ def test_every_impression_of_the_split_is_in_one_request(impressions: LoggedImpr
     np.testing.assert_array_equal(np.sort(rows), np.arange(len(impressions)))
 
 
+def test_more_impressions_than_a_request_may_hold_are_several_requests(
+    impressions: LoggedImpressions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of nobody in a log whose moments are whole hours."""
+    whole = impressions.groups()
+    assert max(map(len, whole)) == 2
+    monkeypatch.setattr("serving.packaging.logged_requests.MAX_CANDIDATES", 1)
+    parts = impressions.groups()
+    assert max(map(len, parts)) == 1
+    request_of = {int(row): number for number, rows in enumerate(whole) for row in rows}
+    assert all(len({request_of[int(row)] for row in rows}) == 1 for rows in parts)
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(impressions)))
+
+
 def test_a_request_carries_the_ids_and_columns_of_its_impressions(
     impressions: LoggedImpressions, log: pa.Table
 ) -> None:

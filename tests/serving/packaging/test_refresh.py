@@ -42,7 +42,7 @@ def product_vectors(small_run: Path, *, seed: int = 0, **changes: object) -> Sou
     old = vectors_of_table(EmbeddingTable.load(small_run / "products"), kind="product")
     new = 4 * np.random.default_rng(seed).normal(size=(1, DIM)).astype(np.float32)
     return SourceVectors(
-        **{  # type: ignore[arg-type]
+        **{
             "ids": pa.concat_arrays([old.ids, pa.array([NEW_PRODUCT])]),
             "vectors_MD": np.concatenate([old.vectors_MD, new]),
             "encoder_id": old.encoder_id,

@@ -78,7 +78,7 @@ def tuned(
     prompt: Prompt,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> TunedModelGrader:
-    pytest.importorskip("peft")
+    pytest.importorskip("peft", reason="the extra `lora` is not installed")
     out = tmp_path_factory.mktemp("tuned") / "grader"
     return tune_model(*small, out, config=config_of(model, epochs=2, most_pairs=320), prompt=prompt)
 
@@ -158,7 +158,7 @@ class Killed(Exception):
 def test_a_killed_tuning_goes_on_and_ends_with_the_same_adapter(
     small: tuple[GradedPairs, Catalogue], model: Path, prompt: Prompt, tmp_path: Path
 ) -> None:
-    pytest.importorskip("peft")
+    pytest.importorskip("peft", reason="the extra `lora` is not installed")
     config = config_of(model)
     whole = tune_model(*small, tmp_path / "whole", config=config, prompt=prompt)
     steps: list[int] = []
@@ -182,7 +182,7 @@ def test_a_killed_tuning_goes_on_and_ends_with_the_same_adapter(
 def test_what_cannot_be_tuned_is_refused(
     small: tuple[GradedPairs, Catalogue], model: Path, prompt: Prompt, tmp_path: Path
 ) -> None:
-    pytest.importorskip("peft")
+    pytest.importorskip("peft", reason="the extra `lora` is not installed")
     config = config_of(model)
     nearest = prompt.model_copy(update={"examples_from": "nearest"})
     with pytest.raises(GradingError, match="the same for all pairs"):

@@ -116,8 +116,8 @@ def test_workers_are_counted_together_replaced_when_killed_and_end_with_their_pa
     url = f"http://127.0.0.1:{free_port()}"
     code = (
         "from serving.servers.fastapi.app import serve\n"
-        "from tests.serving.servers.torchserve.stand_in_handler import stand_in_scorer\n"
-        f"serve(stand_in_scorer, host='127.0.0.1', port={url.rsplit(':')[-1]}, workers=2)\n"
+        "from tests.serving.servers.fastapi.patient_scorer import patient_scorer\n"
+        f"serve(patient_scorer, host='127.0.0.1', port={url.rsplit(':')[-1]}, workers=2)\n"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     parent = psutil.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[4], env=environment)

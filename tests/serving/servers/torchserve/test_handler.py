@@ -197,7 +197,7 @@ def real_service(metrics: MetricsCacheYamlImpl, package: Path) -> Iterator[Servi
 def test_a_package_that_the_key_of_the_server_has_not_signed_gets_503_until_it_is_signed(
     real_service: Service, package: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("cryptography")
+    pytest.importorskip("cryptography", reason="the extra `signing` is not installed")
     private, public = write_keys(tmp_path, "ours")
     shutil.copy(public, tmp_path / "trusted_key.pem")  # the metrics' folder is the server's
     handler = real_service._entry_point.__self__
