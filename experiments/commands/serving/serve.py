@@ -36,7 +36,10 @@ def serve(
         int, typer.Option(min=1, help="Requests a worker may take at once; pays under heavy load only.")
     ] = 1,
     batch_delay_ms: Annotated[
-        int, typer.Option(min=1, help="How long a worker waits to fill a batch (TorchServe takes 0 for 100).")
+        int, typer.Option(
+            min=1,
+            help="How long a worker of TorchServe waits to fill a batch (it takes 0 for 100); FastAPI's never wait.",
+        )
     ] = 1,
     address: Annotated[str, typer.Option(help="Address to bind for predictions.")] = "127.0.0.1",
     manage_address: Annotated[
@@ -156,6 +159,7 @@ def serve(
             state=state_dir,
             trusted_key=trusted_key,
             traces=_traces(traces, trace_share),
+            batch_size=batch_size,
             quiet=foreground,
         )
         return
@@ -281,6 +285,7 @@ def _serve_by_fastapi(
     state: Path | None,
     trusted_key: Path | None,
     traces: "TraceSettings | None",
+    batch_size: int,
     quiet: bool,
 ) -> None:
     from functools import partial
@@ -340,4 +345,5 @@ def _serve_by_fastapi(
         archive=None if archive is None else archive.path.resolve(),
         open_archive=opening_archive,
         traces=traces,
+        batch_size=batch_size,
     )

@@ -76,6 +76,7 @@ def create_app(
     log: FeatureLogSettings | None = None,
     gate: Gate | None = None,
     traces: TraceSettings | None = None,
+    batch_size: int = 1,
 ) -> FastAPI:
     """An app that answers by one predictor, in two lanes with threads of their own: probes never wait.
 
@@ -87,6 +88,7 @@ def create_app(
         log: what goes to the feature log.
         gate: where it waits before it takes a connection.
         traces: where spans are sent.
+        batch_size: requests that are scored at once, if so many wait; none waits for others.
     """
     endpoint = build_endpoint(scorer, log=log, traces=traces)
 
@@ -107,7 +109,7 @@ def create_app(
     if isinstance(scorer, HealingScorer):
         scorer.on_open = count_from_now
     background = Background(endpoint, counts_folder=counts_folder)
-    lanes = Lanes(endpoint.answer, endpoint.shed)
+    lanes = Lanes(endpoint.answer, endpoint.shed, batch_size=batch_size)
     probe = None if example is None else decode_request(example)
 
     @asynccontextmanager
@@ -224,12 +226,13 @@ def serve(
     archive: Path | None = None,
     open_archive: Callable[[Path], Scorer] | None = None,
     traces: TraceSettings | None = None,
+    batch_size: int = 1,
 ) -> None:
     """Serve until interrupted, in `workers` processes that share one socket; one that dies is replaced.
 
     Args:
         open_scorer: called in each process; picklable, such as `functools.partial(Predictor.load, package)`.
-        example, schema, traces: as for `create_app`.
+        example, schema, traces, batch_size: as for `create_app`.
         state: folder for logs (`logs/server.jsonl`, rotated, beside standard error) and the process id
             (`server.pid`); nothing is written without it.
         archive: what `open_scorer` opens, if that is an archive of a model store.
@@ -263,6 +266,7 @@ def serve(
                 gate=gate,
                 package=package,
                 traces=traces,
+                batch_size=batch_size,
             )
             return server_config(make, factory=True, workers=workers, timeout_worker_healthcheck=IMPORT_S)
 
@@ -337,6 +341,7 @@ def _app_of_worker(
     gate: Gate | None,
     package: Path | None,
     traces: TraceSettings | None,
+    batch_size: int,
 ) -> FastAPI:
     log_as_json()
     torch.set_num_threads(1)
@@ -352,6 +357,7 @@ def _app_of_worker(
         log=None if state is None else FeatureLogSettings.of_server(state),
         gate=gate,
         traces=traces,
+        batch_size=batch_size,
     )
     if gate is None or package is None:
         scorer.open()
