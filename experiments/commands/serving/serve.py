@@ -33,13 +33,14 @@ def serve(
         ),
     ] = 0,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Requests a worker may take at once; pays under heavy load only.")
+        int, typer.Option(min=1, help="Requests a worker may take at once; pays under load only.")
     ] = 1,
     batch_delay_ms: Annotated[
-        int, typer.Option(
+        int,
+        typer.Option(
             min=1,
-            help="How long a worker of TorchServe waits to fill a batch (it takes 0 for 100); FastAPI's never wait.",
-        )
+            help="How long a worker of TorchServe waits to fill a batch (0 would be 100). FastAPI's do not wait.",
+        ),
     ] = 1,
     address: Annotated[str, typer.Option(help="Address to bind for predictions.")] = "127.0.0.1",
     manage_address: Annotated[
