@@ -137,9 +137,7 @@ def _processor_time(result: dict[str, Any]) -> ResultTable:
         "Processor time of a request: ms of frontend + workers + client",
         ("server, body", *(f"{'1 client' if one == 1 else f'{one} clients'}, N = {n}" for one, n in columns)),
         tuple(rows),
-        (
-            "All of them share the cores. FastAPI has no frontend: that is the process that keeps its workers.",
-        ),
+        ("They share the cores. FastAPI has no frontend: that is the process that keeps its workers.",),
     )
 
 

@@ -39,7 +39,7 @@ def serve(
         int,
         typer.Option(
             min=1,
-            help="How long a worker of TorchServe waits to fill a batch (0 would be 100). FastAPI's do not wait.",
+            help="How long TorchServe's workers wait to fill a batch; 0 would be 100. FastAPI's never wait.",
         ),
     ] = 1,
     address: Annotated[str, typer.Option(help="Address to bind for predictions.")] = "127.0.0.1",
