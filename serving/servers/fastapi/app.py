@@ -27,6 +27,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
 from features.online.request import MAX_BODY_BYTES, RequestError, ScoreRequest
 from serving.drift.count_files import DRIFT_FOLDER, begin_counts
@@ -126,15 +127,6 @@ def create_app(
         lanes.shutdown()
         endpoint.close()
 
-    app = FastAPI(
-        title="DashCLIP Ranker",
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url="/openapi.json" if schema else None,
-    )
-
-    @app.post("/score")
     async def score(request: Request) -> Response:
         content = bytearray()
         kept = True
@@ -161,6 +153,16 @@ def create_app(
             headers["retry-after"] = str(answer.retry_after_s)
         return Response(answer.content, answer.status, headers, media_type=answer.content_type)
 
+    app = FastAPI(
+        title="DashCLIP Ranker",
+        # Starlette's kind of route: FastAPI's looks for parameters, at each request.
+        routes=[Route("/score", score, methods=["POST"])],
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json" if schema else None,
+    )
+
     @app.get("/live")
     async def live() -> dict[str, Any]:
         return {"live": True}
@@ -183,6 +185,7 @@ def create_app(
         return dict(scorer.facts())
 
     if schema:
+        app.post("/score")(score)  # for /openapi.json
 
         @app.get("/schema")
         async def schema_of_requests() -> Response:

@@ -153,6 +153,7 @@ class _Lane:
                 answers = error
             took_s = (time.perf_counter() - start) / len(batch)
             self._mean_s = took_s if not self._mean_s else self._mean_s + _NEWEST * (took_s - self._mean_s)
+            self._at_work = 0
             with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
                 batch[0].answer.get_loop().call_soon_threadsafe(_deliver, batch, answers)
 
