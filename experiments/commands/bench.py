@@ -53,6 +53,7 @@ class _Options:
     batch_rows: int | None
     run: Path
     packages: Path | None
+    before: Path | None
     data: Path | None
     features: Path
     rows: tuple[int, ...]
@@ -126,6 +127,13 @@ def bench(
             rich_help_panel=_SERVING,
         ),
     ] = None,
+    before: Annotated[
+        Path | None,
+        typer.Option(
+            help="An earlier checkout, whose servers are measured beside these, in turns.",
+            rich_help_panel=_SERVING,
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Folder of the four tables; generated logs by default.", rich_help_panel=_SPARK),
@@ -181,6 +189,7 @@ def bench(
         batch_rows=batch_rows,
         run=trained,
         packages=packages,
+        before=before,
         data=data,
         features=features,
         rows=tuple(round(number) for number in rows or ()),
@@ -197,6 +206,7 @@ def bench(
             command = f"dashclip bench {name}{' --quick' if quick else ''}"
             command += " --torcheasyrec CHECKOUT" if name == "training" and torcheasyrec else ""
             command += " --data DATA" if name == "spark" and data else ""
+            command += " --before CHECKOUT" if name == "serving" and before else ""
             if name == "encoders":
                 run = {"command": command + options.encoder_arguments, **result}
                 result = {"runs": {**(earlier or {"runs": {}})["runs"], options.setting: run}}
@@ -308,6 +318,7 @@ def _benchmark(name: str, options: _Options, *, work: Path, report: "Progress") 
                 work=work,
                 packages=options.packages,
                 run=options.run,
+                before=options.before,
                 progress=report,
             )
         case "scale":

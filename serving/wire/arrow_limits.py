@@ -11,7 +11,8 @@ trick that leads here to other bytes than Arrow would read does not pass Arrow's
 """
 
 import struct
-from typing import Final, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Final, Literal, NamedTuple, TypeVar
 
 from features.online.request import (
     MAX_CANDIDATES,
@@ -24,6 +25,8 @@ from serving.wire.json_codec import printable
 
 #: How every message begins.
 CONTINUATION = b"\xff\xff\xff\xff"
+#: How a stream ends.
+END = CONTINUATION + bytes(4)
 ADVICE = "send an Arrow IPC stream of one record batch of plain, uncompressed columns"
 #: Keys of a schema's metadata; ours is one, pandas and R add one each.
 MAX_METADATA_KEYS = 16
@@ -32,6 +35,7 @@ MAX_METADATA_KEYS = 16
 SCHEMA: Final = 1
 BATCH: Final = 3
 _PREFIX_BYTES = 8
+Schema = TypeVar("Schema")
 #: Names of Arrow's `Type` union by number, for the error.
 _TYPES = (
     "none", "null", "integer", "number", "binary", "string", "boolean", "decimal", "date", "time",
@@ -54,23 +58,30 @@ class Message(NamedTuple):
     end: int
 
 
-def check_stream(body: memoryview) -> None:
+def check_stream(body: memoryview, read_schema: Callable[[Message], Schema]) -> tuple[Schema, int]:
     """Check a stream of a schema and one record batch.
+
+    Args:
+        read_schema: reads the message of the schema, after `check_schema` of its header.
+
+    Returns:
+        What that has read, and where the message of the batch begins.
 
     Raises:
         RequestError: it announces more than it holds or more than a request may have, or what no request
             needs: nested, shared, compressed or viewed columns.
     """
     try:
-        schema = message_at(body, 0, expected=SCHEMA)
-        _check_schema(schema.header)
-        batch = message_at(body, schema.end, expected=BATCH)
+        message = message_at(body, 0, expected=SCHEMA)
+        schema = read_schema(message)
+        batch = message_at(body, message.end, expected=BATCH)
         _check_batch(batch.header, batch.end - batch.body_start)
         rest = bytes(body[batch.end : batch.end + _PREFIX_BYTES])
     except (struct.error, IndexError) as error:
         raise RequestError("body", f"malformed Arrow ({error})", ADVICE) from None
-    if rest and rest != CONTINUATION + bytes(4):
+    if rest and rest != END:
         raise RequestError("body", "more than one record batch", ADVICE)
+    return schema, message.end
 
 
 def message_at(body: memoryview, at: int, *, expected: Literal[1, 3]) -> Message:
@@ -100,7 +111,13 @@ def message_at(body: memoryview, at: int, *, expected: Literal[1, 3]) -> Message
     return Message(message.table(2), start, end, end + body_bytes)
 
 
-def _check_schema(schema: Table) -> None:
+def check_schema(schema: Table) -> None:
+    """Check the header of a schema's message.
+
+    Raises:
+        RequestError: too many columns or metadata, or a column that no request needs.
+        struct.error, IndexError: it points outside of itself.
+    """
     columns = schema.vector(1)[1]
     if columns > MAX_COLUMNS:
         raise RequestError("body", f"{columns:,} columns", f"send at most {MAX_COLUMNS}")

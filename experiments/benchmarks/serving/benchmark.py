@@ -21,6 +21,7 @@ from experiments.benchmarks.serving.interleaved import SkippedError, Timing, in_
 from experiments.benchmarks.serving.memory import measure_extra_worker, measure_start
 from experiments.benchmarks.serving.packages import DCN, QUICK_SIZES, SIZES, SMALL, TWO_TOWERS, PackageSizes
 from experiments.benchmarks.serving.servers import (
+    BEFORE,
     FASTAPI,
     NOOP,
     SETTINGS,
@@ -82,6 +83,7 @@ def run_serving_benchmark(
     work: Path,
     packages: Path | None = None,
     run: Path,
+    before: Path | None = None,
     progress: Progress,
 ) -> dict[str, Any]:
     """Measure everything.
@@ -90,6 +92,7 @@ def run_serving_benchmark(
         work: scratch folder; the caller removes it.
         packages: where packages of these sizes are, or are to stay; in `work` if None.
         run: a trained run for the accuracy of 8-bit vectors.
+        before: an earlier checkout, whose servers are measured beside these, in turns.
     """
     torch.set_num_threads(1)
     done = 0
@@ -119,7 +122,9 @@ def run_serving_benchmark(
     start = measure_start(found[TWO_TOWERS], requests=recorded, repeats=benchmark.start_repeats)
     report("memory of workers")
     memory = measure_extra_worker(found[TWO_TOWERS], small, requests=recorded)
-    served = _servers(benchmark, found[TWO_TOWERS], requests, work, skipped, report)
+    served = measure_end_to_end(
+        benchmark, found[TWO_TOWERS], requests, work, before=before, skipped=skipped, report=report
+    )
     accuracy = None
     try:
         accuracy = compare_types(run, work, limit=benchmark.replayed, progress=report)
@@ -161,6 +166,12 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
                 return float(row[key])
         return None
 
+    rates = {
+        row["title"]: row["requests_per_s"]
+        for row in result["servers"]
+        if (row["format"], row["candidates"], row["clients"]) == ("arrow", 20, 8)
+    }
+    ours = {one.title for one in SETTINGS.values() if one.scores}
     fetch = result["fetch"]
     memory = result["memory"]
     table_mib = sum(memory["table_bytes"].values()) / 2**20
@@ -174,6 +185,8 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
         "end_to_end_p99_ms": served("w1", "p99_ms"),
         "noop_p50_ms": served(NOOP, "p50_ms"),
         "noop_p99_ms": served(NOOP, "p99_ms"),
+        "answers_per_s_8_clients_20": max((rates[title] for title in rates if title in ours), default=None),
+        "answers_per_s_8_clients_20_by_server": rates,
         "fetch_p99_over_fused_p99": {
             count: row["mget"]["p99_ms"] / row["fused"]["p99_ms"] for count, row in fetch.items()
         },
@@ -250,20 +263,30 @@ def _fetch(
     return found
 
 
-def _servers(
+def measure_end_to_end(
     benchmark: ServingBenchmark,
     package: Path,
     requests: dict[int, list[ScoreRequest]],
     work: Path,
+    *,
+    before: Path | None,
     skipped: dict[str, str],
     report: Callable[[str], None],
 ) -> dict[str, Any]:
     """Rows of all servers, their start-up seconds and the memory of their workers."""
+    settings = {**SETTINGS, **(BEFORE if before is not None else {})}
     stores = work / "stores"
     shutil.rmtree(stores, ignore_errors=True)
-    with servers(package, stores, list(SETTINGS), noop_candidates=MAIN, progress=report) as started:
+    with servers(
+        package.absolute(),
+        stores.absolute(),
+        list(settings),
+        noop_candidates=MAIN,
+        before=before,
+        progress=report,
+    ) as started:
         running = {name: server for name, server in started.items() if isinstance(server, Server)}
-        skipped.update({SETTINGS[name].title: why for name, why in started.items() if isinstance(why, str)})
+        skipped.update({settings[name].title: why for name, why in started.items() if isinstance(why, str)})
         rows = measure_servers(
             running,
             requests,

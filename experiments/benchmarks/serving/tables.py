@@ -27,6 +27,7 @@ def serving_tables(result: dict[str, Any]) -> list[ResultTable]:
     tables = [_added(result)]
     tables += [_fetch(result)] if result["fetch"] else []
     tables += [_servers(result, clients) for clients in sorted({row["clients"] for row in result["servers"]})]
+    tables += [_processor_time(result)] if any("cpu_ms" in row for row in result["servers"]) else []
     tables += [_memory(result), _start(result), _int8(result)]
     return tables
 
@@ -112,6 +113,31 @@ def _servers(result: dict[str, Any], clients: int) -> ResultTable:
         ("server, body", *(f"N = {count}" for count in counts)),
         tuple(rows),
         ("Bodies lie ready, connections stay open, client and server share the cores.",),
+    )
+
+
+def _processor_time(result: dict[str, Any]) -> ResultTable:
+    kinds = ("frontend", "workers", "client")
+    cells = {
+        (row["title"], row["format"], row["clients"], row["candidates"]): " + ".join(
+            f"{row['cpu_ms'][kind]:.2f}" for kind in kinds
+        )
+        for row in result["servers"]
+        if "cpu_ms" in row
+    }
+    columns = sorted({key[2:] for key in cells})
+    rows = [
+        (
+            f"{title}, {'JSON' if form == 'json' else 'Arrow'}",
+            *(cells.get((title, form, *column), "–") for column in columns),
+        )
+        for title, form in dict.fromkeys(key[:2] for key in cells)
+    ]
+    return ResultTable(
+        "Processor time of a request: ms of frontend + workers + client",
+        ("server, body", *(f"{'1 client' if one == 1 else f'{one} clients'}, N = {n}" for one, n in columns)),
+        tuple(rows),
+        ("They share the cores. FastAPI has no frontend: that is the process that keeps its workers.",),
     )
 
 

@@ -33,10 +33,14 @@ def serve(
         ),
     ] = 0,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Requests a worker may take at once; pays under heavy load only.")
+        int, typer.Option(min=1, help="Requests a worker may take at once; pays under load only.")
     ] = 1,
     batch_delay_ms: Annotated[
-        int, typer.Option(min=1, help="How long a worker waits to fill a batch (TorchServe takes 0 for 100).")
+        int,
+        typer.Option(
+            min=1,
+            help="How long TorchServe's workers wait to fill a batch; 0 would be 100. FastAPI's never wait.",
+        ),
     ] = 1,
     address: Annotated[str, typer.Option(help="Address to bind for predictions.")] = "127.0.0.1",
     manage_address: Annotated[
@@ -156,6 +160,7 @@ def serve(
             state=state_dir,
             trusted_key=trusted_key,
             traces=_traces(traces, trace_share),
+            batch_size=batch_size,
             quiet=foreground,
         )
         return
@@ -281,6 +286,7 @@ def _serve_by_fastapi(
     state: Path | None,
     trusted_key: Path | None,
     traces: "TraceSettings | None",
+    batch_size: int,
     quiet: bool,
 ) -> None:
     from functools import partial
@@ -340,4 +346,5 @@ def _serve_by_fastapi(
         archive=None if archive is None else archive.path.resolve(),
         open_archive=opening_archive,
         traces=traces,
+        batch_size=batch_size,
     )

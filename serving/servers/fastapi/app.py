@@ -27,6 +27,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
 from features.online.request import MAX_BODY_BYTES, RequestError, ScoreRequest
 from serving.drift.count_files import DRIFT_FOLDER, begin_counts
@@ -76,6 +77,7 @@ def create_app(
     log: FeatureLogSettings | None = None,
     gate: Gate | None = None,
     traces: TraceSettings | None = None,
+    batch_size: int = 1,
 ) -> FastAPI:
     """An app that answers by one predictor, in two lanes with threads of their own: probes never wait.
 
@@ -87,6 +89,7 @@ def create_app(
         log: what goes to the feature log.
         gate: where it waits before it takes a connection.
         traces: where spans are sent.
+        batch_size: requests that are scored at once, if so many wait; none waits for others.
     """
     endpoint = build_endpoint(scorer, log=log, traces=traces)
 
@@ -107,7 +110,7 @@ def create_app(
     if isinstance(scorer, HealingScorer):
         scorer.on_open = count_from_now
     background = Background(endpoint, counts_folder=counts_folder)
-    lanes = Lanes(endpoint.answer, endpoint.shed)
+    lanes = Lanes(endpoint.answer, endpoint.shed, batch_size=batch_size)
     probe = None if example is None else decode_request(example)
 
     @asynccontextmanager
@@ -124,15 +127,6 @@ def create_app(
         lanes.shutdown()
         endpoint.close()
 
-    app = FastAPI(
-        title="DashCLIP Ranker",
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url="/openapi.json" if schema else None,
-    )
-
-    @app.post("/score")
     async def score(request: Request) -> Response:
         content = bytearray()
         kept = True
@@ -159,6 +153,16 @@ def create_app(
             headers["retry-after"] = str(answer.retry_after_s)
         return Response(answer.content, answer.status, headers, media_type=answer.content_type)
 
+    app = FastAPI(
+        title="DashCLIP Ranker",
+        # Starlette's kind of route: FastAPI's looks for parameters, at each request.
+        routes=[Route("/score", score, methods=["POST"])],
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json" if schema else None,
+    )
+
     @app.get("/live")
     async def live() -> dict[str, Any]:
         return {"live": True}
@@ -181,6 +185,7 @@ def create_app(
         return dict(scorer.facts())
 
     if schema:
+        app.post("/score")(score)  # for /openapi.json
 
         @app.get("/schema")
         async def schema_of_requests() -> Response:
@@ -224,12 +229,13 @@ def serve(
     archive: Path | None = None,
     open_archive: Callable[[Path], Scorer] | None = None,
     traces: TraceSettings | None = None,
+    batch_size: int = 1,
 ) -> None:
     """Serve until interrupted, in `workers` processes that share one socket; one that dies is replaced.
 
     Args:
         open_scorer: called in each process; picklable, such as `functools.partial(Predictor.load, package)`.
-        example, schema, traces: as for `create_app`.
+        example, schema, traces, batch_size: as for `create_app`.
         state: folder for logs (`logs/server.jsonl`, rotated, beside standard error) and the process id
             (`server.pid`); nothing is written without it.
         archive: what `open_scorer` opens, if that is an archive of a model store.
@@ -263,6 +269,7 @@ def serve(
                 gate=gate,
                 package=package,
                 traces=traces,
+                batch_size=batch_size,
             )
             return server_config(make, factory=True, workers=workers, timeout_worker_healthcheck=IMPORT_S)
 
@@ -337,6 +344,7 @@ def _app_of_worker(
     gate: Gate | None,
     package: Path | None,
     traces: TraceSettings | None,
+    batch_size: int,
 ) -> FastAPI:
     log_as_json()
     torch.set_num_threads(1)
@@ -352,6 +360,7 @@ def _app_of_worker(
         log=None if state is None else FeatureLogSettings.of_server(state),
         gate=gate,
         traces=traces,
+        batch_size=batch_size,
     )
     if gate is None or package is None:
         scorer.open()

@@ -25,6 +25,7 @@ from serving.servers.endpoint import FORM, Body, Endpoint
 from serving.servers.healing import HealingScorer
 from serving.servers.json_lines import WorkerLines
 from serving.servers.measures import GAUGES, Series, increase
+from serving.servers.torchserve.worker_messages import read_by_segments
 from serving.servers.trace_settings import TraceSettings
 from serving.wire.reply import Scorer
 
@@ -59,6 +60,9 @@ class DashclipHandler:
         settings = context.model_yaml_config["dashclip"]
         torch.set_num_threads(1)  # workers scale; threads of several workers would fight for the cores
         _quiet_logs()
+        read_by_segments()
+        # TorchServe times each batch and has its frontend told; our measures have the time in the worker.
+        context.metrics.add_time = lambda *_, **__: None
         model_dir = Path(context.system_properties["model_dir"])
         # The server's own folder, which no setting of an archive could know, is where its metrics.yaml is.
         state = Path(context.metrics.config_file_path).parent
@@ -162,12 +166,9 @@ def _exporter(context: Any) -> Any:
 
 
 def _quiet_logs() -> None:
-    """TorchServe's worker writes two lines a request to its frontend; what they say is in our measures."""
+    """TorchServe's worker writes a line a request to its frontend; what it says is in our measures."""
     logging.getLogger().setLevel(logging.WARNING)
     for handler in logging.getLogger().handlers:
         if getattr(handler, "stream", None) is sys.stdout:  # which the frontend reads
             handler.setFormatter(WorkerLines())
     logging.getLogger("ts.metrics.caching_metric").setLevel(logging.INFO)
-    logging.getLogger("ts.metrics.caching_metric").addFilter(
-        lambda record: not record.getMessage().startswith("[METRICS]PredictionTime")
-    )

@@ -1,8 +1,10 @@
 """The serving benchmark: its clock, its client, its tables and the numbers that others read."""
 
 import json
+import os
 import socket
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from experiments.benchmarks.serving.benchmark import headline
 from experiments.benchmarks.serving.closed_loop import Target, ask
 from experiments.benchmarks.serving.interleaved import Timing, time_ways
 from experiments.benchmarks.serving.packages import DCN, PACKAGES, PackageSizes, make_packages, requests_of
-from experiments.benchmarks.serving.servers import Server, measure_servers
+from experiments.benchmarks.serving.servers import BEFORE, SETTINGS, Server, measure_servers
 from experiments.benchmarks.serving.tables import serving_tables
 from experiments.reports.sections.latency import ServingRecord
 from experiments.serving_checks.loadtest import http_request
@@ -33,11 +35,12 @@ def _result() -> dict[str, Any]:
     servers = [
         {
             "server": server,
-            "title": server,
+            "title": SETTINGS[server].title,
             "format": form,
             "candidates": count,
             "clients": clients,
-            "requests_per_s": 300.0,
+            "requests_per_s": 400.0 if server == "noop" else 300.0,
+            "cpu_ms": {"frontend": 0.25, "workers": 1.0, "client": 0.0625},
             **_timing(3.0, 5.0),
         }
         for server in ("w1", "noop", "fastapi")
@@ -115,10 +118,25 @@ def test_the_tables_show_every_server_and_what_was_skipped() -> None:
     text = "\n\n".join(table.markdown() for table in serving_tables(_result()))
     assert "| **what the embeddings add** (predictor) | +1.00 / +2.50 | +1.00 / +2.50 |" in text
     assert "| fetched: one GET a key, times the fused p99 | 10.0 | 10.0 |" in text
-    assert "| fastapi, JSON | 3.00 / 5.00 (300/s) | 3.00 / 5.00 (300/s) |" in text
+    assert "| FastAPI + uvicorn, 1 worker, JSON | 3.00 / 5.00 (300/s) | 3.00 / 5.00 (300/s) |" in text
+    assert "| TorchServe, 1 worker, Arrow | 0.25 + 1.00 + 0.06 |" in text
     assert "| difference: what tables cost a second worker |  |  | 10.0 | 5.0 % |" in text
     assert "Not measured: accuracy of 8 bits: there is no run." in text
     assert "The machine was shared" not in text
+
+
+def test_the_rate_of_answers_is_that_of_the_best_server_that_scores() -> None:
+    found = _result()
+    earlier = {**found["servers"][0], "title": BEFORE["w1_before"].title, "requests_per_s": 900.0}
+    earlier |= {"format": "arrow", "candidates": 20, "clients": 8}
+    found = headline({**found, "servers": [*found["servers"], earlier]})
+    assert found["answers_per_s_8_clients_20"] == 300.0
+    assert found["answers_per_s_8_clients_20_by_server"] == {
+        "TorchServe, 1 worker": 300.0,
+        "TorchServe, no-op handler": 400.0,
+        "FastAPI + uvicorn, 1 worker": 300.0,
+        "TorchServe, 1 worker, before": 900.0,
+    }
 
 
 def test_a_busy_machine_is_named() -> None:
@@ -133,6 +151,7 @@ def test_what_was_not_measured_is_absent_and_not_zero() -> None:
     found = headline(less)
     assert found["fetch_p99_over_fused_p99"] == {}
     assert found["noop_p50_ms"] is None
+    assert found["answers_per_s_8_clients_20"] is None
     assert found["onnxruntime_p50_ms"] is None
     assert serving_tables({**less, **found})
 
@@ -240,3 +259,40 @@ def test_a_server_that_fails_is_named_and_has_no_rows() -> None:
     assert rows == []
     assert list(failed) == ["TorchServe, 2 workers"]
     thread.join(timeout=5)
+
+
+class _Fine(BaseHTTPRequestHandler):
+    """Answers whatever comes."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def test_the_processor_time_of_a_request_is_told_by_who_spent_it() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Fine) as standing_in:
+        threading.Thread(target=standing_in.serve_forever, daemon=True).start()
+        pids = [os.getpid()]
+        server = Server(
+            "127.0.0.1", standing_in.server_port, "/", 1.0, lambda: pids, frontend_pids=lambda: 2 * pids
+        )
+        rows = measure_servers(
+            {"w2": server},
+            {1: requests_of(PackageSizes(), 1, count=1)},
+            rounds=1,
+            seconds=0.05,
+            failed={},
+            progress=lambda stage: None,
+        )
+        standing_in.shutdown()
+    assert [row["clients"] for row in rows] == [1, 8]
+    for row in rows:
+        assert row["cpu_ms"].keys() == {"frontend", "workers", "client"}
+        assert row["cpu_ms"]["frontend"] == pytest.approx(2 * row["cpu_ms"]["workers"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from experiments.serving_checks.hostile_arrow import stream
 from features.online.request import MAX_COLUMNS, RequestError, ScoreRequest
 from serving.wire import arrow_codec, json_codec
-from serving.wire.reply import ScoreReply
+from serving.wire.reply import ScoreReply, best_first
 
 CODECS = pytest.mark.parametrize("codec", [json_codec, arrow_codec], ids=["json", "arrow"])
 
@@ -122,6 +122,15 @@ def test_a_reply_comes_out_with_the_same_bits(codec: ModuleType, scores: list[fl
     assert read.order_N.tolist() == reply.order_N.tolist()
     assert json_codec.facts_of_reply(read) == json_codec.facts_of_reply(reply)
     assert read.rows is None
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 15, 16, 17, 100, 10_000])
+def test_a_reply_is_the_stream_that_arrow_writes_to_the_byte(rows: int) -> None:
+    scores_N = np.random.default_rng(rows).random(rows, np.float32)
+    reply = ScoreReply(scores_N, best_first(scores_N), "v", "000001", "2026", {"users": 1}, rows)
+    columns = [pa.array(reply.scores_N, pa.float32()), pa.array(reply.order_N, pa.int64())]
+    facts = orjson.dumps(json_codec.facts_of_reply(reply))
+    assert arrow_codec.encode_reply(reply) == arrow_codec._stream(columns, ["score", "order"], facts)
 
 
 @CODECS

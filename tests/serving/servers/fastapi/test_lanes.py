@@ -146,3 +146,107 @@ def test_bodies_are_kept_up_to_the_budget_of_memory(gate: Gate, lanes: Lanes) ->
     assert lanes.take(BODIES_BYTES)
     assert lanes.shed_for_memory().status == 503
     assert gate.shed_counts() == {"memory": 1}
+
+
+@pytest.fixture
+def batches(gate: Gate) -> Iterator[tuple[Lanes, list[int]]]:
+    """Lanes that take up to three at once, and how many they took each time; the first waits for the gate."""
+    taken: list[int] = []
+
+    def answer(bodies: list[Body]) -> list[Answer]:
+        taken.append(len(bodies))
+        if len(taken) == 1:
+            gate.open.wait(60)
+        return gate.endpoint.answer(bodies)
+
+    lanes = Lanes(answer, gate.endpoint.shed, batch_size=3)
+    yield lanes, taken
+    gate.open.set()
+    lanes.shutdown()
+
+
+async def asked_behind_the_first(
+    lanes: Lanes, taken: list[int], bodies: list[Body]
+) -> "list[asyncio.Task[Answer]]":
+    """The first is at work, and waits for the gate; the others wait for it."""
+    tasks = [asyncio.create_task(lanes.answer(bodies[0]))]
+    while not taken:
+        await asyncio.sleep(0.001)
+    tasks += [asyncio.create_task(lanes.answer(body)) for body in bodies[1:]]
+    await asyncio.sleep(0)
+    assert taken == [1], "the first has not waited for others"
+    return tasks
+
+
+def numbered(count: int) -> Body:
+    return Body(json_codec.encode_request(request_of(count)))
+
+
+def test_those_who_wait_are_answered_at_once_and_each_gets_its_own_answer(
+    gate: Gate, batches: tuple[Lanes, list[int]]
+) -> None:
+    lanes, taken = batches
+
+    async def ask() -> list[Answer]:
+        tasks = await asked_behind_the_first(lanes, taken, [numbered(count) for count in range(1, 9)])
+        gate.open.set()
+        return list(await asyncio.gather(*tasks))
+
+    answers = asyncio.run(ask())
+    assert [len(json.loads(answer.content)["scores"]) for answer in answers] == [*range(1, 9)]
+    assert taken == [1, 3, 3, 1]
+    assert lanes.small.expected_wait_s == 0
+
+
+def test_a_bad_body_among_those_answered_at_once_fails_nobody_else(
+    gate: Gate, batches: tuple[Lanes, list[int]]
+) -> None:
+    lanes, taken = batches
+
+    async def ask() -> list[Answer]:
+        bodies = [numbered(1), numbered(2), Body(b"{"), numbered(3)]
+        tasks = await asked_behind_the_first(lanes, taken, bodies)
+        gate.open.set()
+        return list(await asyncio.gather(*tasks))
+
+    assert [answer.status for answer in asyncio.run(ask())] == [200, 200, 400, 200]
+    assert taken == [1, 3]
+
+
+def test_who_gives_up_before_his_turn_is_not_scored_with_the_others(
+    gate: Gate, batches: tuple[Lanes, list[int]]
+) -> None:
+    lanes, taken = batches
+
+    async def ask() -> list[Answer]:
+        tasks = await asked_behind_the_first(lanes, taken, [numbered(count) for count in range(1, 5)])
+        tasks[2].cancel()
+        await asyncio.wait(tasks[2:3])
+        gate.open.set()
+        return list(await asyncio.gather(tasks[0], tasks[1], tasks[3]))
+
+    answers = asyncio.run(ask())
+    assert [len(json.loads(answer.content)["scores"]) for answer in answers] == [1, 2, 4]
+    assert taken == [1, 2]
+
+
+def test_large_requests_are_answered_one_by_one(gate: Gate, batches: tuple[Lanes, list[int]]) -> None:
+    lanes, taken = batches
+
+    async def ask() -> list[Answer]:
+        tasks = await asked_behind_the_first(lanes, taken, [LARGE] * 3)
+        gate.open.set()
+        return list(await asyncio.gather(*tasks))
+
+    assert [answer.status for answer in asyncio.run(ask())] == [200] * 3
+    assert taken == [1, 1, 1]
+
+
+def test_what_goes_wrong_is_raised_to_those_who_asked(gate: Gate) -> None:
+    def fails(bodies: list[Body]) -> list[Answer]:
+        raise MemoryError("no more")
+
+    lanes = Lanes(fails, gate.endpoint.shed)
+    with pytest.raises(MemoryError, match="no more"):
+        asyncio.run(lanes.answer(SMALL))
+    lanes.shutdown()
