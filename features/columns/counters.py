@@ -14,7 +14,7 @@ from features.columns.transforms import ExactMoments, Transform
 from features.schema import CounterConfig, CounterKey, Granularity
 
 Floats = npt.NDArray[np.float64]
-Counts = npt.NDArray[np.int32] | Floats  # live ones may have a fraction
+Counts = npt.NDArray[np.integer] | Floats  # live ones may have a fraction
 
 #: The unit to which times are floored: counts of whole units are the counts as of the last full unit.
 UNIT_US: dict[Granularity, int] = {"exact": 1, "hour": 3_600_000_000, "day": DAY_US}
