@@ -6,6 +6,7 @@ multiplies (`onednn_multiplies_float32`). They are the same functions, to the ro
 Shapes: B rows (any number of leading axes), K inputs of a layer, H its outputs.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from embeddings.training.precision import onednn_multiplies_float32
+
+#: oneDNN keeps its kernels for each shape, 1 to 5 MB with the gradients: texts of all lengths came to 1 GB in
+#: 200 batches. So layers multiply blocks of so many rows, and MKL what is left.
+BLOCK_ROWS = (4096, 1024, 256, 64)
 
 
 def linear(x_BK: Tensor, weight_HK: Tensor, bias_H: Tensor | None) -> Tensor:
@@ -70,18 +75,50 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BK: Tensor, weight_HK: Tensor, bias_H: Tensor | None) -> Tensor:
         ctx.save_for_backward(x_BK, weight_HK)
-        return linear(x_BK, weight_HK, bias_H)
+        return _by_blocks(
+            x_BK,
+            lambda block: linear(x_BK[block], weight_HK, bias_H),
+            lambda rest: nn.functional.linear(x_BK[rest], weight_HK, bias_H),
+        )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_BK, weight_HK = ctx.saved_tensors
         gradient_BH = gradients[0]
-        return (
-            input_gradient(gradient_BH, weight_HK) if ctx.needs_input_grad[0] else None,
-            weight_gradient(gradient_BH, x_BK) if ctx.needs_input_grad[1] else None,
-            gradient_BH.sum(dim=0) if ctx.needs_input_grad[2] else None,
-        )
+        of_input = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_input = _by_blocks(
+                gradient_BH,
+                lambda block: input_gradient(gradient_BH[block], weight_HK),
+                lambda rest: torch.mm(gradient_BH[rest], weight_HK),
+            )
+        if ctx.needs_input_grad[1]:
+            blocks, rest = _blocks(len(x_BK))
+            of_weight = torch.mm(gradient_BH[rest].t(), x_BK[rest])
+            for block in blocks:
+                of_weight += weight_gradient(gradient_BH[block], x_BK[block])
+        return of_input, of_weight, gradient_BH.sum(dim=0) if ctx.needs_input_grad[2] else None
+
+
+def _blocks(rows: int) -> tuple[list[slice], slice]:
+    """Blocks of `BLOCK_ROWS`, the largest first, and the rows behind them."""
+    blocks: list[slice] = []
+    start = 0
+    for size in BLOCK_ROWS:
+        while rows - start >= size:
+            blocks.append(slice(start, start + size))
+            start += size
+    return blocks, slice(start, rows)
+
+
+def _by_blocks(x_BK: Tensor, fast: Callable[[slice], Tensor], plain: Callable[[slice], Tensor]) -> Tensor:
+    """The results for all rows: of the blocks from `fast`, of the rows behind them from `plain`."""
+    blocks, rest = _blocks(len(x_BK))
+    parts = [fast(block) for block in blocks]
+    if rest.stop > rest.start:
+        parts.append(plain(rest))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _by_onednn(x: Tensor) -> bool:

@@ -25,7 +25,7 @@ def gradients(layer: nn.Linear, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(5, 3), (2, 4, 3), (1, 1, 3)])
+@pytest.mark.parametrize("shape", [(5, 3), (2, 4, 3), (1, 1, 3), (64, 3), (8, 43, 3)])
 def test_a_fast_layer_is_the_plain_layer_and_has_its_gradients(library, bias, shape):
     torch.manual_seed(1)
     layer = nn.Linear(3, 6, bias=bias)
@@ -35,6 +35,22 @@ def test_a_fast_layer_is_the_plain_layer_and_has_its_gradients(library, bias, sh
     assert type(layer) is FastLinear
     for found, wanted in zip(gradients(layer, x), expected, strict=True):
         torch.testing.assert_close(found, wanted)
+
+
+def test_onednn_meets_few_shapes_however_long_the_texts(monkeypatch):
+    """It keeps a kernel for each shape."""
+    met: set[int] = set()
+    product = fast_products._onednn_product
+    monkeypatch.setattr(fast_products, "onednn_multiplies_float32", lambda: True)
+    monkeypatch.setattr(
+        fast_products,
+        "_onednn_product",
+        lambda x, weight, bias: (met.update((*x.shape, *weight.shape)), product(x, weight, bias))[1],
+    )
+    layer = FastLinear(3, 2)
+    for tokens in range(3, 60):
+        layer(torch.randn(16, tokens, 3, requires_grad=True)).sum().backward()
+    assert met == {2, 3, 64, 256}
 
 
 def test_a_view_and_a_frozen_layer_are_multiplied_as_they_are(library):
