@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torchrec.modules.crossnet import LowRankCrossNet
 
-from ranking.dense_layers import in_autocast_dtype, input_gradient, linear, weight_gradient
+from embeddings.training.fast_products import input_gradient, linear, weight_gradient
+from ranking.dense_layers import in_autocast_dtype
 
 
 class CrossNetwork(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ranking.precision import onednn_multiplies_float32
+from embeddings.training.fast_products import input_gradient, linear, weight_gradient
 
 
 class Mlp(nn.Sequential):
@@ -71,41 +71,6 @@ def join_columns(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     tensor([[1., 0., 0.]], dtype=torch.bfloat16)
     """
     return _JoinColumns.apply(dtype, *parts)
-
-
-def linear(x_BK: Tensor, weight_HK: Tensor, bias_H: Tensor | None) -> Tensor:
-    """x W^T + b, for use inside autograd functions: `weight_HK` has the dtype of `x_BK`."""
-    if _by_onednn(x_BK):
-        return _onednn_product(x_BK, weight_HK, bias_H)
-    if bias_H is None:
-        return torch.mm(x_BK, weight_HK.t())
-    return torch.addmm(bias_H, x_BK, weight_HK.t())
-
-
-def input_gradient(gradient_BH: Tensor, weight_HK: Tensor) -> Tensor:
-    """Gradient [B, K] of the input of a linear layer."""
-    if _by_onednn(gradient_BH):
-        return _onednn_product(gradient_BH, weight_HK.t(), None)
-    return torch.mm(gradient_BH, weight_HK)
-
-
-def weight_gradient(gradient_BH: Tensor, x_BK: Tensor) -> Tensor:
-    """Gradient [H, K] of the weights of a linear layer."""
-    if _by_onednn(gradient_BH):
-        return _onednn_product(gradient_BH.t(), x_BK.t(), None)
-    return torch.mm(gradient_BH.t(), x_BK)
-
-
-def _by_onednn(x: Tensor) -> bool:
-    """It refuses products of nothing."""
-    is_float32 = x.dtype is torch.float32 and x.device.type == "cpu"
-    return is_float32 and x.numel() > 0 and onednn_multiplies_float32()
-
-
-def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    # Its own ReLU would turn NaN into 0 and hide that a training diverges.
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return product
 
 
 class _LinearRelu(torch.autograd.Function):

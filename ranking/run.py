@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from embeddings.training.checkpoint import read_checkpoint
+from embeddings.training.precision import resolve_precision
 from embeddings.training.ranks import Ranks, decided_by_first, failing_together
 from embeddings.training.run_log import Tracker, TrainingLog
 from features.artifacts import BusyError, StrictModel, atomic_write_json, file_lock, replaced_file
@@ -33,7 +34,6 @@ from features.feature_set import FeatureSet
 from ranking.checkpoint import WEIGHTS, load_ranker_weights
 from ranking.metrics import RankingMetrics, evaluate
 from ranking.model import Ranker, RankerConfig, RankerInputs, build_ranker
-from ranking.precision import resolve_precision
 from ranking.prediction import predict
 from ranking.pretrained_tables import SemanticInputs, join_tables
 from ranking.sharded.config import ShardingConfig

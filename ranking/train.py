@@ -19,6 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from embeddings.training.base_loop import TrainingDivergedError, TrainingLoop, autocast
 from embeddings.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from embeddings.training.precision import Precision, resolve_precision
 from embeddings.training.ranks import Ranks, decided_by_first, gather_objects
 from embeddings.training.run_log import LOG_EVERY_STEPS, TrainingLog
 from features.artifacts import StrictModel, atomic_write_json
@@ -29,7 +30,6 @@ from ranking.checkpoint import WEIGHTS, load_ranker_weights, ranker_weights, who
 from ranking.metrics import log_loss, roc_auc
 from ranking.model import Ranker
 from ranking.optimizer import OptimizerConfig, RankerOptimizer
-from ranking.precision import Precision, resolve_precision
 from ranking.prediction import predict
 
 

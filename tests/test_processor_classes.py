@@ -33,14 +33,15 @@ CLASSES = {
 SENSITIVE = (
     "embeddings/tables/test_odd_products.py",
     "embeddings/encoders/test_modules.py",
+    "embeddings/training/test_fast_products.py",
     "embeddings/training/test_losses.py",
+    "embeddings/training/test_precision.py",
     "embeddings/tables/test_off_the_shelf.py",
     "embeddings/training/test_pqc_loss.py",
     "embeddings/training/test_title_token_loss.py",
     "ranking/test_cross_network.py",
     "ranking/test_dense_layers.py",
     "ranking/test_model.py",
-    "ranking/test_precision.py",
     "ranking/test_towers.py",
     "serving/scoring/test_query_encoder.py",
     "serving/scoring/test_request_ranker.py",
@@ -59,7 +60,7 @@ def run_as(processor: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("processor", CLASSES)
 def test_without_bfloat16_units_auto_is_float32(processor: str) -> None:
     code = (
-        "import torch; from ranking.precision import resolve_precision\n"
+        "import torch; from embeddings.training.precision import resolve_precision\n"
         "print(torch.backends.cpu.get_cpu_capability(), resolve_precision('auto', torch.device('cpu')))"
     )
     done = run_as(processor, "-c", code)

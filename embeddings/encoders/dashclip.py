@@ -9,7 +9,8 @@ Shapes: B products or queries, D embedding width.
 import hashlib
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -20,7 +21,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from embeddings.catalog.holdout import HoldoutConfig, recorded_holdout
 from embeddings.catalog.products import ProductBatch, ProductCatalog, load_batch
@@ -28,6 +29,9 @@ from embeddings.catalog.tokenizer import SEP, SPECIAL_TOKENS, TextTokenizer, Tok
 from embeddings.encoders.completion import Completion
 from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.modules import ProductEncoder, QueryEncoder, seeded
+from embeddings.training.base_loop import autocast
+from embeddings.training.length_chunks import CHUNK_TOKENS
+from embeddings.training.precision import Precision, resolve_precision
 from features.artifacts import (
     MANIFEST,
     StrictModel,
@@ -85,6 +89,8 @@ class DashClipEncoder:
     #: Stage, and checksum of weights, config and tokenizer. "unsaved" until they are written.
     encoder_id: str = "unsaved"
     trained_on: dict[str, Any] | None = None
+    #: Of the products inside `embed_products` and `embed_queries`, which give float32 in any case.
+    precision: Precision = "float32"
 
     @classmethod
     def new(cls, config: EncoderConfig, tokenizer: TextTokenizer, *, seed: int) -> Self:
@@ -110,6 +116,7 @@ class DashClipEncoder:
             query=query,
             stage=self.stage,
             trained_on=self.trained_on,
+            precision=self.precision,
         ).to(self.device)
 
     def to(self, device: torch.device | str) -> Self:
@@ -159,10 +166,15 @@ class DashClipEncoder:
     def embed_products(self, batch: ProductBatch) -> Tensor:
         """Unit vectors, float32, (B, D); zeros for a product of which the encoder can read nothing."""
         batch = batch.to(self.device)
+        ids_BT, mask_BT = self._few_shapes(batch.ids_BT, batch.mask_BT)
+        batch = replace(batch, ids_BT=ids_BT, mask_BT=mask_BT)
         self.product.eval()
         if self.query is not None:
-            return self.product(batch).float()
-        image_BD, text_BD = self.unimodal_features(batch)
+            with self._in_precision():
+                vectors_BD = self.product(batch)
+            return self._exact_length(vectors_BD)
+        with self._in_precision():
+            image_BD, text_BD = self.unimodal_features(batch)
         return normalize(image_BD + text_BD, dim=-1)
 
     @torch.no_grad()
@@ -179,14 +191,34 @@ class DashClipEncoder:
     def embed_queries(self, queries: Sequence[str | None]) -> Tensor:
         """Unit vectors, float32, (B, D); zeros for a query without a single known token."""
         tokens = self.query_tokens(queries)
-        ids_BT, mask_BT = tokens.ids_BT.to(self.device), tokens.mask_BT.to(self.device)
-        if self.query is None:
-            self.product.eval()
-            vectors_BD = self.product.text_features(self.product.text_tokens(ids_BT, mask_BT), mask_BT)
-        else:
-            self.query.eval()
-            vectors_BD = self.query(ids_BT, mask_BT)
-        return vectors_BD.float() * tokens.known_B.to(self.device).unsqueeze(1)
+        ids_BT, mask_BT = self._few_shapes(tokens.ids_BT.to(self.device), tokens.mask_BT.to(self.device))
+        with self._in_precision():
+            if self.query is None:
+                self.product.eval()
+                vectors_BD = self.product.text_features(self.product.text_tokens(ids_BT, mask_BT), mask_BT)
+            else:
+                self.query.eval()
+                vectors_BD = self.query(ids_BT, mask_BT)
+        return self._exact_length(vectors_BD) * tokens.known_B.to(self.device).unsqueeze(1)
+
+    @property
+    def computes_in_bfloat16(self) -> bool:
+        """Whether embedding multiplies in bfloat16 on this device."""
+        return resolve_precision(self.precision, self.device) is torch.bfloat16
+
+    def _in_precision(self) -> AbstractContextManager[Any]:
+        # Float32 must not switch off what a training loop around it asks for.
+        return autocast(self.device, self.precision) if self.computes_in_bfloat16 else nullcontext()
+
+    def _few_shapes(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """In bfloat16, tokens filled up to a multiple of `CHUNK_TOKENS`: a kernel is kept for each shape."""
+        more = -ids_BT.shape[1] % CHUNK_TOKENS if self.computes_in_bfloat16 else 0
+        return pad(ids_BT, (0, more), value=self.tokenizer.pad_id), pad(mask_BT, (0, more))
+
+    def _exact_length(self, vectors_BD: Tensor) -> Tensor:
+        """In float32, of length 1 or 0 also where lengths were taken in bfloat16."""
+        found_BD = vectors_BD.float()
+        return normalize(found_BD, dim=-1) if self.computes_in_bfloat16 else found_BD
 
     def save(self, folder: Path, *, stage: Stage, trained_on: dict[str, Any]) -> Self:
         """Write the folder and open it; an encoder that stood there is replaced once this one is complete.

@@ -23,6 +23,7 @@ from embeddings.catalog.products import ProductBatch
 from embeddings.encoders.completion import Completion
 from embeddings.encoders.config import EncoderConfig, ImagePooling, Pooling
 from embeddings.encoders.ngrams import CharacterNgrams
+from embeddings.training.fast_products import FastLinear, use_fast_products
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -38,6 +39,7 @@ class TextEncoder(BlipTextModel):
         self.ngrams = None
         if config.ngram_buckets:
             self.ngrams = CharacterNgrams(config.vocab_size, config.ngram_buckets, config.ngram_dim)
+        use_fast_products(self)
 
     def forward(self, *, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
         """As BlipTextModel's, with `last_hidden_state` (B, T, `EncoderConfig.text_state_dim`)."""
@@ -76,6 +78,7 @@ class ProductEncoder(nn.Module):
         self.fusion = config.fusion
         #: What images add to the vectors of titles; only after stage 2, and only with that fusion.
         self.completion: Completion | None = None
+        use_fast_products(self)
 
     def image_tokens(self, pixels_BCHW: Tensor) -> Tensor:
         """States of [CLS] and of the patches, (B, I, H)."""
@@ -191,7 +194,7 @@ class QueryEncoder(nn.Module):
         super().__init__()
         self.pooling = config.pooling
         self.text = TextEncoder(config, cross_attention=False)
-        self.query_proj = nn.Linear(config.text_state_dim, config.vector_dim)
+        self.query_proj = FastLinear(config.text_state_dim, config.vector_dim)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Unit vectors of B queries."""

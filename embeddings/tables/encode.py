@@ -2,8 +2,9 @@
 
 Rows are encoded in shards that survive a kill (`embeddings.tables.shards`); within one, texts of like length
 share a batch, so that little padding is computed. A vector depends neither on its batch nor on the order of
-rows, up to float32 rounding (1e-6). What is missing is counted, never an error: an unreadable image is
-quarantined and its product encoded from the title alone, a product with neither image nor title is zeros.
+rows, up to rounding (1e-6; in bfloat16, which the encoder's `precision` may ask for, cosines to float32's
+vectors are above .999). What is missing is counted, never an error: an unreadable image is quarantined and
+its product encoded from the title alone, a product with neither image nor title is zeros.
 
 Shapes: N products or queries, C rows of a shard, B rows of a batch, D embedding width.
 """
@@ -319,6 +320,8 @@ def _key(
     """Checksum of all that a shard depends on."""
     config = encoder.config.model_dump_json()
     digest = hashlib.sha256(f"{encoder.encoder_id} {config} {source.kind} {dtype} {rows_C[0]}".encode())
+    if encoder.computes_in_bfloat16:
+        digest.update(b"bfloat16")
     digest.update(repr(old and old.table.manifest.checksums).encode())
     old_row_C = old.row_N[rows_C] if old else np.zeros_like(rows_C)
     ids = source.ids.slice(int(rows_C[0]), len(rows_C)).to_pylist()

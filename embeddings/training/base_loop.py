@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from embeddings.training.checkpoint import Checkpoint, add_checkpoint, newest_checkpoint, read_checkpoint
+from embeddings.training.precision import Precision, resolve_precision
 
 
 class TrainingDivergedError(ValueError):
@@ -104,6 +105,7 @@ def without_denormals() -> Iterator[None]:
         torch.set_flush_denormal(were_gone)
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """With "bfloat16", matrix products in it; softmax, norms and losses stay in float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    enabled = resolve_precision(precision, device) is torch.bfloat16
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from embeddings.training.base_loop import TrainingDivergedError, TrainingLoop, autocast, without_denormals
 from embeddings.training.checkpoint import Checkpoint, CheckpointError
 from embeddings.training.evaluation import learned_nothing
+from embeddings.training.precision import Precision
 from embeddings.training.ranks import Ranks, sum_over_ranks
 from embeddings.training.run_log import LOG_EVERY_STEPS, TrainingLog
 from features.artifacts import StrictModel
@@ -29,7 +30,6 @@ from features.inputs.shares import rounded_down
 #: Norm above which a step's gradient is scaled down; a guard against single bad batches.
 GRADIENT_NORM = 5.0
 
-Precision = Literal["float32", "bfloat16"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -50,7 +50,7 @@ class OptimizerConfig(StrictModel):
     final_share: Share = 0.01
     #: Of AdamW; biases and norms have none.
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    #: Type of the passes; losses stay in float32.
+    #: Type of the passes; losses stay in float32. "auto" is bfloat16 where the machine has units for it.
     precision: Precision = "float32"
     #: Evaluations an epoch, evenly spread; the last one is at its end.
     evaluations_per_epoch: Annotated[int, Field(ge=1)] = 1

@@ -287,7 +287,7 @@ def _check_processor() -> list[Finding]:
         import torch
     except (ImportError, OSError):
         return []
-    from ranking.precision import has_bfloat16_units
+    from embeddings.training.precision import has_bfloat16_units
 
     builds = installed_versions((CPU_BUILD, CUDA_BUILD))
     build = CPU_BUILD if builds[CPU_BUILD] else CUDA_BUILD if builds[CUDA_BUILD] else None

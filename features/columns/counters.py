@@ -14,7 +14,7 @@ from features.columns.transforms import ExactMoments, Transform
 from features.schema import CounterConfig, CounterKey, Granularity
 
 Floats = npt.NDArray[np.float64]
-Counts = npt.NDArray[np.int32] | Floats  # live ones may have a fraction
+Counts = npt.NDArray[np.integer] | Floats  # live ones may have a fraction
 
 #: The unit to which times are floored: counts of whole units are the counts as of the last full unit.
 UNIT_US: dict[Granularity, int] = {"exact": 1, "hour": 3_600_000_000, "day": DAY_US}
@@ -105,9 +105,15 @@ class CounterBlock:
         """What the network reads of raw counts, [N, 3 W]; each column is contiguous."""
         count_CN = np.ascontiguousarray(count_NC.T)
         top = int(count_CN.max(initial=0))
-        # One logarithm for each number rather than for each row, unless numbers are few and large.
-        log_CN = np.log1p(count_CN) if top > 4 * len(count_NC) else np.log1p(np.arange(top + 1))[count_CN]
-        return self._standardised(log_CN, self._ctr(count_CN))
+        if top > len(count_NC):
+            return self._standardised(np.log1p(count_CN), self._ctr(count_CN))
+        # A logarithm for each number rather than for each row, unless numbers are few and large.
+        input_CK = self._count_inputs(np.log1p(np.arange(top + 1))[None]).astype(np.float32)
+        column_W3N = self._columns_of_ctr(self._ctr(count_CN))
+        for number, input_K in enumerate(input_CK):
+            window, quantity = divmod(number, 2)
+            input_K.take(count_CN[number], out=column_W3N[window, quantity], mode="clip")  # raise would copy
+        return column_W3N.reshape(len(self.names), -1).T
 
     def live_columns(
         self, count_NC: npt.NDArray[np.int32], given: Mapping[str, Floats]
@@ -191,15 +197,24 @@ class CounterBlock:
         )
 
     def _standardised(self, log_CN: Floats, ctr_WN: Floats) -> npt.NDArray[np.float32]:
-        """Both are overwritten."""
-        log_CN -= self._count_mean_C[:, None]
-        log_CN /= self._count_sd_C[:, None]
+        """The second is overwritten."""
+        column_W3N = self._columns_of_ctr(ctr_WN)
+        column_W3N[:, :2] = self._count_inputs(log_CN).reshape(len(ctr_WN), 2, -1)
+        return column_W3N.reshape(len(self.names), -1).T
+
+    def _count_inputs(self, log_CK: Floats) -> Floats:
+        """Network inputs [C, K] of logarithms of counts; one row stands for all columns."""
+        input_CK = log_CK - self._count_mean_C[:, None]
+        input_CK /= self._count_sd_C[:, None]
+        return input_CK
+
+    def _columns_of_ctr(self, ctr_WN: Floats) -> npt.NDArray[np.float32]:
+        """[W, 3, N] with the CTRs, which are overwritten, in their places."""
         ctr_WN -= self._ctr_mean_W[:, None]
         ctr_WN /= self._ctr_sd_W[:, None]
         column_W3N = np.empty((len(ctr_WN), 3, ctr_WN.shape[1]), np.float32)
-        column_W3N[:, :2] = log_CN.reshape(len(ctr_WN), 2, -1)
         column_W3N[:, 2] = ctr_WN
-        return column_W3N.reshape(3 * len(ctr_WN), -1).T
+        return column_W3N
 
 
 def _mean_and_sd(transforms: Sequence[Transform]) -> tuple[Floats, Floats]:

@@ -63,36 +63,77 @@ class KeyTimeLine:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Impressions grouped by equal (key, time): all rows of a tile see the same past."""
+    """Rows that are sorted by (key, time), grouped by equal pairs: all rows of a tile see the same past."""
 
     line_T: Int64s
-    #: Impressions on the line before each tile.
+    #: Rows before each tile.
     before_T: Int64s
     tile_of_row_N: Int32s
 
     @classmethod
     def of(cls, line_N: Int64s) -> "Tiles":
-        order_N = np.argsort(line_N)  # need not be stable: rows of one tile are interchangeable
-        sorted_N = line_N[order_N]
+        """Tiles of places on a line, in rising order."""
         opens_N = np.ones(len(line_N), dtype=bool)
-        np.not_equal(sorted_N[1:], sorted_N[:-1], out=opens_N[1:])
+        np.not_equal(line_N[1:], line_N[:-1], out=opens_N[1:])
         before_T = np.flatnonzero(opens_N)
-        tile_of_row_N = np.empty(len(line_N), dtype=np.int32)
-        tile_of_row_N[order_N] = np.cumsum(opens_N, dtype=np.int32) - np.int32(1)
-        return cls(sorted_N[before_T], before_T, tile_of_row_N)
+        tile_of_row_N = np.cumsum(opens_N, dtype=np.int32)
+        tile_of_row_N -= 1
+        return cls(line_N[before_T], before_T, tile_of_row_N)
+
+
+def key_time_order(key_N: Ints, time_N: Ints) -> Int64s:
+    """Row numbers by (key, time); those of equal key and time follow each other in any order.
+
+    Rows in time order, as those of a log are, cost one sort of plain integers: key and row number in one.
+
+    >>> key_time_order(np.array([1, 0, 1]), np.array([5, 6, 7])).tolist()
+    [1, 0, 2]
+    """
+    by_time_N = None
+    if (time_N[1:] < time_N[:-1]).any():
+        by_time_N = np.argsort(time_N)
+        key_N = key_N[by_time_N]
+    bits = len(key_N).bit_length()
+    if len(key_N) and int(key_N.max()) >> (63 - bits):
+        order_N = np.argsort(key_N, kind="stable")
+    else:
+        order_N = key_N.astype(np.int64)
+        order_N <<= bits
+        order_N |= np.arange(len(key_N))
+        order_N.sort()
+        order_N &= (1 << bits) - 1
+    return order_N if by_time_N is None else by_time_N[order_N]
 
 
 @dataclass(frozen=True)
 class WindowedCounts:
-    """Counts of each tile in each window; `impressions_TW[tile_of_row_N]` are those of the rows."""
+    """Counts of each tile in each window; `impressions_TW[tile_of_row_N]` are those of the rows.
+
+    Attributes:
+        count_TC: int32, impressions and clicks of each window, side by side.
+    """
 
     tile_of_row_N: Int32s
-    impressions_TW: Int32s
-    clicks_TW: Int32s
+    count_TC: Int32s
+
+    @property
+    def impressions_TW(self) -> Int32s:
+        """Impressions of each window."""
+        return self.count_TC[:, 0::2]
+
+    @property
+    def clicks_TW(self) -> Int32s:
+        """Clicks of each window."""
+        return self.count_TC[:, 1::2]
 
 
 def windowed_counts(
-    key_N: Ints, time_N: Ints, click_time_N: Ints, *, windows: Sequence[int]
+    key_N: Ints,
+    time_N: Ints,
+    click_time_N: Ints,
+    *,
+    windows: Sequence[int],
+    order_N: Int64s | None = None,
 ) -> WindowedCounts:
     """Impressions and clicks of the row's own key in [time - w, time), for each window w.
 
@@ -104,69 +145,66 @@ def windowed_counts(
         time_N: when each impression was; also the time as of which it is counted.
         click_time_N: in the same unit, NO_CLICK where there was none.
         windows: lengths in the same unit.
+        order_N: `key_time_order` of the rows, if the caller has it.
 
     Returns:
         For one key with impressions at 0, 5 and 10 and a window of 5: 0, 1, 1.
     """
     if not len(key_N):
-        empty_TW = np.zeros((0, len(windows)), dtype=np.int32)
-        return WindowedCounts(np.zeros(0, dtype=np.int32), empty_TW, empty_TW)
-    clicked_N = click_time_N != NO_CLICK
-    click_time_C = click_time_N[clicked_N]
+        return WindowedCounts(np.zeros(0, np.int32), np.zeros((0, 2 * len(windows)), np.int32))
+    if order_N is None:
+        order_N = key_time_order(key_N, time_N)
+    key_S, time_S, click_time_S = key_N.take(order_N), time_N.take(order_N), click_time_N.take(order_N)
+    clicked_S = click_time_S != NO_CLICK
+    click_time_C = click_time_S[clicked_S]
     line = KeyTimeLine.spanning(
-        first=min(int(time_N.min()), int(click_time_C.min(initial=_INT64_MAX))),
-        last=max(int(time_N.max()), int(click_time_C.max(initial=NO_CLICK))),
+        first=min(int(time_S.min()), int(click_time_C.min(initial=_INT64_MAX))),
+        last=max(int(time_S.max()), int(click_time_C.max(initial=NO_CLICK))),
         reach=max(windows),
     )
-    if int(key_N.max()) < line.max_keys:
-        return _windowed_counts(line, key_N, time_N, clicked_N, click_time_C, windows)
-    return _windowed_counts_in_parts(line, key_N, time_N, click_time_N, windows)
-
-
-def _windowed_counts(
-    line: KeyTimeLine,
-    key_N: Ints,
-    time_N: Ints,
-    clicked_N: npt.NDArray[np.bool_],
-    click_time_C: Ints,
-    windows: Sequence[int],
-) -> WindowedCounts:
-    tiles = Tiles.of(line.place(key_N, time_N))
-    click_line_C = np.sort(line.place(key_N[clicked_N], click_time_C))
-    clicks_before_T = np.searchsorted(click_line_C, tiles.line_T)
-    impressions_TW = np.empty((len(tiles.line_T), len(windows)), dtype=np.int32)
-    clicks_TW = np.empty_like(impressions_TW)
-    for column, window in enumerate(windows):
-        opening_T = tiles.line_T - window
-        impressions_TW[:, column] = tiles.before_T - tiles.before_T[np.searchsorted(tiles.line_T, opening_T)]
-        clicks_TW[:, column] = clicks_before_T - np.searchsorted(click_line_C, opening_T)
-    return WindowedCounts(tiles.tile_of_row_N, impressions_TW, clicks_TW)
-
-
-def _windowed_counts_in_parts(
-    line: KeyTimeLine, key_N: Ints, time_N: Ints, click_time_N: Ints, windows: Sequence[int]
-) -> WindowedCounts:
-    """The same, for more keys than one line holds: keys are renumbered and counted range by range."""
-    keys, dense_N = np.unique(key_N, return_inverse=True)
-    tile_of_row_N = np.empty(len(key_N), dtype=np.int32)
-    impressions: list[Int32s] = []
-    clicks: list[Int32s] = []
+    # Keys are numbered anew, without gaps, so that more of them fit on the line.
+    number_S = np.zeros(len(key_S), np.int64)
+    np.cumsum(key_S[1:] != key_S[:-1], out=number_S[1:])
+    number_C = number_S[clicked_S]
+    tile_of_row_N = np.empty(len(key_N), np.int32)
+    parts: list[Int32s] = []
     tiles_so_far = 0
-    for first, last in _key_ranges(len(keys), line):
-        rows = np.flatnonzero((dense_N >= first) & (dense_N < last))
-        clicked = click_time_N[rows] != NO_CLICK
-        part = _windowed_counts(
-            line, dense_N[rows] - first, time_N[rows], clicked, click_time_N[rows][clicked], windows
-        )
-        tile_of_row_N[rows] = part.tile_of_row_N + tiles_so_far
-        tiles_so_far += len(part.impressions_TW)
-        impressions.append(part.impressions_TW)
-        clicks.append(part.clicks_TW)
-    return WindowedCounts(tile_of_row_N, np.concatenate(impressions), np.concatenate(clicks))
+    for first, last in _key_ranges(int(number_S[-1]) + 1, line):
+        rows = slice(*np.searchsorted(number_S, [first, last]))
+        clicks = slice(*np.searchsorted(number_C, [first, last]))
+        tiles = Tiles.of(line.place(number_S[rows] - first, time_S[rows]))
+        click_line_C = np.sort(line.place(number_C[clicks] - first, click_time_C[clicks]))
+        tile_of_row_N[order_N[rows]] = tiles.tile_of_row_N + np.int32(tiles_so_far)
+        tiles_so_far += len(tiles.line_T)
+        parts.append(_counts_of_tiles(tiles, click_line_C, windows))
+    return WindowedCounts(tile_of_row_N, parts[0] if len(parts) == 1 else np.concatenate(parts))
+
+
+def _counts_of_tiles(tiles: Tiles, click_line_C: Int64s, windows: Sequence[int]) -> Int32s:
+    """int32[T, C] of the rows that one line holds."""
+
+    def clicks_before(back: int) -> Int64s:
+        # Clicks are far fewer than tiles, so they look for the tiles that see them, not tiles for clicks.
+        seen_from_C = np.searchsorted(tiles.line_T, click_line_C + back, side="right")
+        return np.cumsum(np.bincount(seen_from_C, minlength=len(tiles.line_T) + 1)[:-1])
+
+    clicked_T = clicks_before(0)
+    count_TC = np.empty((len(tiles.line_T), 2 * len(windows)), dtype=np.int32)
+    for number, window in enumerate(windows):
+        opening_T = np.searchsorted(tiles.line_T, tiles.line_T - window)
+        count_TC[:, 2 * number] = tiles.before_T - tiles.before_T[opening_T]
+        count_TC[:, 2 * number + 1] = clicked_T - clicks_before(window)
+    return count_TC
 
 
 def history_offsets(
-    user_N: Ints, time_N: Ints, event_user_E: Ints, event_time_E: Ints, *, window: int
+    user_N: Ints,
+    time_N: Ints,
+    event_user_E: Ints,
+    event_time_E: Ints,
+    *,
+    window: int,
+    order_N: Int64s | None = None,
 ) -> tuple[Int32s, Int32s]:
     """Where each impression's purchase history starts and ends among the events.
 
@@ -177,6 +215,7 @@ def history_offsets(
         user_N, event_user_E: 0 or more.
         event_user_E, event_time_E: sorted by (user, time).
         window: in the unit of the times.
+        order_N: `key_time_order` of the impressions, if the caller has it.
 
     Returns:
         start_N, end_N. Where a history is empty both are equal.
@@ -190,17 +229,18 @@ def history_offsets(
         last=max(int(time_N.max()), int(event_time_E.max())),
         reach=window,
     )
-    users = 1 + max(int(user_N.max()), int(event_user_E.max()))
-    for first, last in _key_ranges(users, line):
-        whole = last - first == users
-        rows = slice(None) if whole else np.flatnonzero((user_N >= first) & (user_N < last))
+    if order_N is None:
+        order_N = key_time_order(user_N, time_N)
+    user_S, time_S = user_N.take(order_N), time_N.take(order_N)
+    for first, last in _key_ranges(1 + max(int(user_S[-1]), int(event_user_E.max())), line):
+        rows = slice(*np.searchsorted(user_S, [first, last]))
         events = slice(*np.searchsorted(event_user_E, [first, last]))
         event_line_E = line.place(event_user_E[events] - first, event_time_E[events])
-        tiles = Tiles.of(line.place(user_N[rows] - first, time_N[rows]))
+        tiles = Tiles.of(line.place(user_S[rows] - first, time_S[rows]))
         start_T = np.searchsorted(event_line_E, tiles.line_T - window) + events.start
         end_T = np.searchsorted(event_line_E, tiles.line_T) + events.start
-        start_N[rows] = start_T[tiles.tile_of_row_N]
-        end_N[rows] = end_T[tiles.tile_of_row_N]
+        start_N[order_N[rows]] = start_T[tiles.tile_of_row_N]
+        end_N[order_N[rows]] = end_T[tiles.tile_of_row_N]
     return start_N, end_N
 
 

@@ -318,7 +318,7 @@ def _counted(
         count_CN = np.zeros((count.columns, len(rows)), np.int32)
         if len(known):
             both_TC, tile_of_row_N = count.count(of_key)
-            count_CN[:, known] = both_TC[tile_of_row_N].T
+            count_CN[:, known] = both_TC.take(tile_of_row_N, axis=0).T
         results |= dict(zip(count_names(count.key, count.columns), count_CN, strict=True))
     own = _with_columns(rows, results).filter(pc.equal(rows.column(KIND), OWN))
     return onward.route(own, onward_key)

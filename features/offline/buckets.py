@@ -7,6 +7,8 @@ Files are opened for each access, so any number of buckets stays within the open
 Shapes: N rows of a batch, K keys, C columns of a result.
 """
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy.typing as npt
 
 Columns = dict[str, npt.NDArray[Any]]
 Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
 Ints = npt.NDArray[np.integer]
 
 #: Rows wait until each bucket gets about so many at once: opening its file costs as much as writing them.
@@ -28,6 +31,36 @@ def bucket_of_keys(weight_K: npt.NDArray[np.int64], count: int) -> npt.NDArray[n
     before_K = np.cumsum(weight_K) - weight_K
     bucket_K: npt.NDArray[np.int64] = before_K * count // max(int(weight_K.sum()), 1)
     return bucket_K
+
+
+@dataclass(frozen=True, eq=False)
+class BucketOrder:
+    """The rows of a batch, bucket by bucket.
+
+    Attributes:
+        rows: of the batch, N.
+        row_M: row numbers by (bucket, row), without those of no bucket.
+        size_B: rows in each bucket.
+    """
+
+    rows: int
+    row_M: Int64s
+    size_B: Int64s
+
+    def slices(self) -> "list[tuple[int, slice]]":
+        """The buckets that have rows, each with its place in `row_M`."""
+        end_B = np.cumsum(self.size_B).tolist()
+        return [
+            (bucket, slice(end_B[bucket] - int(self.size_B[bucket]), end_B[bucket]))
+            for bucket in np.flatnonzero(self.size_B).tolist()
+        ]
+
+    @cached_property
+    def place_N(self) -> Int64s:
+        """Where in `row_M` each row stands; M for one of no bucket."""
+        place_N = np.full(self.rows, len(self.row_M))
+        place_N[self.row_M] = np.arange(len(self.row_M))
+        return place_N
 
 
 class Buckets:
@@ -47,6 +80,8 @@ class Buckets:
         self._waiting: list[tuple[Int32s, Columns]] = []
         self._waiting_rows = 0
         self._row = np.dtype([])
+        #: Of each file of results.
+        self._dtypes: dict[Path, np.dtype[Any]] = {}
 
     def keys(self, bucket: int) -> tuple[int, int]:
         """The bucket's keys: first, and one after the last."""
@@ -76,23 +111,24 @@ class Buckets:
         self._path(bucket).unlink(missing_ok=True)
 
     def write_result(self, name: str, bucket: int, value_NC: Ints) -> None:
-        """Keep integers of each row of a bucket, in the order of `read`."""
-        value_NC.tofile(self._result(name, bucket))
+        """Keep integers of each row of a bucket, in the order of `read`, in any type of integers."""
+        path = self._result(name, bucket)
+        self._dtypes[path] = value_NC.dtype
+        value_NC.tofile(path)
 
     def results(self, name: str, *, columns: int, dtype: npt.DTypeLike = np.int32) -> "ResultReader":
-        """The results of all rows, batch by batch; `dtype` is that of what was written."""
+        """The results of all rows, batch by batch, as `dtype`, which must hold what was written."""
         paths = [self._result(name, bucket) for bucket in range(self.count)]
-        return ResultReader(self, paths, columns, np.dtype(dtype))
+        return ResultReader([(path, self._dtypes.get(path)) for path in paths], columns, np.dtype(dtype))
 
-    def order(self, key_N: Int32s) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Row numbers by (bucket, row) without those of no bucket, and rows in each bucket."""
-        if self.count == 1:
-            rows = np.flatnonzero(key_N >= 0)
-            return rows, np.array([len(rows)])
-        present = np.flatnonzero(key_N >= 0)
-        bucket_N = self._bucket_of_K[key_N[present]]
-        order_N = present[np.argsort(bucket_N, kind="stable")]
-        return order_N, np.bincount(bucket_N, minlength=self.count)
+    def order(self, key_N: Int32s) -> BucketOrder:
+        """The rows with these keys, bucket by bucket."""
+        present = None if key_N.min(initial=0) >= 0 else np.flatnonzero(key_N >= 0)
+        bucket_M = self._bucket_of_K.take(key_N if present is None else key_N[present])
+        row_M = np.argsort(bucket_M, kind="stable")
+        if present is not None:
+            row_M = present.take(row_M)
+        return BucketOrder(len(key_N), row_M, np.bincount(bucket_M, minlength=self.count))
 
     def _scatter(self) -> None:
         """Append the rows that wait to the files of their buckets."""
@@ -103,15 +139,13 @@ class Buckets:
         self._row = np.dtype([(name, column.dtype) for name, column in batches[0].items()])
         rows_N = np.empty(len(key_N), self._row)
         for name in batches[0]:
-            rows_N[name] = np.concatenate([columns[name] for columns in batches])
+            np.concatenate([columns[name] for columns in batches], out=rows_N[name])
         self._waiting, self._waiting_rows = [], 0
-        order_N, sizes = self.order(key_N)
-        rows_N = rows_N[order_N]
-        end = 0
-        for bucket in np.flatnonzero(sizes).tolist():
-            start, end = end, end + int(sizes[bucket])
+        order = self.order(key_N)
+        rows_M = rows_N.take(order.row_M)
+        for bucket, rows in order.slices():
             with self._path(bucket).open("ab") as file:
-                rows_N[start:end].tofile(file)
+                rows_M[rows].tofile(file)
 
     def _path(self, bucket: int) -> Path:
         return self._folder / f"{bucket:05d}.rows"
@@ -123,37 +157,39 @@ class Buckets:
 class ResultReader:
     """Gathers results in the order in which batches were appended, each file front to back."""
 
-    def __init__(self, buckets: Buckets, paths: list[Path], columns: int, dtype: np.dtype[Any]) -> None:
-        self._buckets = buckets
-        self._paths = paths
+    def __init__(
+        self, files: list[tuple[Path, np.dtype[Any] | None]], columns: int, dtype: np.dtype[Any]
+    ) -> None:
+        """
+        Args:
+            files: of each bucket, with the type of what is in it; None for one that was never written.
+        """
+        self._files = files
         self._columns = columns
         self._dtype = dtype
-        self._bytes_read = [0] * len(paths)
-        self._ahead: list[Ints] = [np.zeros((0, columns), dtype)] * len(paths)
-        self._rows_ahead = max(_AHEAD_BYTES // (len(paths) * columns * dtype.itemsize), 1)
+        self._bytes_read = [0] * len(files)
+        self._ahead: list[Ints] = [np.zeros((0, columns), kind or dtype) for _, kind in files]
+        self._rows_ahead = max(_AHEAD_BYTES // (len(files) * columns * dtype.itemsize), 1)
 
-    def next(self, key_N: Int32s) -> Ints:
+    def next(self, order: BucketOrder) -> Ints:
         """[N, C] of the next batch, whose keys must be those that were appended.
 
         0 for key -1, and for a bucket without results.
         """
-        order_N, sizes = self._buckets.order(key_N)
-        value_NC = np.zeros((len(key_N), self._columns), self._dtype)
-        end = 0
-        for bucket in np.flatnonzero(sizes).tolist():
-            start, end = end, end + int(sizes[bucket])
-            value_NC[order_N[start:end]] = self._take(bucket, end - start)
+        parts = [self._take(bucket, rows.stop - rows.start) for bucket, rows in order.slices()]
+        parts.append(np.zeros((1, self._columns), np.uint8))  # where rows of no bucket look
+        value_NC: Ints = np.concatenate(parts, dtype=self._dtype).take(order.place_N, axis=0)
         return value_NC
 
     def _take(self, bucket: int, rows: int) -> Ints:
         """The next results of a bucket."""
+        path, kind = self._files[bucket]
+        if kind is None:
+            return np.zeros((rows, self._columns), np.uint8)
         ahead = self._ahead[bucket]
         if len(ahead) < rows:
-            path = self._paths[bucket]
-            if not path.exists():
-                return np.zeros((rows, self._columns), self._dtype)
             wanted = max(rows - len(ahead), self._rows_ahead) * self._columns
-            values = np.fromfile(path, self._dtype, count=wanted, offset=self._bytes_read[bucket])
+            values = np.fromfile(path, kind, count=wanted, offset=self._bytes_read[bucket])
             self._bytes_read[bucket] += values.nbytes
             ahead = np.concatenate([ahead, values.reshape(-1, self._columns)])
         self._ahead[bucket] = ahead[rows:]

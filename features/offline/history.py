@@ -72,11 +72,20 @@ class EventWriter:
         first_user: int,
         last_user: int,
         window_us: int,
+        order_N: npt.NDArray[np.int64] | None = None,
     ) -> npt.NDArray[np.integer]:
-        """[N, 2] of `offset_dtype`: where histories of impressions of users first..last - 1 start and end."""
+        """[N, 2] of `offset_dtype`: where histories of impressions of users first..last - 1 start and end.
+
+        `order_N` is the `key_time_order` of the impressions, if the caller has it.
+        """
         start, end, user_E = self._range(first_user, last_user)
         offsets = history_offsets(
-            user_N - np.int32(first_user), time_us_N, user_E, self._time_us_E[start:end], window=window_us
+            user_N - np.int32(first_user),
+            time_us_N,
+            user_E,
+            self._time_us_E[start:end],
+            window=window_us,
+            order_N=order_N,
         )
         return np.stack(offsets, axis=1).astype(self.offset_dtype) + self.offset_dtype.type(start)
 

@@ -18,6 +18,7 @@ from features.offline.splits import TRAIN
 from features.schema import CounterConfig, CounterKey
 
 Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
 
 #: A query x product counter lives in the bucket of its query.
 PARTITION_OF_KEY: dict[CounterKey, str] = {
@@ -50,20 +51,23 @@ class KeyCounts:
         """Raw counts of a row, C."""
         return 2 * len(self.config.windows_days)
 
-    def count(self, columns: Columns) -> tuple[Int32s, Int32s]:
+    def count(self, columns: Columns, *, order_N: Int64s | None = None) -> tuple[Int32s, Int32s]:
         """int32[T, C] of the tiles, and the tile of each row.
 
         `columns` has key, time_us, click_us and, of query x product, product. Every row of a key that lies in
         the longest window before a row, or was clicked there, must be among them.
+
+        Args:
+            order_N: `key_time_order` of key and time_us, if the caller has it.
         """
         counts = windowed_counts(
             self._keys(columns),
             self._units(columns["time_us"]),
             self._click_units(columns["click_us"]),
             windows=[days * DAY_US // self._unit_us for days in self.config.windows_days],
+            order_N=None if self.key == "query_product" else order_N,
         )
-        both_TC = np.stack([counts.impressions_TW, counts.clicks_TW], axis=2)
-        return both_TC.reshape(len(counts.clicks_TW), -1), counts.tile_of_row_N
+        return counts.count_TC, counts.tile_of_row_N
 
     def moments(
         self, both_TC: Int32s, train_T: npt.NDArray[np.int64], *, prior_ctr: float
@@ -73,18 +77,20 @@ class KeyCounts:
         logs = np.log1p(np.arange(int(both_TC.max(initial=0)) + 1))
         for position, window in enumerate(self.config.windows_days):
             impressions, clicks, ctr = counter_names(self.key, window)
-            shown_T, clicked_T = both_TC[:, 2 * position], both_TC[:, 2 * position + 1]
-            for name, count_T in ((impressions, shown_T), (clicks, clicked_T)):
+            shown_P, clicked_P, rows_P = _distinct_pairs(
+                both_TC[:, 2 * position], both_TC[:, 2 * position + 1], train_T
+            )
+            for name, count_P in ((impressions, shown_P), (clicks, clicked_P)):
                 # How many training rows have each count: far fewer logarithms than rows.
-                rows_by_count = np.bincount(count_T, weights=train_T, minlength=len(logs))
+                rows_by_count = np.bincount(count_P, weights=rows_P, minlength=len(logs))
                 moments[name].add(logs, rows_by_count.astype(np.int64))
-            rate_T = smoothed_ctr(
-                shown_T,
-                clicked_T,
+            rate_P = smoothed_ctr(
+                shown_P,
+                clicked_P,
                 prior_impressions=self.config.prior_impressions,
                 prior_ctr=prior_ctr,
             )
-            moments[ctr].add(rate_T, train_T)
+            moments[ctr].add(rate_P, rows_P)
         return moments
 
     def absent_moments(self, train_rows: int, *, prior_ctr: float) -> dict[str, ExactMoments]:
@@ -132,13 +138,14 @@ class KeyCounters:
         """The partition that its rows lie in."""
         return PARTITION_OF_KEY[self.counts.key]
 
-    def count(self, bucket: int, columns: Columns) -> dict[str, ExactMoments]:
+    def count(self, bucket: int, columns: Columns, *, order_N: Int64s) -> dict[str, ExactMoments]:
         """Count one bucket, keep the counts of its rows, and return their training moments.
 
-        `columns` is what `KeyCounts.count` reads, and split.
+        `columns` is what `KeyCounts.count` reads, and split; `order_N` their `key_time_order`.
         """
-        both_TC, tile_of_row_N = self.counts.count(columns)
-        self._buckets.write_result(self.counts.key, bucket, both_TC[tile_of_row_N])
+        both_TC, tile_of_row_N = self.counts.count(columns, order_N=order_N)
+        narrow_TC = both_TC.astype(np.min_scalar_type(int(both_TC.max(initial=0))))
+        self._buckets.write_result(self.counts.key, bucket, narrow_TC.take(tile_of_row_N, axis=0))
         train_T = np.bincount(tile_of_row_N[columns["split"] == TRAIN], minlength=len(both_TC))
         return self.counts.moments(both_TC, train_T, prior_ctr=self._prior_ctr)
 
@@ -159,3 +166,19 @@ def merge_moments(into: dict[str, ExactMoments], part: dict[str, ExactMoments]) 
     """Add one bucket's moments; the order of the buckets does not matter."""
     for name, moment in part.items():
         into.setdefault(name, ExactMoments()).merge(moment)
+
+
+def _distinct_pairs(shown_T: Int32s, clicked_T: Int32s, rows_T: Int64s) -> tuple[Int64s, Int64s, Int64s]:
+    """Pairs of impressions and clicks, with how many rows have each: far fewer than tiles, as a rule.
+
+    Where numbers are few and large, the tiles themselves.
+    """
+    width = int(clicked_T.max(initial=0)) + 1
+    if (int(shown_T.max(initial=0)) + 1) * width > 4 * len(shown_T):
+        return shown_T.astype(np.int64), clicked_T.astype(np.int64), rows_T
+    pair_T = shown_T.astype(np.int64)
+    pair_T *= width
+    pair_T += clicked_T
+    rows_P = np.bincount(pair_T, weights=rows_T).astype(np.int64)
+    pairs = np.flatnonzero(rows_P)
+    return *np.divmod(pairs, width), rows_P[pairs]

@@ -76,6 +76,8 @@ class LogFacts:
     last_us: int
     has_click_times: bool
     clicks_without_time: int
+    #: Whether the files hold the impressions by (timestamp, impression_id) already.
+    in_order: bool = False
 
 
 def own_sparse(config: FeatureConfig) -> tuple[SparseFeature, ...]:
@@ -151,10 +153,11 @@ class LogReader(CatalogReader):
                 f"LEFT JOIN {_index_table(sparse.column)} s{number} "
                 f"ON i.{sql_name(sparse.column)} = s{number}.id"
             )
-        yield from self._batches(
-            f"SELECT {', '.join(columns)} FROM {self._scan('impressions')} i {' '.join(joins)} "
-            "ORDER BY time_us, i.impression_id"
-        )
+        rows = f"SELECT {', '.join(columns)} FROM {self._scan('impressions')} i {' '.join(joins)}"
+        if self.facts.in_order:
+            yield from self._batches(rows, as_written=True)
+        else:
+            yield from self._batches(f"{rows} ORDER BY time_us, i.impression_id")
 
     def impression_times(self, rank_U: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """When each user saw impression number `rank_U` [U], from 0 by time and id; AFTER_ALL without one."""
@@ -212,15 +215,28 @@ class LogReader(CatalogReader):
         nulls = ", ".join(
             f"count(*) FILTER (WHERE {is_missing_sql(name)})" for name in REQUIRED_OF_IMPRESSIONS
         )
+        before = "lag(epoch_us(timestamp)) OVER () AS time_before, lag(impression_id) OVER () AS id_before"
         row = self._one(
             f"SELECT count(*), epoch_us(min(timestamp)), epoch_us(max(timestamp)), "
             "count(*) FILTER (WHERE clicked IS NULL OR CAST(clicked AS BIGINT) NOT IN (0, 1)), "
             f"count(*) FILTER (WHERE {early}), "
             f"count(*) FILTER (WHERE CAST(clicked AS BIGINT) = 1 AND {late}), "
-            f"count(*) FILTER (WHERE {is_missing_sql('user_id')}), {nulls} "
-            f"FROM {self._scan('impressions')}"
+            f"count(*) FILTER (WHERE {is_missing_sql('user_id')}), "
+            "count(*) FILTER (WHERE epoch_us(timestamp) < time_before "
+            f"OR (epoch_us(timestamp) = time_before AND impression_id < id_before)), {nulls} "
+            f"FROM (SELECT *, {before} FROM {self._scan('impressions')})"
         )
-        count, first_us, last_us, not_a_label, early_clicks, clicks_without_time, anonymous, *missing = row
+        (
+            count,
+            first_us,
+            last_us,
+            not_a_label,
+            early_clicks,
+            clicks_without_time,
+            anonymous,
+            disorder,
+            *missing,
+        ) = row
         check_impressions(
             self.tables,
             missing=dict(zip(REQUIRED_OF_IMPRESSIONS, missing, strict=True)),
@@ -240,6 +256,7 @@ class LogReader(CatalogReader):
             last_us=last_us,
             has_click_times=has_time,
             clicks_without_time=clicks_without_time,
+            in_order=not disorder,
         )
 
     def _check_products_are_known(self) -> None:
@@ -253,24 +270,26 @@ class LogReader(CatalogReader):
             )
             check_purchases(self.tables, lost=lost)
         for table in logs:
+            self._connection.execute(
+                f"CREATE TABLE {_products_of(table)} AS "
+                f"SELECT product_id AS id, count(*) AS n FROM {self._scan(table)} GROUP BY 1"
+            )
             rows, example = self._one(
-                f"SELECT sum(n), min(id) FROM (SELECT product_id AS id, count(*) AS n "
-                f"FROM {self._scan(table)} GROUP BY 1) ANTI JOIN product_index USING (id)"
+                f"SELECT sum(n), min(id) FROM {_products_of(table)} ANTI JOIN product_index USING (id)"
             )
             check_products_are_known(self.tables, table, rows=rows or 0, example=example)
 
     def _index_users(self) -> IdIndex:
-        known = f"WHERE NOT {is_missing_sql('user_id')}"
-        parts = [f"SELECT user_id AS id, 1 AS shown FROM {self._scan('impressions')} {known}"]
+        parts = [f"SELECT user_id AS id, 1 AS shown FROM {self._scan('impressions')}"]
         if self.tables.has_purchases:
-            parts.append(f"SELECT user_id AS id, 0 AS shown FROM {self._scan('purchases')} {known}")
+            parts.append(f"SELECT user_id AS id, 0 AS shown FROM {self._scan('purchases')}")
         return self._index("user_index", " UNION ALL ".join(parts))
 
     def _index_products(self) -> IdIndex:
         ids = self.product_ids()
         shown = self._arrow(
-            f"SELECT count(i.product_id) AS n FROM product_index p LEFT JOIN "
-            f"{self._scan('impressions')} i ON i.product_id = p.id GROUP BY p.code ORDER BY p.code"
+            f"SELECT coalesce(s.n, 0) AS n FROM product_index p LEFT JOIN {_products_of('impressions')} s "
+            "ON s.id = p.id ORDER BY p.code"
         )
         return IdIndex(ids, shown.column("n").to_numpy(), np.zeros(len(ids), dtype=np.int64))
 
@@ -278,17 +297,17 @@ class LogReader(CatalogReader):
         kind = self.tables.schema("impressions").field(column).type
         value = sql_name(column) if is_text(kind) else f"CAST({sql_name(column)} AS BIGINT)"
         return self._index(
-            _index_table(column),
-            f"SELECT {value} AS id, 1 AS shown FROM {self._scan('impressions')} "
-            f"WHERE NOT {is_missing_sql(sql_name(column))}",
+            _index_table(column), f"SELECT {value} AS id, 1 AS shown FROM {self._scan('impressions')}"
         )
 
     def _index(self, name: str, rows_sql: str) -> IdIndex:
+        # Blanks are left out after the grouping: then each id is looked at once, not each row.
         self._connection.execute(
             f"CREATE TABLE {name} AS SELECT "
             "CAST(row_number() OVER (ORDER BY id) - 1 AS INTEGER) AS code, id, shown, purchased "
             "FROM (SELECT id, sum(shown)::BIGINT AS shown, "
-            f"(count(*) - sum(shown))::BIGINT AS purchased FROM ({rows_sql}) GROUP BY id)"
+            f"(count(*) - sum(shown))::BIGINT AS purchased FROM ({rows_sql}) GROUP BY id) "
+            f"WHERE NOT {is_missing_sql('id')}"
         )
         table = self._arrow(f"SELECT id, shown, purchased FROM {name} ORDER BY code")
         return IdIndex(
@@ -297,10 +316,16 @@ class LogReader(CatalogReader):
             table.column("purchased").to_numpy(),
         )
 
-    def _batches(self, sql: str) -> Iterator[pa.RecordBatch]:
-        """The result in batches of exactly BATCH_ROWS, whatever the engine hands out."""
+    def _batches(self, sql: str, *, as_written: bool = False) -> Iterator[pa.RecordBatch]:
+        """The result in batches of exactly BATCH_ROWS, whatever the engine hands out.
+
+        Args:
+            as_written: the first table runs through the joins, which keeps its order, however small it is.
+        """
         waiting: list[pa.RecordBatch] = []
         rows = 0
+        left_out = "join_order,build_side_probe_side" if as_written else ""
+        self._connection.execute(f"SET disabled_optimizers = '{left_out}'")
         for batch in self._connection.sql(sql).to_arrow_reader(BATCH_ROWS):
             waiting.append(batch)
             rows += len(batch)
@@ -329,6 +354,11 @@ def no_ids() -> IdIndex:
     """The index of a log without queries."""
     nothing = np.zeros(0, dtype=np.int64)
     return IdIndex(pa.array([], pa.string()), nothing, nothing)
+
+
+def _products_of(table: TableName) -> str:
+    """The table that counts the rows of each product in a log."""
+    return sql_name(f"products of {table}")
 
 
 def _index_table(column: str) -> str:

@@ -160,7 +160,10 @@ class LabelRule:
 
 @dataclass(frozen=True)
 class EncodedLog:
-    """Batches of `LogReader.impressions` in a file of their own: `clicked` is the label, `split` is new."""
+    """Batches of `LogReader.impressions` in a file of their own: `clicked` is the label, `split` is new.
+
+    Without `click_us`, which is in the buckets.
+    """
 
     path: Path
     count: int
@@ -185,13 +188,19 @@ class EncodedLog:
         labelled = _Labels(reader, tally)
         writer: pa.RecordBatchStreamWriter | None = None
         count = done = 0
+        last_us = reader.facts.first_us
         for read in reader.impressions():
+            time_us_N = read.column("time_us").to_numpy()
+            in_order = time_us_N[0] >= last_us and not (time_us_N[1:] < time_us_N[:-1]).any()
+            assert in_order, "the engine gave impressions out of order"
+            last_us = int(time_us_N[-1])
             batch = labelled.batch(read)
             split_N = batch.column("split").to_numpy()
+            stored = batch.drop_columns(["click_us"])  # rows need the label alone
             if writer is None:
                 options = pa.ipc.IpcWriteOptions(compression="lz4")
-                writer = pa.ipc.new_stream(str(path), batch.schema, options=options)
-            writer.write_batch(batch)
+                writer = pa.ipc.new_stream(str(path), stored.schema, options=options)
+            writer.write_batch(stored)
             _scatter(batch, partitions)
             for observer in (tally, *observers):
                 observer.observe(batch, split_N == TRAIN)

@@ -297,8 +297,7 @@ class _Clock:
             windows=self.windows,
         )
         tile_K = counted.tile_of_row_N[len(key_N) :]
-        both_KW2 = np.stack([counted.impressions_TW[tile_K], counted.clicks_TW[tile_K]], axis=2)
-        return both_KW2.reshape(keys, 2 * len(self.windows))  # there may be no key
+        return counted.count_TC.take(tile_K, axis=0)
 
 
 class _Pairs:

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ranking import dense_layers
+from embeddings.training import fast_products
+from embeddings.training.fast_products import input_gradient, linear, weight_gradient
 from ranking.cross_network import CrossNetwork
-from ranking.dense_layers import Mlp, input_gradient, join_columns, linear, mlp, weight_gradient
+from ranking.dense_layers import Mlp, join_columns, mlp
 
 SIZES = st.integers(1, 9)
 
@@ -19,7 +20,7 @@ SIZES = st.integers(1, 9)
 @pytest.fixture(params=["MKL", "oneDNN"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both libraries for float32, whatever this processor would choose."""
-    monkeypatch.setattr(dense_layers, "onednn_multiplies_float32", lambda: request.param == "oneDNN")
+    monkeypatch.setattr(fast_products, "onednn_multiplies_float32", lambda: request.param == "oneDNN")
     return request.param
 
 

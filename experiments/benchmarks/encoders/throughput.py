@@ -33,7 +33,8 @@ from embeddings.stages.product_parts import ProductParts
 from embeddings.stages.stage1 import PretrainConfig, PretrainTask
 from embeddings.stages.stage2 import AlignTask, Tuples
 from embeddings.tables.encode import encode_products
-from embeddings.training.loop import OptimizerConfig, Precision, Report, Task, train
+from embeddings.training.loop import OptimizerConfig, Report, Task, train
+from embeddings.training.precision import Precision
 from embeddings.training.ranks import Ranks
 from experiments.benchmarks.encoders.products import CatalogSize, full_size_tokenizer, write_products
 from experiments.benchmarks.encoders.step_timing import Observed, Schedule, StepObserver, count_flop

@@ -10,6 +10,7 @@ from typing import cast
 
 import torch
 
+from embeddings.training.precision import Precision
 from experiments.benchmarks.training.peers import protocol
 from experiments.benchmarks.training.step_profile import profile_steps
 from experiments.benchmarks.training.training_steps import training_steps
@@ -17,7 +18,6 @@ from features.feature_set import FeatureSet
 from ranking.metrics import roc_auc
 from ranking.model import RankerConfig
 from ranking.optimizer import OptimizerConfig
-from ranking.precision import Precision
 from ranking.train import TrainingConfig
 
 RANKER = RankerConfig(

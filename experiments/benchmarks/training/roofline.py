@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import torch
 
-from ranking.dense_layers import input_gradient, linear, weight_gradient
+from embeddings.training.fast_products import input_gradient, linear, weight_gradient
 
 #: Big enough to reach the peak, small enough to repeat; the second has the shape of a cross layer.
 _PRODUCT_SHAPES = ((1024, 1024, 1024), (4096, 432, 432))

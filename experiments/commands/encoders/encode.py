@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -126,6 +127,10 @@ def run_command(
     config: CONFIG = Path("encoders_small"),
     batch_size: Annotated[int, typer.Option(min=1, help="Products at a time.")] = 64,
     device: DEVICE = "cpu",
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="Of the products; auto is bfloat16 where the machine has units for it."),
+    ] = "float32",
     part: Annotated[
         str | None,
         typer.Option(metavar="I/N", help="Encode the I-th of N parts, as one job of an array; no table yet."),
@@ -152,6 +157,7 @@ def run_command(
     own = Part.parse(part) if part else None
     settings, loaded = _read(config, encoder)
     assert loaded is not None  # `encoder` was given
+    loaded = replace(loaded, precision=precision)
     if own is not None:
         with progress_bars(console) as bars:
             encoded = encode_tables_part(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,40 @@ def test_float16_is_the_rounded_float32(
 ) -> None:
     half = encode(encoder, shared_data, tmp_path / "half", dtype="float16").table
     np.testing.assert_array_equal(half.vectors_ND, plain.table.vectors_ND.astype(np.float16))
+
+
+def test_in_bfloat16_vectors_are_those_of_float32_but_for_a_thousandth(
+    encoder: DashClipEncoder, shared_data: Path, plain: Encoded, tmp_path: Path
+) -> None:
+    quick = replace(encoder, precision="bfloat16")
+    queries = pa.array([*QUERIES.to_pylist(), " "])
+    for table, exact in (
+        (encode_products(quick, ProductCatalog.open(shared_data), tmp_path / "p", dtype="float32"), plain),
+        (
+            encode_queries(quick, queries, tmp_path / "q", dtype="float32"),
+            encode_queries(encoder, queries, tmp_path / "exact", dtype="float32"),
+        ),
+    ):
+        found_ND, exact_ND = table.table.vectors_ND[1:], exact.table.vectors_ND[1:].astype(np.float32)
+        known_N = exact_ND.any(axis=1)
+        assert (found_ND[~known_N] == 0).all()
+        np.testing.assert_allclose(np.linalg.norm(found_ND[known_N], axis=1), 1, atol=1e-6)
+        assert (found_ND * exact_ND).sum(axis=1)[known_N].min() > 0.999
+        assert not np.array_equal(found_ND, exact_ND)
+
+
+def test_in_bfloat16_few_lengths_of_texts_reach_the_encoder(
+    encoder: DashClipEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    assert encoder.query is not None
+    forward = encoder.query.forward
+    monkeypatch.setattr(
+        encoder.query, "forward", lambda ids, mask: (seen.append(ids.shape[1]), forward(ids, mask))[1]
+    )
+    for words in range(1, 9):
+        replace(encoder, precision="bfloat16").embed_queries([" ".join(["milk"] * words)])
+    assert {length % 4 for length in seen} == {0}
 
 
 def test_queries_get_the_vectors_of_the_query_encoder(encoder: DashClipEncoder, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from features.columns.kernels import (
     KeyOverflowError,
     KeyTimeLine,
     history_offsets,
+    key_time_order,
     next_same_product,
     windowed_counts,
 )
@@ -53,6 +54,20 @@ def test_windowed_counts_equal_a_loop_over_all_pairs(rows):
     expected_impressions, expected_clicks = counts_by_loop(*arrays, windows)
     np.testing.assert_array_equal(counts.impressions_TW[counts.tile_of_row_N], expected_impressions)
     np.testing.assert_array_equal(counts.clicks_TW[counts.tile_of_row_N], expected_clicks)
+
+
+@pytest.mark.parametrize("largest", [3, 2**40, 2**62])  # beside a row number in 64 bits, and too large for it
+@pytest.mark.parametrize("in_time_order", [True, False])
+def test_rows_are_put_into_order_by_key_and_then_time(largest, in_time_order):
+    rng = np.random.default_rng(7)
+    key_N, time_N = rng.integers(0, largest, 500), rng.integers(0, 50, 500)
+    key_N[::2] = key_N[1]
+    if in_time_order:
+        time_N.sort()
+    order_N = key_time_order(key_N, time_N)
+    assert sorted(order_N.tolist()) == list(range(500))
+    pairs = list(zip(key_N[order_N].tolist(), time_N[order_N].tolist(), strict=True))
+    assert pairs == sorted(pairs)
 
 
 def test_a_click_counts_from_its_own_moment_and_not_at_it():

@@ -43,7 +43,7 @@ def test_results_return_to_their_rows_whatever_the_number_of_buckets(
         row_N = np.arange(first, first + len(key_N))
         expected = np.stack([row_N + 1, key_N * 100], axis=1)
         expected[key_N < 0] = 0
-        assert reader.next(key_N).tolist() == expected.tolist()
+        assert reader.next(buckets.order(key_N)).tolist() == expected.tolist()
         first += len(key_N)
 
 
@@ -64,7 +64,7 @@ def test_results_of_64_bits_come_back_whole_and_those_never_written_are_zero(tmp
     buckets.append(key_N, {"key": key_N})
     buckets.finish()
     buckets.write_result("history", 0, np.array([[2**40, 2**40 + 1], [3, 4]]))
-    found = buckets.results("history", columns=2, dtype=np.int64).next(key_N)
+    found = buckets.results("history", columns=2, dtype=np.int64).next(buckets.order(key_N))
     assert found.tolist() == [[2**40, 2**40 + 1], [0, 0], [3, 4]]
 
 
@@ -82,6 +82,18 @@ def test_a_thousand_buckets_need_no_thousand_open_files(tmp_path):
             assert buckets.read(bucket)["key"].tolist() == [bucket] * 3
             buckets.write_result("twice", bucket, np.full((3, 1), 2 * bucket, np.int32))
         reader = buckets.results("twice", columns=1)
-        assert all((reader.next(keys)[:, 0] == 2 * keys).all() for _ in range(3))
+        assert all((reader.next(buckets.order(keys))[:, 0] == 2 * keys).all() for _ in range(3))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_small_numbers_of_a_small_type_come_back_beside_large_ones(tmp_path):
+    buckets = Buckets(tmp_path / "user", weight_K=np.array([1, 1]), count=2)
+    key_N = np.array([1, 0, -1, 1], np.int32)
+    buckets.append(key_N, {"key": key_N})
+    buckets.finish()
+    buckets.write_result("shown", 0, np.array([[255]], np.uint8))
+    buckets.write_result("shown", 1, np.array([[70_000], [3]], np.uint32))
+    found = buckets.results("shown", columns=1).next(buckets.order(key_N))
+    assert found.dtype == np.int32
+    assert found[:, 0].tolist() == [70_000, 255, 0, 3]

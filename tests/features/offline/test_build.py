@@ -200,11 +200,14 @@ def test_buckets_threads_and_the_order_of_the_rows_change_no_byte(tmp_path, smal
     reference = small[0].manifest
     rng = np.random.default_rng(0)
     shuffled = {name: table.take(rng.permutation(len(table))) for name, table in tables.items()}
+    by_time = [("timestamp", "ascending"), ("impression_id", "ascending")]
+    in_order = {**tables, "impressions": tables["impressions"].sort_by(by_time)}
     builds = {
         "again": built(tmp_path / "a", tables),
         "one bucket": built(tmp_path / "b", tables, buckets=1),
         "more buckets than keys, two threads": built(tmp_path / "c", tables, buckets=17, threads=2),
         "shuffled rows": built(tmp_path / "d", shuffled, buckets=7),
+        "rows in order of time": built(tmp_path / "e", in_order, threads=2),
     }
     for what, feature_set in builds.items():
         assert feature_set.manifest.model_copy(update={"created": reference.created}) == reference, what

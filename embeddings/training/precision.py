@@ -1,4 +1,4 @@
-"""The dtype of a ranker's dense products, and what this machine multiplies fast."""
+"""The dtype of dense products, and what this machine multiplies fast."""
 
 from functools import cache
 from typing import Literal

@@ -1,9 +1,9 @@
-"""Which dtype a ranker's dense products use, on processors of every kind."""
+"""Which dtype dense products use, on processors of every kind."""
 
 import pytest
 import torch
 
-from ranking.precision import has_bfloat16_units, onednn_multiplies_float32, resolve_precision
+from embeddings.training.precision import has_bfloat16_units, onednn_multiplies_float32, resolve_precision
 
 CPU = torch.device("cpu")
 
