@@ -7,6 +7,7 @@ float16 numbers takes 32 bytes, quantised 24, and small tables make nearly all o
 Shapes: M rows of the table, B rows looked up, D its width.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -196,8 +197,7 @@ def _npy_file(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> Itera
 
 def _mapped(path: Path) -> torch.Tensor:
     try:
-        # Copy-on-write keeps torch from warning of a read-only array; nobody writes, so pages stay shared.
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise TableError(f"{path} is missing; write the table again") from None
     except (ValueError, EOFError, OSError) as error:
@@ -207,4 +207,8 @@ def _mapped(path: Path) -> torch.Tensor:
             f"{path} must be a table of float16, float32 or uint8, got {array.dtype} of shape {array.shape}; "
             "write the table again"
         )
-    return torch.from_numpy(array)
+    with warnings.catch_warnings():
+        # That it is read-only, and what is written to is a crash. Copy-on-write would not warn, but a page
+        # that is locked then gets copied into each process.
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(array)

@@ -34,9 +34,9 @@ from serving.package.signature import SigningKey, is_signed
 from serving.package.vectors import SourceVectors
 from serving.packaging.build_generation import SnapshotSource, check_source, fill_generation
 from serving.packaging.gate import GateLimits, check_gate, gate_record
-from serving.scoring.compile import WEIGHTS
 from serving.scoring.live_generation import LiveGeneration, Model
 from serving.scoring.predictor import open_checked, open_model, score_recorded
+from serving.scoring.programs import WEIGHTS
 from serving.scoring.request_ranker import RequestRanker
 
 

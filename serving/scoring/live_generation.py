@@ -19,7 +19,7 @@ from serving.package.generations import SNAPSHOT, VECTORS, GenerationManifest
 from serving.package.sealed_folder import PackageError
 from serving.package.tables import ServingTable
 from serving.package.vectors import ProductVectors, QueryVectors
-from serving.scoring.compile import BackendChoice
+from serving.scoring.programs import BackendChoice
 from serving.scoring.query_encoder import QueryTextEncoder
 from serving.scoring.ranker_scorer import Program, RankerScorer, ScoringBatch
 from serving.scoring.request_ranker import RankerShape

@@ -6,7 +6,7 @@ request or the process, a negative one silently reads the end of the table. All 
 Shapes: R requests, N candidates in all, H purchases of the longest history, D width of the vectors.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -138,6 +138,17 @@ class RankerScorer:
         with torch.inference_mode():
             scores_N: NDArray[np.float32] = self._program(inputs).numpy()
         return scores_N
+
+    def warm_up(self, counts: Iterable[int]) -> None:
+        """Score nothing in particular, in such numbers: what is made once for each is made now."""
+        for count in counts:
+            sizes = {"R": 1, "N": count, "H": 1}
+            arrays = [
+                torch.from_numpy(np.zeros([sizes.get(str(axis), axis) for axis in spec.axes], spec.dtype))
+                for spec in self._arrays.values()
+            ]
+            with torch.inference_mode():
+                self._program([*self._tables, *arrays])
 
     def _check_sparse(self, part: str, rows_XS: NDArray[np.integer]) -> None:
         if rows_XS.size == 0:

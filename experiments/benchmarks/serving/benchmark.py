@@ -5,7 +5,7 @@ java, no trained run) is left out of the numbers and named in `skipped`.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +17,15 @@ import torch
 from experiments.benchmarks.serving import packages as serving_packages
 from experiments.benchmarks.serving.accuracy import compare_types
 from experiments.benchmarks.serving.fetch import fetch_ways, fill, fill_purchases, redis_server
-from experiments.benchmarks.serving.interleaved import SkippedError, Timing, in_turn, time_ways
-from experiments.benchmarks.serving.memory import measure_extra_worker, measure_start
+from experiments.benchmarks.serving.interleaved import (
+    Round,
+    SkippedError,
+    Timing,
+    disturbances,
+    in_turn,
+    time_ways,
+)
+from experiments.benchmarks.serving.memory import measure_extra_worker, measure_start, measure_tables
 from experiments.benchmarks.serving.packages import DCN, QUICK_SIZES, SIZES, SMALL, TWO_TOWERS, PackageSizes
 from experiments.benchmarks.serving.servers import (
     FASTAPI,
@@ -38,7 +45,7 @@ from serving.wire.json_codec import encode_request
 LIBRARIES = ("torch", "torchserve", "fastapi", "uvicorn", "onnxruntime", "redis", "pyarrow", "numpy")
 #: Candidates that the single numbers are of.
 MAIN = 100
-_STEPS = 25
+_STEPS = 26
 #: How long the processor is watched, before and after, for what others do with it.
 _LOOK_S = 2.0
 #: Different requests of one size.
@@ -119,6 +126,8 @@ def run_serving_benchmark(
     start = measure_start(found[TWO_TOWERS], requests=recorded, repeats=benchmark.start_repeats)
     report("memory of workers")
     memory = measure_extra_worker(found[TWO_TOWERS], small, requests=recorded)
+    report("tables in memory and not")
+    residency = measure_tables(found[TWO_TOWERS], requests=recorded)
     served = _servers(benchmark, found[TWO_TOWERS], requests, work, skipped, report)
     accuracy = None
     try:
@@ -138,6 +147,7 @@ def run_serving_benchmark(
         "fetch": fetch,
         "start": start,
         "memory": {**memory, "table_bytes": bytes_of[TWO_TOWERS]},
+        "residency": residency,
         **served,
         "int8": {"bytes": bytes_of, "accuracy": accuracy},
         "skipped": skipped,
@@ -150,9 +160,12 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
     """The numbers that others read, at 100 candidates where they are single; None where not measured."""
     in_process = result["in_process"]
 
-    def added(part: str, key: str) -> dict[str, float]:
+    def added(part: str, key: str) -> dict[str, float | None]:
         rows = in_process[part]
-        return {count: two[key] - rows[DCN][count][key] for count, two in rows[TWO_TOWERS].items()}
+        pairs = {count: (two.get(key), rows[DCN][count].get(key)) for count, two in rows[TWO_TOWERS].items()}
+        return {
+            count: None if two is None or one is None else two - one for count, (two, one) in pairs.items()
+        }
 
     def served(server: str, key: str, form: str = "arrow") -> float | None:
         wanted = (server, form, MAIN, 1)
@@ -161,6 +174,8 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
                 return float(row[key])
         return None
 
+    main = {part: in_process[part][TWO_TOWERS][str(MAIN)] for part in ("predictor", "model")}
+
     fetch = result["fetch"]
     memory = result["memory"]
     table_mib = sum(memory["table_bytes"].values()) / 2**20
@@ -168,6 +183,9 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
     return {
         "added_p50_ms": added("predictor", "p50_ms"),
         "added_p99_ms": added("predictor", "p99_ms"),
+        "added_undisturbed_p99_ms": added("predictor", "undisturbed_p99_ms"),
+        "predictor_without_model_p50_ms": main["predictor"]["p50_ms"] - main["model"]["p50_ms"],
+        "major_faults_per_request": main["predictor"].get("major_faults_per_request"),
         "model_p50_ms": {count: row["p50_ms"] for count, row in in_process["model"][TWO_TOWERS].items()},
         "model_p99_ms": {count: row["p99_ms"] for count, row in in_process["model"][TWO_TOWERS].items()},
         "end_to_end_p50_ms": served("w1", "p50_ms"),
@@ -216,9 +234,13 @@ def _in_process(
             ways["model", "onnxruntime"] = onnx.way(prepared[TWO_TOWERS])
         named = {"|".join(key): way for key, way in ways.items()}
         measured = time_ways(named, rounds=benchmark.rounds, seconds=benchmark.seconds)
-        for (part, name), rounds_ms in zip(ways, measured.values(), strict=True):
-            found[part].setdefault(name, {})[str(count)] = vars(Timing.of(rounds_ms))
+        for (part, name), measured_rounds in zip(ways, measured.values(), strict=True):
+            found[part].setdefault(name, {})[str(count)] = _described(measured_rounds)
     return found
+
+
+def _described(rounds: Sequence[Round]) -> dict[str, Any]:
+    return {**vars(Timing.of([one.latency_ms for one in rounds])), **disturbances(rounds)}
 
 
 def _fetch(
@@ -244,7 +266,7 @@ def _fetch(
                     **fetch_ways(client, opened, prepared),
                 }
                 measured = time_ways(ways, rounds=benchmark.rounds, seconds=benchmark.seconds)
-                found[str(count)] = {name: vars(Timing.of(ms)) for name, ms in measured.items()}
+                found[str(count)] = {name: _described(one) for name, one in measured.items()}
     except SkippedError as error:
         skipped["feature fetching"] = str(error)
     return found

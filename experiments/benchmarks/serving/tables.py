@@ -24,7 +24,8 @@ _FETCHES = {
 
 def serving_tables(result: dict[str, Any]) -> list[ResultTable]:
     """All tables of one run."""
-    tables = [_added(result)]
+    tables = [_added(result), _tail(result)]
+    tables += [_residency(result)] if any(result.get("residency", {}).values()) else []
     tables += [_fetch(result)] if result["fetch"] else []
     tables += [_servers(result, clients) for clients in sorted({row["clients"] for row in result["servers"]})]
     tables += [_memory(result), _start(result), _int8(result)]
@@ -66,6 +67,63 @@ def _added(result: dict[str, Any]) -> ResultTable:
         ("way", *(f"N = {count}" for count in counts)),
         tuple(rows),
         (*notes, machine_note(result)),
+    )
+
+
+def _tail(result: dict[str, Any]) -> ResultTable:
+    count = "100" if "100" in result["model_p50_ms"] else next(iter(result["model_p50_ms"]))
+    rows = [
+        (f"{_WAYS[name]}: {part}", *_disturbed(by_count[count]))
+        for part in ("predictor", "model")
+        for name, by_count in result["in_process"][part].items()
+        if by_count[count].get("undisturbed_p99_ms") is not None
+    ]
+    return ResultTable(
+        f"In process, {count} candidates: what the kernel did per request",
+        _DISTURBED,
+        tuple(rows),
+        (
+            "*Undisturbed*: requests without an involuntary switch to another process and without a major "
+            "fault (a page that came from the disk). *Slowest disturbed*: how many of the slowest hundredth "
+            "had one of the two.",
+        ),
+    )
+
+
+def _residency(result: dict[str, Any]) -> ResultTable:
+    rows = [
+        (f"tables {name}", *_disturbed(found)) if found else (f"tables {name}", *["not allowed here"] * 6)
+        for name, found in result["residency"].items()
+    ]
+    return ResultTable(
+        "The first requests of a worker, by how its tables lie",
+        _DISTURBED,
+        tuple(rows),
+        ("Cold: the page cache has forgotten what no process maps. Each request once, 100 candidates.",),
+    )
+
+
+_DISTURBED = (
+    "way",
+    "ms, p50 / p99",
+    "undisturbed",
+    "minor faults",
+    "major faults",
+    "involuntary switches",
+    "slowest disturbed",
+)
+
+
+def _disturbed(found: dict[str, Any]) -> tuple[str, ...]:
+    calm = [found[f"undisturbed_{quantile}_ms"] for quantile in ("p50", "p99")]
+    return (
+        _pair(found),
+        " / ".join("–" if one is None else f"{one:.2f}" for one in calm),
+        *(
+            f"{found[f'{name}_per_request']:.2f}"
+            for name in ("minor_faults", "major_faults", "involuntary_switches")
+        ),
+        f"{100 * found['slowest_disturbed_share']:.0f} %",
     )
 
 

@@ -23,8 +23,8 @@ from experiments.benchmarks.serving.interleaved import Way, in_turn
 from features.online.request import ScoreRequest
 from serving.package.manifest import MODEL
 from serving.package.tables import ServingTable
-from serving.scoring.compile import WEIGHTS
 from serving.scoring.predictor import Predictor
+from serving.scoring.programs import WEIGHTS
 from serving.scoring.ranker_scorer import RankerScorer, ScoringBatch, table_inputs
 from serving.scoring.request_ranker import RequestRanker
 

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 import serving.scoring.compile
+import serving.scoring.programs
 from ranking.model import Ranker, RankerConfig, SemanticConfig
 from serving.package.tables import ServingTable, TableError
 from serving.packaging.from_ranker import product_projections, vectors_of
-from serving.scoring.compile import BackendChoice, BackendName, CompileError, compile_ranker, load_compiled
+from serving.scoring.compile import compile_ranker
+from serving.scoring.programs import BackendChoice, BackendName, CompileError, load_compiled, machine_here
 from serving.scoring.ranker_scorer import RankerScorer, ScoringError, table_inputs
 from serving.scoring.request_ranker import RequestRanker
 from tests.serving.small_rankers import (
@@ -153,7 +155,7 @@ def test_a_program_with_other_scores_is_not_taken(tmp_path: Path, monkeypatch: p
 
 def test_a_program_that_gives_nan_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        serving.scoring.compile, "_open", lambda *_: lambda inputs: inputs[-1].float() * float("nan")
+        serving.scoring.compile, "open_program", lambda *_: lambda inputs: inputs[-1].float() * float("nan")
     )
     with pytest.raises(CompileError, match="differ by inf"):
         packaged(tmp_path).compile("eager")
@@ -195,9 +197,9 @@ def test_a_program_runs_on_every_processor_with_avx2(
     here: str, there: str, runs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: there)
-    described = {"torch": torch.__version__, "machine": serving.scoring.compile._machine()}
+    described = {"torch": torch.__version__, "machine": machine_here()}
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: here)
-    assert (serving.scoring.compile._obstacle(described) is None) == runs
+    assert (serving.scoring.programs._obstacle(described) is None) == runs
 
 
 @pytest.mark.parametrize("missing", ["shape.json", "backend.json", "weights.safetensors"])
