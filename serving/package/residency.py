@@ -2,7 +2,10 @@
 
 Opening a table reads nothing: its pages come when they are touched, and go when memory is short. Here they
 are found in the kernel's list of this process's mappings, whoever made them: tables, snapshot, id maps,
-program. Only mappings that cannot be written to count: locking another kind makes a private copy of it.
+program.
+
+Pages are read, never written: `mlock`, or MAP_POPULATE, would copy a mapping that is private to the process
+as these are, once for every worker. So they are populated for reading, then locked as they lie.
 """
 
 import ctypes
@@ -25,6 +28,8 @@ Tables = Literal["mapped", "resident", "locked"]
 _SMAPS = Path("/proc/self/smaps")
 #: Of madvise, since Linux 5.14; Python 3.11 does not name it.
 _POPULATE_READ = 22
+#: Of mlock2: lock what is there, and fault in nothing.
+_ONFAULT = 1
 _KIB = 1024
 
 
@@ -66,7 +71,7 @@ class Mapping:
 
 
 def mappings_of(folder: Path) -> list[Mapping]:
-    """Files in `folder` that this process has mapped for reading; none where the system does not say."""
+    """Files in `folder` that this process has mapped; none where the system does not say."""
     try:
         lines = _SMAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
@@ -94,7 +99,7 @@ def hold(folder: Path, tables: Tables) -> list[Mapping]:
     libc = ctypes.CDLL(None, use_errno=True)
     for one in found:
         _populate(libc, one)
-        if tables == "locked" and libc.mlock(ctypes.c_void_p(one.first), ctypes.c_size_t(one.size)):
+        if tables == "locked" and _lock(libc, one):
             raise _not_locked(folder, sum(each.size for each in found), ctypes.get_errno())
     return mappings_of(folder)
 
@@ -106,6 +111,11 @@ def _populate(libc: ctypes.CDLL, one: Mapping) -> None:
         raise PackageError(f"{one.path} cannot be read into memory: {os.strerror(code)}")
     pages = (ctypes.c_char * one.size).from_address(one.first)  # a kernel before 5.14
     sum(pages[at][0] for at in range(0, one.size, resource.getpagesize()))
+
+
+def _lock(libc: ctypes.CDLL, one: Mapping) -> bool:
+    """Whether that failed."""
+    return bool(libc.mlock2(ctypes.c_void_p(one.first), ctypes.c_size_t(one.size), _ONFAULT))
 
 
 def _not_locked(folder: Path, size: int, code: int) -> PackageError:
@@ -120,7 +130,7 @@ def _not_locked(folder: Path, size: int, code: int) -> PackageError:
 
 
 def _parsed(lines: list[str]) -> Iterator[Mapping]:
-    """Read-only mappings of files in the text of /proc/self/smaps."""
+    """Mappings of files in the text of /proc/self/smaps."""
     about: tuple[str, int, int] | None = None
     kib: dict[str, int] = {}
     for line in (*lines, "0-0 ---p 0 0:0 0"):
@@ -133,6 +143,5 @@ def _parsed(lines: list[str]) -> Iterator[Mapping]:
             yield Mapping(*about, kib.get("Rss:", 0) * _KIB, kib.get("Locked:", 0) * _KIB)
         permissions, _, _, _, *path = rest.split(maxsplit=4)
         first, end = (int(one, 16) for one in name.split("-"))
-        read_only = permissions.startswith("r-")
-        about = (path[0], first, end - first) if path and read_only else None
+        about = (path[0], first, end - first) if path and permissions.startswith("r") else None
         kib = {}

@@ -7,7 +7,6 @@ float16 numbers takes 32 bytes, quantised 24, and small tables make nearly all o
 Shapes: M rows of the table, B rows looked up, D its width.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -158,14 +157,14 @@ def check_rows(name: str, rows: NDArray[np.integer], count: int) -> None:
     Raises:
         TableError: names the table and the row.
     """
-    if rows.size == 0:
+    # One pass over what is right: without its sign a negative row is beyond every table.
+    if not (rows.view(f"u{rows.itemsize}") >= count).any():
         return
     lowest, highest = int(rows.min()), int(rows.max())
-    if lowest < 0 or highest >= count:
-        raise TableError(
-            f"rows of {name} must lie in 0 to {count - 1}, got {lowest if lowest < 0 else highest}; map ids "
-            "that are unknown to row 0"
-        )
+    raise TableError(
+        f"rows of {name} must lie in 0 to {count - 1}, got {lowest if lowest < 0 else highest}; map ids that "
+        "are unknown to row 0"
+    )
 
 
 def _chunks(path: Path, array_MD: NDArray[np.floating], dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
@@ -197,7 +196,8 @@ def _npy_file(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> Itera
 
 def _mapped(path: Path) -> torch.Tensor:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Copy-on-write keeps torch from warning of a read-only array; nobody writes, so pages stay shared.
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
     except FileNotFoundError:
         raise TableError(f"{path} is missing; write the table again") from None
     except (ValueError, EOFError, OSError) as error:
@@ -207,8 +207,4 @@ def _mapped(path: Path) -> torch.Tensor:
             f"{path} must be a table of float16, float32 or uint8, got {array.dtype} of shape {array.shape}; "
             "write the table again"
         )
-    with warnings.catch_warnings():
-        # That it is read-only, and what is written to is a crash. Copy-on-write would not warn, but a page
-        # that is locked then gets copied into each process.
-        warnings.simplefilter("ignore")
-        return torch.from_numpy(array)
+    return torch.from_numpy(array)

@@ -184,6 +184,8 @@ class LiveGeneration:
         if not batches:
             return []
         whole = ScoringBatch.joined(batches)
+        if len(batches) == 1 and len(whole.request_of_N) <= CALL_CANDIDATES:
+            return [self.scorer.score(whole)]
         starts = range(0, len(whole.request_of_N), CALL_CANDIDATES)
         score_N = np.concatenate(
             [self.scorer.score(whole.cut(start, start + CALL_CANDIDATES)) for start in starts]

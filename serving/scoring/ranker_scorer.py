@@ -110,8 +110,11 @@ class RankerScorer:
         self._tables = table_inputs(shape, tables=tables, vectors=vectors, projections=projections)
         self._vector_rows = vectors.rows if vectors else 0
         self._sparse_rows = {
-            "request_sparse": [(name, tables[name].rows) for name in shape.request_sparse],
-            "candidate_sparse": [(name, tables[name].rows) for name in shape.candidate_sparse],
+            part: (names, np.array([tables[name].rows for name in names], np.uint32))
+            for part, names in (
+                ("request_sparse", shape.request_sparse),
+                ("candidate_sparse", shape.candidate_sparse),
+            )
         }
         self._arrays = array_inputs(shape)
 
@@ -151,14 +154,11 @@ class RankerScorer:
                 self._program([*self._tables, *arrays])
 
     def _check_sparse(self, part: str, rows_XS: NDArray[np.integer]) -> None:
-        if rows_XS.size == 0:
+        names, count_S = self._sparse_rows[part]
+        if not (rows_XS.view(np.uint32) >= count_S).any():  # without its sign a negative row is beyond all
             return
-        lowest_S, highest_S = rows_XS.min(axis=0), rows_XS.max(axis=0)
-        for (name, count), lowest, highest in zip(
-            self._sparse_rows[part], lowest_S.tolist(), highest_S.tolist(), strict=True
-        ):
-            if lowest < 0 or highest >= count:
-                check_rows(f"the table of {name!r}", np.array([lowest, highest]), count)
+        for name, count, rows_X in zip(names, count_S.tolist(), rows_XS.T, strict=True):
+            check_rows(f"the table of {name!r}", rows_X, count)
 
 
 def _concatenated(parts: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
@@ -202,7 +202,7 @@ class ArrayInput:
                 raise self._error(array, counts)
         if self.axes[-1] == "H" and array.shape[1] == 0:
             return np.zeros((len(array), 1), array.dtype)
-        return np.ascontiguousarray(array)
+        return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
     def _error(self, array: NDArray[Any] | None, counts: Mapping[str, int]) -> ScoringError:
         came = "None" if array is None else f"{array.dtype} of shape {array.shape}"
