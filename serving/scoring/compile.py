@@ -33,6 +33,7 @@ from serving.scoring.programs import (
     CompileError,
     MadeProgram,
     SharedObject,
+    called,
     machine_here,
     open_program,
     quiet,
@@ -138,7 +139,7 @@ def _shared_objects(
     inputs = _inputs_of(module.shape, tables, TIMED)
     kinds: list[Arithmetic] = ["torch", "onednn"]
     kinds += ["bfloat16"] if precision != "float32" and has_bfloat16() else []
-    before_ms = milliseconds({kind: _called(with_arithmetic(module, kind)) for kind in kinds}, inputs)
+    before_ms = milliseconds({kind: called(with_arithmetic(module, kind)) for kind in kinds}, inputs)
     float32 = min(kinds[:2], key=before_ms.__getitem__)
     wanted = [float32]
     # What gains nothing as torch runs it gains nothing when compiled: half a minute is saved.
@@ -186,10 +187,6 @@ def milliseconds(programs: Mapping[Any, Program], inputs: list[Tensor]) -> dict[
                 if turn:  # the first warms up
                     rounds_ms[name].append(1e3 * float(np.median(times_s)))
     return {name: min(medians_ms) for name, medians_ms in rounds_ms.items()}
-
-
-def _called(module: RequestRanker) -> Program:
-    return lambda inputs: module(*inputs)
 
 
 def _types(tables: Sequence[Tensor]) -> list[str]:

@@ -155,14 +155,22 @@ def open_program(
 ) -> Program:
     if choice.name == "aotinductor":
         return SharedObject(folder / FILES[choice.arithmetic], shape, table_types, choice.arithmetic)
-    module: Any
     if choice.name == "torchscript":
         with quiet():
-            module = torch.jit.load(str(folder / SCRIPT))
-    else:
-        module = RequestRanker(shape)
-        module.load_state_dict(load_file(folder / WEIGHTS), assign=True)
-        module.eval().requires_grad_(False)
+            script: Any = torch.jit.load(str(folder / SCRIPT))
+        return lambda inputs: script(*inputs)
+    return called(open_module(folder, shape))
+
+
+def open_module(folder: Path, shape: RankerShape) -> RequestRanker:
+    """The ranker as it is, in evaluation mode, with the weights that lie in the folder."""
+    module = RequestRanker(shape)
+    module.load_state_dict(load_file(folder / WEIGHTS), assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def called(module: RequestRanker) -> Program:
+    """A module as a program."""
     return lambda inputs: module(*inputs)
 
 

@@ -6,6 +6,7 @@ request or the process, a negative one silently reads the end of the table. All 
 Shapes: R requests, N candidates in all, H purchases of the longest history, D width of the vectors.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -141,6 +142,12 @@ class RankerScorer:
         with torch.inference_mode():
             scores_N: NDArray[np.float32] = self._program(inputs).numpy()
         return scores_N
+
+    def with_program(self, program: Program) -> Self:
+        """The same tables, scored by another program of the same ranker."""
+        other = copy.copy(self)
+        other._program = program
+        return other
 
     def warm_up(self, counts: Iterable[int]) -> None:
         """Score nothing in particular, in such numbers: what is made once for each is made now."""

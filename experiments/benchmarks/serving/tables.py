@@ -3,6 +3,7 @@
 from typing import Any
 
 from experiments.benchmarks.result_table import ResultTable, machine_note
+from experiments.benchmarks.serving.accuracy import BFLOAT16
 
 #: Of the processor that others may use without a word.
 _QUIET_SHARE = 0.1
@@ -230,13 +231,15 @@ def _int8(result: dict[str, Any]) -> ResultTable:
     accuracy, bytes_of = result["int8"]["accuracy"], result["int8"]["bytes"]
     count = "100" if "100" in result["model_p50_ms"] else next(iter(result["model_p50_ms"]))
     rows = []
-    for table_type, name in (("float16", "two_towers"), ("int8", "two_towers_int8")):
-        found = accuracy[table_type] if accuracy else None
+    kinds = [("float16", "two_towers"), ("int8", "two_towers_int8")]
+    kinds += [(BFLOAT16, None)] if accuracy and BFLOAT16 in accuracy else []
+    for kind, name in kinds:
+        found = accuracy[kind] if accuracy else None
         rows.append(
             (
-                table_type,
-                f"{bytes_of[name]['vectors'] / 2**20:,.1f}",
-                _pair(result["in_process"]["model"][name][count]),
+                kind,
+                f"{bytes_of[name or 'two_towers']['vectors'] / 2**20:,.1f}",
+                _pair(result["in_process"]["model"][name][count]) if name else "–",
                 f"{found['auc']:.5f}" if found and found["auc"] is not None else "–",
                 f"{found['log_loss']:.5f}" if found else "–",
                 f"{found['max_difference']:.1e}" if found else "–",

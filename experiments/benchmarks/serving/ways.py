@@ -17,16 +17,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from experiments.benchmarks.serving.interleaved import Way, in_turn
 from features.online.request import ScoreRequest
 from serving.package.manifest import MODEL
 from serving.package.tables import ServingTable
 from serving.scoring.predictor import Predictor
-from serving.scoring.programs import WEIGHTS
+from serving.scoring.programs import open_module
 from serving.scoring.ranker_scorer import RankerScorer, ScoringBatch, table_inputs
-from serving.scoring.request_ranker import RequestRanker
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +132,7 @@ class OnnxRuntime:
         """
         from experiments.benchmarks.serving.onnx_ranker import export_onnx, open_onnx
 
-        module = RequestRanker(opened.model.shape)
-        module.load_state_dict(load_file(opened.predictor.package / MODEL / WEIGHTS), assign=True)
+        module = open_module(opened.predictor.package / MODEL, opened.model.shape)
         bound: dict[str, Any] = {
             "tables": opened.model.tables,
             "vectors": opened.products.table if opened.products else None,
@@ -145,7 +142,7 @@ class OnnxRuntime:
             warnings.simplefilter("ignore")
             # It warns of operators of libraries that are not here.
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-            export_onnx(module.eval().requires_grad_(False), table_inputs(module.shape, **bound), path)
+            export_onnx(module, table_inputs(module.shape, **bound), path)
         self._model = opened.score_model
         self._scorer = RankerScorer(open_onnx(path), module.shape, **bound)
 
