@@ -1,4 +1,4 @@
-"""What rounding costs in accuracy: a trained run's test week, replayed with 8-bit vectors, and in bfloat16."""
+"""What rounding costs in accuracy: a run's test week with 8-bit vectors, and with bfloat16 products."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ from serving.scoring.programs import called, open_module
 #: Not a type of vectors, but of the numbers that are multiplied.
 BFLOAT16 = "bfloat16 products"
 
-#: What is compared: type of the product vectors and what multiplies matrices. The first is what others are to.
+#: Type of the product vectors, and what multiplies matrices; others are compared with the first.
 _ROUNDINGS: dict[str, tuple[TableType, Arithmetic]] = {
     "float16": ("float16", "torch"),
     "int8": ("int8", "torch"),
