@@ -106,16 +106,19 @@ def in_turn(work: Callable[[Asked], Any], asked: Sequence[Asked]) -> Way:
     return lambda number: work(asked[number % len(asked)])
 
 
-def time_ways(ways: Mapping[str, Way], *, rounds: int, seconds: float) -> dict[str, list[Round]]:
+def time_ways(
+    ways: Mapping[str, Way], *, rounds: int, seconds: float, at_least: int = 20
+) -> dict[str, list[Round]]:
     """Each round of each way.
 
     Args:
-        seconds: of a round of one way; at least 20 requests are made. One more round goes first, to warm up.
+        seconds: of a round of one way. One more round goes first, to warm up.
+        at_least: requests of a round, however long they take.
     """
     measured: dict[str, list[Round]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name, way in ways.items():
-            one = time_requests(way, seconds=seconds if turn else seconds / 2)
+            one = time_requests(way, seconds=seconds if turn else seconds / 2, at_least=at_least)
             if turn:
                 measured[name].append(one)
     return measured

@@ -41,10 +41,11 @@ class Prepared:
 
 
 class InProcess:
-    """A package opened as a predictor, whose model is also asked alone."""
+    """A package opened as servers open it, whose model is also asked alone."""
 
     def __init__(self, package: Path) -> None:
-        self.predictor = Predictor.load(package)
+        self.predictor = Predictor.load(package, tables="resident")
+        self.predictor.warm_up()
         self.model, self.live = self.predictor.model, self.predictor.live
         self.products, self.queries = self.live.products, self.live.queries
         self._product_ids = self.products.ids.ids() if self.products else None
