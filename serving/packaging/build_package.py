@@ -270,12 +270,13 @@ class _Parts:
             write_table(folder / TABLES / f"{name}.npy", table_MD, dtype=small)
         shape = module.shape
         product = self.vectors.get("product")
+        vectors = _some_rows(product.vectors_MD, self._options.tables) if product else None
         examples = table_inputs(
             shape,
             tables={name: open_table(folder / TABLES / f"{name}.npy") for name in shape.sparse_columns},
-            vectors=_some_rows(product.vectors_MD, self._options.tables) if product else None,
-            projections=_some_rows(np.zeros((_ROWS, shape.projection_dim)), "float16")
-            if shape.projected
+            vectors=vectors,
+            projections=_some_rows(np.zeros((vectors.rows, shape.projection_dim)), "float16")
+            if vectors and shape.projected
             else None,
         )
         return compile_ranker(
