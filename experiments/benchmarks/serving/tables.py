@@ -231,7 +231,7 @@ def _int8(result: dict[str, Any]) -> ResultTable:
     accuracy, bytes_of = result["int8"]["accuracy"], result["int8"]["bytes"]
     count = "100" if "100" in result["model_p50_ms"] else next(iter(result["model_p50_ms"]))
     rows = []
-    kinds = [("float16", "two_towers"), ("int8", "two_towers_int8")]
+    kinds: list[tuple[str, str | None]] = [("float16", "two_towers"), ("int8", "two_towers_int8")]
     kinds += [(BFLOAT16, None)] if accuracy and BFLOAT16 in accuracy else []
     for kind, name in kinds:
         found = accuracy[kind] if accuracy else None
