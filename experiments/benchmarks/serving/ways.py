@@ -22,6 +22,7 @@ from experiments.benchmarks.serving.interleaved import Way, in_turn
 from features.online.request import ScoreRequest
 from serving.package.manifest import MODEL
 from serving.package.tables import ServingTable
+from serving.scoring.compile import TOLERANCE
 from serving.scoring.predictor import Predictor
 from serving.scoring.programs import open_module
 from serving.scoring.ranker_scorer import RankerScorer, ScoringBatch, table_inputs
@@ -145,6 +146,7 @@ class OnnxRuntime:
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             export_onnx(module, table_inputs(module.shape, **bound), path)
         self._model = opened.score_model
+        self._tolerance = TOLERANCE[opened.model.backend.arithmetic]
         self._scorer = RankerScorer(open_onnx(path), module.shape, **bound)
 
     def way(self, prepared: Sequence[Prepared]) -> Way:
@@ -154,7 +156,7 @@ class OnnxRuntime:
             ValueError: its scores are not the model's.
         """
         difference = np.abs(self._scorer.score(prepared[0].batch) - self._model(prepared[0])).max()
-        if not difference < 1e-4:
+        if not difference < 1e-4 + self._tolerance:
             raise ValueError(f"ONNX Runtime scores differ by {difference:.2g}")
         return in_turn(self._scorer.score, [one.batch for one in prepared])
 
