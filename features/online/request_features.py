@@ -277,7 +277,7 @@ class _Reading:
 
     def _given_counters(self, block: CounterBlock) -> dict[str, Float64s]:
         given: dict[str, Float64s] = {}
-        if not self._given and not self._given_each:
+        if not any(name in block.place for name in (*self._given, *self._given_each)):
             return given
         for name in block.names:
             if name in self._given:

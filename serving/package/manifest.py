@@ -9,6 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from features.artifacts import StrictModel
 from serving.package.sealed_folder import FileRecord, read_sealed, write_manifest
 from serving.package.training_record import RecordInManifest
@@ -34,10 +36,17 @@ class VectorSource(StrictModel):
 
 
 class BackendRecord(StrictModel):
-    """What runs the dense part, and why that and not another."""
+    """What runs the dense part, and why that and not another.
+
+    Attributes:
+        arithmetic: what multiplies its matrices (`serving.scoring.arithmetic`).
+        p50_ms: of each program that was kept, by arithmetic, for 100 candidates where it was packaged.
+    """
 
     name: str
     reason: str
+    arithmetic: str = "torch"
+    p50_ms: Mapping[str, float] = Field(default_factory=dict)
 
 
 class ParityRecord(StrictModel):

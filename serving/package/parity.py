@@ -22,8 +22,9 @@ from serving.wire.json_codec import decode_request, encode_request
 from serving.wire.reply import ScoreReply
 
 REQUESTS = "requests.jsonl"
-#: Largest difference of a probability, by type of the product vectors: rounding, not another model.
-TOLERANCE = {"float32": 1e-4, "float16": 1e-3, "int8": 1e-2}
+#: Largest difference of a probability, by type of the product vectors and by the program's arithmetic:
+#: rounding, not another model.
+TOLERANCE = {"float32": 1e-4, "float16": 1e-3, "int8": 1e-2, "bfloat16": 1e-2}
 
 
 def write_requests(package: Path, requests: Sequence[ScoreRequest]) -> None:

@@ -7,7 +7,6 @@ knows (counters, attributes, purchases), so that they move as live traffic would
 Shapes: C candidates of all recorded requests.
 """
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from features.artifacts import StrictModel, atomic_write_bytes
 from features.columns.clock import iso
@@ -24,6 +23,7 @@ from features.online.request import RequestError, ScoreRequest
 from features.online.snapshot import SnapshotManifest
 from serving.package.generations import GateCheck, GateRecord
 from serving.package.sealed_folder import PackageError
+from serving.package.toml_settings import read_settings
 from serving.packaging.as_of import time_us_of
 from serving.scoring.live_generation import LiveGeneration
 from serving.wire.reply import ScoreReply
@@ -65,17 +65,7 @@ class GateLimits(StrictModel):
         Raises:
             PackageError: the file cannot be used; says which key.
         """
-        path = package / GATE_NAME
-        try:
-            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return cls()
-        except ValidationError as invalid:
-            first = invalid.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            raise PackageError(f"{path}: {key}: {first['msg']} (got {first['input']!r})") from None
-        except ValueError as error:
-            raise PackageError(f"{path} cannot be read: {error}") from None
+        return read_settings(package / GATE_NAME, cls)
 
     def write(self, package: Path) -> None:
         """Write PACKAGE/gate.toml, for people to change."""

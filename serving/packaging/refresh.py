@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import load_file
 
 from features.progress import Progress, silent
 from serving.package.generations import ADVICE as GENERATION_ADVICE
@@ -34,10 +33,9 @@ from serving.package.signature import SigningKey, is_signed
 from serving.package.vectors import SourceVectors
 from serving.packaging.build_generation import SnapshotSource, check_source, fill_generation
 from serving.packaging.gate import GateLimits, check_gate, gate_record
-from serving.scoring.compile import WEIGHTS
-from serving.scoring.live_generation import LiveGeneration, Model
+from serving.scoring.live_generation import LiveGeneration
 from serving.scoring.predictor import open_checked, open_model, score_recorded
-from serving.scoring.request_ranker import RequestRanker
+from serving.scoring.programs import open_module
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def refresh(
         )
         check_files(live_folder, dict(before.files), verify=True, advice=GENERATION_ADVICE, progress=progress)
         model = open_model(package, manifest)
-        module = _module(package, model)
+        module = open_module(package / MODEL, model.shape)
         name = next_name(package)
         with new_generation(package, name) as folder:
             about = fill_generation(
@@ -150,10 +148,3 @@ def refresh(
         gate=gate,
         seconds=time.monotonic() - started,
     )
-
-
-def _module(package: Path, model: Model) -> RequestRanker:
-    """The model as it was exported, not compiled: what the compiled one has to agree with."""
-    module = RequestRanker(model.shape)
-    module.load_state_dict(load_file(package / MODEL / WEIGHTS), assign=True)
-    return module.eval().requires_grad_(False)

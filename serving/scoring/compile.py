@@ -1,68 +1,61 @@
-"""The request ranker as a program: compiled ahead of time for one thread, or traced, or as it is.
+"""Makes the request ranker's program, for `serving.scoring.programs` to open.
 
-A folder holds `shape.json`, `weights.safetensors` (always: any program can be made of them again),
-`backend.json`, and the program: `ranker.so` (AOTInductor) or `ranker.ts` (TorchScript).
-
-AOTInductor's shared object is taken out of its package and loaded as it lies there. `aoti_load_package` would
-unpack it for every worker into a folder that nobody deletes, and compile probes of the processor on the way.
-One thread is compiled in: with two, a row out of range ends the process instead of the request.
+What multiplies its matrices is chosen by measurement on the machine that packages, bfloat16 among it where it
+is worth its rounding. A worker does not import this module.
 """
 
 import json
 import logging
-import platform
 import tempfile
-import warnings
+import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from serving.scoring.ranker_scorer import Program, ScoringError, array_inputs
+from serving.scoring.arithmetic import Arithmetic, has_bfloat16, with_arithmetic
+from serving.scoring.programs import (
+    BACKEND,
+    BFLOAT16_OBJECT,
+    FILES,
+    SCRIPT,
+    SHAPE,
+    WEIGHTS,
+    BackendChoice,
+    BackendName,
+    CompileError,
+    MadeProgram,
+    SharedObject,
+    called,
+    machine_here,
+    open_program,
+    quiet,
+)
+from serving.scoring.ranker_scorer import Program, array_inputs
 from serving.scoring.request_ranker import RankerShape, RequestRanker
 
-BackendName = Literal["aotinductor", "torchscript", "eager"]
 Backend = Literal["auto", "aotinductor", "torchscript", "eager"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
-SHAPE, WEIGHTS, BACKEND = "shape.json", "weights.safetensors", "backend.json"
-SHARED_OBJECT, SCRIPT = "ranker.so", "ranker.ts"
-#: Largest difference in probability between a program and the module that it was made of.
-TOLERANCE = 1e-5
+#: Largest difference in probability between a program and the module that it was made of, by arithmetic.
+TOLERANCE: dict[Arithmetic, float] = {"torch": 1e-5, "onednn": 1e-5, "bfloat16": 5e-3}
+#: What bfloat16 may take of float32's time: scores that differ in the third digit have to be worth something.
+BFLOAT16_SHARE = 0.8
+#: Candidates and purchases of the request by which programs are compared.
+TIMED = {"R": 1, "N": 100, "H": 30}
+_ROUNDS, _CALLS = 6, 10
 
-#: What torch calls processors that have at least AVX2. Programs for them use no more than that (matrix
-#: products choose their own instructions when they run), so that a package moves between servers.
-_AVX2 = ("AVX2", "AVX512")
+#: For processors with AVX2 and more: see `machine_here`.
 _AVX2_SETTINGS = {"cpp.march": "x86-64-v3", "cpp.simdlen": 256}
 Maker = Callable[[RequestRanker, list[Tensor], Path], None]
 _LOG = logging.getLogger(__name__)
-
-
-class CompileError(ValueError):
-    """The backend that was asked for cannot be made here; the message says why."""
-
-
-@dataclass(frozen=True)
-class BackendChoice:
-    """Which program there is, and why it is that one."""
-
-    name: BackendName
-    reason: str
-
-
-@dataclass(frozen=True, eq=False)
-class CompiledRanker:
-    """An opened program; bind it to tables with `serving.scoring.ranker_scorer.RankerScorer`."""
-
-    program: Program
-    shape: RankerShape
-    choice: BackendChoice
 
 
 def compile_ranker(
@@ -71,29 +64,41 @@ def compile_ranker(
     out: Path,
     *,
     backend: Backend = "auto",
+    precision: Precision = "auto",
 ) -> BackendChoice:
     """Write the program and all that belongs to it into the folder `out`.
 
     "auto" takes AOTInductor if it can be made here and agrees with the module, else TorchScript, else the
-    module as it is, and says in the reason what went wrong.
+    module as it is, and says in the reason what went wrong. AOTInductor's matrix products are those of
+    `serving.scoring.arithmetic` that take the least time here.
 
     Args:
-        example_inputs: the tables as inputs, `serving.scoring.ranker_scorer.table_inputs`, for their types
-            and for checks; what follows them is not read.
+        example_inputs: the tables as inputs, `serving.scoring.ranker_scorer.table_inputs`, for their types,
+            for checks and for timing; what follows them is not read.
+        precision: "auto" takes bfloat16 where it takes no more than `BFLOAT16_SHARE` of float32's time and
+            its probabilities are within `TOLERANCE`.
 
     Raises:
-        CompileError: the backend that was asked for (not "auto") cannot be made.
+        CompileError: the backend or the precision that was asked for (not "auto") cannot be made.
     """
+    if precision == "bfloat16":
+        backend = "aotinductor" if backend == "auto" else backend
+        if backend != "aotinductor" or not has_bfloat16():
+            came = "this one has neither" if backend == "aotinductor" else f"got {backend}"
+            raise CompileError(
+                f"bfloat16 needs the backend aotinductor on a processor with AVX512-BF16 or AMX, {came}; "
+                "leave the precision to auto"
+            )
     out.mkdir(parents=True, exist_ok=True)
     module = module.eval()
     shape = module.shape
     (out / SHAPE).write_text(shape.model_dump_json(indent=2) + "\n", encoding="utf-8")
     save_file({name: value.contiguous() for name, value in module.state_dict().items()}, out / WEIGHTS)
     tables = list(example_inputs[: len(shape.tables)])
-    choice = _first_that_works(module, tables, out, backend=backend)
+    choice = _first_that_works(module, tables, out, backend=backend, precision=precision)
     described = {
         **asdict(choice),
-        "machine": _machine(),
+        "machine": machine_here(),
         "torch": torch.__version__,
         "tables": [str(table.dtype) for table in tables],
     }
@@ -101,50 +106,91 @@ def compile_ranker(
     return choice
 
 
-def load_compiled(folder: Path) -> CompiledRanker:
-    """Open what `compile_ranker` wrote.
-
-    A program of another torch or of a richer processor is not run: the module takes its place, and the choice
-    says so.
-
-    Raises:
-        CompileError: a file is missing or unreadable.
-    """
-    try:
-        shape = RankerShape.model_validate_json((folder / SHAPE).read_text(encoding="utf-8"))
-        described = json.loads((folder / BACKEND).read_text(encoding="utf-8"))
-        choice = BackendChoice(described["name"], described["reason"])
-        obstacle = _obstacle(described) if choice.name == "aotinductor" else None
-        if obstacle is not None:
-            choice = BackendChoice("eager", f"{obstacle}; package the run again on this machine")
-            _LOG.warning("the compiled ranker is not used: %s", choice.reason)
-        return CompiledRanker(_open(folder, shape, choice.name, described["tables"]), shape, choice)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CompileError(f"{folder} holds no program that can be loaded: {error}") from error
-
-
 def _first_that_works(
-    module: RequestRanker, tables: list[Tensor], out: Path, *, backend: Backend
+    module: RequestRanker, tables: list[Tensor], out: Path, *, backend: Backend, precision: Precision
 ) -> BackendChoice:
     makers: dict[BackendName, Maker] = {"aotinductor": _compile, "torchscript": _trace, "eager": _nothing}
     wanted: list[BackendName] = list(makers) if backend == "auto" else [backend]
     failures: list[str] = []
     for name in wanted:
+        reason = "; ".join(failures) or ("asked for" if backend != "auto" else _REASON[name])
         try:
-            makers[name](module, tables, out)
-            program = _open(out, module.shape, name, [str(table.dtype) for table in tables])
-            worst = _largest_difference(program, module, tables)
-            if worst > TOLERANCE:
-                raise CompileError(f"its scores differ by {worst:.2g} from the module's")
+            if name == "aotinductor":
+                programs, of_them = _shared_objects(module, tables, out, precision)
+                return BackendChoice(name, f"{reason}; {of_them}", programs)
+            makers[name](module, tables, out / SCRIPT)
+            _compared(
+                module, tables, open_program(out, module.shape, BackendChoice(name, reason), _types(tables))
+            )
         except Exception as error:  # compilers fail in many ways; each is a reason to take the next backend
             failures.append(f"{name} failed: {_first_line(error)}")
             _LOG.warning("%s", failures[-1])
             continue
-        reason = "; ".join(failures) or ("asked for" if backend != "auto" else _REASON[name])
         return BackendChoice(name, reason)
     raise CompileError(
         f"{failures[-1]}; ask for another backend, or for auto, which takes the first that works"
     )
+
+
+def _shared_objects(
+    module: RequestRanker, tables: list[Tensor], out: Path, precision: Precision
+) -> tuple[tuple[MadeProgram, ...], str]:
+    """The programs that are left in `out`, the one to run first, and what decided."""
+    inputs = _inputs_of(module.shape, tables, TIMED)
+    kinds: list[Arithmetic] = ["torch", "onednn"]
+    kinds += ["bfloat16"] if precision != "float32" and has_bfloat16() else []
+    before_ms = milliseconds({kind: called(with_arithmetic(module, kind)) for kind in kinds}, inputs)
+    float32 = min(kinds[:2], key=before_ms.__getitem__)
+    wanted = [float32]
+    # What gains nothing as torch runs it gains nothing when compiled: half a minute is saved.
+    if precision == "bfloat16" or before_ms.get("bfloat16", np.inf) < before_ms[float32]:
+        wanted.append("bfloat16")
+    opened: dict[Arithmetic, Program] = {}
+    differences: dict[Arithmetic, float] = {}
+    failure = None
+    for kind in wanted:
+        try:
+            _compile(with_arithmetic(module, kind), tables, out / FILES[kind])
+            opened[kind] = SharedObject(out / FILES[kind], module.shape, _types(tables), kind)
+            differences[kind] = _compared(module, tables, opened[kind], TOLERANCE[kind])
+        except Exception as error:
+            (out / FILES[kind]).unlink(missing_ok=True)
+            if kind == float32 or precision == "bfloat16":
+                raise
+            opened.pop(kind, None)
+            failure = f"bfloat16 failed: {_first_line(error)}"
+            _LOG.warning("%s", failure)
+    p50_ms = milliseconds(opened, inputs)
+    made = [MadeProgram(kind, round(p50_ms[kind], 4), differences[kind]) for kind in opened]
+    if len(made) == 1:
+        without = "" if "bfloat16" in kinds else ", no bfloat16 here or none wanted"
+        return (made[0],), failure or f"{float32} {made[0].p50_ms:.2f} ms{without}"
+    share = p50_ms["bfloat16"] / p50_ms[float32]
+    times = ", ".join(f"{one.arithmetic} {one.p50_ms:.2f} ms" for one in made)
+    if share > BFLOAT16_SHARE and precision != "bfloat16":
+        (out / BFLOAT16_OBJECT).unlink()
+        return (made[0],), f"{times}: not worth its rounding"
+    return (made[1], made[0]), times
+
+
+def milliseconds(programs: Mapping[Any, Program], inputs: list[Tensor]) -> dict[Any, float]:
+    """Median processor time of each in its quietest of several rounds, in which they take turns."""
+    rounds_ms: dict[Any, list[float]] = {name: [] for name in programs}
+    with torch.inference_mode(), _one_thread():
+        for turn in range(_ROUNDS):
+            for name, program in programs.items():
+                times_s = []
+                for _ in range(_CALLS):
+                    before_s = time.thread_time()
+                    program(inputs)
+                    times_s.append(time.thread_time() - before_s)
+                if turn:  # the first warms up
+                    rounds_ms[name].append(1e3 * float(np.median(times_s)))
+    return {name: min(medians_ms) for name, medians_ms in rounds_ms.items()}
+
+
+def _types(tables: Sequence[Tensor]) -> list[str]:
+    return [str(table.dtype) for table in tables]
 
 
 _REASON: dict[str, str] = {
@@ -154,13 +200,13 @@ _REASON: dict[str, str] = {
 }
 
 
-def _compile(module: RequestRanker, tables: list[Tensor], out: Path) -> None:
+def _compile(module: RequestRanker, tables: list[Tensor], path: Path) -> None:
     # Imported here: only packaging compiles, and a worker starts a second earlier without it.
     from torch._inductor import aoti_compile_and_package
 
     settings: dict[str, Any] = {"cpp.threads": 1}
-    settings |= _AVX2_SETTINGS if _machine()["instructions"] == "AVX2" else {}
-    with tempfile.TemporaryDirectory(dir=out, prefix=".compile-") as folder, _one_thread(), _quiet():
+    settings |= _AVX2_SETTINGS if machine_here()["instructions"] == "AVX2" else {}
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compile-") as folder, _one_thread(), quiet():
         exported = torch.export.export(
             module, tuple(traced_inputs(module.shape, tables)), dynamic_shapes=(dynamic_axes(module.shape),)
         )
@@ -171,45 +217,17 @@ def _compile(module: RequestRanker, tables: list[Tensor], out: Path) -> None:
             names = [name for name in archive.namelist() if name.endswith(".so")]
             if len(names) != 1:
                 raise CompileError(f"its package holds {len(names)} shared objects instead of one")
-            (out / SHARED_OBJECT).write_bytes(archive.read(names[0]))
+            path.write_bytes(archive.read(names[0]))
 
 
-def _trace(module: RequestRanker, tables: list[Tensor], out: Path) -> None:
-    with torch.no_grad(), _quiet():
+def _trace(module: RequestRanker, tables: list[Tensor], path: Path) -> None:
+    with torch.no_grad(), quiet():
         traced = torch.jit.trace(module, tuple(traced_inputs(module.shape, tables)), check_trace=False)
-        torch.jit.freeze(traced).save(str(out / SCRIPT))
+        torch.jit.freeze(traced).save(str(path))
 
 
-def _nothing(_module: RequestRanker, _tables: list[Tensor], _out: Path) -> None:
+def _nothing(_module: RequestRanker, _tables: list[Tensor], _path: Path) -> None:
     """The weights are there already."""
-
-
-class _SharedObject:
-    """An AOTInductor program. It would read a table of another type as other numbers."""
-
-    def __init__(self, path: Path, table_types: Sequence[str]) -> None:
-        self._run = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1).run
-        self._types = [getattr(torch, name.removeprefix("torch.")) for name in table_types]
-
-    def __call__(self, inputs: list[Tensor]) -> Tensor:
-        found = [table.dtype for table in inputs[: len(self._types)]]
-        if found != self._types:
-            raise ScoringError(f"the program was compiled for tables of {self._types}, got {found}")
-        return self._run(inputs)[0]
-
-
-def _open(folder: Path, shape: RankerShape, name: BackendName, table_types: Sequence[str]) -> Program:
-    if name == "aotinductor":
-        return _SharedObject(folder / SHARED_OBJECT, table_types)
-    module: Any
-    if name == "torchscript":
-        with _quiet():
-            module = torch.jit.load(str(folder / SCRIPT))
-    else:
-        module = RequestRanker(shape)
-        module.load_state_dict(load_file(folder / WEIGHTS), assign=True)
-        module.eval().requires_grad_(False)
-    return lambda inputs: module(*inputs)
 
 
 def traced_inputs(shape: RankerShape, tables: list[Tensor]) -> list[Tensor]:
@@ -229,17 +247,31 @@ def dynamic_axes(shape: RankerShape) -> tuple[dict[int, Any], ...]:
     )
 
 
-def _largest_difference(program: Program, module: RequestRanker, tables: list[Tensor]) -> float:
-    """Over requests of all awkward sizes: exported programs have failed at 1 candidate or no purchase."""
+def _compared(
+    module: RequestRanker, tables: list[Tensor], program: Program, tolerance: float = TOLERANCE["torch"]
+) -> float:
+    """The largest difference in probability between a program and its module.
+
+    Over requests of all awkward sizes: exported programs have failed at 1 candidate or no purchase.
+
+    Raises:
+        CompileError: it is beyond the tolerance.
+    """
     worst = 0.0
-    generator = np.random.default_rng(0)
     for requests, candidates, purchases in ((1, 1, 1), (1, 2, 1), (1, 1, 3), (2, 3, 2), (3, 40, 5)):
         counts = {"R": requests, "N": candidates, "H": purchases}
-        inputs = [*tables, *_random_arrays(module.shape, tables, counts, generator)]
+        inputs = _inputs_of(module.shape, tables, counts)
         with torch.inference_mode():
             difference = (program(inputs) - module(*inputs)).abs().max()
         worst = max(worst, float(difference) if torch.isfinite(difference) else float("inf"))
+    if not worst <= tolerance:
+        raise CompileError(f"its scores differ by {worst:.2g} from the module's")
     return worst
+
+
+def _inputs_of(shape: RankerShape, tables: list[Tensor], counts: dict[str, int]) -> list[Tensor]:
+    """Tables and random arrays of so many requests, candidates and purchases."""
+    return [*tables, *_random_arrays(shape, tables, counts, np.random.default_rng(sum(counts.values())))]
 
 
 def _random_arrays(
@@ -262,28 +294,6 @@ def _random_arrays(
     return arrays
 
 
-def _machine() -> dict[str, str]:
-    """Processor family, and the instructions that a program made here uses."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {
-        "processor": platform.machine(),
-        "instructions": "AVX2" if capability in _AVX2 else capability,
-    }
-
-
-def _obstacle(described: dict[str, Any]) -> str | None:
-    """Why a program that was compiled elsewhere must not run here."""
-    if described["torch"] != torch.__version__:
-        return f"it was compiled with torch {described['torch']}, and this is torch {torch.__version__}"
-    here, there = _machine(), described["machine"]
-    if here == there:
-        return None
-    return (
-        f"it was compiled for {there['processor']} with {there['instructions']}, and this processor is "
-        f"{here['processor']} with {here['instructions']}"
-    )
-
-
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
@@ -297,11 +307,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Deprecations inside of torch are not the caller's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -19,7 +19,7 @@ from serving.package.generations import SNAPSHOT, VECTORS, GenerationManifest
 from serving.package.sealed_folder import PackageError
 from serving.package.tables import ServingTable
 from serving.package.vectors import ProductVectors, QueryVectors
-from serving.scoring.compile import BackendChoice
+from serving.scoring.programs import BackendChoice
 from serving.scoring.query_encoder import QueryTextEncoder
 from serving.scoring.ranker_scorer import Program, RankerScorer, ScoringBatch
 from serving.scoring.request_ranker import RankerShape
@@ -184,6 +184,8 @@ class LiveGeneration:
         if not batches:
             return []
         whole = ScoringBatch.joined(batches)
+        if len(batches) == 1 and len(whole.request_of_N) <= CALL_CANDIDATES:
+            return [self.scorer.score(whole)]
         starts = range(0, len(whole.request_of_N), CALL_CANDIDATES)
         score_N = np.concatenate(
             [self.scorer.score(whole.cut(start, start + CALL_CANDIDATES)) for start in starts]

@@ -3,6 +3,7 @@
 A worker imports this module and what lies below it: no torchrec, no fbgemm, no transformers, no pandas.
 """
 
+import gc
 import logging
 import threading
 from collections.abc import Mapping, Sequence
@@ -22,12 +23,14 @@ from serving.package.generations import (
 )
 from serving.package.manifest import ADVICE, FIXED_PARTS, MODEL, QUERY_ENCODER, PackageManifest
 from serving.package.parity import largest_difference, read_requests, read_scores, scores_of
+from serving.package.residency import ServingSettings, Tables, hold
 from serving.package.sealed_folder import PackageError, check_files, fingerprint_of
 from serving.package.signature import TrustedKey, is_signed
 from serving.package.tables import open_table
+from serving.scoring.arithmetic import all_rows_run
 from serving.scoring.backoff import Backoff
-from serving.scoring.compile import load_compiled
 from serving.scoring.live_generation import LiveGeneration, Model
+from serving.scoring.programs import load_compiled
 from serving.scoring.query_encoder import QueryTextEncoder
 from serving.wire.reply import ScoreReply
 
@@ -35,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 TABLES = "tables"
 _PARITY_BATCH = 16
+#: Candidates of more are rare, and take longer than the code for them.
+_WARM = 512
 #: Between two attempts at a generation that was refused: each reads all of its files.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
 
@@ -55,6 +60,7 @@ class Predictor:
         seen: "_Stamp | None",
         refused: str | None = None,
         trusted: TrustedKey | None = None,
+        tables: Tables = "mapped",
     ) -> None:
         """For `load`. `seen` is what CURRENT was before `live` was opened, `refused` why it is not served."""
         self.package = package
@@ -66,13 +72,21 @@ class Predictor:
         self._reloading = threading.Lock()
         self._refused = refused
         self._trusted = trusted
+        self._tables: Tables = tables
+        self._held = hold(package, tables)
         self._again = Backoff(first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
         if refused is not None:
             self._again.failed()
 
     @classmethod
     def load(
-        cls, package: Path, *, verify: bool = True, fall_back: bool = False, trusted: TrustedKey | None = None
+        cls,
+        package: Path,
+        *,
+        verify: bool = True,
+        fall_back: bool = False,
+        trusted: TrustedKey | None = None,
+        tables: Tables = "mapped",
     ) -> Self:
         """Open a package: checks the size of every file and, with `verify`, checksums and the parity record.
 
@@ -80,10 +94,12 @@ class Predictor:
             fall_back: serve the newest older generation that passes where the current one does not, and try
                 that one again from time to time. For servers: who builds and checks wants the error.
             trusted: who has to have signed the package and its generations; anybody or nobody if None.
+            tables: "resident" reads into memory what the files hold before anything is scored, now and in
+                each generation to come, "locked" keeps it there.
 
         Raises:
             PackageError: a file is missing, damaged or altered (it is named), or recorded requests get other
-                scores, or the signature is not that of `trusted`.
+                scores, or the signature is not that of `trusted`, or so much memory must not be locked.
         """
         package = Path(package)
         manifest = PackageManifest.read(package)
@@ -105,7 +121,12 @@ class Predictor:
                 raise
             live, refused = older, str(error) or type(error).__name__
             _log.error("serving generation %s instead of the current one: %s", live.manifest.name, refused)
-        return cls(package, manifest, model, live, seen=seen, refused=refused, trusted=trusted)
+        return cls(package, manifest, model, live, seen=seen, refused=refused, trusted=trusted, tables=tables)
+
+    def warm_up(self) -> None:
+        """Meet every number of candidates that a program makes code for, up to `_WARM` candidates."""
+        if self.model.backend.arithmetic != "torch":
+            self.live.scorer.warm_up(all_rows_run(_WARM))
 
     def score(self, request: ScoreRequest) -> ScoreReply:
         """Score one request.
@@ -170,7 +191,13 @@ class Predictor:
             "without_vector": {kind: record.missing for kind, record in generation.vectors.items()},
             "backend": self.model.backend.name,
             "backend_reason": self.model.backend.reason,
+            "arithmetic": self.model.backend.arithmetic,
             "tables": self.manifest.tables,
+            "memory": {
+                "tables": self._tables,
+                "mapped_bytes": sum(one.size for one in self._held),
+                "resident_bytes": sum(one.resident for one in self._held),
+            },
             "parity_difference": self.live.parity_difference,
             "refused_generation": self._refused,
             "signature": self._signature(),
@@ -193,9 +220,11 @@ class Predictor:
                 )
             name = current_generation(self.package)
             if name != self.live.manifest.name:
-                self.live = _open_generation(
+                live = _open_generation(
                     self.package, name, self.manifest, self.model, verify=True, trusted=self._trusted
                 )
+                self._held = hold(self.package, self._tables)
+                self.live = live
                 _log.info("serving generation %s", name)
             self._refused = None
             self._again.succeeded()
@@ -210,11 +239,25 @@ class Predictor:
 def load_to_serve(package: Path, trusted_key: Path | None = None) -> Predictor:
     """As servers load: an older generation will do, and it is logged whether a signature was checked.
 
+    Tables are held in memory as PACKAGE/serving.toml says, and the program is warm.
+
     Raises:
-        PackageError: no generation can be served.
+        PackageError: no generation can be served, or serving.toml asks for what this process may not do.
     """
     trusted = TrustedKey.read(trusted_key) if trusted_key else None
-    predictor = Predictor.load(package, fall_back=True, trusted=trusted)
+    tables = ServingSettings.of(package).tables
+    predictor = Predictor.load(package, fall_back=True, trusted=trusted, tables=tables)
+    predictor.warm_up()
+    # A full collection of garbage walks everything that torch has made: a tenth of a second in which nobody
+    # gets an answer. What is there now stays until the process ends, and is left out from now on.
+    gc.freeze()
+    memory = predictor.facts()["memory"]
+    if tables != "mapped" and memory["resident_bytes"] < memory["mapped_bytes"]:
+        _log.warning(
+            "of %d MiB that are mapped %d fit into memory: requests will wait for the disk",
+            memory["mapped_bytes"] >> 20,
+            memory["resident_bytes"] >> 20,
+        )
     if trusted is None:
         _log.warning(
             "no key is given to check the package by; its signature: %s", predictor.facts()["signature"]

@@ -6,7 +6,8 @@ request or the process, a negative one silently reads the end of the table. All 
 Shapes: R requests, N candidates in all, H purchases of the longest history, D width of the vectors.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -110,8 +111,11 @@ class RankerScorer:
         self._tables = table_inputs(shape, tables=tables, vectors=vectors, projections=projections)
         self._vector_rows = vectors.rows if vectors else 0
         self._sparse_rows = {
-            "request_sparse": [(name, tables[name].rows) for name in shape.request_sparse],
-            "candidate_sparse": [(name, tables[name].rows) for name in shape.candidate_sparse],
+            part: (names, np.array([tables[name].rows for name in names], np.uint32))
+            for part, names in (
+                ("request_sparse", shape.request_sparse),
+                ("candidate_sparse", shape.candidate_sparse),
+            )
         }
         self._arrays = array_inputs(shape)
 
@@ -139,15 +143,29 @@ class RankerScorer:
             scores_N: NDArray[np.float32] = self._program(inputs).numpy()
         return scores_N
 
+    def with_program(self, program: Program) -> Self:
+        """The same tables, scored by another program of the same ranker."""
+        other = copy.copy(self)
+        other._program = program
+        return other
+
+    def warm_up(self, counts: Iterable[int]) -> None:
+        """Score nothing in particular, in such numbers: what is made once for each is made now."""
+        for count in counts:
+            sizes = {"R": 1, "N": count, "H": 1}
+            arrays = [
+                torch.from_numpy(np.zeros([sizes.get(str(axis), axis) for axis in spec.axes], spec.dtype))
+                for spec in self._arrays.values()
+            ]
+            with torch.inference_mode():
+                self._program([*self._tables, *arrays])
+
     def _check_sparse(self, part: str, rows_XS: NDArray[np.integer]) -> None:
-        if rows_XS.size == 0:
+        names, count_S = self._sparse_rows[part]
+        if not (rows_XS.view(np.uint32) >= count_S).any():  # without its sign a negative row is beyond all
             return
-        lowest_S, highest_S = rows_XS.min(axis=0), rows_XS.max(axis=0)
-        for (name, count), lowest, highest in zip(
-            self._sparse_rows[part], lowest_S.tolist(), highest_S.tolist(), strict=True
-        ):
-            if lowest < 0 or highest >= count:
-                check_rows(f"the table of {name!r}", np.array([lowest, highest]), count)
+        for name, count, rows_X in zip(names, count_S.tolist(), rows_XS.T, strict=True):
+            check_rows(f"the table of {name!r}", rows_X, count)
 
 
 def _concatenated(parts: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
@@ -191,7 +209,7 @@ class ArrayInput:
                 raise self._error(array, counts)
         if self.axes[-1] == "H" and array.shape[1] == 0:
             return np.zeros((len(array), 1), array.dtype)
-        return np.ascontiguousarray(array)
+        return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
     def _error(self, array: NDArray[Any] | None, counts: Mapping[str, int]) -> ScoringError:
         came = "None" if array is None else f"{array.dtype} of shape {array.shape}"

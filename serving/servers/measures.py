@@ -5,6 +5,7 @@ that reads them (`rate(dashclip_unknown_total[5m]) / rate(dashclip_candidates_to
 an id or a query.
 """
 
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -93,6 +94,10 @@ class Measures:
         self._log_lost = counter(
             "dashclip_feature_log_lost_total", "Requests that were to be logged and could not be."
         )
+        self._major_faults = counter(
+            "dashclip_major_faults_total", "Page faults of workers that had to read from the disk."
+        )
+        self._faults_before = _major_faults()
         self._latency_s = Histogram(
             "dashclip_latency_seconds",
             "Time in the worker, decoding to encoding.",
@@ -148,6 +153,9 @@ class Measures:
         # A float32 sum of many candidates would have four digits left after the point.
         self._score_sum.inc(float(reply.scores_N.sum(dtype=np.float64)))
         self._latency_s.observe(latency_s)
+        if (faults := _major_faults()) > self._faults_before:
+            self._major_faults.inc(faults - self._faults_before)
+            self._faults_before = faults
         if reply.history_length == 0:
             self._empty_history.inc()
         for kind, count in reply.unknown.items():
@@ -227,6 +235,11 @@ class Measures:
             registry = CollectorRegistry()
             MultiProcessCollector(registry, path=str(workers_folder))
         return generate_latest(registry)
+
+
+def _major_faults() -> int:
+    """Of this process since it began."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
 def increase(now: Mapping[tuple[str, ...], float], before: Mapping[tuple[str, ...], float]) -> Series:

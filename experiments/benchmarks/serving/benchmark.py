@@ -5,7 +5,7 @@ java, no trained run) is left out of the numbers and named in `skipped`.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +17,15 @@ import torch
 from experiments.benchmarks.serving import packages as serving_packages
 from experiments.benchmarks.serving.accuracy import compare_types
 from experiments.benchmarks.serving.fetch import fetch_ways, fill, fill_purchases, redis_server
-from experiments.benchmarks.serving.interleaved import SkippedError, Timing, in_turn, time_ways
-from experiments.benchmarks.serving.memory import measure_extra_worker, measure_start
+from experiments.benchmarks.serving.interleaved import (
+    Round,
+    SkippedError,
+    Timing,
+    disturbances,
+    in_turn,
+    time_ways,
+)
+from experiments.benchmarks.serving.memory import measure_extra_worker, measure_start, measure_tables
 from experiments.benchmarks.serving.packages import DCN, QUICK_SIZES, SIZES, SMALL, TWO_TOWERS, PackageSizes
 from experiments.benchmarks.serving.servers import (
     BEFORE,
@@ -39,11 +46,13 @@ from serving.wire.json_codec import encode_request
 LIBRARIES = ("torch", "torchserve", "fastapi", "uvicorn", "onnxruntime", "redis", "pyarrow", "numpy")
 #: Candidates that the single numbers are of.
 MAIN = 100
-_STEPS = 25
+_STEPS = 26
 #: How long the processor is watched, before and after, for what others do with it.
 _LOOK_S = 2.0
 #: Different requests of one size.
 _REQUESTS = 50
+#: Requests of a round in process: the p99 of fewer is the slowest of them.
+_P99 = 100
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,8 @@ def run_serving_benchmark(
     start = measure_start(found[TWO_TOWERS], requests=recorded, repeats=benchmark.start_repeats)
     report("memory of workers")
     memory = measure_extra_worker(found[TWO_TOWERS], small, requests=recorded)
+    report("tables in memory and not")
+    residency = measure_tables(found[TWO_TOWERS], requests=recorded)
     served = measure_end_to_end(
         benchmark, found[TWO_TOWERS], requests, work, before=before, skipped=skipped, report=report
     )
@@ -143,6 +154,7 @@ def run_serving_benchmark(
         "fetch": fetch,
         "start": start,
         "memory": {**memory, "table_bytes": bytes_of[TWO_TOWERS]},
+        "residency": residency,
         **served,
         "int8": {"bytes": bytes_of, "accuracy": accuracy},
         "skipped": skipped,
@@ -155,9 +167,12 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
     """The numbers that others read, at 100 candidates where they are single; None where not measured."""
     in_process = result["in_process"]
 
-    def added(part: str, key: str) -> dict[str, float]:
+    def added(part: str, key: str) -> dict[str, float | None]:
         rows = in_process[part]
-        return {count: two[key] - rows[DCN][count][key] for count, two in rows[TWO_TOWERS].items()}
+        pairs = {count: (two.get(key), rows[DCN][count].get(key)) for count, two in rows[TWO_TOWERS].items()}
+        return {
+            count: None if two is None or one is None else two - one for count, (two, one) in pairs.items()
+        }
 
     def served(server: str, key: str, form: str = "arrow") -> float | None:
         wanted = (server, form, MAIN, 1)
@@ -172,6 +187,8 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
         if (row["format"], row["candidates"], row["clients"]) == ("arrow", 20, 8)
     }
     ours = {one.title for one in SETTINGS.values() if one.scores}
+    main = {part: in_process[part][TWO_TOWERS][str(MAIN)] for part in ("predictor", "model")}
+
     fetch = result["fetch"]
     memory = result["memory"]
     table_mib = sum(memory["table_bytes"].values()) / 2**20
@@ -179,6 +196,9 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
     return {
         "added_p50_ms": added("predictor", "p50_ms"),
         "added_p99_ms": added("predictor", "p99_ms"),
+        "added_undisturbed_p99_ms": added("predictor", "undisturbed_p99_ms"),
+        "predictor_without_model_p50_ms": main["predictor"]["p50_ms"] - main["model"]["p50_ms"],
+        "major_faults_per_request": main["predictor"].get("major_faults_per_request"),
         "model_p50_ms": {count: row["p50_ms"] for count, row in in_process["model"][TWO_TOWERS].items()},
         "model_p99_ms": {count: row["p99_ms"] for count, row in in_process["model"][TWO_TOWERS].items()},
         "end_to_end_p50_ms": served("w1", "p50_ms"),
@@ -228,10 +248,14 @@ def _in_process(
         if onnx is not None:
             ways["model", "onnxruntime"] = onnx.way(prepared[TWO_TOWERS])
         named = {"|".join(key): way for key, way in ways.items()}
-        measured = time_ways(named, rounds=benchmark.rounds, seconds=benchmark.seconds)
-        for (part, name), rounds_ms in zip(ways, measured.values(), strict=True):
-            found[part].setdefault(name, {})[str(count)] = vars(Timing.of(rounds_ms))
+        measured = time_ways(named, rounds=benchmark.rounds, seconds=benchmark.seconds, at_least=_P99)
+        for (part, name), measured_rounds in zip(ways, measured.values(), strict=True):
+            found[part].setdefault(name, {})[str(count)] = _described(measured_rounds)
     return found
+
+
+def _described(rounds: Sequence[Round]) -> dict[str, Any]:
+    return {**vars(Timing.of([one.latency_ms for one in rounds])), **disturbances(rounds)}
 
 
 def _fetch(
@@ -257,7 +281,7 @@ def _fetch(
                     **fetch_ways(client, opened, prepared),
                 }
                 measured = time_ways(ways, rounds=benchmark.rounds, seconds=benchmark.seconds)
-                found[str(count)] = {name: vars(Timing.of(ms)) for name, ms in measured.items()}
+                found[str(count)] = {name: _described(one) for name, one in measured.items()}
     except SkippedError as error:
         skipped["feature fetching"] = str(error)
     return found

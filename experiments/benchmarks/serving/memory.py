@@ -57,7 +57,7 @@ def measure_start(package: Path, *, requests: Path, repeats: int) -> dict[str, A
     for name, is_cold in (("warm", False), ("cold", True)):
         runs = []
         for _ in range(repeats + (not is_cold)):
-            if is_cold and not _drop_from_cache(package):
+            if is_cold and not drop_from_cache(package):
                 break
             began = time.perf_counter()
             output = subprocess.run(
@@ -72,6 +72,36 @@ def measure_start(package: Path, *, requests: Path, repeats: int) -> dict[str, A
         found[name] = (
             {key: sorted(run[key] for run in runs)[len(runs) // 2] for key in runs[0]} if runs else None
         )
+    return found
+
+
+#: How a worker's tables lie: (`Tables`, whether the page cache forgets the files once it is open).
+TABLES: dict[str, tuple[str, bool]] = {
+    "mapped, cache cold": ("mapped", True),
+    "mapped, cache warm": ("mapped", False),
+    "resident, cache cold": ("resident", True),
+    "resident, cache warm": ("resident", False),
+    "locked": ("locked", True),
+}
+
+
+def measure_tables(package: Path, *, requests: Path) -> dict[str, Any]:
+    """The first requests of a fresh worker, and what the kernel did to them, by how its tables lie.
+
+    What is mapped by no process is dropped from the page cache: what memory pressure does over hours. None
+    where a worker could not do so; its standard error says why.
+    """
+    found: dict[str, Any] = {}
+    for name, (tables, is_cold) in TABLES.items():
+        mode = f"tables:{tables}:{'cold' if is_cold else 'warm'}"
+        process = subprocess.run(
+            _command(package, mode, requests),
+            stdout=subprocess.PIPE,
+            check=False,
+            cwd=REPOSITORY,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        found[name] = json.loads(process.stdout.splitlines()[-1]) if process.returncode == 0 else None
     return found
 
 
@@ -98,7 +128,7 @@ def _command(package: Path, mode: str, requests: Path) -> Sequence[str]:
     return [sys.executable, "-m", _RUNNER, str(package.resolve()), mode, str(requests.resolve())]
 
 
-def _drop_from_cache(package: Path) -> bool:
+def drop_from_cache(package: Path) -> bool:
     """Ask the kernel to forget a folder's files; whether there is a way to ask."""
     if not hasattr(os, "posix_fadvise"):
         return False

@@ -3,6 +3,7 @@
 from typing import Any
 
 from experiments.benchmarks.result_table import ResultTable, machine_note
+from experiments.benchmarks.serving.accuracy import BFLOAT16
 
 #: Of the processor that others may use without a word.
 _QUIET_SHARE = 0.1
@@ -24,7 +25,8 @@ _FETCHES = {
 
 def serving_tables(result: dict[str, Any]) -> list[ResultTable]:
     """All tables of one run."""
-    tables = [_added(result)]
+    tables = [_added(result), _tail(result)]
+    tables += [_residency(result)] if any(result.get("residency", {}).values()) else []
     tables += [_fetch(result)] if result["fetch"] else []
     tables += [_servers(result, clients) for clients in sorted({row["clients"] for row in result["servers"]})]
     tables += [_processor_time(result)] if any("cpu_ms" in row for row in result["servers"]) else []
@@ -67,6 +69,63 @@ def _added(result: dict[str, Any]) -> ResultTable:
         ("way", *(f"N = {count}" for count in counts)),
         tuple(rows),
         (*notes, machine_note(result)),
+    )
+
+
+def _tail(result: dict[str, Any]) -> ResultTable:
+    count = "100" if "100" in result["model_p50_ms"] else next(iter(result["model_p50_ms"]))
+    rows = [
+        (f"{_WAYS[name]}: {part}", *_disturbed(by_count[count]))
+        for part in ("predictor", "model")
+        for name, by_count in result["in_process"][part].items()
+        if by_count[count].get("undisturbed_p99_ms") is not None
+    ]
+    return ResultTable(
+        f"In process, {count} candidates: what the kernel did per request",
+        _DISTURBED,
+        tuple(rows),
+        (
+            "*Undisturbed*: requests without an involuntary switch to another process and without a major "
+            "fault (a page that came from the disk). *Slowest disturbed*: how many of the slowest hundredth "
+            "had one of the two.",
+        ),
+    )
+
+
+def _residency(result: dict[str, Any]) -> ResultTable:
+    rows = [
+        (f"tables {name}", *_disturbed(found)) if found else (f"tables {name}", *["not allowed here"] * 6)
+        for name, found in result["residency"].items()
+    ]
+    return ResultTable(
+        "The first requests of a worker, by how its tables lie",
+        _DISTURBED,
+        tuple(rows),
+        ("Cold: the page cache has forgotten what no process maps. Each request once, 100 candidates.",),
+    )
+
+
+_DISTURBED = (
+    "way",
+    "ms, p50 / p99",
+    "undisturbed",
+    "minor faults",
+    "major faults",
+    "involuntary switches",
+    "slowest disturbed",
+)
+
+
+def _disturbed(found: dict[str, Any]) -> tuple[str, ...]:
+    calm = [found[f"undisturbed_{quantile}_ms"] for quantile in ("p50", "p99")]
+    return (
+        _pair(found),
+        " / ".join("–" if one is None else f"{one:.2f}" for one in calm),
+        *(
+            f"{found[f'{name}_per_request']:.2f}"
+            for name in ("minor_faults", "major_faults", "involuntary_switches")
+        ),
+        f"{100 * found['slowest_disturbed_share']:.0f} %",
     )
 
 
@@ -198,13 +257,15 @@ def _int8(result: dict[str, Any]) -> ResultTable:
     accuracy, bytes_of = result["int8"]["accuracy"], result["int8"]["bytes"]
     count = "100" if "100" in result["model_p50_ms"] else next(iter(result["model_p50_ms"]))
     rows = []
-    for table_type, name in (("float16", "two_towers"), ("int8", "two_towers_int8")):
-        found = accuracy[table_type] if accuracy else None
+    kinds: list[tuple[str, str | None]] = [("float16", "two_towers"), ("int8", "two_towers_int8")]
+    kinds += [(BFLOAT16, None)] if accuracy and BFLOAT16 in accuracy else []
+    for kind, name in kinds:
+        found = accuracy[kind] if accuracy else None
         rows.append(
             (
-                table_type,
-                f"{bytes_of[name]['vectors'] / 2**20:,.1f}",
-                _pair(result["in_process"]["model"][name][count]),
+                kind,
+                f"{bytes_of[name or 'two_towers']['vectors'] / 2**20:,.1f}",
+                _pair(result["in_process"]["model"][name][count]) if name else "–",
                 f"{found['auc']:.5f}" if found and found["auc"] is not None else "–",
                 f"{found['log_loss']:.5f}" if found else "–",
                 f"{found['max_difference']:.1e}" if found else "–",

@@ -17,16 +17,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from experiments.benchmarks.serving.interleaved import Way, in_turn
 from features.online.request import ScoreRequest
 from serving.package.manifest import MODEL
 from serving.package.tables import ServingTable
-from serving.scoring.compile import WEIGHTS
+from serving.scoring.compile import TOLERANCE
 from serving.scoring.predictor import Predictor
+from serving.scoring.programs import open_module
 from serving.scoring.ranker_scorer import RankerScorer, ScoringBatch, table_inputs
-from serving.scoring.request_ranker import RequestRanker
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +42,11 @@ class Prepared:
 
 
 class InProcess:
-    """A package opened as a predictor, whose model is also asked alone."""
+    """A package opened as servers open it, whose model is also asked alone."""
 
     def __init__(self, package: Path) -> None:
-        self.predictor = Predictor.load(package)
+        self.predictor = Predictor.load(package, tables="resident")
+        self.predictor.warm_up()
         self.model, self.live = self.predictor.model, self.predictor.live
         self.products, self.queries = self.live.products, self.live.queries
         self._product_ids = self.products.ids.ids() if self.products else None
@@ -134,8 +134,7 @@ class OnnxRuntime:
         """
         from experiments.benchmarks.serving.onnx_ranker import export_onnx, open_onnx
 
-        module = RequestRanker(opened.model.shape)
-        module.load_state_dict(load_file(opened.predictor.package / MODEL / WEIGHTS), assign=True)
+        module = open_module(opened.predictor.package / MODEL, opened.model.shape)
         bound: dict[str, Any] = {
             "tables": opened.model.tables,
             "vectors": opened.products.table if opened.products else None,
@@ -145,8 +144,9 @@ class OnnxRuntime:
             warnings.simplefilter("ignore")
             # It warns of operators of libraries that are not here.
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-            export_onnx(module.eval().requires_grad_(False), table_inputs(module.shape, **bound), path)
+            export_onnx(module, table_inputs(module.shape, **bound), path)
         self._model = opened.score_model
+        self._tolerance = TOLERANCE[opened.model.backend.arithmetic]
         self._scorer = RankerScorer(open_onnx(path), module.shape, **bound)
 
     def way(self, prepared: Sequence[Prepared]) -> Way:
@@ -156,7 +156,7 @@ class OnnxRuntime:
             ValueError: its scores are not the model's.
         """
         difference = np.abs(self._scorer.score(prepared[0].batch) - self._model(prepared[0])).max()
-        if not difference < 1e-4:
+        if not difference < 1e-4 + self._tolerance:
             raise ValueError(f"ONNX Runtime scores differ by {difference:.2g}")
         return in_turn(self._scorer.score, [one.batch for one in prepared])
 

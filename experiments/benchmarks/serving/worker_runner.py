@@ -1,13 +1,16 @@
 """A worker without its server: `python -m experiments.benchmarks.serving.worker_runner PACKAGE MODE FILE`.
 
 FILE holds the requests. MODE `start` prints how long importing, opening and the first score took; `wait`
-reads every page of every table, scores, says "ready" and waits for the end of its input.
+reads every page of every table, scores, says "ready" and waits for the end of its input; `tables:KIND:cold`
+opens with tables of that kind, has the page cache forget the package, and times each request once.
 """
 
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 _STARTED = time.perf_counter()
 
@@ -22,6 +25,9 @@ def main(package: Path, mode: str, requests: Path) -> None:
     torch.set_num_threads(1)
     imported = time.perf_counter()
     bodies = requests.read_bytes().splitlines()
+    if mode.startswith("tables:"):
+        sys.stdout.write(json.dumps(_first_requests(package, mode, bodies)) + "\n")
+        return
     predictor = Predictor.load(package)
     opened = time.perf_counter()
     predictor.score(decode_request(bodies[0]))
@@ -39,6 +45,26 @@ def main(package: Path, mode: str, requests: Path) -> None:
     sys.stdout.flush()
     sys.stdin.read()
     del mapped
+
+
+def _first_requests(package: Path, mode: str, bodies: Sequence[bytes]) -> dict[str, Any]:
+    """Each request once, in a process that has touched no table for it."""
+    from experiments.benchmarks.serving.interleaved import Timing, disturbances, in_turn, time_requests
+    from experiments.benchmarks.serving.memory import drop_from_cache
+    from serving.scoring.predictor import Predictor
+    from serving.wire.json_codec import decode_request
+
+    _, tables, cache = mode.split(":")
+    began = time.perf_counter()
+    predictor = Predictor.load(package, tables=cast(Any, tables))
+    opened_s = time.perf_counter() - began
+    predictor.warm_up()
+    asked = [decode_request(body) for body in bodies]
+    if cache == "cold":
+        drop_from_cache(package)
+    rounds = [time_requests(in_turn(predictor.score, asked), at_least=len(asked))]
+    timing = vars(Timing.of([one.latency_ms for one in rounds]))
+    return {**timing, **disturbances(rounds), "opened_s": opened_s, **predictor.facts()["memory"]}
 
 
 if __name__ == "__main__":

@@ -39,6 +39,13 @@ def package(
             "eager."
         ),
     ] = "auto",
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(
+            help="Of matrix products: auto takes bfloat16 where that is at least a fifth faster here and "
+            "probabilities move by less than 0.005."
+        ),
+    ] = "auto",
     context: Annotated[
         str | None,
         typer.Option(
@@ -84,6 +91,7 @@ def package(
     options = PackageOptions(
         tables=tables,
         backend=backend,
+        precision=precision,
         context=_names(context),
         projected=projected,
         parity_requests=parity_requests,

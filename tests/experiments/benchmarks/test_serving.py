@@ -13,7 +13,7 @@ import pytest
 
 from experiments.benchmarks.serving.benchmark import headline
 from experiments.benchmarks.serving.closed_loop import Target, ask
-from experiments.benchmarks.serving.interleaved import Timing, time_ways
+from experiments.benchmarks.serving.interleaved import COUNTED, Round, Timing, disturbances, time_ways
 from experiments.benchmarks.serving.packages import DCN, PACKAGES, PackageSizes, make_packages, requests_of
 from experiments.benchmarks.serving.servers import BEFORE, SETTINGS, Server, measure_servers
 from experiments.benchmarks.serving.tables import serving_tables
@@ -24,13 +24,21 @@ COUNTS = ("20", "100")
 
 
 def _timing(p50_ms: float, p99_ms: float) -> dict[str, float]:
-    return {"p50_ms": p50_ms, "p99_ms": p99_ms, "pooled_p99_ms": p99_ms, "quiet_p50_ms": p50_ms}
+    return {
+        **{"p50_ms": p50_ms, "p99_ms": p99_ms, "pooled_p99_ms": p99_ms, "quiet_p50_ms": p50_ms},
+        **{f"{name}_per_request": 0.0 for name in COUNTED},
+        **{"undisturbed_p50_ms": p50_ms, "undisturbed_p99_ms": p99_ms - 0.5, "slowest_disturbed_share": 0.25},
+    }
 
 
 def _result() -> dict[str, Any]:
     """What a run measures, in whole numbers."""
     both = {"two_towers": (2.0, 4.0), "two_towers_int8": (2.0, 4.0), DCN: (1.0, 1.5)}
     ways = {name: dict.fromkeys(COUNTS, _timing(*pair)) for name, pair in both.items()}
+    models = {
+        name: dict.fromkeys(COUNTS, _timing(*pair)) for name, pair in {**both, DCN: (0.75, 1.0)}.items()
+    }
+    models["two_towers"] = dict.fromkeys(COUNTS, _timing(1.5, 3.0))
     fetches = {"fused": 4, "mget": 6, "two_steps": 8, "gets": 40, "fetch_only": 2}
     servers = [
         {
@@ -52,7 +60,7 @@ def _result() -> dict[str, Any]:
         "created": "2026-01-31T00:00:00+00:00",
         "settings": {"sizes": vars(PackageSizes()), "rounds": 6},
         "foreign_cpu_share": 0.01,
-        "in_process": {"predictor": ways, "model": {**ways, "onnxruntime": ways["two_towers"]}},
+        "in_process": {"predictor": ways, "model": {**models, "onnxruntime": ways["two_towers"]}},
         "fetch": {count: {name: _timing(1.0, p99) for name, p99 in fetches.items()} for count in COUNTS},
         "start": {
             "warm": {"import_s": 1.0, "open_s": 2.0, "first_score_s": 0.1, "process_s": 3.5},
@@ -65,6 +73,7 @@ def _result() -> dict[str, Any]:
             "extra_mib_of_tables": 10.0,
             "table_bytes": {"vectors": 190 << 20, "trained": 10 << 20},
         },
+        "residency": {"mapped, cache cold": _timing(9.0, 40.0), "locked": None},
         "servers": servers,
         "server_start_s": {"w1": 3.0},
         "worker_pss_mib": {"w1": [250.0]},
@@ -97,6 +106,12 @@ def test_what_the_embeddings_add_is_the_difference_to_the_dcn_package() -> None:
     assert found["added_p50_ms"]["100"] == 1.0
 
 
+def test_what_the_predictor_adds_to_the_model_and_the_disk_to_a_request_are_single_numbers() -> None:
+    found = _result()
+    assert found["predictor_without_model_p50_ms"] == 0.5
+    assert found["major_faults_per_request"] == 0.0
+
+
 def test_the_extra_worker_is_charged_for_its_tables_and_its_total_is_told_as_well() -> None:
     found = _result()
     assert found["extra_worker_pss_share"] == pytest.approx(10 / 200)
@@ -122,6 +137,8 @@ def test_the_tables_show_every_server_and_what_was_skipped() -> None:
     assert "| TorchServe, 1 worker, Arrow | 0.25 + 1.00 + 0.06 |" in text
     assert "| difference: what tables cost a second worker |  |  | 10.0 | 5.0 % |" in text
     assert "Not measured: accuracy of 8 bits: there is no run." in text
+    assert "| DCN alone: model | 0.75 / 1.00 | 0.75 / 0.50 | 0.00 | 0.00 | 0.00 | 25 % |" in text
+    assert "| tables locked | not allowed here |" in text
     assert "The machine was shared" not in text
 
 
@@ -163,6 +180,25 @@ def test_one_stalled_round_does_not_move_the_p99() -> None:
     assert timing.pooled_p99_ms > 1000
 
 
+def test_requests_that_the_kernel_left_alone_have_a_tail_of_their_own() -> None:
+    """Of 200 requests the two slowest were preempted, and one other waited for the disk."""
+    latency_ms = np.concatenate([np.full(197, 1.0), [5.0, 40.0, 42.0]])
+    counts_K4 = np.zeros((200, 4), np.int64)
+    counts_K4[-2:, COUNTED.index("involuntary_switches")] = 1
+    counts_K4[-3, COUNTED.index("major_faults")] = 3
+    found = disturbances([Round(latency_ms, counts_K4, stolen_s=0.4)])
+    assert found["undisturbed_p99_ms"] == 1.0
+    assert found["slowest_disturbed_share"] == 1.0
+    assert found["involuntary_switches_per_request"] == 0.01
+    assert found["major_faults_per_request"] == 0.015
+    assert found["stolen_ms_per_request"] == pytest.approx(2.0)
+
+
+def test_where_every_request_was_disturbed_nothing_is_said_of_the_others() -> None:
+    found = disturbances([Round(np.ones(3), np.ones((3, 4), np.int64), stolen_s=0.0)])
+    assert found["undisturbed_p99_ms"] is None
+
+
 def test_no_requests_have_no_latency() -> None:
     with pytest.raises(ValueError, match="no request was timed"):
         Timing.of([np.array([])])
@@ -171,8 +207,9 @@ def test_no_requests_have_no_latency() -> None:
 def test_ways_take_turns() -> None:
     calls: list[str] = []
     ways = {name: lambda _, name=name: calls.append(name) for name in ("a", "b")}
-    rounds_ms = time_ways(ways, rounds=2, seconds=0)
-    assert [len(one) for one in rounds_ms["a"]] == [20, 20]
+    measured = time_ways(ways, rounds=2, seconds=0)
+    assert [len(one.latency_ms) for one in measured["a"]] == [20, 20]
+    assert measured["a"][0].counts_K4.shape == (20, len(COUNTED))
     assert "".join(calls) == 3 * (20 * "a" + 20 * "b")
 
 

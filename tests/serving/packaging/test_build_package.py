@@ -160,6 +160,7 @@ def test_every_file_of_a_package_is_accounted_for(small_run: Path) -> None:
         generation / "manifest.json",
         package / "CURRENT",
         package / "gate.toml",
+        package / "serving.toml",
     }
     found = {path for path in package.rglob("*") if path.is_file() and path.name != ".lock"}
     assert found == listed

@@ -1,9 +1,7 @@
 """Programs agree with the module that they were made of, or are not used."""
 
-import json
 import logging
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,77 +10,15 @@ import pytest
 import torch
 
 import serving.scoring.compile
-from ranking.model import Ranker, RankerConfig, SemanticConfig
 from serving.package.tables import ServingTable, TableError
-from serving.packaging.from_ranker import product_projections, vectors_of
-from serving.scoring.compile import BackendChoice, BackendName, CompileError, compile_ranker, load_compiled
-from serving.scoring.ranker_scorer import RankerScorer, ScoringError, table_inputs
+from serving.scoring.arithmetic import has_bfloat16
+from serving.scoring.programs import BackendChoice, BackendName, CompileError, load_compiled
+from serving.scoring.ranker_scorer import ScoringError
 from serving.scoring.request_ranker import RequestRanker
-from tests.serving.small_rankers import (
-    DIM,
-    plain_tables,
-    random_requests,
-    request_ranker,
-    small_ranker,
-    written_tables,
-)
+from tests.serving.scoring.packaged_rankers import CONFIG, SIZES, packaged
+from tests.serving.small_rankers import DIM, random_requests
 
-CONTEXT = ("user", "query", "hour")
-CONFIG = RankerConfig(embedding_dim=4, cross_layers=2, deep_widths=(8,), semantic=SemanticConfig(widths=(8,)))
-
-
-@dataclass
-class Packaged:
-    ranker: Ranker
-    module: RequestRanker
-    tables: dict[str, ServingTable]
-    vectors: ServingTable | None
-    folder: Path
-    projections: ServingTable | None = None
-
-    @property
-    def bound(self) -> dict[str, Any]:
-        return {"tables": self.tables, "vectors": self.vectors, "projections": self.projections}
-
-    @property
-    def examples(self) -> list[torch.Tensor]:
-        return table_inputs(self.module.shape, **self.bound)
-
-    def compile(self, backend: str = "auto") -> BackendChoice:
-        return compile_ranker(self.module, self.examples, self.folder, backend=backend)
-
-    def scorer(self) -> RankerScorer:
-        compiled = load_compiled(self.folder)
-        return RankerScorer(compiled.program, compiled.shape, **self.bound)
-
-    def worst_difference(self, sizes: list[tuple[list[int], int]]) -> float:
-        """Between the loaded program's probabilities and the module's."""
-        mine = RankerScorer(lambda inputs: self.module(*inputs), self.module.shape, **self.bound)
-        scorer, worst = self.scorer(), 0.0
-        for seed, (candidates, purchases) in enumerate(sizes):
-            requests = random_requests(candidates, purchases=purchases, request_columns=CONTEXT, seed=seed)
-            batch = requests.scoring_batch(self.module.shape, self.ranker)
-            worst = max(worst, float(np.abs(scorer.score(batch) - mine.score(batch)).max()))
-        return worst
-
-
-SIZES = [([1], 0), ([1], 1), ([2], 1), ([1, 1], 0), ([3, 1, 4], 3), ([60], 20)]
-
-
-def packaged(
-    folder: Path, config: RankerConfig = CONFIG, *, quantised: bool = False, projected: bool = False
-) -> Packaged:
-    ranker = small_ranker(config)
-    module = request_ranker(ranker, CONTEXT, quantised=quantised, projected=projected)
-    if config.semantic is None:
-        return Packaged(ranker, module, *plain_tables(ranker), folder / "model")
-    dtype = "int8" if quantised else "float16"
-    projections = None
-    if projected:
-        rows = product_projections(module, vectors_of(ranker)["product"])
-        projections = ServingTable(torch.from_numpy(rows), None)
-    tables, vectors = written_tables(ranker, folder, vectors_dtype=dtype)
-    return Packaged(ranker, module, tables, vectors, folder / "model", projections)
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
 
 
 @pytest.mark.parametrize("backend", ["torchscript", "eager"])
@@ -96,7 +32,7 @@ def test_a_loaded_program_scores_as_the_module_at_every_size(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
+@NEEDS_COMPILER
 @pytest.mark.parametrize("two_towers", [True, False])
 def test_a_shared_object_scores_as_the_module_at_every_size(two_towers: bool, tmp_path: Path) -> None:
     changes = {} if two_towers else {"semantic": None, "cross_rank": 2}
@@ -118,6 +54,94 @@ def test_a_shared_object_scores_as_the_module_at_every_size(two_towers: bool, tm
     of.tables = {name: ServingTable(t.values_MD.double(), None) for name, t in grown.items()}
     with pytest.raises(ScoringError, match="compiled for tables of"):
         of.scorer().score(batch)
+
+
+@pytest.mark.slow
+@NEEDS_COMPILER
+@pytest.mark.skipif(not has_bfloat16(), reason="the processor multiplies no bfloat16")
+def test_bfloat16_lies_beside_float32_and_takes_over_where_the_processor_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = packaged(tmp_path)
+    choice = of.compile("auto", "bfloat16")
+    assert [program.arithmetic == "bfloat16" for program in choice.programs] == [True, False]
+    assert load_compiled(of.folder).choice == choice
+    assert 1e-6 < of.worst_difference(SIZES) < serving.scoring.compile.TOLERANCE["bfloat16"]
+    monkeypatch.setattr("serving.scoring.programs.has_bfloat16", lambda: False)
+    elsewhere = load_compiled(of.folder).choice
+    assert elsewhere.programs == choice.programs[1:]
+    assert "this processor has no bfloat16" in elsewhere.reason
+    assert of.worst_difference(SIZES) < 1e-6
+
+
+class Made:
+    """Stands in for the compiler: whatever is asked for costs so many milliseconds and scores so far off."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **ms: float) -> None:
+        self.ms, self.off, self.files = ms, dict.fromkeys(ms, 0.0), list[str]()
+        module = serving.scoring.compile
+        monkeypatch.setattr(module, "has_bfloat16", lambda: "bfloat16" in ms)
+        monkeypatch.setattr(module, "_compile", self._compile)
+        monkeypatch.setattr(module, "SharedObject", lambda path, shape, types, arithmetic: arithmetic)
+        monkeypatch.setattr(module, "_compared", self._compared)
+        monkeypatch.setattr(
+            module, "milliseconds", lambda programs, inputs: {kind: self.ms[kind] for kind in programs}
+        )
+
+    def _compile(self, _module: object, _tables: object, path: Path) -> None:
+        path.write_bytes(b"program")
+
+    def _compared(self, _module: object, _tables: object, arithmetic: Any, tolerance: float) -> float:
+        if self.off[arithmetic] > tolerance:
+            raise CompileError(f"its scores differ by {self.off[arithmetic]:.2g} from the module's")
+        return self.off[arithmetic]
+
+
+def test_float32_is_multiplied_by_whatever_takes_less_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Made(monkeypatch, torch=2.0, onednn=1.5)
+    choice = packaged(tmp_path / "a").compile("auto", "auto")
+    assert [(one.arithmetic, one.p50_ms) for one in choice.programs] == [("onednn", 1.5)]
+    Made(monkeypatch, torch=1.0, onednn=1.5)
+    assert packaged(tmp_path / "b").compile("auto", "auto").arithmetic == "torch"
+
+
+@pytest.mark.parametrize(
+    ("ms", "off", "precision", "taken"),
+    [
+        (1.0, 0.004, "auto", True),
+        (1.0, 0.004, "float32", False),
+        (1.0, 0.006, "auto", False),  # faster, and another model
+        (1.4, 0.0, "auto", False),  # 7 % faster: not worth its rounding
+        (1.4, 0.0, "bfloat16", True),
+    ],
+)
+def test_bfloat16_is_taken_where_it_is_a_fifth_faster_and_close_enough(
+    ms: float, off: float, precision: str, taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Made(monkeypatch, torch=2.0, onednn=1.5, bfloat16=ms)
+    made.off["bfloat16"] = off
+    of = packaged(tmp_path)
+    choice = of.compile("auto", precision)
+    assert choice.arithmetic == ("bfloat16" if taken else "onednn")
+    assert (of.folder / "ranker_bfloat16.so").exists() == taken
+    if taken:
+        assert [one.arithmetic for one in choice.programs] == ["bfloat16", "onednn"]
+        assert choice.programs[0].difference == off
+
+
+def test_bfloat16_that_is_asked_for_and_cannot_be_had_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CompileError, match=r"needs the backend aotinductor .*, got eager; leave"):
+        packaged(tmp_path / "a").compile("eager", "bfloat16")
+    Made(monkeypatch, torch=2.0, onednn=1.5)
+    with pytest.raises(CompileError, match="this one has neither"):
+        packaged(tmp_path / "b").compile("auto", "bfloat16")
+    Made(monkeypatch, torch=2.0, onednn=1.5, bfloat16=1.0).off["bfloat16"] = 0.01
+    with pytest.raises(CompileError, match=r"differ by 0\.01"):
+        packaged(tmp_path / "c").compile("auto", "bfloat16")
 
 
 def test_auto_takes_the_next_program_and_says_why(
@@ -153,69 +177,10 @@ def test_a_program_with_other_scores_is_not_taken(tmp_path: Path, monkeypatch: p
 
 def test_a_program_that_gives_nan_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        serving.scoring.compile, "_open", lambda *_: lambda inputs: inputs[-1].float() * float("nan")
+        serving.scoring.compile, "open_program", lambda *_: lambda inputs: inputs[-1].float() * float("nan")
     )
     with pytest.raises(CompileError, match="differ by inf"):
         packaged(tmp_path).compile("eager")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"torch": "1.0"}, "compiled with torch 1.0"),
-        ({"machine": {"processor": "vax", "instructions": "base"}}, "compiled for vax"),
-    ],
-)
-def test_a_program_of_another_machine_gives_way_to_the_module(
-    changes: dict[str, object], message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    of = packaged(tmp_path)
-    of.compile("eager")
-    described = json.loads((of.folder / "backend.json").read_text())
-    (of.folder / "backend.json").write_text(json.dumps(described | {"name": "aotinductor"} | changes))
-    compiled = load_compiled(of.folder)
-    assert compiled.choice.name == "eager"
-    assert message in compiled.choice.reason
-    assert message in caplog.text
-    assert of.worst_difference([([2], 1)]) < 1e-6
-
-
-@pytest.mark.parametrize(
-    ("here", "there", "runs"),
-    [
-        ("AVX512", "AVX2", True),
-        ("AVX2", "AVX2", True),
-        ("AVX2", "AVX512", True),  # no program uses more than AVX2
-        ("DEFAULT", "AVX2", False),
-        ("DEFAULT", "DEFAULT", True),
-        ("AVX2", "DEFAULT", False),
-    ],
-)
-def test_a_program_runs_on_every_processor_with_avx2(
-    here: str, there: str, runs: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: there)
-    described = {"torch": torch.__version__, "machine": serving.scoring.compile._machine()}
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: here)
-    assert (serving.scoring.compile._obstacle(described) is None) == runs
-
-
-@pytest.mark.parametrize("missing", ["shape.json", "backend.json", "weights.safetensors"])
-def test_a_folder_without_one_of_its_files_is_refused(missing: str, tmp_path: Path) -> None:
-    of = packaged(tmp_path)
-    of.compile("eager")
-    (of.folder / missing).unlink()
-    with pytest.raises(CompileError, match=missing):
-        load_compiled(of.folder)
-
-
-def test_a_truncated_program_is_refused(tmp_path: Path) -> None:
-    of = packaged(tmp_path)
-    of.compile("torchscript")
-    script = of.folder / "ranker.ts"
-    script.write_bytes(script.read_bytes()[:1000])
-    with pytest.raises(CompileError, match="no program that can be loaded"):
-        load_compiled(of.folder)
 
 
 def test_rows_out_of_range_never_reach_the_program(tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ import pytest
 
 import serving.scoring.live_generation
 from features.online.request import MAX_CANDIDATES, RequestError, ScoreRequest
-from serving.scoring.predictor import Predictor
+from serving.package import residency
+from serving.package.residency import mappings_of
+from serving.package.sealed_folder import PackageError
+from serving.scoring.predictor import Predictor, load_to_serve
 from serving.wire.reply import ScoreReply
-from tests.serving.small_packages import AS_OF_US
+from tests.serving.small_packages import AS_OF_US, copy_generation
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +142,28 @@ def test_a_worker_imports_no_training_code() -> None:
     code = f"import sys, serving.scoring.predictor; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
+def test_what_is_served_is_in_memory_before_it_is_served(package: Path) -> None:
+    predictor = load_to_serve(package)
+    memory = predictor.facts()["memory"]
+    assert memory["tables"] == "resident"
+    assert memory["resident_bytes"] == memory["mapped_bytes"] > 0
+    copy_generation(package)
+    assert predictor.reload_if_changed(wait=True)
+    assert predictor.facts()["generation"] == "000002"
+    vectors = package / "generations/000002/vectors/product/vectors.npy"
+    (found,) = [one for one in mappings_of(package) if one.path == str(vectors)]
+    assert found.resident == found.size
+    assert Predictor.load(package).facts()["memory"]["tables"] == "mapped"
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
+def test_a_server_that_may_not_lock_what_it_is_told_to_says_so(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (package / "serving.toml").write_text('tables = "locked"', encoding="utf-8")
+    monkeypatch.setattr(residency, "_lock", lambda *_: True)
+    with pytest.raises(PackageError, match=r"of locked memory.*or use tables = .resident."):
+        load_to_serve(package)

@@ -130,3 +130,17 @@ def test_projections_must_be_those_of_the_vectors() -> None:
             RankerScorer(lambda i: i[0], shape, tables=tables, vectors=vectors, projections=projections)
     with pytest.raises(ScoringError, match="got none"):
         bound(shape, tables, vectors)
+
+
+def test_warming_up_meets_every_number_of_candidates(parts: tuple[RankerScorer, ScoringBatch]) -> None:
+    scorer, batch = parts
+    met: list[int] = []
+
+    def program(inputs: list[torch.Tensor]) -> torch.Tensor:
+        met.append(len(inputs[-1]))
+        return torch.zeros(len(inputs[-1]))
+
+    scorer.with_program(program).warm_up([1, 5, 40])
+    assert met == [1, 5, 40]
+    scorer.warm_up([3])  # nothing in it is out of a table's range
+    assert not scorer.with_program(program).score(batch).any()

@@ -33,6 +33,18 @@ def test_two_requests_add_up() -> None:
     assert sums["dashclip_latency_seconds_sum", ""] == pytest.approx(0.0307)
 
 
+def test_reads_of_the_disk_are_counted_from_the_start_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = [7]
+    monkeypatch.setattr("serving.servers.measures._major_faults", lambda: faults[0])
+    counts = Measures()
+    counts.scored(reply([0.5]), latency_s=0.001)
+    assert counts.series()["dashclip_major_faults_total", ""] == 0
+    faults[0] = 10
+    counts.scored(reply([0.5]), latency_s=0.001)
+    counts.scored(reply([0.5]), latency_s=0.001)
+    assert counts.series()["dashclip_major_faults_total", ""] == 3
+
+
 def test_no_digit_of_a_large_sum_is_lost() -> None:
     """2^24 + 1 is the first whole number that a float32 does not have; 1e6 the first of a short exponent."""
     measures = Measures()
