@@ -5,13 +5,11 @@ Missing images and titles are a supported case: they are counted, and flagged in
 Shapes: P products, B products in a batch, C = 3 colours, H = W = image side, T title tokens.
 """
 
-import queue
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +33,6 @@ from features.inputs.image_paths import path_in_folder
 from features.inputs.tables import open_table
 
 Modality = Literal["image", "text"]
-T = TypeVar("T")
 
 
 class CatalogError(ValueError):
@@ -223,55 +220,6 @@ def load_batch(
         has_title_B=tokens.known_B,
         index_B=torch.from_numpy(rows_B.copy()),
     )
-
-
-def prefetch(iterable: Iterable[T], *, depth: int = 2) -> Iterator[T]:
-    """Go through `iterable` in one background thread, at most `depth` elements ahead (and one in the making).
-
-    An exception in it is raised here, after the elements before it. When the consumer stops early, the thread
-    ends with the element in the making, and `iterable` is closed.
-    """
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}")
-    return _prefetched(iterable, depth)
-
-
-def _prefetched(iterable: Iterable[T], depth: int) -> Iterator[T]:
-    waiting: queue.Queue[tuple[str, T | None, BaseException | None]] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def produce() -> None:
-        try:
-            for element in iterable:
-                waiting.put(("element", element, None))
-                if stopped.is_set():
-                    return
-            last: tuple[str, None, BaseException | None] = ("end", None, None)
-        except BaseException as error:
-            last = ("failure", None, error)
-        finally:
-            close = getattr(iterable, "close", None)
-            if close is not None:
-                close()
-        waiting.put(last)
-
-    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, element, error = waiting.get()
-            if kind == "element":
-                yield element  # type: ignore[misc]
-            elif error is not None:
-                raise error
-            else:
-                return
-    finally:
-        stopped.set()
-        # Room for the one put that may be under way; the thread looks at `stopped` after it.
-        while not waiting.empty():
-            waiting.get_nowait()
-        thread.join()
 
 
 def _checked_ids(column: pa.ChunkedArray, data: Path) -> pa.Array:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from embeddings.catalog.images import AugmentationConfig
-from embeddings.catalog.products import ProductBatch, ProductCatalog, prefetch
+from embeddings.catalog.products import ProductBatch, ProductCatalog
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import ProductEncoder, freeze_first_layers, pooled, pooled_image
 from embeddings.stages.product_parts import ProductParts, has_image_and_title
@@ -43,6 +43,7 @@ from embeddings.training.losses import (
     itc_loss,
     itm_loss,
 )
+from embeddings.training.prefetch import prefetch
 from embeddings.training.ranks import Ranks, gather_rows, gather_rows_with_gradient, sum_over_ranks
 
 #: The range in which the learned temperature is held (BLIP).

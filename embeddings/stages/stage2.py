@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from embeddings.catalog.holdout import query_groups
-from embeddings.catalog.products import ProductBatch, ProductCatalog, prefetch
+from embeddings.catalog.products import ProductBatch, ProductCatalog
 from embeddings.catalog.titles import title_query
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.relevance.build_tuples import MODERATE, Grades, TupleSet
@@ -29,6 +29,7 @@ from embeddings.training.evaluation import AT_CHANCE, ROWS
 from embeddings.training.length_chunks import length_chunks
 from embeddings.training.loop import rows_of_a_step
 from embeddings.training.losses import NO_GROUP
+from embeddings.training.prefetch import prefetch
 from embeddings.training.ranks import Ranks, sum_over_ranks
 
 #: Products whose images are encoded together.

@@ -25,7 +25,7 @@ from torch.nn.functional import normalize
 
 from embeddings.catalog.groups import connected_groups
 from embeddings.catalog.images import AugmentationConfig
-from embeddings.catalog.products import ProductBatch, ProductCatalog, prefetch
+from embeddings.catalog.products import ProductBatch, ProductCatalog
 from embeddings.catalog.titles import title_query
 from embeddings.catalog.tokenizer import TokenBatch
 from embeddings.encoders.dashclip import DashClipEncoder
@@ -41,6 +41,7 @@ from embeddings.training.losses import (
     rarity,
     title_token_loss,
 )
+from embeddings.training.prefetch import prefetch
 from embeddings.training.ranks import Ranks
 
 
