@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from embeddings.catalog.device_copies import to_device
 from embeddings.catalog.images import (
     AugmentationConfig,
     ImageUnreadable,
@@ -124,6 +125,13 @@ class ProductCatalog:
         )
 
 
+class HostFlags(NamedTuple):
+    """Which products of a batch have an image, and which a title."""
+
+    has_image_B: npt.NDArray[np.bool_]
+    has_title_B: npt.NDArray[np.bool_]
+
+
 @dataclass(frozen=True, eq=False)
 class ProductBatch:
     """B products ready for an encoder.
@@ -131,6 +139,9 @@ class ProductBatch:
     `pixels_BCHW` float32 is zeros where `has_image_B` is False; `ids_BT`, `mask_BT` int64 are [CLS] [SEP]
     where there is no title. `has_title_B` is False too for a title without a known piece. `index_B` int64 is
     the position of each product in the catalogue.
+
+    `on_host` says the same as `has_image_B` and `has_title_B` to those who must know it without waiting for a
+    device.
     """
 
     pixels_BCHW: torch.Tensor
@@ -139,20 +150,53 @@ class ProductBatch:
     mask_BT: torch.Tensor
     has_title_B: torch.Tensor
     index_B: torch.Tensor
+    on_host: HostFlags | None = None
 
     def __len__(self) -> int:
         return len(self.index_B)
 
     def take(self, rows: slice | torch.Tensor, *, tokens: int | None = None) -> "ProductBatch":
-        """Some of its products, with so many tokens of their titles."""
-        part = {name: tensor[rows] for name, tensor in vars(self).items()}
-        return ProductBatch(**{**part, **{name: part[name][:, :tokens] for name in ("ids_BT", "mask_BT")}})
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "ProductBatch":
-        """The same batch with every tensor on `device`."""
+        """Some of its products, with so many tokens of their titles; rows of a tensor lie on the host."""
+        of_host = None
+        if self.on_host is not None:
+            host_rows = rows if isinstance(rows, slice) else rows.numpy()
+            of_host = HostFlags(*(flag_B[host_rows] for flag_B in self.on_host))
         return ProductBatch(
-            **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in vars(self).items()}
+            pixels_BCHW=self.pixels_BCHW[rows],
+            has_image_B=self.has_image_B[rows],
+            ids_BT=self.ids_BT[rows][:, :tokens],
+            mask_BT=self.mask_BT[rows][:, :tokens],
+            has_title_B=self.has_title_B[rows],
+            index_B=self.index_B[rows],
+            on_host=of_host,
         )
+
+    def to(self, device: torch.device | str) -> "ProductBatch":
+        """The same batch with every tensor on `device`; nobody waits for the copies."""
+        return ProductBatch(
+            pixels_BCHW=to_device(self.pixels_BCHW, device),
+            has_image_B=to_device(self.has_image_B, device),
+            ids_BT=to_device(self.ids_BT, device),
+            mask_BT=to_device(self.mask_BT, device),
+            has_title_B=to_device(self.has_title_B, device),
+            index_B=to_device(self.index_B, device),
+            on_host=self.on_host,
+        )
+
+    def image_rows(self) -> torch.Tensor:
+        """Positions of the products that have an image, ascending, where the batch is."""
+        return self._positions(self._flags().has_image_B)
+
+    def title_rows(self, *, without_image: bool) -> torch.Tensor:
+        """Positions of the products that have a title, or that have nothing but a title."""
+        has_image_B, has_title_B = self._flags()
+        return self._positions(has_title_B & ~has_image_B if without_image else has_title_B)
+
+    def _flags(self) -> HostFlags:
+        return self.on_host or HostFlags(self.has_image_B.cpu().numpy(), self.has_title_B.cpu().numpy())
+
+    def _positions(self, chosen_B: npt.NDArray[np.bool_]) -> torch.Tensor:
+        return to_device(torch.from_numpy(np.flatnonzero(chosen_B)), self.has_image_B.device)
 
 
 def load_batch(
@@ -219,6 +263,7 @@ def load_batch(
         mask_BT=tokens.mask_BT,
         has_title_B=tokens.known_B,
         index_B=torch.from_numpy(rows_B.copy()),
+        on_host=HostFlags(has_image.numpy(), tokens.known_B.numpy()),
     )
 
 

@@ -1,12 +1,9 @@
-"""Elements made ahead, by a thread of their own, while others are used; and tensors on their way to a GPU."""
+"""Elements made ahead, by a thread of their own, while others are used."""
 
 import queue
 import threading
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
-
-import torch
-from torch import Tensor
 
 T = TypeVar("T")
 
@@ -58,13 +55,3 @@ def _prefetched(iterable: Iterable[T], depth: int) -> Iterator[T]:
         while not waiting.empty():
             waiting.get_nowait()
         thread.join()
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`; a GPU copies it when its turn comes, and nobody waits for that.
-
-    Out of other memory than pinned memory, a copy waits for all that the GPU was asked for before.
-    """
-    if device.type == "cpu" or tensor.device.type != "cpu":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)

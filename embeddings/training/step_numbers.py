@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from embeddings.catalog.device_copies import ToHost
 from embeddings.training.run_log import LOG_EVERY_STEPS
 
 
@@ -75,25 +76,12 @@ class _Lot:
     """Numbers of several steps [S, K] on their way to the host."""
 
     steps: list[int]
-    numbers_SK: Tensor
-    arrival: torch.cuda.Event | None
+    numbers_SK: ToHost
 
     @classmethod
     def sent(cls, noted: list[tuple[int, Tensor]]) -> "_Lot":
-        numbers_SK = torch.stack([numbers_K for _, numbers_K in noted])
-        steps = [step for step, _ in noted]
-        if numbers_SK.device.type == "cpu":
-            return cls(steps, numbers_SK, None)
-        on_host_SK = torch.empty(numbers_SK.shape, dtype=numbers_SK.dtype, pin_memory=True)
-        on_host_SK.copy_(numbers_SK, non_blocking=True)
-        arrival = torch.cuda.Event()
-        arrival.record()
-        return cls(steps, on_host_SK, arrival)
+        return cls([step for step, _ in noted], ToHost(torch.stack([numbers_K for _, numbers_K in noted])))
 
     def read(self) -> list[StepNumbers]:
-        if self.arrival is not None:
-            self.arrival.synchronize()
-        return [
-            StepNumbers(step, numbers_K)
-            for step, numbers_K in zip(self.steps, self.numbers_SK.tolist(), strict=True)
-        ]
+        numbers = self.numbers_SK.read().tolist()
+        return [StepNumbers(step, numbers_K) for step, numbers_K in zip(self.steps, numbers, strict=True)]

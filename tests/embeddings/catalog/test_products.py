@@ -374,5 +374,23 @@ def test_an_index_outside_the_catalogue_is_refused(
 
 def test_a_batch_moves_as_a_whole(data: Path, tokenizer: TextTokenizer) -> None:
     moved = batch_of(data, tokenizer, [0, 1]).to("meta")
-    assert {tensor.device.type for tensor in vars(moved).values()} == {"meta"}
+    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 6
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert isinstance(moved, ProductBatch)
+
+
+def test_a_batch_that_has_left_the_host_still_knows_there_what_it_lacks(
+    data: Path, tokenizer: TextTokenizer
+) -> None:
+    """On the meta device tensors have no values that could be looked at."""
+    batch = batch_of(data, tokenizer, [2, 3, 5, 6, 7])
+    moved = batch.to("meta").to("meta")
+    for one, other in ((batch, moved), (batch.take(slice(1, 3)), moved.take(slice(1, 3)))):
+        assert len(other.image_rows()) == len(one.image_rows())
+        for without_image in (False, True):
+            rows = one.title_rows(without_image=without_image)
+            assert len(other.title_rows(without_image=without_image)) == len(rows)
+    assert batch.image_rows().tolist() == [0, 1, 3]
+    assert batch.title_rows(without_image=False).tolist() == [0, 2, 3]
+    assert batch.title_rows(without_image=True).tolist() == [2]

@@ -4,9 +4,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-import torch
 
-from embeddings.training.prefetch import prefetch, to_device
+from embeddings.training.prefetch import prefetch
 
 
 class _BrokenError(Exception):
@@ -87,8 +86,3 @@ def test_nothing_runs_before_the_first_element_is_asked_for() -> None:
 def test_a_depth_below_one_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
         prefetch([1], depth=0)
-
-
-def test_a_tensor_on_a_cpu_is_not_copied_to_it() -> None:
-    tensor = torch.ones(3)
-    assert to_device(tensor, torch.device("cpu")) is tensor
