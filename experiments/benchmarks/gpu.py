@@ -108,8 +108,8 @@ def run_gpu_benchmark(
     device = torch.device(benchmark.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise GpuBenchmarkError(
-            "there is no GPU to measure: torch sees no CUDA device (`dashclip doctor` says why); `dashclip bench "
-            "gpu --device cpu` tries the whole way on the processor, with numbers that mean nothing"
+            "there is no GPU to measure: torch sees no CUDA device (`dashclip doctor` says why); `dashclip "
+            "bench gpu --device cpu` tries the whole way on the processor, with numbers that mean nothing"
         )
     started, load = time.monotonic(), os.getloadavg()[0]
     progress("gpu: peaks", 0, 1)

@@ -36,12 +36,13 @@ def _ranker(result: dict[str, Any]) -> ResultTable:
         (
             f"{settings['impressions']:,} generated impressions, {settings['products']:,} products and "
             f"{settings['queries']:,} queries with random vectors of {settings['vector_dim']}; "
-            f"{one['mflop_per_row']:.2f} MFLOP and {one['kb_per_row']:.1f} kB a row in {one['precision']}. Wall "
-            f"time of {settings['steps']} steps, one wait for the device before and after them.",
-            f"Shares of the measured peaks of this device: products {peaks['float32_gflops'] / 1e3:,.3g} TFLOPS "
-            f"in float32, {peaks['bfloat16_gflops'] / 1e3:,.3g} in bfloat16; copies "
-            f"{peaks['copy_gb_per_s']:,.0f} GB/s, counting what operators read and write as if nothing stayed "
-            f"in a cache; {peaks['from_host_gb_per_s']:,.1f} GB/s from the host.",
+            f"{one['mflop_per_row']:.2f} MFLOP and {one['kb_per_row']:.1f} kB a row in {one['precision']}. "
+            f"Wall time of {settings['steps']} steps, one wait for the device before and after them.",
+            "Shares of the measured peaks of this device: products "
+            f"{peaks['float32_gflops'] / 1e3:,.3g} TFLOPS in float32, "
+            f"{peaks['bfloat16_gflops'] / 1e3:,.3g} in bfloat16; copies {peaks['copy_gb_per_s']:,.0f} GB/s, "
+            "counting what operators read and write as if nothing stayed in a cache; "
+            f"{peaks['from_host_gb_per_s']:,.1f} GB/s from the host.",
             _where(result),
             machine_note(result),
         ),
@@ -68,8 +69,8 @@ def _encoders(result: dict[str, Any]) -> ResultTable:
         ("what", "batch", "rows/s", "GFLOP a row", "of products", "of copies"),
         rows,
         (
-            "Batches lie ready; stages 1 and 2 are whole training steps, encoding runs in float32 as `dashclip "
-            f"encode run` does.{left_out} All parts took {result['seconds'] / 60:.1f} minutes.",
+            "Batches lie ready; stages 1 and 2 are whole training steps, encoding runs in float32 as "
+            f"`dashclip encode run` does.{left_out} All parts took {result['seconds'] / 60:.1f} minutes.",
         ),
     )
 

@@ -47,6 +47,7 @@ class _Options:
     bfloat16: bool
     environments: Path
     torcheasyrec: Path | None
+    threads: int
     size: Size
     device: Device
     precision: Precision
@@ -95,6 +96,10 @@ def bench(
         Path | None,
         typer.Option(help="Checkout of TorchEasyRec, to measure training beside it, too."),
     ] = None,
+    threads: Annotated[
+        int,
+        typer.Option(min=1, help="Measure our training on so many threads, too, beside one; by wall time."),
+    ] = 1,
     docs: Annotated[
         Path, typer.Option(help="Document whose tables are rewritten, except after --quick.")
     ] = Path("docs/benchmarks.md"),
@@ -183,6 +188,7 @@ def bench(
         bfloat16=bfloat16,
         environments=environments.absolute(),
         torcheasyrec=torcheasyrec,
+        threads=threads,
         size=size,
         device=device or ("cuda" if part is Part.GPU else "cpu"),
         precision=precision,
@@ -205,6 +211,7 @@ def bench(
             result = _measure(name, out, options, console)
             command = f"dashclip bench {name}{' --quick' if quick else ''}"
             command += " --torcheasyrec CHECKOUT" if name == "training" and torcheasyrec else ""
+            command += f" --threads {threads}" if name == "training" and threads > 1 else ""
             command += " --device cpu" if name == GPU and options.device == "cpu" else ""
             command += " --data DATA" if name == "spark" and data else ""
             if name == "encoders":
@@ -263,7 +270,7 @@ def _benchmark(name: str, options: _Options, *, work: Path, report: "Progress") 
                 run_training_benchmark,
             )
 
-            sizes = QUICK if options.quick else TrainingBenchmark()
+            sizes = replace(QUICK if options.quick else TrainingBenchmark(), threads=options.threads)
             return run_training_benchmark(
                 sizes,
                 work=work,

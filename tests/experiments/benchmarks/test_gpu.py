@@ -1,4 +1,4 @@
-"""The GPU's benchmark, tried on a CPU with tiny sizes: the whole way, its tables, its place in the document."""
+"""The benchmark of a GPU, tried on a CPU with tiny sizes: the whole way, and the place of its tables."""
 
 import json
 from dataclasses import replace
