@@ -1,7 +1,12 @@
 """The pipeline trains what the plain loop trains, works ahead on every spread collection, or is refused."""
 
 import pytest
+from torchrec.distributed.train_pipeline.tracing import Tracer
 
+from ranking.embedding_collection import PooledEmbeddings
+from ranking.model import build_ranker
+from ranking.sharded.plan import BatchRanker
+from tests.ranking.random_batches import RANKERS, inputs
 from tests.ranking.sharded.conftest import Outcomes
 
 IDS, VECTORS = "ranker.sparse_tables.collection", "ranker.semantic_tables.collection"
@@ -38,3 +43,25 @@ def test_a_pipeline_that_pipelines_nothing_is_an_error(outcomes: Outcomes) -> No
         assert rank["error"] == "PipelineError"
         assert f"works ahead on 0 of 1 spread collections, not on {IDS}" in rank["text"]
         assert 'set sharding.pipeline = "off"' in rank["text"]
+
+
+@pytest.mark.parametrize("name", RANKERS)
+def test_every_ranker_hands_its_ids_to_its_collections_as_they_came(name: str) -> None:
+    """What torchrec's pipeline needs, without ranks: it traces down to what would be spread."""
+    ranker = build_ranker(RANKERS[name], inputs(), seed=1)
+    spread, whole = [], []
+    for child, module in ranker.named_children():
+        if isinstance(module, PooledEmbeddings) and not module.frozen:
+            spread.append(BatchRanker.collection_path(child))
+            whole += [f"ranker.{child}.{part}" for part, _ in module.named_children()]
+        else:
+            whole.append(f"ranker.{child}")
+    graph = Tracer(leaf_modules=whole).trace(BatchRanker(ranker))
+    called = {node.target: node for node in graph.nodes if node.op == "call_module"}
+    assert spread
+    for path in spread:
+        (ids,) = called[path].args
+        (batch, field) = ids.args
+        assert ids.target is getattr
+        assert batch.op == "placeholder"
+        assert field in ("sparse", "semantic")
