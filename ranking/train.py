@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from embeddings.training.base_loop import TrainingDivergedError, TrainingLoop, autocast
 from embeddings.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from embeddings.training.prefetch import prefetch
 from embeddings.training.ranks import Ranks, decided_by_first, gather_objects
 from embeddings.training.run_log import LOG_EVERY_STEPS, TrainingLog
 from embeddings.training.step_numbers import NumbersOnTheWay, StepNumbers
@@ -34,8 +33,7 @@ from ranking.model import Ranker
 from ranking.optimizer import OptimizerConfig, RankerOptimizer
 from ranking.precision import Precision, resolve_precision
 from ranking.prediction import predict
-
-T = TypeVar("T")
+from ranking.read_ahead import ahead
 
 
 class TrainingConfig(StrictModel):
@@ -400,15 +398,3 @@ class RankerLoop(TrainingLoop):
             f"the loss of step {step} is {loss}: {cause}. The batch's {len(impressions)} "
             f"impressions (first: {impressions[0]!r}) are listed in {record}"
         )
-
-
-def ahead(
-    located: Iterator[tuple[Batch, T]], device: torch.device, *, by_thread: bool
-) -> Generator[tuple[Batch, T], None, None]:
-    """Batches, each with what comes with it; by a thread ahead of their use, and pinned for a GPU."""
-
-    def pinned() -> Iterator[tuple[Batch, T]]:
-        for batch, more in located:
-            yield (batch.pin_memory() if device.type == "cuda" else batch), more
-
-    yield from prefetch(pinned()) if by_thread else located

@@ -299,9 +299,7 @@ class AlignTask:
         chunks = []
         for rows, width in parts:
             part = query_V[order_V[rows]]
-            ids_VT, mask_VT = (
-                to_device(tokens_QT[part, :width], self.device) for tokens_QT in self.query_tokens
-            )
+            ids_VT, mask_VT = (to_device(of_QT[part, :width], self.device) for of_QT in self.query_tokens)
             chunks.append((ids_VT, mask_VT))
         place_V = np.argsort(order_V)
         return chunks, place_V

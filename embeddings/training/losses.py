@@ -29,7 +29,6 @@ NO_GROUP = -1
 
 #: Added to every candidate's share before one is drawn (BLIP): no negative is ever out of reach.
 NEGATIVE_EPSILON = 1e-4
-
 #: Titles whose tokens are counted at a time.
 RARITY_ROWS = 4_096
 
@@ -319,12 +318,9 @@ def unit_vectors(vectors: Tensor) -> Tensor:
 def _share(loss_B: Tensor, weight_B: Tensor, total: Tensor | float | None) -> Tensor:
     """Weighted sum of the rows over the total weight; 0, with a graph, where there is none."""
     weight_B = weight_B.to(loss_B)
-    if total is None:
-        total = weight_B.sum()
-    elif not isinstance(total, Tensor):
-        total = loss_B.new_full((), total)  # made on the device: a copy to it would wait
-    total = total.to(loss_B)
-    return (loss_B * weight_B).sum() / total.masked_fill(total == 0, 1)
+    if not isinstance(total, Tensor):  # made on the device: a copy to it would wait
+        total = weight_B.sum() if total is None else loss_B.new_full((), total)
+    return (loss_B * weight_B).sum() / total.to(loss_B).masked_fill(total == 0, 1)
 
 
 def _mask(logits: Tensor, allowed: Tensor) -> Tensor:

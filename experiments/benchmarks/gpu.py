@@ -41,7 +41,8 @@ from features.feature_set import FeatureSet
 from features.progress import Progress
 from ranking.model import RankerConfig, SemanticConfig
 from ranking.precision import Precision
-from ranking.train import TrainingConfig, ahead
+from ranking.read_ahead import ahead
+from ranking.train import TrainingConfig
 
 LIBRARIES = ("torch", "torchrec", "transformers", "numpy")
 RANKER = RankerConfig(semantic=SemanticConfig())
