@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 
 @dataclass(frozen=True)
@@ -107,25 +108,23 @@ class PooledEmbeddings(nn.Module):
             for key in table.feature_names
         }
         self._widths = [width[key] for key in keys]
+        # modules, since torchrec's pipeline traces this one and what it calls around a spread collection
+        self._pick = _Pick(self.keys)
+        self._join = _Join(self.keys)
 
     def forward(self, rows: KeyedJaggedTensor) -> list[Tensor]:
         """K mean-pooled bags, each [B, D]; an empty bag is zeros."""
-        if rows.stride() == 0:  # fbgemm fails on a batch of none
+        if _is_empty(rows):
             return [torch.zeros(0, width, device=rows.device()) for width in self._widths]
-        # one split: K slices would each pad their gradient to the width of all keys in the backward pass
-        pooled = self.collection(rows).to_dict()
-        return [pooled[key] for key in self.keys]
+        picked: list[Tensor] = self._pick(self.collection(rows))
+        return picked
 
     def joined(self, rows: KeyedJaggedTensor) -> Tensor:
         """The same bags side by side [B, E]; no copy if the collection has them in this order."""
-        if rows.stride() == 0:
+        if _is_empty(rows):
             return torch.zeros(0, sum(self._widths), device=rows.device())
-        pooled = self.collection(rows)
-        if tuple(pooled.keys()) == self.keys:
-            joined: Tensor = pooled.values()
-            return joined
-        by_key = pooled.to_dict()
-        return torch.cat([by_key[key] for key in self.keys], dim=1)
+        joined: Tensor = self._join(self.collection(rows))
+        return joined
 
     def vectors(self, key: str, rows: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
         """Vectors [L, D] in all bags of `key`, not pooled and without gradient, and each bag's length [B]."""
@@ -137,6 +136,34 @@ class PooledEmbeddings(nn.Module):
         configs = self.collection.embedding_bag_configs()
         name = next(table.name for table in configs if key in table.feature_names)
         return self.collection.embedding_bags[name].weight.detach()
+
+
+def _is_empty(rows: KeyedJaggedTensor) -> bool:
+    """Whether this is a batch of none, on which fbgemm fails; what is traced stands for batches of some."""
+    return not isinstance(rows, Proxy) and rows.stride() == 0
+
+
+class _Pick(nn.Module):
+    """The bags of some keys, in their order."""
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        super().__init__()
+        self.keys = keys
+
+    def forward(self, pooled: KeyedTensor) -> list[Tensor]:
+        # one split: K slices would each pad their gradient to the width of all keys in the backward pass
+        by_key = pooled.to_dict()
+        return [by_key[key] for key in self.keys]
+
+
+class _Join(_Pick):
+    """The same bags side by side; no copy if they are so already."""
+
+    def forward(self, pooled: KeyedTensor) -> Tensor:  # type: ignore[override]
+        if tuple(pooled.keys()) == self.keys:
+            joined: Tensor = pooled.values()
+            return joined
+        return torch.cat(super().forward(pooled), dim=1)
 
 
 def _configs(tables: Sequence[TableSpec]) -> list[EmbeddingBagConfig]:

@@ -41,16 +41,19 @@ class RankerOptimizer:
             self._named.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
 
-    def set_learning_rates(self, step: int) -> float:
-        """Set both for the update number `step` (from 0).
+    def factor_of(self, step: int) -> float:
+        """What the configured rates are multiplied by for the update number `step` (from 0).
 
-        Returns:
-            The factor applied to the configured rates: (step + 1) / warmup_steps while warming up.
+        While warming up, (step + 1) / warmup_steps.
         """
         warmup = self.config.warmup_steps
         left = max(0.0, (self.total_steps - step) / max(1, self.total_steps - warmup))
         falling = self.config.final_share + (1 - self.config.final_share) * left
-        factor = min(1.0, (step + 1) / max(1, warmup), falling)
+        return min(1.0, (step + 1) / max(1, warmup), falling)
+
+    def set_learning_rates(self, step: int) -> float:
+        """Set both for the update number `step`; the factor applied to the configured ones."""
+        factor = self.factor_of(step)
         for group in self._dense.param_groups:
             group["lr"] = self.config.learning_rate * factor
         for fused in self._fused:
@@ -61,8 +64,16 @@ class RankerOptimizer:
 
     def update(self, loss: Tensor) -> None:
         """Backward pass (which updates the tables) and one Adam step."""
-        self._dense.zero_grad(set_to_none=True)
+        self.zero_grad()
         loss.backward()
+        self.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of dense layers."""
+        self._dense.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """One Adam step with the gradients of dense layers."""
         self._dense.step()
 
     def state_tensors(self) -> dict[str, Tensor]:

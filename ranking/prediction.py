@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from embeddings.training.ranks import Ranks, gather_rows
 from features.batches.loader import BatchLoader
@@ -25,6 +26,7 @@ def predict(
     """
     clicked_N = np.zeros(loader.split_rows, np.int8)
     logit_N = np.full(loader.split_rows, np.nan, np.float32)
+    scored: list[tuple[NDArray[np.int64], Tensor]] = []
     was_training = ranker.training
     ranker.eval()
     with torch.no_grad():  # under inference_mode, fbgemm has no CPU kernel for fused tables
@@ -33,7 +35,9 @@ def predict(
             logit_B = ranker(on_device.dense_BF, on_device.sparse, on_device.semantic)
             row_B = batch.row_B.numpy()
             clicked_N[row_B] = batch.clicked_B.numpy()
-            logit_N[row_B] = logit_B.float().cpu().numpy()
+            scored.append((row_B, logit_B.float()))
+    for row_B, logit_B in scored:  # read at the end: a GPU would be idle while the next batch is made
+        logit_N[row_B] = logit_B.cpu().numpy()
     ranker.train(was_training)
     if ranks is not None and ranks.count > 1:
         _exchange(clicked_N, ranks, device)

@@ -109,7 +109,11 @@ class HistoryTiers(nn.Module):
             length_B: how many of them belong to each impression.
         """
         rows, tiers = len(length_B), len(self.tier_T)
-        of_L = torch.repeat_interleave(torch.arange(rows, device=length_B.device), length_B)
+        of_L = torch.repeat_interleave(
+            torch.arange(rows, device=length_B.device),
+            length_B,
+            output_size=len(purchase_LD),  # else it asks the device for their sum
+        )
         # outside autocast: bfloat16 would round cosines to 8 bits
         with torch.autocast(purchase_LD.device.type, enabled=False):
             unit_LD = functional.normalize(purchase_LD.float(), dim=1)

@@ -5,8 +5,9 @@ everything in between is a function of these, so that a resumed run gives the sa
 """
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ from embeddings.training.checkpoint import Checkpoint, read_checkpoint, write_ch
 from embeddings.training.precision import Precision, resolve_precision
 from embeddings.training.ranks import Ranks, decided_by_first, gather_objects
 from embeddings.training.run_log import LOG_EVERY_STEPS, TrainingLog
+from embeddings.training.step_numbers import NumbersOnTheWay, StepNumbers
 from features.artifacts import StrictModel, atomic_write_json
 from features.batches.batch import Batch
 from features.batches.loader import BatchLoader
@@ -31,6 +33,7 @@ from ranking.metrics import log_loss, roc_auc
 from ranking.model import Ranker
 from ranking.optimizer import OptimizerConfig, RankerOptimizer
 from ranking.prediction import predict
+from ranking.read_ahead import ahead
 
 
 class TrainingConfig(StrictModel):
@@ -66,7 +69,11 @@ class Evaluation:
 
 @dataclass
 class TrainingProgress:
-    """What changes while training; saved in every checkpoint."""
+    """What changes while training; saved in every checkpoint.
+
+    `loss_sum` is over the `loss_rows` since the last evaluation whose losses have been read; on a GPU those
+    of the last steps are still on their way.
+    """
 
     step: int = 0
     rows: int = 0
@@ -116,7 +123,8 @@ def train(
         make_loop: makes the loop of what `RankerLoop` takes; that of one process if None.
 
     Raises:
-        TrainingDivergedError: a loss is NaN or infinite; the update is not applied.
+        TrainingDivergedError: a loss is NaN or infinite. On a CPU the update is not applied; on a GPU some
+            steps more are, before the loss is read, but no evaluation and no checkpoint comes in between.
         UndefinedMetricError: the validation days hold clicks only, or none.
     """
     chosen = device or torch.device("cpu")
@@ -134,8 +142,19 @@ def train(
     return loop.progress
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """What of a batch tells why its loss is no number, kept until that has been read."""
+
+    dense_BF: Tensor
+    row_B: Tensor
+
+
 class RankerLoop(TrainingLoop):
-    """Steps, evaluations and checkpoints of one run; `train` is the way to use it."""
+    """Steps, evaluations and checkpoints of one run; `train` is the way to use it.
+
+    No step waits for the device: batches are read and pinned ahead, losses are read when they have arrived.
+    """
 
     step_digits = 10
     checkpoints_kept = 1
@@ -174,6 +193,13 @@ class RankerLoop(TrainingLoop):
         self.optimizer = RankerOptimizer(ranker, config.optimizer, total_steps=self.total_steps)
         self.precision = str(resolve_precision(config.precision, device)).removeprefix("torch.")
         self.checkpointed_at = time.monotonic()
+        #: Whether a thread reads batches ahead; on a CPU it would take the step's own time.
+        self.reads_ahead = device.type != "cpu"
+        self.on_the_way = NumbersOnTheWay(device)
+        self.taken: dict[int, _Taken] = {}
+        #: Where the loader was after each batch that is read and not yet trained on, and after the last one.
+        self.positions: deque[dict[str, int]] = deque()
+        self.position = training.state_dict()
 
     @property
     def losses(self) -> list[float]:
@@ -201,6 +227,7 @@ class RankerLoop(TrainingLoop):
 
     def restore_progress(self, saved: Checkpoint) -> None:
         self.training.load_state_dict(saved.progress["loader"])
+        self.position = self.training.state_dict()
         self.progress = TrainingProgress.from_json(saved.progress["training"])
         self.log.resume_at(self.progress.step)
 
@@ -213,15 +240,30 @@ class RankerLoop(TrainingLoop):
     def run_epoch(self) -> None:
         self.ranker.train()
         started = time.monotonic()
-        for batch in self.training:
+        self.positions.clear()
+        with closing(self.batches()) as batches:
+            for _ in self.steps(batches):
+                self.progress.seconds += time.monotonic() - started  # loading included
+                if self.on_step:
+                    self.on_step(self.progress, self.total_steps)
+                self.after_step(self.progress.step, checkpoint=self.checkpoint_due())
+                if self.stopped:
+                    break
+                started = time.monotonic()
+
+    def batches(self) -> Generator[Batch, None, None]:
+        """What is left of the epoch, read ahead."""
+        located = ((batch, self.training.state_dict()) for batch in self.training)
+        with closing(ahead(located, self.device, by_thread=self.reads_ahead)) as ready:
+            for batch, position in ready:
+                self.positions.append(position)
+                yield batch
+
+    def steps(self, batches: Iterator[Batch]) -> Iterator[None]:
+        """Take a step with each batch."""
+        for batch in batches:
             self.take_step(batch)
-            self.progress.seconds += time.monotonic() - started  # loading included
-            if self.on_step:
-                self.on_step(self.progress, self.total_steps)
-            self.after_step(self.progress.step, checkpoint=self.checkpoint_due())
-            if self.stopped:
-                break
-            started = time.monotonic()
+            yield
 
     def checkpoint_due(self) -> bool:
         """Whether the last checkpoint is old enough for one between evaluations."""
@@ -231,35 +273,64 @@ class RankerLoop(TrainingLoop):
         """Logits of a batch on the device, in training."""
         return self.ranker(batch.dense_BF, batch.sparse, batch.semantic)
 
-    def value_of(self, loss: Tensor) -> float:
-        """The loss of the step as a number."""
-        return loss.item()
+    def noted(self, loss: Tensor) -> Tensor:
+        """What of a step is noted, float64 [K]: its loss."""
+        return loss.detach().double().reshape(1)
+
+    def mean_loss(self, found: StepNumbers) -> float:
+        """The loss of a step, of what was noted."""
+        return found.numbers_K[0]
 
     def take_step(self, batch: Batch) -> None:
-        progress, self.batch = self.progress, batch
-        factor = self.optimizer.set_learning_rates(progress.step)
-        on_device = batch.to(self.device)
+        """One update by one batch."""
+        self.optimizer.set_learning_rates(self.progress.step)
+        self.optimizer.update(self.loss_of(batch.to(self.device)))
+        self.count(len(batch))
+
+    def loss_of(self, batch: Batch) -> Tensor:
+        """The loss of a batch on the device, noted to be read when it has arrived.
+
+        Raises:
+            TrainingDivergedError: one that has arrived, its own or one of a step before, is no number.
+        """
         with autocast(self.device, self.precision):
-            logit_B = self.logits(on_device)
-        loss = binary_cross_entropy_with_logits(logit_B.float(), on_device.clicked_B)
-        loss_value = self.value_of(loss)
-        if not np.isfinite(loss_value):
-            raise self.diverged(loss_value)
-        self.optimizer.update(loss)
-        rows = len(batch) * self.ranks.count
-        progress.step += 1
-        progress.rows += rows
-        progress.loss_sum += loss_value * rows
-        progress.loss_rows += rows
-        if progress.step % LOG_EVERY_STEPS == 0:
-            named = {"train/loss": loss_value, "train/learning_rate_factor": factor}
-            self.log.step(named, progress.step)
+            logit_B = self.logits(batch)
+        loss = binary_cross_entropy_with_logits(logit_B.float(), batch.clicked_B)
+        self.last = self.taken[self.progress.step] = _Taken(batch.dense_BF, batch.row_B)
+        self.read(self.on_the_way.note(self.progress.step, self.noted(loss)))
+        return loss
+
+    def count(self, rows: int) -> None:
+        """Count a step that was taken."""
+        self.progress.step += 1
+        self.progress.rows += rows * self.ranks.count
+        if self.positions:
+            self.position = self.positions.popleft()
+
+    def read(self, arrived: Iterable[StepNumbers]) -> None:
+        """Check, add up and log the losses that have arrived."""
+        for found in arrived:
+            loss, taken = self.mean_loss(found), self.taken.pop(found.step)
+            if not np.isfinite(loss):
+                raise self.diverged(found.step, loss, taken)
+            rows = len(taken.row_B) * self.ranks.count
+            self.progress.loss_sum += loss * rows
+            self.progress.loss_rows += rows
+            step = found.step + 1
+            if step % LOG_EVERY_STEPS == 0:
+                factor = self.optimizer.factor_of(found.step)
+                self.log.step({"train/loss": loss, "train/learning_rate_factor": factor}, step)
+
+    def settle(self) -> None:
+        """Read all losses, and wait for those that have not arrived."""
+        self.read(self.on_the_way.settle())
 
     def evaluate(self) -> None:
+        self.settle()
         progress = self.progress
         clicked_N, logit_N = predict(self.ranker, self.validation, device=self.device, ranks=self.ranks)
         if not np.isfinite(logit_N).all():  # the loss was a number, but its gradient was none
-            raise self.diverged(float("nan"))
+            raise self.diverged(progress.step, float("nan"), self.last)
         evaluation = decided_by_first(
             self.ranks,
             lambda: Evaluation(
@@ -295,6 +366,7 @@ class RankerLoop(TrainingLoop):
 
     def progress_state(self) -> dict[str, Any]:
         """What a checkpoint holds beside tensors."""
+        self.settle()
         return {
             "training": asdict(self.progress),
             "loader": self._next_position(),
@@ -302,20 +374,20 @@ class RankerLoop(TrainingLoop):
         }
 
     def _next_position(self) -> dict[str, int]:
-        state = self.training.state_dict()
+        state = self.position
         if state["rows_done"] == state["rows"]:
             return {**state, "epoch": state["epoch"] + 1, "rows_done": 0}
         return state
 
-    def diverged(self, loss: float) -> TrainingDivergedError:
-        batch = self.batch
+    def diverged(self, step: int, loss: float, taken: _Taken) -> TrainingDivergedError:
         names = self.training.dense_columns
-        bad = [names[i] for i in torch.nonzero(~torch.isfinite(batch.dense_BF).all(dim=0)).flatten()]
-        of_ranks = gather_objects((bad, self.training.impression_ids(batch.row_B.numpy())), self.ranks)
+        is_bad_F = ~torch.isfinite(taken.dense_BF).all(dim=0)
+        bad = [name for name, is_bad in zip(names, is_bad_F.tolist(), strict=True) if is_bad]
+        of_ranks = gather_objects((bad, self.training.impression_ids(taken.row_B.numpy())), self.ranks)
         bad = [name for name in names if any(name in found for found, _ in of_ranks)]
         impressions = [impression for _, found in of_ranks for impression in found]
         record = self.folder / "diverged_batch.json"
-        content = {"step": self.progress.step, "features": bad, "impressions": impressions}
+        content = {"step": step, "features": bad, "impressions": impressions}
         decided_by_first(self.ranks, lambda: atomic_write_json(record, content))
         cause = (
             f"its dense features {bad} are not finite; clean them in the input"
@@ -323,6 +395,6 @@ class RankerLoop(TrainingLoop):
             else "its features are finite, so the weights have diverged; lower the learning rates"
         )
         return TrainingDivergedError(
-            f"the loss of step {self.progress.step} is {loss}: {cause}. The batch's {len(impressions)} "
+            f"the loss of step {step} is {loss}: {cause}. The batch's {len(impressions)} "
             f"impressions (first: {impressions[0]!r}) are listed in {record}"
         )

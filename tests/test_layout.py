@@ -18,6 +18,7 @@ SOFT_CAP_LINES = 400
 LONG_FILES: dict[str, str] = {
     "embeddings/training/loop.py": "one loop: its settings, what a stage is to it, its steps and evaluations",
     "embeddings/stages/stage1.py": "the config, the losses and the batches of one stage of training",
+    "embeddings/stages/stage2.py": "one stage as the loop sees it: its batches in chunks, and its evaluation",
     "features/inputs/tables.py": "what a folder of tables holds: the files, columns, types and rows of each",
     "ranking/run.py": "one run: its config, its inputs, its folder, and what executes it",
     "features/online/request.py": "one request and every refusal of a value in it",

@@ -5,13 +5,11 @@ Missing images and titles are a supported case: they are counted, and flagged in
 Shapes: P products, B products in a batch, C = 3 colours, H = W = image side, T title tokens.
 """
 
-import queue
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from embeddings.catalog.device_copies import to_device
 from embeddings.catalog.images import (
     AugmentationConfig,
     ImageUnreadable,
@@ -35,7 +34,6 @@ from features.inputs.image_paths import path_in_folder
 from features.inputs.tables import open_table
 
 Modality = Literal["image", "text"]
-T = TypeVar("T")
 
 
 class CatalogError(ValueError):
@@ -127,6 +125,13 @@ class ProductCatalog:
         )
 
 
+class HostFlags(NamedTuple):
+    """Which products of a batch have an image, and which a title."""
+
+    has_image_B: npt.NDArray[np.bool_]
+    has_title_B: npt.NDArray[np.bool_]
+
+
 @dataclass(frozen=True, eq=False)
 class ProductBatch:
     """B products ready for an encoder.
@@ -134,6 +139,9 @@ class ProductBatch:
     `pixels_BCHW` float32 is zeros where `has_image_B` is False; `ids_BT`, `mask_BT` int64 are [CLS] [SEP]
     where there is no title. `has_title_B` is False too for a title without a known piece. `index_B` int64 is
     the position of each product in the catalogue.
+
+    `on_host` says the same as `has_image_B` and `has_title_B` to those who must know it without waiting for a
+    device.
     """
 
     pixels_BCHW: torch.Tensor
@@ -142,20 +150,53 @@ class ProductBatch:
     mask_BT: torch.Tensor
     has_title_B: torch.Tensor
     index_B: torch.Tensor
+    on_host: HostFlags | None = None
 
     def __len__(self) -> int:
         return len(self.index_B)
 
     def take(self, rows: slice | torch.Tensor, *, tokens: int | None = None) -> "ProductBatch":
-        """Some of its products, with so many tokens of their titles."""
-        part = {name: tensor[rows] for name, tensor in vars(self).items()}
-        return ProductBatch(**{**part, **{name: part[name][:, :tokens] for name in ("ids_BT", "mask_BT")}})
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "ProductBatch":
-        """The same batch with every tensor on `device`."""
+        """Some of its products, with so many tokens of their titles; rows of a tensor lie on the host."""
+        of_host = None
+        if self.on_host is not None:
+            host_rows = rows if isinstance(rows, slice) else rows.numpy()
+            of_host = HostFlags(*(flag_B[host_rows] for flag_B in self.on_host))
         return ProductBatch(
-            **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in vars(self).items()}
+            pixels_BCHW=self.pixels_BCHW[rows],
+            has_image_B=self.has_image_B[rows],
+            ids_BT=self.ids_BT[rows][:, :tokens],
+            mask_BT=self.mask_BT[rows][:, :tokens],
+            has_title_B=self.has_title_B[rows],
+            index_B=self.index_B[rows],
+            on_host=of_host,
         )
+
+    def to(self, device: torch.device | str) -> "ProductBatch":
+        """The same batch with every tensor on `device`; nobody waits for the copies."""
+        return ProductBatch(
+            pixels_BCHW=to_device(self.pixels_BCHW, device),
+            has_image_B=to_device(self.has_image_B, device),
+            ids_BT=to_device(self.ids_BT, device),
+            mask_BT=to_device(self.mask_BT, device),
+            has_title_B=to_device(self.has_title_B, device),
+            index_B=to_device(self.index_B, device),
+            on_host=self.on_host,
+        )
+
+    def image_rows(self) -> torch.Tensor:
+        """Positions of the products that have an image, ascending, where the batch is."""
+        return self._positions(self._flags().has_image_B)
+
+    def title_rows(self, *, without_image: bool) -> torch.Tensor:
+        """Positions of the products that have a title, or that have nothing but a title."""
+        has_image_B, has_title_B = self._flags()
+        return self._positions(has_title_B & ~has_image_B if without_image else has_title_B)
+
+    def _flags(self) -> HostFlags:
+        return self.on_host or HostFlags(self.has_image_B.cpu().numpy(), self.has_title_B.cpu().numpy())
+
+    def _positions(self, chosen_B: npt.NDArray[np.bool_]) -> torch.Tensor:
+        return to_device(torch.from_numpy(np.flatnonzero(chosen_B)), self.has_image_B.device)
 
 
 def load_batch(
@@ -222,56 +263,8 @@ def load_batch(
         mask_BT=tokens.mask_BT,
         has_title_B=tokens.known_B,
         index_B=torch.from_numpy(rows_B.copy()),
+        on_host=HostFlags(has_image.numpy(), tokens.known_B.numpy()),
     )
-
-
-def prefetch(iterable: Iterable[T], *, depth: int = 2) -> Iterator[T]:
-    """Go through `iterable` in one background thread, at most `depth` elements ahead (and one in the making).
-
-    An exception in it is raised here, after the elements before it. When the consumer stops early, the thread
-    ends with the element in the making, and `iterable` is closed.
-    """
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}")
-    return _prefetched(iterable, depth)
-
-
-def _prefetched(iterable: Iterable[T], depth: int) -> Iterator[T]:
-    waiting: queue.Queue[tuple[str, T | None, BaseException | None]] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def produce() -> None:
-        try:
-            for element in iterable:
-                waiting.put(("element", element, None))
-                if stopped.is_set():
-                    return
-            last: tuple[str, None, BaseException | None] = ("end", None, None)
-        except BaseException as error:
-            last = ("failure", None, error)
-        finally:
-            close = getattr(iterable, "close", None)
-            if close is not None:
-                close()
-        waiting.put(last)
-
-    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, element, error = waiting.get()
-            if kind == "element":
-                yield element  # type: ignore[misc]
-            elif error is not None:
-                raise error
-            else:
-                return
-    finally:
-        stopped.set()
-        # Room for the one put that may be under way; the thread looks at `stopped` after it.
-        while not waiting.empty():
-            waiting.get_nowait()
-        thread.join()
 
 
 def _checked_ids(column: pa.ChunkedArray, data: Path) -> pa.Array:

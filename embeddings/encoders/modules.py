@@ -19,6 +19,7 @@ from transformers import BlipTextConfig, BlipVisionConfig
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
+from embeddings.catalog.device_copies import asking_waits
 from embeddings.catalog.products import ProductBatch
 from embeddings.encoders.completion import Completion
 from embeddings.encoders.config import EncoderConfig, ImagePooling, Pooling
@@ -43,7 +44,11 @@ class TextEncoder(BlipTextModel):
 
     def forward(self, *, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
         """As BlipTextModel's, with `last_hidden_state` (B, T, `EncoderConfig.text_state_dim`)."""
-        found = super().forward(input_ids=input_ids, attention_mask=attention_mask, **options)
+        attended = attention_mask
+        if asking_waits(attention_mask):
+            # transformers would ask whether any token is masked at all, and wait for the answer
+            attended = additive_mask(attention_mask, self.embeddings.word_embeddings.weight.dtype)
+        found = super().forward(input_ids=input_ids, attention_mask=attended, **options)
         if self.ngrams is not None:
             state_BTH = found.last_hidden_state
             ngrams_BTG = (
@@ -145,7 +150,7 @@ class ProductEncoder(nn.Module):
 
         None counts before there is a completion, if that is how images come in.
         """
-        with_image = batch.has_image_B.nonzero().squeeze(1)
+        with_image = batch.image_rows()
         if self.fusion == "completion" and self.completion is None:
             with_image = with_image[:0]
         if not len(with_image):
@@ -159,14 +164,11 @@ class ProductEncoder(nn.Module):
         """
         dtype, rows = self.product_proj.weight.dtype, len(batch.ids_BT)
         state_BH = batch.ids_BT.new_zeros((rows, self.text_proj.in_features), dtype=dtype)
-        text_alone_B = batch.has_title_B
-        if self.fusion == "grounded":
-            text_alone_B = text_alone_B & ~batch.has_image_B
         if self.fusion == "grounded" and len(with_image_G):
             mask_GT = batch.mask_BT[with_image_G]
             grounded_GTH = self.grounded_tokens(batch.ids_BT[with_image_G], mask_GT, image_GIH)
             state_BH = state_BH.index_copy(0, with_image_G, self._pooled(grounded_GTH, mask_GT).to(dtype))
-        text_only = text_alone_B.nonzero().squeeze(1)
+        text_only = batch.title_rows(without_image=self.fusion == "grounded")
         if len(text_only):
             mask_RT = batch.mask_BT[text_only]
             text_RTH = self.text_tokens(self._with_enc(batch.ids_BT[text_only]), mask_RT)
@@ -253,6 +255,13 @@ def pooled_image(state_BIH: Tensor, pooling: ImagePooling) -> Tensor:
     if pooling == "cls":
         return state_BIH[:, 0]
     return state_BIH.mean(dim=1) if pooling == "mean" else state_BIH.flatten(1)
+
+
+def additive_mask(mask_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to attention scores, (B, 1, 1, T): 0 for tokens, the lowest number for what is none."""
+    hidden_BT = mask_BT == 0
+    added_BT = torch.zeros(mask_BT.shape, dtype=dtype, device=mask_BT.device)
+    return added_BT.masked_fill(hidden_BT, torch.finfo(dtype).min)[:, None, None]
 
 
 def vision_config(config: EncoderConfig) -> BlipVisionConfig:

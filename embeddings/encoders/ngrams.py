@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from embeddings.catalog.device_copies import asking_waits
+
 LENGTHS = (3, 4)
 #: Characters of a piece that are read.
 PIECE_CHARACTERS = 24
@@ -102,7 +104,10 @@ class CharacterNgrams(nn.Module):
         code_BX = code_BTC.flatten(1)
         there_BX = code_BX != _NONE
         place_BX = there_BX.cumsum(dim=1) - 1
-        longest = int(there_BX.sum(dim=1).max()) if len(code_BX) else 0
+        # on a GPU one would wait for the length of the longest; what is beyond it weighs nothing
+        longest = there_BX.shape[1]
+        if not asking_waits(there_BX):
+            longest = int(there_BX.sum(dim=1).max()) if len(code_BX) else 0
         # what is none goes to a column that is cut off
         place_BX = torch.where(there_BX, place_BX, longest)
         code_BL = code_BX.new_zeros(len(code_BX), longest + 1)

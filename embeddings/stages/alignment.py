@@ -5,7 +5,8 @@ C = 1 + K queries of a tuple, P products of the catalogue, Q queries, G products
 tokens, H hidden width, D embedding width; for queries that pick products, C candidate products.
 """
 
-from typing import Annotated, Literal, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from embeddings.catalog.device_copies import to_device
 from embeddings.catalog.products import ProductBatch
 from embeddings.encoders.modules import ProductEncoder, QueryEncoder, freeze_first_layers
 from embeddings.stages.completion_training import CompletionConfig
@@ -86,6 +88,20 @@ class GradedPairs(NamedTuple):
     grade_B: Tensor
 
 
+class TitleQueries(NamedTuple):
+    """A query made from the title of each distinct product.
+
+    Token ids and mask, and the products' groups (none without a title), on the device; on the host those
+    groups again, and which queries are one and the same.
+    """
+
+    ids_UT: Tensor
+    mask_UT: Tensor
+    group_U: Tensor
+    host_group_U: npt.NDArray[np.int64]
+    same_UU: npt.NDArray[np.bool_]
+
+
 class AlignBatch(NamedTuple):
     """One micro-batch with each distinct product and query once."""
 
@@ -99,6 +115,10 @@ class AlignBatch(NamedTuple):
     #: Positions of a tuple's product and queries among the distinct ones; the positive query comes first.
     product_B: Tensor
     query_BC: Tensor
+    #: On the host: places of the distinct products in the catalogue, and `product_B`. Looked up there, nobody
+    #: has to wait for the device.
+    host_index_U: npt.NDArray[np.int64]
+    host_product_B: npt.NDArray[np.int64]
     #: The positive query's number in the relevance data, and its grade for the product.
     positive_B: npt.NDArray[np.int64]
     grade_B: npt.NDArray[np.int8]
@@ -106,9 +126,8 @@ class AlignBatch(NamedTuple):
     total: float
     #: Whether a product may not have a query as an in-batch negative; None without in-batch negatives.
     relevant_BV: Tensor | None
-    #: Token ids and mask of a query made from the title of each distinct product, and the products' groups
-    #: (none without a title); None without that loss.
-    title_queries: tuple[Tensor, Tensor, Tensor] | None
+    #: None without that loss.
+    title_queries: TitleQueries | None
     #: None without their loss.
     graded: GradedPairs | None
 
@@ -123,6 +142,8 @@ class Candidates(NamedTuple):
 
 class Alignment(nn.Module):
     """Both encoders and the temperature; `forward` gives the PQC loss."""
+
+    grade_start_2: Tensor
 
     def __init__(
         self,
@@ -145,7 +166,11 @@ class Alignment(nn.Module):
         if config.graded_pairs_weight:
             #: Moves scale and shift of the cosine away from `GRADE_START`.
             self.grade_moves_2 = nn.Parameter(torch.zeros(2))
+            self.register_buffer("grade_start_2", torch.tensor(GRADE_START), persistent=False)
         self.remembered = FeatureQueue(config.product_negatives, product.product_proj.out_features)
+        #: Its groups once more on the host, where they are looked up; None until that is asked for.
+        self._host_groups: HostGroups | None = None
+        self.register_load_state_dict_post_hook(_forget_host_groups)
         self.ranks = ranks
         #: Grades by product and query; what it takes to know which remembered product is a negative.
         self.grade_PQ: sp.csr_matrix | None = None
@@ -165,12 +190,14 @@ class Alignment(nn.Module):
             total_weight=batch.total,
         )
         found = {"pqc": value.detach(), "temperature": self.temperature.detach()}
-        candidates = self._candidates(batch, product_UD)
-        if self.grade_PQ is not None:
+        candidates = None
+        if self.grade_PQ is not None or batch.title_queries is not None:
+            candidates = self._candidates(batch, product_UD)
+        if self.grade_PQ is not None and candidates is not None:
             picked = self._product_loss(candidates, query_VD, batch)
             value = value + picked
             found["products"] = picked.detach()
-        if batch.title_queries is not None:
+        if batch.title_queries is not None and candidates is not None:
             contrast = self._title_query_loss(candidates, product_UD, batch.title_queries)
             value = value + self.title_query_weight * contrast
             found["title_queries"] = contrast.detach()
@@ -180,13 +207,17 @@ class Alignment(nn.Module):
             found["graded"] = graded.detach()
         if self.training:
             self.remembered.push(product_UD, product_UD, batch.products.index_B)
+            if self._host_groups is not None:
+                self._host_groups.push(batch.host_index_U)
         return {"loss": value, **found}
 
     def _candidates(self, batch: AlignBatch, product_UD: Tensor) -> Candidates:
         """The products of the batch, then the remembered ones; those have no gradient."""
         columns = self.remembered.columns(product_UD, product_UD, batch.products.index_B)
         vectors_CD = torch.cat([product_UD, columns.image_CD[len(product_UD) :].to(product_UD)])
-        product_C = columns.group_C.cpu().numpy()
+        if self._host_groups is None:
+            self._host_groups = HostGroups.of(self.remembered)
+        product_C = np.concatenate([batch.host_index_U, self._host_groups.group_Q])
         group_C = self.group_P[product_C]
         group_C[product_C == NO_GROUP] = NO_GROUP
         return Candidates(vectors_CD, product_C, group_C)
@@ -195,7 +226,7 @@ class Alignment(nn.Module):
         """Each positive query picks its product among the candidates; mean in nats, times the ranks."""
         assert self.grade_PQ is not None
         grade_CB = self.grade_PQ[np.maximum(candidates.product_C, 0)][:, batch.positive_B].toarray()
-        group_B = candidates.group_C[batch.product_B.cpu().numpy()]
+        group_B = candidates.group_C[batch.host_product_B]
         excluded_BC = batch.grade_B[:, None] <= grade_CB.T
         excluded_BC |= (group_B[:, None] == candidates.group_C) | (candidates.group_C == NO_GROUP)
         picked = self._pick(
@@ -207,36 +238,33 @@ class Alignment(nn.Module):
         )
         return picked * self.ranks.count
 
-    def _title_query_loss(
-        self, candidates: Candidates, product_UD: Tensor, queries: tuple[Tensor, Tensor, Tensor]
-    ) -> Tensor:
+    def _title_query_loss(self, candidates: Candidates, product_UD: Tensor, queries: TitleQueries) -> Tensor:
         """Each product picks the query made of its title, each such query its product; mean in nats.
 
         The product picks among the queries of the batch, the query among all candidates.
         """
-        ids_UT, mask_UT, group_U = queries
+        ids_UT, mask_UT, group_U, group, same_UU = queries
         query_UD = self.query(ids_UT, mask_UT)
         used_U = group_U != NO_GROUP
         own_U = torch.arange(len(group_U), device=group_U.device)
         # A query made of two titles asks for both products.
-        same_UU = (ids_UT[:, None] == ids_UT).all(dim=2)
+        is_one_UU = to_device(torch.from_numpy(same_UU), group_U.device)
         product_picks = pqc_loss(
             product_UD,
             query_UD,
             product_UD.new_zeros((len(own_U), 0, product_UD.shape[1])),
             temperature=self.temperature.detach(),
             weight_B=used_U.to(product_UD),
-            in_batch=InBatch(query_UD, (group_U[:, None] == group_U) | ~used_U | same_UU),
+            in_batch=InBatch(query_UD, (group_U[:, None] == group_U) | ~used_U | is_one_UU),
         )
-        group = group_U.cpu().numpy()
         excluded_UC = (group[:, None] == candidates.group_C) | (candidates.group_C == NO_GROUP)
-        excluded_UC[:, : len(group)] |= same_UU.cpu().numpy()
+        excluded_UC[:, : len(group)] |= same_UU
         query_picks = self._pick(candidates, query_UD, own_U, excluded_UC, weight_B=used_U.to(query_UD))
         return (product_picks + query_picks) / 2
 
     def _graded_loss(self, pairs: GradedPairs, product_UD: Tensor, query_VD: Tensor, total: float) -> Tensor:
         """Binary cross-entropy in nats of what the cosines of graded pairs say against what people said."""
-        scale, shift = GRADE_PACE * self.grade_moves_2 + self.grade_moves_2.new_tensor(GRADE_START)
+        scale, shift = GRADE_PACE * self.grade_moves_2 + self.grade_start_2
         return grade_loss(
             product_UD[pairs.product_B],
             query_VD[pairs.query_B],
@@ -263,7 +291,9 @@ class Alignment(nn.Module):
             query_BD.new_zeros((len(query_BD), 0, query_BD.shape[1])),
             temperature=self.temperature,
             weight_B=weight_B,
-            in_batch=InBatch(candidates.vectors_CD, torch.from_numpy(excluded_BC).to(query_BD.device)),
+            in_batch=InBatch(
+                candidates.vectors_CD, to_device(torch.from_numpy(excluded_BC), query_BD.device)
+            ),
             total_weight=total_weight,
         )
 
@@ -275,11 +305,39 @@ class Alignment(nn.Module):
             if batch.image_GIH is None:
                 parts.append(self.product(chunk))
                 continue
-            with_image = chunk.has_image_B.nonzero().squeeze(1)
+            with_image = chunk.image_rows()
             image_GIH = batch.image_GIH[images : images + len(with_image)]
             images += len(with_image)
             parts.append(self.product.embed(chunk, image_GIH, with_image))
         return torch.cat(parts), torch.cat([self.query(ids, mask) for ids, mask in batch.query_chunks])
+
+
+@dataclass
+class HostGroups:
+    """The groups of a `FeatureQueue` on the host, pushed alike."""
+
+    group_Q: npt.NDArray[np.int64]
+    next_slot: int
+
+    @classmethod
+    def of(cls, queue: FeatureQueue) -> Self:
+        """What the queue holds now; waits for the device."""
+        return cls(queue.group_Q.cpu().numpy().copy(), int(queue.next_slot))
+
+    def push(self, group_B: npt.NDArray[np.int64]) -> None:
+        """See `FeatureQueue.push`."""
+        size = len(self.group_Q)
+        if not size:
+            return
+        new_R = group_B[group_B != NO_GROUP][-size:]
+        self.group_Q[(self.next_slot + np.arange(len(new_R))) % size] = new_R
+        self.next_slot = (self.next_slot + len(new_R)) % size
+
+
+def _forget_host_groups(module: nn.Module, _keys: Any) -> None:
+    """A checkpoint has brought another queue."""
+    assert isinstance(module, Alignment)
+    module._host_groups = None
 
 
 def freeze_product_side(product: ProductEncoder, side: ProductSide) -> None:

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from embeddings.catalog.device_copies import to_device
 from embeddings.catalog.products import ProductBatch, ProductCatalog
 from embeddings.catalog.titles import shortened_title
 from embeddings.catalog.tokenizer import TokenBatch
@@ -239,10 +240,11 @@ def _learn_tokens(
     ids_NT, mask_NT = vectors.titles.ids_BT, vectors.titles.mask_BT
     known = TokenBatch(ids_NT[train], mask_NT[train], vectors.titles.known_B[train])
     rarity_V = rarity(known, completion.token_head.out_features).to(device)
+    ids_NT, mask_NT = ids_NT.to(device), mask_NT.to(device)
 
     def loss_of(rows: Tensor) -> Tensor:
         logits_BV = completion.token_logits(vectors.image_ND[rows])
-        return title_token_loss(logits_BV, ids_NT[rows].to(device), mask_NT[rows].to(device), rarity_V).mean()
+        return title_token_loss(logits_BV, ids_NT[rows], mask_NT[rows], rarity_V).mean()
 
     _descend(
         completion.token_head,
@@ -268,7 +270,9 @@ def _learn_networks(
     """Fit both networks: the vector of the whole title from the image, with a shortened title and alone."""
 
     def with_title(rows: Tensor) -> Tensor:
-        draw = torch.from_numpy(generator.integers(len(vectors.short_SND), size=len(rows)))
+        draw = to_device(
+            torch.from_numpy(generator.integers(len(vectors.short_SND), size=len(rows))), rows.device
+        )
         return loss_of(vectors.short_SND[draw, rows], rows)
 
     def alone(rows: Tensor) -> Tensor:
@@ -323,9 +327,12 @@ def _descend(
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=True
     )
+    device = next(module.parameters()).device
+    train = train.to(device)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=epochs)
     for epoch in range(1, epochs + 1):
-        shuffled = train[torch.from_numpy(generator.permutation(len(train)))]
+        order = to_device(torch.from_numpy(generator.permutation(len(train))), device)
+        shuffled = train[order]
         for rows in shuffled.split(BATCH):
             optimizer.zero_grad()
             loss_of(rows).backward()

@@ -19,8 +19,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from embeddings.catalog.device_copies import to_device
 from embeddings.catalog.images import AugmentationConfig
-from embeddings.catalog.products import ProductBatch, ProductCatalog, prefetch
+from embeddings.catalog.products import ProductBatch, ProductCatalog
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import ProductEncoder, freeze_first_layers, pooled, pooled_image
 from embeddings.stages.product_parts import ProductParts, has_image_and_title
@@ -43,6 +44,7 @@ from embeddings.training.losses import (
     itc_loss,
     itm_loss,
 )
+from embeddings.training.prefetch import prefetch
 from embeddings.training.ranks import Ranks, gather_rows, gather_rows_with_gradient, sum_over_ranks
 
 #: The range in which the learned temperature is held (BLIP).
@@ -88,12 +90,19 @@ class PretrainConfig(OptimizerConfig):
 class PretrainBatch(NamedTuple):
     """Products of one micro-batch; `draw` seeds the hard negatives of all ranks alike.
 
-    Those whose image cannot be read or whose title has no known piece have no group: they take no part.
+    Those whose image cannot be read or whose title has no known piece have no group: they take no part. Which
+    those are is said on the host, too, since asking the device is to wait for it.
     """
 
     products: ProductBatch
     group_B: Tensor
     draw: int
+    #: `group_B` on the host.
+    host_group_B: npt.NDArray[np.int64]
+
+    def rows(self, chosen_B: npt.NDArray[np.bool_]) -> Tensor:
+        """Positions of rows chosen on the host, on the device of the batch."""
+        return to_device(torch.from_numpy(np.flatnonzero(chosen_B)), self.group_B.device)
 
 
 class _Features(NamedTuple):
@@ -162,7 +171,7 @@ class Pretraining(nn.Module):
             total_rows=(group_G != NO_GROUP).sum(),
         ).loss
         matched_B2, unmatched_M2 = self._match(batch, features, ranks, hard=True)
-        pairs = torch.tensor(float(len(matched_B2) + len(unmatched_M2)), device=matched_B2.device)
+        pairs = matched_B2.new_full((), len(matched_B2) + len(unmatched_M2), dtype=torch.float32)
         itm = itm_loss(matched_B2, unmatched_M2, total_pairs=sum_over_ranks(pairs, ranks))
         if self.training:
             self.queue.push(teacher_image_GD, teacher_text_GD, group_G)
@@ -235,16 +244,19 @@ class Pretraining(nn.Module):
             return draw_negatives(share_GG, generator)[own]
 
         other_image_B, other_text_B = drawn(logits_GG.T), drawn(logits_GG)
-        found_B = (other_image_B >= 0) & (other_text_B >= 0)
-        other_image_F, other_text_F = other_image_B[found_B], other_text_B[found_B]
+        if ranks.count == 1:
+            found_F = batch.rows(has_other_group(batch.host_group_B))
+        else:  # groups of other ranks are on the device alone
+            found_F = ((other_image_B >= 0) & (other_text_B >= 0)).nonzero().squeeze(1)
+        other_image_F, other_text_F = other_image_B[found_F], other_text_B[found_F]
         ids_BT, mask_BT = ids_GT[own], mask_GT[own]
         logits_N2 = self.online.match_logits(
-            torch.cat([ids_BT, ids_BT[found_B], ids_GT[other_text_F]]),
-            torch.cat([mask_BT, mask_BT[found_B], mask_GT[other_text_F]]),
-            torch.cat([image_BIH, image_GIH[other_image_F], image_BIH[found_B]]),
+            torch.cat([ids_BT, ids_BT[found_F], ids_GT[other_text_F]]),
+            torch.cat([mask_BT, mask_BT[found_F], mask_GT[other_text_F]]),
+            torch.cat([image_BIH, image_GIH[other_image_F], image_BIH[found_F]]),
         )
         rows = len(ids_BT)
-        return logits_N2[:rows][batch.group_B != NO_GROUP], logits_N2[rows:]
+        return logits_N2[:rows][batch.rows(batch.host_group_B != NO_GROUP)], logits_N2[rows:]
 
     @torch.no_grad()
     def _teacher_features(self, products: ProductBatch) -> tuple[Tensor, Tensor]:
@@ -359,8 +371,10 @@ class PretrainTask:
         }
 
     def _on_device(self, batches: Iterator[PretrainBatch]) -> Generator[PretrainBatch, None, None]:
-        for products, group_B, draw in prefetch(batches):
-            yield PretrainBatch(products.to(self.device), group_B.to(self.device), draw)
+        for batch in prefetch(batches):
+            yield batch._replace(
+                products=batch.products.to(self.device), group_B=to_device(batch.group_B, self.device)
+            )
 
     def _batch(
         self, index: npt.NDArray[Any], *, augmentation: AugmentationConfig | None, seed: int, draw: int
@@ -374,7 +388,18 @@ class PretrainTask:
         )
         complete_B = products.has_image_B & products.has_title_B
         group_B = torch.from_numpy(self.catalog.group_P[index]).masked_fill(~complete_B, NO_GROUP)
-        return PretrainBatch(products, group_B, draw)
+        return PretrainBatch(products, group_B, draw, host_group_B=group_B.numpy())
+
+
+def has_other_group(group_B: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which rows have a group, and a row of another group beside them: those that have negatives, bool [B].
+
+    >>> has_other_group(np.array([4, 4, 7, -1])).tolist(), has_other_group(np.array([4, 4])).tolist()
+    ([True, True, True, False], [False, False])
+    """
+    known_B = group_B != NO_GROUP
+    other_BB: npt.NDArray[np.bool_] = (group_B[:, None] != group_B) & known_B
+    return known_B & other_BB.any(axis=1)
 
 
 def advice(outcome: TrainingOutcome, config: PretrainConfig) -> str | None:

@@ -12,6 +12,7 @@ width, D embedding width; for queries that pick products, C candidate products.
 import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +20,25 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from embeddings.catalog.device_copies import to_device
 from embeddings.catalog.holdout import query_groups
-from embeddings.catalog.products import ProductBatch, ProductCatalog, prefetch
+from embeddings.catalog.products import HostFlags, ProductBatch, ProductCatalog
 from embeddings.catalog.titles import title_query
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.relevance.build_tuples import MODERATE, Grades, TupleSet
-from embeddings.stages.alignment import TEMPERATURE_RANGE, AlignBatch, AlignConfig, Alignment, GradedPairs
+from embeddings.stages.alignment import (
+    TEMPERATURE_RANGE,
+    AlignBatch,
+    AlignConfig,
+    Alignment,
+    GradedPairs,
+    TitleQueries,
+)
 from embeddings.training.evaluation import AT_CHANCE, ROWS
 from embeddings.training.length_chunks import length_chunks
 from embeddings.training.loop import rows_of_a_step
 from embeddings.training.losses import NO_GROUP
+from embeddings.training.prefetch import prefetch
 from embeddings.training.ranks import Ranks, sum_over_ranks
 
 #: Products whose images are encoded together.
@@ -242,14 +252,16 @@ class AlignTask:
             taken_BG = np.zeros((len(rows), len(query_V)), dtype=bool)
             np.put_along_axis(taken_BG, group_V[query_BC.reshape(len(rows), -1)], True, axis=1)
             known_BV = self.relevant_PQ[tuple_BC[:, 0]][:, query_V].toarray() | taken_BG[:, group_V]
-            relevant_BV = torch.from_numpy(known_BV[:, np.argsort(place_V)]).to(self.device)
+            relevant_BV = self._sent(known_BV[:, np.argsort(place_V)])
         return AlignBatch(
             products=products.to(self.device),
             product_chunks=product_chunks,
             image_GIH=image_GIH,
             query_chunks=chunks,
-            product_B=torch.from_numpy(product_B).to(self.device),
-            query_BC=torch.from_numpy(place_V[query_BC.reshape(len(rows), -1)]).to(self.device),
+            product_B=self._sent(product_B),
+            query_BC=self._sent(place_V[query_BC.reshape(len(rows), -1)]),
+            host_index_U=products.index_B.numpy(),
+            host_product_B=product_B,
             positive_B=tuple_BC[:, 1],
             grade_B=np.asarray(tuples.grades_NC[rows, 0]),
             total=total,
@@ -257,16 +269,11 @@ class AlignTask:
             title_queries=title_queries,
             graded=None
             if graded_B3 is None
-            else GradedPairs(
-                *(
-                    torch.from_numpy(part_B).to(self.device)
-                    for part_B in (pair_product_B, place_V[pair_query_B], pair_B3[:, 2])
-                )
-            ),
+            else GradedPairs(*map(self._sent, (pair_product_B, place_V[pair_query_B], pair_B3[:, 2]))),
         )
 
-    def _title_queries(self, products: ProductBatch, draw: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Token ids and mask of a query made from each product's title, and the products' groups."""
+    def _title_queries(self, products: ProductBatch, draw: tuple[int, int]) -> TitleQueries:
+        """A query made from each product's title."""
         rows = products.index_B.tolist()
         queries = [
             title_query(self.query_titles[row], np.random.default_rng((self.config.seed, *draw, row)))
@@ -274,7 +281,15 @@ class AlignTask:
         ]
         tokens = self.encoder.query_tokens(queries)
         group_U = torch.from_numpy(self.catalog.group_P[rows]).masked_fill(~tokens.known_B, NO_GROUP)
-        return tokens.ids_BT.to(self.device), tokens.mask_BT.to(self.device), group_U.to(self.device)
+        return TitleQueries(
+            *(to_device(part, self.device) for part in (tokens.ids_BT, tokens.mask_BT, group_U)),
+            host_group_U=group_U.numpy(),
+            same_UU=(tokens.ids_BT[:, None] == tokens.ids_BT).all(dim=2).numpy(),
+        )
+
+    def _sent(self, values: npt.NDArray[Any]) -> Tensor:
+        """An array as a tensor on the device."""
+        return to_device(torch.from_numpy(values), self.device)
 
     def _query_chunks(
         self, query_V: npt.NDArray[np.int64]
@@ -284,7 +299,7 @@ class AlignTask:
         chunks = []
         for rows, width in parts:
             part = query_V[order_V[rows]]
-            ids_VT, mask_VT = (tokens_QT[part, :width].to(self.device) for tokens_QT in self.query_tokens)
+            ids_VT, mask_VT = (to_device(of_QT[part, :width], self.device) for of_QT in self.query_tokens)
             chunks.append((ids_VT, mask_VT))
         place_V = np.argsort(order_V)
         return chunks, place_V
@@ -302,8 +317,9 @@ class AlignTask:
         if self.image_cache is None:
             return products, None, np.argsort(order_U), chunks
         slot_U = self.image_slot_P[product_U[order_U]]
-        image_GIH = self.image_cache[slot_U[slot_U >= 0]].to(self.device)
-        products = replace(products, has_image_B=torch.from_numpy(slot_U >= 0))
+        image_GIH = to_device(self.image_cache[slot_U[slot_U >= 0]], self.device)
+        flags = HostFlags(slot_U >= 0, products.has_title_B.numpy())
+        products = replace(products, has_image_B=torch.from_numpy(flags.has_image_B), on_host=flags)
         return products, image_GIH, np.argsort(order_U), chunks
 
     @torch.no_grad()

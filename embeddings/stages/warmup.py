@@ -23,9 +23,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from embeddings.catalog.device_copies import to_device
 from embeddings.catalog.groups import connected_groups
 from embeddings.catalog.images import AugmentationConfig
-from embeddings.catalog.products import ProductBatch, ProductCatalog, prefetch
+from embeddings.catalog.products import ProductBatch, ProductCatalog
 from embeddings.catalog.titles import title_query
 from embeddings.catalog.tokenizer import TokenBatch
 from embeddings.encoders.dashclip import DashClipEncoder
@@ -41,6 +42,7 @@ from embeddings.training.losses import (
     rarity,
     title_token_loss,
 )
+from embeddings.training.prefetch import prefetch
 from embeddings.training.ranks import Ranks
 
 
@@ -327,7 +329,7 @@ class TextWarmupTask(ContrastTask[TextBatch]):
         return TextBatch(
             titles=_to(self.encoder.title_tokens(titles), self.device),
             queries=_to(query_tokens, self.device),
-            group_B=torch.from_numpy(group_B[connected_groups(len(rows), keys)]).to(self.device),
+            group_B=to_device(torch.from_numpy(group_B[connected_groups(len(rows), keys)]), self.device),
         )
 
 
@@ -385,7 +387,7 @@ class ImageWarmupTask(ContrastTask[ImageBatch]):
         )
         complete_B = products.has_image_B & products.has_title_B
         group_B = torch.from_numpy(self.catalog.group_P[rows]).masked_fill(~complete_B, NO_GROUP)
-        return ImageBatch(products.to(self.device), group_B.to(self.device))
+        return ImageBatch(products.to(self.device), to_device(group_B, self.device))
 
 
 def _text_features(product: ProductEncoder, tokens: TokenBatch) -> Tensor:
@@ -394,4 +396,4 @@ def _text_features(product: ProductEncoder, tokens: TokenBatch) -> Tensor:
 
 
 def _to(tokens: TokenBatch, device: torch.device) -> TokenBatch:
-    return TokenBatch(tokens.ids_BT.to(device), tokens.mask_BT.to(device), tokens.known_B.to(device))
+    return TokenBatch(*(to_device(part, device) for part in (tokens.ids_BT, tokens.mask_BT, tokens.known_B)))

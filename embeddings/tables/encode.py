@@ -11,6 +11,7 @@ Shapes: N products or queries, C rows of a shard, B rows of a batch, D embedding
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from embeddings.catalog.device_copies import ToHost
 from embeddings.catalog.products import ProductCatalog
 from embeddings.embedding_table import EmbeddingTable, is_table
 from embeddings.encoders.dashclip import DashClipEncoder
@@ -299,8 +301,8 @@ def _encode_shard(
     length = np.array([source.lengths[row] for row in fresh], dtype=np.int64)
     done, total = int(rows_C[-1]) + 1 - len(fresh), len(source.ids)
     progress(source.plural, done, total)
-    for rows_B, vectors_BD in source.encode(fresh[np.argsort(length, kind="stable")]):
-        found_BD = vectors_BD.float().cpu().numpy()
+    for rows_B, on_the_way_BD in _one_behind(source.encode(fresh[np.argsort(length, kind="stable")])):
+        found_BD = on_the_way_BD.read().numpy()
         finite_B = np.isfinite(found_BD).all(axis=1)
         if not finite_B.all():
             bad = source.ids[int(rows_B[~finite_B][0])].as_py()
@@ -312,6 +314,17 @@ def _encode_shard(
         done += len(rows_B)
         progress(source.plural, done, total)
     return Shard(vectors_CD, source.take_notes())
+
+
+def _one_behind(encoded: Iterable[tuple[Rows, torch.Tensor]]) -> Iterator[tuple[Rows, ToHost]]:
+    """Each batch once the next one is asked for, so that a GPU has work while its vectors are stored."""
+    before: tuple[Rows, ToHost] | None = None
+    for rows_B, vectors_BD in encoded:
+        if before is not None:
+            yield before
+        before = rows_B, ToHost(vectors_BD.float())
+    if before is not None:
+        yield before
 
 
 def _key(

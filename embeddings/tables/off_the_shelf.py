@@ -25,11 +25,12 @@ from transformers.models.flava.image_processing_pil_flava import FlavaImageProce
 
 from embeddings.catalog.images import ImageUnreadable, OutsideImage, load_image
 from embeddings.catalog.inputs import read_distinct_queries
-from embeddings.catalog.products import ProductCatalog, prefetch
+from embeddings.catalog.products import ProductCatalog
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.encoders.blip_checkpoint import load_blip_retrieval
 from embeddings.encoders.pretrained import PretrainedError, first_line, load_pretrained, read_model_config
 from embeddings.tables.lsa import holds_only_lsa_tables, write_both_tables
+from embeddings.training.prefetch import prefetch
 from features.artifacts import refuse_foreign_folder, refuse_to_replace_input
 from features.progress import Progress, silent
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from embeddings.training.precision import onednn_multiplies_float32
+from embeddings.training.precision import onednn_multiplies_bfloat16, onednn_multiplies_float32
 
 #: oneDNN keeps its kernels for each shape, 1 to 5 MB with the gradients: texts of all lengths came to 1 GB in
 #: 200 batches. So layers multiply blocks of so many rows, and MKL what is left.
@@ -22,7 +22,7 @@ BLOCK_ROWS = (4096, 1024, 256, 64)
 
 def linear(x_BK: Tensor, weight_HK: Tensor, bias_H: Tensor | None) -> Tensor:
     """x W^T + b, for use inside autograd functions: `weight_HK` has the dtype of `x_BK`."""
-    if _by_onednn(x_BK):
+    if _by_onednn(x_BK) or (bias_H is not None and _adds_bias_within(x_BK)):
         return _onednn_product(x_BK, weight_HK, bias_H)
     if bias_H is None:
         return torch.mm(x_BK, weight_HK.t())
@@ -125,6 +125,12 @@ def _by_onednn(x: Tensor) -> bool:
     """It refuses products of nothing."""
     is_float32 = x.dtype is torch.float32 and x.device.type == "cpu"
     return is_float32 and x.numel() > 0 and onednn_multiplies_float32()
+
+
+def _adds_bias_within(x: Tensor) -> bool:
+    """bfloat16 products are oneDNN's anyway, but `addmm` writes the bias to its result first: a pass more."""
+    is_bfloat16 = x.dtype is torch.bfloat16 and x.device.type == "cpu"
+    return is_bfloat16 and x.numel() > 0 and onednn_multiplies_bfloat16()
 
 
 def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -51,15 +51,22 @@ class FeatureQueue(nn.Module):
         Push after the loss: a batch that is already in the queue would stand in its own columns twice.
         """
         self._check(image_BD, text_BD, group_B)
-        size = len(self.group_Q)
-        row_B = (group_B != NO_GROUP).nonzero().squeeze(1)[-size:] if size else group_B.new_zeros(0)
-        if not len(row_B):
+        size, rows = len(self.group_Q), min(len(self.group_Q), len(group_B))
+        if not rows:
             return
-        slot_B = (self.next_slot + torch.arange(len(row_B), device=self.next_slot.device)) % size
-        self.image_QD[slot_B] = image_BD[row_B].to(self.image_QD)
-        self.text_QD[slot_B] = text_BD[row_B].to(self.text_QD)
-        self.group_Q[slot_B] = group_B[row_B].to(self.group_Q)
-        self.next_slot.copy_((self.next_slot + len(row_B)) % size)
+        # How many rows have a group, the device alone knows: those come first, and the slots beyond them keep
+        # what they hold.
+        known_B = group_B != NO_GROUP
+        count = known_B.sum()
+        number_R = torch.arange(rows, device=group_B.device) + (count - rows).clamp_min(0)
+        row_R = known_B.to(torch.int8).argsort(descending=True, stable=True)[number_R]
+        slot_R = (self.next_slot + torch.arange(rows, device=self.next_slot.device)) % size
+        kept_R = number_R < count
+        for held_Q, given_B in ((self.image_QD, image_BD), (self.text_QD, text_BD), (self.group_Q, group_B)):
+            chosen_R = given_B[row_R].to(held_Q)
+            mask_R = kept_R if held_Q.ndim == 1 else kept_R.unsqueeze(1)
+            held_Q[slot_R] = torch.where(mask_R, chosen_R, held_Q[slot_R])
+        self.next_slot.copy_((self.next_slot + count.clamp_max(rows)) % size)
 
     def _check(self, image_BD: Tensor, text_BD: Tensor, group_B: Tensor) -> None:
         expected = (len(group_B), self.image_QD.shape[1])

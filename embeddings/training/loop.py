@@ -24,6 +24,7 @@ from embeddings.training.evaluation import learned_nothing
 from embeddings.training.precision import Precision
 from embeddings.training.ranks import Ranks, sum_over_ranks
 from embeddings.training.run_log import LOG_EVERY_STEPS, TrainingLog
+from embeddings.training.step_numbers import NumbersOnTheWay, StepNumbers
 from features.artifacts import StrictModel
 from features.inputs.shares import rounded_down
 
@@ -187,7 +188,8 @@ def train(
         log: where numbers go; nowhere if None.
 
     Raises:
-        TrainingDivergedError: a loss or a gradient is not finite; names the step. All ranks raise it alike.
+        TrainingDivergedError: a loss or a gradient is not finite; names the step. All ranks raise it alike,
+            on a GPU some steps later, but before any evaluation or checkpoint.
         CheckpointError: the checkpoints in `folder` are of another run or damaged.
     """
     log = log or TrainingLog(folder, writes=False)
@@ -245,6 +247,9 @@ class _EncoderLoop(TrainingLoop):
         self.best, self.best_step = self.measures, 0
         self.best_weights: dict[str, Tensor] = {}
         self.loss_sum, self.loss_steps = 0.0, 0
+        self.on_the_way = NumbersOnTheWay(self.device)
+        self.names: list[str] = []  # of the numbers of a step, but for the norm of its gradient
+        self.read_losses: dict[str, float] = {}  # of the last step that was read
 
     def train(self) -> TrainingOutcome:
         """The loop; the caller's random state is as before afterwards."""
@@ -275,7 +280,7 @@ class _EncoderLoop(TrainingLoop):
         epoch, offset = divmod(self.step, self.task.steps_per_epoch)
         with closing(self.task.micro_batches(epoch, offset)) as batches:
             for _ in range(offset, self.task.steps_per_epoch):
-                losses = self._one_step(batches)
+                self._one_step(batches)
                 self.after_step(self.step, checkpoint=self.step % self.config.checkpoint_every_steps == 0)
                 if self.progress and self.ranks.first:
                     names = self.task.title, self.task.rows_name
@@ -284,7 +289,9 @@ class _EncoderLoop(TrainingLoop):
                     ended = self.stopped or self.step == self.total_steps
                     remark = learned_nothing(self.task.title, self.best) if ended else None
                     self.progress(
-                        Report(*names, self.step, self.total_steps, losses, rate, evaluation, remark)
+                        Report(
+                            *names, self.step, self.total_steps, self.read_losses, rate, evaluation, remark
+                        )
                     )
                 if self.stopped:
                     break
@@ -293,13 +300,11 @@ class _EncoderLoop(TrainingLoop):
         seconds = time.perf_counter() - self.started
         return (self.step - self.first_step) * self.task.batch_rows / max(seconds, 1e-9)
 
-    def _one_step(self, batches: Generator[Any, None, None]) -> dict[str, float]:
+    def _one_step(self, batches: Generator[Any, None, None]) -> None:
         # Dropout draws anew for each step and rank, so that a resumed run draws what a whole one does.
         draw = np.random.default_rng((self.config.seed, self.step, self.ranks.rank))
         torch.manual_seed(int(draw.integers(2**62)))
-        share = learning_rate_share(
-            self.step, total=self.total_steps, warmup=self.warmup, final_share=self.config.final_share
-        )
+        share = self._learning_rate_share(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * share
         self.task.module.train()
@@ -313,24 +318,42 @@ class _EncoderLoop(TrainingLoop):
             for name, value in parts.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
         shared = sum_over_ranks(torch.stack(list(sums.values())), self.ranks)
-        means = (shared / (self.config.accumulation * self.ranks.count)).tolist()
-        losses = dict(zip(sums, means, strict=True))
+        means = shared / (self.config.accumulation * self.ranks.count)
         norm = nn.utils.clip_grad_norm_([parameter for _, parameter in self.named], GRADIENT_NORM)
-        for what, value in (("loss", losses["loss"]), ("gradient norm", float(norm))):
-            if not math.isfinite(value):
-                raise TrainingDivergedError(
-                    f"the {what} of step {self.step + 1} is {value} ({losses}); lower learning_rate, or use "
-                    'precision = "float32"'
-                )
+        self.names = list(sums)
+        self._read(self.on_the_way.note(self.step, torch.cat([means, norm.reshape(1).to(means)])))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.loss_sum += losses["loss"]
-        self.loss_steps += 1
-        if self.step % LOG_EVERY_STEPS == 0:
-            named = {f"train/{name}": value for name, value in losses.items()}
-            self.log.step({**named, "train/learning_rate_share": share}, self.step)
-        return losses
+
+    def _read(self, arrived: list[StepNumbers]) -> None:
+        """Check, add up and log the losses of steps that have arrived.
+
+        Raises:
+            TrainingDivergedError: a loss or the norm of a gradient is no number.
+        """
+        for found in arrived:
+            *means, norm = found.numbers_K
+            losses = dict(zip(self.names, means, strict=True))
+            step = found.step + 1
+            for what, value in (("loss", losses["loss"]), ("gradient norm", norm)):
+                if not math.isfinite(value):
+                    raise TrainingDivergedError(
+                        f"the {what} of step {step} is {value} ({losses}); lower learning_rate, or use "
+                        'precision = "float32"'
+                    )
+            self.loss_sum += losses["loss"]
+            self.loss_steps += 1
+            self.read_losses = losses
+            if step % LOG_EVERY_STEPS == 0:
+                named = {f"train/{name}": value for name, value in losses.items()}
+                share = self._learning_rate_share(found.step)
+                self.log.step({**named, "train/learning_rate_share": share}, step)
+
+    def _learning_rate_share(self, step: int) -> float:
+        return learning_rate_share(
+            step, total=self.total_steps, warmup=self.warmup, final_share=self.config.final_share
+        )
 
     def _no_sync(self, micro: int) -> AbstractContextManager[None]:
         last = micro == self.config.accumulation - 1
@@ -339,6 +362,7 @@ class _EncoderLoop(TrainingLoop):
         return self.module.no_sync()
 
     def evaluate(self) -> None:
+        self._read(self.on_the_way.settle())
         self.task.module.eval()
         with torch.no_grad(), autocast(self.device, self.config.precision):
             measures = self.task.evaluate()
@@ -361,6 +385,11 @@ class _EncoderLoop(TrainingLoop):
                 for name, value in self.task.module.state_dict().items()
                 if name in trained
             }
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint, from the first rank; all know by then whether a loss was no number."""
+        self._read(self.on_the_way.settle())
+        super().save(name)
 
     def state(self) -> Checkpoint:
         optimizer = {
@@ -397,8 +426,9 @@ class _EncoderLoop(TrainingLoop):
                 if key.startswith(prefix) and "." not in key.removeprefix(prefix)
             }
             if own:
+                # the fused kernel keeps its step counter beside the parameter, wherever that is
                 self.optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
+                    key: value.to(parameter.device) for key, value in own.items()
                 }
         self.best_weights = {name: value.to(self.device) for name, value in saved.parts["best"].items()}
         for name in ("step", "history", "best", "best_step", "loss_sum", "loss_steps"):

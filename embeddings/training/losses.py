@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from embeddings.catalog.device_copies import to_device
 from embeddings.catalog.tokenizer import TokenBatch
 
 NO_GROUP = -1
 
 #: Added to every candidate's share before one is drawn (BLIP): no negative is ever out of reach.
 NEGATIVE_EPSILON = 1e-4
-
 #: Titles whose tokens are counted at a time.
 RARITY_ROWS = 4_096
 
@@ -157,7 +157,7 @@ def draw_negatives(probability_BC: Tensor, generator: torch.Generator) -> Tensor
     if probability_BC.shape[1] == 0:
         return torch.full((rows,), -1, device=probability_BC.device)
     cumulative_BC = probability_BC.double().cumsum(dim=1)
-    threshold_B1 = uniform_B.to(probability_BC.device)[:, None] * cumulative_BC[:, -1:]
+    threshold_B1 = to_device(uniform_B, probability_BC.device)[:, None] * cumulative_BC[:, -1:]
     column_B1 = torch.searchsorted(cumulative_BC, threshold_B1, right=True)
     column_B1 = column_B1.clamp_max(probability_BC.shape[1] - 1)
     # A parallel sum may rise by a rounding error where a probability is zero; such a column is never right.
@@ -318,8 +318,9 @@ def unit_vectors(vectors: Tensor) -> Tensor:
 def _share(loss_B: Tensor, weight_B: Tensor, total: Tensor | float | None) -> Tensor:
     """Weighted sum of the rows over the total weight; 0, with a graph, where there is none."""
     weight_B = weight_B.to(loss_B)
-    total = weight_B.sum() if total is None else torch.as_tensor(total).to(loss_B)
-    return (loss_B * weight_B).sum() / total.masked_fill(total == 0, 1)
+    if not isinstance(total, Tensor):  # made on the device: a copy to it would wait
+        total = weight_B.sum() if total is None else loss_B.new_full((), total)
+    return (loss_B * weight_B).sum() / total.to(loss_B).masked_fill(total == 0, 1)
 
 
 def _mask(logits: Tensor, allowed: Tensor) -> Tensor:

@@ -39,6 +39,12 @@ def onednn_multiplies_float32() -> bool:
     )
 
 
+@cache
+def onednn_multiplies_bfloat16() -> bool:
+    """Whether the processor's bfloat16 products are oneDNN's, in its units, and can be asked of it."""
+    return has_bfloat16_units(torch.device("cpu")) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
     """The dtype of the dense layers' products; weights and optimizer states are float32 in any case."""
     fast = has_bfloat16_units(device) if precision == "auto" else precision == "bfloat16"

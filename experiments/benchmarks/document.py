@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.tables import PARTS, read_result, tables_of
+from experiments.benchmarks.tables import GPU, PARTS, read_result, tables_of
 from features.artifacts import atomic_write_bytes
 
 #: By the instruction that matters most for matrix products, the slowest first.
 _CLASS_OF = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX"}
 _PLAIN = "other"
-CLASSES = (_PLAIN, *_CLASS_OF.values())
+_GPU = "GPU"
+CLASSES = (_PLAIN, *_CLASS_OF.values(), _GPU)
 
 
 def processor_class(machine: Mapping[str, Any]) -> str:
@@ -65,9 +66,11 @@ def render_document(document: str, results: Mapping[str, dict[str, Any]]) -> str
     return document
 
 
-def update_document(path: Path, results: Path, *, parts: Sequence[str] = PARTS) -> list[str]:
+def update_document(path: Path, results: Path, *, parts: Sequence[str] = (*PARTS, GPU)) -> list[str]:
     """Write the tables of `results` into the document at `path`; the parts that were found."""
     found = {part: result for part in parts if (result := read_result(results, part)) is not None}
+    if GPU in found and not found[GPU]["accelerator"]:
+        del found[GPU]  # a trial on a processor
     rendered = render_document(path.read_text(encoding="utf-8"), found)
     atomic_write_bytes(path, rendered.encode())
     return list(found)
@@ -89,6 +92,8 @@ def _sections(part: str, text: str) -> dict[str, str]:
 
 def _by_class(part: str, result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The result of each class in it: runs of encoders are kept from several machines."""
+    if part == GPU:
+        return {_GPU: result}
     if part != "encoders":
         return {processor_class(result["machine"]): result}
     found: dict[str, dict[str, Any]] = {}
@@ -99,5 +104,7 @@ def _by_class(part: str, result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _title(name: str, result: dict[str, Any]) -> str:
+    if name == _GPU:
+        return f"a GPU: {result['accelerator']}"
     machine = result.get("machine") or next(iter(result["runs"].values()))["machine"]
     return f"{name}: {machine['processor']}"

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from experiments.benchmarks.gpu_tables import gpu_tables
 from experiments.benchmarks.result_table import ResultTable, machine_note
 from experiments.benchmarks.scale_report import scale_tables
 from experiments.benchmarks.serving.tables import serving_tables
@@ -14,6 +15,8 @@ from experiments.benchmarks.training.tables import training_tables
 PARTS = ("training", "features", "loader", "scaling", "spark", "encoders", "serving")
 #: Measured when it is asked for by name, since it takes hours; its tables stand in a document of their own.
 SCALE = "scale"
+#: Measured when it is asked for by name, where there is a GPU.
+GPU = "gpu"
 
 
 def read_result(results: Path, part: str) -> dict[str, Any] | None:
@@ -244,6 +247,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], list[ResultTable]]] = {
     "encoders": _encoders,
     "serving": serving_tables,
     SCALE: scale_tables,
+    GPU: gpu_tables,
 }
 
 

@@ -25,6 +25,7 @@ class Part(StrEnum):
     ENCODERS = "encoders"
     SERVING = "serving"
     SCALE = "scale"
+    GPU = "gpu"
     TABLES = "tables"
 
 
@@ -46,6 +47,7 @@ class _Options:
     bfloat16: bool
     environments: Path
     torcheasyrec: Path | None
+    threads: int
     size: Size
     device: Device
     precision: Precision
@@ -95,11 +97,20 @@ def bench(
         Path | None,
         typer.Option(help="Checkout of TorchEasyRec, to measure training beside it, too."),
     ] = None,
+    threads: Annotated[
+        int,
+        typer.Option(min=1, help="Measure our training on so many threads, too, beside one; by wall time."),
+    ] = 1,
     docs: Annotated[
         Path, typer.Option(help="Document whose tables are rewritten, except after --quick.")
     ] = Path("docs/benchmarks.md"),
     size: Annotated[Size, typer.Option(help="Size of the encoders.", rich_help_panel=_PANEL)] = "small",
-    device: Annotated[Device, typer.Option(help="Where the encoders run.", rich_help_panel=_PANEL)] = "cpu",
+    device: Annotated[
+        Device | None,
+        typer.Option(
+            help="Where encoders run, the CPU by default, and `gpu`, CUDA by default.", rich_help_panel=_PANEL
+        ),
+    ] = None,
     precision: Annotated[
         Precision, typer.Option(help="Of their training steps.", rich_help_panel=_PANEL)
     ] = "float32",
@@ -162,6 +173,9 @@ def bench(
     the others. `serving` is what the embeddings add to a request's latency, against fetching them from
     Redis; TorchServe, FastAPI and ONNX Runtime; memory of one more worker, start-up, and 8-bit vectors.
 
+    `gpu` is no part of `all`: the training steps of the ranker and of encoders on a GPU, their shares of its
+    peaks, and profiles, in under eight minutes on data that it makes itself; `--device cpu` tries the way.
+
     `scale` is no part of `all`: each command from `generate` to a served request, for logs up to the paper's
     size, which takes an hour or two, 4 GB of memory and 15 GB of disk. Cut off, it goes on where it was, and
     sizes that were measured before stay. Its tables go to scaling.md beside `--docs`.
@@ -172,7 +186,7 @@ def bench(
 
     from experiments.benchmarks.document import update_document
     from experiments.benchmarks.scale_report import scale_png
-    from experiments.benchmarks.tables import PARTS, SCALE, read_result, tables_of
+    from experiments.benchmarks.tables import GPU, PARTS, SCALE, read_result, tables_of
     from features.artifacts import atomic_write_bytes, atomic_write_json
 
     console = Console()
@@ -182,8 +196,9 @@ def bench(
         bfloat16=bfloat16,
         environments=environments.absolute(),
         torcheasyrec=torcheasyrec,
+        threads=threads,
         size=size,
-        device=device,
+        device=device or ("cuda" if part is Part.GPU else "cpu"),
         precision=precision,
         compiled=compiled,
         batch_rows=batch_rows,
@@ -194,7 +209,7 @@ def bench(
         features=features,
         rows=tuple(round(number) for number in rows or ()),
     )
-    wanted = {Part.ALL: PARTS, Part.TABLES: (*PARTS, SCALE)}.get(part, (part.value,))
+    wanted = {Part.ALL: PARTS, Part.TABLES: (*PARTS, SCALE, GPU)}.get(part, (part.value,))
     for name in wanted:
         earlier = read_result(out, name) if resume or name == "encoders" else None
         is_measured = earlier is not None and (name != "encoders" or options.setting in earlier["runs"])
@@ -205,6 +220,8 @@ def bench(
             result = _measure(name, out, options, console)
             command = f"dashclip bench {name}{' --quick' if quick else ''}"
             command += " --torcheasyrec CHECKOUT" if name == "training" and torcheasyrec else ""
+            command += f" --threads {threads}" if name == "training" and threads > 1 else ""
+            command += " --device cpu" if name == GPU and options.device == "cpu" else ""
             command += " --data DATA" if name == "spark" and data else ""
             command += " --before CHECKOUT" if name == "serving" and before else ""
             if name == "encoders":
@@ -263,7 +280,7 @@ def _benchmark(name: str, options: _Options, *, work: Path, report: "Progress") 
                 run_training_benchmark,
             )
 
-            sizes = QUICK if options.quick else TrainingBenchmark()
+            sizes = replace(QUICK if options.quick else TrainingBenchmark(), threads=options.threads)
             return run_training_benchmark(
                 sizes,
                 work=work,
@@ -321,6 +338,12 @@ def _benchmark(name: str, options: _Options, *, work: Path, report: "Progress") 
                 before=options.before,
                 progress=report,
             )
+        case "gpu":
+            from experiments.benchmarks.gpu import TINY, GpuBenchmark, run_gpu_benchmark
+
+            small = options.quick or options.device == "cpu"
+            measured = replace(TINY, device=options.device) if small else GpuBenchmark()
+            return run_gpu_benchmark(measured, work=work, quick=small, progress=report)
         case "scale":
             from experiments.benchmarks.scale import QUICK as QUICK_SCALE
             from experiments.benchmarks.scale import ScaleBenchmark, run_scale_benchmark

@@ -355,6 +355,11 @@ def _train(run: PlannedRun, tracker: Tracker | None, progress: Progress) -> None
 
 
 def loss_and_rate(training: TrainingProgress) -> str:
-    """Mean loss and rows a second so far, as a progress bar shows them."""
+    """Mean loss and rows a second so far, as a progress bar shows them.
+
+    After an evaluation on a GPU no loss has arrived yet; until then the mean before it is shown.
+    """
     loss = training.loss_sum / max(1, training.loss_rows)
+    if not training.loss_rows and training.history:
+        loss = training.history[-1].train_loss
     return f"loss {loss:.4f}  {training.rows / max(training.seconds, 1e-9):,.0f} rows/s"

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from features.batches.batch import SEMANTIC_KEYS, Batch, one_id_each
+from features.batches.batch import SEMANTIC_KEYS, Batch, bags, one_id_each
 from features.batches.pretrained_rows import SemanticRows
 from features.feature_set import FeatureSet
 
@@ -277,7 +277,7 @@ class BatchLoader:
     def _semantic_bags(self, rows: Rows) -> KeyedJaggedTensor:
         if self._semantic is None:
             keys = list(SEMANTIC_KEYS)
-            return KeyedJaggedTensor(keys=keys, values=torch.empty(0, dtype=torch.int64), lengths=_NO_LENGTHS)
+            return bags(keys, [_NO_VALUES] * len(keys), [_NO_LENGTHS] * len(keys))
         index = rows.index
         return self._semantic.lookup(
             index["product_index"], index["query_index"], index["history_start"], index["history_end"]
@@ -293,6 +293,7 @@ class BatchLoader:
         return result
 
 
+_NO_VALUES = torch.empty(0, dtype=torch.int64)
 _NO_LENGTHS = torch.empty(0, dtype=torch.int32)
 
 

@@ -20,5 +20,8 @@ class ShardingConfig(StrictModel):
     rank_memory_gb: Annotated[float, Field(gt=0)] | None = None
     #: Every rank holds all pretrained tables if these have at most so many GB; else they are spread, too.
     replicated_up_to_gb: Annotated[float, Field(ge=0)] = 4.0
+    #: Whether the ids of the next batch are exchanged while this one is computed, by torchrec's pipeline:
+    #: "auto" on GPUs alone. The numbers are the same either way.
+    pipeline: Literal["auto", "on", "off"] = "auto"
     #: Streams of rows that make each batch; any number of ranks that divides it trains on the same batches.
     streams: Annotated[int, Field(ge=1, le=4096)] = 8

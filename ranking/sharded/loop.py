@@ -1,40 +1,43 @@
 """Training on several ranks: the loop of one process, with what ranks must exchange."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from embeddings.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
 from embeddings.training.ranks import Ranks, decided_by_first, sum_over_ranks
+from embeddings.training.step_numbers import StepNumbers
 from features.batches.batch import Batch
 from ranking.checkpoint import WEIGHTS, copy_weights, ranker_weights
 from ranking.model import Ranker
 from ranking.sharded.checkpoint import TENSORS, add_sharded_checkpoint, load_sharded_tensors
 from ranking.sharded.config import ShardingConfig
-from ranking.sharded.plan import OnPlan, TablePlan, plan_tables
+from ranking.sharded.pipeline import RankerPipeline
+from ranking.sharded.plan import BatchRanker, OnPlan, TablePlan, plan_tables
 from ranking.train import RankerLoop
 
 
-def spread(ranker: Ranker, plan: TablePlan, *, device: torch.device) -> nn.Module:
+def spread(ranker: Ranker, plan: TablePlan, *, device: torch.device) -> DistributedModelParallel:
     """Spread the tables of `ranker` over the ranks, in place, with the values that they have.
 
     Returns:
-        The ranker as it is trained: the same module, which averages the gradients of dense layers.
+        The ranker as it is trained, a function of batches: it averages the gradients of dense layers.
     """
     # torchrec draws the weights of what it shards anew
     whole = dict(ranker.state_dict())
     for name, module in ranker.named_children():
-        if f"{name}.collection" not in plan.sharding.plan:
+        if BatchRanker.collection_path(name) not in plan.sharding.plan:
             module.to(device)
     parallel = DistributedModelParallel(
-        ranker, device=device, plan=plan.sharding, sharders=plan.sharders, init_parameters=False
+        BatchRanker(ranker), device=device, plan=plan.sharding, sharders=plan.sharders, init_parameters=False
     )
     copy_weights(ranker.state_dict(), whole)
     return parallel
@@ -64,13 +67,15 @@ def loop_of_ranks(
     plan = plan_tables(ranker, config, ranks=ranks, device=device, rows=rows)
     if on_plan is not None and ranks.first:
         on_plan(plan.places)
-    return partial(ShardedLoop, ranks=ranks, parallel=spread(ranker, plan, device=device), seed=seed)
+    pipelined = config.pipeline == "on" or (config.pipeline == "auto" and device.type == "cuda")
+    kind = PipelinedLoop if pipelined else ShardedLoop
+    return partial(kind, ranks=ranks, parallel=spread(ranker, plan, device=device), seed=seed)
 
 
 class ShardedLoop(RankerLoop):
     """Steps, evaluations and checkpoints of one of several ranks."""
 
-    def __init__(self, *given: Any, ranks: Ranks, parallel: nn.Module, seed: int) -> None:
+    def __init__(self, *given: Any, ranks: Ranks, parallel: DistributedModelParallel, seed: int) -> None:
         """
         Args:
             given: what `RankerLoop` takes.
@@ -89,19 +94,20 @@ class ShardedLoop(RankerLoop):
         # Dropout draws anew for each step and rank, so that a resumed run draws what a whole one does.
         draw = np.random.default_rng((self.seed, self.progress.step, self.ranks.rank))
         torch.manual_seed(int(draw.integers(2**62)))
-        return self.parallel(batch.dense_BF, batch.sparse, batch.semantic)
+        return self.parallel(batch)
 
-    def value_of(self, loss: Tensor) -> float:
-        """The mean over ranks, the same on all, and whether the first one's clock asks for a checkpoint."""
+    def noted(self, loss: Tensor) -> Tensor:
+        """The sum over ranks, the same on all, and whether the first one's clock asks for a checkpoint."""
         due = float(self.ranks.first and super().checkpoint_due())
-        shared = torch.stack(
-            [loss.detach().double(), torch.tensor(due, dtype=torch.double, device=loss.device)]
-        )
-        total, asked = sum_over_ranks(shared, self.ranks).tolist()
+        return sum_over_ranks(torch.cat([super().noted(loss), loss.new_full((1,), due).double()]), self.ranks)
+
+    def mean_loss(self, found: StepNumbers) -> float:
+        total, asked = found.numbers_K
         self.due = asked > 0
         return total / self.ranks.count
 
     def save(self, name: str) -> None:
+        """Write a checkpoint of all ranks."""
         self.checkpointed_at = time.monotonic()
         add_sharded_checkpoint(
             self.checkpoints,
@@ -111,6 +117,7 @@ class ShardedLoop(RankerLoop):
             keep=self.checkpoints_kept,
             ranks=self.ranks,
         )
+        self.due = False  # whatever asked for one before
 
     def resume(self) -> None:
         found = decided_by_first(self.ranks, self._newest)
@@ -141,3 +148,41 @@ class ShardedLoop(RankerLoop):
                 "without torchrun, or train again in another folder"
             )
         return read_checkpoint(newest), newest
+
+
+class PipelinedLoop(ShardedLoop):
+    """The same steps, in each of which the ids of the next batch are exchanged already.
+
+    The pipeline runs empty before each evaluation, which reads the tables without it.
+    """
+
+    def __init__(self, *given: Any, **of_ranks: Any) -> None:
+        """See `ShardedLoop`."""
+        super().__init__(*given, **of_ranks)
+        self.pipeline = RankerPipeline(self.parallel, self.optimizer, self.device, loss_of=self.loss_of)
+
+    def steps(self, batches: Iterator[Batch]) -> Iterator[None]:
+        """Take a step with each batch."""
+        while True:
+            coming = [step for step in self.evaluation_steps if step > self.progress.step]
+            part = islice(batches, min(coming) - self.progress.step) if coming else batches
+            taken = 0
+            while self.take_pipelined_step(part):
+                taken += 1
+                yield
+            if not taken:
+                return
+
+    def take_pipelined_step(self, batches: Iterator[Batch]) -> bool:
+        """One update by the first batch under way; False if there is none, and `batches` has no more."""
+        self.optimizer.set_learning_rates(self.progress.step)
+        rows = self.pipeline.step(batches)
+        if rows is None:
+            return False
+        self.count(rows)
+        return True
+
+    def evaluate(self) -> None:
+        """Evaluate without the pipeline."""
+        self.pipeline.detach()
+        super().evaluate()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fused_embeddingbag import FusedEmbeddingBagCollectionSharder
@@ -23,6 +23,7 @@ from torchrec.distributed.types import (
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from embeddings.training.ranks import Ranks, decided_by_first
+from features.batches.batch import Batch
 from features.machine import usable_memory_bytes
 from ranking.embedding_collection import PooledEmbeddings
 from ranking.model import Ranker, TwoTowerRanker
@@ -31,6 +32,24 @@ from ranking.sharded.config import ShardingConfig
 _GB = 1e9
 _FLOAT_BYTES = 4
 _FUSED, _TABLE_WISE, _ROW_WISE = "fused", "table_wise", "row_wise"
+
+
+class BatchRanker(nn.Module):
+    """A ranker as a function of whole batches: what torchrec spreads, and what its pipeline reads."""
+
+    def __init__(self, ranker: Ranker) -> None:
+        super().__init__()
+        self.ranker = ranker
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits of a click [B]."""
+        logit_B: Tensor = self.ranker(batch.dense_BF, batch.sparse, batch.semantic)
+        return logit_B
+
+    @staticmethod
+    def collection_path(name: str) -> str:
+        """Where the collection of the `PooledEmbeddings` called `name` is found in it."""
+        return f"ranker.{name}.collection"
 
 
 class ShardingError(ValueError):
@@ -123,7 +142,7 @@ def _planned(
         constraints=_constraints(collections, config, ranks),
     )
     try:
-        return planner.plan(ranker, sharders)
+        return planner.plan(BatchRanker(ranker), sharders)
     except PlannerError as error:
         total = sum(
             _gb(pooled.collection.embedding_bag_configs(), trained=not pooled.frozen)
@@ -176,7 +195,7 @@ def _constraints(
 
 def _places(ranker: Ranker, plan: ShardingPlan, ranks: Ranks) -> Iterator[TablePlace]:
     for name, pooled in _all_collections(ranker):
-        planned = plan.plan.get(f"{name}.collection")
+        planned = plan.plan.get(BatchRanker.collection_path(name))
         trained = not pooled.frozen
         for table in pooled.collection.embedding_bag_configs():
             if planned is None:

@@ -53,6 +53,18 @@ def assert_same(found: list[Tensor], expected: list[Tensor], *, error: float) ->
         torch.testing.assert_close(one, other, rtol=0, atol=error * max(1.0, other.abs().max().item()))
 
 
+@settings(deadline=None, max_examples=50)
+@given(rows=SIZES, width=SIZES, outputs=SIZES, seed=st.integers(0, 99))
+def test_a_bias_that_joins_its_product_changes_no_bit(rows: int, width: int, outputs: int, seed: int) -> None:
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN has no bfloat16 here")
+    torch.manual_seed(seed)
+    x, weight, bias = (torch.randn(size).bfloat16() for size in ((rows, width), (outputs, width), (outputs,)))
+    joined = dense_layers._onednn_product(x, weight, bias)
+    assert joined.dtype is torch.bfloat16
+    torch.testing.assert_close(joined, torch.addmm(bias, x, weight.t()), rtol=0, atol=0)
+
+
 @settings(deadline=None, max_examples=25)
 @given(rows=SIZES, width=SIZES, layers=st.integers(0, 3))
 def test_gradients_of_cross_layers_are_those_of_finite_differences(

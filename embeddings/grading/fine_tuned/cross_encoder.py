@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from embeddings.catalog.device_copies import to_device
 from embeddings.catalog.holdout import VALIDATION
 from embeddings.encoders.pretrained import PretrainedError, first_line, load_pretrained
 from embeddings.encoders.published_weights import find_published
@@ -141,7 +142,7 @@ class TokenPairs:
         found = {"input_ids": ids_BT, "attention_mask": mask_BT, "segment": segment_BT}
         if self._typed:
             found["token_type_ids"] = type_BT
-        return {name: torch.from_numpy(value).to(device) for name, value in found.items()}
+        return {name: to_device(torch.from_numpy(value), device) for name, value in found.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from embeddings.catalog.device_copies import to_device
 from embeddings.grading.lessons import Lessons
 from embeddings.grading.pairs import GradingError, Pairs
 from embeddings.grading.trained import TrainedManifest, TrainingConfig, is_grader
@@ -199,8 +200,8 @@ class GradeTask:
     def _batch(self, rows: npt.NDArray[np.int64]) -> GradeBatch:
         return GradeBatch(
             self._collate(rows, False),
-            torch.from_numpy(self._lessons.grade_N[rows]).to(self._device),
-            torch.from_numpy(self._lessons.weight_N[rows]).float().to(self._device),
+            to_device(torch.from_numpy(self._lessons.grade_N[rows]), self._device),
+            to_device(torch.from_numpy(self._lessons.weight_N[rows]).float(), self._device),
         )
 
 

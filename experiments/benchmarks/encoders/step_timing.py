@@ -4,8 +4,9 @@ A step is anything that ends with a call of the observer; the observer ends the 
 the warm-up, the timed steps and the profiled ones.
 """
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.benchmarks.measure import spread
+from experiments.benchmarks.training.step_profile import OperatorClock
 
 #: Matrix products and softmax of eager attention, forward and backward. Linear layers are `mm` and `addmm`;
 #: scaling, masks and copies of attention cannot be told from others, so this is a lower bound of its share.
@@ -72,20 +74,28 @@ class StepObserver:
             self.wall_s.append(wall - self._last[0])
             self.cpu_s.append(cpu - self._last[1])
         if self._step == timed_until and self.schedule.profiled:
-            self._profile = profile(activities=_activities(self.device))
+            self._profile = profile(activities=activities_on(self.device))
             self._profile.start()
         if self._step == self.schedule.total:
             if self._profile is not None:
                 self._profile.stop()
-                self.operators, self.attention_share = _operators(self._profile, self.device)
+                self.operators, self.attention_share = operator_times(self._profile, self.device)
             raise Observed
         self._last = (time.perf_counter(), time.process_time())
 
-    def result(self, *, rows: int, flop: float | None, peak_gflops: float) -> dict[str, Any]:
-        """Medians as JSON; `flop` is that of one step.
+    def result(
+        self,
+        *,
+        rows: int,
+        flop: float | None,
+        peak_gflops: float,
+        moved_gb: float | None = None,
+        copy_gb_per_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Medians as JSON; `flop` is that of one step, `moved_gb` what its operators read and write.
 
-        The share of the peak is by processor time on a CPU, where `peak_gflops` is that of one core, and by
-        wall time on a GPU.
+        Shares of peaks are by processor time on a CPU, where `peak_gflops` is that of one core, and by wall
+        time on a GPU.
         """
         wall, cpu = spread(self.wall_s), spread(self.cpu_s)
         busy_s = (cpu if self.device.type == "cpu" else wall)["median"]
@@ -99,9 +109,25 @@ class StepObserver:
             "warmup_s": self.warmup_s,
             "gflop_per_row": None if flop is None else 1e-9 * flop / rows,
             "share_of_peak": None if flop is None else 1e-9 * flop / busy_s / peak_gflops,
+            "gb_per_row": None if moved_gb is None else moved_gb / rows,
+            "share_of_copies": (
+                None if moved_gb is None or copy_gb_per_s is None else moved_gb / busy_s / copy_gb_per_s
+            ),
             "operators": self.operators,
             "attention_share": self.attention_share,
         }
+
+
+def _linear_flop(x_shape: Sequence[int], weight_shape: Sequence[int], *_: Any, **__: Any) -> int:
+    return int(2 * math.prod(x_shape) * weight_shape[0])
+
+
+#: The product that the ranker takes instead of `mm` on some processors (`embeddings.training.precision`).
+_BY_ONEDNN: dict[Any, Any] = (
+    {torch.ops.mkldnn._linear_pointwise: _linear_flop}
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    else {}
+)
 
 
 def count_flop(work: Callable[[], object]) -> int:
@@ -109,18 +135,34 @@ def count_flop(work: Callable[[], object]) -> int:
 
     A product of M x K by K x N counts 2 M K N.
     """
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=_BY_ONEDNN)
     with counter:
         work()
     return int(counter.get_total_flops())
 
 
-def _activities(device: torch.device) -> list[ProfilerActivity]:
+@dataclass(frozen=True)
+class Work:
+    """What a step computes, and what its operators read and write, as if nothing stayed in a cache."""
+
+    flop: int
+    moved_gb: float
+
+
+def count_work(work: Callable[[], object]) -> Work:
+    """Operations as `count_flop` counts them, and bytes."""
+    clock = OperatorClock()
+    with clock:
+        flop = count_flop(work)
+    return Work(flop, 1e-9 * sum(cost.bytes for cost in clock.costs.values()))
+
+
+def activities_on(device: torch.device) -> list[ProfilerActivity]:
     gpu = [ProfilerActivity.CUDA] if device.type == "cuda" else []
     return [ProfilerActivity.CPU, *gpu]
 
 
-def _operators(profiled: profile, device: torch.device) -> tuple[list[dict[str, Any]], float]:
+def operator_times(profiled: profile, device: torch.device) -> tuple[list[dict[str, Any]], float]:
     """The operators with the most time of their own, as shares of all, and the share of attention.
 
     On a GPU the time is that of the kernels that an operator launched.

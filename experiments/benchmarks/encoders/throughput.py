@@ -37,8 +37,18 @@ from embeddings.training.loop import OptimizerConfig, Report, Task, train
 from embeddings.training.precision import Precision
 from embeddings.training.ranks import Ranks
 from experiments.benchmarks.encoders.products import CatalogSize, full_size_tokenizer, write_products
-from experiments.benchmarks.encoders.step_timing import Observed, Schedule, StepObserver, count_flop
-from experiments.benchmarks.training.roofline import measure_product_peak, one_thread
+from experiments.benchmarks.encoders.step_timing import (
+    Observed,
+    Schedule,
+    StepObserver,
+    Work,
+    count_work,
+)
+from experiments.benchmarks.training.roofline import (
+    measure_copy_peak,
+    measure_product_peak,
+    one_thread,
+)
 from experiments.runtime.environment import describe_machine
 from features.progress import Progress
 
@@ -127,14 +137,21 @@ def run_encoder_benchmark(benchmark: EncoderBenchmark, *, work: Path, progress: 
         }
         gpu_mib = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
         peaks.append(measure_product_peak(dtype, device=device, seconds=benchmark.peak_seconds))
+        copies = measure_copy_peak(device=device, seconds=benchmark.peak_seconds)
     peak = max(peaks)  # other load only lowers what is measured
+
+    def result(stage: str, found: _Observation) -> dict[str, Any]:
+        work = found.work or observed["eager"][stage].work
+        return found.observer.result(
+            rows=found.rows,
+            flop=work and work.flop,
+            peak_gflops=peak,
+            moved_gb=work and work.moved_gb,
+            copy_gb_per_s=copies,
+        )
+
     modes = {
-        mode: {
-            stage: found.observer.result(
-                rows=found.rows, flop=found.flop or observed["eager"][stage].flop, peak_gflops=peak
-            )
-            for stage, found in stages.items()
-        }
+        mode: {stage: result(stage, found) for stage, found in stages.items()}
         for mode, stages in observed.items()
     }
     return {
@@ -144,6 +161,7 @@ def run_encoder_benchmark(benchmark: EncoderBenchmark, *, work: Path, progress: 
         "accelerator_peak_mib": gpu_mib,
         "load_average_before": load,
         "peak_gflops": peak,
+        "copy_gb_per_s": copies,
         "attention": attention_support(),
         **modes,
     }
@@ -174,7 +192,7 @@ class _Observation:
     observer: StepObserver
     rows: int
     #: Of one step; None when the eager mode has counted it.
-    flop: int | None = None
+    work: Work | None = None
 
 
 class _Repeated:
@@ -234,11 +252,11 @@ class _Stages:
         if self.compiled:
             compile_transformers(task.module)
             return {stage: _Observation(self._train(task, batches, self.benchmark.schedule), rows)}
-        flop = count_flop(partial(self._train, task, batches, Schedule(0, 1, 0)))
+        work = count_work(partial(self._train, task, batches, Schedule(0, 1, 0)))
         observer = self._train(task, batches, self.benchmark.schedule)
         self._show(f"{stage} with reading")
         loop = self._train(task, None, Schedule(1, LOOP_STEPS, 0))
-        return {stage: _Observation(observer, rows, flop), f"{stage}_loop": _Observation(loop, rows, flop)}
+        return {stage: _Observation(observer, rows, work), f"{stage}_loop": _Observation(loop, rows, work)}
 
     def _encoding(self) -> dict[str, _Observation]:
         self._show("encode")
@@ -248,13 +266,13 @@ class _Stages:
             self.encoder.product.completion = completion.to(self.device)
         batch = self.encoder.load_batch(self.catalog, np.arange(rows) % len(self.catalog)).to(self.device)
         forward = partial(self.encoder.embed_products, batch)
-        flop = None if self.compiled else count_flop(forward)
+        work = None if self.compiled else count_work(forward)
         observer = StepObserver(self.device, self.benchmark.schedule)
         with suppress(Observed):
             while True:
                 forward()
                 observer()
-        found = {"encode": _Observation(observer, rows, flop)}
+        found = {"encode": _Observation(observer, rows, work)}
         if self.compiled:
             return found
         whole = StepObserver(self.device, Schedule(1, 1, 0))
@@ -266,7 +284,8 @@ class _Stages:
             )
             whole()
         count = len(self.catalog)
-        return found | {"encode_loop": _Observation(whole, count, flop and flop * count // rows)}
+        of_all = work and Work(work.flop * count // rows, work.moved_gb * count / rows)
+        return found | {"encode_loop": _Observation(whole, count, of_all)}
 
     def _train(
         self, task: PretrainTask | AlignTask, batches: Sequence[Any] | None, schedule: Schedule

@@ -29,7 +29,7 @@ def main() -> None:
         "shuffled": BatchLoader(feature_set, "train", batch_size=BATCH_SIZE, shuffle_seed=0),
         "stored_order": BatchLoader(feature_set, "train", batch_size=BATCH_SIZE),
         "shuffled_with_history": BatchLoader(
-            feature_set, "train", batch_size=BATCH_SIZE, shuffle_seed=0, semantic=_all_known(feature_set)
+            feature_set, "train", batch_size=BATCH_SIZE, shuffle_seed=0, semantic=all_known(feature_set)
         ),
     }
     manifest = feature_set.manifest
@@ -60,7 +60,7 @@ def _read_all(loader: BatchLoader) -> None:
     assert rows == loader.rows, "the loader lost rows"
 
 
-def _all_known(feature_set: FeatureSet) -> SemanticRows:
+def all_known(feature_set: FeatureSet) -> SemanticRows:
     """As if every product and every query had a pretrained vector: the longest bags there can be."""
     manifest = feature_set.manifest
     history = manifest.config.history

@@ -37,7 +37,7 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-3, embedding_learning_rate=0.3, war
 def main() -> None:
     """Train one epoch and print the outcome."""
     request = protocol.read_request()
-    torch.set_num_threads(1)
+    torch.set_num_threads(request.threads)
     config = TrainingConfig(
         batch_size=request.batch_size,
         max_epochs=1,

@@ -94,7 +94,7 @@ def measure_peaks(*, seconds_each: float = 2.0) -> MachinePeaks:
         return MachinePeaks(
             float32_gflops=measure_product_peak(torch.float32, seconds=seconds_each),
             bfloat16_gflops=measure_product_peak(torch.bfloat16, seconds=seconds_each),
-            copy_gb_per_s=_copy_gb_per_s(seconds_each),
+            copy_gb_per_s=measure_copy_peak(seconds=seconds_each),
         )
 
 
@@ -138,11 +138,18 @@ def measure_product_peak(dtype: torch.dtype, *, seconds: float, device: torch.de
     return best
 
 
-def _copy_gb_per_s(seconds: float) -> float:
-    """Bytes read plus bytes written."""
-    source, target = torch.zeros(_COPY_BYTES, dtype=torch.uint8), torch.zeros(_COPY_BYTES, dtype=torch.uint8)
-    times = _repeat(partial(target.copy_, source), seconds, _CPU)
-    return 2e-9 * _COPY_BYTES / min(times)
+def measure_copy_peak(*, seconds: float, device: torch.device = _CPU) -> float:
+    """Best GB/s of copies within the memory of `device`: bytes read plus bytes written."""
+    source, target = (torch.zeros(_COPY_BYTES, dtype=torch.uint8, device=device) for _ in range(2))
+    return 2e-9 * _COPY_BYTES / min(_repeat(partial(target.copy_, source), seconds, device))
+
+
+def measure_host_copy_peak(*, seconds: float, device: torch.device) -> float:
+    """Best GB/s of copies from the host to `device`, out of pinned memory where that means something."""
+    source = torch.zeros(_COPY_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    target = torch.zeros(_COPY_BYTES, dtype=torch.uint8, device=device)
+    times = _repeat(partial(target.copy_, source, non_blocking=True), seconds, device)
+    return 1e-9 * _COPY_BYTES / min(times)
 
 
 def _repeat(work: Callable[[], object], seconds: float, device: torch.device) -> Sequence[float]:

@@ -55,6 +55,8 @@ def kind_of(name: str) -> Kind:
     space, _, operator = name.partition("::")
     if space == "fbgemm":
         return "update" if "backward" in operator else "look_up"
+    if operator.startswith("_embedding_bag"):
+        return "look_up"
     if operator in _PRODUCTS:
         return "products"
     if operator in _UPDATES:
@@ -101,7 +103,7 @@ class OperatorClock(TorchDispatchMode):
         cost = self.costs.setdefault(name, OperatorCost(kind_of(name)))
         cost.calls += 1
         cost.cpu_s += elapsed
-        if not name.startswith("fbgemm::"):  # these name whole tables and read some rows
+        if cost.kind != "look_up" and not name.startswith("fbgemm::"):  # these name whole tables
             cost.bytes += moved_bytes(tree_leaves((args, kwargs)), tree_leaves(result))
         return result
 

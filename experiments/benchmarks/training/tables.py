@@ -9,7 +9,8 @@ from experiments.benchmarks.training.step_profile import KINDS
 def training_tables(result: dict[str, Any]) -> list[ResultTable]:
     """Speed, the profile of a step, the roofline."""
     profile = [_profile(result["profile"])] if result.get("profile") else []
-    return [_speed(result), *profile, _roofline(result)]
+    threads = [_threads(result)] if result.get("threads") else []
+    return [_speed(result), *profile, _roofline(result), *threads]
 
 
 def _speed(result: dict[str, Any]) -> ResultTable:
@@ -87,6 +88,28 @@ def _roofline(result: dict[str, Any]) -> ResultTable:
             f"copies ran at {roofline['copy_gb_per_s']:.1f} GB/s.",
         ),
     )
+
+
+def _threads(result: dict[str, Any]) -> ResultTable:
+    """A measurement of its own may stand in for that of the run: it says so itself then."""
+    measured = result["threads"]
+    rows = tuple(
+        (
+            f"{precision}, {title}",
+            *(f"{speeds[part][key]['median']:,.0f}" for key in ("one", "many")),
+            f"{speeds[part]['ratio']['median']:.2f} "
+            f"({speeds[part]['ratio']['low']:.2f} to {speeds[part]['ratio']['high']:.2f})",
+        )
+        for precision, speeds in measured["precisions"].items()
+        for part, title in (("loop", "end to end"), ("step", "step only"))
+    )
+    note = (
+        f"Wall-clock rows/s of {_whole(measured['rows'])} rows, {measured['rounds']} rounds in turn; the "
+        f"ratio is that within a round. Load average before: {measured['load_average_before']:.1f}."
+    )
+    own = [machine_note(measured)] if "machine" in measured else []
+    columns = ("what", "one thread", f"{measured['threads']} threads", "ratio")
+    return ResultTable("DashCLIP Ranker on more threads", columns, rows, (note, *own))
 
 
 def _profile(profiles: dict[str, Any]) -> ResultTable:

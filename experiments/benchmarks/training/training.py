@@ -68,6 +68,8 @@ class TrainingBenchmark:
     rounds: int = 3
     batch_size: int = 4096
     step_batches: int = 8
+    #: Ours is measured on so many threads, too, by wall time, beside one.
+    threads: int = 1
     seed: int = 0
 
     @property
@@ -153,6 +155,9 @@ def run_training_benchmark(
         runs.append(_run(trainer, part, data, benchmark))
         if trainer.name == OURS and part != "train_tiny":
             peaks.append(measure_peaks(seconds_each=1.0))
+    threads = None
+    if benchmark.threads > 1:
+        threads = _more_threads(ours, data, benchmark, progress)
     progress("training", len(schedule), len(schedule))
     trainers = {trainer.name: trainer for trainer, _ in schedule}
     return {
@@ -160,6 +165,7 @@ def run_training_benchmark(
         "machine": describe_machine(),
         "load_average_before": load,
         **summarise(runs, trainers=trainers, peaks=best_peaks(peaks), best_auc=best_auc),
+        "threads": threads,
     }
 
 
@@ -290,7 +296,48 @@ def _criteo_like_folder(benchmark: TrainingBenchmark, work: Path, progress: Prog
     return work / "criteo_like", best_auc
 
 
-def _run(trainer: Trainer, part: str, data: Path, benchmark: TrainingBenchmark) -> Run:
+def _more_threads(
+    ours: Sequence[Trainer], data: Path, benchmark: TrainingBenchmark, progress: Progress
+) -> dict[str, Any]:
+    """Wall-clock speed of ours on one thread and on several, in turn."""
+    load = os.getloadavg()[0]
+    runs: dict[str, list[dict[int, Run]]] = {trainer.name: [] for trainer in ours}
+    for number in range(benchmark.rounds):
+        for trainer in ours:
+            progress(f"training: {trainer.title}, threads", number, benchmark.rounds)
+            counts = (1, benchmark.threads)
+            runs[trainer.name].append(
+                {count: _run(trainer, "train_short", data, benchmark, threads=count) for count in counts}
+            )
+    return {
+        "threads": benchmark.threads,
+        "rows": benchmark.short_rows,
+        "rounds": benchmark.rounds,
+        "load_average_before": load,
+        "precisions": {
+            trainer.precision: thread_speeds(runs[trainer.name], threads=benchmark.threads)
+            for trainer in ours
+        },
+    }
+
+
+def thread_speeds(pairs: Sequence[dict[int, Run]], *, threads: int) -> dict[str, Any]:
+    """Rows a second (wall) of loop and step on one thread and on `threads`, and the ratios within pairs."""
+    found: dict[str, Any] = {}
+    for part in ("loop", "step"):
+        speeds = [
+            {count: run.outcome[part]["rows"] / run.outcome[part]["wall_s"] for count, run in pair.items()}
+            for pair in pairs
+        ]
+        found[part] = {
+            "one": spread([speed[1] for speed in speeds]),
+            "many": spread([speed[threads] for speed in speeds]),
+            "ratio": spread([speed[threads] / speed[1] for speed in speeds]),
+        }
+    return found
+
+
+def _run(trainer: Trainer, part: str, data: Path, benchmark: TrainingBenchmark, *, threads: int = 1) -> Run:
     emulated = part == "train_tiny"
     measurement = measure_module(
         trainer.module,
@@ -300,6 +347,7 @@ def _run(trainer: Trainer, part: str, data: Path, benchmark: TrainingBenchmark) 
         f"--step-batches={1 if emulated else benchmark.step_batches}",
         f"--seed={benchmark.seed}",
         f"--precision={trainer.precision}",
+        *((f"--threads={threads}",) if threads > 1 else ()),
         python=trainer.python,
         imports=trainer.imports,
     )

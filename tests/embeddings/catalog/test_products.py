@@ -1,8 +1,6 @@
 """The catalogue: what lacks is counted, lookalikes share a group, a batch equals its products alone."""
 
 import shutil
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ from hypothesis import strategies as st
 from embeddings.catalog import lookalikes as catalog_groups
 from embeddings.catalog.images import AugmentationConfig, ImageUnreadable, load_image, to_pixels
 from embeddings.catalog.lookalikes import groups_of_lookalikes, without_size
-from embeddings.catalog.products import CatalogError, ProductBatch, ProductCatalog, load_batch, prefetch
+from embeddings.catalog.products import CatalogError, ProductBatch, ProductCatalog, load_batch
 from embeddings.catalog.tokenizer import TextTokenizer
 from features.inputs.tables import InputError
 from tests.embeddings.small_catalog import small_tokenizer, write_small_catalog
@@ -376,81 +374,23 @@ def test_an_index_outside_the_catalogue_is_refused(
 
 def test_a_batch_moves_as_a_whole(data: Path, tokenizer: TextTokenizer) -> None:
     moved = batch_of(data, tokenizer, [0, 1]).to("meta")
-    assert {tensor.device.type for tensor in vars(moved).values()} == {"meta"}
+    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 6
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert isinstance(moved, ProductBatch)
 
 
-def prefetch_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
-
-
-def test_prefetching_keeps_order_and_ends() -> None:
-    assert list(prefetch(range(50), depth=3)) == list(range(50))
-    assert list(prefetch([], depth=1)) == []
-    assert list(prefetch([None, None])) == [None, None]
-    assert not prefetch_threads()
-
-
-def test_prefetching_runs_ahead_by_its_depth_and_no_further() -> None:
-    begun: list[int] = []
-    waits = threading.Semaphore(0)
-
-    def source() -> Iterator[int]:
-        for number in range(10):
-            begun.append(number)
-            waits.release()
-            yield number
-
-    elements = prefetch(source(), depth=2)
-    assert next(elements) == 0
-    for _ in range(4):  # one taken, two waiting, one in the making
-        assert waits.acquire(timeout=10)
-    assert not waits.acquire(timeout=0.1)
-    assert begun == [0, 1, 2, 3]
-    elements.close()  # type: ignore[attr-defined]
-
-
-def test_an_exception_arrives_after_the_elements_before_it() -> None:
-    def source() -> Iterator[int]:
-        yield 1
-        yield 2
-        raise ImageUnreadable(Path("a.png"), "it is cut off")
-
-    elements = prefetch(source(), depth=8)
-    assert [next(elements), next(elements)] == [1, 2]
-    with pytest.raises(ImageUnreadable, match="it is cut off"):
-        next(elements)
-    assert not prefetch_threads()
-
-
-@pytest.mark.parametrize("taken", [1, 3])
-@pytest.mark.parametrize("depth", [1, 4])
-def test_a_consumer_that_stops_early_ends_the_thread_and_closes_the_source(taken: int, depth: int) -> None:
-    closed = threading.Event()
-
-    def source() -> Iterator[int]:
-        try:
-            yield from range(1_000_000)
-        finally:
-            closed.set()
-
-    elements = prefetch(source(), depth=depth)
-    for _ in range(taken):
-        next(elements)
-    elements.close()  # type: ignore[attr-defined]
-    assert closed.is_set()
-    assert not prefetch_threads()
-
-
-def test_nothing_runs_before_the_first_element_is_asked_for() -> None:
-    def source() -> Iterator[int]:
-        raise AssertionError("asked too early")
-        yield
-
-    prefetch(source())
-    assert not prefetch_threads()
-
-
-def test_a_depth_below_one_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
-        prefetch([1], depth=0)
+def test_a_batch_that_has_left_the_host_still_knows_there_what_it_lacks(
+    data: Path, tokenizer: TextTokenizer
+) -> None:
+    """On the meta device tensors have no values that could be looked at."""
+    batch = batch_of(data, tokenizer, [2, 3, 5, 6, 7])
+    moved = batch.to("meta").to("meta")
+    for one, other in ((batch, moved), (batch.take(slice(1, 3)), moved.take(slice(1, 3)))):
+        assert len(other.image_rows()) == len(one.image_rows())
+        for without_image in (False, True):
+            rows = one.title_rows(without_image=without_image)
+            assert len(other.title_rows(without_image=without_image)) == len(rows)
+    assert batch.image_rows().tolist() == [0, 1, 3]
+    assert batch.title_rows(without_image=False).tolist() == [0, 2, 3]
+    assert batch.title_rows(without_image=True).tolist() == [2]

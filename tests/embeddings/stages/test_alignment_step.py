@@ -51,9 +51,10 @@ def test_titles_and_the_queries_made_of_them_pick_each_other_as_a_loop_says(
     vector_CD = torch.cat([vectors(batch), vectors(before)[-REMEMBERED:]])
     group_C = [int(task.module.group_P[product]) for product in candidates]
     assert batch.title_queries is not None
-    ids_UT, mask_UT, made_U = batch.title_queries
+    ids_UT, mask_UT, made_U, *_ = batch.title_queries
     group_U = (made_U // 4).masked_fill(made_U == NO_GROUP, NO_GROUP)
-    batch = batch._replace(title_queries=(ids_UT, mask_UT, group_U))
+    changed = batch.title_queries._replace(group_U=group_U, host_group_U=group_U.numpy())
+    batch = batch._replace(title_queries=changed)
     query_UD = task.module.query(ids_UT, mask_UT).detach()
     task.module(before)
     losses = task.module(batch)

@@ -97,9 +97,7 @@ def test_an_unreadable_image_is_noted_and_takes_no_part(tmp_path: Path) -> None:
     assert got.group_B[0] == NO_GROUP
     assert got.products.index_B.equal(batch.products.index_B)
     rest = PretrainBatch(
-        replace(batch.products, **{name: value[1:] for name, value in vars(batch.products).items()}),
-        batch.group_B[1:],
-        batch.draw,
+        batch.products.take(slice(1, None)), batch.group_B[1:], batch.draw, batch.host_group_B[1:]
     )
     for module in (whole.module, task.module):
         module.eval()

@@ -134,6 +134,28 @@ def test_the_training_table_gives_speeds_ratio_and_share_of_the_roofline() -> No
     assert profile.rows[-1] == ("limit: products + memory", "90.0 + 8.0", "70 %", "")
 
 
+def test_more_threads_have_a_table_of_their_own_with_what_it_was_measured_on() -> None:
+    def spread(value: float) -> dict[str, float]:
+        return {"median": value, "low": 0.9 * value, "high": 1.1 * value}
+
+    part = {"one": spread(20_000.0), "many": spread(34_000.0), "ratio": spread(1.7)}
+    threads = {
+        "threads": 2,
+        "rows": 24_576,
+        "rounds": 3,
+        "load_average_before": 1.2,
+        "precisions": {"float32": {"loop": part, "step": part}},
+    }
+    result = _results()["training"]
+    assert len(tables_of("training", result | {"threads": None})) == 3
+    *_, table = tables_of("training", result | {"threads": threads})
+    assert table.rows[0] == ("float32, end to end", "20,000", "34,000", "1.70 (1.53 to 1.87)")
+    assert "dashclip bench training --threads 2" not in table.markdown()
+    own = threads | {"machine": MACHINE, "command": "dashclip bench training --threads 2"}
+    *_, table = tables_of("training", result | {"threads": own})
+    assert "dashclip bench training --threads 2" in table.markdown()
+
+
 def test_a_difference_in_the_features_is_printed_not_hidden() -> None:
     result = _results()["features"]
     assert "compared: identical." in tables_of("features", result)[0].markdown()

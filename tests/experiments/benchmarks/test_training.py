@@ -30,7 +30,7 @@ from experiments.benchmarks.training.criteo_like import (
 )
 from experiments.benchmarks.training.roofline import DcnShape, MachinePeaks, roofline_rows_per_s
 from experiments.benchmarks.training.step_profile import KINDS
-from experiments.benchmarks.training.training import SHAPE, Run, Trainer, summarise
+from experiments.benchmarks.training.training import SHAPE, Run, Trainer, summarise, thread_speeds
 from features.batches.loader import BatchLoader
 from features.feature_set import FeatureSet
 
@@ -156,6 +156,17 @@ def _run(
 
 def _trainer(name: str, precision: str = "float32") -> Trainer:
     return Trainer(name, name, "module", precision)
+
+
+def test_more_threads_are_compared_with_one_within_each_round_by_wall_time() -> None:
+    """A slow minute of the machine slows both runs of its round."""
+    rounds = [{1: _run("ours", "train_short", one), 2: _run("ours", "train_short", two)}
+              for one, two in ((100, 180), (10, 19), (200, 340))]  # fmt: skip
+    speeds = thread_speeds(rounds, threads=2)
+    for part in ("loop", "step"):
+        assert speeds[part]["one"]["median"] == pytest.approx(50.0), "wall seconds are twice those of the CPU"
+        assert speeds[part]["many"]["median"] == pytest.approx(90.0)
+        assert speeds[part]["ratio"] == pytest.approx({"median": 1.8, "low": 1.7, "high": 1.9})
 
 
 def test_ratios_are_medians_against_the_fastest_peer() -> None:

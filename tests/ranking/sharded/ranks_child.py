@@ -35,7 +35,8 @@ from ranking.optimizer import dense_parameters
 from ranking.run import RunConfig, execute_run, open_run
 from ranking.sharded.config import ShardingConfig
 from ranking.sharded.loop import ShardedLoop, loop_of_ranks
-from ranking.sharded.plan import TablePlace
+from ranking.sharded.pipeline import RankerPipeline
+from ranking.sharded.plan import BatchRanker, TablePlace
 from ranking.train import TrainingProgress
 from tests.ranking.small_runs import run_config
 
@@ -166,6 +167,50 @@ def auto(rank: Rank) -> dict[str, Any]:
 
 def spread_vectors(rank: Rank) -> dict[str, Any]:
     return rank.trained(replicated_up_to_gb=0.0, strategy="row_wise")
+
+
+def with_pipeline(job: Callable[[Rank], dict[str, Any]], rank: Rank) -> dict[str, Any]:
+    """The job, and which collections the pipeline has worked ahead on, of which."""
+    worked: set[tuple[str, ...]] = set()
+    stepped = RankerPipeline.step
+
+    def step(pipeline: RankerPipeline, batches: Any) -> int | None:
+        rows = stepped(pipeline, batches)
+        if rows is not None:
+            worked.add((*pipeline.pipelined, "of", *pipeline.collections))
+        return rows
+
+    RankerPipeline.step = step  # type: ignore[method-assign]
+    return {**job(rank), "worked_ahead_on": sorted(worked)}
+
+
+def piped_tables(rank: Rank) -> dict[str, Any]:
+    return with_pipeline(lambda one: one.trained(strategy="table_wise", pipeline="on"), rank)
+
+
+def piped_vectors(rank: Rank) -> dict[str, Any]:
+    """Two collections, one of them frozen."""
+    return with_pipeline(
+        lambda one: one.trained(replicated_up_to_gb=0.0, strategy="row_wise", pipeline="on"), rank
+    )
+
+
+def piped_resumed(rank: Rank) -> dict[str, Any]:
+    """Stops with batches under way and goes on."""
+    first = rank.trained(stop=STOP, strategy="table_wise", pipeline="on")
+    second = rank.trained(resume=True, strategy="table_wise", pipeline="on")
+    return {**second, "losses": first["losses"], "losses_after": second["losses"]}
+
+
+def pipes_nothing(rank: Rank) -> dict[str, Any]:
+    """A ranker that does something with the ids before it looks them up."""
+
+    def changed(task: BatchRanker, batch: Batch) -> Tensor:
+        ids = batch.sparse.permute(list(range(6)))
+        return task.ranker(batch.dense_BF, ids, batch.semantic)
+
+    BatchRanker.forward = changed  # type: ignore[method-assign]
+    return rank.trained(strategy="table_wise", pipeline="on")
 
 
 def random_tables(rank: Rank) -> dict[str, Any]:
@@ -330,6 +375,10 @@ JOBS: dict[str, tuple[Callable[[Rank], dict[str, Any]], int, int]] = {
     "two_row_wise": (row_wise, 2, 60),
     "four_auto": (auto, 4, 60),
     "spread_vectors": (spread_vectors, 2, 60),
+    "piped_tables": (piped_tables, 2, 60),
+    "piped_vectors": (piped_vectors, 2, 60),
+    "piped_resumed": (piped_resumed, 2, 60),
+    "pipes_nothing": (pipes_nothing, 2, 60),
     "random_alone": (random_tables, 1, 60),
     "random_together": (random_tables, 2, 60),
     "spread_all": (spread_all, 2, 60),

@@ -36,6 +36,7 @@ class Request:
     step_batches: int
     seed: int
     precision: str
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def read_request() -> Request:
     parser.add_argument("--step-batches", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--precision", default="float32")
+    parser.add_argument("--threads", type=int, default=1)
     return Request(**vars(parser.parse_args()))
 
 
