@@ -4,10 +4,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from embeddings.catalog.products import ProductCatalog
 from embeddings.encoders.bert_checkpoint import lacks_images
 from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.dashclip import DashClipEncoder
@@ -59,6 +62,13 @@ def test_published_text_warms_up_its_images_alone(tmp_path: Path) -> None:
     assert warm.embed_queries(["red circle"]).equal(published.embed_queries(["red circle"]))
     before, after = (encoder.product.vision_proj.weight for encoder in (published, warm))
     assert not before.equal(after)
+    # A picture alone says nothing to the one, and is a vector beside titles to the other.
+    catalog = ProductCatalog.open(data, modalities=("image",))
+    pictures = [
+        encoder.embed_products(encoder.load_batch(catalog, np.arange(4))) for encoder in (published, warm)
+    ]
+    assert not pictures[0].any()
+    torch.testing.assert_close(pictures[1].norm(dim=1), torch.ones(4))
 
 
 def test_published_text_takes_of_the_architecture_what_the_weights_leave_open(tmp_path: Path) -> None:
