@@ -31,7 +31,6 @@ from embeddings.grading.decision import Decision
 from embeddings.grading.fine_tuned.training import (
     FineTuningConfig,
     GradeTask,
-    by_length,
     checkpoints_of,
     fine_tune,
     refuse_before_training,
@@ -49,6 +48,7 @@ from embeddings.grading.trained import (
 )
 from embeddings.relevance.grades import GRADES
 from embeddings.training.base_loop import autocast
+from embeddings.training.length_chunks import by_length
 from embeddings.training.loop import OptimizerConfig, Report
 from features.artifacts import (
     MANIFEST,

@@ -8,7 +8,7 @@ Shapes: N pairs, B pairs of a batch, C = 3 grades.
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -24,6 +24,7 @@ from embeddings.grading.pairs import GradingError, Pairs
 from embeddings.grading.trained import TrainingConfig, is_grader
 from embeddings.relevance.grades import GRADES
 from embeddings.training.evaluation import AT_CHANCE, ROWS
+from embeddings.training.length_chunks import by_length
 from embeddings.training.loop import (
     OptimizerConfig,
     Report,
@@ -101,13 +102,6 @@ def batches_of_like_length(
         part = part[np.argsort(length_N[part], kind="stable")]
         batches += np.split(part, len(part) // batch_size)
     return [batches[place] for place in generator.permutation(len(batches)).tolist()]
-
-
-def by_length(length_N: npt.NDArray[np.integer], batch_size: int) -> Iterator[npt.NDArray[np.int64]]:
-    """All rows in batches, the shortest texts first."""
-    order = np.argsort(length_N, kind="stable")
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
 
 
 class GradeTask:

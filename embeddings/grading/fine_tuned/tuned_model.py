@@ -2,7 +2,8 @@
 
 Only small matrices beside the linear layers are learnt (Hu et al., arXiv:2106.09685), by the loss on the
 logits of the three labels at the place of the answer: the model is taught exactly what `LocalGrader` reads of
-it. The adapter is stored as peft stores it, so servers read it, too; for grading it is added to the weights.
+it. What all prompts begin with is read once a batch, forward and backward, not once a pair. The adapter is
+stored as peft stores it, so servers read it, too; for grading it is added to the weights.
 
 Shapes: N pairs, B pairs of a batch, C = 3 grades.
 """
@@ -29,7 +30,12 @@ from embeddings.grading.fine_tuned.training import (
     refuse_before_training,
     said_of_training,
 )
-from embeddings.grading.language_models.local_model import LocalGrader, PaddedTokens
+from embeddings.grading.language_models.local_model import (
+    LocalGrader,
+    PaddedTokens,
+    read_start,
+    shared_start,
+)
 from embeddings.grading.language_models.prompt import Prompt
 from embeddings.grading.lessons import lessons_of
 from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError, Pairs
@@ -104,15 +110,15 @@ class TunedModelManifest(TrainedManifest):
 
 
 class LabelLogits(nn.Module):
-    """A language model as logits [B, C] of the labels."""
+    """A language model as logits [B, C] of the labels, after a beginning that all texts have in common."""
 
-    def __init__(self, model: Any, label_ids: Sequence[int]) -> None:
+    def __init__(self, model: Any, start: Sequence[int]) -> None:
         super().__init__()
-        self.model, self.label_ids = model, list(label_ids)
+        self.model, self.start = model, list(start)
 
     def forward(self, inputs: PaddedTokens) -> Tensor:
-        """Logits after each text."""
-        return inputs.label_logits(self.model, self.label_ids, use_cache=False)
+        """Logits after the beginning and each text."""
+        return inputs.label_logits(self.model, read_start(self.model, self.start))
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,6 +213,7 @@ def tune_model(
             f"a pair takes {longest:,} tokens with this prompt, {asked.name} reads {asked.most_tokens:,}; "
             "shorten the prompt, or lower its max_text_characters"
         )
+    shared = shared_start([ids for texts in ids_of for ids in texts])
     settings = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
     )
@@ -217,11 +224,11 @@ def tune_model(
 
     def collate(rows: npt.NDArray[np.int64], validation: bool) -> PaddedTokens:
         texts = ids_of[validation]
-        return PaddedTokens.of([texts[row] for row in rows.tolist()], place)
+        return PaddedTokens.of([texts[row][shared:] for row in rows.tolist()], place)
 
     task = GradeTask(
         "tuned model",
-        LabelLogits(adapted, asked.label_ids),
+        LabelLogits(adapted, ids_of[0][0][:shared]),
         lessons,
         collate=collate,
         lengths=(lengths[0], lengths[1]),
