@@ -71,6 +71,15 @@ def test_published_text_warms_up_its_images_alone(tmp_path: Path) -> None:
     torch.testing.assert_close(pictures[1].norm(dim=1), torch.ones(4))
 
 
+def test_images_alone_warm_up_only_beside_published_text(tmp_path: Path) -> None:
+    data = write_small_catalog(tmp_path / "data", products=24)
+    without = config(warmup=None)
+    with pytest.raises(ValueError, match=r"add a \[warmup\] section to the config, or start from published"):
+        first_encoder(data, tmp_path / "scratch", without)
+    published = bert_encoder(write_modules(save_bert(tmp_path / "bert")), without)
+    assert not lacks_images(first_encoder(data, tmp_path / "warmup", without, published=published))
+
+
 def test_published_text_takes_of_the_architecture_what_the_weights_leave_open(tmp_path: Path) -> None:
     architecture = {"fusion": "grounded", "vision_layers": 1, "text_layers": 5, "title_prefix": "passage: "}
     folder = write_modules(save_bert(tmp_path / "bert", layers=2))
