@@ -232,7 +232,7 @@ def train_cross_encoder(
         lessons,
         collate=lambda rows, validation: both[validation].batch(rows, place),
         lengths=(both[0].length_N, both[1].length_N),
-        config=config.optimizer,
+        config=config,
         device=place,
     )
     start = _digest(folder)

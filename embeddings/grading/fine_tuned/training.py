@@ -45,6 +45,9 @@ class FineTuningConfig(TrainingConfig):
 
     #: Of people to learn from, drawn where there are more; all if None.
     most_pairs: Annotated[int, Field(ge=1)] | None = None
+    #: Validation pairs that each evaluation of the training reads, drawn where there are more; all if None.
+    #: Thresholds are set by all of them.
+    evaluated_pairs: Annotated[int, Field(ge=1)] | None = None
     optimizer: OptimizerConfig
 
     def with_optimizer(self, **changes: Any) -> Self:
@@ -122,14 +125,16 @@ class GradeTask:
         *,
         collate: Callable[[npt.NDArray[np.int64], bool], Any],
         lengths: tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]],
-        config: OptimizerConfig,
+        config: FineTuningConfig,
         device: torch.device,
     ) -> None:
         self.title = title
         self.learner = GradeLearner(model)
         self._lessons, self._collate, self._lengths = lessons, collate, lengths
-        self._config, self._device = config, device
-        self.batch_rows = rows_of_a_step(config, len(lessons.pairs), ranks=Ranks())
+        self._config, self._device = config.optimizer, device
+        self.batch_rows = rows_of_a_step(self._config, len(lessons.pairs), ranks=Ranks())
+        order = np.random.default_rng(config.seed).permutation(len(lessons.validation))
+        self._evaluated = np.sort(order[: config.evaluated_pairs])
 
     @property
     def module(self) -> nn.Module:
@@ -153,11 +158,11 @@ class GradeTask:
 
     def evaluate(self) -> dict[str, float]:
         """Mean -log p(people's grade) on validation pairs, and what the shares of train pairs would give."""
-        grade_N = self._lessons.validation.grade_N
+        grade_N = self._lessons.validation.grade_N[self._evaluated]
         total = 0.0
-        for rows in by_length(self._lengths[1], self.batch_rows):
-            logits_BC = self.learner.model(self._collate(rows, True)).float()
-            grade_B = torch.from_numpy(grade_N[rows]).to(self._device)
+        for places in by_length(self._lengths[1][self._evaluated], self.batch_rows):
+            logits_BC = self.learner.model(self._collate(self._evaluated[places], True)).float()
+            grade_B = torch.from_numpy(grade_N[places]).to(self._device)
             total += float(cross_entropy(logits_BC, grade_B, reduction="sum"))
         people_N = self._lessons.grade_N[: self._lessons.people]
         share_C = np.bincount(people_N, minlength=len(GRADES)) / len(people_N)
