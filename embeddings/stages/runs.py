@@ -124,7 +124,8 @@ def warm_up(
         return done
     modalities: tuple[Modality, ...] = ("image", "text") if of_images else ("text",)
     catalog = ProductCatalog.open(data, modalities=modalities, text_columns=inputs.text_columns)
-    encoder = copy_of(start)
+    # Until stage 2 a product is the mean of its image and its title, as of an encoder without published text.
+    encoder = replace(copy_of(start), query=None)
     common: dict[str, Any] = {
         "parts": ProductParts.read(data, text_columns=inputs.text_columns, config=inputs.holdout),
         "device": device_named(device),

@@ -31,6 +31,7 @@ from embeddings.catalog.titles import title_query
 from embeddings.catalog.tokenizer import TokenBatch
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.encoders.modules import ProductEncoder, seeded
+from embeddings.stages.locked_titles import LockedTitles
 from embeddings.stages.product_parts import BoolArray, ProductParts, has_image_and_title
 from embeddings.training.evaluation import AT_CHANCE, ROWS, Found, evaluation_chunks, found_in_chunk
 from embeddings.training.loop import OptimizerConfig, rows_of_a_step
@@ -70,9 +71,10 @@ class TextBatch(NamedTuple):
 
 
 class ImageBatch(NamedTuple):
-    """Products, and their groups; none where the image cannot be read or the title has no known piece."""
+    """Products, their titles' vectors, groups; none where image or title cannot be read."""
 
     products: ProductBatch
+    title_BD: Tensor
     group_B: Tensor
 
 
@@ -195,11 +197,8 @@ class ImageWarmup(Contrast[ImageBatch]):
 
     def _title_and_image(self, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         """Unit vectors of titles, and projected images that are not yet unit vectors; float32, (B, D)."""
-        ids_BT, mask_BT = batch.products.ids_BT, batch.products.mask_BT
-        with torch.no_grad():
-            title_BD = self.product.text_features(self.product.text_tokens(ids_BT, mask_BT), mask_BT)
         image_BD = self.product.projected_images(self.product.image_tokens(batch.products.pixels_BCHW))
-        return title_BD.float(), image_BD.float()
+        return batch.title_BD, image_BD.float()
 
 
 class ContrastTask(ABC, Generic[Batch]):
@@ -373,6 +372,8 @@ class ImageWarmupTask(ContrastTask[ImageBatch]):
             ),
             config.seed,
         ).to(device)
+        shown_N = np.concatenate([self.train, self.evaluation])
+        self.titles = LockedTitles(encoder, catalog.titles, shown_N, precision=config.precision)
         #: Why the image of a product could not be read; such a product takes no part.
         self.unreadable: dict[int, str] = {}
 
@@ -387,7 +388,7 @@ class ImageWarmupTask(ContrastTask[ImageBatch]):
         )
         complete_B = products.has_image_B & products.has_title_B
         group_B = torch.from_numpy(self.catalog.group_P[rows]).masked_fill(~complete_B, NO_GROUP)
-        return ImageBatch(products.to(self.device), to_device(group_B, self.device))
+        return ImageBatch(products.to(self.device), self.titles.of(rows), to_device(group_B, self.device))
 
 
 def _text_features(product: ProductEncoder, tokens: TokenBatch) -> Tensor:

@@ -3,6 +3,8 @@
 Shapes: N texts.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -33,3 +35,10 @@ def length_chunks(
         (place, -(-tokens // CHUNK_TOKENS) * CHUNK_TOKENS)
         for place, tokens in zip(places, longest, strict=True)
     ]
+
+
+def by_length(length_N: npt.NDArray[np.integer], batch_size: int) -> Iterator[npt.NDArray[np.int64]]:
+    """All rows in batches, the shortest texts first."""
+    order = np.argsort(length_N, kind="stable")
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

@@ -60,12 +60,6 @@ class EncodersConfig(BaseModel):
     align: AlignConfig | None = None
 
     @model_validator(mode="after")
-    def _images_warm_up_after_text(self) -> Self:
-        if self.image_warmup is not None and self.warmup is None:
-            raise ValueError("[image_warmup] needs a [warmup] section: images learn from titles understood")
-        return self
-
-    @model_validator(mode="after")
     def _architecture_fits(self) -> Self:
         known = sorted(set(EncoderConfig.model_fields) - set(LEARNED_SHAPE))
         for name in self.architecture:

@@ -60,7 +60,7 @@ def test_a_bias_that_joins_its_product_changes_no_bit(rows: int, width: int, out
         pytest.skip("oneDNN has no bfloat16 here")
     torch.manual_seed(seed)
     x, weight, bias = (torch.randn(size).bfloat16() for size in ((rows, width), (outputs, width), (outputs,)))
-    joined = dense_layers._onednn_product(x, weight, bias)
+    joined = fast_products._onednn_product(x, weight, bias)
     assert joined.dtype is torch.bfloat16
     torch.testing.assert_close(joined, torch.addmm(bias, x, weight.t()), rtol=0, atol=0)
 

@@ -33,7 +33,6 @@ from embeddings.grading.fine_tuned.training import (
     FineTunedManifest,
     FineTuningConfig,
     GradeTask,
-    by_length,
     checkpoints_of,
     fine_tune,
     refuse_before_training,
@@ -48,6 +47,7 @@ from embeddings.grading.trained import (
 )
 from embeddings.relevance.grades import GRADES
 from embeddings.training.base_loop import autocast
+from embeddings.training.length_chunks import by_length
 from embeddings.training.loop import OptimizerConfig, Report
 from features.artifacts import (
     MANIFEST,
@@ -217,7 +217,7 @@ def train_cross_encoder(
         lessons,
         collate=lambda rows, validation: both[validation].batch(rows, place),
         lengths=(both[0].length_N, both[1].length_N),
-        config=config.optimizer,
+        config=config,
         device=place,
     )
     start = _digest(folder)

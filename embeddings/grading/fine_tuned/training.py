@@ -8,7 +8,7 @@ Shapes: N pairs, B pairs of a batch, C = 3 grades.
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -25,6 +25,7 @@ from embeddings.grading.pairs import GradingError, Pairs
 from embeddings.grading.trained import TrainedManifest, TrainingConfig, is_grader
 from embeddings.relevance.grades import GRADES
 from embeddings.training.evaluation import AT_CHANCE, ROWS
+from embeddings.training.length_chunks import by_length
 from embeddings.training.loop import (
     OptimizerConfig,
     Report,
@@ -45,6 +46,9 @@ class FineTuningConfig(TrainingConfig):
 
     #: Of people to learn from, drawn where there are more; all if None.
     most_pairs: Annotated[int, Field(ge=1)] | None = None
+    #: Validation pairs that each evaluation of the training reads, drawn where there are more; all if None.
+    #: Thresholds are set by all of them.
+    evaluated_pairs: Annotated[int, Field(ge=1)] | None = None
     optimizer: OptimizerConfig
 
     def with_optimizer(self, **changes: Any) -> Self:
@@ -127,13 +131,6 @@ def batches_of_like_length(
     return [batches[place] for place in generator.permutation(len(batches)).tolist()]
 
 
-def by_length(length_N: npt.NDArray[np.integer], batch_size: int) -> Iterator[npt.NDArray[np.int64]]:
-    """All rows in batches, the shortest texts first."""
-    order = np.argsort(length_N, kind="stable")
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
-
-
 class GradeTask:
     """Fine-tuning as the training loop sees it.
 
@@ -152,14 +149,16 @@ class GradeTask:
         *,
         collate: Callable[[npt.NDArray[np.int64], bool], Any],
         lengths: tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]],
-        config: OptimizerConfig,
+        config: FineTuningConfig,
         device: torch.device,
     ) -> None:
         self.title = title
         self.learner = GradeLearner(model)
         self._lessons, self._collate, self._lengths = lessons, collate, lengths
-        self._config, self._device = config, device
-        self.batch_rows = rows_of_a_step(config, len(lessons.pairs), ranks=Ranks())
+        self._config, self._device = config.optimizer, device
+        self.batch_rows = rows_of_a_step(self._config, len(lessons.pairs), ranks=Ranks())
+        order = np.random.default_rng(config.seed).permutation(len(lessons.validation))
+        self._evaluated = np.sort(order[: config.evaluated_pairs])
 
     @property
     def module(self) -> nn.Module:
@@ -183,11 +182,11 @@ class GradeTask:
 
     def evaluate(self) -> dict[str, float]:
         """Mean -log p(people's grade) on validation pairs, and what the shares of train pairs would give."""
-        grade_N = self._lessons.validation.grade_N
+        grade_N = self._lessons.validation.grade_N[self._evaluated]
         total = 0.0
-        for rows in by_length(self._lengths[1], self.batch_rows):
-            logits_BC = self.learner.model(self._collate(rows, True)).float()
-            grade_B = torch.from_numpy(grade_N[rows]).to(self._device)
+        for places in by_length(self._lengths[1][self._evaluated], self.batch_rows):
+            logits_BC = self.learner.model(self._collate(self._evaluated[places], True)).float()
+            grade_B = torch.from_numpy(grade_N[places]).to(self._device)
             total += float(cross_entropy(logits_BC, grade_B, reduction="sum"))
         people_N = self._lessons.grade_N[: self._lessons.people]
         share_C = np.bincount(people_N, minlength=len(GRADES)) / len(people_N)

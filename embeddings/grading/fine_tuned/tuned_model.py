@@ -2,7 +2,8 @@
 
 Only small matrices beside the linear layers are learnt (Hu et al., arXiv:2106.09685), by the loss on the
 logits of the three labels at the place of the answer: the model is taught exactly what `LocalGrader` reads of
-it. The adapter is stored as peft stores it, so servers read it, too; for grading it is added to the weights.
+it. What all prompts begin with is read once a batch, forward and backward, not once a pair. The adapter is
+stored as peft stores it, so servers read it, too; for grading it is added to the weights.
 
 Shapes: N pairs, B pairs of a batch, C = 3 grades.
 """
@@ -29,7 +30,12 @@ from embeddings.grading.fine_tuned.training import (
     fine_tune,
     refuse_before_training,
 )
-from embeddings.grading.language_models.local_model import LocalGrader, PaddedTokens
+from embeddings.grading.language_models.local_model import (
+    LocalGrader,
+    PaddedTokens,
+    read_start,
+    shared_start,
+)
 from embeddings.grading.language_models.prompt import Prompt
 from embeddings.grading.lessons import lessons_of
 from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError, Pairs
@@ -66,6 +72,8 @@ class TunedModelConfig(FineTuningConfig):
     #: Rank of the learnt matrices, and the strength that they are added with, divided by the rank.
     rank: Annotated[int, Field(ge=1)] = 16
     alpha: Annotated[float, Field(gt=0)] = 32
+    #: Reading all of them four times an epoch may take longer than learning from some thousand pairs.
+    evaluated_pairs: Annotated[int, Field(ge=1)] | None = 600
     optimizer: OptimizerConfig = OptimizerConfig(
         epochs=1,
         batch_size=16,
@@ -89,15 +97,15 @@ class TunedModelManifest(FineTunedManifest):
 
 
 class LabelLogits(nn.Module):
-    """A language model as logits [B, C] of the labels."""
+    """A language model as logits [B, C] of the labels, after a beginning that all texts have in common."""
 
-    def __init__(self, model: Any, label_ids: Sequence[int]) -> None:
+    def __init__(self, model: Any, start: Sequence[int]) -> None:
         super().__init__()
-        self.model, self.label_ids = model, list(label_ids)
+        self.model, self.start = model, list(start)
 
     def forward(self, inputs: PaddedTokens) -> Tensor:
-        """Logits after each text."""
-        return inputs.label_logits(self.model, self.label_ids, use_cache=False)
+        """Logits after the beginning and each text."""
+        return inputs.label_logits(self.model, read_start(self.model, self.start))
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,25 +200,29 @@ def tune_model(
             f"a pair takes {longest:,} tokens with this prompt, {asked.name} reads {asked.most_tokens:,}; "
             "shorten the prompt, or lower its max_text_characters"
         )
+    shared = shared_start([ids for texts in ids_of for ids in texts])
     settings = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     place = asked.model.device
+    if place.type == "cpu":
+        # Torch's fused attention in bfloat16 is slow there for short texts: a step took 1.4 times as long.
+        asked.model.set_attn_implementation("eager")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         adapted = peft.get_peft_model(asked.model, settings)
 
     def collate(rows: npt.NDArray[np.int64], validation: bool) -> PaddedTokens:
         texts = ids_of[validation]
-        return PaddedTokens.of([texts[row] for row in rows.tolist()], place)
+        return PaddedTokens.of([texts[row][shared:] for row in rows.tolist()], place)
 
     task = GradeTask(
         "tuned model",
-        LabelLogits(adapted, asked.label_ids),
+        LabelLogits(adapted, ids_of[0][0][:shared]),
         lessons,
         collate=collate,
         lengths=(lengths[0], lengths[1]),
-        config=config.optimizer,
+        config=config,
         device=place,
     )
     start = f"{asked.name} {prompt.sha256}"

@@ -1,16 +1,16 @@
 """A grader that is a causal language model in a folder, asked through transformers without a server.
 
 Nothing is generated and nothing parsed: each label is one token of the tokenizer, and the logits of the
-three at the place of the answer give the probabilities. What all prompts begin with (role, definitions,
-examples) is read once; its keys and values are copied to each batch. The pairs of a batch are padded on the
-right, where a causal model cannot see the padding, and read at their last true token.
+three at the place of the answer give the probabilities; of its output layer the model keeps their rows alone.
+What all prompts begin with (role, definitions, examples) is read once; its keys and values are copied to each
+batch. The pairs of a batch are padded on the right, where a causal model cannot see the padding, and read at
+their last true token.
 
-Shapes: N pairs, B pairs of a batch, U places of answers in it, T tokens, V words, C = 3 grades.
+Shapes: N pairs, B pairs of a batch, T tokens, H hidden width, C = 3 grades.
 """
 
 import copy
 import hashlib
-import inspect
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from embeddings.grading.classifiers import softmax
 from embeddings.grading.language_models.prompt import Prompt
@@ -40,9 +40,7 @@ class PaddedTokens:
     """Tokens of B texts, padded on the right, and where each ends."""
 
     ids_BT: Tensor
-    #: Places of last tokens, each once, and which of them is that of a text.
-    last_U: Tensor
-    place_B: Tensor
+    last_B: Tensor
 
     @classmethod
     def of(cls, texts: Sequence[Sequence[int]], device: torch.device) -> "PaddedTokens":
@@ -50,14 +48,53 @@ class PaddedTokens:
         ids_BT = torch.zeros((len(texts), max(map(len, texts))), dtype=torch.int64)
         for row, ids in enumerate(texts):
             ids_BT[row, : len(ids)] = torch.tensor(ids)
-        last_U, place_B = torch.tensor([len(ids) - 1 for ids in texts]).unique(return_inverse=True)
-        return cls(ids_BT.to(device), last_U.to(device), place_B.to(device))
+        last_B = torch.tensor([len(ids) - 1 for ids in texts])
+        return cls(ids_BT.to(device), last_B.to(device))
 
-    def label_logits(self, model: Any, label_ids: Sequence[int], **options: Any) -> Tensor:
-        """Logits [B, C] of the labels after each text."""
-        logits_BUV = model(input_ids=self.ids_BT, logits_to_keep=self.last_U, **options).logits
-        rows_B = torch.arange(len(self.place_B), device=logits_BUV.device)
-        return logits_BUV[rows_B, self.place_B][:, list(label_ids)]
+    def label_logits(self, model: Any, start: Any) -> Tensor:
+        """Logits [B, C] of the labels after each text, of a model that `keep_labels` has seen.
+
+        Args:
+            start: keys and values of what stands before each text, of one row or of B; `read_start` makes
+                one. It is used up.
+        """
+        start.batch_repeat_interleave(len(self.ids_BT))
+        logits_BTC = model(input_ids=self.ids_BT, past_key_values=start, use_cache=True).logits
+        return logits_BTC[torch.arange(len(self.last_B), device=logits_BTC.device), self.last_B]
+
+
+def read_start(model: Any, ids: Sequence[int]) -> Any:
+    """Keys and values of a beginning that texts have in common; there may be no token of it.
+
+    They have a gradient where the model's have one: the beginning of a batch is then read once, too.
+    """
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    if ids:
+        model(input_ids=torch.tensor([list(ids)], device=model.device), past_key_values=cache, use_cache=True)
+    return cache
+
+
+def keep_labels(model: Any, label_ids: Sequence[int]) -> None:
+    """Leave only the labels' rows of the output layer: three logits a token, not tens of thousands.
+
+    Raises:
+        GradingError: the model has no such layer, or makes its logits in another way.
+    """
+    whole = model.get_output_embeddings()
+    if not isinstance(whole, nn.Linear):
+        raise GradingError(
+            f"{type(model).__name__} has no linear output layer to read three labels of; serve it and name "
+            "its --endpoint"
+        )
+    rows = torch.tensor(list(label_ids), device=whole.weight.device)
+    few = nn.Linear(
+        whole.in_features, len(rows), bias=whole.bias is not None, device="meta", dtype=whole.weight.dtype
+    )
+    for name, values in whole.named_parameters():
+        setattr(few, name, nn.Parameter(values.detach()[rows].clone(), requires_grad=False))
+    model.set_output_embeddings(few)
 
 
 @dataclass(eq=False)
@@ -81,13 +118,9 @@ class LocalGrader:
                 f"{self.name} keeps one state instead of keys and values of each token, so pairs cannot "
                 "share the start of a prompt; serve it and name its --endpoint"
             )
-        if "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
-            raise GradingError(
-                f"{self.name} ({type(self.model).__name__}) gives all its logits or none; serve it and name "
-                "its --endpoint"
-            )
         self._start = _start_of_texts(self.tokenizer)
-        self._opening, self.label_ids = self._find_labels()
+        self._opening, label_ids = self._find_labels()
+        keep_labels(self.model, label_ids)
         self._shared: list[int] = []
         self._cache: Any = None
 
@@ -177,26 +210,18 @@ class LocalGrader:
 
     def _share(self, prompts: list[list[int]]) -> None:
         """Read the beginning that these prompts have in common with all before, unless it has been read."""
-        low, high = min(prompts), max(prompts)
-        # At least one token of each prompt is left, to answer at.
-        common = _common(low, high, most=min(map(len, prompts)) - 1)
+        low = prompts[0]
+        common = shared_start(prompts)
         if self._cache is not None:
             common = _common(low, self._shared, most=common)
             if common == len(self._shared):
                 return
-        from transformers import DynamicCache
-
-        self._shared, self._cache = low[:common], DynamicCache()
-        if common:
-            ids_1T = torch.tensor([self._shared], device=self.model.device)
-            self.model(input_ids=ids_1T, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._shared, self._cache = low[:common], read_start(self.model, low[:common])
 
     def _label_logits(self, suffixes: list[list[int]]) -> FloatArray:
         """Logits [B, C] of the labels after each prompt, given what follows the shared beginning."""
-        cache = copy.deepcopy(self._cache)
-        cache.batch_repeat_interleave(len(suffixes))
         read = PaddedTokens.of(suffixes, self.model.device)
-        logits_BC = read.label_logits(self.model, self.label_ids, past_key_values=cache, use_cache=True)
+        logits_BC = read.label_logits(self.model, copy.deepcopy(self._cache))
         return np.asarray(logits_BC.float().cpu().numpy(), np.float64)
 
     def _text(self, query: str, text: str) -> str:
@@ -265,6 +290,15 @@ def _start_of_texts(tokenizer: Any) -> list[int]:
     """The token that the tokenizer puts before a text, if it does."""
     start = tokenizer.bos_token_id
     return [start] if start is not None and tokenizer("a")["input_ids"][:1] == [start] else []
+
+
+def shared_start(prompts: Sequence[list[int]]) -> int:
+    """How many tokens all prompts begin with; at least one of each is left, to answer at.
+
+    >>> shared_start([[1, 2, 3], [1, 2, 4, 5]]), shared_start([[1, 2], [1, 2, 3]])
+    (2, 1)
+    """
+    return _common(min(prompts), max(prompts), most=min(map(len, prompts)) - 1)
 
 
 def _common(one: Sequence[int], other: Sequence[int], *, most: int) -> int:

@@ -1,5 +1,6 @@
 """`dashclip encode home-depot`, `grocery-store` and `publish`: the encoders on real data."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -78,13 +79,22 @@ def home_depot_command(
 
 @encode.command("grocery-store")
 def grocery_store_command(
-    data: DATA, out: OUT, config: CONFIG = Path("encoders_grocery_store"), device: DEVICE = "cpu"
+    data: DATA,
+    out: OUT,
+    config: CONFIG = Path("encoders_grocery_store"),
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="Published text weights, as `encode from-bert` takes them, instead of the text warm-up."
+        ),
+    ] = None,
+    device: DEVICE = "cpu",
 ) -> None:
-    """**Grocery Store**: train stage 1 on the train photos, measure frozen vectors on the test photos.
+    """**Grocery Store**: train on the train photos, measure frozen vectors on the test photos.
 
-    Linear probes on image-only vectors for the fine and the coarse classes, and which description belongs to
-    a photo, beside floors and the encoder before training, to OUT/results.json and OUT/results.md. There are
-    no grades, hence no stage 2.
+    Warm-ups, and stage 1 if the config has one; linear probes on image-only vectors for the fine and the
+    coarse classes, and which description belongs to a photo, beside floors and the encoder before training,
+    to OUT/results.json and OUT/results.md. There are no grades, hence no stage 2.
 
     Example: `dashclip encode grocery-store runs/grocery_store/data runs/grocery_store`
     """
@@ -102,23 +112,29 @@ def grocery_store_command(
     )
     from experiments.datasets.grocery_store_photos import to_markdown
     from experiments.encoders.config import EncodersConfig
-    from experiments.encoders.first_encoder import first_encoder
+    from experiments.encoders.first_encoder import bert_encoder, first_encoder
     from experiments.encoders.pipeline import run_pretrain
     from experiments.runtime.progress import progress_bars
 
     console = Console()
     settings = load_config(config, EncodersConfig)
     seen = photos_to_train_on(data, out / "train_photos")
-    random = first_encoder(seen, out, settings.model_copy(update={"warmup": None, "image_warmup": None}))
-    encoders = {UNTRAINED: random.save(out / "untrained", stage="initial", trained_on={})}
-    start = random
-    if settings.warmup is not None:
+    published = bert_encoder(start, settings) if start else None
+    cold = settings.model_copy(update={"warmup": None, "image_warmup": None})
+    first = replace(first_encoder(seen, out, cold, published=published), query=None)
+    encoders = {UNTRAINED: first.save(out / "untrained", stage="initial", trained_on=first.trained_on or {})}
+    if settings.warmup is not None or settings.image_warmup is not None:
         with progress_bars(console) as bars:
-            start = first_encoder(seen, out / "warmup", settings, device=device, show=bars.training)
-        encoders[WARMED_UP] = start
-    with progress_bars(console) as bars:
-        run = run_pretrain(seen, out / "pretrain", settings, start=start, device=device, show=bars.training)
-    encoders[DASHCLIP] = run.encoder
+            first = first_encoder(
+                seen, out / "warmup", settings, published=published, device=device, show=bars.training
+            )
+        encoders[WARMED_UP] = first
+    if settings.pretrain is not None:
+        with progress_bars(console) as bars:
+            run = run_pretrain(
+                seen, out / "pretrain", settings, start=first, device=device, show=bars.training
+            )
+        encoders[DASHCLIP] = run.encoder
     with progress_bars(console) as bars:
         results = measure_grocery_store(
             data,
@@ -130,7 +146,11 @@ def grocery_store_command(
         )
     page = to_markdown(results)
     write_results(
-        out, results, page, command=f"dashclip encode grocery-store DATA OUT --config {config.name}"
+        out,
+        results,
+        page,
+        command=f"dashclip encode grocery-store DATA OUT --config {config.name}"
+        + (f" --start {Path(start).name}" if start else ""),
     )
     console.print(Markdown(page))
     console.print(f"written: {out / 'results.json'}, {out / 'results.md'}", soft_wrap=True)

@@ -1,9 +1,12 @@
 """One step and one evaluation of both warm-ups against loops."""
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +16,7 @@ from embeddings.catalog.titles import title_query
 from embeddings.stages.warmup import ImageBatch, ImageWarmupTask, TextBatch, TextWarmupTask
 from embeddings.training.losses import NO_GROUP
 from tests.embeddings.small_catalog import write_small_catalog
+from tests.embeddings.small_encoders import small_encoder
 from tests.embeddings.stages.test_warmup import image_task_of, task_of
 
 PRODUCTS, TEMPERATURE = 24, 0.2
@@ -152,3 +156,23 @@ def test_an_epoch_of_a_warm_up_shows_each_product_at_most_once_in_equal_micro_ba
 
 def test_two_products_at_least_are_kept_aside(data: Path) -> None:
     assert len(task_of(data, evaluation_share=0.01).evaluation) == 2
+
+
+def test_each_title_is_read_once_however_many_products_and_epochs_show_it(data: Path, tmp_path: Path) -> None:
+    table = pq.read_table(data / "products.parquet")
+    titles = [title if row % 3 else "one for all" for row, title in enumerate(table["title"].to_pylist())]
+    place = table.schema.get_field_index("title")
+    shutil.copytree(data, tmp_path / "data")
+    pq.write_table(table.set_column(place, "title", pa.array(titles)), tmp_path / "data" / "products.parquet")
+    encoder = small_encoder()
+    read: list[int] = []
+    encoder.product.text.register_forward_hook(
+        lambda _module, _inputs, output: read.append(len(output.last_hidden_state))
+    )
+    task = image_task_of(tmp_path / "data", encoder=encoder, **CHANGES)
+    for epoch in range(2):
+        for batch in task.micro_batches(epoch, 0):
+            task.module(batch)
+    with torch.no_grad():
+        task.evaluate()
+    assert sum(read) == len(set(titles))

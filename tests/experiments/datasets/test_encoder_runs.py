@@ -167,6 +167,27 @@ def test_grocery_store_compares_the_encoder_with_itself_before_training(
         assert content["classification"][name]["encoder_id"] == encoder_id
 
 
+def test_photos_are_shown_to_published_words_which_stay_as_they_are(
+    grocery_store: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bert = write_modules(save_bert(tmp_path / "bert"))
+    config = tmp_path / "tiny.toml"
+    config.write_text(GROCERY_STORE.split("[pretrain]")[0])
+    called("grocery-store", grocery_store[0], tmp_path / "run", "--config", config, "--start", bert)
+    content = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(content["retrieval"]) == ["chance", *ROWS[:2]]
+    assert content["provenance"]["command"].endswith("--config tiny.toml --start bert")
+    assert content["classification"]["warm-ups"]["photos_without_vector"] == 0
+    before, after = (tmp_path / "run" / "tables" / name for name in ROWS[:2])
+    texts, images = (
+        [np.asarray(EmbeddingTable.load(folder / side / "products").vectors_ND) for folder in (before, after)]
+        for side in ("texts", "images")
+    )
+    np.testing.assert_array_equal(*texts)
+    assert images[0].shape == images[1].shape
+    assert not np.allclose(*images)
+
+
 def test_only_train_photos_are_trained_on(grocery_store: tuple[Path, Path], tmp_path: Path) -> None:
     data, run = grocery_store
     seen = ProductCatalog.open(photos_to_train_on(data, tmp_path / "seen"))

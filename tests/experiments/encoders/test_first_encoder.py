@@ -4,10 +4,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from embeddings.catalog.products import ProductCatalog
 from embeddings.encoders.bert_checkpoint import lacks_images
 from embeddings.encoders.config import EncoderConfig
 from embeddings.encoders.dashclip import DashClipEncoder
@@ -59,6 +62,22 @@ def test_published_text_warms_up_its_images_alone(tmp_path: Path) -> None:
     assert warm.embed_queries(["red circle"]).equal(published.embed_queries(["red circle"]))
     before, after = (encoder.product.vision_proj.weight for encoder in (published, warm))
     assert not before.equal(after)
+    # A picture alone says nothing to the one, and is a vector beside titles to the other.
+    catalog = ProductCatalog.open(data, modalities=("image",))
+    pictures = [
+        encoder.embed_products(encoder.load_batch(catalog, np.arange(4))) for encoder in (published, warm)
+    ]
+    assert not pictures[0].any()
+    torch.testing.assert_close(pictures[1].norm(dim=1), torch.ones(4))
+
+
+def test_images_alone_warm_up_only_beside_published_text(tmp_path: Path) -> None:
+    data = write_small_catalog(tmp_path / "data", products=24)
+    without = config(warmup=None)
+    with pytest.raises(ValueError, match=r"add a \[warmup\] section to the config, or start from published"):
+        first_encoder(data, tmp_path / "scratch", without)
+    published = bert_encoder(write_modules(save_bert(tmp_path / "bert")), without)
+    assert not lacks_images(first_encoder(data, tmp_path / "warmup", without, published=published))
 
 
 def test_published_text_takes_of_the_architecture_what_the_weights_leave_open(tmp_path: Path) -> None:
@@ -111,6 +130,35 @@ def test_the_commands_make_an_encoder_of_a_bert_and_start_from_one(tmp_path: Pat
     assert (aligned.stage, aligned.config.text_hidden_dim, aligned.config.query_prefix) == ("aligned", 32, "")
     assert aligned.trained_on is not None
     assert aligned.trained_on["previous"]["source"] == "bert"
+
+
+def test_published_words_are_aligned_with_images_as_words_from_scratch_are(tmp_path: Path) -> None:
+    """Width 32 of the words beside another width of the images; one of the two layers is frozen."""
+    data = write_small_catalog(tmp_path / "data", products=48, without_title={0}, without_image={5})
+    align = {**STAGE, "batch_size": 16, "frozen_layers": 1, "kept_dims": 16}
+    settings = config(warmup=None, align=align, architecture={"vision_hidden_dim": 64}).model_copy(
+        update={"holdout": INPUTS.holdout, "tuples": TUPLES}
+    )
+    published = bert_encoder(write_modules(save_bert(tmp_path / "bert", layers=2)), settings)
+    run = run_align(data, tmp_path / "align", settings, start=published)
+    encoder = run.encoder
+    assert encoder.product.completion is not None
+    assert (encoder.config.embedding_dim, encoder.config.vector_dim) == (32, 16)
+    rows = np.array([0, 5, 6])
+    of = {
+        sides: encoder.embed_products(encoder.load_batch(ProductCatalog.open(data, modalities=sides), rows))
+        for sides in (("image",), ("text",), ("image", "text"))
+    }
+    exists = {sides: vectors_BD.any(dim=1).tolist() for sides, vectors_BD in of.items()}
+    assert exists == {
+        ("image",): [True, False, True],
+        ("text",): [False, True, True],
+        ("image", "text"): [True, True, True],
+    }
+    # Alone each side gives what it gives without the other.
+    torch.testing.assert_close(of[("image", "text")][0], of[("image",)][0])
+    torch.testing.assert_close(of[("image", "text")][1], of[("text",)][1])
+    assert run.counts["completion_products"] > 20
 
 
 def test_the_shipped_recipe_for_published_weights_trains_the_last_4_of_12_layers_alone(

@@ -12,11 +12,17 @@ from safetensors.torch import load_file
 from embeddings.catalog.holdout import TEST, VALIDATION
 from embeddings.grading.answers import open_grader
 from embeddings.grading.fine_tuned.training import checkpoints_of
-from embeddings.grading.fine_tuned.tuned_model import TunedModelConfig, TunedModelGrader, tune_model
+from embeddings.grading.fine_tuned.tuned_model import (
+    LabelLogits,
+    TunedModelConfig,
+    TunedModelGrader,
+    tune_model,
+)
 from embeddings.grading.language_models.examples import NearestExamples
-from embeddings.grading.language_models.local_model import LocalGrader
+from embeddings.grading.language_models.local_model import LocalGrader, PaddedTokens, shared_start
 from embeddings.grading.language_models.prompt import Prompt
 from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError
+from embeddings.training.evaluation import ROWS
 from embeddings.training.loop import OptimizerConfig, Report
 from tests.embeddings.grading.language_models.small_models import write_model, write_prompt
 from tests.embeddings.grading.small_world import HOLDOUT, read_small_world
@@ -149,6 +155,48 @@ def test_a_base_model_that_is_another_now_is_refused(tuned: TunedModelGrader, tm
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(GradingError, match="now holds lm-base-"):
         TunedModelGrader.load(folder)
+
+
+def test_a_beginning_read_once_for_a_batch_teaches_as_if_each_text_had_its_own(
+    small: tuple[GradedPairs, Catalogue], model: Path, prompt: Prompt
+) -> None:
+    texts = LocalGrader.load(model, prompt).prompt_ids(small[0].pairs.take(np.arange(6)))
+    common = shared_start(texts)
+    assert common > 10
+    found = []
+    for shared in (0, common):
+        asked = LocalGrader.load(model, prompt)
+        asked.model.requires_grad_(True)
+        read: list[tuple[int, ...]] = []
+        asked.model.get_input_embeddings().register_forward_hook(
+            lambda _module, inputs, _output, read=read: read.append(tuple(inputs[0].shape))
+        )
+        batch = PaddedTokens.of([ids[shared:] for ids in texts], asked.model.device)
+        logits_BC = LabelLogits(asked.model, texts[0][:shared])(batch)
+        torch.nn.functional.cross_entropy(logits_BC, torch.tensor([0, 1, 2, 0, 1, 2])).backward()
+        weight = asked.model.model.layers[0].self_attn.k_proj.weight
+        found.append((logits_BC.detach(), weight.grad.clone(), read))
+    longest = max(map(len, texts))
+    assert [read for *_, read in found] == [[(6, longest)], [(1, common), (6, longest - common)]]
+    for slow, fast in zip(*(part[:2] for part in found), strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+
+
+def test_an_evaluation_reads_as_many_validation_pairs_as_the_config_says(
+    small: tuple[GradedPairs, Catalogue], model: Path, prompt: Prompt, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    config = config_of(model, most_pairs=64).model_copy(update={"evaluated_pairs": 5})
+    seen: list[float] = []
+
+    def note(report: Report) -> None:
+        if report.evaluation is not None:
+            seen.append(report.evaluation[ROWS])
+
+    grader = tune_model(*small, tmp_path / "few", config=config, prompt=prompt, progress=note)
+    assert seen
+    assert set(seen) == {5.0}
+    assert grader.manifest.validation_pairs == len(small[0].of_role(VALIDATION)) > 5
 
 
 class Killed(Exception):

@@ -122,6 +122,22 @@ def test_the_part_that_all_prompts_share_is_read_once(tmp_path: Path) -> None:
     assert read == [(1, static), *batches, *batches]
 
 
+def test_only_the_rows_of_the_labels_are_kept_of_the_output_layer(tmp_path: Path) -> None:
+    folder, prompt = write_model(tmp_path / "m"), write_prompt(tmp_path / "p.toml")
+    whole = AutoModelForCausalLM.from_pretrained(folder).get_output_embeddings().weight
+    grader = LocalGrader.load(folder, prompt)
+    ids = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(list(prompt.labels.in_order()))
+    assert grader.model.get_output_embeddings().weight.equal(whole[ids])
+
+
+def test_a_model_without_a_linear_output_layer_is_refused(tmp_path: Path) -> None:
+    folder, prompt = write_model(tmp_path / "m"), write_prompt(tmp_path / "p.toml")
+    found = LocalGrader.load(folder, prompt)
+    found.model.set_output_embeddings(torch.nn.Identity())
+    with pytest.raises(GradingError, match="LlamaForCausalLM has no linear output layer"):
+        LocalGrader("lm", found.model, found.tokenizer, prompt)
+
+
 def test_a_prompt_that_is_longer_than_the_model_reads_is_left_unanswered(tmp_path: Path) -> None:
     folder, prompt = write_model(tmp_path / "m"), write_prompt(tmp_path / "p.toml")
     pairs = some_pairs(3)
