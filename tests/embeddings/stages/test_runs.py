@@ -143,7 +143,7 @@ def test_images_complete_titles_at_the_end_of_stage_2_and_only_if_they_are_looke
         "completion, images",
     }
     counts = record(tmp_path / "both")["counts"]
-    parts = ProductParts.read(data, text_columns=("title",), config=INPUTS.holdout)
+    parts = ProductParts.of(ProductCatalog.open(data), INPUTS.holdout)
     usable_P = ~np.isin(np.arange(PRODUCTS), [NO_IMAGE, 6])
     assert counts["completion_products"] == (parts.train_P & usable_P).sum()
     assert counts["unreadable_images"] == 1
@@ -222,7 +222,7 @@ def test_no_held_out_query_or_product_is_in_a_training_tuple(data: Path, whole: 
     role_Q, role_P = query_roles(queries, INPUTS.holdout), product_roles(ids, INPUTS.holdout)
     assert {TRAIN, VALIDATION, TEST} <= set(role_Q.tolist())
     assert TEST in role_P
-    parts = ProductParts.read(data, text_columns=("title",), config=INPUTS.holdout)
+    parts = ProductParts.of(ProductCatalog.open(data), INPUTS.holdout)
     for name, role in (("train", TRAIN), ("validation", VALIDATION)):
         tuples_NC = np.asarray(TupleSet.open(whole / "align" / "tuples" / name).tuples_NC)
         assert set(role_Q[tuples_NC[:, 1:]].ravel().tolist()) == {role}
@@ -352,7 +352,7 @@ def test_the_tokenizer_learns_from_no_held_out_text(data: Path, monkeypatch: pyt
     with pytest.raises(InterruptedError):
         new_encoder(data, size="tiny", inputs=INPUTS, seed=0)
     table = pq.read_table(data / "products.parquet")
-    train_P = ProductParts.read(data, text_columns=("title",), config=INPUTS.holdout).train_P
+    train_P = ProductParts.of(ProductCatalog.open(data), INPUTS.holdout).train_P
     titles = table.column("title").to_pylist()
     queries = read_grades(data).queries
     role_Q = query_roles(queries, INPUTS.holdout)
