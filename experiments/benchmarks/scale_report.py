@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from embeddings.training.evaluation import beside_chance
 from experiments.benchmarks.result_table import ResultTable, machine_note
 
 _NONE = "-"
@@ -17,7 +18,7 @@ _NOT_OF_A_LOG = ("generate", "embed lsa", "encode", "package", "one request")
 def scale_tables(result: dict[str, Any]) -> list[ResultTable]:
     """CPU seconds, peak memory, rates and disk of each step at each size."""
     sizes = list(result["sizes"].values())
-    steps = list(dict.fromkeys(name for size in sizes for name in size["steps"]))
+    steps = _steps(sizes)
     millions = [f"{size['impressions'] / 1e6:.3g} M" for size in sizes]
 
     def grid(figures: Sequence[str]) -> tuple[tuple[str, ...], ...]:
@@ -116,10 +117,7 @@ def _encoder_table(size: dict[str, Any], title: str) -> ResultTable:
         rows.append(
             ("encoding, vectors", _NONE, "100.0%", f"{vectors:,}", f"{rate:,.0f}", *_hours(vectors, rate))
         )
-    best = "; ".join(
-        f"{stage}: " + ", ".join(f"{name} {value:.4g}" for name, value in found["best"].items())
-        for stage, found in size["encoders"].items()
-    )
+    best = "; ".join(f"{stage}: {beside_chance(found['best'])}" for stage, found in size["encoders"].items())
     return ResultTable(
         f"Encoders of the shop, measured at {title}",
         (
@@ -147,27 +145,35 @@ def _hours(rows: int, rate: float) -> tuple[str, str]:
 
 
 def scale_png(result: dict[str, Any]) -> bytes:
-    """CPU seconds and peak memory of each step, trainings of the first seed, on logarithmic axes."""
+    """CPU seconds and peak memory of each step, trainings of the first seed, on logarithmic axes.
+
+    Steps taken with encoders are hollow marks without a line.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     from experiments.reports.plot_style import COLOURS, MARKERS, STYLE, WIDTH_INCHES, png_of
 
     sizes = list(result["sizes"].values())
-    names = dict.fromkeys(name for size in sizes for name in size["steps"])
-    steps = [name for name in names if not _repeats(name, result)]
+    steps = [name for name in _steps(sizes) if not _repeats(name, result)]
+    places = {
+        name: place
+        for with_encoders in (False, True)
+        for place, name in enumerate(name for name in steps if _reads_encoders(name) == with_encoders)
+    }
     panels = (("cpu_s", "CPU seconds on one thread"), ("peak_mib", "Peak memory, MiB"))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, 5), layout="constrained")
         for axes, (key, title) in zip(figure.subplots(1, 2), panels, strict=True):
-            for place, name in enumerate(steps):
+            for name, place in places.items():
                 found = [size for size in sizes if name in size["steps"]]
                 axes.loglog(
                     [size["impressions"] for size in found],
                     [size["steps"][name][key] for size in found],
                     marker=MARKERS[place % len(MARKERS)],
                     color=COLOURS[place % len(COLOURS)],
-                    linestyle="-" if place < len(COLOURS) else "--",
+                    linestyle="none" if _reads_encoders(name) else "-" if place < len(COLOURS) else "--",
+                    **({"markerfacecolor": "none", "markersize": 10} if _reads_encoders(name) else {}),
                     label=name,
                 )
             axes.set_title(title)
@@ -175,6 +181,12 @@ def scale_png(result: dict[str, Any]) -> bytes:
             axes.grid(visible=True, which="major", alpha=0.3)
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
         return png_of(figure)
+
+
+def _steps(sizes: Sequence[dict[str, Any]]) -> list[str]:
+    """All steps, in the order of the size that has the most."""
+    fullest_first = sorted(sizes, key=lambda size: -len(size["steps"]))
+    return list(dict.fromkeys(name for size in fullest_first for name in size["steps"]))
 
 
 def _figure(step: dict[str, Any] | None, figure: str) -> str:
