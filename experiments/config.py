@@ -39,15 +39,19 @@ class ConfigError(ValueError):
     """A configuration file that cannot be used; the message names the file and every bad key."""
 
 
+def config_file(path: Path) -> Path:
+    """Where a config is: of a bare name, among the shipped ones, unless there is a file of that name."""
+    shipped = SHIPPED / f"{path}.toml"
+    return shipped if not path.is_file() and path.parent == Path() and shipped.exists() else path
+
+
 def load_config(path: Path, model: type[ConfigT]) -> ConfigT:
     """Read a TOML file into `model`; a bare name like `demo` means the shipped config of that name.
 
     Raises:
         ConfigError: the file is missing, is not TOML, or a key is unknown, missing or out of range.
     """
-    shipped = SHIPPED / f"{path}.toml"
-    if not path.is_file() and path.parent == Path() and shipped.exists():
-        path = shipped
+    path = config_file(path)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):

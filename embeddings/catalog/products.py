@@ -6,7 +6,7 @@ Shapes: P products, B products in a batch, C = 3 colours, H = W = image side, T 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
@@ -104,6 +104,21 @@ class ProductCatalog:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def only(self, modalities: Sequence[Modality]) -> Self:
+        """The same products without the other modality; this catalogue itself where none of them has it.
+
+        What was found out about this catalogue, such as its lookalikes, need then not be found out again.
+        """
+        titles, images = "text" in modalities, "image" in modalities
+        shown = any(path is not None for path in self.image_paths)
+        if (titles or not any(self.titles)) and (images or not shown):
+            return self
+        return replace(
+            self,
+            titles=self.titles if titles else [""] * len(self),
+            image_paths=self.image_paths if images else [None] * len(self),
+        )
 
     @cached_property
     def group_P(self) -> npt.NDArray[np.int64]:
@@ -241,8 +256,10 @@ def load_batch(
             return image
         return augment(image, np.random.default_rng((*seed, row)), augmentation)
 
-    images_BCHW = np.zeros((len(rows), 3, image_size, image_size), np.uint8)
     has_image_B = np.zeros(len(rows), dtype=bool)
+    shape = (len(rows), 3, image_size, image_size)
+    no_images = all(catalog.image_paths[row] is None for row in rows)
+    images_BCHW = np.zeros((0, *shape[1:]) if no_images else shape, np.uint8)
     for position, (row, image) in enumerate(zip(rows, map(read, rows), strict=True)):
         if isinstance(image, ImageUnreadable):
             if unreadable is None:
@@ -251,9 +268,12 @@ def load_batch(
         elif image is not None:
             images_BCHW[position] = image
             has_image_B[position] = True
-    pixels_BCHW = to_pixels(images_BCHW)
     has_image = torch.from_numpy(has_image_B)
-    pixels_BCHW[~has_image] = 0
+    if no_images:  # one zero in memory, whatever the size of an image
+        pixels_BCHW = torch.zeros(()).expand(shape)
+    else:
+        pixels_BCHW = to_pixels(images_BCHW)
+        pixels_BCHW[~has_image] = 0
     titles = [catalog.titles[row] for row in rows]
     tokens = tokenizer(titles, max_tokens=max_title_tokens, prefix=title_prefix)
     return ProductBatch(

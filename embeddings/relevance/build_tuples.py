@@ -7,8 +7,9 @@ Shapes: P products of the catalogue, Q queries, N tuples, K negatives of each, J
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -82,86 +83,46 @@ def build_tuples(
     """
     out_folder = Path(out_folder)
     refuse_foreign_folder(out_folder, ours=is_tuple_set)
-    products, queries = len(grades.product_ids), len(grades.queries)
-    product_mask = checked_mask(product_mask, products, "product_mask")
-    query_mask = checked_mask(query_mask, queries, "query_mask")
-    group_Q = query_groups(grades.queries) if group_Q is None else group_Q
-    if group_Q.shape != (queries,):
-        raise RelevanceError(
-            f"group_Q must have one group for each of {queries:,} queries, got shape {group_Q.shape}"
-        )
-    aisle_P, aisle_count = aisle_numbers(aisles, products)
-    order = pc.sort_indices(grades.product_ids).to_numpy()
-    order = order[product_mask[order]]
-
-    def pairs_of(product: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int8]]:
-        part = slice(*grades.product_start_P1[product : product + 2].tolist())
-        query_J, grade_J = grades.query_G[part], grades.grade_G[part]
-        kept = query_mask[query_J]
-        return query_J[kept], grade_J[kept]
-
-    lenders: list[int] = []
-    lent: list[npt.NDArray[np.int32]] = []
-    for product in order.tolist():
-        query_J, grade_J = pairs_of(product)
-        if aisle_P[product] >= 0 and HIGH in grade_J:
-            lenders.append(product)
-            lent.append(query_J[grade_J == HIGH])
-    donors = Donors.of(lent, aisle_P[lenders], aisle_count=aisle_count)
-
-    positives: list[int] = []
-    without_positives = 0
     counts = NegativeCounts()
+    drawn = draw_for_products(
+        grades,
+        aisles,
+        config=config,
+        seed=seed,
+        product_mask=product_mask,
+        query_mask=query_mask,
+        group_Q=group_Q,
+        counts=counts,
+        progress=progress,
+    )
+    positives: list[int] = []
     with atomic_folder(out_folder) as temporary:
         with (
             RowFile(temporary / TUPLES, 2 + config.negatives, np.dtype(np.int32)) as tuple_file,
             RowFile(temporary / TUPLE_GRADES, 1 + config.negatives, np.dtype(np.int8)) as grade_file,
         ):
-            for done, product in enumerate(order.tolist()):
-                if done % PROGRESS_PRODUCTS == 0:
-                    progress("tuples", done, len(order))
-                query_J, grade_J = pairs_of(product)
-                if not grade_J.any():
-                    without_positives += 1
-                    continue
-                generator = generator_of(grades.product_ids[product].as_py(), seed)
-                proxies = None
-                if config.proxy_negatives and aisle_P[product] >= 0:
-                    own_aisle = None if aisles is None else int(aisle_P[product])
-                    graded = frozenset(group_Q[query_J].tolist())
-                    proxies = ProxyQueries(donors, own_aisle, graded, generator, group_Q)
-                rows, row_grades = draw_tuples(
-                    query_J,
-                    grade_J,
-                    config=config,
-                    proxies=proxies,
-                    generator=generator,
-                    counts=counts,
-                    group_J=group_Q[query_J],
-                )
-                if rows:
-                    positives.append(len(rows))
-                    tuple_file.append(np.array([[product, *row] for row in rows]))
-                    grade_file.append(np.array(row_grades))
+            for product, rows, row_grades in drawn:
+                positives.append(len(rows))
+                tuple_file.append(np.array([[product, *row] for row in rows]))
+                grade_file.append(np.array(row_grades))
         if not positives:
             raise RelevanceError(
                 "no tuple can be made: no product has an HR or MR query that may be used together with a "
                 "negative; check the grades, the masks and the aisles"
             )
-        progress("tuples", len(order), len(order))
         grades_NC = np.load(temporary / TUPLE_GRADES, mmap_mode="r")
         pq.write_table(pa.table({"query": grades.queries}), temporary / QUERIES, compression="zstd")
         report = TupleReport(
             format=FORMAT,
             config=config,
             seed=seed,
-            products=products,
-            queries=queries,
+            products=len(grades.product_ids),
+            queries=len(grades.queries),
             tuples=sum(positives),
             products_with_tuples=len(positives),
-            products_without_positives=without_positives,
-            products_masked=int((~product_mask).sum()),
-            queries_masked=int((~query_mask).sum()),
+            products_without_positives=counts.without_positives,
+            products_masked=0 if product_mask is None else int((~product_mask).sum()),
+            queries_masked=0 if query_mask is None else int((~query_mask).sum()),
             high_positives=int((grades_NC[:, 0] == HIGH).sum()),
             moderate_positives=int((grades_NC[:, 0] == MODERATE).sum()),
             mean_positives=float(np.mean(positives)),
@@ -180,6 +141,94 @@ def build_tuples(
         )
         (temporary / REPORT).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return TupleSet.open(out_folder, verify=False)
+
+
+class Drawn(NamedTuple):
+    """At least one tuple of a product: rows of query indices, the positive first, and their grades."""
+
+    product: int
+    rows: list[list[int]]
+    grades: list[list[int]]
+
+
+def draw_for_products(
+    grades: Grades,
+    aisles: Sequence[str | None] | None,
+    *,
+    config: TupleConfig,
+    seed: int,
+    product_mask: npt.NDArray[np.bool_] | None = None,
+    query_mask: npt.NDArray[np.bool_] | None = None,
+    group_Q: npt.NDArray[np.int64] | None = None,
+    counts: NegativeCounts,
+    progress: Progress = silent,
+) -> Iterator[Drawn]:
+    """The tuples that `build_tuples` writes, product by product; arguments and errors are those of it.
+
+    Whoever needs to know only that there are some stops early.
+    """
+    products, queries = len(grades.product_ids), len(grades.queries)
+    product_mask = checked_mask(product_mask, products, "product_mask")
+    query_mask = checked_mask(query_mask, queries, "query_mask")
+    group_Q = query_groups(grades.queries) if group_Q is None else group_Q
+    if group_Q.shape != (queries,):
+        raise RelevanceError(
+            f"group_Q must have one group for each of {queries:,} queries, got shape {group_Q.shape}"
+        )
+    aisle_P, aisle_count = aisle_numbers(aisles, products)
+    order = pc.sort_indices(grades.product_ids).to_numpy()
+    order = order[product_mask[order]]
+    donors = _donors(grades, order, query_mask, aisle_P, aisle_count=aisle_count)
+    positive_G = (grades.grade_G != IRRELEVANT) & query_mask[grades.query_G]
+    has_positive = np.bincount(grades.product_G[positive_G], minlength=products)[order] > 0
+    counts.without_positives += int((~has_positive).sum())
+    order = order[has_positive]
+    for done, product in enumerate(order.tolist()):
+        if done % PROGRESS_PRODUCTS == 0:
+            progress("tuples", done, len(order))
+        part = slice(*grades.product_start_P1[product : product + 2].tolist())
+        query_J, grade_J = grades.query_G[part], grades.grade_G[part]
+        kept = query_mask[query_J]
+        query_J, grade_J = query_J[kept], grade_J[kept]
+        generator = generator_of(grades.product_ids[product].as_py(), seed)
+        proxies = None
+        if config.proxy_negatives and aisle_P[product] >= 0:
+            own_aisle = None if aisles is None else int(aisle_P[product])
+            graded = frozenset(group_Q[query_J].tolist())
+            proxies = ProxyQueries(donors, own_aisle, graded, generator, group_Q)
+        rows, row_grades = draw_tuples(
+            query_J,
+            grade_J,
+            config=config,
+            proxies=proxies,
+            generator=generator,
+            counts=counts,
+            group_J=group_Q[query_J],
+        )
+        if rows:
+            yield Drawn(product, rows, row_grades)
+    progress("tuples", len(order), len(order))
+
+
+def _donors(
+    grades: Grades,
+    order: npt.NDArray[np.int64],
+    query_mask: npt.NDArray[np.bool_],
+    aisle_P: npt.NDArray[np.int64],
+    *,
+    aisle_count: int,
+) -> Donors:
+    """The products of `order` that lend highly relevant queries, in that order within their aisle."""
+    place_P = np.full(len(aisle_P), -1, np.int64)
+    place_P[order] = np.arange(len(order))
+    lent_G = (grades.grade_G == HIGH) & query_mask[grades.query_G]
+    lent_G &= (place_P[grades.product_G] >= 0) & (aisle_P[grades.product_G] >= 0)
+    product_L, query_L = grades.product_G[lent_G], grades.query_G[lent_G]
+    by_product_L = np.argsort(place_P[product_L], kind="stable")
+    product_L, query_L = product_L[by_product_L], query_L[by_product_L]
+    first_D = np.flatnonzero(np.diff(product_L, prepend=-1))
+    lent = np.split(query_L, first_D[1:]) if len(first_D) else []
+    return Donors.of(lent, aisle_P[product_L[first_D]], aisle_count=aisle_count)
 
 
 def generator_of(product_id: int | str, *seeds: int) -> np.random.Generator:

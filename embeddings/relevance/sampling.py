@@ -155,6 +155,8 @@ class ProxyQueries:
 class NegativeCounts:
     """What drawing negatives met, summed over products."""
 
+    #: Products without any positive, for which none are drawn.
+    without_positives: int = 0
     #: Tuples with K irrelevant negatives of which a proxy replaced one; and where no proxy exists.
     swapped: int = 0
     not_swapped: int = 0

@@ -3,7 +3,6 @@
 A stage measured on products that an earlier one was trained on would call memory a success.
 """
 
-from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -38,15 +37,6 @@ class ProductParts(NamedTuple):
             config=config,
         )
         return cls(usable_P & ~validation_P, validation_P)
-
-    @classmethod
-    def read(cls, data: Path, *, text_columns: tuple[str, ...], config: HoldoutConfig) -> Self:
-        """The parts of the products of a data folder.
-
-        Raises:
-            InputError, CatalogError: the products cannot be read.
-        """
-        return cls.of(ProductCatalog.open(data, text_columns=text_columns), config)
 
 
 def unseen_products(catalog: ProductCatalog, config: HoldoutConfig) -> BoolArray:

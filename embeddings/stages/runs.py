@@ -1,22 +1,31 @@
 """The warm-ups and the two training stages as runs in a folder: resumable, with what was trained on what."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from embeddings.catalog.holdout import TRAIN, VALIDATION, query_groups, roles_of_groups
+from embeddings.catalog.holdout import TRAIN, VALIDATION, HoldoutConfig, query_groups, roles_of_groups
 from embeddings.catalog.products import Modality, ProductCatalog
 from embeddings.catalog.tokenizer import TextTokenizer
 from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder
-from embeddings.relevance.build_tuples import Grades, TupleConfig, TupleSet, build_tuples, read_grades
+from embeddings.relevance.build_tuples import (
+    Grades,
+    TupleConfig,
+    TupleSet,
+    build_tuples,
+    draw_for_products,
+    read_grades,
+)
 from embeddings.relevance.grades import sources_of
+from embeddings.relevance.sampling import NegativeCounts
 from embeddings.stages.alignment import AlignConfig
 from embeddings.stages.completion_training import complete
 from embeddings.stages.product_parts import ProductParts, has_image_and_title
@@ -123,11 +132,12 @@ def warm_up(
     if done is not None:
         return done
     modalities: tuple[Modality, ...] = ("image", "text") if of_images else ("text",)
-    catalog = ProductCatalog.open(data, modalities=modalities, text_columns=inputs.text_columns)
+    whole = ProductCatalog.open(data, text_columns=inputs.text_columns)
+    catalog = whole.only(modalities)
     # Until stage 2 a product is the mean of its image and its title, as of an encoder without published text.
     encoder = replace(copy_of(start), query=None)
     common: dict[str, Any] = {
-        "parts": ProductParts.read(data, text_columns=inputs.text_columns, config=inputs.holdout),
+        "parts": ProductParts.of(whole, inputs.holdout),
         "device": device_named(device),
         "ranks": ranks,
     }
@@ -177,14 +187,14 @@ def pretrain(
     done = finished_run(folder, settings)
     if done is not None:
         return done
-    catalog = ProductCatalog.open(data, modalities=inputs.modalities, text_columns=inputs.text_columns)
+    whole = ProductCatalog.open(data, text_columns=inputs.text_columns)
     # Stage 1 trains the text encoder, of which a query encoder is a copy that stage 2 makes.
     encoder = replace(copy_of(start), query=None)
     task = PretrainTask(
         encoder,
-        catalog,
+        whole.only(inputs.modalities),
         config=config,
-        parts=ProductParts.read(data, text_columns=inputs.text_columns, config=inputs.holdout),
+        parts=ProductParts.of(whole, inputs.holdout),
         device=device_named(device),
         ranks=ranks,
     )
@@ -232,20 +242,12 @@ def align(
     ranks = join_ranks(device)
     if sources is None:
         sources = sources_of(data) if table_files(data, "relevance") else ()
-    make_tuples = partial(
-        _graded_tuples,
-        data,
-        folder,
-        config=tuple_config,
-        seed=config.seed,
-        sources=tuple(sources),
-        inputs=inputs,
-        ranks=ranks,
-        progress=progress,
-    )
+    read = partial(_Graded.read, data, config=tuple_config, sources=sources, inputs=inputs, seed=config.seed)
+    graded = None
     if not isinstance(start, DashClipEncoder):
         if not is_finished(folder):
-            make_tuples()
+            graded = read()
+            graded.check(folder, ranks=ranks)
         start = start()
     if start.config.kept_dims is not None:
         raise StageError(
@@ -270,12 +272,14 @@ def align(
     done = finished_run(folder, settings)
     if done is not None:
         return done
-    catalog = ProductCatalog.open(data, modalities=inputs.modalities, text_columns=inputs.text_columns)
-    # Again where the encoder came later: its tokenizer may not tell apart queries that differ in spelling.
-    graded = make_tuples(start)
-    grades, tuples, parts = graded.grades, graded.tuples, graded.parts
+    graded = graded or read()
+    grades, parts = graded.grades, graded.parts
+    # Of what the encoder tells apart: its tokenizer may see one query where spellings differ.
+    group_Q = query_groups(grades.queries, start.query_tokens)
+    role_Q = graded.roles(group_Q)
+    tuples = graded.tuples(folder, group_Q, ranks=ranks, progress=progress)
     encoder = copy_of(start if start.query is not None else start.with_query_encoder())
-    whole_titles = ProductCatalog.open(data, modalities=("text",), text_columns=inputs.text_columns)
+    catalog, whole_titles = graded.products.only(inputs.modalities), graded.products.only(("text",))
     completing = encoder.config.fusion == "completion"
     task = AlignTask(
         encoder,
@@ -285,7 +289,7 @@ def align(
         grades=grades,
         query_titles=whole_titles.titles,
         validation_P=parts.validation_P,
-        trained_G=(graded.role_Q[grades.query_G] == TRAIN) & parts.train_P[grades.product_G],
+        trained_G=(role_Q[grades.query_G] == TRAIN) & parts.train_P[grades.product_G],
         device=device_named(device),
         ranks=ranks,
     )
@@ -302,7 +306,7 @@ def align(
             encoder,
             whole_titles if completing else catalog,
             product_N=np.flatnonzero(parts.train_P),
-            queries=grades.queries.filter(pa.array(graded.role_Q == TRAIN)).to_pylist(),
+            queries=grades.queries.filter(pa.array(role_Q == TRAIN)).to_pylist(),
             power=config.whitening_power,
             kept=config.kept_dims or None,
             seed=config.seed,
@@ -321,64 +325,88 @@ def align(
     return finish(folder, encoder, "aligned", settings, outcome, counts, ranks)
 
 
-class _Graded(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Graded:
+    """What stage 2 learns from, read once: of many products and grades that takes minutes."""
+
     grades: Grades
-    role_Q: npt.NDArray[np.int8]
-    tuples: Tuples
+    #: With images and titles, whatever the stage looks at.
+    products: ProductCatalog
     parts: ProductParts
+    config: TupleConfig
+    holdout: HoldoutConfig
+    seed: int
 
-
-def _graded_tuples(
-    data: Path,
-    folder: Path,
-    start: DashClipEncoder | None = None,
-    *,
-    config: TupleConfig,
-    seed: int,
-    sources: tuple[str, ...],
-    inputs: InputConfig,
-    ranks: Ranks,
-    progress: Progress,
-) -> _Graded:
-    """What stage 2 learns from, in `folder`/tuples: training queries and products, or validation queries.
-
-    Queries that the encoder `start` cannot tell apart have one role; by their spelling alone without it.
-
-    Raises:
-        StageError: there are no grades.
-        RelevanceError, ValueError: too few tuples can be made of them.
-    """
-    if not table_files(data, "relevance"):
-        raise StageError(
-            f"stage 2 needs grades of query and product, and {data} has no relevance table; without grades "
-            "training ends after stage 1 (`dashclip encode pretrain`), and `dashclip encode run` makes "
-            "vectors with its encoder"
-        )
-    grades = read_grades(data, sources=sources, draw_seed=seed if config.draw_grades else None)
-    group_Q = query_groups(grades.queries)
-    if start is not None:
-        group_Q = query_groups(grades.queries, start.query_tokens)
-    role_Q = roles_of_groups(grades.query_roles(inputs.holdout), group_Q)
-    parts = ProductParts.read(data, text_columns=inputs.text_columns, config=inputs.holdout)
-    aisles = ProductCatalog.open(data, modalities=("text",), text_columns=inputs.text_columns).aisles
-    sets = []
-    for name, role, product_P in (
-        ("train", TRAIN, parts.train_P),
-        ("validation", VALIDATION, parts.train_P | parts.validation_P),
-    ):
-        target = folder / TUPLES / name
-        if ranks.first:
-            build_tuples(
-                grades,
-                aisles if any(aisles) else None,  # no product has one: a data set without aisles
-                target,
-                config=config,
-                seed=seed,
-                product_mask=product_P,
-                query_mask=role_Q == role,
-                group_Q=group_Q,
-                progress=progress,
+    @classmethod
+    def read(
+        cls, data: Path, *, config: TupleConfig, sources: Sequence[str], inputs: InputConfig, seed: int
+    ) -> Self:
+        """
+        Raises:
+            StageError: there are no grades.
+            InputError, CatalogError, RelevanceError: the tables cannot be read.
+        """
+        if not table_files(data, "relevance"):
+            raise StageError(
+                f"stage 2 needs grades of query and product, and {data} has no relevance table; without "
+                "grades training ends after stage 1 (`dashclip encode pretrain`), and `dashclip encode run` "
+                "makes vectors with its encoder"
             )
-        barrier(ranks)
-        sets.append(TupleSet.open(target, product_ids=grades.product_ids))
-    return _Graded(grades, role_Q, Tuples(*sets), parts)
+        grades = read_grades(data, sources=tuple(sources), draw_seed=seed if config.draw_grades else None)
+        products = ProductCatalog.open(data, text_columns=inputs.text_columns)
+        parts = ProductParts.of(products, inputs.holdout)
+        return cls(grades, products, parts, config, inputs.holdout, seed)
+
+    def roles(self, group_Q: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
+        """Of each query: those of one group, which an encoder cannot tell apart, have one role."""
+        return roles_of_groups(self.grades.query_roles(self.holdout), group_Q)
+
+    def check(self, folder: Path, *, ranks: Ranks) -> None:
+        """Look whether there is enough for stage 2, as far as spelling tells queries apart.
+
+        Raises:
+            RelevanceError, ValueError: too few tuples can be made.
+        """
+        group_Q = query_groups(self.grades.queries)
+        for options, fewest in zip(self._sets(group_Q).values(), (2, 1), strict=True):
+            drawn = draw_for_products(**options, counts=NegativeCounts())
+            if sum(len(product.rows) for product in islice(drawn, fewest)) < fewest:
+                self.tuples(folder, group_Q, ranks=ranks)  # which says what there is too little of
+                return
+
+    def tuples(
+        self, folder: Path, group_Q: npt.NDArray[np.int64], *, ranks: Ranks, progress: Progress = silent
+    ) -> Tuples:
+        """Those to train on and those to stop early by, in `folder`/tuples.
+
+        Raises:
+            RelevanceError, ValueError: too few can be made.
+        """
+        opened = []
+        for name, options in self._sets(group_Q).items():
+            target = folder / TUPLES / name
+            if ranks.first:
+                build_tuples(**options, out_folder=target, progress=progress)
+            barrier(ranks)
+            opened.append(TupleSet.open(target, product_ids=self.grades.product_ids))
+        return Tuples(*opened)
+
+    def _sets(self, group_Q: npt.NDArray[np.int64]) -> dict[str, dict[str, Any]]:
+        """What tuples are drawn from: training queries and products, or validation queries."""
+        role_Q = self.roles(group_Q)
+        parts, aisles = self.parts, self.products.aisles
+        return {
+            name: {
+                "grades": self.grades,
+                "aisles": aisles if any(aisles) else None,  # no product has one: a data set without aisles
+                "config": self.config,
+                "seed": self.seed,
+                "product_mask": product_P,
+                "query_mask": role_Q == role,
+                "group_Q": group_Q,
+            }
+            for name, role, product_P in (
+                ("train", TRAIN, parts.train_P),
+                ("validation", VALIDATION, parts.train_P | parts.validation_P),
+            )
+        }

@@ -135,7 +135,7 @@ class AlignTask:
         tokens = encoder.query_tokens(tuples.train.queries.to_pylist())
         self.query_tokens = (tokens.ids_BT, tokens.mask_BT)
         self.query_lengths = tokens.mask_BT.sum(dim=1).numpy()
-        self.titles = replace(catalog, image_paths=[None] * len(catalog))
+        self.titles = catalog.only(("text",))
         self.image_slot_P = np.full(len(catalog), -1, np.int64)
         self.image_cache = self._cache_image_tokens() if config.product_side != "all" else None
 
@@ -324,10 +324,16 @@ class AlignTask:
 
     @torch.no_grad()
     def _cache_image_tokens(self) -> Tensor | None:
-        """Image tokens of the products of all tuples and pairs, when that encoder is frozen and they fit."""
+        """Image tokens of the products of all tuples and pairs, when that encoder is frozen and they fit.
+
+        Products without an image take no room: among any number of those the cache is empty, and no pixels
+        are made for them.
+        """
         config = self.encoder.config
         of_tuples = [part.tuples_NC[:, 0] for part in (self.tuples.train, self.tuples.validation)]
         used = np.unique(np.concatenate([*of_tuples, self.graded_G3[:, 0]]))
+        shown_P = np.array([path is not None for path in self.catalog.image_paths], bool)
+        used = used[shown_P[used]]
         tokens = config.num_image_tokens
         if len(used) * tokens * config.vision_hidden_dim * 4 > IMAGE_CACHE_BYTES:
             return None
@@ -341,7 +347,8 @@ class AlignTask:
             if has_image_B.any():
                 pixels = batch.pixels_BCHW[batch.has_image_B].to(self.device)
                 parts.append(vision.image_tokens(pixels).cpu())
-        self.image_slot_P[np.concatenate(with_image)] = np.arange(sum(map(len, with_image)))
+        slots = np.concatenate([*with_image, np.empty(0, np.int64)])
+        self.image_slot_P[slots] = np.arange(len(slots))
         return torch.cat(parts) if parts else torch.zeros((0, tokens, config.vision_hidden_dim))
 
 

@@ -39,6 +39,11 @@ class OptimizerConfig(StrictModel):
 
     #: Passes over the training rows.
     epochs: Annotated[int, Field(ge=1)]
+    #: Optimizer steps at most, where a pass over all rows would take too long; the learning rate falls until
+    #: the last of them, and an evaluation follows it. None sets no limit.
+    max_steps: Annotated[
+        Annotated[int, Field(ge=1)] | None, Field(exclude_if=lambda steps: steps is None)
+    ] = None
     #: Rows of one optimizer step, over all ranks and micro-batches.
     batch_size: Annotated[int, Field(ge=2)]
     #: Micro-batches of one optimizer step: each contrasts only its own rows.
@@ -115,6 +120,8 @@ class TrainingOutcome:
     history: list[dict[str, float]]
     stopped_early: bool
     rows_per_second: float
+    #: By processor time, which other work on the machine does not stretch; both rates count evaluations in.
+    rows_per_cpu_second: float
 
 
 @dataclass(frozen=True)
@@ -210,6 +217,9 @@ class _EncoderLoop(TrainingLoop):
         progress: Callable[[Report], None] | None,
         log: TrainingLog,
     ) -> None:
+        self.total_steps = config.epochs * task.steps_per_epoch
+        if config.max_steps is not None:
+            self.total_steps = min(self.total_steps, config.max_steps)
         every = task.steps_per_epoch / config.evaluations_per_epoch
         evaluation_steps = {
             epoch * task.steps_per_epoch + max(1, round((part + 1) * every))
@@ -217,7 +227,10 @@ class _EncoderLoop(TrainingLoop):
             for part in range(config.evaluations_per_epoch)
         }
         super().__init__(
-            folder, evaluation_steps=evaluation_steps, patience=config.patience, writes=ranks.first
+            folder,
+            evaluation_steps=evaluation_steps | {self.total_steps},
+            patience=config.patience,
+            writes=ranks.first,
         )
         self.task, self.config = task, config
         self.fingerprint, self.ranks, self.progress, self.log = fingerprint, ranks, progress, log
@@ -239,7 +252,6 @@ class _EncoderLoop(TrainingLoop):
             if ranks.count > 1
             else task.module
         )
-        self.total_steps = config.epochs * task.steps_per_epoch
         self.warmup = rounded_down(config.warmup_share, self.total_steps)
         self.step = 0
         self.history: list[dict[str, float]] = []
@@ -257,9 +269,11 @@ class _EncoderLoop(TrainingLoop):
         with torch.random.fork_rng(devices=devices), without_denormals():
             self.resume()
             self.started, self.first_step = time.perf_counter(), self.step
+            cpu_started = time.process_time()
             while self.step < self.total_steps and not self.stopped:
                 self._run_epoch()
-            rate = self._rows_per_second()
+            rate = self._rows_per(time.perf_counter() - self.started)
+            cpu_rate = self._rows_per(time.process_time() - cpu_started)
         weights = self.task.module.state_dict()
         for name, value in self.best_weights.items():
             weights[name].copy_(value)
@@ -270,6 +284,7 @@ class _EncoderLoop(TrainingLoop):
             history=self.history,
             stopped_early=self.step < self.total_steps,
             rows_per_second=rate,
+            rows_per_cpu_second=cpu_rate,
         )
 
     @property
@@ -278,13 +293,14 @@ class _EncoderLoop(TrainingLoop):
 
     def _run_epoch(self) -> None:
         epoch, offset = divmod(self.step, self.task.steps_per_epoch)
+        stop = min(self.task.steps_per_epoch, offset + self.total_steps - self.step)
         with closing(self.task.micro_batches(epoch, offset)) as batches:
-            for _ in range(offset, self.task.steps_per_epoch):
+            for _ in range(offset, stop):
                 self._one_step(batches)
                 self.after_step(self.step, checkpoint=self.step % self.config.checkpoint_every_steps == 0)
                 if self.progress and self.ranks.first:
                     names = self.task.title, self.task.rows_name
-                    rate = self._rows_per_second()
+                    rate = self._rows_per(time.perf_counter() - self.started)
                     evaluation = self.measures if self.step in self.evaluation_steps else None
                     ended = self.stopped or self.step == self.total_steps
                     remark = learned_nothing(self.task.title, self.best) if ended else None
@@ -296,8 +312,7 @@ class _EncoderLoop(TrainingLoop):
                 if self.stopped:
                     break
 
-    def _rows_per_second(self) -> float:
-        seconds = time.perf_counter() - self.started
+    def _rows_per(self, seconds: float) -> float:
         return (self.step - self.first_step) * self.task.batch_rows / max(seconds, 1e-9)
 
     def _one_step(self, batches: Generator[Any, None, None]) -> None:

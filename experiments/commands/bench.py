@@ -59,6 +59,7 @@ class _Options:
     data: Path | None
     features: Path
     rows: tuple[int, ...]
+    encoders: Path | None
 
     @property
     def setting(self) -> str:
@@ -160,6 +161,13 @@ def bench(
             rich_help_panel=_SCALE,
         ),
     ] = None,
+    encoders: Annotated[
+        Path | None,
+        typer.Option(
+            help="Config of encoders to train, such as encoders_large, with rankers on their vectors.",
+            rich_help_panel=_SCALE,
+        ),
+    ] = None,
 ) -> None:
     """Measure training, features, loader, scaling, spark, encoders, serving; needs a quiet half hour.
 
@@ -178,7 +186,8 @@ def bench(
 
     `scale` is no part of `all`: each command from `generate` to a served request, for logs up to the paper's
     size, which takes an hour or two, 4 GB of memory and 15 GB of disk. Cut off, it goes on where it was, and
-    sizes that were measured before stay. Its tables go to scaling.md beside `--docs`.
+    sizes that were measured before stay. Its tables go to scaling.md beside `--docs`. With `--encoders` the
+    shop's text encoders are trained and encode it, too.
 
     Example: `dashclip bench features`, `dashclip bench encoders --size base --device cuda`
     """
@@ -208,6 +217,7 @@ def bench(
         data=data,
         features=features,
         rows=tuple(round(number) for number in rows or ()),
+        encoders=encoders,
     )
     wanted = {Part.ALL: PARTS, Part.TABLES: (*PARTS, SCALE, GPU)}.get(part, (part.value,))
     for name in wanted:
@@ -349,7 +359,7 @@ def _benchmark(name: str, options: _Options, *, work: Path, report: "Progress") 
             from experiments.benchmarks.scale import ScaleBenchmark, run_scale_benchmark
 
             whole_way = QUICK_SCALE if options.quick else ScaleBenchmark()
-            whole_way = replace(whole_way, rows=options.rows or whole_way.rows)
+            whole_way = replace(whole_way, rows=options.rows or whole_way.rows, encoders=options.encoders)
             return run_scale_benchmark(whole_way, work=work, out=work.parent, progress=report)
         case _:
             from experiments.benchmarks.features.scaling import ScalingBenchmark, run_scaling_benchmark

@@ -63,6 +63,27 @@ def test_a_modality_left_out_reads_as_missing_for_all(data: Path) -> None:
     assert (texts.summary().without_title, pictures.summary().without_image) == (2, 2)
 
 
+def test_a_catalogue_without_a_modality_is_the_one_that_was_opened_so(data: Path) -> None:
+    whole = ProductCatalog.open(data)
+    for kind in ("text", "image"):
+        opened = ProductCatalog.open(data, modalities=[kind])
+        part = whole.only([kind])
+        assert (part.titles, part.image_paths) == (opened.titles, opened.image_paths)
+        assert part.ids.equals(opened.ids)
+        assert part.group_P.tolist() == opened.group_P.tolist()
+        assert part.only([kind]) is part  # what is not there need not go
+    assert whole.only(["image", "text"]) is whole
+
+
+def test_pixels_of_products_without_images_take_no_memory(data: Path, tokenizer: TextTokenizer) -> None:
+    texts = ProductCatalog.open(data, modalities=["text"])
+    batch = load_batch(texts, tokenizer, np.arange(8), image_size=96, max_title_tokens=12)
+    assert batch.pixels_BCHW.shape == (8, 3, 96, 96)
+    assert not batch.pixels_BCHW.any()
+    assert not batch.has_image_B.any()
+    assert batch.pixels_BCHW.untyped_storage().nbytes() == 4
+
+
 def test_several_text_columns_are_joined_without_nulls_and_stray_spaces(tmp_path: Path) -> None:
     data = write_products(
         tmp_path / "data",

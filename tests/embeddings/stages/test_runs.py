@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import embeddings.catalog.products
+import embeddings.stages.runs
 from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION, HoldoutConfig, product_roles, query_roles
 from embeddings.catalog.products import ProductCatalog
 from embeddings.catalog.tokenizer import TextTokenizer
@@ -143,7 +145,7 @@ def test_images_complete_titles_at_the_end_of_stage_2_and_only_if_they_are_looke
         "completion, images",
     }
     counts = record(tmp_path / "both")["counts"]
-    parts = ProductParts.read(data, text_columns=("title",), config=INPUTS.holdout)
+    parts = ProductParts.of(ProductCatalog.open(data), INPUTS.holdout)
     usable_P = ~np.isin(np.arange(PRODUCTS), [NO_IMAGE, 6])
     assert counts["completion_products"] == (parts.train_P & usable_P).sum()
     assert counts["unreadable_images"] == 1
@@ -222,7 +224,7 @@ def test_no_held_out_query_or_product_is_in_a_training_tuple(data: Path, whole: 
     role_Q, role_P = query_roles(queries, INPUTS.holdout), product_roles(ids, INPUTS.holdout)
     assert {TRAIN, VALIDATION, TEST} <= set(role_Q.tolist())
     assert TEST in role_P
-    parts = ProductParts.read(data, text_columns=("title",), config=INPUTS.holdout)
+    parts = ProductParts.of(ProductCatalog.open(data), INPUTS.holdout)
     for name, role in (("train", TRAIN), ("validation", VALIDATION)):
         tuples_NC = np.asarray(TupleSet.open(whole / "align" / "tuples" / name).tuples_NC)
         assert set(role_Q[tuples_NC[:, 1:]].ravel().tolist()) == {role}
@@ -328,6 +330,59 @@ def test_a_catalogue_without_images_is_sent_to_stage_2(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "encoder").exists()
 
 
+def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[str]:
+    """The calls of a function from now on."""
+    calls: list[str] = []
+    original = getattr(module, name)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        calls.append(name)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(module, name, call)
+    return calls
+
+
+def test_tables_are_read_and_tuples_drawn_once_although_the_start_comes_later(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 400,000 products and four million grades each takes minutes."""
+    built = counted(monkeypatch, embeddings.stages.runs, "build_tuples")
+    read = counted(monkeypatch, embeddings.stages.runs, "read_grades")
+    run = run_align(data, tmp_path / "run", start=small_encoder)
+    assert (len(built), len(read)) == (2, 1)  # tuples to train on and to stop by
+    alone = run_align(data, tmp_path / "alone", start=small_encoder())
+    assert run.encoder.encoder_id == alone.encoder.encoder_id
+
+
+@pytest.mark.parametrize("graded", [0, 1])
+def test_too_few_grades_are_noticed_before_the_start_is_made(tmp_path: Path, graded: int) -> None:
+    folder = write_small_catalog(tmp_path / "data", products=PRODUCTS)
+    rows = pq.read_table(folder / "relevance.parquet").to_pylist()
+    parts = ProductParts.of(ProductCatalog.open(folder), INPUTS.holdout)
+    product = catalog_ids(folder)[int(np.flatnonzero(parts.train_P)[0])].as_py()
+    grades = read_grades(folder)
+    of_train = grades.queries.filter(pa.array(grades.query_roles(INPUTS.holdout) == TRAIN)).to_pylist()
+    few = [{**rows[0], "product_id": product, "query": of_train[0], "grade": 2}] * graded
+    few += [{**rows[0], "product_id": product, "query": query, "grade": 0} for query in of_train[1:4]]
+    pq.write_table(pa.Table.from_pylist(few), folder / "relevance.parquet")
+
+    def never() -> DashClipEncoder:
+        raise AssertionError("hours of warm-up")
+
+    with pytest.raises(ValueError, match="no tuple can be made"):
+        run_align(folder, tmp_path / "run", start=never)
+
+
+@pytest.mark.parametrize("run", [run_align, run_pretrain])
+def test_a_run_looks_for_lookalikes_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
+    looked = counted(monkeypatch, embeddings.catalog.products, "groups_of_lookalikes")
+    run(data, tmp_path / "run")
+    assert len(looked) == 1
+
+
 def test_titles_alone_are_enough_for_stage_2(data: Path, tmp_path: Path) -> None:
     run = align(
         data,
@@ -352,7 +407,7 @@ def test_the_tokenizer_learns_from_no_held_out_text(data: Path, monkeypatch: pyt
     with pytest.raises(InterruptedError):
         new_encoder(data, size="tiny", inputs=INPUTS, seed=0)
     table = pq.read_table(data / "products.parquet")
-    train_P = ProductParts.read(data, text_columns=("title",), config=INPUTS.holdout).train_P
+    train_P = ProductParts.of(ProductCatalog.open(data), INPUTS.holdout).train_P
     titles = table.column("title").to_pylist()
     queries = read_grades(data).queries
     role_Q = query_roles(queries, INPUTS.holdout)

@@ -157,7 +157,9 @@ def test_the_early_stop_can_go_by_the_contrastive_loss_of_products_kept_aside(da
 def test_weights_picked_by_a_matching_loss_that_learned_nothing_are_told() -> None:
     def ended(loss: float) -> TrainingOutcome:
         best = {"loss": loss, "matching_loss": loss, "matching_loss_at_chance": constant_matching_loss(1, 2)}
-        return TrainingOutcome(8, 4, best, [], stopped_early=False, rows_per_second=1.0)
+        return TrainingOutcome(
+            8, 4, best, [], stopped_early=False, rows_per_second=1.0, rows_per_cpu_second=1.0
+        )
 
     assert advice(ended(0.6), pretrain_config()) is None
     assert advice(ended(0.64), pretrain_config(early_stop="contrastive")) is None

@@ -18,6 +18,7 @@ from embeddings.relevance.build_tuples import read_grades
 from embeddings.stages.alignment import GRADE_START, TEMPERATURE_RANGE, AlignBatch
 from embeddings.stages.stage2 import AlignTask, Tuples
 from embeddings.training.loop import train, trained_parameters
+from embeddings.training.ranks import Ranks
 from tests.embeddings.small_catalog import write_small_catalog
 from tests.embeddings.small_encoders import (
     NEGATIVES,
@@ -91,6 +92,24 @@ def test_image_tokens_kept_in_memory_give_the_same_loss(
         assert other.image_GIH is None
         torch.testing.assert_close(cached.module(one)["loss"], fresh.module(other)["loss"], rtol=1e-5, atol=0)
     assert list(cached.unreadable) == list(fresh.unreadable) == [BROKEN]
+
+
+def test_products_without_images_take_no_room_in_the_cache_and_no_pixels_are_made_for_them(
+    data: Path, tuples: Tuples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 400,000 products without an image the tokens would have taken 7 GB, had there been any."""
+    monkeypatch.setattr(embeddings.stages.stage2, "IMAGE_CACHE_BYTES", 0)
+    catalog = ProductCatalog.open(data, modalities=("text",))
+    encoder = small_encoder().with_query_encoder()
+    task = AlignTask(
+        encoder, catalog, tuples, config=align_config(), device=torch.device("cpu"), ranks=Ranks()
+    )
+    assert task.image_cache is not None
+    assert len(task.image_cache) == 0
+    batch = batches_of(task)[0]
+    assert not batch.products.has_image_B.any()
+    assert batch.products.pixels_BCHW.shape[-1] == 1
+    assert float(task.module(batch)["loss"].detach()) > 0
 
 
 def test_image_tokens_are_not_kept_when_the_image_encoder_is_trained(data: Path, tuples: Tuples) -> None:

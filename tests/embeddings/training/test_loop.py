@@ -220,6 +220,37 @@ def test_evaluations_are_spread_over_an_epoch_and_end_with_it(
     assert not outcome.stopped_early
 
 
+@pytest.mark.parametrize(("most", "evaluated"), [(2, [2]), (3, [3]), (5, [3, 5]), (6, [3, 6]), (99, [3, 6])])
+def test_a_limit_of_steps_ends_the_training_with_an_evaluation(
+    tmp_path: Path, most: int, evaluated: list[int]
+) -> None:
+    config = config_of(epochs=2, max_steps=most)
+    task = LineTask(config)
+    reports: list[Report] = []
+    outcome = train(task, tmp_path, config=config, fingerprint="a", progress=reports.append)
+    assert [entry["step"] for entry in outcome.history] == evaluated
+    assert (outcome.steps, outcome.stopped_early) == (evaluated[-1], False)
+    assert {report.total_steps for report in reports} == {evaluated[-1]}
+    assert not task.open_iterators
+
+
+def test_the_learning_rate_falls_until_the_last_step_of_the_limit(tmp_path: Path) -> None:
+    """Two limited steps move the weights as the two steps of a run do that has no more."""
+    moved = []
+    for number, changes in enumerate(({"max_steps": 2, "epochs": 50}, {"epochs": 1, "batch_size": 6})):
+        config = config_of(**{"batch_size": 6, "weight_decay": 0.0, **changes})
+        task = LineTask(config)
+        train(task, tmp_path / str(number), config=config, fingerprint="a")
+        moved.append(task.module.weight)
+    assert moved[0].equal(moved[1])
+
+
+def test_a_config_without_a_limit_is_written_as_before_there_was_one() -> None:
+    """A finished run is opened by equal settings: those of older runs have no such key."""
+    assert "max_steps" not in config_of().model_dump(mode="json")
+    assert config_of(max_steps=7).model_dump(mode="json")["max_steps"] == 7
+
+
 def test_the_history_has_the_mean_training_loss_since_the_last_evaluation(tmp_path: Path) -> None:
     config = config_of(epochs=2)
     reports: list[Report] = []

@@ -43,6 +43,7 @@ def write_training(folder: Path, stage: str, *, found: float = 0.8, loss: float 
             "history": [{"step": 10, **best, "loss": 4.0}, {"step": 20, **best}],
             "stopped_early": False,
             "rows_per_second": 9.0,
+            "rows_per_cpu_second": 9.0,
         },
     }
     folder.mkdir(parents=True)
