@@ -16,6 +16,7 @@ from torch import Tensor
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.training.base_loop import autocast
 from embeddings.training.length_chunks import by_length
+from embeddings.training.precision import Precision
 
 #: Titles that are read together.
 CHUNK = 256
@@ -30,7 +31,7 @@ class LockedTitles:
         titles: Sequence[str],
         rows_N: npt.NDArray[np.int64],
         *,
-        precision: str,
+        precision: Precision,
     ) -> None:
         """Read them by the text side of the product encoder, as it is now and where it lies.
 
