@@ -282,7 +282,9 @@ class AlignTask:
         tokens = self.encoder.query_tokens(queries)
         group_U = torch.from_numpy(self.catalog.group_P[rows]).masked_fill(~tokens.known_B, NO_GROUP)
         return TitleQueries(
-            *(to_device(part, self.device) for part in (tokens.ids_BT, tokens.mask_BT, group_U)),
+            ids_UT=to_device(tokens.ids_BT, self.device),
+            mask_UT=to_device(tokens.mask_BT, self.device),
+            group_U=to_device(group_U, self.device),
             host_group_U=group_U.numpy(),
             same_UU=(tokens.ids_BT[:, None] == tokens.ids_BT).all(dim=2).numpy(),
         )

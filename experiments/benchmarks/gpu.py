@@ -216,7 +216,9 @@ def _measured(
             read = sum(_trained(steps, batch) for batch in islice(steps.loop.batches(), benchmark.steps))
         loop_s = seconds()
     progress(what, 4, 4)
-    moved_gb = work.moved_gb + 1e-9 * float(np.mean([_table_bytes(steps, batch) for batch in ready]))
+    moved_gb = work.moved_gb + 1e-9 * float(
+        np.mean([_table_bytes(batch, benchmark.vector_dim) for batch in ready])
+    )
     gflops = peaks.float32_gflops if precision == "float32" else peaks.bfloat16_gflops
     products_s, memory_s = 1e-9 * work.flop / gflops, moved_gb / peaks.copy_gb_per_s
     return {
@@ -271,14 +273,14 @@ def _profiled(
     return {"operators": operators, "waits_per_step": waits / count}
 
 
-def _table_bytes(steps: TrainingSteps, batch: Batch) -> float:
+def _table_bytes(batch: Batch, dim: int) -> float:
     """Bytes of table rows that a step reads and writes, by hand: operators name whole tables.
 
     A trained row is read, its gradient written and read, the row read and written, and a number of its
-    optimizer's state read and written. Of pretrained rows each is read, and the mean of a bag written.
+    optimizer's state read and written. Of pretrained rows, `dim` wide, each is read, and the mean of a bag
+    written.
     """
-    width, dim = RANKER.embedding_dim, steps.ranker.semantic_tables.table("product").shape[1]  # type: ignore[union-attr]
-    trained = batch.sparse.values().numel() * 4.0 * (6 * width + 2)
+    trained = batch.sparse.values().numel() * 4.0 * (6 * RANKER.embedding_dim + 2)
     pretrained = (batch.semantic.values().numel() + batch.semantic.lengths().numel()) * 4.0 * dim
     return trained + pretrained
 

@@ -144,9 +144,9 @@ def run_encoder_benchmark(benchmark: EncoderBenchmark, *, work: Path, progress: 
         work = found.work or observed["eager"][stage].work
         return found.observer.result(
             rows=found.rows,
-            flop=work and work.flop,
+            flop=None if work is None else work.flop,
             peak_gflops=peak,
-            moved_gb=work and work.moved_gb,
+            moved_gb=None if work is None else work.moved_gb,
             copy_gb_per_s=copies,
         )
 

@@ -102,6 +102,7 @@ def _threads(result: dict[str, Any]) -> ResultTable:
         )
         for precision, speeds in measured["precisions"].items()
         for part, title in (("loop", "end to end"), ("step", "step only"))
+        if part in speeds
     )
     note = (
         f"Wall-clock rows/s of {_whole(measured['rows'])} rows, {measured['rounds']} rounds in turn; the "
