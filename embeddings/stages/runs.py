@@ -1,36 +1,26 @@
 """The warm-ups and the two training stages as runs in a folder: resumable, with what was trained on what."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from embeddings.catalog.holdout import TRAIN, VALIDATION, HoldoutConfig, query_groups, roles_of_groups
+from embeddings.catalog.holdout import TRAIN, query_groups
 from embeddings.catalog.products import Modality, ProductCatalog
 from embeddings.catalog.tokenizer import TextTokenizer
 from embeddings.encoders.config import EncoderConfig, Size
 from embeddings.encoders.dashclip import DashClipEncoder
-from embeddings.relevance.build_tuples import (
-    Grades,
-    TupleConfig,
-    TupleSet,
-    build_tuples,
-    draw_for_products,
-    read_grades,
-)
+from embeddings.relevance.build_tuples import TupleConfig, read_grades
 from embeddings.relevance.grades import sources_of
-from embeddings.relevance.sampling import NegativeCounts
 from embeddings.stages.alignment import AlignConfig
 from embeddings.stages.completion_training import complete
+from embeddings.stages.graded_inputs import GradedInputs
 from embeddings.stages.product_parts import ProductParts, has_image_and_title
 from embeddings.stages.run_folder import (
-    TUPLES,
     InputConfig,
     ShowReport,
     StageError,
@@ -44,10 +34,10 @@ from embeddings.stages.run_folder import (
     train_in,
 )
 from embeddings.stages.stage1 import PretrainConfig, PretrainTask, products_of_stage1
-from embeddings.stages.stage2 import AlignTask, Tuples
+from embeddings.stages.stage2 import AlignTask
 from embeddings.stages.warmup import ImageWarmupConfig, ImageWarmupTask, TextWarmupTask, WarmupConfig
 from embeddings.stages.whitening import whiten
-from embeddings.training.ranks import Ranks, barrier, join_ranks
+from embeddings.training.ranks import join_ranks
 from embeddings.training.run_log import Tracker
 from features.inputs.tables import table_files
 from features.progress import Progress, silent
@@ -242,7 +232,9 @@ def align(
     ranks = join_ranks(device)
     if sources is None:
         sources = sources_of(data) if table_files(data, "relevance") else ()
-    read = partial(_Graded.read, data, config=tuple_config, sources=sources, inputs=inputs, seed=config.seed)
+    read = partial(
+        GradedInputs.read, data, config=tuple_config, sources=sources, inputs=inputs, seed=config.seed
+    )
     graded = None
     if not isinstance(start, DashClipEncoder):
         if not is_finished(folder):
@@ -323,90 +315,3 @@ def align(
             progress=progress,
         )._asdict()
     return finish(folder, encoder, "aligned", settings, outcome, counts, ranks)
-
-
-@dataclass(frozen=True, eq=False)
-class _Graded:
-    """What stage 2 learns from, read once: of many products and grades that takes minutes."""
-
-    grades: Grades
-    #: With images and titles, whatever the stage looks at.
-    products: ProductCatalog
-    parts: ProductParts
-    config: TupleConfig
-    holdout: HoldoutConfig
-    seed: int
-
-    @classmethod
-    def read(
-        cls, data: Path, *, config: TupleConfig, sources: Sequence[str], inputs: InputConfig, seed: int
-    ) -> Self:
-        """
-        Raises:
-            StageError: there are no grades.
-            InputError, CatalogError, RelevanceError: the tables cannot be read.
-        """
-        if not table_files(data, "relevance"):
-            raise StageError(
-                f"stage 2 needs grades of query and product, and {data} has no relevance table; without "
-                "grades training ends after stage 1 (`dashclip encode pretrain`), and `dashclip encode run` "
-                "makes vectors with its encoder"
-            )
-        grades = read_grades(data, sources=tuple(sources), draw_seed=seed if config.draw_grades else None)
-        products = ProductCatalog.open(data, text_columns=inputs.text_columns)
-        parts = ProductParts.of(products, inputs.holdout)
-        return cls(grades, products, parts, config, inputs.holdout, seed)
-
-    def roles(self, group_Q: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
-        """Of each query: those of one group, which an encoder cannot tell apart, have one role."""
-        return roles_of_groups(self.grades.query_roles(self.holdout), group_Q)
-
-    def check(self, folder: Path, *, ranks: Ranks) -> None:
-        """Look whether there is enough for stage 2, as far as spelling tells queries apart.
-
-        Raises:
-            RelevanceError, ValueError: too few tuples can be made.
-        """
-        group_Q = query_groups(self.grades.queries)
-        for options, fewest in zip(self._sets(group_Q).values(), (2, 1), strict=True):
-            drawn = draw_for_products(**options, counts=NegativeCounts())
-            if sum(len(product.rows) for product in islice(drawn, fewest)) < fewest:
-                self.tuples(folder, group_Q, ranks=ranks)  # which says what there is too little of
-                return
-
-    def tuples(
-        self, folder: Path, group_Q: npt.NDArray[np.int64], *, ranks: Ranks, progress: Progress = silent
-    ) -> Tuples:
-        """Those to train on and those to stop early by, in `folder`/tuples.
-
-        Raises:
-            RelevanceError, ValueError: too few can be made.
-        """
-        opened = []
-        for name, options in self._sets(group_Q).items():
-            target = folder / TUPLES / name
-            if ranks.first:
-                build_tuples(**options, out_folder=target, progress=progress)
-            barrier(ranks)
-            opened.append(TupleSet.open(target, product_ids=self.grades.product_ids))
-        return Tuples(*opened)
-
-    def _sets(self, group_Q: npt.NDArray[np.int64]) -> dict[str, dict[str, Any]]:
-        """What tuples are drawn from: training queries and products, or validation queries."""
-        role_Q = self.roles(group_Q)
-        parts, aisles = self.parts, self.products.aisles
-        return {
-            name: {
-                "grades": self.grades,
-                "aisles": aisles if any(aisles) else None,  # no product has one: a data set without aisles
-                "config": self.config,
-                "seed": self.seed,
-                "product_mask": product_P,
-                "query_mask": role_Q == role,
-                "group_Q": group_Q,
-            }
-            for name, role, product_P in (
-                ("train", TRAIN, parts.train_P),
-                ("validation", VALIDATION, parts.train_P | parts.validation_P),
-            )
-        }

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-import embeddings.stages.runs
+import embeddings.stages.graded_inputs
 from embeddings.relevance.sampling import TupleConfig
 from embeddings.stages.alignment import AlignConfig
 from embeddings.stages.runs import align
@@ -23,7 +23,7 @@ def test_stage_2_draws_grades_with_its_seed_where_asked(
         asked.append(draw_seed)
         raise InterruptedError
 
-    monkeypatch.setattr(embeddings.stages.runs, "read_grades", noted)
+    monkeypatch.setattr(embeddings.stages.graded_inputs, "read_grades", noted)
     config = AlignConfig(epochs=1, batch_size=2, learning_rate=0.1, seed=7)
     with pytest.raises(InterruptedError):
         align(

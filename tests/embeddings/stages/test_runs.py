@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import embeddings.catalog.products
-import embeddings.stages.runs
+import embeddings.stages.graded_inputs
 from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION, HoldoutConfig, product_roles, query_roles
 from embeddings.catalog.products import ProductCatalog
 from embeddings.catalog.tokenizer import TextTokenizer
@@ -347,8 +347,8 @@ def test_tables_are_read_and_tuples_drawn_once_although_the_start_comes_later(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 400,000 products and four million grades each takes minutes."""
-    built = counted(monkeypatch, embeddings.stages.runs, "build_tuples")
-    read = counted(monkeypatch, embeddings.stages.runs, "read_grades")
+    built = counted(monkeypatch, embeddings.stages.graded_inputs, "build_tuples")
+    read = counted(monkeypatch, embeddings.stages.graded_inputs, "read_grades")
     run = run_align(data, tmp_path / "run", start=small_encoder)
     assert (len(built), len(read)) == (2, 1)  # tuples to train on and to stop by
     alone = run_align(data, tmp_path / "alone", start=small_encoder())

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import embeddings.stages.runs
+import embeddings.stages.graded_inputs
 from embeddings.relevance.sampling import TupleConfig
 from embeddings.stages.alignment import AlignConfig
 from embeddings.stages.runs import align
@@ -30,11 +30,11 @@ def test_tuples_know_that_there_are_no_aisles(
     pq.write_table(products, data / "products.parquet")
     asked: list[Sequence[str] | None] = []
 
-    def noted(_: object, aisles: Sequence[str] | None, *__: object, **___: object) -> None:
+    def noted(*_: object, aisles: Sequence[str] | None, **__: object) -> None:
         asked.append(aisles)
         raise InterruptedError
 
-    monkeypatch.setattr(embeddings.stages.runs, "build_tuples", noted)
+    monkeypatch.setattr(embeddings.stages.graded_inputs, "build_tuples", noted)
     config = AlignConfig(epochs=1, batch_size=2, learning_rate=0.1, seed=7)
     with pytest.raises(InterruptedError):
         align(data, tmp_path, start=small_encoder(), config=config, tuple_config=TupleConfig())
