@@ -19,6 +19,7 @@ from embeddings.embedding_table import EmbeddingTable, is_table
 from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.tables.encode import encode_products, encode_queries
 from embeddings.tables.lsa import embed_lsa
+from experiments.datasets.grocery_store import ICONIC
 from experiments.datasets.grocery_store_photos import GroceryStoreResults, evaluate_grocery_store
 from experiments.datasets.home_depot_relevance import HomeDepotResults, Vectors, evaluate_home_depot
 from experiments.encoders.config import EncodersConfig
@@ -126,14 +127,16 @@ def measure_grocery_store(
 ) -> GroceryStoreResults:
     """Probes on and retrieval by image-only and text-only vectors of each encoder.
 
-    The tables go to `out`/tables/NAME/images and `out`/tables/NAME/texts.
+    The tables go to `out`/tables/NAME/images and `out`/tables/NAME/texts; the iconic products have a text of
+    each class, so no other's is read.
     """
+    sources: dict[Modality, Path] = {"image": data, "text": photos_of(data, out / "iconic", split=ICONIC)}
     tables: dict[Modality, dict[str, EmbeddingTable]] = {"image": {}, "text": {}}
     for name, encoder in encoders.items():
         for modality, found in tables.items():
             found[name] = write_table(
                 encoder,
-                data,
+                sources[modality],
                 out / "tables" / name / f"{modality}s" / "products",
                 modalities=(modality,),
                 text_columns=config.text_columns,
@@ -143,7 +146,7 @@ def measure_grocery_store(
     return evaluate_grocery_store(data, tables["image"], tables["text"], progress=progress)
 
 
-def photos_to_train_on(data: Path, folder: Path, *, split: str = "train") -> Path:
+def photos_of(data: Path, folder: Path, *, split: str) -> Path:
     """A data folder with the products of one split of Grocery Store alone; the pictures are linked.
 
     Nothing that is trained on it can have seen a photo of another split.

@@ -107,7 +107,7 @@ def grocery_store_command(
         UNTRAINED,
         WARMED_UP,
         measure_grocery_store,
-        photos_to_train_on,
+        photos_of,
         write_results,
     )
     from experiments.datasets.grocery_store_photos import to_markdown
@@ -118,7 +118,7 @@ def grocery_store_command(
 
     console = Console()
     settings = load_config(config, EncodersConfig)
-    seen = photos_to_train_on(data, out / "train_photos")
+    seen = photos_of(data, out / "train_photos", split="train")
     published = bert_encoder(start, settings) if start else None
     cold = settings.model_copy(update={"warmup": None, "image_warmup": None})
     first = replace(first_encoder(seen, out, cold, published=published), query=None)

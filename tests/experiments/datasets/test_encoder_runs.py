@@ -15,7 +15,7 @@ from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.evaluation.lexical import token_overlap
 from experiments.cli import app
 from experiments.config import load_config
-from experiments.datasets.encoder_runs import photos_to_train_on, publish_results, write_table
+from experiments.datasets.encoder_runs import photos_of, publish_results, write_table
 from experiments.datasets.grocery_store import import_grocery_store
 from experiments.datasets.home_depot_relevance import OVERLAP, Vectors, evaluate_home_depot
 from experiments.encoders.config import EncodersConfig
@@ -190,7 +190,7 @@ def test_photos_are_shown_to_published_words_which_stay_as_they_are(
 
 def test_only_train_photos_are_trained_on(grocery_store: tuple[Path, Path], tmp_path: Path) -> None:
     data, run = grocery_store
-    seen = ProductCatalog.open(photos_to_train_on(data, tmp_path / "seen"))
+    seen = ProductCatalog.open(photos_of(data, tmp_path / "seen", split="train"))
     assert len(seen) == 24
     assert all(str(product).startswith("train/") for product in seen.ids.to_pylist())
     assert all(path is not None and path.is_file() for path in seen.image_paths)
@@ -217,17 +217,17 @@ def test_a_folder_without_splits_or_with_other_things_is_refused(
     home_depot: tuple[Path, Path, Path], grocery_store: tuple[Path, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="no products with a split"):
-        photos_to_train_on(home_depot[0], tmp_path / "seen")
+        photos_of(home_depot[0], tmp_path / "seen", split="train")
     with pytest.raises(ValueError, match=r"no product of .* has split 'spring'"):
-        photos_to_train_on(grocery_store[0], tmp_path / "seen", split="spring")
+        photos_of(grocery_store[0], tmp_path / "seen", split="spring")
     with pytest.raises(FileExistsError, match="another kind"):
-        photos_to_train_on(grocery_store[0], grocery_store[1])
+        photos_of(grocery_store[0], grocery_store[1], split="train")
 
 
 def test_whole_classes_are_kept_aside_unless_products_are_asked_for(
     grocery_store: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    catalog = ProductCatalog.open(photos_to_train_on(grocery_store[0], tmp_path / "seen"))
+    catalog = ProductCatalog.open(photos_of(grocery_store[0], tmp_path / "seen", split="train"))
     groups = {}
     for within in (False, True):
         parts = product_parts(catalog, 0.2, validation_within_groups=within)
