@@ -172,7 +172,8 @@ class RankerLoop(TrainingLoop):
         self.progress = TrainingProgress()
         self.total_steps = config.max_epochs * steps
         self.optimizer = RankerOptimizer(ranker, config.optimizer, total_steps=self.total_steps)
-        self.precision = str(resolve_precision(config.precision, device)).removeprefix("torch.")
+        in_bfloat16 = resolve_precision(config.precision, device) is torch.bfloat16
+        self.precision: Precision = "bfloat16" if in_bfloat16 else "float32"
         self.checkpointed_at = time.monotonic()
 
     @property
