@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from embeddings.training.base_loop import TrainingDivergedError, TrainingLoop, autocast, without_denormals
 from embeddings.training.checkpoint import Checkpoint, CheckpointError
 from embeddings.training.evaluation import learned_nothing
-from embeddings.training.precision import Precision
+from embeddings.training.precision import Precision, resolve_precision
 from embeddings.training.ranks import Ranks, sum_over_ranks
 from embeddings.training.run_log import LOG_EVERY_STEPS, TrainingLog
 from embeddings.training.step_numbers import NumbersOnTheWay, StepNumbers
@@ -246,6 +246,7 @@ class _EncoderLoop(TrainingLoop):
             fused=True,  # one pass over each parameter: the loop over passes took up to a third of a step
         )
         self.device = self.named[0][1].device
+        self.in_bfloat16 = resolve_precision(config.precision, self.device) is torch.bfloat16
         # Products without an image leave the cross-attention of a step unused, on some ranks only.
         self.module: nn.Module = (
             DistributedDataParallel(task.module, find_unused_parameters=True, broadcast_buffers=False)
@@ -416,6 +417,7 @@ class _EncoderLoop(TrainingLoop):
             {"module": self.task.module.state_dict(), "optimizer": optimizer, "best": self.best_weights},
             progress={
                 "fingerprint": self.fingerprint,
+                "bfloat16": self.in_bfloat16,
                 "step": self.step,
                 "history": self.history,
                 "best": self.best,
@@ -431,6 +433,12 @@ class _EncoderLoop(TrainingLoop):
             raise CheckpointError(
                 f"{source} is of a run with other settings or inputs; delete {source.parent} to start again, "
                 "or choose another output folder"
+            )
+        if saved.progress.get("bfloat16", self.in_bfloat16) != self.in_bfloat16:  # older ones do not say
+            before, now = ("bfloat16", "float32") if saved.progress["bfloat16"] else ("float32", "bfloat16")
+            raise CheckpointError(
+                f'{source} was trained in {before}, but precision = "auto" is {now} on this machine; set '
+                f'precision = "{before}", or delete {source.parent} to start again'
             )
         self.task.module.load_state_dict(saved.parts["module"])
         for name, parameter in self.named:
