@@ -38,7 +38,7 @@ RESULTS, RESULTS_PAGE = "results.json", "results.md"
 def measure_home_depot(
     data: Path,
     out: Path,
-    encoder: DashClipEncoder,
+    encoder: DashClipEncoder | None,
     config: EncodersConfig,
     *,
     rows: Mapping[str, Path] | None = None,
@@ -47,13 +47,15 @@ def measure_home_depot(
 ) -> HomeDepotResults:
     """Lexical scores, LSA, the folders of `rows` (with both tables) and `encoder`, on the test queries.
 
-    LSA's tables go to `out`/lsa, those of the encoder to `out`/tables. Every row of vectors is
-    fused with lexical scores as well.
+    LSA's tables go to `out`/lsa, those of the encoder, if there is one, to `out`/tables. Every row of vectors
+    is fused with lexical scores as well.
     """
     if not is_table(out / LSA / "products"):
         embed_lsa(data, out / LSA, dim=LSA_DIM, progress=progress)
-    _write_both_tables(encoder, data, out / "tables", config, device=device, progress=progress)
-    folders = {LSA: out / LSA, **(rows or {}), DASHCLIP: out / "tables"}
+    folders = {LSA: out / LSA, **(rows or {})}
+    if encoder is not None:
+        folders[DASHCLIP] = out / "tables"
+        _write_both_tables(encoder, data, folders[DASHCLIP], config, device=device, progress=progress)
     vectors = {
         name: Vectors(*(EmbeddingTable.load(folder / kind) for kind in ("products", "queries")))
         for name, folder in folders.items()
