@@ -34,6 +34,10 @@ FloatArray = npt.NDArray[np.float64]
 ROLES = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
 
 
+class TooFewPairsError(ValueError):
+    """Held-out queries lack pairs of a grade that is measured."""
+
+
 @dataclass(frozen=True, eq=False)
 class PairScores:
     """What is known of each pair: a score, and of vectors what a probe reads beside it."""
@@ -92,14 +96,14 @@ class PairTest:
 
         Raises:
             InputError: a table is missing.
-            ValueError: validation or test queries have no high or no irrelevant pair.
+            TooFewPairsError: validation or test queries have no high or no irrelevant pair.
         """
         catalogue = Catalogue.read(data)
         graded = read_graded_pairs(data, holdout, catalogue=catalogue, sources=sources_of(data))
         for role in (VALIDATION, TEST):
             grades = graded.grade_N[graded.role_N == role]
             if not (IRRELEVANT in grades and HIGH in grades):
-                raise ValueError(
+                raise TooFewPairsError(
                     f"the {ROLES[role]} queries of {data} must have pairs graded high and irrelevant, but "
                     f"their {len(grades):,} pairs lack one; give more grades or other shares of held-out "
                     "queries"
