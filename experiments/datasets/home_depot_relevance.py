@@ -53,6 +53,7 @@ class HomeDepotResults(ResultFile):
     recall: dict[str, dict[str, float]]
     auc_differences: Intervals
     macro_f1_differences: Intervals
+    macro_f1_of_cutoffs_differences: Intervals = Field(default_factory=dict)
     #: Encoder ids.
     encoders: dict[str, str]
     #: Test pairs of which the query or the product has no vector or zeros: their cosine counts as 0.
@@ -117,6 +118,7 @@ def evaluate_home_depot(
         recall={name: row.recall for name, row in measured.items()},
         auc_differences=_differences({name: row.auc_R for name, row in measured.items()}),
         macro_f1_differences=_differences({name: row.macro_f1_R for name, row in measured.items()}),
+        macro_f1_of_cutoffs_differences=_differences({name: row.cutoffs_R for name, row in measured.items()}),
         encoders={name: row.encoder_id for name, row in rows.items()},
         pairs_without_vector={name: row.missing(test_N) for name, row in rows.items()},
         queries={name: len(np.unique(graded.group_N[test.is_of(role)])) for role, name in ROLES.items()},
@@ -156,11 +158,13 @@ def to_markdown(results: HomeDepotResults) -> str:
             for name, recall in results.recall.items()
         ),
     )
+    compared = {"AUC": results.auc_differences, "Macro F1": results.macro_f1_differences}
+    if results.macro_f1_of_cutoffs_differences:
+        compared["Macro F1 of two cutoffs"] = results.macro_f1_of_cutoffs_differences
     differences = (
-        (name, with_limits(auc), with_limits(results.macro_f1_differences[name]))
-        for name, auc in results.auc_differences.items()
+        (name, *(with_limits(of[name]) for of in compared.values())) for name in results.auc_differences
     )
-    lines += ["", *markdown_table(("Difference", "AUC", "Macro F1"), differences)]
+    lines += ["", *markdown_table(("Difference", *compared), differences)]
     lines += [
         "",
         "In brackets 95 % intervals from resamples of whole queries, paired in differences. F1 and recall "

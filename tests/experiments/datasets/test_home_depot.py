@@ -256,6 +256,7 @@ def test_vectors_that_follow_the_grade_beat_noisy_ones_outside_the_interval(meas
     assert results.auc_differences["clear - noisy"].low > 0
     assert results.macro_f1_differences["clear - noisy"].low > 0
     assert results.macro_f1_of_cutoffs["clear"].mean > 0.9
+    assert results.macro_f1_of_cutoffs_differences["clear - noisy"].low > 0
     assert results.macro_f1_of_cutoffs.keys() == results.macro_f1.keys()
     for figures in (
         results.auc_high_vs_irrelevant,
