@@ -125,7 +125,8 @@ def gullibility(
     """Share of foreign products that are graded moderate or high, by where the query's words are put.
 
     None where the grader answers fewer than half of them, as a run does that never met such titles. An
-    embedding table still has the vector of the title as it was, so the cosine of a table is not fooled.
+    embedding table still has the vector of the title as it was, so its cosine is not fooled unless the grader
+    has what made the table at hand (`FeatureGrader.reading`).
     """
     found: dict[str, float | None] = {}
     for stuffing in STUFFINGS:

@@ -7,9 +7,11 @@ A title stuffed with words of the query shares all of them and is unlike its nei
 Shapes: N pairs, F features, P products, T terms, K nearest titles.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -67,8 +69,18 @@ TERM_FEATURES = (
 )
 
 
+class TextReader(Protocol):
+    """What gives any text the vector that it would have in a table."""
+
+    def text_vectors(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Unit vectors [N, D] of products that are nothing but a text."""
+
+
 class PairFeatures:
     """Features of any pairs, fitted on the texts of a catalogue.
+
+    A pair has the cosine of its product's row in a table, whatever its text; without a row it has 0. With
+    `reading`, the vector of a text that is not the catalogue's, or of a product without a row, is read anew.
 
     Args:
         tables: embedding tables (products, queries) by name; each adds the cosine of a pair.
@@ -80,6 +92,8 @@ class PairFeatures:
         tables: Mapping[str, tuple[EmbeddingTable, EmbeddingTable]] | None = None,
     ) -> None:
         self._product_ids = catalogue.product_ids
+        self._texts = catalogue.texts
+        self._readers: dict[str, TextReader] = {}
         self._tables = dict(tables or {})
         for name, (products, queries) in self._tables.items():
             if products.dim != queries.dim:
@@ -117,11 +131,60 @@ class PairFeatures:
             np.float32,
         ).reshape(len(pairs), len(WORD_FEATURES))
         parts = [words_NF, self._of_terms(pairs)]
-        for products, queries in self._tables.values():
+        for name, (products, queries) in self._tables.items():
             product_ND = unit_vectors(products, pairs.product_ids)
+            self._read_anew(name, products, pairs, product_ND)
             query_ND = unit_vectors(queries, pa.array(pairs.queries, pa.string()))
             parts.append((product_ND * query_ND).sum(axis=1, keepdims=True))
         return np.hstack(parts).astype(np.float32)
+
+    def reading(self, readers: Mapping[str, TextReader]) -> Self:
+        """The same features, with what made some of the tables at hand.
+
+        Raises:
+            GradingError: there is no such table.
+        """
+        if unknown := sorted(readers.keys() - self._tables.keys()):
+            raise GradingError(
+                f"no table is named {unknown[0]!r}, so its encoder reads nothing; the tables are "
+                f"{', '.join(sorted(self._tables)) or 'none'}"
+            )
+        found = copy.copy(self)
+        found._readers = self._readers | dict(readers)
+        return found
+
+    def without_vector(self, product_ids: pa.Array) -> npt.NDArray[np.bool_]:
+        """Which products [N] some table has no row for, and no reader reads: their cosine would be 0."""
+        lacking_N = np.zeros(len(product_ids), bool)
+        for name, (products, _) in self._tables.items():
+            if name not in self._readers:
+                lacking_N |= products.rows_of(product_ids) == 0
+        return lacking_N
+
+    def _read_anew(
+        self, name: str, products: EmbeddingTable, pairs: Pairs, product_ND: npt.NDArray[np.float32]
+    ) -> None:
+        """Fill in, where there is a reader, the vectors that the table has not or has of another text."""
+        if name not in self._readers:
+            return
+        row_N = pc.fill_null(pc.index_in(pairs.product_ids, value_set=self._product_ids), -1)
+        known_N = products.rows_of(pairs.product_ids) > 0
+        other = [
+            place
+            for place, (row, known) in enumerate(zip(row_N.to_pylist(), known_N.tolist(), strict=True))
+            if not known or row < 0 or self._texts[row] != pairs.texts[place]
+        ]
+        if not other:
+            return
+        # Texts of like length side by side, so that little padding is read.
+        other.sort(key=lambda place: len(pairs.texts[place]))
+        vectors_ND = self._readers[name].text_vectors([pairs.texts[place] for place in other])
+        if vectors_ND.shape[1] != product_ND.shape[1]:
+            raise GradingError(
+                f"the encoder given for the table {name} makes vectors of width {vectors_ND.shape[1]}, but "
+                f"the table's have {product_ND.shape[1]}; give the encoder that made it"
+            )
+        product_ND[other] = vectors_ND
 
     def of_many(self, pairs: Pairs, *, progress: Progress = silent) -> npt.NDArray[np.float32]:
         """Features [N, F] of many pairs, some at a time, so that it can be watched."""

@@ -8,7 +8,7 @@ Shapes: N pairs, C = 3 grades.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.grading.classifiers import Arrays, Classifier, fit, probabilities
 from embeddings.grading.decision import Decision
-from embeddings.grading.features import COSINE, PairFeatures
+from embeddings.grading.features import COSINE, PairFeatures, TextReader
 from embeddings.grading.lessons import lessons_of
 from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError, Pairs
 from embeddings.grading.trained import (
@@ -120,6 +120,20 @@ class FeatureGrader(TrainedGrader):
             self.classifier, read_NF[:, [names.index(name) for name in self.manifest.features]]
         )
         return self.decision.probabilities(raw_NC, _aligned_cosines(config, names, read_NF))
+
+    def reading(self, readers: Mapping[str, TextReader]) -> "FeatureGrader":
+        """The same grader; what made its tables reads texts that these have no vector of."""
+        own = {name: reader for name, reader in readers.items() if name in self.tables}
+        return replace(self, features=self.features.reading(own)) if own else self
+
+    @property
+    def tables(self) -> dict[str, str]:
+        """Folders of all embedding tables that it reads, by name."""
+        return {**self.manifest.config.tables, **self.manifest.config.aligned}
+
+    def without_vector(self, product_ids: pa.Array) -> npt.NDArray[np.bool_]:
+        """Which products [N] have no vector in some of its tables."""
+        return self.features.without_vector(product_ids)
 
     @classmethod
     def load(cls, folder: Path) -> "FeatureGrader":

@@ -71,6 +71,12 @@ class Catalogue:
         ids, texts = read_product_texts(data, columns)
         return cls(ids.cast(pa.int64() if pa.types.is_integer(ids.type) else pa.string()), texts)
 
+    def take(self, rows: npt.NDArray[np.integer]) -> "Catalogue":
+        """The products at these positions, in that order."""
+        return Catalogue(
+            self.product_ids.take(pa.array(rows, pa.int64())), [self.texts[row] for row in rows.tolist()]
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class GradedPairs:

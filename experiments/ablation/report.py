@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from experiments.ablation.plan import AblationConfig, plan
+from experiments.ablation.run import PAIRS_FILE
 from experiments.runtime.environment import environment
+from experiments.statistics.cells import interval_of
 from experiments.statistics.intervals import (
     Interval,
     SeedSummary,
@@ -34,6 +38,13 @@ class SeedDifference(Interval):
 
     seeds: int
     verdict: Verdict
+
+
+@dataclass(frozen=True)
+class PairFigure(Interval):
+    """A figure of graded pairs: mean over seeds, its interval over **queries**, and its spread over seeds."""
+
+    sd: float | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,9 @@ class VariantResult(BaseModel):
     widths: dict[int, WidthResult]
     #: Empty for the default and without a shared seed.
     differences: dict[str, SeedDifference]
+    #: Of real data; and against the default over the seeds that both have.
+    pairs: dict[str, PairFigure] = Field(default_factory=dict)
+    pair_differences: dict[str, PairFigure] = Field(default_factory=dict)
     shared_seeds: int
     #: Mean over seeds; stage 1 counts in full for each variant that uses it.
     seconds: dict[str, float]
@@ -110,6 +124,12 @@ def build_report(config: AblationConfig, out: Path, *, command: str | None = Non
         name: {seed: found[name, seed] for seed in config.seeds_of(name) if (name, seed) in found}
         for name in config.variants
     }
+    pairs = {
+        (run.variant, run.seed): {name: np.array(values) for name, values in content.items()}
+        for run in runs
+        if (run.variant, run.seed) in found and (run.folder / PAIRS_FILE).is_file()
+        for content in [json.loads((run.folder / PAIRS_FILE).read_text(encoding="utf-8"))]
+    }
     first = next(iter(found.values()))
     return AblationReport(
         default=config.default,
@@ -120,7 +140,7 @@ def build_report(config: AblationConfig, out: Path, *, command: str | None = Non
         validation_queries=first["validation"]["queries"],
         variants={
             name: _variant(
-                name, config, of_seed, {} if name == config.default else by_variant[config.default]
+                name, config, of_seed, {} if name == config.default else by_variant[config.default], pairs
             )
             for name, of_seed in by_variant.items()
             if of_seed
@@ -136,6 +156,7 @@ def _variant(
     config: AblationConfig,
     of_seed: Mapping[int, dict[str, Any]],
     default_of_seed: Mapping[int, dict[str, Any]],
+    pairs: Mapping[tuple[str, int], Mapping[str, npt.NDArray[np.float64]]],
 ) -> VariantResult:
     results = list(of_seed.values())
     shared = [seed for seed in of_seed if seed in default_of_seed]
@@ -166,6 +187,11 @@ def _variant(
             )
             for metric in (metrics if shared else ())
         },
+        pairs=_of_queries([pairs.get((name, seed), {}) for seed in of_seed]),
+        pair_differences=_of_queries(
+            [pairs.get((name, seed), {}) for seed in shared],
+            [pairs.get((config.default, seed), {}) for seed in shared],
+        ),
         shared_seeds=len(shared),
         seconds={
             part: sum(result["seconds"].get(part, 0.0) for result in results) / len(results)
@@ -178,6 +204,23 @@ def _variant(
 def _difference(variant_S: Sequence[float], default_S: Sequence[float]) -> SeedDifference:
     found = paired_difference(variant_S, default_S)
     return SeedDifference(**vars(found), seeds=len(variant_S), verdict=verdict(found))
+
+
+def _of_queries(
+    of_seed: Sequence[Mapping[str, npt.NDArray[np.float64]]],
+    minus: Sequence[Mapping[str, npt.NDArray[np.float64]]] | None = None,
+) -> dict[str, PairFigure]:
+    """Means over seeds, with the interval that draws of the same queries give."""
+    if not of_seed or not all(of_seed) or (minus is not None and not all(minus)):
+        return {}
+    found = {}
+    for name in of_seed[0]:
+        values_SR = np.array([values[name] for values in of_seed])
+        if minus is not None:
+            values_SR -= np.array([values[name] for values in minus])
+        summary = summarize_seeds(values_SR[:, 0].tolist())
+        found[name] = PairFigure(**vars(interval_of(values_SR.mean(axis=0))), sd=summary.sd)
+    return found
 
 
 def _summaries(of_seed: Sequence[Metrics]) -> dict[str, SeedSummary]:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION
@@ -18,6 +20,7 @@ from embeddings.tables.narrow import bytes_per_vector, narrow_table
 from embeddings.training.loop import Report
 from experiments.encoders.config import EncodersConfig
 from experiments.encoders.first_encoder import first_encoder
+from experiments.encoders.pair_measures import PairScores, PairTest, TooFewPairsError
 from experiments.encoders.pipeline import (
     encode_tables,
     measure_retrieval,
@@ -29,6 +32,9 @@ from features.artifacts import atomic_write_json
 from features.progress import Progress
 
 METRICS_FILE = "metrics.json"
+#: Where grades of people are all that is known: figures of their pairs, each with its resamples of queries.
+PAIRS_FILE = "pairs.json"
+PAIR_AUC, PAIR_F1 = "pair_auc", "pair_macro_f1"
 #: In the folder of stage 1, with or without one.
 WARMUP = "warmup"
 #: Seconds spent are saved this often, so that a killed job loses little of the count.
@@ -105,6 +111,10 @@ def run_variant(
         )
     with spent.on("measure"):
         measured = measure(data, tables, config, k=k, widths=widths, tell=tell)
+        if not measured["simulated"]:
+            tell("pairs", 0, 1)
+            pairs = measure_pairs(data, tables, config)
+            atomic_write_json(folder / PAIRS_FILE, {name: values.tolist() for name, values in pairs.items()})
     shared = {} if stage_1 is None else SpentSeconds(stage_1 / "seconds.json").spent
     content = {
         **identity,
@@ -164,6 +174,23 @@ def measure(
             for width in sorted(folders)
         },
     }
+
+
+def measure_pairs(data: Path, tables: Path, config: EncodersConfig) -> dict[str, npt.NDArray[np.float64]]:
+    """What the cosine says of the pairs that people graded: AUC and macro F1 [R], the estimate first.
+
+    Nothing is learnt but two cutoffs, on validation queries. All runs on the same data see the same draws.
+
+    Returns:
+        By name; nothing where held-out queries lack high or irrelevant pairs.
+    """
+    try:
+        test = PairTest.read(data, config.holdout)
+    except TooFewPairsError:
+        return {}
+    of = (EmbeddingTable.load(tables / kind, verify=False) for kind in ("products", "queries"))
+    score_N = PairScores.of_tables(test.graded, *of).score_N
+    return {PAIR_AUC: test.auc(score_N), PAIR_F1: test.macro_f1(test.by_cutoffs(score_N))}
 
 
 def _measured(table: Table1, row: str) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.ablation.report import AblationReport, VariantResult
+from experiments.ablation.run import PAIR_AUC, PAIR_F1
 from experiments.reports.table1_text import metric_title
 from experiments.statistics.cells import NONE, markdown_table, with_limits, with_sd
 from experiments.statistics.intervals import SeedSummary
 
 #: The metric of the tables that have room for one.
 _ONE_METRIC = "ndcg"
+_PAIR_TITLES = {PAIR_AUC: "AUC", PAIR_F1: "Macro F1"}
 
 
 def to_markdown(report: AblationReport) -> str:
@@ -42,6 +44,7 @@ def to_markdown(report: AblationReport) -> str:
             cells = (f"{with_limits(one, 3, sign=True)} {one.verdict}" for one in differences)
             rows.append([found.title, str(found.shared_seeds), *cells])
         lines += markdown_table(["Variant", "Shared seeds", *headings], rows)
+    lines += _pairs(report)
     lines += _slices(report)
     lines += _widths(report)
     lines += ["", f"## The {report.validation_queries:,} validation queries", ""]
@@ -80,6 +83,35 @@ def _console_cell(found: VariantResult, metric: str) -> str:
     if difference.verdict == "not told apart":
         return f"{summary}\n[dim]{difference.verdict}[/dim]"
     return f"{summary}\n{difference.mean:+.3f} {difference.verdict}"
+
+
+def _pairs(report: AblationReport) -> list[str]:
+    """What the cosine says of single pairs; the intervals are of other queries, not of other trainings."""
+    measured = [found for found in report.variants.values() if found.pairs]
+    if not measured:
+        return []
+    default = report.variants[report.default].title if report.default in report.variants else report.default
+    headings = ["Variant"]
+    for name in measured[0].pairs:
+        title = _PAIR_TITLES.get(name, name)
+        headings += [title, f"{title}, seeds", f'{title} minus "{default}"']
+    rows = []
+    for found in measured:
+        row = [found.title]
+        for name, figure in found.pairs.items():
+            minus = with_limits(found.pair_differences.get(name), 3, sign=True)
+            row += [with_limits(figure, 3), NONE if figure.sd is None else f"± {figure.sd:.3f}", minus]
+        rows.append(row)
+    return [
+        "",
+        "## The test queries' pairs, each on its own",
+        "",
+        *markdown_table(headings, rows),
+        "",
+        "AUC of high against irrelevant pairs by the cosine, and macro F1 of the three grades by two cutoffs "
+        "of it that validation queries chose. Means over seeds and their spread; in brackets 95 % intervals "
+        "from resamples of whole queries, the same for all, which do not cover the noise of training.",
+    ]
 
 
 def _slices(report: AblationReport) -> list[str]:

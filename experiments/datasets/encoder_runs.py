@@ -40,7 +40,7 @@ RESULTS, RESULTS_PAGE = "results.json", "results.md"
 def measure_home_depot(
     data: Path,
     out: Path,
-    encoder: DashClipEncoder,
+    encoder: DashClipEncoder | None,
     config: EncodersConfig,
     *,
     rows: Mapping[str, Path] | None = None,
@@ -51,19 +51,23 @@ def measure_home_depot(
 
     What is held out is that of the config, which must be what `encoder` and the rows were trained with.
 
-    LSA's tables go to `out`/lsa, those of the encoder to `out`/tables. Every row of vectors is
-    fused with lexical scores as well.
+    LSA's tables go to `out`/lsa, those of the encoder, if there is one, to `out`/tables. Every row of vectors
+    is fused with lexical scores as well.
     """
     if not is_table(out / LSA / "products"):
         embed_lsa(data, out / LSA, dim=LSA_DIM, progress=progress)
-    _write_both_tables(encoder, data, out / "tables", config, device=device, progress=progress)
-    folders = {LSA: out / LSA, **(rows or {}), DASHCLIP: out / "tables"}
+    folders = {LSA: out / LSA, **(rows or {})}
+    if encoder is not None:
+        folders[DASHCLIP] = out / "tables"
+        _write_both_tables(encoder, data, folders[DASHCLIP], config, device=device, progress=progress)
     vectors = {
         name: Vectors(*(EmbeddingTable.load(folder / kind) for kind in ("products", "queries")))
         for name, folder in folders.items()
     }
     recorded = {name: HoldoutConfig.of_record(row.products.manifest.holdout) for name, row in vectors.items()}
-    holdout = agreed_holdout({**recorded, DASHCLIP: encoder.holdout}, config.holdout)
+    if encoder is not None:
+        recorded[DASHCLIP] = encoder.holdout
+    holdout = agreed_holdout(recorded, config.holdout)
     return evaluate_home_depot(data, vectors, holdout=holdout, fused=tuple(vectors), progress=progress)
 
 

@@ -2,11 +2,9 @@
 
 Every row gives a graded pair one score: the cosine of its query and product, or what query and title share:
 the floor is how many of the query's words the title has, stemmed BM25 and the cosine of character n-grams are
-the strongest that no training costs. Queries are split by `query_roles`, the same roles as in training; all
-figures are of the test queries' pairs. Intervals draw whole queries again, as pairs of one query are not
-independent, and every row sees the same draws, so that differences are paired.
+the strongest that no training costs. What is measured of a score, and on which pairs, is in `pair_measures`.
 
-Shapes: N pairs, D embedding width, M rows compared, R resamples, Q test queries.
+Shapes: N pairs, D embedding width, R the estimate and its resamples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,29 +18,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from embeddings.catalog.holdout import HoldoutConfig
+from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION, HoldoutConfig
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.evaluation.lexical import Scorer, char_tfidf_scores, token_overlap, tuned_bm25
-from embeddings.evaluation.linear_probe import (
-    GroupedHits,
-    best_cutoffs,
-    group_resamples,
-    linear_probe,
-    unit_vectors,
-)
-from embeddings.relevance.grades import GRADES, read_grades
+from embeddings.relevance.grades import GRADES
+from experiments.encoders.pair_measures import ROLES, PairScores, PairTest, auc_of_pairs
 from experiments.statistics.cells import Intervals, interval_of, markdown_table, with_limits
-from experiments.statistics.intervals import Interval, UserWeightedAuc
+from experiments.statistics.intervals import Interval
 from features.artifacts import ResultFile
-from features.inputs.tables import find_table
 from features.progress import Progress, silent
 
-FloatArray = npt.NDArray[np.float32]
-
 OVERLAP, BM25, CHARACTERS = "token_overlap", "bm25_stemmed", "char_tfidf"
-_IRRELEVANT, _HIGH = 0, 2
-_TRAIN, _VALIDATION, _TEST = 0, 1, 2
-ROLES = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,20 +37,6 @@ class Vectors:
 
     products: EmbeddingTable
     queries: EmbeddingTable
-
-
-@dataclass(frozen=True, eq=False)
-class GradedPairs:
-    """The graded pairs of a data folder; `group_N` numbers their queries, `role_N` is of `query_roles`."""
-
-    queries: pa.Array
-    products: pa.Array
-    #: Of the whole catalogue, and which of them is each pair's.
-    titles_P: Sequence[str]
-    title_N: npt.NDArray[np.int64]
-    grade_N: npt.NDArray[np.int64]
-    group_N: npt.NDArray[np.int64]
-    role_N: npt.NDArray[np.int8]
 
 
 class HomeDepotResults(ResultFile):
@@ -81,6 +53,7 @@ class HomeDepotResults(ResultFile):
     recall: dict[str, dict[str, float]]
     auc_differences: Intervals
     macro_f1_differences: Intervals
+    macro_f1_of_cutoffs_differences: Intervals = Field(default_factory=dict)
     #: Encoder ids.
     encoders: dict[str, str]
     #: Test pairs of which the query or the product has no vector or zeros: their cosine counts as 0.
@@ -115,93 +88,47 @@ def evaluate_home_depot(
     validation pairs, and whose probe reads all of their features. BM25 is tuned on validation queries.
 
     Raises:
-        ValueError: a table is missing, or a role of queries has no high or no irrelevant pair.
+        InputError: a table is missing.
+        ValueError: a role of queries has no high or no irrelevant pair.
     """
     holdout = holdout or HoldoutConfig()
-    pairs = read_graded_pairs(data, holdout)
-    test_N = pairs.role_N == _TEST
-    for role, name in enumerate(ROLES):
-        grades = pairs.grade_N[pairs.role_N == role]
-        if role != _TRAIN and not (_IRRELEVANT in grades and _HIGH in grades):
-            raise ValueError(
-                f"the {name} queries of {data} must have pairs graded high and irrelevant, but their "
-                f"{len(grades):,} pairs lack one; give more grades or other shares of held-out queries"
-            )
+    test = PairTest.read(data, holdout, resamples=resamples, seed=seed)
     progress("scoring words and n-grams", 0, 1)
-    lexical = _lexical_features(pairs)
-    test_group_N = np.unique(pairs.group_N[test_N], return_inverse=True)[1].astype(np.int64)
-    weights_RQ = group_resamples(int(test_group_N.max()) + 1, resamples, np.random.default_rng(seed))
+    rows = _lexical_rows(test)
+    lexical = dict(rows)
+    for name, of in vectors.items():
+        scores = PairScores.of_tables(test.graded, of.products, of.queries)
+        rows[name] = _Row(of.products.manifest.encoder_id, scores)
+    for words in (OVERLAP, CHARACTERS):
+        for name in vectors:
+            if name in fused:
+                rows[f"{name} + {words}"] = _fused(rows[name], lexical[words], test.is_of(VALIDATION))
     measured: dict[str, _Measured] = {}
-    sums = [(name, words) for words in (OVERLAP, CHARACTERS) for name in vectors if name in fused]
-    rows: list[tuple[str, str | None]] = [(name, None) for name in (*lexical, *vectors)]
-    for done, (name, words) in enumerate([*rows, *sums]):
-        progress("probing", done, len(rows) + len(sums))
-        features = lexical[name] if name in lexical else _vector_features(pairs, vectors[name])
-        if words is not None:
-            features = _fused(features, lexical[words], pairs.role_N == _VALIDATION)
-        measured[name if words is None else f"{name} + {words}"] = _measure(
-            pairs, features, test_group_N=test_group_N, weights_RQ=weights_RQ
-        )
-    seen = pc.is_in(pairs.products, value_set=pairs.products.filter(pa.array(pairs.role_N == _TRAIN)))
+    for done, (name, row) in enumerate(rows.items()):
+        progress("probing", done, len(rows))
+        measured[name] = _measure(test, row.scores)
+    graded, test_N = test.graded, test.is_of(TEST)
+    products = graded.pairs.product_ids
+    seen = pc.is_in(products, value_set=products.filter(pa.array(test.is_of(TRAIN))))
     return HomeDepotResults(
         auc_high_vs_irrelevant={name: interval_of(row.auc_R) for name, row in measured.items()},
         macro_f1={name: interval_of(row.macro_f1_R) for name, row in measured.items()},
         macro_f1_of_the_score={name: row.score_macro_f1 for name, row in measured.items()},
-        macro_f1_of_cutoffs={name: row.cutoffs_macro_f1 for name, row in measured.items()},
+        macro_f1_of_cutoffs={name: interval_of(row.cutoffs_R) for name, row in measured.items()},
         recall={name: row.recall for name, row in measured.items()},
         auc_differences=_differences({name: row.auc_R for name, row in measured.items()}),
         macro_f1_differences=_differences({name: row.macro_f1_R for name, row in measured.items()}),
-        encoders={name: row.encoder_id for name, row in measured.items()},
-        pairs_without_vector={name: row.pairs_without_vector for name, row in measured.items()},
-        queries={
-            name: len(np.unique(pairs.group_N[pairs.role_N == role])) for role, name in enumerate(ROLES)
-        },
+        macro_f1_of_cutoffs_differences=_differences({name: row.cutoffs_R for name, row in measured.items()}),
+        encoders={name: row.encoder_id for name, row in rows.items()},
+        pairs_without_vector={name: row.missing(test_N) for name, row in rows.items()},
+        queries={name: len(np.unique(graded.group_N[test.is_of(role)])) for role, name in ROLES.items()},
         test_pairs={
-            name: int(np.count_nonzero(pairs.grade_N[test_N] == grade)) for grade, name in enumerate(GRADES)
+            name: int(np.count_nonzero(graded.grade_N[test_N] == grade)) for grade, name in enumerate(GRADES)
         },
         holdout=holdout,
         products_seen_in_training=float(seen.to_numpy(zero_copy_only=False)[test_N].mean()),
-        token_overlap_auc_of_all_queries=_auc(
-            pairs.grade_N, lexical[OVERLAP].score_N, np.zeros_like(pairs.group_N)
-        )(np.ones(1)),
+        token_overlap_auc_of_all_queries=_auc_of(graded.grade_N, lexical[OVERLAP].scores.score_N),
     )
-
-
-def read_graded_pairs(data: Path, holdout: HoldoutConfig) -> GradedPairs:
-    """The pairs of `data`'s relevance with the titles of their products, in the order of the table.
-
-    Raises:
-        ValueError: a table is missing, or a pair names a product that the catalogue lacks.
-    """
-    products, relevance = find_table(data, "products"), find_table(data, "relevance")
-    if products is None or relevance is None:
-        raise ValueError(f"{data} must hold products and relevance; `dashclip import home-depot` writes both")
-    catalogue = products.to_table(columns=["product_id", "title"]).combine_chunks()
-    grades = relevance.to_table(columns=["query", "product_id", "grade"]).combine_chunks()
-    known = catalogue.column("product_id").combine_chunks()
-    place_N = pc.index_in(grades.column("product_id"), value_set=known)
-    if place_N.null_count:
-        unknown = grades.column("product_id").filter(pc.is_null(place_N))[0].as_py()
-        raise ValueError(
-            f"relevance of {data} grades product {unknown!r}, which products lacks; import it again"
-        )
-    encoded = grades.column("query").combine_chunks().dictionary_encode()
-    group_N = encoded.indices.to_numpy().astype(np.int64)
-    return GradedPairs(
-        queries=grades.column("query").combine_chunks(),
-        products=grades.column("product_id").combine_chunks(),
-        titles_P=pc.fill_null(catalogue.column("title"), "").to_pylist(),
-        title_N=place_N.to_numpy(zero_copy_only=False).astype(np.int64),
-        grade_N=grades.column("grade").to_numpy().astype(np.int64),
-        group_N=group_N,
-        role_N=_roles(data, encoded.dictionary, holdout)[group_N],
-    )
-
-
-def _roles(data: Path, queries: pa.Array, holdout: HoldoutConfig) -> npt.NDArray[np.int8]:
-    """Those of stage 2, in the order of `queries`."""
-    graded = read_grades(data)
-    return graded.query_roles(holdout)[pc.index_in(queries, value_set=graded.queries).to_numpy()]
 
 
 def to_markdown(results: HomeDepotResults) -> str:
@@ -231,11 +158,13 @@ def to_markdown(results: HomeDepotResults) -> str:
             for name, recall in results.recall.items()
         ),
     )
+    compared = {"AUC": results.auc_differences, "Macro F1": results.macro_f1_differences}
+    if results.macro_f1_of_cutoffs_differences:
+        compared["Macro F1 of two cutoffs"] = results.macro_f1_of_cutoffs_differences
     differences = (
-        (name, with_limits(auc), with_limits(results.macro_f1_differences[name]))
-        for name, auc in results.auc_differences.items()
+        (name, *(with_limits(of[name]) for of in compared.values())) for name in results.auc_differences
     )
-    lines += ["", *markdown_table(("Difference", "AUC", "Macro F1"), differences)]
+    lines += ["", *markdown_table(("Difference", *compared), differences)]
     lines += [
         "",
         "In brackets 95 % intervals from resamples of whole queries, paired in differences. F1 and recall "
@@ -251,144 +180,89 @@ def to_markdown(results: HomeDepotResults) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class _Measured:
+class _Row:
     encoder_id: str
-    score_macro_f1: Interval
-    cutoffs_macro_f1: Interval
-    recall: dict[str, float]
-    pairs_without_vector: int
-    #: The estimate first, then the resamples.
-    auc_R: npt.NDArray[np.float64]
-    macro_f1_R: npt.NDArray[np.float64]
+    scores: PairScores
 
-
-def _measure(
-    pairs: GradedPairs,
-    features: "_Features",
-    *,
-    test_group_N: npt.NDArray[np.int64],
-    weights_RQ: npt.NDArray[np.float64],
-) -> _Measured:
-    test_N = pairs.role_N == _TEST
-    weights_RQ = np.vstack([np.ones((1, weights_RQ.shape[1])), weights_RQ])
-    auc = _auc(pairs.grade_N[test_N], features.score_N[test_N], test_group_N)
-    auc_R = np.array([auc(weights_Q) for weights_Q in weights_RQ])
-
-    # Encoders know the grades of their training queries by heart: a probe trained on those would trust them.
-    held_out_N = pairs.role_N == _VALIDATION
-    choose_N = np.zeros_like(held_out_N)
-    choose_N[held_out_N] = np.unique(pairs.group_N[held_out_N], return_inverse=True)[1] % 3 == 0
-
-    def hits(predicted_N: npt.NDArray[np.integer]) -> GroupedHits:
-        return GroupedHits(pairs.grade_N[test_N], predicted_N, test_group_N)
-
-    def probe(read_NF: npt.NDArray[np.floating]) -> GroupedHits:
-        found = linear_probe(read_NF, pairs.grade_N, train_N=held_out_N & ~choose_N, validation_N=choose_N)
-        return hits(found.predicted_N[test_N])
-
-    cutoffs = best_cutoffs(features.score_N[held_out_N], pairs.grade_N[held_out_N])
-    by_cutoffs = hits(np.searchsorted(cutoffs, features.score_N[test_N], side="left"))
-
-    of_score = probe(features.score_N[:, None])
-    of_all = (
-        of_score if features.more_NF is None else probe(np.column_stack([features.score_N, features.more_NF]))
-    )
-    macro_f1_R = of_all.macro_f1(weights_RQ)
-    recall_C = of_all.recall(weights_RQ[:1])[0]
-    return _Measured(
-        encoder_id=features.encoder_id,
-        score_macro_f1=interval_of(of_score.macro_f1(weights_RQ)),
-        cutoffs_macro_f1=interval_of(by_cutoffs.macro_f1(weights_RQ)),
-        recall={name: float(recall) for name, recall in zip(GRADES, recall_C, strict=True)},
-        pairs_without_vector=int(np.count_nonzero(features.missing_N[test_N])),
-        auc_R=auc_R,
-        macro_f1_R=macro_f1_R,
-    )
+    def missing(self, rows_N: npt.NDArray[np.bool_]) -> int:
+        """Of these pairs, those without a vector."""
+        found_N = self.scores.missing_N
+        return 0 if found_N is None else int(np.count_nonzero(found_N[rows_N]))
 
 
 @dataclass(frozen=True, eq=False)
-class _Features:
-    """What a row knows of each pair: a score, and for vectors |p - q| and p * q as well."""
+class _Measured:
+    score_macro_f1: Interval
+    recall: dict[str, float]
+    auc_R: npt.NDArray[np.float64]
+    macro_f1_R: npt.NDArray[np.float64]
+    cutoffs_R: npt.NDArray[np.float64]
 
-    encoder_id: str
-    score_N: npt.NDArray[np.floating]
-    more_NF: FloatArray | None
-    missing_N: npt.NDArray[np.bool_]
+
+def _measure(test: PairTest, scores: PairScores) -> _Measured:
+    of_score_N = test.by_probe(scores.score_N[:, None])
+    of_all_N = of_score_N if scores.more_NF is None else test.by_probe(scores.read_NF)
+    return _Measured(
+        score_macro_f1=interval_of(test.macro_f1(of_score_N)),
+        recall=test.recall(of_all_N),
+        auc_R=test.auc(scores.score_N),
+        macro_f1_R=test.macro_f1(of_all_N),
+        cutoffs_R=test.macro_f1(test.by_cutoffs(scores.score_N)),
+    )
 
 
-def _lexical_features(pairs: GradedPairs) -> dict[str, _Features]:
+def _lexical_rows(test: PairTest) -> dict[str, _Row]:
     """A score for each pair; those of train pairs are read by nobody, and zero but for the overlap."""
-    queries = pairs.queries.to_pylist()
-    titles = [pairs.titles_P[place] for place in pairs.title_N.tolist()]
-    overlap_N = np.array([token_overlap(query, title) for query, title in zip(queries, titles, strict=True)])
+    pairs, titles_P = test.graded.pairs, test.catalogue.texts
+    overlap_N = np.array(
+        [token_overlap(query, title) for query, title in zip(pairs.queries, pairs.texts, strict=True)]
+    )
 
     def scores(scorer: Scorer, roles: Sequence[int]) -> npt.NDArray[np.float64]:
-        score_N = np.zeros(len(queries))
-        pairs_of = _pairs_by_query(pairs, roles)
-        asked = [queries[pairs_B[0]] for pairs_B in pairs_of]
-        for pairs_B, score_P in zip(pairs_of, scorer(pairs.titles_P, asked), strict=True):
-            score_N[pairs_B] = score_P[pairs.title_N[pairs_B]]
+        score_N = np.zeros(len(pairs))
+        pairs_of = _pairs_by_query(test, roles)
+        asked = [pairs.queries[pairs_B[0]] for pairs_B in pairs_of]
+        for pairs_B, score_P in zip(pairs_of, scorer(titles_P, asked), strict=True):
+            score_N[pairs_B] = score_P[test.product_N[pairs_B]]
         return score_N
 
     def auc_of_validation(scorer: Scorer) -> float:
-        kept_N = pairs.role_N == _VALIDATION
-        score_N = scores(scorer, (_VALIDATION,))
-        return _auc(pairs.grade_N[kept_N], score_N[kept_N], np.zeros(kept_N.sum(), np.int64))(np.ones(1))
+        kept_N = test.is_of(VALIDATION)
+        return _auc_of(test.graded.grade_N[kept_N], scores(scorer, (VALIDATION,))[kept_N])
 
     bm25, k1, b = tuned_bm25(auc_of_validation, language="english")
-    held_out = (_VALIDATION, _TEST)
+    held_out = (VALIDATION, TEST)
     found = {
         OVERLAP: ("words of the query in the title", overlap_N),
         BM25: (f"BM25 of stemmed words, k1 {k1:g}, b {b:g}", scores(bm25, held_out)),
         CHARACTERS: ("cosine of TF-IDF of character 3- and 4-grams", scores(char_tfidf_scores, held_out)),
     }
-    known_N = np.zeros(len(queries), bool)
-    return {name: _Features(says, score_N, None, known_N) for name, (says, score_N) in found.items()}
+    return {name: _Row(says, PairScores(score_N)) for name, (says, score_N) in found.items()}
 
 
-def _pairs_by_query(pairs: GradedPairs, roles: Sequence[int]) -> list[npt.NDArray[np.int64]]:
+def _pairs_by_query(test: PairTest, roles: Sequence[int]) -> list[npt.NDArray[np.int64]]:
     """The pairs of each query that has one of `roles`."""
-    kept = np.flatnonzero(np.isin(pairs.role_N, roles))
-    order = kept[np.argsort(pairs.group_N[kept], kind="stable")]
-    return np.split(order, np.flatnonzero(np.diff(pairs.group_N[order])) + 1) if len(order) else []
+    group_N = test.graded.group_N
+    kept = np.flatnonzero(np.isin(test.graded.role_N, roles))
+    order = kept[np.argsort(group_N[kept], kind="stable")]
+    return np.split(order, np.flatnonzero(np.diff(group_N[order])) + 1) if len(order) else []
 
 
-def _vector_features(pairs: GradedPairs, vectors: Vectors) -> _Features:
-    product_ND = unit_vectors(vectors.products, pairs.products)
-    query_ND = unit_vectors(vectors.queries, pairs.queries)
-    if product_ND.shape[1] != query_ND.shape[1]:
-        raise ValueError(
-            f"products and queries must lie in one space, but {vectors.products.folder} has width "
-            f"{product_ND.shape[1]} and {vectors.queries.folder} {query_ND.shape[1]}; "
-            "give tables of one encoder"
-        )
-    product_of_both_ND = product_ND * query_ND
-    return _Features(
-        encoder_id=vectors.products.manifest.encoder_id,
-        score_N=product_of_both_ND.sum(axis=1),
-        more_NF=np.hstack([np.abs(product_ND - query_ND), product_of_both_ND]),
-        missing_N=~np.asarray(product_ND.any(axis=1) & query_ND.any(axis=1), bool),
-    )
-
-
-def _fused(vectors: _Features, lexical: _Features, validation_N: npt.NDArray[np.bool_]) -> _Features:
+def _fused(vectors: _Row, lexical: _Row, validation_N: npt.NDArray[np.bool_]) -> _Row:
     """The sum of both standardised scores; each of them beside what the probe reads of the vectors."""
-    assert vectors.more_NF is not None  # rows of vectors have more than a score
-    parts_N2 = np.column_stack([vectors.score_N, lexical.score_N]).astype(np.float32)
+    assert vectors.scores.more_NF is not None  # rows of vectors have more than a score
+    parts_N2 = np.column_stack([vectors.scores.score_N, lexical.scores.score_N]).astype(np.float32)
     parts_N2 /= parts_N2[validation_N].std(axis=0).clip(1e-9)
-    return _Features(
-        encoder_id=f"{vectors.encoder_id} + {lexical.encoder_id}",
+    scores = PairScores(
         score_N=parts_N2.sum(axis=1),
-        more_NF=np.hstack([parts_N2, vectors.more_NF]),
-        missing_N=vectors.missing_N,
+        more_NF=np.hstack([parts_N2, vectors.scores.more_NF]),
+        missing_N=vectors.scores.missing_N,
     )
+    return _Row(f"{vectors.encoder_id} + {lexical.encoder_id}", scores)
 
 
-def _auc(
-    grade_N: npt.NDArray[np.int64], score_N: npt.NDArray[np.floating], group_N: npt.NDArray[np.int64]
-) -> UserWeightedAuc:
-    clear_N = (grade_N == _HIGH) | (grade_N == _IRRELEVANT)
-    return UserWeightedAuc(grade_N[clear_N] == _HIGH, score_N[clear_N], group_N[clear_N])
+def _auc_of(grade_N: npt.NDArray[np.int64], score_N: npt.NDArray[np.floating]) -> float:
+    return auc_of_pairs(grade_N, score_N, np.zeros(len(grade_N), np.int64))(np.ones(1))
 
 
 def _differences(values: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, Interval]:

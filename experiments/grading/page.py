@@ -44,6 +44,7 @@ def to_markdown(report: GradingReport) -> str:
             for name, row in report.graders.items()
         ),
     )
+    lines += ["", *_foreign(report)]
     for name, row in report.graders.items():
         lines += ["", f"## {name}", "", "People's grade (row) and the grader's (column):", ""]
         lines += markdown_table(
@@ -77,6 +78,20 @@ def to_markdown(report: GradingReport) -> str:
         lines += ["", "## The run", "", *_run(report.run)]
     lines.append("")
     return "\n".join(lines)
+
+
+def _foreign(report: GradingReport) -> Sequence[str]:
+    if report.foreign_products is None:
+        return []
+    said = [
+        f"Foreign products were drawn from {report.foreign_products:,}, which have vectors in every table."
+    ]
+    if report.read_anew:
+        said.append(
+            f"Stuffed titles have vectors of their own in {', '.join(report.read_anew)}; in any other table "
+            "those of the titles as they were."
+        )
+    return [" ".join(said)]
 
 
 def _segments(row: GraderFigures) -> Sequence[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from embeddings.catalog.holdout import TEST, VALIDATION, HoldoutConfig
 from embeddings.evaluation.linear_probe import GroupedHits, group_resamples
@@ -26,7 +27,8 @@ from embeddings.grading.agreement import (
     signed_error,
 )
 from embeddings.grading.answers import RunAnswers
-from embeddings.grading.graders import Grader
+from embeddings.grading.features import TextReader
+from embeddings.grading.graders import FeatureGrader, Grader
 from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError
 from embeddings.relevance.grades import GRADES
 from experiments.grading.graded_run import PAPER_PAIRS, GradedRun, measure_run, money_for_paper_pairs
@@ -100,6 +102,10 @@ class GradingReport(ResultFile):
     differences: dict[str, Intervals]
     chosen: str | None
     human_ceiling: dict[str, float] | None
+    #: Products that foreign ones were drawn from: those with a vector in every table that a grader reads.
+    foreign_products: int | None = None
+    #: Tables whose encoder read the stuffed titles; others kept the vectors of the titles as they were.
+    read_anew: list[str] = Field(default_factory=list)
     #: A run of one of the graders, or of another.
     run: GradedRun | None
     holdout: HoldoutConfig
@@ -115,6 +121,7 @@ def measure_graders(
     holdout: HoldoutConfig,
     chosen: str | None = None,
     run: Path | None = None,
+    readers: Mapping[str, TextReader] | None = None,
     price_per_million_tokens: float = 0.0,
     resamples: int = 1000,
     seed: int = 0,
@@ -127,10 +134,15 @@ def measure_graders(
     Args:
         graders: a run's answers (`RunAnswers`) count where it has some, and cost what they cost the run.
         run: a folder of `grade run`, whose shares of grades are compared with people's.
+        readers: what made the tables of these names, so that a stuffed title has a vector of its own.
 
     Raises:
-        GradingError: no such query has a graded pair, a grader answers none of them, or `run` does not fit.
+        GradingError: no such query has a graded pair, a grader answers none of them, `run` does not fit, or
+            no product has a vector in every table.
     """
+    readers = readers or {}
+    graders = {name: _reading(grader, readers) for name, grader in graders.items()}
+    foreign = _with_vectors(graders, catalogue, readers)
     kept = graded.of_role(role)
     if not len(kept):
         raise GradingError(f"no {_ROLES[role]} query of {data} has a pair graded by people; give more grades")
@@ -181,7 +193,7 @@ def measure_graders(
                     agreement=interval_of(hits.accuracy(weights_RG[:, : hits.groups])),
                     signed_error=interval_of(signed_error(part, weights_RG)),
                 )
-        fooled = gullibility(grader, sorted({*kept.pairs.queries}), catalogue, graded=known, seed=seed)
+        fooled = gullibility(grader, sorted({*kept.pairs.queries}), foreign, graded=known, seed=seed)
         of = values[name]
         found[name] = GraderFigures(
             macro_f1=interval_of(of["macro_f1"]),
@@ -225,11 +237,44 @@ def measure_graders(
         },
         chosen=chosen,
         human_ceiling=human_ceiling(data) or panel_ceiling(data),
+        foreign_products=len(foreign.texts),
+        read_anew=sorted(readers),
         run=None
         if run is None
         else measure_run(run, kept, known, said, price_per_million_tokens=price_per_million_tokens),
         holdout=holdout,
     )
+
+
+def _reading(grader: Grader, readers: Mapping[str, TextReader]) -> Grader:
+    return grader.reading(readers) if isinstance(grader, FeatureGrader) else grader
+
+
+def _with_vectors(
+    graders: Mapping[str, Grader], catalogue: Catalogue, readers: Mapping[str, TextReader]
+) -> Catalogue:
+    """The products that every grader can read: where a table lacks one, its cosine would be 0 for no reason.
+
+    Raises:
+        GradingError: there are none, or a reader is of a table that no grader reads.
+    """
+    lacking_P = np.zeros(len(catalogue.texts), bool)
+    tables: set[str] = set()
+    for grader in graders.values():
+        if isinstance(grader, FeatureGrader):
+            tables |= grader.tables.keys()
+            lacking_P |= grader.without_vector(catalogue.product_ids)
+    if unknown := sorted(readers.keys() - tables):
+        raise GradingError(
+            f"no grader reads a table named {unknown[0]!r}, so its encoder has nothing to do; the tables are "
+            f"{', '.join(sorted(tables)) or 'none'}"
+        )
+    if lacking_P.all():
+        raise GradingError(
+            f"none of the {len(lacking_P):,} products has a vector in every table of these graders; encode "
+            "the catalogue with each encoder (`dashclip encode run`)"
+        )
+    return catalogue.take(np.flatnonzero(~lacking_P))
 
 
 def _known(gullibility: float | None) -> float:

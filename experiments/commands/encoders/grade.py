@@ -26,6 +26,14 @@ GRADERS = Annotated[
     list[str],
     typer.Argument(help="NAME=FOLDER of graders: of `grade train`, or a run with pairs that people graded."),
 ]
+READERS = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--encoder",
+        help="NAME=FOLDER of the encoder that made the table NAME of a grader: it reads stuffed titles, too; "
+        "repeat it.",
+    ),
+]
 SEED = Annotated[int, typer.Option(help="Seed of what is drawn.")]
 
 
@@ -285,6 +293,7 @@ def choose_command(
     data: DATA,
     out: Annotated[Path, typer.Argument(help="Folder for `choice.json` and `choice.md`.")],
     graders: GRADERS,
+    encoder: READERS = None,
 ) -> None:
     """Compare graders on **validation** queries and choose the best macro F1.
 
@@ -292,7 +301,7 @@ def choose_command(
     """
     from embeddings.catalog.holdout import VALIDATION
 
-    _measure(data, out, graders, role=VALIDATION, name="choice")
+    _measure(data, out, graders, role=VALIDATION, name="choice", encoders=encoder)
 
 
 @grade.command("report")
@@ -305,6 +314,7 @@ def report_command(
         Path | None, typer.Option(help="Folder of `grade run`: its shares of grades beside people's.")
     ] = None,
     price: Annotated[float, typer.Option(help="Money for a million tokens.")] = 0.0,
+    encoder: READERS = None,
 ) -> None:
     """Report graders on **test** queries: look once, after choosing.
 
@@ -312,7 +322,17 @@ def report_command(
     """
     from embeddings.catalog.holdout import TEST
 
-    _measure(data, out, graders, role=TEST, name="grading", chosen=chosen, run=graded, price=price)
+    _measure(
+        data,
+        out,
+        graders,
+        role=TEST,
+        name="grading",
+        chosen=chosen,
+        run=graded,
+        price=price,
+        encoders=encoder,
+    )
 
 
 def _measure(
@@ -325,6 +345,7 @@ def _measure(
     chosen: str | None = None,
     run: Path | None = None,
     price: float = 0.0,
+    encoders: list[str] | None = None,
 ) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
@@ -336,6 +357,7 @@ def _measure(
     from experiments.grading.page import to_markdown
     from experiments.grading.report import measure_graders
     from experiments.runtime.progress import progress_bars
+    from experiments.scoring.texts import VectorSource
     from features.artifacts import atomic_write_bytes
 
     opened = {name: open_grader(folder) for name, folder in named_folders(graders).items()}
@@ -358,6 +380,10 @@ def _measure(
             holdout=holdout,
             chosen=chosen,
             run=run,
+            readers={
+                name: VectorSource.open(folder, None)
+                for name, folder in named_folders(encoders or [], option="--encoder").items()
+            },
             price_per_million_tokens=price,
             progress=bars,
         )

@@ -7,6 +7,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -22,12 +25,16 @@ from experiments.ablation.run import SpentSeconds
 from experiments.ablation.text import console_table, to_markdown
 from experiments.cli import app
 from experiments.config import ConfigError, load_config, parse_config
+from experiments.datasets.home_depot_relevance import Vectors, evaluate_home_depot
 from experiments.encoders.config import EncodersConfig
 from experiments.encoders.pipeline import measure_retrieval, run_align
 from experiments.runtime.job_pool import Job
 from experiments.statistics.intervals import Interval, verdict
 from features.artifacts import BusyError, folder_lock
 from tests.embeddings.small_catalog import write_small_catalog
+from tests.experiments.datasets.test_encoder_runs import two_aisles
+from tests.experiments.datasets.test_home_depot import HOLDOUT as PAIR_HOLDOUT
+from tests.experiments.datasets.test_home_depot import graded
 
 OPTIMIZER = {"epochs": 1, "batch_size": 16, "learning_rate": 0.002}
 BASE: dict[str, Any] = {
@@ -341,7 +348,7 @@ def test_the_report_is_json_markdown_and_a_table(out: Path, tmp_path: Path) -> N
     assert content["variants"]["nested"]["widths"]["8"]["bytes_per_vector"] == 16
     markdown = to_markdown(report)
     assert '## Minus "Default"' in markdown
-    assert markdown.count("| Image only |") == 6
+    assert markdown.count("| Image only |") == 7
     tables = [line.count("|") for line in markdown.splitlines() if line.startswith("|")]
     assert {count for count in tables if count < 6} == {3}  # that of the one slice, "intent_unseen"
     shown = StringIO()
@@ -407,3 +414,55 @@ def test_an_architecture_changes_the_size(out: Path) -> None:
     )
     assert saved.embedding_dim == 24
     assert saved.text_hidden_dim == EncoderConfig.preset("tiny").text_hidden_dim
+
+
+def test_real_pairs_have_figures_over_seeds_and_intervals_over_queries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoders from scratch on pairs whose titles name their query, with and without stage 2."""
+    data = two_aisles(graded(tmp_path / "data", np.random.default_rng(0)))
+    relevance = pq.read_table(data / "relevance.parquet")
+    disputed = np.where(np.arange(len(relevance)) % 3, relevance["grade"].to_numpy(), 1)
+    disputed[::7] = 2 - disputed[::7]
+    pq.write_table(relevance.set_column(2, "grade", pa.array(disputed)), data / "relevance.parquet")
+    content = {
+        "base": {
+            "size": "tiny",
+            "vocab_size": 300,
+            "modalities": ["text"],
+            "holdout": PAIR_HOLDOUT.model_dump(),
+            "warmup": {**OPTIMIZER, "batch_size": 64},
+            "align": {**OPTIMIZER, "batch_size": 64, "in_batch_negatives": True},
+        },
+        "default": "aligned",
+        "seeds": [1, 2],
+        "variants": {
+            "aligned": {"title": "Aligned"},
+            "start": {"title": "Start", "settings": {"align": False}},
+        },
+    }
+    config = AblationConfig.model_validate(content)
+    monkeypatch.setattr(encoder_ablation, "run_jobs", run_here)
+    execute_ablation(config, data, tmp_path / "out", processes=1)
+    report = build_report(config, tmp_path / "out")
+    assert not report.simulated
+    expected = []
+    for seed in (1, 2):
+        folder = tmp_path / "out" / "start" / f"seed-{seed}" / "tables"
+        tables = Vectors(*(EmbeddingTable.load(folder / kind) for kind in ("products", "queries")))
+        found = evaluate_home_depot(data, {"start": tables}, holdout=PAIR_HOLDOUT, resamples=5)
+        expected.append((found.auc_high_vs_irrelevant["start"].mean, found.macro_f1_of_cutoffs["start"].mean))
+    auc, macro_f1 = np.mean(expected, axis=0)
+    start, aligned = report.variants["start"], report.variants["aligned"]
+    assert start.pairs["pair_auc"].sd == pytest.approx(np.std([one for one, _ in expected], ddof=1))
+    assert start.pairs["pair_auc"].mean == pytest.approx(auc)
+    assert start.pairs["pair_macro_f1"].mean == pytest.approx(macro_f1)
+    assert start.pairs["pair_auc"].low < auc < start.pairs["pair_auc"].high
+    difference = start.pair_differences["pair_auc"]
+    assert difference.mean == pytest.approx(auc - aligned.pairs["pair_auc"].mean)
+    assert difference.low < difference.mean < difference.high
+    assert aligned.pair_differences == {}
+    assert AblationReport.model_validate_json(report.model_dump_json()) == report
+    page = to_markdown(report)
+    assert "## The test queries' pairs" in page
+    assert 'Macro F1 minus "Aligned"' in page

@@ -1,6 +1,7 @@
 """The encoders on real data: from an import to results, in one command each."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,7 @@ def home_depot(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Pa
     bert = write_modules(save_bert(folder / "bert"))
     further = ["--row", f"other={other}", "--published", f"bert={bert}", "--published-config", config]
     called("home-depot", data, folder / "run", "--config", config, *further)
+    shutil.copy(folder / "run" / "results.json", folder / "first.json")
     return data, folder / "run", config
 
 
@@ -101,7 +103,8 @@ def test_home_depot_compares_the_trained_encoder_with_every_row(home_depot: tupl
     aligned = DashClipEncoder.load(run / "bert" / "align" / "encoder")
     assert content["encoders"]["bert_aligned"] == aligned.encoder_id
     assert content["holdout"] == {**HOLDOUT.model_dump()}
-    assert content["provenance"]["command"] == "dashclip encode home-depot DATA OUT --config tiny.toml"
+    said = "dashclip encode home-depot DATA OUT --config tiny.toml --published bert=bert --published-config"
+    assert content["provenance"]["command"] == f"{said} tiny.toml"
     assert "| dashclip |" in (run / "results.md").read_text()
 
 
@@ -111,6 +114,41 @@ def test_a_second_call_trains_and_encodes_nothing_again(home_depot: tuple[Path, 
     before = [path.read_bytes() for path in kept]
     called("home-depot", data, run, "--config", config)
     assert [path.read_bytes() for path in kept] == before
+
+
+def test_published_weights_alone_train_nothing_from_scratch(
+    home_depot: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """What they are worth does not depend on the rows beside them, and a later call adds the others."""
+    data, run, config = home_depot
+    bert = run.parent / "bert"
+    copied = shutil.copytree(run / "bert", tmp_path / "run" / "bert")
+    further = ["--published", f"bert={bert}", "--published-config", config]
+    called("home-depot", data, tmp_path / "run", "--only-published", *further)
+    content = json.loads((tmp_path / "run" / "results.json").read_text())
+    rows = [name for name in content["encoders"] if "+" not in name]
+    assert rows == [OVERLAP, "bm25_stemmed", "char_tfidf", "lsa", "bert_zero_shot", "bert_aligned"]
+    before = json.loads((run.parent / "first.json").read_text())
+    for measure in ("auc_high_vs_irrelevant", "macro_f1", "macro_f1_of_cutoffs"):
+        for row in ("bert_zero_shot", "bert_aligned"):
+            assert content[measure][row] == before[measure][row]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "bert",
+        "lsa",
+        "results.json",
+        "results.md",
+    }
+    said = "dashclip encode home-depot DATA OUT --published bert=bert --published-config tiny.toml"
+    assert content["provenance"]["command"] == f"{said} --only-published"
+    assert copied.is_dir()
+
+
+def test_only_published_without_a_model_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["encode", "home-depot", str(tmp_path), str(tmp_path / "out"), "--only-published"]
+    )
+    assert result.exit_code == 2
+    assert "NAME=MODEL" in result.output
 
 
 def test_a_table_of_another_encoder_is_made_again(

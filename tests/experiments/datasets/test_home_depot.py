@@ -24,9 +24,9 @@ from experiments.datasets.home_depot_relevance import (
     HomeDepotResults,
     Vectors,
     evaluate_home_depot,
-    read_graded_pairs,
     to_markdown,
 )
+from experiments.encoders.pair_measures import PairTest
 from features.inputs.tables import InputError
 from features.inputs.validation import validate
 from ranking.metrics import roc_auc
@@ -252,10 +252,11 @@ def measured(tmp_path_factory):
 def test_vectors_that_follow_the_grade_beat_noisy_ones_outside_the_interval(measured):
     results = measured[2]
     assert results.auc_high_vs_irrelevant["clear"].mean > 0.999
-    assert results.macro_f1["clear"].mean > 0.9
+    assert results.macro_f1["clear"].mean > 0.8
     assert results.auc_differences["clear - noisy"].low > 0
     assert results.macro_f1_differences["clear - noisy"].low > 0
     assert results.macro_f1_of_cutoffs["clear"].mean > 0.9
+    assert results.macro_f1_of_cutoffs_differences["clear - noisy"].low > 0
     assert results.macro_f1_of_cutoffs.keys() == results.macro_f1.keys()
     for figures in (
         results.auc_high_vs_irrelevant,
@@ -276,10 +277,10 @@ def test_only_pairs_of_test_queries_count(measured):
     assert results.test_pairs == dict.fromkeys(
         ("irrelevant", "moderate", "high"), 2 * results.queries["test"]
     )
-    pairs = read_graded_pairs(data, HOLDOUT)
-    product_ND = vectors["noisy"].products.vectors_ND[1:][pairs.products.to_numpy()]
+    pairs = PairTest.read(data, HOLDOUT).graded
+    product_ND = vectors["noisy"].products.vectors_ND[1:][pairs.pairs.product_ids.to_numpy()]
     query_ND = vectors["noisy"].queries.vectors_ND[1:][
-        [QUERIES.index(query) for query in pairs.queries.to_pylist()]
+        [QUERIES.index(query) for query in pairs.pairs.queries]
     ]
     norms_N = np.linalg.norm(product_ND, axis=1) * np.linalg.norm(query_ND, axis=1)
     cosine_N = (product_ND * query_ND).sum(axis=1) / norms_N
@@ -297,11 +298,12 @@ def test_the_overlap_of_titles_that_name_their_query_is_perfect(measured):
 
 def test_lexical_rows_score_test_pairs_as_their_scorer_does(measured):
     data, _, results = measured
-    pairs = read_graded_pairs(data, HOLDOUT)
+    test = PairTest.read(data, HOLDOUT)
+    pairs = test.graded
     kept_N = (pairs.role_N == 2) & (pairs.grade_N != 1)
-    score_QP = np.stack(list(char_tfidf_scores(pairs.titles_P, QUERIES)))
-    asked_N = np.array([QUERIES.index(query) for query in pairs.queries.to_pylist()])
-    score_N = score_QP[asked_N, pairs.title_N]
+    score_QP = np.stack(list(char_tfidf_scores(test.catalogue.texts, QUERIES)))
+    asked_N = np.array([QUERIES.index(query) for query in pairs.pairs.queries])
+    score_N = score_QP[asked_N, test.product_N]
     expected = roc_auc(pairs.grade_N[kept_N] == 2, score_N[kept_N])
     assert results.auc_high_vs_irrelevant["char_tfidf"].mean == pytest.approx(expected, abs=1e-6)
     assert list(results.encoders)[:3] == [OVERLAP, "bm25_stemmed", "char_tfidf"]
@@ -349,7 +351,7 @@ def test_results_are_written_for_machines_and_people(measured, tmp_path):
     assert "| clear - noisy |" in page
 
 
-def test_grades_without_their_product_or_without_both_classes_are_refused(tmp_path):
+def test_grades_without_both_classes_are_refused_and_those_of_unknown_products_left_out(tmp_path):
     data = graded(tmp_path / "tables", np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"test queries of .* must have pairs graded high and irrelevant"):
         evaluate_home_depot(data, {}, holdout=HoldoutConfig(test_query_share=0))
@@ -358,8 +360,19 @@ def test_grades_without_their_product_or_without_both_classes_are_refused(tmp_pa
         {**{name: relevance[name][:1] for name in relevance.column_names}, "product_id": pa.array([-7])}
     )
     pq.write_table(pa.concat_tables([relevance, stranger]), data / "relevance.parquet")
-    with pytest.raises(ValueError, match="grades product -7, which products lacks"):
-        read_graded_pairs(data, HOLDOUT)
+    assert len(PairTest.read(data, HOLDOUT).graded) == len(relevance)
+
+
+def test_a_grader_of_pairs_that_people_graded_changes_no_figure(measured, tmp_path):
+    data, vectors, before = measured
+    relevance = pq.read_table(data / "relevance.parquet")
+    said = relevance.set_column(2, "grade", pa.array(2 - relevance["grade"].to_numpy()))
+    said = said.set_column(3, "source", pa.array(["model_05"] * len(said)))
+    (tmp_path / "more").mkdir()
+    pq.write_table(pq.read_table(data / "products.parquet"), tmp_path / "more" / "products.parquet")
+    pq.write_table(pa.concat_tables([said, relevance]), tmp_path / "more" / "relevance.parquet")
+    after = evaluate_home_depot(tmp_path / "more", vectors, holdout=HOLDOUT, resamples=100)
+    assert after == before
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=6), st.text(alphabet="abc ", max_size=12))

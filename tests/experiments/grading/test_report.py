@@ -8,12 +8,14 @@ import pytest
 
 from embeddings.catalog.holdout import TEST, VALIDATION
 from embeddings.grading.answers import RunAnswers
+from embeddings.grading.graders import GraderConfig, train_grader
 from embeddings.grading.pairs import GradingError, Pairs
 from embeddings.grading.run import run_grader
 from experiments.grading.page import to_markdown
 from experiments.grading.report import GradingReport, measure_graders
 from experiments.statistics.cells import NONE
 from tests.embeddings.grading.small_world import HOLDOUT, read_small_world, write_small_world
+from tests.embeddings.grading.word_bags import WordBags
 from tests.experiments.grading.word_grader import WordGrader
 
 
@@ -116,3 +118,38 @@ def test_a_role_without_pairs_is_refused(tmp_path: Path) -> None:
     train = graded.of_role(0)
     with pytest.raises(GradingError, match="no test query"):
         measure_graders(world, {"words": WordGrader()}, train, catalogue, role=TEST, holdout=HOLDOUT)
+
+
+def test_foreign_products_have_vectors_and_stuffed_titles_too_where_their_encoder_is_given(
+    tmp_path: Path,
+) -> None:
+    """A table of some products alone once gave foreign ones a cosine of 0, and its grader looked honest."""
+    world = write_small_world(tmp_path / "data")
+    catalogue, graded = read_small_world(world)
+    bags = WordBags(catalogue)
+    queries = sorted({*graded.pairs.queries})
+    # All but every third product: people graded some of those that are missing, too.
+    some = catalogue.take(np.flatnonzero(np.arange(len(catalogue.texts)) % 3 > 0))
+    bags.write(tmp_path / "bags", some, queries)
+    config = GraderConfig(kind="overlap", aligned={"bags": str(tmp_path / "bags")}, holdout=HOLDOUT)
+    grader = train_grader(graded, catalogue, tmp_path / "grader", config=config)
+    asked = WordGrader()
+
+    def measured(**options: object) -> GradingReport:
+        return measure_graders(
+            world, {"bags": grader, "words": asked}, graded, catalogue,
+            role=TEST, holdout=HOLDOUT, chosen="words", resamples=5, **options,
+        )  # fmt: skip
+
+    kept = measured()
+    assert kept.foreign_products == len(some.texts) < len(catalogue.texts)
+    assert kept.read_anew == []
+    assert "Foreign products were drawn from" in to_markdown(kept)
+    read = measured(readers={"bags": bags})
+    assert read.foreign_products == len(catalogue.texts)
+    assert read.read_anew == ["bags"]
+    assert "vectors of their own in bags" in to_markdown(read)
+    assert any(" ".join(text.split()[-2:]) in queries for text in bags.read)
+    with pytest.raises(GradingError, match="no grader reads a table named 'other'"):
+        measured(readers={"other": bags})
+    assert GradingReport.model_validate_json(read.model_dump_json()) == read
