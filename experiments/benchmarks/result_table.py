@@ -33,3 +33,14 @@ def machine_note(result: dict[str, Any]) -> str:
         f"{machine['processor']}, {machine['cores']} cores ({instructions}), {machine['memory_gib']} GiB, "
         f"{machine['system']}; {versions}."
     )
+
+
+def shared_machine(result: dict[str, Any]) -> tuple[str, ...]:
+    """A warning, if other work had the machine before the run began; older results do not say."""
+    load = result.get("load_average_before", 0)
+    if load <= 0.5:
+        return ()
+    return (
+        f"**The machine was shared**: its load average was {load:.1f} on {result['machine']['cores']} cores "
+        "before the run; caches and memory were shared, too. Wall times say nothing.",
+    )

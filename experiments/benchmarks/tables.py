@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.gpu_tables import gpu_tables
-from experiments.benchmarks.result_table import ResultTable, machine_note
+from experiments.benchmarks.result_table import ResultTable, machine_note, shared_machine
 from experiments.benchmarks.scale_report import scale_tables
 from experiments.benchmarks.serving.tables import serving_tables
 from experiments.benchmarks.training.tables import training_tables
@@ -59,6 +59,7 @@ def _features(result: dict[str, Any]) -> list[ResultTable]:
                 f"{_whole(settings['impressions'])} impressions, {_whole(settings['purchases'])} purchases, "
                 f"{_whole(settings['users'])} users, one thread. {compared['columns']} columns and arrays of "
                 f"{_whole(compared['rows'])} rows compared: {same}.",
+                *shared_machine(result),
                 machine_note(result),
             ),
         )
@@ -83,6 +84,7 @@ def _loader(result: dict[str, Any]) -> list[ResultTable]:
             (
                 f"{_whole(result['rows'])} rows of {result['columns']} feature columns, one thread, "
                 f"medians over whole epochs; peak {_whole(result['peak_mib'])} MiB, libraries included.",
+                *shared_machine(result),
                 machine_note(result),
             ),
         )

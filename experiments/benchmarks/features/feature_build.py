@@ -5,6 +5,7 @@ one thread in a process of its own, in turn. Ours also checks its input, hashes 
 bounded memory; pandas holds everything at once.
 """
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class FeatureBenchmark:
 
 def run_feature_benchmark(benchmark: FeatureBenchmark, *, work: Path, progress: Progress) -> dict[str, Any]:
     """Write the logs, build their features both ways, compare the outputs, and return `features.json`."""
+    load = os.getloadavg()[0]  # before our own work adds to it
     logs = work / "feature_logs"
     size = LogSize(benchmark.impressions, benchmark.purchases)
     write_feature_logs(logs, size, seed=benchmark.seed, progress=progress)
@@ -48,6 +50,7 @@ def run_feature_benchmark(benchmark: FeatureBenchmark, *, work: Path, progress: 
     return {
         "settings": {**asdict(benchmark), **asdict(size), "users": size.users},
         "machine": describe_machine(),
+        "load_average_before": load,
         "cpu_ratio_to_pandas": costs["ours"]["cpu_s"] / costs["pandas"]["cpu_s"],
         "memory_ratio_to_pandas": costs["ours"]["peak_mib"] / costs["pandas"]["peak_mib"],
         "identical": comparison.identical,

@@ -1,5 +1,6 @@
 """Loader speed: shuffled rows a second on one thread, out of Parquet, as tensors."""
 
+import os
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ class LoaderBenchmark:
 
 def run_loader_benchmark(benchmark: LoaderBenchmark, *, work: Path, progress: Progress) -> dict[str, Any]:
     """Build a feature set, read it in three ways, and return `loader.json`."""
+    load = os.getloadavg()[0]  # before our own work adds to it
     logs, features = work / "loader_logs", work / "loader_features"
     size = LogSize(benchmark.impressions, benchmark.purchases)
     write_feature_logs(logs, size, seed=benchmark.seed, progress=progress)
@@ -44,6 +46,7 @@ def run_loader_benchmark(benchmark: LoaderBenchmark, *, work: Path, progress: Pr
     return {
         "settings": asdict(benchmark),
         "machine": describe_machine(),
+        "load_average_before": load,
         "rows_per_s": ways["shuffled"]["rows_per_s"],
         "rows": found["rows"],
         "columns": found["columns"],

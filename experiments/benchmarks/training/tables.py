@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.benchmarks.result_table import ResultTable, machine_note
+from experiments.benchmarks.result_table import ResultTable, machine_note, shared_machine
 from experiments.benchmarks.training.step_profile import KINDS
 
 
@@ -48,12 +48,7 @@ def _speed(result: dict[str, Any]) -> ResultTable:
             f"Against TorchEasyRec: {result['ratio_to_torcheasyrec']:.2f}x, each in its fastest precision; "
             f"{result['float32_ratio_to_torcheasyrec']:.2f}x, both in float32."
         )
-    if result.get("load_average_before", 0) > 0.5:
-        notes.append(
-            f"**The machine was shared**: its load average was {result['load_average_before']:.1f} on "
-            f"{result['machine']['cores']} cores before the run; caches and memory were shared, too. "
-            "Wall times say nothing."
-        )
+    notes += shared_machine(result)
     precisions = result["precisions"]
     if precisions:
         notes.append(

@@ -355,6 +355,19 @@ def test_checkpoints_of_other_settings_are_refused_and_kept(tmp_path: Path) -> N
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000002", "step-00000003"]
 
 
+def test_a_run_in_auto_goes_on_only_in_the_precision_it_began_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(epochs=1, precision="auto")
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr("embeddings.training.loop.resolve_precision", lambda *_, dtype=dtype: dtype)
+        if dtype is torch.float32:
+            train(LineTask(config), tmp_path, config=config, fingerprint="a")
+            continue
+        with pytest.raises(CheckpointError, match=r'trained in float32, but .*"auto" is bfloat16.*"float32"'):
+            train(LineTask(config), tmp_path, config=config, fingerprint="a")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [

@@ -164,6 +164,14 @@ def test_a_difference_in_the_features_is_printed_not_hidden() -> None:
     assert "different in test/user_ctr_7d" in tables_of("features", result)[0].markdown()
 
 
+@pytest.mark.parametrize("part", ["features", "loader"])
+def test_a_machine_that_others_used_is_said(part: str) -> None:
+    result = _results()[part]
+    assert "shared" not in tables_of(part, result)[0].markdown()
+    shared = tables_of(part, result | {"load_average_before": 12.3})[0].markdown()
+    assert "**The machine was shared**: its load average was 12.3 on" in shared
+
+
 def test_files_that_differ_by_engine_are_said_to_differ() -> None:
     result = _results()["spark"]
     assert "every file the same" in tables_of("spark", result)[0].markdown()
