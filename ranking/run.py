@@ -378,7 +378,7 @@ def execute_locked_run(
         "rows": progress.rows,
         "training_seconds": progress.seconds,
         "rows_per_s": progress.rows / progress.seconds if progress.seconds else None,
-        "precision": str(resolve_precision(config.training.precision, device)).removeprefix("torch."),
+        "precision": resolve_precision(config.training.precision, device),
         "device": str(device),
         "threads": torch.get_num_threads(),
         "ranks": ranks.count if ranks.in_group else None,

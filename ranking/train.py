@@ -191,8 +191,7 @@ class RankerLoop(TrainingLoop):
         self.progress = TrainingProgress()
         self.total_steps = config.max_epochs * steps
         self.optimizer = RankerOptimizer(ranker, config.optimizer, total_steps=self.total_steps)
-        in_bfloat16 = resolve_precision(config.precision, device) is torch.bfloat16
-        self.precision: Precision = "bfloat16" if in_bfloat16 else "float32"
+        self.precision = resolve_precision(config.precision, device)
         self.checkpointed_at = time.monotonic()
         #: Whether a thread reads batches ahead; on a CPU it would take the step's own time.
         self.reads_ahead = device.type != "cpu"

@@ -204,7 +204,7 @@ class DashClipEncoder:
     @property
     def computes_in_bfloat16(self) -> bool:
         """Whether embedding multiplies in bfloat16 on this device."""
-        return resolve_precision(self.precision, self.device) is torch.bfloat16
+        return resolve_precision(self.precision, self.device) == "bfloat16"
 
     def _in_precision(self) -> AbstractContextManager[Any]:
         # Float32 must not switch off what a training loop around it asks for.

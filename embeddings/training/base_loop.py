@@ -107,5 +107,5 @@ def without_denormals() -> Iterator[None]:
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """With "bfloat16", matrix products in it; softmax, norms and losses stay in float32."""
-    enabled = resolve_precision(precision, device) is torch.bfloat16
+    enabled = resolve_precision(precision, device) == "bfloat16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

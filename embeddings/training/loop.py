@@ -246,7 +246,7 @@ class _EncoderLoop(TrainingLoop):
             fused=True,  # one pass over each parameter: the loop over passes took up to a third of a step
         )
         self.device = self.named[0][1].device
-        self.in_bfloat16 = resolve_precision(config.precision, self.device) is torch.bfloat16
+        self.in_bfloat16 = resolve_precision(config.precision, self.device) == "bfloat16"
         # Products without an image leave the cross-attention of a step unused, on some ranks only.
         self.module: nn.Module = (
             DistributedDataParallel(task.module, find_unused_parameters=True, broadcast_buffers=False)

@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+Resolved = Literal["float32", "bfloat16"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -45,7 +46,8 @@ def onednn_multiplies_bfloat16() -> bool:
     return has_bfloat16_units(torch.device("cpu")) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+def resolve_precision(precision: Precision, device: torch.device) -> Resolved:
     """The dtype of the dense layers' products; weights and optimizer states are float32 in any case."""
-    fast = has_bfloat16_units(device) if precision == "auto" else precision == "bfloat16"
-    return torch.bfloat16 if fast else torch.float32
+    if precision != "auto":
+        return precision
+    return "bfloat16" if has_bfloat16_units(device) else "float32"

@@ -267,10 +267,10 @@ def test_other_vectors_at_the_same_place_are_refused(tmp_path: Path) -> None:
 
 def test_a_resumed_run_keeps_its_precision(folder: Path, tmp_path: Path, monkeypatch) -> None:
     config = run_config(folder, precision="auto", checkpoint_minutes=0.0)
-    monkeypatch.setattr("ranking.train.resolve_precision", lambda precision, device: torch.float32)
+    monkeypatch.setattr("ranking.train.resolve_precision", lambda precision, device: "float32")
     with pytest.raises(_StopError):
         execute_run(config, tmp_path / "run", environment={}, on_step=stop_at(4))
-    monkeypatch.setattr("ranking.train.resolve_precision", lambda precision, device: torch.bfloat16)
+    monkeypatch.setattr("ranking.train.resolve_precision", lambda precision, device: "bfloat16")
     with pytest.raises(ValueError, match="was trained in float32, this machine would go on in bfloat16"):
         execute_run(config, tmp_path / "run", environment={}, resume=True)
 

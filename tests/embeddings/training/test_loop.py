@@ -359,9 +359,9 @@ def test_a_run_in_auto_goes_on_only_in_the_precision_it_began_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(epochs=1, precision="auto")
-    for dtype in (torch.float32, torch.bfloat16):
-        monkeypatch.setattr("embeddings.training.loop.resolve_precision", lambda *_, dtype=dtype: dtype)
-        if dtype is torch.float32:
+    for precision in ("float32", "bfloat16"):
+        monkeypatch.setattr("embeddings.training.loop.resolve_precision", lambda *_, found=precision: found)
+        if precision == "float32":
             train(LineTask(config), tmp_path, config=config, fingerprint="a")
             continue
         with pytest.raises(CheckpointError, match=r'trained in float32, but .*"auto" is bfloat16.*"float32"'):
