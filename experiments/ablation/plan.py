@@ -132,6 +132,10 @@ def plan(config: AblationConfig, out: Path) -> list[PlannedRun]:
         content = merged(common, variant.settings)
         content |= {section: None for section in _LEFT_OUT if content.get(section) is False}
         settings[name] = parse_config(content, EncodersConfig, where=f"variant {name!r}")
+        if settings[name].lacks_words:
+            raise ConfigError(
+                f"variant {name!r}: [image_warmup] needs a [warmup] section, or images learn from titles unread"
+            )
         if settings[name].align is None and settings[name].pretrain is None and settings[name].warmup is None:
             raise ConfigError(
                 f"variant {name!r} must train something; give it [warmup], [pretrain] or [align]"

@@ -59,6 +59,11 @@ class EncodersConfig(BaseModel):
     #: None leaves stage 2 out, as without grades.
     align: AlignConfig | None = None
 
+    @property
+    def lacks_words(self) -> bool:
+        """Whether images would learn from titles that nothing has read, in training from scratch."""
+        return self.image_warmup is not None and "image" in self.modalities and self.warmup is None
+
     @model_validator(mode="after")
     def _architecture_fits(self) -> Self:
         known = sorted(set(EncoderConfig.model_fields) - set(LEARNED_SHAPE))

@@ -32,9 +32,7 @@ def first_encoder(
     Raises:
         ValueError: images are to learn from titles that nothing has understood.
     """
-    of_text = None if published else config.warmup
-    of_images = config.image_warmup if "image" in config.modalities else None
-    if of_images is not None and of_text is None and published is None:
+    if config.lacks_words and published is None:
         raise ValueError(
             "[image_warmup] needs a text encoder that knows titles: add a [warmup] section to the config, or "
             "start from published text weights"
@@ -47,6 +45,8 @@ def first_encoder(
         vocab_size=config.vocab_size,
         architecture=config.architecture,
     )
+    of_text = None if published else config.warmup
+    of_images = config.image_warmup if "image" in config.modalities else None
     for name, warmup in (("text", of_text), ("image", of_images)):
         if warmup is not None:
             start = warm_up(

@@ -32,6 +32,7 @@ class CatalogReader:
             },
         )
         self.tables = tables
+        self._threads = threads
 
     def __enter__(self) -> Self:
         return self

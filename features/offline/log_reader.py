@@ -320,12 +320,14 @@ class LogReader(CatalogReader):
         """The result in batches of exactly BATCH_ROWS, whatever the engine hands out.
 
         Args:
-            as_written: the first table runs through the joins, which keeps its order, however small it is.
+            as_written: the first table runs through the joins, however small it is, on one thread: both keep
+                its order, and two threads do not.
         """
         waiting: list[pa.RecordBatch] = []
         rows = 0
         left_out = "join_order,build_side_probe_side" if as_written else ""
         self._connection.execute(f"SET disabled_optimizers = '{left_out}'")
+        self._connection.execute(f"SET threads = {1 if as_written else self._threads}")
         for batch in self._connection.sql(sql).to_arrow_reader(BATCH_ROWS):
             waiting.append(batch)
             rows += len(batch)

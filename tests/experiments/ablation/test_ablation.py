@@ -231,7 +231,6 @@ def test_a_mistake_in_a_variant_names_the_variant_and_the_key() -> None:
         ({"architecture": {"vocab_size": 24}}, "architecture.vocab_size is not a part of an encoder; there"),
         ({"architecture": {"embedding_dim": 25}}, "architecture.embedding_dim: .* multiple of 4"),
         ({"architecture": {"text_heads": 3}}, "text_hidden_dim must be a multiple of text_heads"),
-        ({"image_warmup": OPTIMIZER}, r"\[image_warmup\] needs a \[warmup\] section"),
     ],
 )
 def test_an_encoder_that_cannot_be_built_is_refused_before_training(
@@ -239,6 +238,12 @@ def test_an_encoder_that_cannot_be_built_is_refused_before_training(
 ) -> None:
     with pytest.raises(ConfigError, match=sentence):
         parse_config(BASE | changed, EncodersConfig, where="here")
+
+
+def test_images_that_would_learn_from_titles_unread_are_refused_before_training() -> None:
+    variants = VARIANTS | {"cold": {"title": "x", "settings": {"image_warmup": OPTIMIZER}}}
+    with pytest.raises(ConfigError, match=r"variant 'cold': \[image_warmup\] needs a \[warmup\] section"):
+        plan(ablation(variants=variants), Path())
 
 
 def test_a_run_leaves_its_metrics_with_what_they_depend_on(out: Path, data: Path) -> None:

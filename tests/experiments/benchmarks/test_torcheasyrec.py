@@ -37,14 +37,14 @@ def test_nothing_has_no_special_names() -> None:
 
 
 def test_its_model_has_the_widths_of_the_others() -> None:
-    request = protocol.Request(Path("data"), "train", 4096, 8, 0, "bfloat16")
+    request = protocol.Request(Path("data"), "train", 4096, 8, 0, "bfloat16", threads=1)
     text = config_text(request, {"id_00": 12, "id_01": 1002}, ["number_00"], Path("work"))
     assert "cross { cross_num: 3 low_rank: 16 }" in text  # half of 1 + 2 x 16
     assert "deep { hidden_units: 512 hidden_units: 256 hidden_units: 128 }" in text
     assert "num_buckets: 1002 embedding_dim: 16" in text
     assert "batch_size: 4096" in text
     assert 'mixed_precision: "BF16"' in text
-    float32 = protocol.Request(Path("data"), "train", 4096, 8, 0, "float32")
+    float32 = protocol.Request(Path("data"), "train", 4096, 8, 0, "float32", threads=1)
     assert "mixed_precision" not in config_text(float32, {"id_00": 12}, [], Path("work"))
 
 
