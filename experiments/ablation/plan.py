@@ -134,7 +134,7 @@ def plan(config: AblationConfig, out: Path) -> list[PlannedRun]:
         settings[name] = parse_config(content, EncodersConfig, where=f"variant {name!r}")
         if settings[name].lacks_words:
             raise ConfigError(
-                f"variant {name!r}: [image_warmup] needs a [warmup] section, or images learn from titles unread"
+                f"variant {name!r}: [image_warmup] needs a [warmup] section, or images learn titles unread"
             )
         if settings[name].align is None and settings[name].pretrain is None and settings[name].warmup is None:
             raise ConfigError(
