@@ -99,7 +99,7 @@ def test_query_and_title_vectors_are_those_of_bert_pooled_and_normalised(data: s
         encoder = read_bert(folder, size="tiny", max_query_tokens=cut)
     assert (encoder.embed_queries(TEXTS) - theirs_BD).abs().max() <= ROUNDING
     assert (title_vectors(encoder, TEXTS) - theirs_BD).abs().max() <= ROUNDING
-    assert (theirs_BD[0] - theirs_BD[1]).abs().max() > 10 * ROUNDING, "equal vectors would agree with anything"
+    assert (theirs_BD[0] - theirs_BD[1]).abs().max() > 10 * ROUNDING, "equal vectors agree with anything"
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
