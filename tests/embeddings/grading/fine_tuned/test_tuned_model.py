@@ -185,7 +185,7 @@ def test_a_beginning_read_once_for_a_batch_teaches_as_if_each_text_had_its_own(
 def test_an_evaluation_reads_as_many_validation_pairs_as_the_config_says(
     small: tuple[GradedPairs, Catalogue], model: Path, prompt: Prompt, tmp_path: Path
 ) -> None:
-    pytest.importorskip("peft")
+    pytest.importorskip("peft", reason="the extra `lora` is not installed")
     config = config_of(model, most_pairs=64).model_copy(update={"evaluated_pairs": 5})
     seen: list[float] = []
 
