@@ -1,7 +1,7 @@
 """What the ablation of the encoders found: each variant over its seeds, and against the default one.
 
 Differences are paired by seed, with a Student-t interval over seeds (`statistics.paired_difference`): they
-cover the noise of training on these queries, not that of other queries.
+cover the noise of training on these queries, not that of other queries. Figures of graded pairs cover both.
 """
 
 import json
@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field
 from experiments.ablation.plan import AblationConfig, plan
 from experiments.ablation.run import PAIRS_FILE
 from experiments.runtime.environment import environment
-from experiments.statistics.cells import interval_of
 from experiments.statistics.intervals import (
     Interval,
     SeedSummary,
     Verdict,
+    both_noises,
     paired_difference,
     summarize_seeds,
     verdict,
@@ -42,7 +42,7 @@ class SeedDifference(Interval):
 
 @dataclass(frozen=True)
 class PairFigure(Interval):
-    """A figure of graded pairs: mean over seeds, its interval over **queries**, and its spread over seeds."""
+    """A figure of graded pairs: mean over seeds with an interval for both noises, and spread over seeds."""
 
     sd: float | None
 
@@ -210,7 +210,7 @@ def _of_queries(
     of_seed: Sequence[Mapping[str, npt.NDArray[np.float64]]],
     minus: Sequence[Mapping[str, npt.NDArray[np.float64]]] | None = None,
 ) -> dict[str, PairFigure]:
-    """Means over seeds, with the interval that draws of the same queries give."""
+    """Means over seeds, with an interval over seeds and draws of queries that all seeds share."""
     if not of_seed or not all(of_seed) or (minus is not None and not all(minus)):
         return {}
     found = {}
@@ -218,8 +218,8 @@ def _of_queries(
         values_SR = np.array([values[name] for values in of_seed])
         if minus is not None:
             values_SR -= np.array([values[name] for values in minus])
-        summary = summarize_seeds(values_SR[:, 0].tolist())
-        found[name] = PairFigure(**vars(interval_of(values_SR.mean(axis=0))), sd=summary.sd)
+        both = both_noises(values_SR[:, 0], values_SR[:, 1:].mean(axis=0))
+        found[name] = PairFigure(**vars(both), sd=summarize_seeds(values_SR[:, 0].tolist()).sd)
     return found
 
 

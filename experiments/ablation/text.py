@@ -86,7 +86,7 @@ def _console_cell(found: VariantResult, metric: str) -> str:
 
 
 def _pairs(report: AblationReport) -> list[str]:
-    """What the cosine says of single pairs; the intervals are of other queries, not of other trainings."""
+    """What the cosine says of single pairs; the intervals are of other queries and other trainings."""
     measured = [found for found in report.variants.values() if found.pairs]
     if not measured:
         return []
@@ -110,7 +110,8 @@ def _pairs(report: AblationReport) -> list[str]:
         "",
         "AUC of high against irrelevant pairs by the cosine, and macro F1 of the three grades by two cutoffs "
         "of it that validation queries chose. Means over seeds and their spread; in brackets 95 % intervals "
-        "from resamples of whole queries, the same for all, which do not cover the noise of training.",
+        "for the noise of training and of the test queries (resamples of whole queries, the same for all); "
+        "a single seed has none.",
     ]
 
 

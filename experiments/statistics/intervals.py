@@ -8,6 +8,8 @@ Two different noises, two different intervals, and neither covers the other:
   are drawn again with replacement, because the impressions of one user are not independent. The trained
   models stay fixed.
 
+`both_noises` joins them where one interval has to say it all.
+
 Shapes: S seeds, V independent values, N test rows, P clicked rows, Q rows not clicked, U users,
 R resamples, M scored runs.
 """
@@ -276,3 +278,31 @@ def percentile_interval(estimate: float, resampled_R: npt.ArrayLike, *, confiden
         return Interval(mean=estimate, low=None, high=None)
     low, high = np.quantile(valid, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return Interval(mean=estimate, low=float(low), high=float(high))
+
+
+def both_noises(values_S: npt.ArrayLike, resampled_R: npt.ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """Mean over seeds, with an interval for *training and test-sample noise*, as if either were drawn anew.
+
+    The variances of the mean add: that over seeds, v / S, and that of `resampled_R`. Student-t, with the
+    degrees of freedom of their sum (Satterthwaite 1946: (a + b)^2 / (a^2 / (S - 1)), as resamples are many).
+    What seed and sample do together counts in both parts, so the interval is rather too wide than too narrow.
+
+    Args:
+        values_S: of each seed on the whole test sample, e.g. an AUC or a paired difference.
+        resampled_R: means over the seeds on resampled test samples; those without a value are NaN.
+
+    Returns:
+        Without limits for a single seed, and where fewer than half of the resamples have a value.
+
+    Raises:
+        ValueError: there is no seed.
+    """
+    summary = summarize_seeds(np.asarray(values_S, dtype=np.float64).tolist())
+    sample = percentile_interval(summary.mean, resampled_R, confidence=confidence)
+    if summary.sd is None or sample.low is None:
+        return Interval(mean=summary.mean, low=None, high=None)
+    of_seeds = summary.sd**2 / summary.seeds
+    both = of_seeds + float(np.nanvar(np.asarray(resampled_R, dtype=np.float64), ddof=1))
+    freedom = (summary.seeds - 1) * (both / of_seeds) ** 2 if of_seeds else math.inf
+    half_width = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(both)
+    return Interval(mean=summary.mean, low=summary.mean - half_width, high=summary.mean + half_width)

@@ -11,6 +11,7 @@ from experiments.statistics.intervals import (
     Interval,
     UserWeightedAuc,
     bootstrap_aucs,
+    both_noises,
     fieller,
     paired_difference,
     paired_share,
@@ -241,3 +242,46 @@ def test_fiellers_limits_are_those_of_all_tests_turned_round(covariance, critica
 def test_fieller_has_no_limits_where_the_whole_may_be_zero():
     found = fieller(1.0, 0.1, part_variance=0.01, whole_variance=0.01, critical=1.96)
     assert found == Interval(10.0, None, None)
+
+
+def test_both_noises_by_hand():
+    # Seeds 1, 2, 3: v / S = 1 / 3. Resamples 1 and 3: variance 2. Their sum 7 / 3, 2 * 49 degrees of freedom.
+    found = both_noises([1.0, 2.0, 3.0], [1.0, 3.0])
+    half = 1.984467 * math.sqrt(7 / 3)
+    assert (found.mean, found.low, found.high) == pytest.approx((2.0, 2.0 - half, 2.0 + half), rel=1e-6)
+
+
+@pytest.mark.parametrize(("values_S", "resampled_R"), [([0.7], [0.6, 0.8]), ([0.6, 0.8], [math.nan, 0.7])])
+def test_both_noises_need_two_seeds_and_a_sample_that_can_be_drawn_again(values_S, resampled_R):
+    assert both_noises(values_S, resampled_R) == Interval(mean=pytest.approx(0.7), low=None, high=None)
+
+
+def test_without_one_of_the_noises_the_other_is_left():
+    seeds = both_noises([1.0, 2.0, 3.0], [2.0, 2.0, 2.0])
+    only_seeds = paired_difference([1.0, 2.0, 3.0], [0.0, 0.0, 0.0])
+    assert (seeds.low, seeds.high) == pytest.approx((only_seeds.low, only_seeds.high))
+    drawn_R = np.random.default_rng(0).normal(2.0, 0.1, 20_000)
+    sample, quantiles = both_noises([2.0, 2.0], drawn_R), percentile_interval(2.0, drawn_R)
+    assert (sample.low, sample.high) == pytest.approx((quantiles.low, quantiles.high), abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("sd_seed", "sd_query", "sd_both"), [(0.05, 0.5, 0.2), (0.2, 0.5, 0.0), (0.0, 0.5, 1.0)]
+)
+def test_both_noises_are_covered_as_often_as_promised(sd_seed, sd_query, sd_both):
+    """Figures mean + seed + query + (seed, query), three seeds and 60 queries, all drawn anew each time."""
+    rng, seeds, queries, hits, trials = np.random.default_rng(1), 3, 60, [0, 0], 400
+    for _ in range(trials):
+        values_SQ = (
+            rng.normal(0, sd_seed, (seeds, 1))
+            + rng.normal(0, sd_query, queries)
+            + rng.normal(0, sd_both, (seeds, queries))
+        )
+        weights_RQ = rng.multinomial(queries, np.full(queries, 1 / queries), size=200) / queries
+        resampled_R = weights_RQ @ values_SQ.mean(axis=0)
+        both = both_noises(values_SQ.mean(axis=1), resampled_R)
+        queries_alone = percentile_interval(both.mean, resampled_R)
+        for place, found in enumerate((both, queries_alone)):
+            hits[place] += found.low <= 0 <= found.high
+    assert 0.92 <= hits[0] / trials <= 0.995  # in the long run .93 (much noise of training) to .98
+    assert hits[1] < hits[0]
