@@ -286,6 +286,23 @@ class PairFeatures:
         return " ".join(word for word in text.split() if self._stem(word) not in stems)
 
 
+def with_vectors(catalogue: Catalogue, lacking_P: npt.NDArray[np.bool_]) -> Catalogue:
+    """The products that lack nothing: foreign titles are drawn from these, or a cosine would be 0.
+
+    Args:
+        lacking_P: as of `PairFeatures.without_vector`.
+
+    Raises:
+        GradingError: there is none.
+    """
+    if lacking_P.all():
+        raise GradingError(
+            f"none of the {len(lacking_P):,} products has a vector in every table of these graders; encode "
+            "the catalogue with each encoder (`dashclip encode run`)"
+        )
+    return catalogue.take(np.flatnonzero(~lacking_P))
+
+
 def _best(cosine_BP: sp.csr_matrix, row: int, count: int) -> tuple[npt.NDArray[np.int64], FloatArray]:
     """Columns and values of a row's largest entries, best first; equal ones in order of columns."""
     part = slice(*cosine_BP.indptr[row : row + 2].tolist())
