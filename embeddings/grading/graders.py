@@ -109,7 +109,7 @@ class GraderManifest(TrainedManifest):
     @property
     def read(self) -> str:
         """How many features, and who read stuffed titles."""
-        found = f"{len(self.features)} features"
+        found = f"{len(self.features)} feature{'' if len(self.features) == 1 else 's'}"
         if self.read_anew:
             found += f", stuffed titles read by the encoder of {', '.join(self.read_anew)}"
         if self.calibration_stuffed:

@@ -91,9 +91,7 @@ def test_graders_are_measured_on_what_was_kept_from_them_and_nothing_else(
         said = refused(command, data, tmp_path / "out", rows["default"], "--config", config)
         assert "default must be measured on what was kept from its training" in said
     tables_of(data, tmp_path / "tables", HoldoutConfig())
-    call(
-        "train", data, tmp_path / "changed", "--grader", "vectors", "--tables", f"own={tmp_path / 'tables'}"
-    )
+    call("train", data, tmp_path / "changed", "--grader", "vectors", "--tables", f"own={tmp_path / 'tables'}")
     tables_of(data, tmp_path / "tables", OTHER)
     said = refused("choose", data, tmp_path / "out", f"changed={tmp_path / 'changed'}")
     assert "own of changed/products was trained with" in said
