@@ -34,7 +34,7 @@ from embeddings.grading.run import RELEVANCE
 from embeddings.relevance.grades import PROBABILITIES
 from experiments.config import load_config
 from experiments.encoders.config import EncodersConfig
-from experiments.encoders.pipeline import held_out_of
+from experiments.grading.holdout import holdout_of
 from features.artifacts import (
     ResultFile,
     StrictModel,
@@ -110,7 +110,7 @@ def write_shares(data: Path, out: Path, plan: SharePlan, *, progress: Progress =
     refuse_to_replace_input(out, data)
     refuse_foreign_folder(out, ours=lambda folder: json_file_has(folder / RESULT, "shares"))
     tables = {name: Path(folder) for name, folder in plan.tables.items()}
-    holdout = held_out_of(tables, load_config(Path(plan.config), EncodersConfig).holdout)
+    holdout = holdout_of(Path(plan.config), tables=tables)
     catalogue = Catalogue.read(data)
     graded = read_graded_pairs(data, holdout, catalogue=catalogue, sources=plan.sources)
     known = graded.take(np.flatnonzero(graded.role_N != TEST))

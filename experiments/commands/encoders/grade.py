@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,6 @@ import typer
 from experiments.commands.options import DATA, DEVICE, named_folders
 
 if TYPE_CHECKING:
-    from embeddings.catalog.holdout import HoldoutConfig
     from embeddings.grading.features import TextReader
     from embeddings.grading.language_models.prompt import Prompt
     from embeddings.grading.pairs import Catalogue, GradedPairs
@@ -24,10 +23,6 @@ grade = typer.Typer(
     help="Grade the relevance of pairs: learn from people's grades, choose, grade the catalogue, report.",
 )
 
-GRADERS = Annotated[
-    list[str],
-    typer.Argument(help="NAME=FOLDER of graders: of `grade train`, or a run with pairs that people graded."),
-]
 READERS = Annotated[
     list[str] | None,
     typer.Option(
@@ -80,6 +75,7 @@ def pairs_command(
     from embeddings.grading.candidates import CandidateConfig, candidate_pairs
     from embeddings.grading.graders import open_tables
     from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
+    from experiments.grading.holdout import holdout_of
     from experiments.runtime.progress import progress_bars
     from features.artifacts import replaced_file
 
@@ -148,6 +144,7 @@ def open_prompt(path: Path, examples: Path | None, config: Path | None = None) -
     from embeddings.grading.language_models.examples import NearestExamples
     from embeddings.grading.language_models.prompt import Prompt
     from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
+    from experiments.grading.holdout import holdout_of
 
     prompt = Prompt.read(path)
     if (prompt.examples_from == "nearest") != (examples is not None):
@@ -159,29 +156,6 @@ def open_prompt(path: Path, examples: Path | None, config: Path | None = None) -
     holdout = holdout_of(config)
     graded = read_graded_pairs(examples, holdout, catalogue=Catalogue.read(examples))
     return prompt.with_nearest(NearestExamples(graded, prompt.nearest_count, holdout=holdout))
-
-
-def holdout_of(
-    config: Path | None,
-    *,
-    tables: Mapping[str, Path] | None = None,
-    graders: Mapping[str, HoldoutConfig | None] | None = None,
-    otherwise: str = "leave one of them out",
-) -> HoldoutConfig:
-    """What divides the queries: what graders and the encoders of tables were trained with, else the config.
-
-    Raises:
-        ValueError: two of these contradict each other.
-        EmbeddingTableError: a table cannot be read.
-    """
-    from embeddings.catalog.holdout import agreed_holdout
-    from experiments.config import load_config
-    from experiments.encoders.config import EncodersConfig
-    from experiments.encoders.pipeline import recorded_holdouts
-
-    asked = None if config is None else load_config(config, EncodersConfig).holdout
-    recorded = {**(graders or {}), **recorded_holdouts(tables or {})}
-    return agreed_holdout(recorded, asked, otherwise=otherwise)
 
 
 @grade.command("train")
@@ -243,6 +217,7 @@ def train_command(
     from rich.console import Console
 
     from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
+    from experiments.grading.holdout import holdout_of
     from experiments.runtime.progress import progress_bars
     from features.artifacts import refuse_to_replace_input
 
@@ -291,7 +266,7 @@ def train_command(
                 }
             )
             grader = train_grader(
-                graded, catalogue, out, config=settings, readers=_open_readers(encoder), progress=bars
+                graded, catalogue, out, config=settings, readers=open_readers(encoder), progress=bars
             )
     manifest = grader.manifest
     typer.echo(
@@ -300,7 +275,12 @@ def train_command(
     )
 
 
-def _open_readers(encoders: list[str] | None) -> dict[str, TextReader]:
+def open_readers(encoders: list[str] | None) -> dict[str, TextReader]:
+    """The encoders that `--encoder` names.
+
+    Raises:
+        ValueError: a folder holds none.
+    """
     from experiments.scoring.texts import VectorSource
 
     folders = named_folders(encoders or [], option="--encoder")
@@ -344,117 +324,3 @@ def _fine_tuned(
         device=device,
         progress=show,
     )
-
-
-@grade.command("choose")
-def choose_command(
-    data: DATA,
-    out: Annotated[Path, typer.Argument(help="Folder for `choice.json` and `choice.md`.")],
-    graders: GRADERS,
-    encoder: READERS = None,
-    config: HOLDOUT = None,
-) -> None:
-    """Compare graders on **validation** queries and choose the best macro F1.
-
-    Example: `dashclip grade choose runs/data runs/graders overlap=runs/overlap stack=runs/stack`
-    """
-    from embeddings.catalog.holdout import VALIDATION
-
-    _measure(data, out, graders, role=VALIDATION, name="choice", encoders=encoder, config=config)
-
-
-@grade.command("report")
-def report_command(
-    data: DATA,
-    out: Annotated[Path, typer.Argument(help="Folder for `grading.json` and `grading.md`.")],
-    graders: GRADERS,
-    chosen: Annotated[str | None, typer.Option(help="Name of the grader chosen before.")] = None,
-    graded: Annotated[
-        Path | None, typer.Option(help="Folder of `grade run`: its shares of grades beside people's.")
-    ] = None,
-    price: Annotated[float, typer.Option(help="Money for a million tokens.")] = 0.0,
-    encoder: READERS = None,
-    config: HOLDOUT = None,
-) -> None:
-    """Report graders on **test** queries: look once, after choosing.
-
-    Example: `dashclip grade report runs/data runs/graders stack=runs/graders/stack --chosen stack`
-    """
-    from embeddings.catalog.holdout import TEST
-
-    _measure(
-        data,
-        out,
-        graders,
-        role=TEST,
-        name="grading",
-        chosen=chosen,
-        run=graded,
-        price=price,
-        encoders=encoder,
-        config=config,
-    )
-
-
-def _measure(
-    data: Path,
-    out: Path,
-    graders: list[str],
-    *,
-    role: int,
-    name: str,
-    chosen: str | None = None,
-    run: Path | None = None,
-    price: float = 0.0,
-    encoders: list[str] | None = None,
-    config: Path | None = None,
-) -> None:
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    from embeddings.grading.answers import RunAnswers, open_grader
-    from embeddings.grading.graders import FeatureGrader
-    from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
-    from experiments.grading.page import to_markdown
-    from experiments.grading.report import measure_graders
-    from experiments.runtime.progress import progress_bars
-    from features.artifacts import atomic_write_bytes
-
-    opened = {name: open_grader(folder) for name, folder in named_folders(graders).items()}
-    if chosen is not None and chosen not in opened:
-        raise GradingError(f"--chosen must be one of {', '.join(opened)}, got {chosen!r}")
-    recorded = {name: grader.holdout for name, grader in opened.items()}
-    if run is not None:
-        recorded[str(run)] = RunAnswers.load(run).holdout
-    tables = {
-        f"{table} of {name}": Path(folder)
-        for name, grader in opened.items()
-        if isinstance(grader, FeatureGrader)
-        for table, folder in grader.tables.items()
-    }
-    holdout = holdout_of(
-        config, graders=recorded, tables=tables, otherwise="compare them one by one, or train them with one"
-    )
-    catalogue = Catalogue.read(data)
-    graded = read_graded_pairs(data, holdout, catalogue=catalogue)
-    console = Console()
-    with progress_bars(console) as bars:
-        found = measure_graders(
-            data,
-            opened,
-            graded,
-            catalogue,
-            role=role,
-            holdout=holdout,
-            chosen=chosen,
-            run=run,
-            readers=_open_readers(encoders),
-            price_per_million_tokens=price,
-            progress=bars,
-        )
-    found.write(out / f"{name}.json")
-    text = to_markdown(found)
-    atomic_write_bytes(out / f"{name}.md", text.encode())
-    console.print(Markdown(text))
-    if found.chosen is not None:
-        console.print(f"chosen: {found.chosen}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands.encoders.grade import HOLDOUT, SEED, grade, holdout_of, open_prompt
+from experiments.commands.encoders.grade import HOLDOUT, SEED, grade, open_prompt
 from experiments.commands.options import DATA, named_folders
 
 
@@ -122,6 +122,7 @@ def export_command(
     from embeddings.grading.language_models.fine_tuning import export_chats
     from embeddings.grading.language_models.prompt import Prompt
     from embeddings.grading.pairs import Catalogue, read_graded_pairs
+    from experiments.grading.holdout import holdout_of
     from features.artifacts import refuse_to_replace_input
 
     refuse_to_replace_input(out, data)
