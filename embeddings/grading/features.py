@@ -72,6 +72,10 @@ TERM_FEATURES = (
 class TextReader(Protocol):
     """What gives any text the vector that it would have in a table."""
 
+    @property
+    def encoder_id(self) -> str:
+        """What stands in the tables that it made."""
+
     def text_vectors(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Unit vectors [N, D] of products that are nothing but a text."""
 
@@ -142,13 +146,20 @@ class PairFeatures:
         """The same features, with what made some of the tables at hand.
 
         Raises:
-            GradingError: there is no such table.
+            GradingError: there is no such table, or another encoder made it.
         """
         if unknown := sorted(readers.keys() - self._tables.keys()):
             raise GradingError(
                 f"no table is named {unknown[0]!r}, so its encoder reads nothing; the tables are "
                 f"{', '.join(sorted(self._tables)) or 'none'}"
             )
+        for name, reader in readers.items():
+            made_by = self._tables[name][0].manifest.encoder_id
+            if reader.encoder_id != made_by:
+                raise GradingError(
+                    f"the table {name} was made by {made_by}, but the encoder given for {name} is "
+                    f"{reader.encoder_id}; give the encoder that made it"
+                )
         found = copy.copy(self)
         found._readers = self._readers | dict(readers)
         return found
