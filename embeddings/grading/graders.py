@@ -111,9 +111,9 @@ class GraderManifest(TrainedManifest):
         """How many features, and who read stuffed titles."""
         found = f"{len(self.features)} feature{'' if len(self.features) == 1 else 's'}"
         if self.read_anew:
-            found += f", stuffed titles read by the encoder of {', '.join(self.read_anew)}"
+            found += f" and stuffed titles by the encoder of {', '.join(self.read_anew)}"
         if self.calibration_stuffed:
-            found += f", {self.calibration_stuffed:,} of validation queries for the calibration"
+            found += f", {self.calibration_stuffed:,} of them for the calibration"
         return found
 
 

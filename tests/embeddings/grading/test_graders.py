@@ -187,7 +187,7 @@ def test_a_calibration_that_sees_stuffed_titles_by_their_own_vectors_is_not_fool
     assert f1["wary"] > f1["naive"] - 0.03
     assert grader.manifest.read_anew == ("bags",)
     assert grader.manifest.calibration_stuffed == len({*graded.of_role(VALIDATION).pairs.queries})
-    assert "14 of validation queries for the calibration" in grader.manifest.read
+    assert "stuffed titles by the encoder of bags, 14 of them for the calibration" in grader.manifest.read
 
 
 def test_a_classifier_learns_stuffed_titles_by_their_own_vectors_and_peoples_pairs_by_the_table(

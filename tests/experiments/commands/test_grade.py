@@ -189,8 +189,8 @@ def test_stuffed_titles_are_read_by_the_encoders_of_a_graders_tables(tmp_path: P
     assert "no table is named 'other'" in call(*asked, "--encoder", f"other={encoder}", fails=True)
     assert "holds no encoder" in call(*asked, "--encoder", f"own={data}", fails=True)
     said = call(*asked, "--encoder", f"own={encoder}")
-    assert "stuffed titles read by the encoder of own, " in said
-    assert "of validation queries for the calibration" in said
+    assert "stuffed titles by the encoder of own, " in said
+    assert "of them for the calibration" in said
     row = f"stack={tmp_path / 'stack'}"
     assert "vectors of their own in own" in call(
         "choose", data, tmp_path / "out", row, "--encoder", f"own={encoder}"
