@@ -26,6 +26,7 @@ from experiments.commands.encoders import (
     embed,
     encode,
     encode_measure,
+    grade_measure,  # noqa: F401  # adds its commands to `grade`
     grade_people,  # noqa: F401  # adds its commands to `grade`
     grade_run,
     published_models,  # noqa: F401  # adds its commands to `encode`

@@ -79,11 +79,17 @@ def recorded_holdout(trained_on: Mapping[str, Any] | None) -> HoldoutConfig | No
 
 
 def agreed_holdout(
-    recorded: Mapping[str, HoldoutConfig | None], asked: HoldoutConfig | None = None
+    recorded: Mapping[str, HoldoutConfig | None],
+    asked: HoldoutConfig | None = None,
+    *,
+    otherwise: str = "compare them one by one",
 ) -> HoldoutConfig:
     """The hold-out that all of `recorded`, by name, were trained with; `asked` where none has a record.
 
     Judged by another, an encoder is asked for queries that it was trained on. Without either, the default.
+
+    Args:
+        otherwise: what to do where two differ.
 
     Raises:
         ValueError: two were trained with different ones, or with another than `asked`.
@@ -96,8 +102,8 @@ def agreed_holdout(
         if holdout != agreed:
             raise ValueError(
                 f"what is compared must have been trained with one hold-out, but {name} was trained with "
-                f"{_differing(holdout, agreed)}, {first} with {_differing(agreed, holdout)}; compare them "
-                "one by one"
+                f"{_differing(holdout, agreed)}, {first} with {_differing(agreed, holdout)}; "
+                f"{otherwise}"
             )
     if asked is not None and asked != agreed:
         raise ValueError(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embeddings.catalog.holdout import HoldoutConfig
 from embeddings.grading.graders import FeatureGrader, Grader
 from embeddings.grading.pairs import GradingError, Pairs
 from embeddings.grading.run import MANIFEST, is_run, keys_of, parts_of, read_manifest
@@ -32,6 +33,8 @@ class RunAnswers:
     run: Path
     name: str
     prompt_sha: str | None
+    #: What was kept from its grader.
+    holdout: HoldoutConfig | None
     #: That the run used for one answer.
     tokens_per_pair: float
     row_of: dict[str, int]
@@ -59,6 +62,7 @@ class RunAnswers:
             run,
             manifest.grader,
             manifest.prompt_sha,
+            manifest.holdout,
             manifest.tokens / max(manifest.graded, 1),
             {key: row for row, key in enumerate(content["key"].to_pylist())},
             np.column_stack([content[name].to_numpy() for name in PROBABILITIES]).astype(np.float64),

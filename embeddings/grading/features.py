@@ -72,6 +72,10 @@ TERM_FEATURES = (
 class TextReader(Protocol):
     """What gives any text the vector that it would have in a table."""
 
+    @property
+    def encoder_id(self) -> str:
+        """What stands in the tables that it made."""
+
     def text_vectors(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Unit vectors [N, D] of products that are nothing but a text."""
 
@@ -142,13 +146,20 @@ class PairFeatures:
         """The same features, with what made some of the tables at hand.
 
         Raises:
-            GradingError: there is no such table.
+            GradingError: there is no such table, or another encoder made it.
         """
         if unknown := sorted(readers.keys() - self._tables.keys()):
             raise GradingError(
                 f"no table is named {unknown[0]!r}, so its encoder reads nothing; the tables are "
                 f"{', '.join(sorted(self._tables)) or 'none'}"
             )
+        for name, reader in readers.items():
+            made_by = self._tables[name][0].manifest.encoder_id
+            if reader.encoder_id != made_by:
+                raise GradingError(
+                    f"the table {name} was made by {made_by}, but the encoder given for {name} is "
+                    f"{reader.encoder_id}; give the encoder that made it"
+                )
         found = copy.copy(self)
         found._readers = self._readers | dict(readers)
         return found
@@ -284,6 +295,23 @@ class PairFeatures:
 
     def _without(self, text: str, stems: set[str]) -> str:
         return " ".join(word for word in text.split() if self._stem(word) not in stems)
+
+
+def with_vectors(catalogue: Catalogue, lacking_P: npt.NDArray[np.bool_]) -> Catalogue:
+    """The products that lack nothing: foreign titles are drawn from these, or a cosine would be 0.
+
+    Args:
+        lacking_P: as of `PairFeatures.without_vector`.
+
+    Raises:
+        GradingError: there is none.
+    """
+    if lacking_P.all():
+        raise GradingError(
+            f"none of the {len(lacking_P):,} products has a vector in every table of these graders; encode "
+            "the catalogue with each encoder (`dashclip encode run`)"
+        )
+    return catalogue.take(np.flatnonzero(~lacking_P))
 
 
 def _best(cosine_BP: sp.csr_matrix, row: int, count: int) -> tuple[npt.NDArray[np.int64], FloatArray]:

@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 from pydantic import Field
 from safetensors.numpy import load_file, save_file
 
+from embeddings.catalog.holdout import HoldoutConfig
 from embeddings.embedding_table import EmbeddingTable
 from embeddings.grading.classifiers import Arrays, Classifier, fit, probabilities
-from embeddings.grading.decision import Decision
-from embeddings.grading.features import COSINE, PairFeatures, TextReader
-from embeddings.grading.lessons import lessons_of
+from embeddings.grading.decision import Decision, StuffedTitles
+from embeddings.grading.features import COSINE, PairFeatures, TextReader, with_vectors
+from embeddings.grading.lessons import lessons_of, stuffed_pairs
 from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError, Pairs
 from embeddings.grading.trained import (
     ADVICE,
@@ -61,6 +62,10 @@ class Grader(Protocol):
         """Of the prompt that it is asked with, if it is."""
 
     @property
+    def holdout(self) -> HoldoutConfig | None:
+        """What was kept from it; None if it has learnt from no grade and is shown none."""
+
+    @property
     def tokens(self) -> int:
         """That it has used so far and that cost money."""
 
@@ -92,6 +97,9 @@ class GraderManifest(TrainedManifest):
     format: Literal["grader-1"] = "grader-1"
     config: GraderConfig
     features: tuple[str, ...]
+    #: Tables whose encoder read the stuffed titles, and how many of these the calibration learnt from.
+    read_anew: tuple[str, ...] = ()
+    calibration_stuffed: int = 0
 
     @property
     def training(self) -> TrainingConfig:
@@ -100,8 +108,13 @@ class GraderManifest(TrainedManifest):
 
     @property
     def read(self) -> str:
-        """How many features."""
-        return f"{len(self.features)} features"
+        """How many features, and who read stuffed titles."""
+        found = f"{len(self.features)} feature{'' if len(self.features) == 1 else 's'}"
+        if self.read_anew:
+            found += f" and stuffed titles by the encoder of {', '.join(self.read_anew)}"
+        if self.calibration_stuffed:
+            found += f", {self.calibration_stuffed:,} of them for the calibration"
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +175,7 @@ def train_grader(
     *,
     config: GraderConfig,
     features: PairFeatures | None = None,
+    readers: Mapping[str, TextReader] | None = None,
     progress: Progress = silent,
 ) -> FeatureGrader:
     """Fit on the pairs of train queries, set calibration and thresholds on those of validation queries.
@@ -170,42 +184,59 @@ def train_grader(
 
     Args:
         features: fitted on `catalogue` with the config's tables, where several graders share them.
+        readers: what made the tables of these names, so that a stuffed title has a vector of its own. With
+            those of the aligned tables the calibration learns from stuffed titles of validation queries, as
+            many for each and of the same weight as the classifier from those of train queries.
 
     Raises:
-        GradingError: `vectors` without tables, or train queries lack a grade.
+        GradingError: `vectors` without tables, train queries lack a grade, or `readers` do not fit.
         FileExistsError: `out` holds something else.
     """
+    readers = readers or {}
     if config.kind == "vectors" and not config.tables:
         raise GradingError(
             "the grader `vectors` reads cosines of embedding tables; name a folder with products and queries "
             "(`dashclip embed lsa` makes one without training)"
         )
-    lessons = lessons_of(
-        graded,
-        catalogue,
-        config if config.kind == "stack" else config.model_copy(update={"stuffed_per_query": 0}),
-    )
+    stuffing = config if config.kind == "stack" else config.model_copy(update={"stuffed_per_query": 0})
+    _refuse_readers(stuffing, readers)
+    lessons = lessons_of(graded, catalogue, stuffing)
     progress("terms of the catalogue", 0, 1)
     features = features or PairFeatures(catalogue, open_all_tables(config))
     columns = _columns(config, features.names)
     kept = [features.names.index(name) for name in columns]
-    learnt, validation = len(lessons.pairs), lessons.validation
-    read_NF = features.of_many(lessons.pairs + validation.pairs, progress=progress)
-    every_NF = read_NF[:, kept]
+    validation = lessons.validation
+    # People's pairs have the vectors of the tables, as when the grader grades; the titles that the classifier
+    # learns from are read by the encoders of its own tables alone.
+    reading = features.reading(readers)
+    learnt = features.reading({name: reader for name, reader in readers.items() if name in config.tables})
+    people, stuffed = np.split(np.arange(len(lessons.pairs)), [lessons.people])
+    graded_NF = features.of_many(lessons.pairs.take(people) + validation.pairs, progress=progress)
+    stuffed_NF = learnt.of_many(lessons.pairs.take(stuffed), progress=progress)
+    validation_NF = graded_NF[lessons.people :]
     progress("training", 0, 1)
     arrays = fit(
         config.classifier if config.kind == "stack" else "logistic",
-        every_NF[:learnt],
+        np.vstack([graded_NF[: lessons.people], stuffed_NF])[:, kept],
         lessons.grade_N,
         weight_N=lessons.weight_N,
         seed=config.seed,
     )
-    decision = Decision.neutral()
+    decision, titles = Decision.neutral(), None
     if len(validation):
+        if config.aligned and readers.keys() >= config.aligned.keys():
+            readable = with_vectors(catalogue, reading.without_vector(catalogue.product_ids))
+            pairs = stuffed_pairs(graded, validation, readable, stuffing)
+            read_MF = reading.of_many(pairs, progress=progress)
+            further_ME = _aligned_cosines(config, features.names, read_MF)
+            assert further_ME is not None
+            raw_MC = probabilities(arrays, read_MF[:, kept])
+            titles = StuffedTitles(raw_MC, further_ME, config.stuffed_weight)
         decision = Decision.learn(
-            probabilities(arrays, every_NF[learnt:]),
+            probabilities(arrays, validation_NF[:, kept]),
             validation.grade_N,
-            _aligned_cosines(config, features.names, read_NF[learnt:]),
+            _aligned_cosines(config, features.names, validation_NF),
+            stuffed=titles,
         )
     progress("training", 1, 1)
     with atomic_folder(out, ours=is_grader) as temporary:
@@ -221,6 +252,8 @@ def train_grader(
             train_pairs=lessons.people,
             stuffed_pairs=lessons.stuffed,
             validation_pairs=len(validation),
+            read_anew=tuple(sorted(readers)),
+            calibration_stuffed=0 if titles is None else len(titles.raw_MC),
             checksums=checksums_of(temporary, (WEIGHTS, CATALOGUE)),
         )
         (temporary / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -244,6 +277,26 @@ def open_all_tables(config: GraderConfig) -> dict[str, tuple[EmbeddingTable, Emb
     if twice := sorted(config.tables.keys() & config.aligned.keys()):
         raise GradingError(f"{twice[0]} names two folders of tables; give each a name of its own")
     return open_tables({**config.tables, **config.aligned})
+
+
+def _refuse_readers(config: GraderConfig, readers: Mapping[str, TextReader]) -> None:
+    """Refuse encoders that have nothing to read, or whose titles would teach the calibration a wrong thing.
+
+    Raises:
+        GradingError: says which, and what to do.
+    """
+    if readers and not config.stuffed_per_query:
+        raise GradingError(
+            f"encoders read the stuffed titles that a grader learns from, but this {config.kind} learns from "
+            "none; leave the encoders out, or train a `stack` with at least one stuffed title a query"
+        )
+    unread = sorted(config.aligned.keys() - readers.keys())
+    if unread and config.aligned.keys() & readers.keys():
+        raise GradingError(
+            "the calibration must see stuffed titles by the encoders of all aligned tables, or it learns to "
+            f"trust the others, but {', '.join(unread)} has none; name its encoder, too, or that of no "
+            "aligned table"
+        )
 
 
 def _columns(config: GraderConfig, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ def lessons_of(
         refuse_missing_grades(train.grade_N)
     except ValueError as error:
         raise GradingError(f"{error}; the train queries have {len(train):,} graded pairs") from None
-    stuffed = _stuffed(graded, train, catalogue, config)
+    stuffed = stuffed_pairs(graded, train, catalogue, config)
     return Lessons(
         pairs=train.pairs + stuffed,
         grade_N=np.concatenate([train.grade_N, np.full(len(stuffed), IRRELEVANT)]),
@@ -64,14 +64,19 @@ def lessons_of(
     )
 
 
-def _stuffed(graded: GradedPairs, train: GradedPairs, catalogue: Catalogue, config: TrainingConfig) -> Pairs:
-    """Foreign titles, stuffed in each way in turn and not at all, for the train queries."""
+def stuffed_pairs(
+    graded: GradedPairs, part: GradedPairs, catalogue: Catalogue, config: TrainingConfig
+) -> Pairs:
+    """Foreign titles for the queries of a part, stuffed in each way in turn and not at all.
+
+    No pair of `graded` is among them.
+    """
     known = frozenset(zip(graded.pairs.queries, graded.pairs.product_ids.to_pylist(), strict=True))
-    queries = sorted({*train.pairs.queries}) * config.stuffed_per_query
+    queries = sorted({*part.pairs.queries}) * config.stuffed_per_query
     generator = np.random.default_rng(config.seed)
     order = generator.permutation(len(queries)).tolist()
-    found = train.pairs.take(np.array([], np.int64))
+    found = part.pairs.take(np.array([], np.int64))
     for place, stuffing in enumerate(STUFFINGS):
-        part = [queries[row] for row in order[place :: len(STUFFINGS)]]
-        found += foreign_pairs(part, catalogue, stuffing=stuffing, generator=generator, graded=known)
+        asked = [queries[row] for row in order[place :: len(STUFFINGS)]]
+        found += foreign_pairs(asked, catalogue, stuffing=stuffing, generator=generator, graded=known)
     return found

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embeddings.catalog.holdout import HoldoutConfig
 from embeddings.grading.graders import Grader
 from embeddings.grading.pairs import GradingError, Pairs
 from embeddings.relevance.grades import PROBABILITIES
@@ -48,6 +49,8 @@ class RunManifest(ResultFile):
     format: Literal["grading-1"] = "grading-1"
     grader: str
     prompt_sha: str | None
+    #: What was kept from the grader, or from the examples that it is shown; None if it is told no grade.
+    holdout: HoldoutConfig | None = None
     pairs: int
     graded: int
     unanswered: int
@@ -268,6 +271,7 @@ def write_manifest(
     manifest = RunManifest(
         grader=grader.name,
         prompt_sha=grader.prompt_sha,
+        holdout=grader.holdout,
         pairs=pairs if pairs is not None else (old.pairs if old else 0),
         graded=(graded if graded is not None else (old.graded if old else 0)) + more_graded,
         unanswered=unanswered,

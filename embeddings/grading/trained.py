@@ -75,6 +75,11 @@ class TrainedGrader(ABC):
         return None
 
     @property
+    def holdout(self) -> HoldoutConfig:
+        """Its settings have it."""
+        return self.manifest.training.holdout
+
+    @property
     def tokens(self) -> int:
         """It uses none."""
         return 0

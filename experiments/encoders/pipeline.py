@@ -232,13 +232,22 @@ def held_out_of(tables: Mapping[str, Path], asked: HoldoutConfig | None = None) 
         ValueError: they disagree with each other or with `asked`.
         EmbeddingTableError: a table cannot be read.
     """
+    return agreed_holdout(recorded_holdouts(tables), asked)
+
+
+def recorded_holdouts(tables: Mapping[str, Path]) -> dict[str, HoldoutConfig | None]:
+    """What the manifests of these folders of tables say was kept from their encoders, by name and kind.
+
+    Raises:
+        EmbeddingTableError: a table cannot be read.
+    """
     recorded: dict[str, HoldoutConfig | None] = {}
     for name, folder in tables.items():
         for kind in ("products", "queries"):
             if is_table(folder / kind):
                 found = EmbeddingTable.load(folder / kind, verify=False).manifest.holdout
                 recorded[f"{name}/{kind}"] = HoldoutConfig.of_record(found)
-    return agreed_holdout(recorded, asked)
+    return recorded
 
 
 def _both_tables(folder: Path) -> tuple[EmbeddingTable, EmbeddingTable]:

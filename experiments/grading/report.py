@@ -27,7 +27,7 @@ from embeddings.grading.agreement import (
     signed_error,
 )
 from embeddings.grading.answers import RunAnswers
-from embeddings.grading.features import TextReader
+from embeddings.grading.features import TextReader, with_vectors
 from embeddings.grading.graders import FeatureGrader, Grader
 from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError
 from embeddings.relevance.grades import GRADES
@@ -269,12 +269,7 @@ def _with_vectors(
             f"no grader reads a table named {unknown[0]!r}, so its encoder has nothing to do; the tables are "
             f"{', '.join(sorted(tables)) or 'none'}"
         )
-    if lacking_P.all():
-        raise GradingError(
-            f"none of the {len(lacking_P):,} products has a vector in every table of these graders; encode "
-            "the catalogue with each encoder (`dashclip encode run`)"
-        )
-    return catalogue.take(np.flatnonzero(~lacking_P))
+    return with_vectors(catalogue, lacking_P)
 
 
 def _known(gullibility: float | None) -> float:

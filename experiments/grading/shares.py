@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from embeddings.catalog.holdout import TEST, HoldoutConfig
+from embeddings.catalog.holdout import TEST
 from embeddings.grading.agreement import Graded, figures
 from embeddings.grading.features import PairFeatures
 from embeddings.grading.graders import GraderConfig, open_all_tables, train_grader
@@ -34,6 +34,7 @@ from embeddings.grading.run import RELEVANCE
 from embeddings.relevance.grades import PROBABILITIES
 from experiments.config import load_config
 from experiments.encoders.config import EncodersConfig
+from experiments.grading.holdout import holdout_of
 from features.artifacts import (
     ResultFile,
     StrictModel,
@@ -108,10 +109,12 @@ def write_shares(data: Path, out: Path, plan: SharePlan, *, progress: Progress =
     """
     refuse_to_replace_input(out, data)
     refuse_foreign_folder(out, ours=lambda folder: json_file_has(folder / RESULT, "shares"))
+    tables = {name: Path(folder) for name, folder in plan.tables.items()}
+    holdout = holdout_of(Path(plan.config), tables=tables)
     catalogue = Catalogue.read(data)
-    graded = read_graded_pairs(data, HoldoutConfig(), catalogue=catalogue, sources=plan.sources)
+    graded = read_graded_pairs(data, holdout, catalogue=catalogue, sources=plan.sources)
     known = graded.take(np.flatnonzero(graded.role_N != TEST))
-    base = GraderConfig(kind="stack", tables=dict(plan.tables), seed=plan.seed)
+    base = GraderConfig(kind="stack", tables=dict(plan.tables), seed=plan.seed, holdout=holdout)
     features = PairFeatures(catalogue, open_all_tables(base))
     found, files = [], {}
     for share in plan.shares:

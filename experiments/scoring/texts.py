@@ -75,6 +75,14 @@ class VectorSource:
         """
         return cls.open(folder, None) if encoder_folder(folder) else cls.open(None, folder)
 
+    @property
+    def encoder_id(self) -> str:
+        """Of the encoder, else of what made the products' table."""
+        if self.encoder is not None:
+            return self.encoder.encoder_id
+        assert self.products is not None
+        return self.products.manifest.encoder_id
+
     def query_vectors(self, queries: Sequence[str | None]) -> Floats:
         """Unit vectors [N, D]; zeros where there is none."""
         if self.queries is None:

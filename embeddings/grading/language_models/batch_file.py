@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embeddings.catalog.holdout import HoldoutConfig
 from embeddings.grading.language_models.prompt import Prompt, probabilities_of, tokens_of
 from embeddings.grading.pairs import GradingError, Pairs
 from embeddings.grading.run import SHARD_PAIRS, keys_of, open_run, todo_rows, write_manifest, write_part
@@ -46,6 +47,11 @@ class BatchGrader:
     def prompt_sha(self) -> str:
         """Checksum of the prompt."""
         return self.prompt.sha256
+
+    @property
+    def holdout(self) -> HoldoutConfig | None:
+        """What was kept from the examples that it is shown."""
+        return self.prompt.holdout
 
     def probabilities(self, pairs: Pairs) -> npt.NDArray[np.float64]:
         """Nothing: its answers come by file."""

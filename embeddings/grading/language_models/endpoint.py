@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator
 
+from embeddings.catalog.holdout import HoldoutConfig
 from embeddings.grading.language_models.prompt import Prompt, probabilities_of, tokens_of
 from embeddings.grading.pairs import GradingError, Pairs
 from embeddings.relevance.grades import GRADES
@@ -96,6 +97,11 @@ class EndpointGrader:
     def prompt_sha(self) -> str:
         """Checksum of the prompt."""
         return self.prompt.sha256
+
+    @property
+    def holdout(self) -> HoldoutConfig | None:
+        """What was kept from the examples that it is shown."""
+        return self.prompt.holdout
 
     @property
     def remarks(self) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from embeddings.catalog.holdout import TRAIN
+from embeddings.catalog.holdout import TRAIN, HoldoutConfig
 from embeddings.catalog.intents import intent_groups
 from embeddings.catalog.terms import character_tfidf
 from embeddings.catalog.titles import normalise_text
@@ -32,11 +32,15 @@ class NearestExamples:
     The nearest queries come in turn, each with its first pair of each grade, until there are enough. A query
     that no train query shares letters with gets fewer, or none.
 
+    Args:
+        holdout: what `graded` was divided by.
+
     Raises:
         GradingError: no train query has a graded pair with a letter or digit in its query.
     """
 
-    def __init__(self, graded: GradedPairs, count: int) -> None:
+    def __init__(self, graded: GradedPairs, count: int, *, holdout: HoldoutConfig | None = None) -> None:
+        self.holdout = holdout
         train = graded.of_role(TRAIN)
         rows = list(
             zip(

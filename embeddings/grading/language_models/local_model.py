@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from embeddings.catalog.holdout import HoldoutConfig
 from embeddings.grading.classifiers import softmax
 from embeddings.grading.language_models.prompt import Prompt
 from embeddings.grading.pairs import GradingError, Pairs
@@ -164,6 +165,11 @@ class LocalGrader:
     def prompt_sha(self) -> str:
         """Checksum of the prompt."""
         return self.prompt.sha256
+
+    @property
+    def holdout(self) -> HoldoutConfig | None:
+        """What was kept from the examples that it is shown."""
+        return self.prompt.holdout
 
     @property
     def remarks(self) -> str:

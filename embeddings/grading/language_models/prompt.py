@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
+from embeddings.catalog.holdout import HoldoutConfig
 from embeddings.grading.pairs import GradingError
 from embeddings.relevance.grades import GRADES
 from features.artifacts import StrictModel
@@ -96,6 +97,10 @@ class ExamplePool(Protocol):
         """Checksum of all examples there are."""
 
     @property
+    def holdout(self) -> HoldoutConfig | None:
+        """What the queries of the examples were kept apart from."""
+
+    @property
     def characters(self) -> int:
         """Of the examples of one pair, about."""
 
@@ -159,6 +164,11 @@ class Prompt(StrictModel):
             said["pool"] = self._pool.sha256
         content = json.dumps(said, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def holdout(self) -> HoldoutConfig | None:
+        """That of the nearest examples; None without any."""
+        return None if self._pool is None else self._pool.holdout
 
     def with_nearest(self, pool: ExamplePool) -> "Prompt":
         """This prompt with the examples that it chooses from."""

@@ -11,6 +11,7 @@ import typer
 from experiments.commands.options import DATA, DEVICE, named_folders
 
 if TYPE_CHECKING:
+    from embeddings.grading.features import TextReader
     from embeddings.grading.language_models.prompt import Prompt
     from embeddings.grading.pairs import Catalogue, GradedPairs
     from embeddings.grading.trained import TrainedGrader
@@ -22,16 +23,19 @@ grade = typer.Typer(
     help="Grade the relevance of pairs: learn from people's grades, choose, grade the catalogue, report.",
 )
 
-GRADERS = Annotated[
-    list[str],
-    typer.Argument(help="NAME=FOLDER of graders: of `grade train`, or a run with pairs that people graded."),
-]
 READERS = Annotated[
     list[str] | None,
     typer.Option(
         "--encoder",
-        help="NAME=FOLDER of the encoder that made the table NAME of a grader: it reads stuffed titles, too; "
-        "repeat it.",
+        help="NAME=FOLDER of the encoder that made the table NAME: it reads stuffed titles, too; repeat it.",
+    ),
+]
+HOLDOUT = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="Config whose `[holdout]` divides the queries, where no record does; one that contradicts a "
+        "record is refused.",
     ),
 ]
 SEED = Annotated[int, typer.Option(help="Seed of what is drawn.")]
@@ -54,6 +58,7 @@ def pairs_command(
         typer.Option(help="Pairs that people graded, too: `held-out` (no train queries) or `all`."),
     ] = None,
     coverage: Annotated[float, typer.Option(help="Share of all searches whose query gets pairs.")] = 0.99,
+    config: HOLDOUT = None,
     seed: SEED = 0,
 ) -> None:
     """Choose the pairs to grade: the most searched queries, products from several sources.
@@ -66,29 +71,33 @@ def pairs_command(
     import pyarrow.parquet as pq
     from rich.console import Console
 
-    from embeddings.catalog.holdout import TRAIN, HoldoutConfig
+    from embeddings.catalog.holdout import TRAIN
     from embeddings.grading.candidates import CandidateConfig, candidate_pairs
     from embeddings.grading.graders import open_tables
-    from embeddings.grading.pairs import Catalogue, read_graded_pairs
+    from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
+    from experiments.grading.holdout import holdout_of
     from experiments.runtime.progress import progress_bars
     from features.artifacts import replaced_file
 
-    config = CandidateConfig(
+    settings = CandidateConfig(
         lexical=lexical, vectors=vectors, log=log, random=random, coverage=coverage, seed=seed
     )
     if people not in (None, "held-out", "all"):
         raise typer.BadParameter(f"must be `held-out` or `all`, got {people!r}", param_hint="--people")
+    if people is None and config is not None:
+        raise GradingError("--config says which queries are held out, which --people alone asks; name both")
     catalogue = Catalogue.read(data)
     graded = None
     if people is not None:
-        graded = read_graded_pairs(data, HoldoutConfig(), catalogue=catalogue)
+        holdout = holdout_of(config, tables=None if tables is None else {"tables": tables})
+        graded = read_graded_pairs(data, holdout, catalogue=catalogue)
         if people == "held-out":
             graded = graded.take((graded.role_N != TRAIN).nonzero()[0])
     with progress_bars(Console()) as bars:
         found = candidate_pairs(
             data,
             catalogue,
-            config=config,
+            config=settings,
             tables=None if tables is None else open_tables({"tables": str(tables)})["tables"],
             people=graded,
             progress=bars,
@@ -126,16 +135,16 @@ def prompt_command(
         )
 
 
-def open_prompt(path: Path, examples: Path | None) -> Prompt:
-    """A prompt file with what it may choose examples from.
+def open_prompt(path: Path, examples: Path | None, config: Path | None = None) -> Prompt:
+    """A prompt file with what it may choose examples from: those of the queries that `config` trains on.
 
     Raises:
         GradingError: one of both does not fit the other.
     """
-    from embeddings.catalog.holdout import HoldoutConfig
     from embeddings.grading.language_models.examples import NearestExamples
     from embeddings.grading.language_models.prompt import Prompt
     from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
+    from experiments.grading.holdout import holdout_of
 
     prompt = Prompt.read(path)
     if (prompt.examples_from == "nearest") != (examples is not None):
@@ -144,8 +153,9 @@ def open_prompt(path: Path, examples: Path | None) -> Prompt:
         )
     if examples is None:
         return prompt
-    graded = read_graded_pairs(examples, HoldoutConfig(), catalogue=Catalogue.read(examples))
-    return prompt.with_nearest(NearestExamples(graded, prompt.nearest_count))
+    holdout = holdout_of(config)
+    graded = read_graded_pairs(examples, holdout, catalogue=Catalogue.read(examples))
+    return prompt.with_nearest(NearestExamples(graded, prompt.nearest_count, holdout=holdout))
 
 
 @grade.command("train")
@@ -170,6 +180,7 @@ def train_command(
         int,
         typer.Option(help="Foreign titles stuffed with the query's words, learnt as irrelevant, per query."),
     ] = 1,
+    encoder: READERS = None,
     start: Annotated[
         str | None,
         typer.Option(
@@ -186,6 +197,7 @@ def train_command(
     precision: Annotated[
         str, typer.Option(help="Of fine-tuned graders: `float32`, or `bfloat16` where it is faster.")
     ] = "float32",
+    config: HOLDOUT = None,
     device: DEVICE = "cpu",
     seed: SEED = 0,
 ) -> None:
@@ -194,30 +206,41 @@ def train_command(
     Tables of an encoder that was trained on the same grades go to `--aligned`: it knows those of the train
     queries by heart, so the classifier may not learn to trust it.
 
-    A fine-tuning that is killed goes on with the same command.
+    With `--encoder`, `stack` learns from stuffed titles with vectors of their own: of an aligned table the
+    encoder reads `--stuffed` titles for each validation query, of another one for each train query.
+
+    What the encoders of the tables held out is held out here, too. A fine-tuning that is killed goes on with
+    the same command.
 
     Example: `dashclip grade train runs/data runs/graders/stack --tables lsa=runs/lsa`
     """
     from rich.console import Console
 
-    from embeddings.catalog.holdout import HoldoutConfig
     from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
+    from experiments.grading.holdout import holdout_of
     from experiments.runtime.progress import progress_bars
     from features.artifacts import refuse_to_replace_input
 
     refuse_to_replace_input(out, data)
-    common = {"kind": kind, "stuffed_per_query": stuffed, "seed": seed}
-    catalogue = Catalogue.read(data)
-    graded = read_graded_pairs(data, HoldoutConfig(), catalogue=catalogue)
     fine_tuned = kind in FINE_TUNED
     if fine_tuned and start is None:
         raise GradingError(f"the grader {kind} begins with a published model; name its folder by --start")
-    if fine_tuned and (tables or aligned):
-        raise GradingError(f"the grader {kind} reads texts alone; leave out --tables and --aligned")
+    if fine_tuned and (tables or aligned or encoder):
+        raise GradingError(
+            f"the grader {kind} reads texts alone; leave out --tables, --aligned and --encoder"
+        )
     if not fine_tuned and start is not None:
         raise GradingError(
             f"the grader {kind} begins with no model; leave out --start, or name another grader"
         )
+    folders, aligned_folders = (
+        named_folders(rows or [], option=option)
+        for option, rows in (("--tables", tables), ("--aligned", aligned))
+    )
+    holdout = holdout_of(config, tables={**folders, **aligned_folders})
+    common = {"kind": kind, "stuffed_per_query": stuffed, "seed": seed, "holdout": holdout}
+    catalogue = Catalogue.read(data)
+    graded = read_graded_pairs(data, holdout, catalogue=catalogue)
     grader: TrainedGrader
     with progress_bars(Console()) as bars:
         if fine_tuned:
@@ -234,19 +257,34 @@ def train_command(
         else:
             from embeddings.grading.graders import GraderConfig, train_grader
 
-            folders, aligned_folders = (
-                {name: str(folder) for name, folder in named_folders(rows or [], option=option).items()}
-                for option, rows in (("--tables", tables), ("--aligned", aligned))
+            settings = GraderConfig.model_validate(
+                {
+                    **common,
+                    "classifier": classifier,
+                    "tables": {name: str(folder) for name, folder in folders.items()},
+                    "aligned": {name: str(folder) for name, folder in aligned_folders.items()},
+                }
             )
-            config = GraderConfig.model_validate(
-                {**common, "classifier": classifier, "tables": folders, "aligned": aligned_folders}
+            grader = train_grader(
+                graded, catalogue, out, config=settings, readers=open_readers(encoder), progress=bars
             )
-            grader = train_grader(graded, catalogue, out, config=config, progress=bars)
     manifest = grader.manifest
     typer.echo(
         f"{grader.name} learnt from {manifest.train_pairs:,} pairs of people and {manifest.stuffed_pairs:,} "
         f"stuffed ones, {manifest.read}; thresholds from {manifest.validation_pairs:,} pairs; in {out}"
     )
+
+
+def open_readers(encoders: list[str] | None) -> dict[str, TextReader]:
+    """The encoders that `--encoder` names.
+
+    Raises:
+        ValueError: a folder holds none.
+    """
+    from experiments.scoring.texts import VectorSource
+
+    folders = named_folders(encoders or [], option="--encoder")
+    return {name: VectorSource.open(folder, None) for name, folder in folders.items()}
 
 
 #: Graders that begin with a published model.
@@ -286,110 +324,3 @@ def _fine_tuned(
         device=device,
         progress=show,
     )
-
-
-@grade.command("choose")
-def choose_command(
-    data: DATA,
-    out: Annotated[Path, typer.Argument(help="Folder for `choice.json` and `choice.md`.")],
-    graders: GRADERS,
-    encoder: READERS = None,
-) -> None:
-    """Compare graders on **validation** queries and choose the best macro F1.
-
-    Example: `dashclip grade choose runs/data runs/graders overlap=runs/overlap stack=runs/stack`
-    """
-    from embeddings.catalog.holdout import VALIDATION
-
-    _measure(data, out, graders, role=VALIDATION, name="choice", encoders=encoder)
-
-
-@grade.command("report")
-def report_command(
-    data: DATA,
-    out: Annotated[Path, typer.Argument(help="Folder for `grading.json` and `grading.md`.")],
-    graders: GRADERS,
-    chosen: Annotated[str | None, typer.Option(help="Name of the grader chosen before.")] = None,
-    graded: Annotated[
-        Path | None, typer.Option(help="Folder of `grade run`: its shares of grades beside people's.")
-    ] = None,
-    price: Annotated[float, typer.Option(help="Money for a million tokens.")] = 0.0,
-    encoder: READERS = None,
-) -> None:
-    """Report graders on **test** queries: look once, after choosing.
-
-    Example: `dashclip grade report runs/data runs/graders stack=runs/graders/stack --chosen stack`
-    """
-    from embeddings.catalog.holdout import TEST
-
-    _measure(
-        data,
-        out,
-        graders,
-        role=TEST,
-        name="grading",
-        chosen=chosen,
-        run=graded,
-        price=price,
-        encoders=encoder,
-    )
-
-
-def _measure(
-    data: Path,
-    out: Path,
-    graders: list[str],
-    *,
-    role: int,
-    name: str,
-    chosen: str | None = None,
-    run: Path | None = None,
-    price: float = 0.0,
-    encoders: list[str] | None = None,
-) -> None:
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    from embeddings.catalog.holdout import HoldoutConfig
-    from embeddings.grading.answers import open_grader
-    from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
-    from embeddings.grading.trained import TrainedGrader
-    from experiments.grading.page import to_markdown
-    from experiments.grading.report import measure_graders
-    from experiments.runtime.progress import progress_bars
-    from experiments.scoring.texts import VectorSource
-    from features.artifacts import atomic_write_bytes
-
-    opened = {name: open_grader(folder) for name, folder in named_folders(graders).items()}
-    configs = [grader.manifest.training for grader in opened.values() if isinstance(grader, TrainedGrader)]
-    if len({config.holdout.model_dump_json() for config in configs}) > 1:
-        raise GradingError("the graders were trained with different hold-outs; train them with one")
-    if chosen is not None and chosen not in opened:
-        raise GradingError(f"--chosen must be one of {', '.join(opened)}, got {chosen!r}")
-    holdout = configs[0].holdout if configs else HoldoutConfig()
-    catalogue = Catalogue.read(data)
-    graded = read_graded_pairs(data, holdout, catalogue=catalogue)
-    console = Console()
-    with progress_bars(console) as bars:
-        found = measure_graders(
-            data,
-            opened,
-            graded,
-            catalogue,
-            role=role,
-            holdout=holdout,
-            chosen=chosen,
-            run=run,
-            readers={
-                name: VectorSource.open(folder, None)
-                for name, folder in named_folders(encoders or [], option="--encoder").items()
-            },
-            price_per_million_tokens=price,
-            progress=bars,
-        )
-    found.write(out / f"{name}.json")
-    text = to_markdown(found)
-    atomic_write_bytes(out / f"{name}.md", text.encode())
-    console.print(Markdown(text))
-    if found.chosen is not None:
-        console.print(f"chosen: {found.chosen}")

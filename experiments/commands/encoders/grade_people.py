@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands.encoders.grade import SEED, grade, open_prompt
+from experiments.commands.encoders.grade import HOLDOUT, SEED, grade, open_prompt
 from experiments.commands.options import DATA, named_folders
 
 
@@ -113,21 +113,22 @@ def export_command(
     data: DATA,
     out: Annotated[Path, typer.Argument(help="Folder for `train.jsonl` and `validation.jsonl`.")],
     prompt: Annotated[Path, typer.Option(help="Prompt file that the tuned model will be asked with.")],
+    config: HOLDOUT = None,
 ) -> None:
     """Write people's grades as chats to fine-tune a language model on; test queries stay out.
 
     Example: `dashclip grade export runs/data runs/chats --prompt runs/prompt.toml`
     """
-    from embeddings.catalog.holdout import HoldoutConfig
     from embeddings.grading.language_models.fine_tuning import export_chats
     from embeddings.grading.language_models.prompt import Prompt
     from embeddings.grading.pairs import Catalogue, read_graded_pairs
+    from experiments.grading.holdout import holdout_of
     from features.artifacts import refuse_to_replace_input
 
     refuse_to_replace_input(out, data)
     nearest = Prompt.read(prompt).examples_from == "nearest"
-    question = open_prompt(prompt, data if nearest else None)
-    graded = read_graded_pairs(data, HoldoutConfig(), catalogue=Catalogue.read(data))
+    question = open_prompt(prompt, data if nearest else None, config)
+    graded = read_graded_pairs(data, holdout_of(config), catalogue=Catalogue.read(data))
     found = export_chats(graded, question, out)
     for name, pairs in found.fine_tuning_pairs.items():
         typer.echo(f"{out / name}.jsonl: {pairs:,} pairs, about {found.tokens[name]:,} tokens an epoch")

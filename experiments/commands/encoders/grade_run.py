@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.commands.encoders.grade import HOLDOUT, open_prompt
 from experiments.commands.encoders.grade import grade as grade  # it is complete only here
-from experiments.commands.encoders.grade import open_prompt
 from experiments.commands.options import DATA, DEVICE
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def run_command(
     model: MODEL = None,
     prompt: PROMPT = None,
     examples: EXAMPLES = None,
+    config: HOLDOUT = None,
     secret_from: Annotated[
         str | None, typer.Option(help="Environment variable that holds the server's secret.")
     ] = None,
@@ -80,6 +81,7 @@ def run_command(
         raise GradingError(
             "name one grader: --grader FOLDER, --endpoint URL, --batch-file or --local-model FOLDER"
         )
+    _refuse_unused(config, examples)
     wanted = _read_pairs(pairs)
     asked: Grader
     characters = 0
@@ -90,11 +92,11 @@ def run_command(
     elif local_model is not None:
         from embeddings.grading.language_models.local_model import LocalGrader
 
-        question = _prompt_of(prompt, examples, needs="--prompt FILE (`dashclip grade prompt`)")
+        question = _prompt_of(prompt, examples, config, needs="--prompt FILE (`dashclip grade prompt`)")
         characters = question.shared_characters()
         asked = LocalGrader.load(local_model, question, batch_size=batch_size, device=device)
     else:
-        question, name = _question(prompt, model, examples)
+        question, name = _question(prompt, model, examples, config)
         characters = question.shared_characters()
         asked = (
             BatchGrader(name, question)
@@ -151,6 +153,7 @@ def collect_command(
     model: MODEL = None,
     prompt: PROMPT = None,
     examples: EXAMPLES = None,
+    config: HOLDOUT = None,
 ) -> None:
     """Read the answers of a batch; what lacks one stands in new request files.
 
@@ -158,7 +161,8 @@ def collect_command(
     """
     from embeddings.grading.language_models.batch_file import BatchGrader, collect
 
-    question, name = _question(prompt, model, examples)
+    _refuse_unused(config, examples)
+    question, name = _question(prompt, model, examples, config)
     found = collect(out, results, BatchGrader(name, question))
     troubles = ", ".join(
         f"{key.replace('_', ' ')} {count:,}" for key, count in sorted(found.problems.items())
@@ -232,17 +236,28 @@ def _read_pairs(path: Path) -> Pairs:
     return Pairs(content["query"].to_pylist(), content["text"].to_pylist(), ids)
 
 
-def _question(path: Path | None, model: str | None, examples: Path | None) -> tuple[Prompt, str]:
+def _refuse_unused(config: Path | None, examples: Path | None) -> None:
+    from embeddings.grading.pairs import GradingError
+
+    if config is not None and examples is None:
+        raise GradingError(
+            "--config says which queries may give examples, so it needs --examples DATA; give both or neither"
+        )
+
+
+def _question(
+    path: Path | None, model: str | None, examples: Path | None, config: Path | None
+) -> tuple[Prompt, str]:
     needs = "--prompt FILE (`dashclip grade prompt`) and --model NAME"
-    return _prompt_of(path if model else None, examples, needs=needs), model or ""
+    return _prompt_of(path if model else None, examples, config, needs=needs), model or ""
 
 
-def _prompt_of(path: Path | None, examples: Path | None, *, needs: str) -> Prompt:
+def _prompt_of(path: Path | None, examples: Path | None, config: Path | None, *, needs: str) -> Prompt:
     from embeddings.grading.pairs import GradingError
 
     if path is None:
         raise GradingError(f"a language model needs {needs}")
-    return open_prompt(path, examples)
+    return open_prompt(path, examples, config)
 
 
 def _endpoint(

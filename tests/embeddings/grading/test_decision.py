@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from embeddings.evaluation.linear_probe import macro_f1
-from embeddings.grading.decision import Decision
+from embeddings.grading.decision import Decision, StuffedTitles
 
 
 def skewed(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -53,3 +53,32 @@ def test_without_a_grade_on_validation_queries_nothing_is_changed() -> None:
     assert found.grades(raw_NC).tolist() == [2, 0]
     further = Decision.learn(raw_NC, np.array([2, 1]), np.ones((2, 3)))
     assert further.probabilities(raw_NC, np.full((2, 3), 9.0)) == pytest.approx(raw_NC)
+
+
+def test_stuffed_titles_turn_the_slopes_and_leave_the_shares_of_the_grades() -> None:
+    """A cosine that people's pairs trust is high for titles that the model itself calls irrelevant."""
+    rng = np.random.default_rng(0)
+
+    def pairs(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        raw_NC, grade_N = skewed(rng)
+        return raw_NC, grade_N, (grade_N + rng.normal(size=len(grade_N)))[:, None]
+
+    def titles(count: int) -> tuple[np.ndarray, np.ndarray]:
+        said_MC = np.exp(rng.normal(size=(count, 3)) * 0.7 + np.array([0.5, 0, 0]))
+        return said_MC / said_MC.sum(axis=1, keepdims=True), 3 + rng.normal(size=(count, 1))
+
+    raw_NC, grade_N, cosine_N1 = pairs(rng)
+    stuffed = StuffedTitles(*titles(500), weight=0.5)
+    naive = Decision.learn(raw_NC, grade_N, cosine_N1)
+    wary = Decision.learn(raw_NC, grade_N, cosine_N1, stuffed=stuffed)
+    assert wary.probabilities(raw_NC, cosine_N1).mean(axis=0) == pytest.approx(
+        np.bincount(grade_N) / len(grade_N), abs=1e-3
+    )
+    unseen_NC, truth_N, unseen_N1 = pairs(np.random.default_rng(1))
+    others = titles(500)
+    fooled, f1 = [], []
+    for found in (naive, wary):
+        fooled.append(float((found.grades(found.probabilities(*others)) > 0).mean()))
+        f1.append(macro_f1(truth_N, found.grades(found.probabilities(unseen_NC, unseen_N1))))
+    assert fooled[1] < 0.1 < 0.2 < fooled[0]
+    assert f1[1] > f1[0] - 0.03

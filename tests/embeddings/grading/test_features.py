@@ -53,6 +53,10 @@ def test_a_reader_of_another_table_or_of_another_width_is_refused(world: Path, t
     features = PairFeatures(catalogue, {"bags": bags.write(tmp_path / "bags", catalogue, ["red lamp"])})
     with pytest.raises(GradingError, match=r"no table is named 'other'.*the tables are bags"):
         features.reading({"other": bags})
+    trained_again = WordBags(catalogue)
+    trained_again.encoder_id = "bags-again"
+    with pytest.raises(GradingError, match=r"made by bags, .* bags is bags-again; give the encoder that"):
+        features.reading({"bags": trained_again})
     narrow = WordBags(catalogue.take(np.arange(2)))
     pairs = Pairs(["red lamp"], ["red lamp"], catalogue.product_ids.slice(0, 1))
     with pytest.raises(GradingError, match=f"width {narrow.width}, but the table's have {bags.width}"):

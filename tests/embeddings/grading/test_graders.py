@@ -13,9 +13,11 @@ from embeddings.catalog.holdout import TEST, TRAIN, VALIDATION
 from embeddings.evaluation.linear_probe import macro_f1
 from embeddings.grading.agreement import gullibility
 from embeddings.grading.graders import FeatureGrader, GraderConfig, train_grader
+from embeddings.grading.lessons import lessons_of
 from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError
 from embeddings.tables.lsa import embed_lsa, write_both_tables
 from tests.embeddings.grading.small_world import HOLDOUT, read_small_world
+from tests.embeddings.grading.word_bags import WordBags
 
 
 def test_the_stack_learns_the_grades_of_unseen_queries(world: Path, stack: FeatureGrader) -> None:
@@ -162,3 +164,74 @@ def test_what_an_aligned_table_knows_of_held_out_queries_raises_the_grades(
 def test_a_name_of_two_folders_is_refused(world: Path, tmp_path: Path) -> None:
     with pytest.raises(GradingError, match="lsa names two folders"):
         f1_on_test(world, tmp_path / "out", tables={"lsa": "one"}, aligned={"lsa": "other"})
+
+
+def test_a_calibration_that_sees_stuffed_titles_by_their_own_vectors_is_not_fooled_by_their_cosine(
+    world: Path, tmp_path: Path
+) -> None:
+    catalogue, graded = disputed(world)
+    bags = WordBags(catalogue)
+    bags.write(tmp_path / "bags", catalogue, sorted({*graded.pairs.queries}))
+    config = GraderConfig(holdout=HOLDOUT, classifier="logistic", aligned={"bags": str(tmp_path / "bags")})
+    test = graded.of_role(TEST)
+    queries = sorted({*test.pairs.queries})
+    known = frozenset(zip(graded.pairs.queries, graded.pairs.product_ids.to_pylist(), strict=True))
+    fooled, f1 = {}, {}
+    for name, readers in (("naive", {}), ("wary", {"bags": bags})):
+        train_grader(graded, catalogue, tmp_path / name, config=config, readers=readers)
+        grader = FeatureGrader.load(tmp_path / name)
+        reading = grader.reading({"bags": bags})
+        fooled[name] = gullibility(reading, queries, catalogue, graded=known)["appended"]
+        f1[name] = macro_f1(test.grade_N, grader.grades(grader.probabilities(test.pairs)))
+    assert fooled["wary"] < 0.1 < 0.9 < fooled["naive"]
+    assert f1["wary"] > f1["naive"] - 0.03
+    assert grader.manifest.read_anew == ("bags",)
+    assert grader.manifest.calibration_stuffed == len({*graded.of_role(VALIDATION).pairs.queries})
+    assert "stuffed titles by the encoder of bags, 14 of them for the calibration" in grader.manifest.read
+
+
+def test_a_classifier_learns_stuffed_titles_by_their_own_vectors_and_peoples_pairs_by_the_table(
+    world: Path, tmp_path: Path
+) -> None:
+    catalogue, graded = read_small_world(world)
+    bags = WordBags(catalogue)
+    some = catalogue.take(np.flatnonzero(np.arange(len(catalogue.texts)) % 3 > 0))
+    bags.write(tmp_path / "bags", some, sorted({*graded.pairs.queries}))
+    config = GraderConfig(holdout=HOLDOUT, tables={"bags": str(tmp_path / "bags")})
+    blind = train_grader(graded, catalogue, tmp_path / "blind", config=config)
+    reading = train_grader(graded, catalogue, tmp_path / "reading", config=config, readers={"bags": bags})
+    stuffed = lessons_of(graded, catalogue, config)
+    titles = stuffed.pairs.texts[stuffed.people :]
+    assert {*bags.read} <= {*titles}
+    assert sum(text not in catalogue.texts for text in bags.read) > len(titles) / 2
+    assert blind.name != reading.name
+    assert reading.manifest.calibration_stuffed == 0, "no aligned table, nothing that the calibration adds"
+    queries = sorted({*graded.of_role(TEST).pairs.queries})
+    known = frozenset(zip(graded.pairs.queries, graded.pairs.product_ids.to_pylist(), strict=True))
+    fooled = [
+        gullibility(grader.reading({"bags": bags}), queries, catalogue, graded=known)["appended"]
+        for grader in (blind, reading)
+    ]
+    assert fooled[1] <= fooled[0]
+
+
+def test_an_encoder_that_would_read_nothing_or_one_of_two_aligned_tables_is_refused(
+    world: Path, tmp_path: Path
+) -> None:
+    catalogue, graded = read_small_world(world)
+    bags = WordBags(catalogue)
+    folders = {name: str(tmp_path / name) for name in ("one", "other")}
+    for folder in folders.values():
+        bags.write(Path(folder), catalogue, sorted({*graded.pairs.queries}))
+
+    def refused(match: str, readers: dict[str, WordBags], **config: Any) -> None:
+        with pytest.raises(GradingError, match=match):
+            train_grader(
+                graded, catalogue, tmp_path / "g", readers=readers,
+                config=GraderConfig(holdout=HOLDOUT, **config),
+            )  # fmt: skip
+
+    refused("but other has none; name its encoder, too", {"one": bags}, aligned=folders)
+    refused("this overlap learns from none", {"one": bags}, kind="overlap", aligned=folders)
+    refused("this stack learns from none", {"one": bags}, stuffed_per_query=0, tables=folders)
+    refused("no table is named 'third'", {"third": bags}, tables=folders)

@@ -29,7 +29,7 @@ class LengthGrader:
     remarks = ""
 
     def __init__(self, *, prompt_sha: str | None = None, unanswered: frozenset[str] = frozenset()) -> None:
-        self.name, self.prompt_sha, self.tokens = "length", prompt_sha, 0
+        self.name, self.prompt_sha, self.holdout, self.tokens = "length", prompt_sha, None, 0
         self.asked: list[str] = []
         self.unanswered = unanswered
 

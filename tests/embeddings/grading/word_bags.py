@@ -16,6 +16,8 @@ from embeddings.tables.lsa import write_both_tables
 class WordBags:
     """Unit vectors of words counted; it remembers what it read."""
 
+    encoder_id = "bags"
+
     def __init__(self, catalogue: Catalogue) -> None:
         words = sorted({word for text in catalogue.texts for word in normalise_text(text).split()})
         self._place = {word: place for place, word in enumerate(words)}
@@ -37,7 +39,7 @@ class WordBags:
         """Both tables in `folder`."""
         products = catalogue.product_ids, self.text_vectors(catalogue.texts)
         both = write_both_tables(
-            folder, products, (pa.array(queries), self.text_vectors(queries)), encoder_id="bags"
+            folder, products, (pa.array(queries), self.text_vectors(queries)), encoder_id=self.encoder_id
         )
         assert both[1] is not None
         self.read = []

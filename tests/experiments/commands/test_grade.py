@@ -8,13 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from embeddings.encoders.dashclip import DashClipEncoder
 from embeddings.grading.language_models.prompt import TEMPLATE
 from embeddings.relevance.grades import read_grades
+from embeddings.stages.run_folder import InputConfig
 from experiments.cli import app
+from experiments.encoders.pipeline import encode_tables
 from tests.embeddings.grading.fine_tuned.small_encoder import save_encoder
 from tests.embeddings.grading.language_models.chat_server import chat_server, good
 from tests.embeddings.grading.language_models.small_models import write_model, write_prompt
 from tests.embeddings.grading.small_world import write_small_world
+from tests.embeddings.tables.small_tables import save_encoder as save_tiny_encoder
 
 SECRET = "sk-not-to-be-seen"
 
@@ -174,3 +178,24 @@ def test_a_local_model_grades_what_people_graded_and_is_compared_with_them(tmp_p
     call("report", data, tmp_path / "out", *rows[:1])
     found = json.loads((tmp_path / "out" / "grading.json").read_text())["graders"]["model"]
     assert (found["unanswered"], found["gullibility"], found["pairs_per_core_minute"]) == (0, None, None)
+
+
+def test_stuffed_titles_are_read_by_the_encoders_of_a_graders_tables(tmp_path: Path) -> None:
+    data, encoder = write_small_world(tmp_path / "data"), save_tiny_encoder(tmp_path / "encoder", seed=0)
+    encode_tables(
+        data, tmp_path / "own", DashClipEncoder.load(encoder), inputs=InputConfig(modalities=("text",))
+    )
+    asked = ["train", data, tmp_path / "stack", "--aligned", f"own={tmp_path / 'own'}"]
+    assert "no table is named 'other'" in call(*asked, "--encoder", f"other={encoder}", fails=True)
+    assert "holds no encoder" in call(*asked, "--encoder", f"own={data}", fails=True)
+    said = call(*asked, "--encoder", f"own={encoder}")
+    assert "stuffed titles by the encoder of own, " in said
+    assert "of them for the calibration" in said
+    row = f"stack={tmp_path / 'stack'}"
+    assert "vectors of their own in own" in call(
+        "choose", data, tmp_path / "out", row, "--encoder", f"own={encoder}"
+    )
+    ce = ["train", data, tmp_path / "x", "--grader", "cross-encoder", "--start", tmp_path]
+    assert "leave out --tables, --aligned and --encoder" in call(
+        *ce, "--encoder", f"own={encoder}", fails=True
+    )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from embeddings.catalog.holdout import TEST, HoldoutConfig
+from embeddings.grading.graders import FeatureGrader
 from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
 from embeddings.relevance.grades import read_grades
 from experiments.ablation.plan import AblationConfig, plan
@@ -142,3 +143,17 @@ def test_another_seed_draws_other_pairs(tmp_path: Path) -> None:
     data = write_small_world(tmp_path / "data")
     pairs = read_graded_pairs(data, HoldoutConfig(), catalogue=Catalogue.read(data)).pairs
     assert (drawn(pairs, 0.5, 0) != drawn(pairs, 0.5, 1)).mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_grader_and_the_encoders_hold_out_the_same_queries(tmp_path: Path) -> None:
+    data = write_small_world(tmp_path / "data")
+    config = tmp_path / "encoders.toml"
+    config.write_text("[holdout]\ntest_query_share = 0.3\nseed = 3\n")
+    holdout = HoldoutConfig(test_query_share=0.3, seed=3)
+    plan = SharePlan(shares=(0.5,), config=str(config))
+    found = write_shares(data, tmp_path / "out", plan)
+    pairs = read_graded_pairs(data, holdout, catalogue=Catalogue.read(data))
+    assert found.test_pairs == (pairs.role_N == TEST).sum()
+    assert FeatureGrader.load(tmp_path / "out" / "graders" / "50").holdout == holdout
+    tested = {*pairs.of_role(TEST).pairs.queries}
+    assert not tested & {query for query, _ in graded(tmp_path / "out" / "data", "people_50", "model_50")}

@@ -8,7 +8,7 @@ from embeddings.grading.pairs import Pairs
 class WordGrader:
     """High where every word is there, moderate where the last one is; gullible by construction."""
 
-    name, prompt_sha, remarks = "words", None, ""
+    name, prompt_sha, holdout, remarks = "words", None, None, ""
 
     def __init__(self, *, tokens_a_pair: int = 0) -> None:
         self.asked: list[str] = []
