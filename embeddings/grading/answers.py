@@ -7,6 +7,7 @@ Shapes: N pairs, C = 3 grades.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embeddings.catalog.holdout import HoldoutConfig
+from embeddings.grading.combined import CombinedGrader
 from embeddings.grading.graders import FeatureGrader, Grader
 from embeddings.grading.pairs import GradingError, Pairs
 from embeddings.grading.run import MANIFEST, is_run, keys_of, parts_of, read_manifest
@@ -130,6 +132,8 @@ def open_trained(folder: Path, *, device: str = "cpu") -> TrainedGrader:
         PretrainedError: the model that it was tuned from is gone.
         EmbeddingTableError: an embedding table that it reads is gone.
     """
+    if json_file_has(folder / GRADER_MANIFEST, "members"):
+        return CombinedGrader.load(folder, partial(open_trained, device=device))
     # transformers takes seconds to import.
     if json_file_has(folder / GRADER_MANIFEST, "prompt_sha"):
         from embeddings.grading.fine_tuned.tuned_model import TunedModelGrader

@@ -92,7 +92,7 @@ class Decision:
         if stuffed is not None:
             intercepts_C = _intercepts(inputs_NX @ slopes_CX.T, grade_N, intercepts_C)
         found = cls(slopes_CX, intercepts_C, np.zeros(len(GRADES)))
-        logs_NC = _logs(found.probabilities(raw_NC, further_NE))
+        logs_NC = logs(found.probabilities(raw_NC, further_NE))
         best = -1.0
         for irrelevant, high in product(_OFFSETS, _OFFSETS):
             offsets_C = np.zeros(len(GRADES))
@@ -119,7 +119,7 @@ class Decision:
 
     def grades(self, probabilities_NC: FloatArray) -> npt.NDArray[np.int8]:
         """One grade [N] for each row of calibrated probabilities."""
-        return (_logs(probabilities_NC) + self.offsets_C).argmax(axis=1).astype(np.int8)
+        return (logs(probabilities_NC) + self.offsets_C).argmax(axis=1).astype(np.int8)
 
 
 def _intercepts(logits_NC: FloatArray, grade_N: npt.NDArray[np.integer], start_C: FloatArray) -> FloatArray:
@@ -134,9 +134,10 @@ def _intercepts(logits_NC: FloatArray, grade_N: npt.NDArray[np.integer], start_C
 
 
 def _inputs(raw_NC: FloatArray, further_NE: FloatArray | None) -> FloatArray:
-    logs_NC = _logs(raw_NC)
+    logs_NC = logs(raw_NC)
     return logs_NC if further_NE is None else np.hstack([logs_NC, further_NE])
 
 
-def _logs(probabilities_NC: FloatArray) -> FloatArray:
+def logs(probabilities_NC: FloatArray) -> FloatArray:
+    """Natural logarithms [N, C], of a millionth at least."""
     return np.log(probabilities_NC.clip(_SMALLEST))

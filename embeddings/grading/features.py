@@ -8,7 +8,7 @@ Shapes: N pairs, F features, P products, T terms, K nearest titles.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Protocol, Self
@@ -78,6 +78,20 @@ class TextReader(Protocol):
 
     def text_vectors(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Unit vectors [N, D] of products that are nothing but a text."""
+
+
+def refuse_idle_readers(readers: Mapping[str, TextReader], tables: Iterable[str]) -> None:
+    """Each reader must be of a table that some grader reads.
+
+    Raises:
+        GradingError: names one that is of none.
+    """
+    names = sorted(set(tables))
+    if idle := sorted(readers.keys() - set(names)):
+        raise GradingError(
+            f"no grader reads a table named {idle[0]!r}, so its encoder has nothing to do; the tables are "
+            f"{', '.join(names) or 'none'}"
+        )
 
 
 class PairFeatures:

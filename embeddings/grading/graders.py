@@ -10,7 +10,7 @@ Shapes: N pairs, C = 3 grades.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -134,7 +134,7 @@ class FeatureGrader(TrainedGrader):
         )
         return self.decision.probabilities(raw_NC, _aligned_cosines(config, names, read_NF))
 
-    def reading(self, readers: Mapping[str, TextReader]) -> "FeatureGrader":
+    def reading(self, readers: Mapping[str, TextReader]) -> Self:
         """The same grader; what made its tables reads texts that these have no vector of."""
         own = {name: reader for name, reader in readers.items() if name in self.tables}
         return replace(self, features=self.features.reading(own)) if own else self
@@ -143,6 +143,11 @@ class FeatureGrader(TrainedGrader):
     def tables(self) -> dict[str, str]:
         """Folders of all embedding tables that it reads, by name."""
         return {**self.manifest.config.tables, **self.manifest.config.aligned}
+
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        """Those that its calibration alone reads."""
+        return tuple(self.manifest.config.aligned)
 
     def without_vector(self, product_ids: pa.Array) -> npt.NDArray[np.bool_]:
         """Which products [N] have no vector in some of its tables."""

@@ -4,16 +4,19 @@ Shapes: N pairs, C = 3 grades.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from pydantic import Field
 
 from embeddings.catalog.holdout import HoldoutConfig
 from embeddings.grading.decision import Decision
+from embeddings.grading.features import TextReader
 from embeddings.grading.pairs import Pairs
 from features.artifacts import MANIFEST, StrictModel, json_file_has
 
@@ -88,6 +91,24 @@ class TrainedGrader(ABC):
     def remarks(self) -> str:
         """Nothing goes wrong."""
         return ""
+
+    @property
+    def tables(self) -> dict[str, str]:
+        """Folders of the embedding tables that it reads, by name: none."""
+        return {}
+
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        """Those of encoders that were aligned with the grades that it learnt from."""
+        return ()
+
+    def without_vector(self, product_ids: pa.Array) -> npt.NDArray[np.bool_]:
+        """Which products [N] have no vector in some of its tables."""
+        return np.zeros(len(product_ids), bool)
+
+    def reading(self, readers: Mapping[str, TextReader]) -> Self:
+        """The same grader; what made its tables reads texts that these have no vector of."""
+        return self
 
     @abstractmethod
     def probabilities(self, pairs: Pairs) -> FloatArray:

@@ -27,9 +27,10 @@ from embeddings.grading.agreement import (
     signed_error,
 )
 from embeddings.grading.answers import RunAnswers
-from embeddings.grading.features import TextReader, with_vectors
-from embeddings.grading.graders import FeatureGrader, Grader
+from embeddings.grading.features import TextReader, refuse_idle_readers, with_vectors
+from embeddings.grading.graders import Grader
 from embeddings.grading.pairs import Catalogue, GradedPairs, GradingError
+from embeddings.grading.trained import TrainedGrader
 from embeddings.relevance.grades import GRADES
 from experiments.grading.graded_run import PAPER_PAIRS, GradedRun, measure_run, money_for_paper_pairs
 from experiments.grading.panel import panel_ceiling
@@ -247,7 +248,7 @@ def measure_graders(
 
 
 def _reading(grader: Grader, readers: Mapping[str, TextReader]) -> Grader:
-    return grader.reading(readers) if isinstance(grader, FeatureGrader) else grader
+    return grader.reading(readers) if isinstance(grader, TrainedGrader) else grader
 
 
 def _with_vectors(
@@ -261,14 +262,10 @@ def _with_vectors(
     lacking_P = np.zeros(len(catalogue.texts), bool)
     tables: set[str] = set()
     for grader in graders.values():
-        if isinstance(grader, FeatureGrader):
+        if isinstance(grader, TrainedGrader):
             tables |= grader.tables.keys()
             lacking_P |= grader.without_vector(catalogue.product_ids)
-    if unknown := sorted(readers.keys() - tables):
-        raise GradingError(
-            f"no grader reads a table named {unknown[0]!r}, so its encoder has nothing to do; the tables are "
-            f"{', '.join(sorted(tables)) or 'none'}"
-        )
+    refuse_idle_readers(readers, tables)
     return with_vectors(catalogue, lacking_P)
 
 

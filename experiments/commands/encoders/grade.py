@@ -164,7 +164,9 @@ def train_command(
     out: Annotated[Path, typer.Argument(help="Folder of the grader; an older one is replaced.")],
     kind: Annotated[
         str,
-        typer.Option("--grader", help="`overlap`, `vectors`, `stack`, `cross-encoder` or `tuned-model`."),
+        typer.Option(
+            "--grader", help="`overlap`, `vectors`, `stack`, `cross-encoder`, `tuned-model` or `combined`."
+        ),
     ] = "stack",
     classifier: Annotated[str, typer.Option(help="Of `stack`: `boosting` or `logistic`.")] = "boosting",
     tables: Annotated[
@@ -181,6 +183,10 @@ def train_command(
         typer.Option(help="Foreign titles stuffed with the query's words, learnt as irrelevant, per query."),
     ] = 1,
     encoder: READERS = None,
+    of: Annotated[
+        list[str] | None,
+        typer.Option(help="Of `combined`: NAME=FOLDER of a trained grader; repeat it."),
+    ] = None,
     start: Annotated[
         str | None,
         typer.Option(
@@ -208,6 +214,9 @@ def train_command(
 
     With `--encoder`, `stack` learns from stuffed titles with vectors of their own: of an aligned table the
     encoder reads `--stuffed` titles for each validation query, of another one for each train query.
+
+    `combined` asks the graders of `--of` and learns on validation queries whom to believe, and by stuffed
+    titles who is fooled; it is as slow as all of them together.
 
     What the encoders of the tables held out is held out here, too. A fine-tuning that is killed goes on with
     the same command.
@@ -237,7 +246,12 @@ def train_command(
         named_folders(rows or [], option=option)
         for option, rows in (("--tables", tables), ("--aligned", aligned))
     )
-    holdout = holdout_of(config, tables={**folders, **aligned_folders})
+    members = open_members(of, kind=kind, own=tables or aligned, device=device)
+    holdout = holdout_of(
+        config,
+        tables={**folders, **aligned_folders},
+        graders={name: one.holdout for name, one in members.items()},
+    )
     common = {"kind": kind, "stuffed_per_query": stuffed, "seed": seed, "holdout": holdout}
     catalogue = Catalogue.read(data)
     graded = read_graded_pairs(data, holdout, catalogue=catalogue)
@@ -253,6 +267,19 @@ def train_command(
                 prompt=prompt,
                 device=device,
                 show=bars.training,
+            )
+        elif kind == COMBINED:
+            from embeddings.grading.combined import CombinedConfig, combine_graders
+
+            where = {name: str(one.folder) for name, one in members.items()}
+            grader = combine_graders(
+                graded,
+                catalogue,
+                out,
+                config=CombinedConfig.model_validate({**common, "graders": where}),
+                members=members,
+                readers=open_readers(encoder),
+                progress=bars,
             )
         else:
             from embeddings.grading.graders import GraderConfig, train_grader
@@ -287,6 +314,33 @@ def open_readers(encoders: list[str] | None) -> dict[str, TextReader]:
     return {name: VectorSource.open(folder, None) for name, folder in folders.items()}
 
 
+def open_members(
+    of: list[str] | None, *, kind: str, own: list[str] | None, device: str
+) -> dict[str, TrainedGrader]:
+    """The graders that `--of` names, at least two of them for a combined one and none for another.
+
+    Raises:
+        GradingError: says what is missing or too much.
+    """
+    from embeddings.grading.answers import open_trained
+    from embeddings.grading.pairs import GradingError
+
+    folders = named_folders(of or [], option="--of")
+    if kind != COMBINED:
+        if folders:
+            raise GradingError(f"the grader {kind} asks no other graders; leave out --of, or say combined")
+        return {}
+    if len(folders) < 2:
+        raise GradingError(
+            f"the grader {kind} needs two trained graders at least; name them by --of NAME=FOLDER"
+        )
+    if own:
+        raise GradingError(f"the grader {kind} has no tables of its own; leave out --tables and --aligned")
+    return {name: open_trained(folder, device=device) for name, folder in folders.items()}
+
+
+#: The grader that asks others.
+COMBINED = "combined"
 #: Graders that begin with a published model.
 FINE_TUNED = ("cross-encoder", "tuned-model")
 

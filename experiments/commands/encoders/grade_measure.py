@@ -83,8 +83,8 @@ def _measure(
     from rich.markdown import Markdown
 
     from embeddings.grading.answers import RunAnswers, open_grader
-    from embeddings.grading.graders import FeatureGrader
     from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
+    from embeddings.grading.trained import TrainedGrader
     from experiments.grading.holdout import holdout_of
     from experiments.grading.page import to_markdown
     from experiments.grading.report import measure_graders
@@ -100,7 +100,7 @@ def _measure(
     tables = {
         f"{table} of {name}": Path(folder)
         for name, grader in opened.items()
-        if isinstance(grader, FeatureGrader)
+        if isinstance(grader, TrainedGrader)
         for table, folder in grader.tables.items()
     }
     holdout = holdout_of(

@@ -152,6 +152,25 @@ def test_a_cross_encoder_is_trained_chosen_and_grades(tmp_path: Path) -> None:
     assert found["gullibility"] is not None
 
 
+def test_graders_are_combined_and_grade(tmp_path: Path) -> None:
+    data = write_small_world(tmp_path / "data")
+    for kind in ("overlap", "stack"):
+        call("train", data, tmp_path / kind, "--grader", kind)
+    of = [word for kind in ("overlap", "stack") for word in ("--of", f"{kind}={tmp_path / kind}")]
+    asked = ["train", data, tmp_path / "both", "--grader", "combined"]
+    assert "needs two trained graders at least" in call(*asked, *of[:2], fails=True)
+    assert "asks no other graders" in call("train", data, tmp_path / "x", *of, fails=True)
+    assert "has no tables of its own" in call(*asked, *of, "--tables", f"x={tmp_path}", fails=True)
+    assert "by what overlap, stack say" in call(*asked, *of)
+    call("pairs", data, tmp_path / "pairs.parquet", "--lexical", 1, "--random", 0, "--coverage", 0.05)
+    said = call("run", tmp_path / "pairs.parquet", tmp_path / "graded", "--grader", tmp_path / "both")
+    assert "combined-" in said
+    rows = [f"{name}={tmp_path / name}" for name in ("both", "stack")]
+    call("choose", data, tmp_path / "out", *rows)
+    found = json.loads((tmp_path / "out" / "choice.json").read_text())["graders"]["both"]
+    assert found["gullibility"] is not None
+
+
 def test_a_tuned_model_needs_a_prompt(tmp_path: Path) -> None:
     data, model = write_small_world(tmp_path / "data"), write_model(tmp_path / "model")
     asked = ["train", data, tmp_path / "tuned", "--grader", "tuned-model", "--start", model]
