@@ -31,11 +31,11 @@ def list_command() -> None:
     """
     import tomllib
 
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from experiments.config import READ_BY
+    from experiments.runtime.terminal import Console
 
     grid = Table()
     grid.add_column("name", no_wrap=True)

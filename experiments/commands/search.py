@@ -40,9 +40,8 @@ def search(
     Examples: `dashclip search runs/data "oat milk" --encoders runs/align --table runs/embeddings`,
     `dashclip search runs/data --page --encoders runs/align --against words`
     """
-    from rich.console import Console
-
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from experiments.scoring.texts import ProductSearch, VectorSource, hits_text
     from features.inputs.origin import Origin
 

@@ -4,6 +4,7 @@ Nothing is dropped silently: every row of the input is in the clean copy or in t
 """
 
 import itertools
+import math
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -134,9 +135,12 @@ def _too_bad(table: TableName, finding: TableFinding, max_bad_share: float) -> s
         return None
     first = next(rule for rule in finding.broken if rule.severity == "quarantine")
     allowed = "which leaves nothing" if nothing_left else f"more than the {max_bad_share:.2%} allowed"
+    enough = math.ceil(finding.share * 100) / 100
+    aside = f"`dashclip validate DATA --out OUT --write-clean --max-bad-share {enough:g}` goes on without them"
     return (
         f"{first.sentence}; in all {finding.quarantined:,} of {finding.rows:,} rows of {table} "
-        f"({finding.share:.2%}) break a rule, {allowed}"
+        f"({finding.share:.2%}) break a rule, {allowed}: correct them"
+        + ("" if nothing_left else f", or {aside}")
     )
 
 

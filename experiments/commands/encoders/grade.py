@@ -64,13 +64,13 @@ def pairs_command(
     Example: `dashclip grade pairs runs/data runs/pairs.parquet --tables runs/lsa`
     """
     import pyarrow.parquet as pq
-    from rich.console import Console
 
     from embeddings.catalog.holdout import TRAIN, HoldoutConfig
     from embeddings.grading.candidates import CandidateConfig, candidate_pairs
     from embeddings.grading.graders import open_tables
     from embeddings.grading.pairs import Catalogue, read_graded_pairs
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from features.artifacts import replaced_file
 
     config = CandidateConfig(
@@ -198,11 +198,10 @@ def train_command(
 
     Example: `dashclip grade train runs/data runs/graders/stack --tables lsa=runs/lsa`
     """
-    from rich.console import Console
-
     from embeddings.catalog.holdout import HoldoutConfig
     from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from features.artifacts import refuse_to_replace_input
 
     refuse_to_replace_input(out, data)
@@ -347,7 +346,6 @@ def _measure(
     price: float = 0.0,
     encoders: list[str] | None = None,
 ) -> None:
-    from rich.console import Console
     from rich.markdown import Markdown
 
     from embeddings.catalog.holdout import HoldoutConfig
@@ -357,6 +355,7 @@ def _measure(
     from experiments.grading.page import to_markdown
     from experiments.grading.report import measure_graders
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from experiments.scoring.texts import VectorSource
     from features.artifacts import atomic_write_bytes
 

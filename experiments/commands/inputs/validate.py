@@ -35,9 +35,8 @@ def validate_tables(
 
     Example: `dashclip validate runs/marketplace --out runs/checked --write-clean`
     """
-    from rich.console import Console
-
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from features.artifacts import atomic_write_json
     from features.inputs.tables import InputError
     from features.inputs.validation import validate

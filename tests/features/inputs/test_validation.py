@@ -238,7 +238,8 @@ def test_too_large_a_bad_share_fails_with_a_sentence_and_leaves_no_clean_copy(tm
     assert str(caught.value) == (
         "relevance.parquet row 6, column 'grade' is '3': it must be 0 (irrelevant), 1 (moderate) or 2 "
         "(high); map other scales to these; in all 1 of 7 rows of relevance (14.29%) break a rule, "
-        "more than the 10.00% allowed"
+        "more than the 10.00% allowed: correct them, or `dashclip validate DATA --out OUT --write-clean "
+        "--max-bad-share 0.15` goes on without them"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["aside", "in"]
 
