@@ -29,16 +29,21 @@ def read_rows(path: Path, *, needs: tuple[str, ...]) -> pa.Table:
         else:
             rows = pq.read_table(path)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        raise ValueError(f"{path} cannot be read: {error}{_hint(path)}") from None
     missing = [name for name in needs if name not in rows.column_names]
     if missing:
         raise ValueError(
             f"{path} needs the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; it has "
-            f"{', '.join(rows.column_names)}"
+            f"{', '.join(rows.column_names)}{_hint(path) if len(rows.column_names) == 1 else ''}"
         )
     if not len(rows):
         raise ValueError(f"{path} has no rows")
     return rows
+
+
+def _hint(path: Path) -> str:
+    mark = {".csv": "commas", ".tsv": "tabs"}.get(path.suffix)
+    return f". {path.suffix} has {mark} between fields, and numbers with a point" if mark else ""
 
 
 def ids_like(ids: pa.Array | pa.ChunkedArray, kind: pa.DataType, *, name: str) -> pa.Array:

@@ -136,7 +136,9 @@ def _too_bad(table: TableName, finding: TableFinding, max_bad_share: float) -> s
     first = next(rule for rule in finding.broken if rule.severity == "quarantine")
     allowed = "which leaves nothing" if nothing_left else f"more than the {max_bad_share:.2%} allowed"
     enough = math.ceil(finding.share * 100) / 100
-    aside = f"`dashclip validate DATA --out OUT --write-clean --max-bad-share {enough:g}` goes on without them"
+    aside = (
+        f"`dashclip validate DATA --out OUT --write-clean --max-bad-share {enough:g}` goes on without them"
+    )
     return (
         f"{first.sentence}; in all {finding.quarantined:,} of {finding.rows:,} rows of {table} "
         f"({finding.share:.2%}) break a rule, {allowed}: correct them"
