@@ -64,6 +64,14 @@ def validate_tables(
     if out is not None:
         console.print(f"written to {out}", soft_wrap=True)
     report.raise_if_failed()
+    if out is not None and write_clean:
+        console.print(f"go on with {out / 'clean'}: the tables without quarantined rows", soft_wrap=True)
+    elif any(finding.quarantined for finding in report.tables.values()):
+        console.print(
+            "go on with a clean copy, as features are not built of such rows: "
+            f"dashclip validate {data} --out {out or 'OUT'} --write-clean",
+            soft_wrap=True,
+        )
 
 
 def _summary(report: "ValidationReport") -> list[Any]:

@@ -111,8 +111,9 @@ def refresh(
 
 def _labels(package: Path) -> "LabelConfig":
     from features.feature_set import FeatureSet
-    from serving.package.manifest import SCHEMA
+    from serving.package.manifest import SCHEMA, PackageManifest
 
+    PackageManifest.read(package)  # says what is wrong where it is no package
     return FeatureSet.open(package / SCHEMA, verify=False).manifest.config.labels
 
 

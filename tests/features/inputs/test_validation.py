@@ -501,3 +501,19 @@ def test_a_price_that_is_nan_counts_as_not_known(tmp_path):
     report = validated(write_tables(tmp_path / "in", rows), max_bad_share=0.0)
     assert broken(report) == {}
     check_or_raise(InputTables.open(tmp_path / "in"), now=NOW)
+
+
+def test_ids_that_are_written_otherwise_in_another_table_are_shown_beside_it(tmp_path):
+    good = broken(validated(write_tables(tmp_path / "good", good_rows())))
+    assert "no_common_user" not in good.get("purchases", [])
+    rows = good_rows()
+    for row in rows["purchases"]:
+        row["user_id"] += ".0"
+    for row in rows["impressions"]:
+        row["product_id"] += 1_000
+    report = validated(write_tables(tmp_path / "in", rows))
+    users = next(rule for rule in report.tables["purchases"].broken if rule.rule == "no_common_user")
+    assert users.severity == "warn"
+    assert "every history is empty; are the ids written alike?" in users.sentence
+    products = next(rule for rule in report.tables["impressions"].broken if rule.rule == "unknown_product")
+    assert "as no row names one, are ids written alike? products has 0" in products.sentence
