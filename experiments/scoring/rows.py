@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
@@ -53,6 +54,8 @@ def ids_like(ids: pa.Array | pa.ChunkedArray, kind: pa.DataType, *, name: str) -
         ValueError: one cannot be of that type.
     """
     ids = without_blanks(ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
+    if pa.types.is_integer(kind) and ids.type == pa.string():
+        ids = pc.replace_substring_regex(ids, r"^(-?\d+)\.0$", r"\1")  # as pandas writes 7 beside a null
     try:
         return ids if ids.type == kind else ids.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

@@ -14,6 +14,10 @@ def test_ids_and_texts_of_csv_stay_as_they_are_written(tmp_path):
     assert rows["price"].to_pylist() == [1.5, 2.0]
     assert ids_like(rows["product_id"], pa.string(), name="product_id").to_pylist() == ["0012", None]
     assert ids_like(rows["product_id"], pa.int64(), name="product_id").to_pylist() == [12, None]
+    floats = pa.array(["12.0", None, "13"])
+    assert ids_like(floats, pa.int64(), name="product_id").to_pylist() == [12, None, 13]
+    assert ids_like(floats, pa.string(), name="product_id").to_pylist() == ["12.0", None, "13"]
+    assert ids_like(pa.array([12.0, None]), pa.int64(), name="product_id").to_pylist() == [12, None]
     with pytest.raises(ValueError, match="query is string here, but must be int64 as in the data"):
         ids_like(rows["query"], pa.int64(), name="query")
 
