@@ -207,9 +207,7 @@ def test_an_unknown_name_to_show_gets_a_hint():
 
 
 def test_a_config_of_another_kind_is_told_who_reads_it():
-    with pytest.raises(
-        ConfigError, match="a config that `dashclip sweep` reads; key .variant. is miss"
-    ):
+    with pytest.raises(ConfigError, match="a config that `dashclip sweep` reads; key 'variant' is missing"):
         load_config(Path("demo"), RunConfig)
     with pytest.raises(ConfigError, match="this is a config that `dashclip encode` reads"):
         load_config(Path("encoders_small"), FeatureConfig)
