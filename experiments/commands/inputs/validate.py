@@ -1,5 +1,6 @@
 """`dashclip validate`: hold the input tables to named rules."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,7 +70,7 @@ def validate_tables(
     elif any(finding.quarantined for finding in report.tables.values()):
         console.print(
             "go on with a clean copy, as features are not built of such rows: "
-            f"dashclip validate {data} --out {out or 'OUT'} --write-clean",
+            f"dashclip validate {shlex.quote(str(data))} --out {shlex.quote(str(out or 'OUT'))} --write-clean",
             soft_wrap=True,
         )
 
