@@ -68,10 +68,9 @@ def validate_tables(
     if out is not None and write_clean:
         console.print(f"go on with {out / 'clean'}: the tables without quarantined rows", soft_wrap=True)
     elif any(finding.quarantined for finding in report.tables.values()):
+        command = shlex.join(["dashclip", "validate", str(data), "--out", str(out or "OUT"), "--write-clean"])
         console.print(
-            "go on with a clean copy, as features are not built of such rows: "
-            f"dashclip validate {shlex.quote(str(data))} --out {shlex.quote(str(out or 'OUT'))} --write-clean",
-            soft_wrap=True,
+            f"go on with a clean copy, as features are not built of such rows: {command}", soft_wrap=True
         )
 
 
