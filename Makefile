@@ -46,6 +46,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed; name one with: make setup PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): some 2.4 GB (cpu), minutes; pip is quiet meanwhile. Then: . $(VENV)/bin/activate"
 	$(if $(OTHER_STAMPS),$(BIN)/python -m pip uninstall --quiet --yes fbgemm-gpu fbgemm-gpu-cpu)
 	$(if $(OTHER_STAMPS),rm -f $(OTHER_STAMPS))
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0

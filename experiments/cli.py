@@ -1,5 +1,6 @@
 """The `dashclip` command. Subcommands live in `experiments/commands/`; heavy imports wait until one runs."""
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -134,6 +135,19 @@ PROOFS: dict[str, Callable[..., None]] = {
     "publish": publish.publish_command,
 }
 
+_PERMIT = "choose another folder, or change who may write there"
+#: What to do about what the system says of a file.
+_ADVICE = {
+    errno.EEXIST: "a file stands where a folder is needed: choose another folder, or delete it",
+    errno.ENOTDIR: "a file stands where a folder is needed: choose another folder, or delete it",
+    errno.EISDIR: "a folder stands where a file is needed: give a file",
+    errno.ENOENT: "check the path",
+    errno.ENOSPC: "free some disk, and give the same command again",
+    errno.EACCES: _PERMIT,
+    errno.EPERM: _PERMIT,
+    errno.EROFS: _PERMIT,
+}
+
 for panel, commands in PANELS.items():
     for name, command in commands.items():
         if isinstance(command, typer.Typer):
@@ -169,6 +183,14 @@ def main() -> None:
     except (ValueError, OSError) as error:
         if "--traceback" in sys.argv[1:]:
             raise
-        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        typer.secho(f"error: {_in_words(error)}", err=True, fg=typer.colors.RED)
         typer.secho("(dashclip --traceback … shows where it happened)", err=True, dim=True)
         sys.exit(2)
+
+
+def _in_words(error: Exception) -> str:
+    """What the system says of a file as a sentence that says what to do; our own sentences as they are."""
+    if not isinstance(error, OSError) or error.errno is None or error.filename is None:
+        return str(error)
+    advice = _ADVICE.get(error.errno, "look at the folder that it lies in")
+    return f"{error.filename}: {(error.strerror or type(error).__name__).lower()}; {advice}"

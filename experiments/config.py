@@ -22,6 +22,16 @@ READ_BY = {
     "mapping": "dashclip import tables",
 }
 
+#: A top-level key, and the kind of config that it tells; the first found counts.
+KINDS = (
+    ("base", "ablation"),
+    ("size", "encoders"),
+    ("variants", "sweep"),
+    ("variant", "run"),
+    ("sparse", "features"),
+    ("products", "mapping"),
+)
+
 
 @dataclass(frozen=True)
 class KeysOf:
@@ -68,7 +78,7 @@ def parse_config(content: dict[str, Any], model: type[ConfigT], *, where: str) -
         return model.model_validate(content)
     except ValidationError as error:
         lines = [_sentence(problem, model) for problem in error.errors()]
-        raise ConfigError(f"{where}: " + "; ".join(lines)) from None
+        raise ConfigError(f"{where}: {_another_kind(content, model)}" + "; ".join(lines)) from None
 
 
 def merged(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +88,11 @@ def merged(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
         both_tables = isinstance(value, dict) and isinstance(found.get(key), dict)
         found[key] = merged(found[key], value) if both_tables else value
     return found
+
+
+def _another_kind(content: dict[str, Any], model: type[BaseModel]) -> str:
+    kind = next((kind for key, kind in KINDS if key in content and key not in model.model_fields), None)
+    return f"this is a config that `{READ_BY[kind]}` reads; " if kind else ""
 
 
 def _sentence(problem: Any, model: type[BaseModel]) -> str:

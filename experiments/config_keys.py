@@ -11,6 +11,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -104,11 +105,11 @@ def find_keys(asked: str) -> list[ConfigKey]:
     Raises:
         ConfigError: there is none; names the nearest.
     """
-    keys = all_keys()
     wanted = asked.strip().strip("[]")
     for kind in KINDS:
         if wanted == kind.name:
             return keys_of(kind)
+    keys = all_keys()
     names = {key: _plain(key.full) for key in keys}
     exact = [key for key in keys if names[key] == _plain(wanted)]
     named = exact or [key for key in keys if names[key].endswith(f".{_plain(wanted)}")]
@@ -188,13 +189,19 @@ def _section_in(annotation: Any, step: str = ".") -> _Section | None:
 def _comment(model: type[BaseModel], name: str) -> str:
     """The `#:` comment above a field, in the class that declares it."""
     owner = next(owner for owner in model.__mro__ if name in vars(owner).get("__annotations__", {}))
-    lines = textwrap.dedent(inspect.getsource(owner)).splitlines()
+    lines = _lines_of(owner)
     at = next(number for number, line in enumerate(lines) if re.match(rf"    {name}: ", line))
     found: list[str] = []
     while at and lines[at - 1].strip().startswith("#:"):
         at -= 1
         found.insert(0, lines[at].strip().removeprefix("#:").strip())
     return " ".join(found)
+
+
+@cache
+def _lines_of(owner: type) -> list[str]:
+    """Of a class, once: to find them Python parses the whole module."""
+    return textwrap.dedent(inspect.getsource(owner)).splitlines()
 
 
 def _first_paragraph(model: type[BaseModel]) -> str:

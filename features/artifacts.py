@@ -331,3 +331,27 @@ def _fsync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def differences(found: Any, given: Any, *, most: int = 3) -> str:
+    """Which values of two JSON documents differ, by their path: what a person has to set back.
+
+    >>> differences({"training": {"batch_size": 256}, "seed": 1}, {"training": {"batch_size": 64}, "seed": 1})
+    'training.batch_size was 256, now 64'
+    """
+    said = list(_differences(found, given, ""))
+    more = f"; {len(said) - most} more" if len(said) > most else ""
+    return "; ".join(said[:most]) + more
+
+
+def _differences(found: Any, given: Any, path: str) -> Iterator[str]:
+    if isinstance(found, dict) and isinstance(given, dict):
+        for key in {**found, **given}:
+            yield from _differences(found.get(key), given.get(key), f"{path}.{key}" if path else str(key))
+    elif found != given:
+        yield f"{path} was {_shortened(found)}, now {_shortened(given)}"
+
+
+def _shortened(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."

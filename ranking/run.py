@@ -27,7 +27,14 @@ from embeddings.training.checkpoint import read_checkpoint
 from embeddings.training.precision import resolve_precision
 from embeddings.training.ranks import Ranks, decided_by_first, failing_together
 from embeddings.training.run_log import Tracker, TrainingLog
-from features.artifacts import BusyError, StrictModel, atomic_write_json, file_lock, replaced_file
+from features.artifacts import (
+    BusyError,
+    StrictModel,
+    atomic_write_json,
+    differences,
+    file_lock,
+    replaced_file,
+)
 from features.batches.loader import BatchLoader
 from features.batches.streams import StreamLoader
 from features.feature_set import FeatureSet
@@ -235,10 +242,11 @@ def check_same_run(folder: Path, config: RunConfig) -> None:
     )
     for name, content, what in expected:
         path = folder / name
-        if path.exists() and _as_now(name, json.loads(path.read_text())) != content:
+        found = _as_now(name, json.loads(path.read_text())) if path.exists() else content
+        if found != content:
             raise ValueError(
-                f"{path} differs from {what}, so its numbers would not be comparable; restore them, "
-                f"choose another folder, or delete {folder} to train it anew"
+                f"{path} differs from {what} ({differences(found, content)}), so its numbers would not be "
+                f"comparable; restore them, choose another folder, or delete {folder} to train it anew"
             )
 
 

@@ -21,7 +21,7 @@ from embeddings.stages.fingerprints import settings_fingerprint, table_fingerpri
 from embeddings.training.loop import OptimizerConfig, Report, Task, TrainingOutcome, train
 from embeddings.training.ranks import Ranks, barrier
 from embeddings.training.run_log import Tracker, TrainingLog
-from features.artifacts import refuse_foreign_folder, replaced_file
+from features.artifacts import differences, refuse_foreign_folder, replaced_file
 
 ENCODER, TRAINING, CHECKPOINTS, TUPLES = "encoder", "training.json", "checkpoints", "tuples"
 
@@ -170,12 +170,9 @@ def finished_run(folder: Path, settings: dict[str, Any]) -> StageRun | None:
             f"{path} is not the record of a training run; choose another output folder"
         ) from None
     if found != settings:
-        differing = sorted(
-            key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key)
-        )
         raise StageError(
-            f"{folder} holds a finished run with another {', '.join(differing)}; delete it or choose another "
-            "output folder"
+            f"{folder} holds a finished run of other settings ({differences(found, settings)}); delete it or "
+            "choose another output folder"
         )
     return StageRun(folder, DashClipEncoder.load(folder / ENCODER), None, counts, best)
 

@@ -22,7 +22,7 @@ from experiments.ablation.run import METRICS_FILE, run_stage_1, run_variant
 from experiments.config import ConfigError, KeysOf, load_config, merged, parse_config
 from experiments.encoders.config import EncodersConfig
 from experiments.runtime.job_pool import Job, OnProgress, run_jobs
-from features.artifacts import folder_lock, sha256_of
+from features.artifacts import differences, folder_lock, sha256_of
 from features.inputs.tables import table_files
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
@@ -192,15 +192,17 @@ def check_same_run(run: PlannedRun, *, data: str) -> None:
     if not run.metrics.is_file():
         return
     found = json.loads(run.metrics.read_text(encoding="utf-8"))
+    given = run.config.model_dump(mode="json")
     try:
-        same_config = EncodersConfig.model_validate(found["config"]) == run.config
+        settings = EncodersConfig.model_validate(found["config"]).model_dump(mode="json")
     except ValidationError:
-        same_config = False
-    for what, same in (("settings", same_config), ("data", found["data"] == data)):
-        if not same:
-            raise ValueError(
-                f"{run.folder} holds a finished run of other {what}; delete it or choose another folder"
-            )
+        settings = found["config"]
+    other = f"settings ({differences(settings, given)})" if settings != given else ""
+    if other or found["data"] != data:
+        raise ValueError(
+            f"{run.folder} holds a finished run of other {other or 'data'}; delete it or choose another "
+            "folder"
+        )
 
 
 def data_checksum(data: Path) -> str:

@@ -53,10 +53,10 @@ def report(
 
     Example: `dashclip abtest report runs/abtest`
     """
-    from rich.console import Console
     from rich.markup import escape
 
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     require_tea_tasting()
     from experiments.abtest.analysis import analyse_folder
@@ -127,9 +127,8 @@ def plan(
 
     Example: `dashclip abtest plan runs/data runs/plan --lift 0.03`
     """
-    from rich.console import Console
-
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     require_tea_tasting()
     from experiments.abtest.metrics import METRICS

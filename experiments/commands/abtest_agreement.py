@@ -31,7 +31,6 @@ def agreement(
     runs/sweep/dcn_lexical/seed-1 runs/sweep/dcn_pq_sim/seed-1`
     """
     import torch
-    from rich.console import Console
     from rich.table import Table
 
     from experiments.abtest.offline.agreement import AGREEMENT, AgreementSettings, measure_agreement
@@ -42,6 +41,7 @@ def agreement(
         agreement_sentences,
     )
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from features.artifacts import atomic_write_bytes
 
     torch.set_num_threads(1)

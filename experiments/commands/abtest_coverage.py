@@ -24,10 +24,10 @@ def coverage(
     Example: `dashclip abtest coverage runs/abtest`
     """
     import torch
-    from rich.console import Console
     from rich.table import Table
 
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from features.artifacts import atomic_write_bytes
 
     require_tea_tasting()

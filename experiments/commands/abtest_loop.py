@@ -38,13 +38,13 @@ def loop(
     Example: `dashclip abtest loop runs/market runs/loop --config run.toml`
     """
     import torch
-    from rich.console import Console
 
     from experiments.abtest.loop.run import claim, run_loop
     from experiments.abtest.loop.settings import LoopSettings
     from experiments.config import load_config
     from experiments.reports.abtest.loop_page import loop_sentences, write_loop_report
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from features.schema import FeatureConfig
     from ranking.run import RunConfig
 

@@ -8,9 +8,8 @@ import typer
 from experiments.commands.abtest import abtest
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from experiments.abtest.offline.evaluation import Evaluation
+    from experiments.runtime.terminal import Console
 
 #: Below it few decisions decide the estimate, whatever its interval says.
 FEW_EFFECTIVE = 100
@@ -40,12 +39,11 @@ def offpolicy(
 
     Example: `dashclip abtest offpolicy runs/abtest --served-by control`
     """
-    from rich.console import Console
-
     from experiments.abtest.offline.evaluation import evaluate
     from experiments.abtest.offline.open_bandit import open_bandit_decisions
     from experiments.abtest.offline.simulated_log import simulated_decisions
     from experiments.abtest.simulated.run import SETTINGS
+    from experiments.runtime.terminal import Console
     from features.artifacts import atomic_write_json
 
     console = Console()

@@ -9,10 +9,9 @@ from experiments.commands.abtest import abtest, has_tea_tasting, write_run_repor
 from experiments.commands.options import KEY_FILE, MANAGEMENT_URL
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from experiments.abtest.simulated.run import Finished
     from experiments.abtest.simulated.settings import RunSettings
+    from experiments.runtime.terminal import Console
 
 _POLICY = "a package, or the URL of a model that a server serves"
 _SERVED = "that the server behind the URL of --{0} serves: its snapshot is refreshed every night"
@@ -69,12 +68,12 @@ def run(
     runs/package --searches-per-day 20000`
     """
     import torch
-    from rich.console import Console
 
     from experiments.abtest.simulated.policies import EndpointPolicy, PackagePolicy, Policy
     from experiments.abtest.simulated.run import claim, run_experiment
     from experiments.abtest.simulated.settings import CONTROL, TREATMENT, RunSettings
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from serving.package.generations import current_generation
 
     torch.set_num_threads(1)

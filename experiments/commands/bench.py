@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from experiments.runtime.terminal import Console
     from features.progress import Progress
 
 
@@ -191,11 +190,10 @@ def bench(
 
     Example: `dashclip bench features`, `dashclip bench encoders --size base --device cuda`
     """
-    from rich.console import Console
-
     from experiments.benchmarks.document import update_document
     from experiments.benchmarks.scale_report import scale_png
     from experiments.benchmarks.tables import GPU, PARTS, SCALE, read_result, tables_of
+    from experiments.runtime.terminal import Console
     from features.artifacts import atomic_write_bytes, atomic_write_json
 
     console = Console()

@@ -10,16 +10,6 @@ config = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="List and print the configs that come along."
 )
 
-#: A top-level key, and the kind of config that it tells; the first found counts.
-_KINDS = (
-    ("base", "ablation"),
-    ("size", "encoders"),
-    ("variants", "sweep"),
-    ("variant", "run"),
-    ("sparse", "features"),
-    ("products", "mapping"),
-)
-
 
 @config.command("list")
 def list_command() -> None:
@@ -31,11 +21,11 @@ def list_command() -> None:
     """
     import tomllib
 
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from experiments.config import READ_BY
+    from experiments.config import KINDS, READ_BY
+    from experiments.runtime.terminal import Console
 
     grid = Table()
     grid.add_column("name", no_wrap=True)
@@ -46,7 +36,7 @@ def list_command() -> None:
         grid.add_row(path.stem, kind_of(tomllib.loads(text)), escape(first_comment(text)))
     console = Console()
     console.print(grid)
-    for _, kind in _KINDS:
+    for _, kind in KINDS:
         console.print(f"{kind:<9} is read by `{READ_BY[kind]}`")
 
 
@@ -97,10 +87,12 @@ def explain_command(
 
 def kind_of(content: dict[str, Any]) -> str:
     """ablation, encoders, sweep, run, features, mapping: a `base` tells an ablation, `variants` or not."""
-    for key, kind in _KINDS:
+    from experiments.config import KINDS
+
+    for key, kind in KINDS:
         if key in content:
             return kind
-    raise ValueError(f"not a config of any kind: none of {[key for key, _ in _KINDS]} is among its keys")
+    raise ValueError(f"not a config of any kind: none of {[key for key, _ in KINDS]} is among its keys")
 
 
 def first_comment(text: str) -> str:

@@ -50,14 +50,13 @@ def demo(
     Examples: `dashclip demo --out runs/demo --seeds 5`,
     `dashclip demo --preset retrieval --out runs/demo_retrieval`
     """
-    from rich.console import Console
-
     from experiments.commands.inputs.features import build_command
     from experiments.commands.inputs.generate import generate_marketplace
     from experiments.commands.rankers.importance import importance
     from experiments.commands.rankers.report import report
     from experiments.commands.rankers.sweep import exit_if_failed, run_sweep
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from experiments.sweeps.sweep import plan, processes_of, tables_read
     from experiments.worlds.parts import TABLES
 
@@ -116,10 +115,9 @@ def make_embeddings(out: Path, config: Path, runs: Sequence["PlannedRun"], proce
 
     Meanwhile those of `runs` train whose tables exist; the sweep trains the rest.
     """
-    from rich.console import Console
-
     from experiments.commands.encoders.encode import align_command, pretrain_command, run_command
     from experiments.commands.encoders.encode_measure import evaluate_command, probe_command
+    from experiments.runtime.terminal import Console
     from experiments.sweeps.meanwhile import trained_meanwhile
     from experiments.sweeps.sweep import tables_read
 

@@ -17,10 +17,10 @@ def doctor(
 
     Example: `dashclip doctor`
     """
-    from rich.console import Console
     from rich.table import Table
 
     from experiments.runtime.doctor import diagnose, exit_code
+    from experiments.runtime.terminal import Console
 
     console = Console()
     with console.status("checking"):

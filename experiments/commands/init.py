@@ -36,11 +36,10 @@ def init(
 
     Example: `dashclip init my_log my_project`
     """
-    from rich.console import Console
-
     from experiments.projects.project import findings, write_project
     from experiments.projects.survey import survey
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     console = Console()
     with progress_bars(console) as bars:

@@ -37,12 +37,11 @@ def search(
     from the encoder. --page shows pictures, and two ways to search side by side; it answers to this machine
     alone, until Ctrl-C.
 
-    Examples: `dashclip search runs/data "oat milk" --encoders runs/align --table runs/embeddings`,
-    `dashclip search runs/data --page --encoders runs/align --against words`
+    Examples: `dashclip search runs/data "oat milk" --encoders runs/encoders/align --table
+    runs/encoders/tables`, `dashclip search runs/data --page --encoders runs/encoders/align --against words`
     """
-    from rich.console import Console
-
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from experiments.scoring.texts import ProductSearch, VectorSource, hits_text
     from features.inputs.origin import Origin
 

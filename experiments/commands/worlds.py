@@ -47,12 +47,11 @@ def worlds_command(
 
     Example: `dashclip proofs worlds runs/worlds --worlds 0-4 --preset mixed --preset retrieval`
     """
-    from rich.console import Console
-
     from experiments.commands.rankers.sweep import exit_if_failed
     from experiments.config import load_config, parse_config
     from experiments.encoders.config import EncodersConfig
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from experiments.sweeps.sweep import SweepConfig
     from experiments.worlds.forecast import Forecast
     from experiments.worlds.plan import WorldsConfig, claim, execute_worlds, planned_jobs
@@ -123,8 +122,7 @@ def publish_worlds_command(
 
     Example: `dashclip proofs publish-worlds runs/worlds`
     """
-    from rich.console import Console
-
+    from experiments.runtime.terminal import Console
     from experiments.worlds.report import publish_worlds
 
     for path in publish_worlds(out, results=results, readme=readme):

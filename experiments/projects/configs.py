@@ -193,7 +193,7 @@ def draft_sweep(survey: Survey, size: ProjectSize, *, truth: str) -> Drafted:
     """
     shipped = tomllib.loads((SHIPPED / "demo.toml").read_text(encoding="utf-8"))
     trained = trains_encoders(survey)
-    vectors = "runs/embeddings" if trained else "runs/lsa"
+    vectors = "runs/encoders/tables" if trained else "runs/lsa"
     content: dict[str, Any] = {
         "name": f"table 2 of {survey.data.resolve().name}",
         "baseline": "dcn",

@@ -140,7 +140,7 @@ def commands(survey: Survey, out: Path, drafts: dict[str, Drafted]) -> list[tupl
         names = drafts[SWEEP].content["variants"]
         best = next(name for name in ("dcn_history_tiers", "dcn_vectors") if name in names)
         run = f"runs/sweep/{best}/seed-1"
-        query = " --encoder runs/align" if survey.queries and has_grades(survey) else ""
+        query = " --encoder runs/encoders/align" if survey.queries and has_grades(survey) else ""
         found += [
             (f"dashclip sweep {SWEEP} runs/sweep", "table 2: runs/sweep/report.html"),
             (f"dashclip package {run} runs/package --data {data}{query}", "what a server opens"),
@@ -153,24 +153,32 @@ def _encoder_commands(survey: Survey, data: str) -> list[tuple[str, str]]:
     if not trains_encoders(survey):
         return []
     found = []
-    start, encoder = "", "runs/pretrain"
+    start, encoder = "", "runs/encoders/pretrain"
     if survey.has_images:
-        found.append((f"dashclip encode pretrain {data} runs/pretrain --config {ENCODERS}", "stage 1"))
-        start = " --start runs/pretrain"
+        stage_1 = f"dashclip encode pretrain {data} {encoder} --config {ENCODERS}"
+        found.append((stage_1, "stage 1"))
+        start = f" --start {encoder}"
     if has_grades(survey):
-        encoder = "runs/align"
-        found.append((f"dashclip encode align {data} runs/align{start} --config {ENCODERS}", "stage 2"))
+        encoder = "runs/encoders/align"
+        stage_2 = f"dashclip encode align {data} {encoder}{start} --config {ENCODERS}"
+        found.append((stage_2, "stage 2"))
     found.append(
         (
-            f"dashclip encode run {data} {encoder} runs/embeddings --config {ENCODERS}",
+            f"dashclip encode run {data} {encoder} runs/encoders/tables --config {ENCODERS}",
             "vectors of all products and queries",
         )
     )
-    row = "runs/embeddings" if has_grades(survey) else encoder
+    row = "runs/encoders/tables" if has_grades(survey) else encoder
     found.append(
         (
             f"dashclip encode evaluate {data} runs/encoders --config {ENCODERS} --row dashclip={row}",
             "table 1" if has_grades(survey) else "which image belongs to a title",
+        )
+    )
+    found.append(
+        (
+            f"dashclip report runs/encoders --data {data}",
+            "what encoders have learned and find: runs/encoders/report.html",
         )
     )
     return found
@@ -195,8 +203,8 @@ def readme(survey: Survey, out: Path, drafts: dict[str, Drafted], estimates: Est
     if not trains_encoders(survey):
         lines += [
             "- Published text weights need no training: `dashclip encode from-bert MODEL runs/bert`, then "
-            f"`dashclip encode run DATA runs/bert runs/embeddings --config {ENCODERS}`, and "
-            f"`runs/embeddings` for `runs/lsa` in {SWEEP}.",
+            f"`dashclip encode run DATA runs/bert runs/encoders/tables --config {ENCODERS}`, and "
+            f"`runs/encoders/tables` for `runs/lsa` in {SWEEP}.",
         ]
     lines += ["- `dashclip config explain KEY` says what a key of the three configs means.", ""]
     return "\n".join(lines)

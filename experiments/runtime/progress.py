@@ -10,7 +10,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,6 +24,7 @@ from rich.table import Column
 from rich.text import Text
 
 from experiments.runtime.job_pool import BUSY, JobProgress
+from experiments.runtime.terminal import Console
 from features.progress import Progress
 
 if TYPE_CHECKING:  # not all work that is shown needs torch

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
@@ -29,16 +30,21 @@ def read_rows(path: Path, *, needs: tuple[str, ...]) -> pa.Table:
         else:
             rows = pq.read_table(path)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        raise ValueError(f"{path} cannot be read: {error}{_hint(path)}") from None
     missing = [name for name in needs if name not in rows.column_names]
     if missing:
         raise ValueError(
             f"{path} needs the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; it has "
-            f"{', '.join(rows.column_names)}"
+            f"{', '.join(rows.column_names)}{_hint(path) if len(rows.column_names) == 1 else ''}"
         )
     if not len(rows):
         raise ValueError(f"{path} has no rows")
     return rows
+
+
+def _hint(path: Path) -> str:
+    mark = {".csv": "commas", ".tsv": "tabs"}.get(path.suffix)
+    return f". {path.suffix} has {mark} between fields, and numbers with a point" if mark else ""
 
 
 def ids_like(ids: pa.Array | pa.ChunkedArray, kind: pa.DataType, *, name: str) -> pa.Array:
@@ -48,6 +54,8 @@ def ids_like(ids: pa.Array | pa.ChunkedArray, kind: pa.DataType, *, name: str) -
         ValueError: one cannot be of that type.
     """
     ids = without_blanks(ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
+    if pa.types.is_integer(kind) and ids.type == pa.string():
+        ids = pc.replace_substring_regex(ids, r"^(-?\d+)\.0$", r"\1")  # as pandas writes 7 beside a null
     try:
         return ids if ids.type == kind else ids.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

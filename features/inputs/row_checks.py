@@ -222,6 +222,36 @@ class RowChecks:
             "were clicked and impressions that were not, so log both",
         )
 
+    def no_common_user(self) -> RuleFinding | None:
+        """A warning if nobody who bought is in the impressions, as where ids are written in two ways."""
+        if not (self.tables.has("impressions") and self.tables.has("purchases")):
+            return None
+        shown, bought = (
+            f"(SELECT user_id FROM {self.tables.scan_sql(name)} r WHERE NOT {is_missing_sql('r.user_id')})"
+            for name in ("impressions", "purchases")
+        )
+        examples = [self._fetch(f"SELECT user_id FROM {users} LIMIT 1") for users in (shown, bought)]
+        if not all(examples) or self._fetch(
+            f"SELECT 1 FROM {bought} WHERE user_id IN (FROM {shown}) LIMIT 1"
+        ):
+            return None
+        (((seen,),), ((buyer,),)) = examples
+        return RuleFinding(
+            "no_common_user",
+            "warn",
+            "user_id",
+            self.tables.rows("purchases"),
+            1.0,
+            None,
+            f"no user of the purchases, such as {buyer!r}, is in the impressions, which have {seen!r}: every "
+            "history is empty; are the ids written alike?",
+        )
+
+    def _written_otherwise(self) -> str:
+        """What to add where no row of a table names a product that is known."""
+        known = self._fetch("SELECT product_id FROM known LIMIT 1")
+        return f"; as no row names one, are ids written alike? products has {known[0][0]!r}" if known else ""
+
     def _fetch(self, sql: str) -> list[tuple[Any, ...]]:
         return self._connection.execute(sql).fetchall()
 
@@ -272,8 +302,10 @@ class RowChecks:
         for rule in self._applicable(table):
             count, place = by_name.get(rule.name, (0, None))
             example = self._example(table, rule.column, place["file"], place["row"]) if place else None
+            more = self._written_otherwise() if rule.joins == "known" and count == total else ""
+            advice = rule.advice + more
             findings.append(
-                RuleFinding(rule.name, rule.severity, rule.column, count, count / total, example, rule.advice)
+                RuleFinding(rule.name, rule.severity, rule.column, count, count / total, example, advice)
             )
         quarantined = self._fetch(f"SELECT count(*) FROM bad_{table} WHERE len(reasons) > 0")[0][0]
         return TableFinding(total, quarantined, tuple(findings))

@@ -203,7 +203,7 @@ class InputTables:
                 int64 or strings, times without a zone), is empty, or a file is not whole.
         """
         if not data.is_dir():
-            raise InputError(f"{data} is not a folder; give the one that holds products.parquet and the logs")
+            raise _no_folder(data)
         tables: dict[TableName, InputTable] = {}
         queries = False
         for name, spec in TABLES.items():
@@ -431,8 +431,14 @@ def _place(data: Path, spec: TableSpec) -> Path:
     return next((path for path in own if path.exists()), data / spec.name)
 
 
+def _no_folder(data: Path) -> InputError:
+    return InputError(f"{data} is not a folder; give the one that holds products.parquet and the logs")
+
+
 def _absent(data: Path, name: TableName) -> InputError:
-    present = tuple(sorted(path.name for path in data.iterdir())) if data.is_dir() else ()
+    if not data.is_dir():
+        return _no_folder(data)
+    present = tuple(sorted(path.name for path in data.iterdir()))
     return InputError(
         f"{data} has neither {name}.parquet nor a folder {name}/, and that table is required"
         f"{_hint(f'{name}.parquet', present)}"

@@ -4,6 +4,7 @@ Nothing is dropped silently: every row of the input is in the clean copy or in t
 """
 
 import itertools
+import math
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -80,12 +81,14 @@ def validate(
         whole_tables: dict[TableName, RuleFinding | None] = {
             "impressions": checks.single_class(),
             "products": checks.no_readable_image(),
+            "purchases": checks.no_common_user(),
         }
         for name, found in whole_tables.items():
             if found:
                 seen = findings[name]
                 findings[name] = TableFinding(seen.rows, seen.quarantined, (*seen.rules, found))
-                failures.append(found.sentence)
+                if found.severity == "fail":
+                    failures.append(found.sentence)
         said = tuple(failure for failure in failures if failure)
         if quarantine is not None:
             progress("writing the quarantine", 0, 1)
@@ -134,9 +137,14 @@ def _too_bad(table: TableName, finding: TableFinding, max_bad_share: float) -> s
         return None
     first = next(rule for rule in finding.broken if rule.severity == "quarantine")
     allowed = "which leaves nothing" if nothing_left else f"more than the {max_bad_share:.2%} allowed"
+    enough = math.ceil(finding.share * 100) / 100
+    aside = (
+        f"`dashclip validate DATA --out OUT --write-clean --max-bad-share {enough:g}` goes on without them"
+    )
     return (
         f"{first.sentence}; in all {finding.quarantined:,} of {finding.rows:,} rows of {table} "
-        f"({finding.share:.2%}) break a rule, {allowed}"
+        f"({finding.share:.2%}) break a rule, {allowed}: correct them"
+        + ("" if nothing_left else f", or {aside}")
     )
 
 

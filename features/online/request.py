@@ -304,6 +304,8 @@ def _check_timestamp(timestamp_us: object) -> None:
     if timestamp_us is None or (type(timestamp_us) is int and 0 <= timestamp_us <= MAX_TIMESTAMP_US):
         return
     advice = "send microseconds since 1970 as an integer, or null for now"
+    if type(timestamp_us) is int and timestamp_us > MAX_TIMESTAMP_US:
+        advice = "send microseconds since 1970 UTC, not nanoseconds"
     raise RequestError("timestamp_us", what_came(timestamp_us), advice)
 
 

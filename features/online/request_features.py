@@ -374,7 +374,7 @@ def _time(timestamp_us: int | None, *, as_of_us: int) -> int:
         raise RequestError(
             "timestamp_us",
             f"{timestamp_us} ({iso(timestamp_us)})",
-            "send microseconds since 1970 UTC, not seconds",
+            "send microseconds since 1970 UTC, not seconds or milliseconds",
         )
     return timestamp_us
 

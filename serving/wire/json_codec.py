@@ -8,6 +8,7 @@ A request, where everything but query and candidates may be left out; without a 
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ REQUIRED = ("query", "candidates")
 OPTIONAL = ("user_id", "timestamp_us", "context", "candidate_columns", "history")
 #: What the fields beside the candidates are in an Arrow request, too.
 BESIDE_CANDIDATES = ("user_id", "query", "timestamp_us", "context", "history")
+#: What JSON writers of some languages make of a number that is none.
+_NO_NUMBER = re.compile(r"-?(nan|inf)", re.IGNORECASE)
 
 
 def decode_request(body: bytes | bytearray | memoryview) -> ScoreRequest:
@@ -133,10 +136,17 @@ def parse_object(name: str, text: bytes | bytearray | memoryview) -> dict[str, A
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise RequestError(name, f"malformed JSON ({error})", "send one JSON object in UTF-8") from None
+        raise RequestError(name, f"malformed JSON ({error})", _advice(bytes(text), error.pos)) from None
     if not isinstance(value, dict):
         raise RequestError(name, what_came(value), "send one JSON object")
     return value
+
+
+def _advice(text: bytes, place: int) -> str:
+    """What to do about a text that ceases to be JSON at a character."""
+    if _NO_NUMBER.match(text.decode("utf-8", "replace"), place):
+        return "JSON has no NaN and no Infinity: send null where a number is missing"
+    return "send one JSON object in UTF-8"
 
 
 def check_fields(fields: Mapping[str, Any], *, required: tuple[str, ...], optional: tuple[str, ...]) -> None:

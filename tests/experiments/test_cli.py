@@ -1,6 +1,8 @@
 """The command line as a whole: mistakes end in one sentence, every option is explained, help is quick."""
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -191,6 +193,31 @@ def test_a_traceback_is_shown_on_request(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="is not a folder") as caught:
         cli.main()
     assert [entry.name for entry in caught.traceback][-1] == "open", "the error comes from where it happened"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EEXIST, "runs/x: file exists; a file stands where a folder is needed: choose another folder"),
+        (errno.EROFS, "runs/x: read-only file system; choose another folder, or change who may write there"),
+        (errno.ENOSPC, "runs/x: no space left on device; free some disk, and give the same command again"),
+        (errno.EIO, "runs/x: input/output error; look at the folder"),
+    ],
+)
+def test_what_the_system_says_of_a_file_ends_in_what_to_do(monkeypatch, capsys, number, said):
+    def fails() -> None:
+        raise OSError(number, os.strerror(number), "runs/x")
+
+    monkeypatch.setattr(cli, "app", fails)
+    assert run_main(monkeypatch, "doctor") == 2
+    assert f"error: {said}" in capsys.readouterr().err
+
+
+def test_a_file_where_a_folder_should_be_written_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "out").write_text("precious")
+    assert run_main(monkeypatch, "generate", tmp_path / "out", "--size", "tiny", "--no-images") == 2
+    assert str(tmp_path / "out") in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "precious"
 
 
 def test_the_module_is_the_command(tmp_path):

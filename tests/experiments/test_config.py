@@ -204,3 +204,10 @@ def test_an_unknown_name_to_show_gets_a_hint():
         CliRunner().invoke(app, ["config", "show", "dmo"], catch_exceptions=False)
     with pytest.raises(ConfigError, match=r"there are avazu, .*demo, encoder_ablation, .*run"):
         CliRunner().invoke(app, ["config", "show", "zzz"], catch_exceptions=False)
+
+
+def test_a_config_of_another_kind_is_told_who_reads_it():
+    with pytest.raises(ConfigError, match="a config that `dashclip sweep` reads; key 'variant' is missing"):
+        load_config(Path("demo"), RunConfig)
+    with pytest.raises(ConfigError, match="this is a config that `dashclip encode` reads"):
+        load_config(Path("encoders_small"), FeatureConfig)

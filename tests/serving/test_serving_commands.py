@@ -39,6 +39,22 @@ def test_the_example_is_short_and_known(small_run: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ("refresh", "{}", "--data", "{}"),
+        ("refresh", "{}", "--rollback"),
+        ("archive", "{}", "{}/store"),
+        ("schema", "{}"),
+        ("drift", "{}", "{}"),
+    ],
+)
+def test_a_folder_that_is_no_package_is_called_that(tmp_path: Path, command: tuple[str, ...]) -> None:
+    failed = run(*(part.format(tmp_path / "nowhere") for part in command))
+    assert failed.exit_code != 0
+    assert "is not a package" in str(failed.exception), command
+
+
+@pytest.mark.parametrize(
     ("model_version", "safe"), [("a-seed1-0f", "a-seed1-0f"), ("a b/ç:1", "a-b---1"), ("1.0_x", "1.0_x")]
 )
 def test_a_version_can_stand_in_a_url(model_version: str, safe: str) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from features.artifacts import StrictModel, atomic_write_json
+from features.artifacts import StrictModel, atomic_write_json, differences
 
 
 def claim_folder(out: Path, settings: StrictModel, *, file: str, what: str) -> None:
@@ -17,19 +17,13 @@ def claim_folder(out: Path, settings: StrictModel, *, file: str, what: str) -> N
     """
     path = out / file
     if path.is_file():
-        before = type(settings).model_validate_json(path.read_bytes()).model_dump()
-        now = settings.model_dump()
-        if changed := [_change(name, before[name], now[name]) for name in now if before[name] != now[name]]:
-            raise ValueError(
-                f"{out} holds {what} with other settings ({', '.join(changed)}); choose another folder"
-            )
+        before = type(settings).model_validate_json(path.read_bytes()).model_dump(mode="json")
+        now = settings.model_dump(mode="json")
+        if before != now:
+            changed = differences(before, now)
+            raise ValueError(f"{out} holds {what} with other settings ({changed}); choose another folder")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not {what}; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     atomic_write_json(path, settings.model_dump(mode="json"))
-
-
-def _change(name: str, before: object, now: object) -> str:
-    plain = not isinstance(before, dict | list | tuple)
-    return f"{name} was {before}, now {now}" if plain else f"another {name}"

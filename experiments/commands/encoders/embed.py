@@ -68,9 +68,8 @@ def _embed_texts(
     embed: Callable[..., LsaTables], data: Path, out: Path, *, dim: int, seed: int, columns: str
 ) -> None:
     """Write tables with a progress bar, and say what is in them."""
-    from rich.console import Console
-
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     console = Console()
     with progress_bars(console) as bars:
@@ -110,10 +109,9 @@ def sentence_transformers(
 
     Example: `dashclip embed sentence-transformers models/gte-small runs/data runs/gte`
     """
-    from rich.console import Console
-
     from embeddings.tables.sentence_models import embed_sentence_model
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     console = Console()
     names = tuple(name.strip() for name in columns.split(",") if name.strip())
@@ -143,9 +141,8 @@ def truth(
 
     Example: `dashclip embed truth runs/demo/data runs/demo/oracle`
     """
-    from rich.console import Console
-
     from experiments.marketplace.oracle import embed_truth
+    from experiments.runtime.terminal import Console
 
     for table in embed_truth(data, out, dim=dim, seed=seed):
         if table is not None:
@@ -214,11 +211,11 @@ def show(
 
     Example: `dashclip embed show runs/lsa/products --data runs/data`
     """
-    from rich.console import Console
     from rich.table import Table
 
     from embeddings.embedding_table import EmbeddingTable
     from embeddings.tables.importing import coverage_of_data
+    from experiments.runtime.terminal import Console
 
     loaded = EmbeddingTable.load(table)
     _print_table(loaded)
@@ -236,10 +233,10 @@ def show(
 def _print_table(table: EmbeddingTable) -> None:
     """The manifest and the spread of the norms."""
     import numpy as np
-    from rich.console import Console
     from rich.table import Table
 
     from embeddings.tables.importing import norms_of
+    from experiments.runtime.terminal import Console
 
     manifest = table.manifest
     grid = Table(title=str(table.folder), show_header=False)

@@ -18,11 +18,10 @@ from experiments.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from embeddings.encoders.dashclip import DashClipEncoder
     from embeddings.stages.run_folder import StageRun
     from experiments.encoders.config import EncodersConfig
+    from experiments.runtime.terminal import Console
 
 encode = typer.Typer(
     no_args_is_help=True,
@@ -53,11 +52,10 @@ def pretrain_command(
 
     Example: `dashclip encode pretrain runs/data runs/encoders/pretrain --config encoders_small`
     """
-    from rich.console import Console
-
     from embeddings.stages.stage1 import advice
     from experiments.encoders.pipeline import run_pretrain
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     console = Console()
     settings, encoder = _read_start(config, start, console)
@@ -93,10 +91,9 @@ def align_command(
 
     Example: `dashclip encode align runs/data runs/encoders/align --start runs/encoders/pretrain`
     """
-    from rich.console import Console
-
     from experiments.encoders.pipeline import run_align
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     console = Console()
     settings, encoder = _read_start(config, start, console)
@@ -146,12 +143,11 @@ def run_command(
 
     Example: `dashclip encode run runs/data runs/encoders/align runs/encoders/tables`
     """
-    from rich.console import Console
-
     from experiments.encoders.pipeline import encode_tables
     from experiments.encoders.table_parts import encode_tables_part
     from experiments.runtime.parts import Part
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     console = Console()
     own = Part.parse(part) if part else None

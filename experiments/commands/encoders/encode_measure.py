@@ -41,8 +41,6 @@ def evaluate_command(
 
     Example: `dashclip encode evaluate runs/data runs/encoders --row lsa=runs/lsa --row dashclip=runs/tables`
     """
-    from rich.console import Console
-
     from embeddings.catalog.holdout import agreed_holdout
     from embeddings.encoders.dashclip import DashClipEncoder
     from embeddings.stages.run_folder import encoder_folder
@@ -53,6 +51,7 @@ def evaluate_command(
     from experiments.reports.table1_text import console_table, to_markdown
     from experiments.runtime.environment import environment
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from features.artifacts import atomic_write_bytes
 
     console = Console()
@@ -102,7 +101,6 @@ def probe_command(
 
     Example: `dashclip encode probe runs/data runs/encoders/initial runs/encoders/tables runs/encoders`
     """
-    from rich.console import Console
     from rich.markdown import Markdown
 
     from experiments.config import load_config
@@ -112,6 +110,7 @@ def probe_command(
     from experiments.reports.probes_text import to_markdown
     from experiments.runtime.environment import environment
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from features.artifacts import atomic_write_bytes
 
     console = Console()
@@ -155,9 +154,9 @@ def score_command(
     """
     import numpy as np
     import pyarrow as pa
-    from rich.console import Console
 
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from experiments.scoring.rows import read_rows, write_rows
     from experiments.scoring.texts import VectorSource, score_pairs
 
@@ -192,14 +191,13 @@ def ablate_command(
 
     Example: `dashclip encode ablate runs/data runs/ablation --config encoder_ablation --processes 2`
     """
-    from rich.console import Console
-
     from experiments.ablation.plan import AblationConfig, execute_ablation, plan
     from experiments.ablation.report import build_report
     from experiments.ablation.text import console_table, to_markdown
     from experiments.commands.rankers.sweep import exit_if_failed
     from experiments.config import load_config
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from features.artifacts import atomic_write_bytes
 
     console = Console()

@@ -69,7 +69,6 @@ def pairs_command(
     Example: `dashclip grade pairs runs/data runs/pairs.parquet --tables runs/lsa`
     """
     import pyarrow.parquet as pq
-    from rich.console import Console
 
     from embeddings.catalog.holdout import TRAIN
     from embeddings.grading.candidates import CandidateConfig, candidate_pairs
@@ -77,6 +76,7 @@ def pairs_command(
     from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
     from experiments.grading.holdout import holdout_of
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from features.artifacts import replaced_file
 
     settings = CandidateConfig(
@@ -223,11 +223,10 @@ def train_command(
 
     Example: `dashclip grade train runs/data runs/graders/stack --tables lsa=runs/lsa`
     """
-    from rich.console import Console
-
     from embeddings.grading.pairs import Catalogue, GradingError, read_graded_pairs
     from experiments.grading.holdout import holdout_of
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from features.artifacts import refuse_to_replace_input
 
     refuse_to_replace_input(out, data)

@@ -79,7 +79,6 @@ def _measure(
     encoders: list[str] | None = None,
     config: Path | None = None,
 ) -> None:
-    from rich.console import Console
     from rich.markdown import Markdown
 
     from embeddings.grading.answers import RunAnswers, open_grader
@@ -89,6 +88,7 @@ def _measure(
     from experiments.grading.page import to_markdown
     from experiments.grading.report import measure_graders
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from features.artifacts import atomic_write_bytes
 
     opened = {name: open_grader(folder) for name, folder in named_folders(graders).items()}

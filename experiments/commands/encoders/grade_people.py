@@ -29,8 +29,6 @@ def audit_command(
 
     Example: `dashclip grade audit runs/data runs/audit.csv --tables lsa=runs/lsa`
     """
-    from rich.console import Console
-
     from embeddings.catalog.holdout import HoldoutConfig
     from embeddings.grading.audit import audit_grades, write_audit
     from embeddings.grading.features import PairFeatures
@@ -38,6 +36,7 @@ def audit_command(
     from embeddings.grading.pairs import Catalogue, read_graded_pairs
     from embeddings.relevance.grades import GRADES
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     catalogue = Catalogue.read(data)
     graded = read_graded_pairs(data, HoldoutConfig(), catalogue=catalogue)
@@ -84,11 +83,10 @@ def shares_command(
 
     Example: `dashclip grade shares runs/data runs/shares --share 0.05 --share 0.25 --tables lsa=runs/lsa`
     """
-    from rich.console import Console
-
     from experiments.grading.shares import ABLATION, SharePlan, write_shares
     from experiments.grading.shares import DATA as DATA_FOLDER
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     plan = SharePlan(
         shares=tuple(share),

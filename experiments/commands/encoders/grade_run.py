@@ -70,12 +70,11 @@ def run_command(
 
     Example: `dashclip grade run runs/pairs.parquet runs/graded --grader runs/graders/stack`
     """
-    from rich.console import Console
-
     from embeddings.grading.language_models.batch_file import BatchGrader, write_batch
     from embeddings.grading.pairs import GradingError
     from embeddings.grading.run import Price, open_run, plan_run, run_grader
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     if sum((grader is not None, endpoint is not None, batch_file, local_model is not None)) != 1:
         raise GradingError(

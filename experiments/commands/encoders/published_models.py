@@ -28,9 +28,8 @@ def import_blip_command(
 
     Example: `dashclip encode import-blip model_base_14M.pth runs/blip --vocabulary vocab.txt`
     """
-    from rich.console import Console
-
     from embeddings.encoders.blip_checkpoint import encoder_from_checkpoint
+    from experiments.runtime.terminal import Console
 
     encoder = encoder_from_checkpoint(checkpoint, out, vocabulary=vocabulary)
     Console().print(f"{encoder.encoder_id} in {out}", soft_wrap=True)
@@ -62,11 +61,10 @@ def from_bert_command(
 
     Example: `dashclip encode from-bert models/bge-small-en-v1.5 runs/bge`
     """
-    from rich.console import Console
-
     from experiments.config import load_config
     from experiments.encoders.config import EncodersConfig
     from experiments.encoders.first_encoder import bert_encoder
+    from experiments.runtime.terminal import Console
 
     given = {"query_prefix": query_prefix, "title_prefix": title_prefix}
     encoder = bert_encoder(
@@ -97,10 +95,9 @@ def off_the_shelf_command(
 
     Example: `dashclip encode off-the-shelf DATA OUT --kind clip --checkpoint openai/clip-vit-base-patch32`
     """
-    from rich.console import Console
-
     from embeddings.tables.off_the_shelf import embed_off_the_shelf
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     console = Console()
     with progress_bars(console) as bars:

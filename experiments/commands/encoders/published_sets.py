@@ -49,7 +49,6 @@ def home_depot_command(
 
     Example: `dashclip encode home-depot DATA runs/home_depot --published minilm=all-minilm-l6-v2`
     """
-    from rich.console import Console
     from rich.markdown import Markdown
 
     from experiments.config import load_config
@@ -59,6 +58,7 @@ def home_depot_command(
     from experiments.encoders.first_encoder import first_encoder
     from experiments.encoders.pipeline import run_align
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     console = Console()
     settings = load_config(config, EncodersConfig)
@@ -115,7 +115,6 @@ def grocery_store_command(
 
     Example: `dashclip encode grocery-store runs/grocery_store/data runs/grocery_store`
     """
-    from rich.console import Console
     from rich.markdown import Markdown
 
     from experiments.config import load_config
@@ -132,6 +131,7 @@ def grocery_store_command(
     from experiments.encoders.first_encoder import bert_encoder, first_encoder
     from experiments.encoders.pipeline import run_pretrain
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     console = Console()
     settings = load_config(config, EncodersConfig)
@@ -183,9 +183,8 @@ def publish_command(
 
     Example: `dashclip encode publish runs/home_depot home_depot`
     """
-    from rich.console import Console
-
     from experiments.datasets.encoder_runs import publish_results
+    from experiments.runtime.terminal import Console
 
     for path in publish_results(run, name, results=results):
         Console().print(f"wrote {path}", highlight=False)

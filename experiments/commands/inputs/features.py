@@ -10,8 +10,7 @@ import typer
 from experiments.commands.options import DATA
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from experiments.runtime.terminal import Console
     from features.feature_set import Manifest
 
 features = typer.Typer(
@@ -51,10 +50,9 @@ def build_command(
 
     Example: `dashclip features build runs/data runs/features --config marketplace_features.toml`
     """
-    from rich.console import Console
-
     from experiments.config import load_config
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from features.artifacts import refuse_foreign_folder, refuse_to_replace_input
     from features.inputs.tables import InputTables
     from features.inputs.validation import check_or_raise
@@ -107,8 +105,7 @@ def show_command(
 
     Example: `dashclip features show runs/features`
     """
-    from rich.console import Console
-
+    from experiments.runtime.terminal import Console
     from features.feature_set import FeatureSet
 
     _print(Console(), folder, FeatureSet.open(folder, verify=verify).manifest)

@@ -54,11 +54,10 @@ def generate_marketplace(
     Example: `dashclip generate runs/marketplace --preset retrieval --size small --seed 0`, or
     `dashclip generate runs/mine --catalogue my_shop --impressions 300000`
     """
-    from rich.console import Console
-
     from experiments.marketplace.config import CatalogueConfig, MarketplaceConfig
     from experiments.marketplace.generate import generate
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     asked = {"users": users, "impressions": impressions, "days": days}
     changes = {"seed": seed} | {name: value for name, value in asked.items() if value is not None}

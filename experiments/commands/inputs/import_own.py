@@ -48,12 +48,11 @@ def import_tables_command(
 
     Example: `dashclip import tables exports runs/tables --mapping mapping.toml`
     """
-    from rich.console import Console
-
     from experiments.config import SHIPPED, load_config
     from experiments.datasets.own_tables.import_tables import import_tables
     from experiments.datasets.own_tables.mapping import ImportMapping
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     if example:
         typer.echo((SHIPPED / "import_tables.toml").read_text(encoding="utf-8"), nl=False)

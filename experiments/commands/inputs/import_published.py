@@ -30,10 +30,9 @@ def import_movielens_command(
 
     Example: `dashclip import movielens ml-100k runs/movielens/tables`
     """
-    from rich.console import Console
-
     from experiments.datasets.movielens import import_movielens
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     with progress_bars(Console()) as bars:
         summary = import_movielens(path, out, progress=bars.under("importing"))
@@ -72,10 +71,9 @@ def import_home_depot_command(
 
     Example: `dashclip import home-depot home_depot runs/home_depot/tables`
     """
-    from rich.console import Console
-
     from experiments.datasets.home_depot import import_home_depot
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     with progress_bars(Console()) as bars:
         summary = import_home_depot(path, out, progress=bars.under("importing"))
@@ -109,10 +107,9 @@ def import_grocery_store_command(
 
     Example: `dashclip import grocery-store GroceryStoreDataset runs/grocery_store/tables`
     """
-    from rich.console import Console
-
     from experiments.datasets.grocery_store import import_grocery_store
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     with progress_bars(Console()) as bars:
         summary = import_grocery_store(path, out, progress=bars.under("importing"))

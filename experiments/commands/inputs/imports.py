@@ -14,8 +14,9 @@ imports = typer.Typer(
 
 def print_summary(title: str, rows: list[tuple[str, str]], absent: str, out: Path) -> None:
     """Print what an import counted, what the data set lacks or the import made, and where it lies."""
-    from rich.console import Console
     from rich.table import Table
+
+    from experiments.runtime.terminal import Console
 
     table = Table(title=title, show_header=False)
     for name, value in rows:

@@ -1,5 +1,6 @@
 """`dashclip validate`: hold the input tables to named rules."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,9 +36,8 @@ def validate_tables(
 
     Example: `dashclip validate runs/marketplace --out runs/checked --write-clean`
     """
-    from rich.console import Console
-
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from features.artifacts import atomic_write_json
     from features.inputs.tables import InputError
     from features.inputs.validation import validate
@@ -65,6 +65,13 @@ def validate_tables(
     if out is not None:
         console.print(f"written to {out}", soft_wrap=True)
     report.raise_if_failed()
+    if out is not None and write_clean:
+        console.print(f"go on with {out / 'clean'}: the tables without quarantined rows", soft_wrap=True)
+    elif any(finding.quarantined for finding in report.tables.values()):
+        command = shlex.join(["dashclip", "validate", str(data), "--out", str(out or "OUT"), "--write-clean"])
+        console.print(
+            f"go on with a clean copy, as features are not built of such rows: {command}", soft_wrap=True
+        )
 
 
 def _summary(report: "ValidationReport") -> list[Any]:

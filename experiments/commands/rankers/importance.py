@@ -60,7 +60,6 @@ def importance(
     `dashclip importance runs/first --drop-below 0.0002`
     """
     import torch
-    from rich.console import Console
 
     from experiments.importance.measure import default_out, measure, measure_parts, run_folders
     from experiments.importance.result import methods_named
@@ -68,6 +67,7 @@ def importance(
     from experiments.reports.importance.page import write_importance_report
     from experiments.reports.importance.text import feature_table, group_table, sentences
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
 
     torch.set_num_threads(threads)
     console = Console()

@@ -32,9 +32,9 @@ def predict(
     """
     import pyarrow as pa
     import torch
-    from rich.console import Console
 
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from experiments.scoring.impressions import NEEDED, predict_impressions
     from experiments.scoring.rows import read_rows, write_rows
 

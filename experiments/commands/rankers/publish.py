@@ -22,9 +22,8 @@ def publish_command(
 
     Example: `dashclip publish runs/demo marketplace_table2`
     """
-    from rich.console import Console
-
     from experiments.reports.publish import publish
+    from experiments.runtime.terminal import Console
 
     for path in publish(sweep, name, results=results, readme=readme):
         Console().print(f"wrote {path}", highlight=False)

@@ -9,9 +9,8 @@ import typer
 from experiments.commands.options import TABLE
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from experiments.reports.page import Absent, Section
+    from experiments.runtime.terminal import Console
 
 
 def report(
@@ -48,7 +47,6 @@ def report(
 
     Examples: `dashclip report my_log`, `dashclip report runs/encoders --data my_log`
     """
-    from rich.console import Console
     from rich.markup import escape
 
     from experiments.reports.evidence import gather
@@ -56,6 +54,7 @@ def report(
     from experiments.reports.table2.page import write_report
     from experiments.reports.table2.text import console_table, findings, power_sentences
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from experiments.sweeps.results import SWEEP
     from experiments.sweeps.table2 import build_report
 

@@ -75,10 +75,9 @@ def run_sweep(
     part: "Part | None" = None,
 ) -> dict[Path, str | None]:
     """Execute the sweep behind one progress bar a running run and one for all, with lines in `LOG`."""
-    from rich.console import Console
-
     from experiments.runtime.parts import WHOLE
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from experiments.sweeps.sweep import execute_sweep, plan
     from ranking.run import is_finished
 

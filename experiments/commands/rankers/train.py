@@ -37,13 +37,13 @@ def train(
     Example: `dashclip train run.toml runs/first`
     """
     import torch
-    from rich.console import Console
     from torchrec.distributed.comm import get_local_size
 
     from experiments.config import load_config
     from experiments.runtime.environment import environment
     from experiments.runtime.progress import progress_bars
     from experiments.runtime.ranks import device_of_rank, one_of_ranks
+    from experiments.runtime.terminal import Console
     from experiments.sweeps.sweep import loss_and_rate
     from features.machine import usable_cores
     from ranking.run import RunConfig, execute_run

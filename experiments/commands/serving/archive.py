@@ -35,8 +35,7 @@ def archive(
 
     Example: `dashclip archive runs/package runs/store`
     """
-    from rich.console import Console
-
+    from experiments.runtime.terminal import Console
     from features.artifacts import refuse_to_replace_input
     from serving.servers.torchserve.archive import archive_package
     from serving.servers.torchserve.files import ServerSettings, write_server_files

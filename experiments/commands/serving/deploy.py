@@ -93,8 +93,7 @@ def _run(
     timeout: float,
     work: "Callable[[Archive, Rollout | None, Path, Callable[[str], None]], Deployed]",
 ) -> None:
-    from rich.console import Console
-
+    from experiments.runtime.terminal import Console
     from serving.servers.deploy import rollout_of
     from serving.servers.torchserve.archive import find_archive
 
@@ -116,9 +115,9 @@ def _run(
 
 
 def _show_history(store: Path, name: str | None) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from experiments.runtime.terminal import Console
     from serving.servers.deployments import Deployments
     from serving.servers.torchserve.archive import find_archive
 

@@ -34,8 +34,7 @@ def drift(
     """
     import time
 
-    from rich.console import Console
-
+    from experiments.runtime.terminal import Console
     from features.artifacts import atomic_write_json
     from serving.drift.count_files import DRIFT_FOLDER, KINDS, kind_of, read_counts
     from serving.drift.watch import reports

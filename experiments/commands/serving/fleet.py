@@ -26,9 +26,9 @@ def fleet(
     """
     from datetime import UTC, datetime
 
-    from rich.console import Console
     from rich.table import Table
 
+    from experiments.runtime.terminal import Console
     from serving.servers.fleet import differences, look
 
     now = datetime.now(UTC)

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from experiments.runtime.terminal import Console
     from experiments.serving_checks.served_skew import ServedSkew
     from serving.feature_log.join_clicks import Joined
 
@@ -53,9 +52,8 @@ def join_clicks(
     """
     from dataclasses import asdict
 
-    from rich.console import Console
-
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from features.artifacts import atomic_write_json, refuse_to_replace_input
     from serving.feature_log.join_clicks import join_clicks as join
     from serving.feature_log.user_keys import read_key

@@ -8,8 +8,7 @@ import typer
 from experiments.commands.options import DATA_OF_RUN
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from experiments.runtime.terminal import Console
     from serving.scoring.predictor import Predictor
 
 
@@ -78,10 +77,10 @@ def package(
     import time
 
     import torch
-    from rich.console import Console
 
     from experiments.runtime.progress import progress_bars
     from experiments.runtime.run_layout import package_run
+    from experiments.runtime.terminal import Console
     from serving.packaging.build_package import PackageOptions
     from serving.scoring.predictor import Predictor
 

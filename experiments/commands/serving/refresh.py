@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from experiments.runtime.terminal import Console
     from features.schema import LabelConfig
     from serving.packaging.refresh import Refreshed
 
@@ -64,10 +63,10 @@ def refresh(
     runs/demo/embeddings/products`
     """
     import torch
-    from rich.console import Console
 
     from embeddings.embedding_table import EmbeddingTable
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from serving.package.generations import pin as pin_live
     from serving.package.generations import rollback as roll_back
     from serving.package.generations import unpin as remove_pin
@@ -112,8 +111,9 @@ def refresh(
 
 def _labels(package: Path) -> "LabelConfig":
     from features.feature_set import FeatureSet
-    from serving.package.manifest import SCHEMA
+    from serving.package.manifest import SCHEMA, PackageManifest
 
+    PackageManifest.read(package)  # says what is wrong where it is no package
     return FeatureSet.open(package / SCHEMA, verify=False).manifest.config.labels
 
 

@@ -106,8 +106,9 @@ def _share(text: str) -> tuple[str, float]:
 
 
 def _show(routing: "Routing", file: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from experiments.runtime.terminal import Console
 
     grid = Table("variant", "share of the users", "without a user", "shadows", title=str(file))
     for name, share in routing.shares.items():

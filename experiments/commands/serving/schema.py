@@ -20,9 +20,9 @@ def schema(
 
     Example: `dashclip schema runs/package --out request_schema.json`
     """
-    from rich.console import Console
     from rich.table import Table
 
+    from experiments.runtime.terminal import Console
     from features.artifacts import atomic_write_json
     from serving.wire.request_schema import schema_of_package
 

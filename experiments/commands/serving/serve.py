@@ -137,8 +137,7 @@ def serve(
 
     Example: `dashclip serve runs/store --workers 2`
     """
-    from rich.console import Console
-
+    from experiments.runtime.terminal import Console
     from features.artifacts import MANIFEST
     from serving.servers.torchserve.server import SERVER_FOLDER
 

@@ -19,10 +19,9 @@ def drift_days(
 
     Example: `dashclip proofs drift-days --requests 500`
     """
-    from rich.console import Console
-
     from experiments.runtime.environment import describe_machine
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from experiments.serving_checks.drift_free_days import DriftFreeDays, measure_false_alarms
     from features.artifacts import atomic_write_json
 

@@ -36,9 +36,8 @@ def fuzz(
 
     Example: `dashclip fuzz runs/store --requests runs/package`
     """
-    from rich.console import Console
-
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from experiments.serving_checks.fuzz import fuzz_bodies, run_fuzz
     from serving.package.parity import read_requests
     from serving.servers.torchserve.server import running, worker_pids

@@ -42,9 +42,8 @@ def loadtest(
 
     Example: `dashclip loadtest runs/store --requests runs/package --rate 100 --candidates 100`
     """
-    from rich.console import Console
-
     from experiments.runtime.progress import progress_bars
+    from experiments.runtime.terminal import Console
     from experiments.serving_checks.loadtest import (
         LATE_MS,
         LoadPlan,

@@ -11,8 +11,7 @@ import typer
 from experiments.commands.options import DATA_OF_RUN, KEY_FILE, MANAGEMENT_URL
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from experiments.runtime.terminal import Console
     from experiments.serving_checks.replay import Ints, Replay, Score
     from experiments.serving_checks.skew import FeatureSkew
     from features.online.request import RequestError, ScoreRequest
@@ -76,10 +75,10 @@ def replay(
     Example: `dashclip replay runs/demo/dcn_pq_sim_history/seed-1 runs/package`
     """
     import torch
-    from rich.console import Console
 
     from experiments.runtime.progress import progress_bars
     from experiments.runtime.run_layout import log_of_run
+    from experiments.runtime.terminal import Console
     from experiments.serving_checks.replay import replay as replay_log
     from experiments.serving_checks.skew import skew
     from features.artifacts import atomic_write_json

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from experiments.runtime.terminal import Console
     from experiments.serving_checks.soak_counts import SoakPlan, SoakResult
 
 #: Said so often where there is no terminal.
@@ -62,8 +61,7 @@ def soak(
     """
     import shutil
 
-    from rich.console import Console
-
+    from experiments.runtime.terminal import Console
     from experiments.serving_checks.soak_counts import SoakPlan
     from features.artifacts import atomic_write_json
 

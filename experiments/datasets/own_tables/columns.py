@@ -32,6 +32,8 @@ _NO_NUMBER = "('nan', 'null', 'none')"
 _OFFSET = r"\d:\d\d(:\d\d([.,]\d+)?)?\s*([Zz]|[+-]\d\d(:?\d\d)?)$"
 #: Text that a number gives again: no zeros before it, so that codes such as 007 stay text.
 WHOLE = "-?(0|[1-9][0-9]{0,18})"
+#: The same after a detour by float64, within what that tells apart.
+POINTED = r"-?(0|[1-9][0-9]{0,14})\.0"
 FRACTION = r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?"
 _NUMERIC = ("INT", "DOUBLE", "FLOAT", "DECIMAL")
 

@@ -13,7 +13,15 @@ from typing import Any
 
 import duckdb
 
-from experiments.datasets.own_tables.columns import FRACTION, WHOLE, Reading, check, close_to, read_column
+from experiments.datasets.own_tables.columns import (
+    FRACTION,
+    POINTED,
+    WHOLE,
+    Reading,
+    check,
+    close_to,
+    read_column,
+)
 from experiments.datasets.own_tables.made_tables import (
     MadeTable,
     impressions_of_purchases,
@@ -215,9 +223,19 @@ class _Import:
                 if spec is not None and spec.kind == "id":
                     keys.setdefault(column, []).append(name)
         for column, tables in keys.items():
-            if not any(self._other_values(name, column, WHOLE, "BIGINT") for name in tables):
-                for name in tables:
-                    self._retype(name, column, "BIGINT")
+            # pandas writes 7.0 for 7 where some ids of the column are null
+            pointed = [name for name in tables if not self._other_values(name, column, POINTED, "DOUBLE")]
+            plain = [name for name in tables if name not in pointed]
+            if any(self._other_values(name, column, WHOLE, "BIGINT") for name in plain):
+                continue
+            for name in pointed:
+                place = sql_name(column)
+                self.connection.execute(
+                    f"UPDATE stage_{name} SET {place} = replace(CAST({place} AS VARCHAR), '.0', '')"
+                )
+                self.summary.notes.append(f"{name}: {column} is written as 7.0 instead of 7, and read as 7")
+            for name in tables:
+                self._retype(name, column, "BIGINT")
 
     def write(self, folder: Path) -> None:
         """Each table as one Parquet file, and the images beside them."""

@@ -192,6 +192,8 @@ def find_archive(store: Path, name: str | None = None) -> Archive:
     Raises:
         ArchiveError: there is none, or several and no name.
     """
+    if not store.is_dir():
+        raise ArchiveError(f"{store} is not a folder; give a model store, which `dashclip archive` makes")
     entries = [path for path in sorted(store.glob("*")) if is_archive(path) or path.suffix == ".mar"]
     entries = [path for path in entries if not path.name.startswith(".") and name in (None, path.stem)]
     if not entries:

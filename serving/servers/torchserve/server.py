@@ -215,6 +215,7 @@ def launch(
         command,
         cwd=folder,
         env=importable(environment),
+        stdin=subprocess.DEVNULL,  # else it would hold, and could read, what the caller's shell reads
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,

@@ -278,16 +278,17 @@ def test_a_finished_folder_of_another_run_is_refused_and_says_what_differs(
     for name, change in other.items():
         settings: Any = {"start": start, "config": config, "inputs": INPUTS} | change
         with pytest.raises(
-            StageError, match=rf"holds a finished run with another {name}; delete it or choose"
+            StageError,
+            match=rf"a finished run of other settings \({name}[. ].*was .*, now .*\); delete",
         ):
             pretrain(data, whole / "pretrain", **settings)
-    with pytest.raises(StageError, match="another products; delete it"):
+    with pytest.raises(StageError, match=r"\(products was [^;]*\); delete it"):
         run_pretrain(other_data, whole / "pretrain")
-    with pytest.raises(StageError, match="another products, relevance; delete it"):
+    with pytest.raises(StageError, match=r"\(products was .*; relevance was .*\); delete it"):
         run_align(other_data, whole / "align")
-    with pytest.raises(StageError, match="another sources; delete it"):
+    with pytest.raises(StageError, match=r"\(sources was .*\); delete it"):
         run_align(data, whole / "align", sources=("llm", "human"))
-    with pytest.raises(StageError, match=r"another config, .*stage"):
+    with pytest.raises(StageError, match=r"of other settings .config.*stage|of other settings .*more"):
         run_align(data, whole / "pretrain")
 
 

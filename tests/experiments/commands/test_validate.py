@@ -19,6 +19,7 @@ def test_good_tables_pass_and_nothing_is_written_unasked(tmp_path):
     assert result.exit_code == 0, result.output
     assert "passed" in result.output
     assert "Broken rules" not in result.output
+    assert "go on with" not in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
@@ -29,6 +30,9 @@ def test_bad_rows_are_listed_with_file_and_row_and_set_aside(tmp_path):
     result = run(folder, "--out", tmp_path / "out", "--write-clean", "--max-bad-share", 0.5)
     assert result.exit_code == 0, result.output
     assert "grade_out_of_range: relevance.parquet row 6, column 'grade' is '3'" in result.output
+    assert f"go on with {tmp_path / 'out' / 'clean'}: " in result.output
+    unasked = run(folder, "--max-bad-share", 0.5)
+    assert f"dashclip validate {folder} --out OUT --write-clean" in unasked.output
     assert (tmp_path / "out" / "quarantine" / "relevance.parquet").exists()
     assert (tmp_path / "out" / "clean" / "relevance.parquet").exists()
     assert json.loads((tmp_path / "out" / "report.json").read_text())["passed"]

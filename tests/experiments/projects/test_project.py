@@ -113,6 +113,10 @@ def test_the_commands_of_the_readme_run(market, tmp_path, monkeypatch, missing):
         assert done.exit_code == 0, f"{line}: {done.output[-2000:]} {done.exception!r}"
     assert (out / "runs/sweep/table2.json").exists()
     assert (out / "runs/package").is_dir()
+    if "dashclip report runs/encoders" in block:
+        page = (out / "runs/encoders/report.html").read_text()
+        assert "encode pretrain DATA" not in page, "the page finds what the stages have learned"
+        assert "holds no vectors of products" not in page
 
 
 def test_a_few_days_get_a_smaller_split_and_very_few_are_cut_by_user(market, tmp_path):

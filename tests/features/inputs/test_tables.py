@@ -206,6 +206,8 @@ def test_a_misspelt_table_is_pointed_out(folder):
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
     assert "is not a folder" in the_error(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="nowhere is not a folder"):
+        open_table(tmp_path / "nowhere", "products", ["product_id"])
 
 
 def test_a_table_that_is_there_twice_is_refused(folder):

@@ -238,7 +238,8 @@ def test_too_large_a_bad_share_fails_with_a_sentence_and_leaves_no_clean_copy(tm
     assert str(caught.value) == (
         "relevance.parquet row 6, column 'grade' is '3': it must be 0 (irrelevant), 1 (moderate) or 2 "
         "(high); map other scales to these; in all 1 of 7 rows of relevance (14.29%) break a rule, "
-        "more than the 10.00% allowed"
+        "more than the 10.00% allowed: correct them, or `dashclip validate DATA --out OUT --write-clean "
+        "--max-bad-share 0.15` goes on without them"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["aside", "in"]
 
@@ -500,3 +501,19 @@ def test_a_price_that_is_nan_counts_as_not_known(tmp_path):
     report = validated(write_tables(tmp_path / "in", rows), max_bad_share=0.0)
     assert broken(report) == {}
     check_or_raise(InputTables.open(tmp_path / "in"), now=NOW)
+
+
+def test_ids_that_are_written_otherwise_in_another_table_are_shown_beside_it(tmp_path):
+    good = broken(validated(write_tables(tmp_path / "good", good_rows())))
+    assert "no_common_user" not in good.get("purchases", [])
+    rows = good_rows()
+    for row in rows["purchases"]:
+        row["user_id"] += ".0"
+    for row in rows["impressions"]:
+        row["product_id"] += 1_000
+    report = validated(write_tables(tmp_path / "in", rows))
+    users = next(rule for rule in report.tables["purchases"].broken if rule.rule == "no_common_user")
+    assert users.severity == "warn"
+    assert "every history is empty; are the ids written alike?" in users.sentence
+    products = next(rule for rule in report.tables["impressions"].broken if rule.rule == "unknown_product")
+    assert "as no row names one, are ids written alike? products has 0" in products.sentence

@@ -218,6 +218,13 @@ def broken_offsets() -> bytes:
     return bytes(body)
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "Infinity", "nan"])
+def test_a_number_that_json_does_not_have_is_named(number: str) -> None:
+    body = f'{{"query": "é", "candidates": [1], "candidate_columns": {{"price": [{number}]}}}}'.encode()
+    with pytest.raises(RequestError, match="send null where a number is missing"):
+        json_codec.decode_request(body)
+
+
 @pytest.mark.parametrize(
     ("make", "field", "words"),
     [

@@ -484,3 +484,26 @@ def test_the_command_prints_an_example_and_imports_by_it(shop):
     assert done.exit_code == 0, done.output
     assert "left out shelf" in done.output.replace("\n", " ")
     assert InputTables.open(out).rows("products") == 3
+
+
+def test_whole_ids_that_went_through_floats_are_the_ids_of_the_other_tables(tmp_path):
+    """As pandas writes 7 where another id is null; users would have no history, and nobody would be told."""
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    (shop / "products.csv").write_text("product_id,title,aisle\n10,Tea,Tea\n20,Milk,Dairy\n")
+    shown = "timestamp,user_id,product_id,clicked\n"
+    shown += "2024-01-01T00:00:00Z,7.0,10.0,1\n2024-01-02T00:00:00Z,,20.0,0\n"
+    (shop / "impressions.csv").write_text(shown)
+    (shop / "purchases.csv").write_text("timestamp,user_id,product_id\n2023-12-01T00:00:00Z,7,10\n")
+    summary = import_tables(shop, tmp_path / "out", ImportMapping())
+    rows = {
+        name: pq.read_table(tmp_path / "out" / f"{name}.parquet") for name in ("impressions", "purchases")
+    }
+    assert rows["impressions"]["user_id"].to_pylist() == [7, None]
+    assert rows["impressions"]["product_id"].to_pylist() == [10, 20]
+    assert rows["purchases"]["user_id"].to_pylist() == [7]
+    assert "impressions: user_id is written as 7.0 instead of 7, and read as 7" in summary.notes
+    (shop / "purchases.csv").write_text("timestamp,user_id,product_id\n2023-12-01T00:00:00Z,u7,10\n")
+    import_tables(shop, tmp_path / "texts", ImportMapping())
+    kept = pq.read_table(tmp_path / "texts" / "impressions.parquet")["user_id"].to_pylist()
+    assert kept == ["7.0", None]  # where ids are texts, they stay as they are

@@ -95,6 +95,8 @@ def test_a_name_that_cannot_be_part_of_a_url_is_refused(package: Path, tmp_path:
 def test_a_store_with_none_or_several_archives_says_so(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="dashclip archive"):
         find_archive(tmp_path)
+    with pytest.raises(ArchiveError, match="nowhere is not a folder"):
+        find_archive(tmp_path / "nowhere")
     for name in ("a", "b"):
         (tmp_path / name / "MAR-INF").mkdir(parents=True)
         (tmp_path / name / "MAR-INF" / "MANIFEST.json").write_text('{"model": {"modelVersion": 3}}')

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -111,6 +112,25 @@ def client(server: RunningServer, **options: object) -> ScoreClient:
 def test_torchserve_scores_both_formats(server: RunningServer, body_format: str) -> None:
     with client(server, body_format=body_format) as one:
         assert one.score(REQUEST).scores_N.tolist() == pytest.approx(SCORES)
+
+
+def test_a_server_does_not_read_what_its_caller_reads(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In `while read name; do dashclip serve $name; done` it would take the rest of the names."""
+    from serving.servers.torchserve.archive import find_archive
+
+    started: list[dict[str, Any]] = []
+
+    def launch(command: list[str], **options: Any) -> None:
+        started.append(options)
+        raise OSError("not started")
+
+    archive = find_archive(store)
+    monkeypatch.setattr(subprocess, "Popen", launch)
+    with pytest.raises(OSError, match="not started"):
+        start(archive, ServerSettings(port=free_ports()), state=tmp_path)
+    assert started[-1]["stdin"] == subprocess.DEVNULL
 
 
 def test_a_client_error_is_400_or_413_and_names_its_field(server: RunningServer) -> None:
