@@ -231,9 +231,9 @@ class RowChecks:
             for name in ("impressions", "purchases")
         )
         examples = [self._fetch(f"SELECT user_id FROM {users} LIMIT 1") for users in (shown, bought)]
-        if not all(examples) or self._fetch(
-            f"SELECT 1 FROM {bought} WHERE user_id IN (FROM {shown}) LIMIT 1"
-        ):
+        # The users of the smaller table are kept in memory, and the larger one is read until one is found.
+        both = f"SELECT 1 FROM {shown} WHERE user_id IN (SELECT DISTINCT user_id FROM {bought}) LIMIT 1"
+        if not all(examples) or self._fetch(both):
             return None
         (((seen,),), ((buyer,),)) = examples
         return RuleFinding(
