@@ -274,5 +274,5 @@ def test_both_warm_ups_are_runs_that_resume(pictures: Path, tmp_path: Path) -> N
     assert image.encoder.product.text_proj.weight.equal(text.encoder.product.text_proj.weight)
     assert not image.encoder.product.vision_proj.weight.equal(text.encoder.product.vision_proj.weight)
     assert warm_up(pictures, tmp_path / "image", start=text.encoder, config=image_config()).outcome is None
-    with pytest.raises(StageError, match="another start"):
+    with pytest.raises(StageError, match=r"start was \S+, now unsaved-"):
         warm_up(pictures, tmp_path / "image", start=start, config=image_config())
