@@ -95,6 +95,11 @@ class CombinedGrader(TrainedGrader):
         """Folders of the tables of all of them, by name."""
         return _tables_of(self.members)
 
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        """Those that the calibrations of its graders read."""
+        return tuple(sorted({table for one in self.members.values() for table in one.aligned}))
+
     def without_vector(self, product_ids: pa.Array) -> npt.NDArray[np.bool_]:
         """Which products [N] have no vector in some table of one of them."""
         return np.any([one.without_vector(product_ids) for one in self.members.values()], axis=0)
@@ -146,7 +151,7 @@ def combine_graders(
     validation = graded.of_role(VALIDATION)
     if not len(validation):
         raise GradingError("graders are combined by pairs of validation queries, and none has a graded pair")
-    unread = sorted(name for one in members.values() for name in one.aligned if name not in readers)
+    unread = sorted({table for one in members.values() for table in one.aligned} - readers.keys())
     if unread and config.stuffed_per_query:
         raise GradingError(
             "who is fooled by a stuffed title shows where the encoders of aligned tables read it, but that "

@@ -164,6 +164,9 @@ def test_stuffed_titles_are_read_by_the_encoders_of_the_graders_tables(
     assert 0 < len(bags.read) < both.manifest.stuffed_pairs == len(queries)
     assert both.tables == {"bags": str(tmp_path / "bags")}
     assert both.manifest.read_anew == ("bags",)
+    nested: dict[str, TrainedGrader] = {"both": both, "overlap": graders["overlap"]}
+    with pytest.raises(GradingError, match="that of bags is not there"):
+        combine_graders(graded, catalogue, tmp_path / "x", config=config_of(nested), members=nested)
 
 
 def test_one_name_for_two_tables_is_refused(world: Path, tmp_path: Path) -> None:
